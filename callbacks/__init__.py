@@ -1,0 +1,41 @@
+"""What happens around training: averaging, checkpoints, exact resume, logs, pictures, progress, stopping.
+
+A callback reads step outputs, logged metrics and the run folder; it never knows the task, and imports neither modules nor
+datamodules. From a module it may call ``log_epoch(stage)``, ``shared_step(batch, stage)`` and ``metric_names``
+(lightning_modules/base.py).
+"""
+
+from callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
+from callbacks.curves import Curves
+from callbacks.ema import EMA
+from callbacks.exact_resume import ExactResume
+from callbacks.metrics_log import MetricsLog, read_metrics
+from callbacks.non_finite import NonFiniteError, StopOnNonFinite
+from callbacks.progress import Progress
+from callbacks.run_folder import RunFolder, run_folder
+from callbacks.speed import Speed
+from callbacks.stop_on_signal import Interrupted, StopOnSignal
+from callbacks.summary import RunSummary
+from callbacks.tensorboard import RunTensorBoard
+from callbacks.ternary_shares import TernaryShares
+
+__all__ = [
+    "EMA",
+    "AtomicCheckpointIO",
+    "Checkpoints",
+    "Curves",
+    "ExactResume",
+    "Interrupted",
+    "MetricsLog",
+    "NonFiniteError",
+    "Progress",
+    "RunFolder",
+    "RunSummary",
+    "RunTensorBoard",
+    "Speed",
+    "StopOnNonFinite",
+    "StopOnSignal",
+    "TernaryShares",
+    "read_metrics",
+    "run_folder",
+]

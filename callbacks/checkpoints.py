@@ -1,0 +1,192 @@
+"""Checkpoints: best, last and periodic, as real files that are there whole or not at all.
+
+    checkpoints/last.ckpt        at step 0, every few minutes or steps, at the end of each epoch, and when a run is asked to stop
+    checkpoints/best.ckpt        the best epoch by the monitored metric; best.json says which metric, value, epoch and weights
+    checkpoints/epoch=012.ckpt   after epoch 12, every N epochs
+
+Lightning resumes exactly from two places only: between two batches, and the end of an epoch. A save after the last batch of an
+epoch would lose its validation, so none is made there.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from callbacks.ema import EMA
+from callbacks.lookup import callbacks_of
+from callbacks.near import nearest
+from callbacks.non_finite import NonFiniteError
+from callbacks.run_folder import replace_file, run_folder, write_json
+
+log = logging.getLogger(__name__)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target, synchronises, renames.
+
+    Lightning's own way goes through the system's temporary folder, which on another file system is a copy that a kill cuts in half.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Save, whole or not at all."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with replace_file(Path(path)) as temporary:
+            torch.save(checkpoint, temporary)
+
+
+class Checkpoints(Checkpoint):
+    """Writes the checkpoints of a run and remembers the best one.
+
+    Args:
+        monitor: Metric that decides which epoch is best, of the averaged weights with EMA.
+        mode: Whether it is to be minimised or maximised.
+        every_n_epochs: Keep ``epoch=NNN.ckpt`` every so many epochs; 0: none.
+        last_every_minutes: Renew last.ckpt within an epoch after so many minutes; 0: at the end of epochs only.
+        last_every_n_steps: Likewise after so many optimiser steps; 0: by time only.
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val/acc",
+        mode: Literal["min", "max"] = "max",
+        every_n_epochs: int = 0,
+        last_every_minutes: float = 5.0,
+        last_every_n_steps: int = 0,
+    ) -> None:
+        for name, value in (
+            ("every_n_epochs", every_n_epochs),
+            ("last_every_minutes", last_every_minutes),
+            ("last_every_n_steps", last_every_n_steps),
+        ):
+            if value < 0:
+                raise ValueError(f"{name}: 0 or more, got {value}")
+        self.monitor, self.mode, self.every_n_epochs = monitor, mode, every_n_epochs
+        self.last_every_minutes, self.last_every_n_steps = last_every_minutes, last_every_n_steps
+        self.best_score: float | None = None
+        self.best_epoch: int | None = None
+        self.folder: Path | None = None
+        self._step = 0
+        self._saved_at = time.monotonic()
+        self._validated = False
+        self._stopped_in_epoch = False
+
+    @property
+    def best_model_path(self) -> str:
+        """File of the best checkpoint, for ``trainer.test(ckpt_path="best")``; empty when there is none."""
+        path = self.folder / "best.ckpt" if self.folder else None
+        return str(path) if path is not None and path.is_file() else ""
+
+    # ---- when ----
+
+    def is_better(self, score: float) -> bool:
+        """Whether a score beats the best so far; NaN never does."""
+        if self.best_score is None:
+            return score == score
+        return score > self.best_score if self.mode == "max" else score < self.best_score
+
+    def is_due(self, step: int, now: float) -> bool:
+        """Whether last.ckpt is to be renewed within an epoch at an optimiser step and a time in seconds."""
+        by_step = self.last_every_n_steps > 0 and step % self.last_every_n_steps == 0
+        return by_step or (self.last_every_minutes > 0 and now - self._saved_at >= 60 * self.last_every_minutes)
+
+    # ---- hooks ----
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the run folder."""
+        folder = run_folder(trainer)
+        self.folder = folder / "checkpoints" if folder is not None else None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a monitor that nothing will ever log."""
+        known = set(pl_module.metric_names)  # type: ignore[arg-type]
+        if not any(average.validate_raw for average in callbacks_of(trainer, EMA)):
+            known = {name for name in known if not name.startswith("val_raw/")}
+        stoppers = [(type(c).__name__, c.monitor) for c in callbacks_of(trainer, EarlyStopping)]
+        for owner, monitor in [("checkpoint", self.monitor), *stoppers]:
+            if monitor not in known:
+                raise MisconfigurationException(
+                    f"{owner}.monitor: no metric {monitor!r}{nearest(monitor, known)}; there are {', '.join(sorted(known))}"
+                )
+        if not trainer.enable_validation and self.monitor.startswith("val"):
+            log.warning(f"no validation: {self.monitor} is never known, and best.ckpt will not be written")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A checkpoint before the first step, so that a run can be resumed whenever it is killed."""
+        self._step = trainer.global_step
+        self._stopped_in_epoch = False
+        if self.folder is not None and not (self.folder / "last.ckpt").exists():
+            self.save_last(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Renew last.ckpt when due: between two batches, with no accumulation window open."""
+        if trainer.is_last_batch:
+            return
+        if trainer.should_stop:  # max_time: Lightning goes on to the end of the epoch, and would resume at the next one
+            self.save_last(trainer)
+            self._stopped_in_epoch = True
+        elif trainer.global_step != self._step and self.is_due(trainer.global_step, time.monotonic()):
+            self.save_last(trainer)
+        self._step = trainer.global_step
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A validation within the epoch may find the best weights; that at its end is judged in ``on_train_epoch_end``."""
+        self._validated = not trainer.sanity_checking
+        if trainer.state.fn == "fit" and self._validated and not trainer.is_last_batch:
+            self._judge(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Best first, then last: whichever of them a kill loses is made again by the resume."""
+        self._judge(trainer)
+        epoch = trainer.current_epoch + 1
+        if self.every_n_epochs and epoch % self.every_n_epochs == 0:
+            self._save(trainer, f"epoch={epoch:03d}.ckpt")
+        if not self._stopped_in_epoch:
+            self.save_last(trainer)
+
+    def _judge(self, trainer: Trainer) -> None:
+        validated, self._validated = self._validated, False
+        value = trainer.callback_metrics.get(self.monitor)
+        if value is None or not (validated or self.monitor.startswith("train/")) or not self.is_better(float(value)):
+            return
+        self.best_score, self.best_epoch = float(value), trainer.current_epoch + 1
+        self._save(trainer, "best.ckpt")
+        if self.folder is not None and trainer.is_global_zero:
+            weights = "ema" if callbacks_of(trainer, EMA) and not self.monitor.startswith("val_raw/") else "raw"
+            best = {"metric": self.monitor, "mode": self.mode, "value": self.best_score, "epoch": self.best_epoch}
+            write_json(self.folder / "best.json", {**best, "step": trainer.global_step, "weights": weights})
+
+    def save_last(self, trainer: Trainer) -> Path | None:
+        """Write last.ckpt; all processes must call it together."""
+        self._saved_at = time.monotonic()
+        return self._save(trainer, "last.ckpt")
+
+    def _save(self, trainer: Trainer, name: str) -> Path | None:
+        if self.folder is None:
+            return None
+        for key, tensor in trainer.lightning_module.state_dict().items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise NonFiniteError(
+                    f"weights became non-finite by step {trainer.global_step}: {key}; {name} was not written"
+                )
+        trainer.save_checkpoint(self.folder / name)
+        return self.folder / name
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best so far."""
+        return {"best_score": self.best_score, "best_epoch": self.best_epoch, "validated": self._validated}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from the best so far."""
+        self.best_score, self.best_epoch = state_dict["best_score"], state_dict["best_epoch"]
+        self._validated = state_dict["validated"]

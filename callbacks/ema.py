@@ -1,0 +1,210 @@
+"""Exponential moving average of the weights, used wherever a figure or a file of the run is made.
+
+    average <- average + (1 - d) * (weights - average)      after every optimiser step,     d = min(decay, (1 + t) / (10 + t))
+
+The half-life is log(1/2) / log(decay) steps: 69 at 0.99, 693 at 0.999. The warm-up of d (t counts updates) lets a short run profit
+too. Validation and test see the average, ``val_raw/*`` has the raw weights beside it. A checkpoint holds both by name:
+``state_dict`` is raw, ``ema`` is the average; resuming a fit restores both, every other use takes the average
+(lightning_modules/base.py). Polyak & Juditsky 1992; warm-up as in TensorFlow's ExponentialMovingAverage.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+
+def effective_decay(decay: float, updates: int, warmup: bool) -> float:
+    """Decay of the update after ``updates`` earlier ones.
+
+    >>> [round(effective_decay(0.999, t, True), 3) for t in (0, 10, 10_000)]
+    [0.1, 0.55, 0.999]
+    """
+    return min(decay, (1 + updates) / (10 + updates)) if warmup else decay
+
+
+def update_average(average: list[Tensor], weights: list[Tensor], decay: float) -> None:
+    """Average <- decay * average + (1 - decay) * weights, in place, for tensors in pairs; decay 0 copies bit for bit."""
+    if decay == 0:
+        torch._foreach_copy_(average, weights)
+    else:
+        torch._foreach_lerp_(average, weights, 1 - decay)
+
+
+class EMA(Callback):
+    """Averages the trainable weights and the floating-point buffers of the network after every optimiser step.
+
+    Args:
+        decay: Share of the old average that is kept at each step, 0 to 1; 0 is no averaging.
+        warmup: Start with a small decay that grows with the number of updates.
+        start_step: Optimiser steps before averaging begins; until then the average is the raw weights.
+        buffers: ``average`` averages floating-point buffers (batch-norm statistics) too, ``copy`` takes the raw ones.
+        validate_raw: Also validate the raw weights, as ``val_raw/*``; costs a second forward pass of the validation set.
+    """
+
+    def __init__(
+        self,
+        decay: float = 0.999,
+        warmup: bool = True,
+        start_step: int = 0,
+        buffers: Literal["average", "copy"] = "average",
+        validate_raw: bool = True,
+    ) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay: at least 0 and under 1, got {decay}")
+        if start_step < 0:
+            raise ValueError(f"start_step: 0 or more, got {start_step}")
+        self.decay, self.warmup, self.start_step = decay, warmup, start_step
+        self.buffers, self.validate_raw = buffers, validate_raw
+        self.updates = 0
+        self.average: dict[str, Tensor] = {}
+        self._live: dict[str, Tensor] = {}  # the module's own tensors, under the same names
+        self._raw: dict[str, Tensor] | None = None  # the raw weights while the average is in the module
+        self._resumed: dict[str, Any] | None = None
+        self._checkpoint_raw: dict[str, Tensor] | None = None
+        self._step = 0
+
+    # ---- training ----
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start from the weights, or from the checkpoint's average."""
+        self._attach(pl_module)
+        if self._resumed is None:
+            self.average = {name: tensor.clone() for name, tensor in self._live.items()}
+        else:
+            saved = self._resumed["state_dict"]
+            self.average = {name: saved[name].to(tensor.device) for name, tensor in self._live.items()}
+            # as the module has it, whatever memory format the file had
+            self.average = {name: torch.empty_like(t).copy_(self.average[name]) for name, t in self._live.items()}
+            self.updates, self._resumed = int(self._resumed["updates"]), None
+        buffers = {name for name, _ in pl_module.named_buffers()}
+        averaged = {
+            name
+            for name, tensor in self._live.items()
+            if tensor.is_floating_point() and (self.buffers == "average" or name not in buffers)
+        }
+        self._averaged = ([self.average[name] for name in averaged], [self._live[name] for name in averaged])
+        copied = [name for name in self._live if name not in averaged]
+        self._copied = ([self.average[name] for name in copied], [self._live[name] for name in copied])
+
+    def _attach(self, pl_module: LightningModule) -> None:
+        names = {name for name, parameter in pl_module.named_parameters() if parameter.requires_grad}
+        names |= {name for name, _ in pl_module.named_buffers()}
+        state = pl_module.state_dict(keep_vars=True)
+        self._live = {name: tensor.detach() for name, tensor in state.items() if name in names}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count optimiser steps from here."""
+        self._step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Update after an optimiser step; a batch that is only accumulated takes none."""
+        if trainer.global_step == self._step:
+            return
+        self._step = trainer.global_step
+        if self._step <= self.start_step:
+            update_average(*self._averaged, 0.0)
+        else:
+            update_average(*self._averaged, effective_decay(self.decay, self.updates, self.warmup))
+            self.updates += 1
+
+    # ---- evaluation ----
+
+    def _enter(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the average into the module and keep the raw weights."""
+        if self._checkpoint_raw is not None:  # the module took the average from a checkpoint by itself
+            self._attach(pl_module)
+            self.average = {name: tensor.clone() for name, tensor in self._live.items()}
+            self._raw = {name: self._checkpoint_raw[name].to(tensor.device) for name, tensor in self._live.items()}
+            self._checkpoint_raw = None
+        elif self.average and not trainer.sanity_checking:
+            self._copy_rest()
+            if (
+                trainer.world_size > 1
+            ):  # batch statistics differ between processes; the checkpoint has those of the first
+                for tensor in self.average.values():
+                    torch.distributed.broadcast(tensor, src=0)
+            self._raw = {name: tensor.clone() for name, tensor in self._live.items()}
+            self._put(self.average)
+
+    def _leave(self) -> None:
+        if self._raw is not None:
+            self._put(self._raw)
+            self._raw = None
+
+    def _put(self, source: dict[str, Tensor]) -> None:
+        # in place: a compiled network and the optimiser keep their tensors
+        with torch.no_grad():
+            torch._foreach_copy_(list(self._live.values()), [source[name] for name in self._live])
+
+    def _copy_rest(self) -> None:
+        if self._copied[0] and self._raw is None:
+            torch._foreach_copy_(*self._copied)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate the average."""
+        self._enter(trainer, pl_module)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Evaluate the raw weights on the same batch."""
+        if self.validate_raw and self._raw is not None:
+            self._put(self._raw)
+            pl_module.shared_step(batch, "val_raw")  # type: ignore[operator]
+            self._put(self.average)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the raw figures and go back to training the raw weights."""
+        pl_module.log_epoch("val_raw")  # type: ignore[operator]
+        self._leave()
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Test the average."""
+        self._enter(trainer, pl_module)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the raw weights back."""
+        self._leave()
+
+    def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Predict with the average."""
+        self._enter(trainer, pl_module)
+
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the raw weights back."""
+        self._leave()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Whoever looks at the module after a crash finds the raw weights."""
+        self._leave()
+
+    # ---- checkpoint ----
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Write both by name, whichever is in the module at the moment."""
+        if not self.average:
+            return
+        self._copy_rest()
+        if self._raw is not None:
+            checkpoint["state_dict"] = {**checkpoint["state_dict"], **self._raw}
+        checkpoint["ema"] = {"state_dict": self.average, "updates": self.updates}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Continue the average of a resumed fit; elsewhere remember the raw weights for ``val_raw``."""
+        if trainer.state.fn != "fit":
+            self._checkpoint_raw = checkpoint.get("raw_state_dict")
+            self.average = {}
+        elif "ema" in checkpoint:
+            self._resumed = checkpoint["ema"]

@@ -1,0 +1,168 @@
+"""metrics.csv: one wide table of a run that survives being killed.
+
+Columns are ``epoch`` (the first is 1), ``step``, then metrics: training, validation, settings, speed, the rest. A step row (every
+``log_every_n_steps`` optimiser steps) holds the step's loss, learning rate, momentum, speed and memory; an epoch row holds the
+figures of the epoch. Blank means not known at that moment. A checkpoint remembers how many rows there were; a resume cuts the file
+back to them, so that the table of a resumed run equals that of an unbroken one (but for speed and memory).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from callbacks.run_folder import run_folder, write_text
+from callbacks.speed import Speed
+
+KEYS = ("epoch", "step")
+GROUPS = ("train", "val", "val_raw", "lr", "momentum", "speed", "memory")
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Rows of a metrics.csv as numbers; blank cells are left out."""
+    with path.open(newline="") as file:
+        return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
+
+
+def column_order(name: str) -> tuple[int, str]:
+    """Key that sorts metrics by what they are about."""
+    group = name.partition("/")[0]
+    return (GROUPS.index(group) if group in GROUPS else len(GROUPS), name)
+
+
+class MetricsTable:
+    """An append-only CSV file whose columns may grow; rows are flushed to disk one by one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.columns, self.rows = path, list(KEYS), 0
+
+    def append(self, row: dict[str, float | int]) -> None:
+        """Add a row; a new column rewrites the file, whole or not at all."""
+        new = [name for name in row if name not in self.columns]
+        if new or not self.path.exists():
+            # sorted, so that the order does not depend on which row came first after a resume
+            self.columns = [*KEYS, *sorted({*self.columns, *new} - {*KEYS}, key=column_order)]
+            self._rewrite(self._read())
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self.columns, restval="").writerow(row)
+            file.flush()
+            os.fsync(file.fileno())
+        self.rows += 1
+
+    def cut(self, rows: int, columns: list[str]) -> None:
+        """Keep the first ``rows`` rows and the given columns."""
+        self.rows, self.columns = rows, list(columns)
+        if self.path.exists():
+            self._rewrite(self._read()[:rows])
+
+    def _read(self) -> list[dict[str, str]]:
+        if not self.path.exists():
+            return []
+        with self.path.open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def _rewrite(self, rows: list[dict[str, str]]) -> None:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self.columns, restval="", extrasaction="ignore")
+        writer.writeheader()
+        # a killed process may have left half a line, which reads as a row with cells missing
+        writer.writerows({name: cell or "" for name, cell in row.items()} for row in rows)
+        write_text(self.path, text.getvalue())
+
+
+class MetricsLog(Callback):
+    """Writes metrics.csv, hands the step figures to the loggers, and lets the module log its training figures.
+
+    It stands before every callback that reads metrics and after EMA.
+    """
+
+    def __init__(self) -> None:
+        self.table: MetricsTable | None = None
+        self._saved: dict[str, Any] = {}
+        self._step = 0
+        self._validation: dict[str, float] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the table, cut back to the checkpoint that is resumed."""
+        self._step = trainer.global_step
+        folder = run_folder(trainer)
+        if folder is not None and trainer.is_global_zero:
+            self.table = MetricsTable(folder / "metrics.csv")
+            self.table.cut(self._saved.get("rows", 0), self._saved.get("columns", KEYS))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Every ``log_every_n_steps`` optimiser steps: loss, learning rate, momentum, speed, memory."""
+        step = trainer.global_step
+        if step == self._step:
+            return
+        self._step = step
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if not every or step % every:
+            return
+        # Lightning divides the loss by the number of accumulated batches
+        figures = {
+            "train/loss_step": float(outputs["loss"]) * trainer.accumulate_grad_batches,
+            **optimiser_figures(trainer),
+        }
+        speed = Speed.of(trainer)
+        timing = speed.snapshot() if speed is not None else {}
+        for logger in trainer.loggers:
+            logger.log_metrics({**figures, **timing}, step=step)
+        self._write(trainer, {**figures, **timing})
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the figures for the epoch's row; a validation within the epoch gets a row of its own."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        self._validation = {
+            name: value.item() for name, value in trainer.callback_metrics.items() if is_validation(name)
+        }
+        if not trainer.is_last_batch:
+            self._write(trainer, self._validation)
+            self._validation = {}
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A row with every figure of the epoch."""
+        pl_module.log_epoch("train")  # type: ignore[operator]
+        # callback_metrics keeps the figures of the last validation for ever: an epoch without one must not repeat them
+        figures = {name: value.item() for name, value in trainer.callback_metrics.items() if not is_validation(name)}
+        speed = Speed.of(trainer)
+        timing = speed.snapshot() if speed is not None else {}
+        self._write(trainer, {**figures, **self._validation, **optimiser_figures(trainer), **timing})
+        self._validation = {}
+
+    def _write(self, trainer: Trainer, figures: dict[str, float]) -> None:
+        if self.table is not None:
+            self.table.append({"epoch": trainer.current_epoch + 1, "step": trainer.global_step, **figures})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Length and columns of the table."""
+        return {"rows": self.table.rows, "columns": self.table.columns} if self.table is not None else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember where to cut."""
+        self._saved = state_dict
+
+
+def is_validation(name: str) -> bool:
+    """Whether a metric belongs to a validation."""
+    return name.startswith(("val/", "val_raw/"))
+
+
+def optimiser_figures(trainer: Trainer) -> dict[str, float]:
+    """``lr/<group>`` and ``momentum/<group>`` that the next optimiser step will use."""
+    figures = {}
+    for group in (group for optimizer in trainer.optimizers for group in optimizer.param_groups):
+        name = group.get("name", "parameters")
+        figures[f"lr/{name}"] = float(group["lr"])
+        momentum = group["betas"][0] if "betas" in group else group.get("momentum", 0.0)
+        figures[f"momentum/{name}"] = momentum.item() if isinstance(momentum, torch.Tensor) else float(momentum)
+    return figures

@@ -1,0 +1,301 @@
+"""What the terminal shows of a run: one bar renewed in place, or a plain line every few seconds, and a line an epoch.
+
+The line of an epoch is printed when its best score and patience are settled, which is when the next epoch or the end of
+training begins, and appended with the time to train.log of the run folder. The words are in ``progress_lines.py``, the
+estimates in ``eta.py``. Nothing is read from the device but when something is about to be shown.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import time
+from time import perf_counter
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ProgressBar
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+from torch import Tensor
+
+from callbacks.checkpoints import Checkpoints
+from callbacks.eta import Pace, duration, estimate, steps_left
+from callbacks.progress_lines import View, epoch_line, epoch_metrics, of_total, speed_text
+from callbacks.run_folder import run_folder
+from callbacks.speed import Speed
+
+SMOOTHING = 0.02  # weight of a step in the loss that is shown: an average over about 50
+
+
+class Progress(ProgressBar):
+    """Shows how a run goes; being a ``ProgressBar``, it replaces the Trainer's own. Rank zero only.
+
+    Args:
+        every_s: Seconds between two plain lines where there is no terminal, more than 0.
+        refresh_s: Seconds between two renewals of the bar on a terminal, more than 0.
+    """
+
+    def __init__(self, every_s: float = 10.0, refresh_s: float = 0.5) -> None:
+        super().__init__()
+        for name, value in (("every_s", every_s), ("refresh_s", refresh_s)):
+            if value <= 0:
+                raise ValueError(f"{name}: more than 0 seconds, got {value}")
+        self.every_s, self.refresh_s = every_s, refresh_s
+        self._enabled = True
+        self._live: Live | None = None
+        self._redirected: list[tuple[logging.StreamHandler[Any], Any]] = []
+        self._pace = Pace()
+        self._due = 0.0
+        self._stage = ""
+        self._evaluated = 0  # batches of the evaluation that runs
+        self._loss: Tensor | None = None
+        self._losses = 0
+        self._lr: float | Tensor | None = None
+        self._worked = False  # whether this process did anything for the epoch that runs
+        self._validated = False
+        self._ended: int | None = None  # epoch whose line is still to be written
+
+    @property
+    def is_enabled(self) -> bool:
+        """Whether anything is shown; ``LightningModule.print`` asks."""
+        return self._enabled
+
+    def enable(self) -> None:
+        """Show what happens from here on."""
+        self._enabled = True
+
+    def disable(self) -> None:
+        """Show nothing from here on: on other ranks, and while a tuner runs."""
+        self._close()
+        self._enabled = False
+
+    # ---- training ------------------------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget an earlier fit."""
+        self._open("step")
+        self._loss, self._losses, self._lr = None, 0, None
+        self._worked, self._validated, self._ended = False, False, None
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The last epoch's best score and patience are settled now."""
+        self._write_epoch(trainer)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Remember the learning rate of this step: schedulers move it before the step has ended."""
+        self._pace.resume(perf_counter())
+        self._stage = "step"
+        self._lr = trainer.optimizers[0].param_groups[0]["lr"] if trainer.optimizers else None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Average the loss where it is, on its device."""
+        now = perf_counter()
+        self._pace.step(now)
+        self._worked = True
+        loss = outputs.get("loss") if outputs else None  # a step may be skipped
+        if loss is not None:
+            self._losses += 1
+            weight = max(SMOOTHING, 1 / self._losses)
+            loss = loss.detach().float()
+            self._loss = loss if self._loss is None else torch.lerp(self._loss, loss, weight)
+        self._show(trainer, now)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The figures are complete, but not what early stopping and checkpoints make of them."""
+        self._pace.pause(perf_counter(), epoch_over=True)
+        if self._worked:  # a resume from the end of an epoch ends that epoch once more, without a batch
+            self._ended = trainer.current_epoch + 1
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The last epoch's line."""
+        self._write_epoch(trainer)
+        self._close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the terminal as it was, and the line of an epoch that was done."""
+        self._close()
+        self._write_epoch(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the terminal as it was."""
+        self._close()
+
+    # ---- evaluation ----------------------------------------------------------------------------------------------------------
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The first that is seen of a fit."""
+        self._open("sanity check")
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Within a fit the bar stays the same."""
+        if trainer.state.fn != "fit":
+            self._open("validate")
+        elif not trainer.sanity_checking:
+            self._pace.pause(perf_counter())
+            self._stage, self._evaluated = "validation", 0
+
+    def on_validation_batch_end(self, trainer: Trainer, *arguments: Any) -> None:
+        """A batch is done."""
+        self._count(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close what this validation opened."""
+        if trainer.state.fn != "fit":
+            self._close()
+        elif not trainer.sanity_checking:
+            self._worked = self._validated = True
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A bar of its own."""
+        self._open("test")
+
+    def on_test_batch_end(self, trainer: Trainer, *arguments: Any) -> None:
+        """A batch is done."""
+        self._count(trainer)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Before the results are printed."""
+        self._close()
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A bar of its own."""
+        self._open("predict")
+
+    def on_predict_batch_end(self, trainer: Trainer, *arguments: Any) -> None:
+        """A batch is done."""
+        self._count(trainer)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The end."""
+        self._close()
+
+    def _count(self, trainer: Trainer) -> None:
+        now = perf_counter()
+        self._evaluated += 1
+        if trainer.state.fn != "fit":
+            self._pace.step(now)
+        self._show(trainer, now)
+
+    # ---- showing -------------------------------------------------------------------------------------------------------------
+
+    def _open(self, stage: str) -> None:
+        """Begin a stage; on a terminal with its bar, unless an earlier stage of the same fit has opened one."""
+        self._stage, self._evaluated, self._pace = stage, 0, Pace()
+        console = Console()
+        on_terminal = console.is_terminal and not console.is_dumb_terminal
+        self._due = perf_counter() + (0.0 if on_terminal else self.every_s)
+        if on_terminal and self._enabled and self._live is None:
+            terminal = (sys.stdout, sys.stderr)
+            self._live = Live(console=console, auto_refresh=False, transient=True)
+            self._live.start()  # from here on what is printed appears above the bar
+            for handler in stream_handlers():
+                if handler.stream in terminal:  # a log handler holds the stream itself, and would write into the bar
+                    self._redirected.append((handler, handler.setStream(sys.stderr)))
+
+    def _close(self) -> None:
+        for handler, stream in self._redirected:
+            handler.setStream(stream)
+        self._redirected = []
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _show(self, trainer: Trainer, now: float) -> None:
+        if now < self._due or not self._enabled:
+            return
+        self._due = now + (self.every_s if self._live is None else self.refresh_s)
+        self._pace.measure(now)
+        training = trainer.state.fn == "fit" and not trainer.sanity_checking
+        view = self._fit_view(trainer, now) if training else self._evaluation_view(trainer)
+        if self._live is None:
+            self._print_line(view.line())
+        else:
+            self._live.update(view.drawing(), refresh=True)
+
+    def _print_line(self, line: str) -> None:
+        """Print above the bar, if there is one; a line stays a line, however narrow the terminal."""
+        console = Console() if self._live is None else self._live.console
+        console.print(Text(line), soft_wrap=True)
+
+    def _fit_view(self, trainer: Trainer, now: float) -> View:
+        batches, pace = trainer.fit_loop.epoch_loop.batch_progress, self._pace
+        step, steps = batches.current.ready, float(trainer.num_training_batches)
+        epoch, epochs = trainer.current_epoch + 1, limit(trainer.max_epochs)
+        accumulate = trainer.accumulate_grad_batches
+        left = steps_left(step, steps, epoch, epochs, trainer.global_step, limit(trainer.max_steps), accumulate)
+        validating = self._stage == "validation"
+        done, total = (self._evaluated, float(sum(trainer.num_val_batches))) if validating else (step, steps)
+        pause_s, paused_s = pace.pause_s, pace.paused_s(now)
+        if pause_s is None:  # the first validation goes on as it began; before it, nobody knows
+            pause_s = paused_s * total / done if validating and math.isfinite(total) else 0.0
+        eta = estimate(step, steps, left, pace.step_s, pause_s, paused_s)
+        return View(
+            f"epoch {of_total(epoch, epochs)}",
+            f"{self._stage} {of_total(done, total)}",
+            self._figures(trainer),
+            f"eta {duration(eta.epoch)} (run {duration(eta.run)})",
+            done=batches.total.ready,
+            total=batches.total.ready + left if math.isfinite(left) else None,
+        )
+
+    def _figures(self, trainer: Trainer) -> str:
+        # Lightning divides the loss by the number of accumulated batches
+        loss = [] if self._loss is None else [f"train/loss {self._loss.item() * trainer.accumulate_grad_batches:.4g}"]
+        lr = [] if self._lr is None else [f"lr {float(self._lr):.3g}"]
+        speed = Speed.of(trainer)
+        return " ".join([*loss, *lr, speed_text(speed.snapshot() if speed is not None else {})]).rstrip()
+
+    def _evaluation_view(self, trainer: Trainer) -> View:
+        batches = {
+            "fit": trainer.num_sanity_val_batches,
+            "validate": trainer.num_val_batches,
+            "test": trainer.num_test_batches,
+            "predict": trainer.num_predict_batches,
+        }
+        done, total = self._evaluated, float(sum(batches[trainer.state.fn or "fit"]))
+        eta = estimate(done, total, total - done, self._pace.step_s).epoch
+        known = total if math.isfinite(total) else None
+        return View(self._stage, f"step {of_total(done, total)}", "", f"eta {duration(eta)}", done, known)
+
+    def _write_epoch(self, trainer: Trainer) -> None:
+        """The line of the epoch that has ended, once."""
+        if self._ended is None:
+            return
+        checkpoints, stopping = trainer.checkpoint_callback, trainer.early_stopping_callback
+        best = None
+        if isinstance(checkpoints, Checkpoints) and checkpoints.best_score is not None:
+            best = (checkpoints.monitor, checkpoints.best_score, checkpoints.best_epoch or 0)
+        line = epoch_line(
+            self._ended,
+            limit(trainer.max_epochs),
+            epoch_metrics(trainer.callback_metrics, self._validated),
+            None if self._lr is None else float(self._lr),
+            best,
+            (stopping.wait_count, stopping.patience) if isinstance(stopping, EarlyStopping) else None,
+        )
+        self._ended, self._worked, self._validated = None, False, False
+        if not self._enabled:
+            return
+        self._print_line(line)
+        folder = run_folder(trainer)
+        if folder is not None:
+            with (folder / "train.log").open("a", encoding="utf-8") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+
+
+def limit(number: int | None) -> float:
+    """A limit of the Trainer, where -1 and None stand for none."""
+    return math.inf if number is None or number < 0 else number
+
+
+def stream_handlers() -> list[logging.StreamHandler[Any]]:
+    """The handlers of all loggers that write to a stream."""
+    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
+    handlers = {handler for logger in loggers if isinstance(logger, logging.Logger) for handler in logger.handlers}
+    return [handler for handler in handlers if isinstance(handler, logging.StreamHandler)]

@@ -1,0 +1,172 @@
+"""The run folder: what was run, where, on what, how long, and what came of it.
+
+config.yaml, config.resume-N.yaml   the whole configuration, of the first start and of each resume
+environment.json                    git revision, versions, device, seed, command line of the last start
+train.log                           what the terminal said, a line an epoch
+metrics.csv, events.out.*, plots/   figures (callbacks/metrics_log.py, TensorBoard, callbacks/curves.py)
+checkpoints/                        best.ckpt, last.ckpt, best.json, epoch=NNN.ckpt (callbacks/checkpoints.py)
+weights.safetensors                 the best weights (the averaged ones with EMA), readable without Lightning
+training_summary.json               best and final figures, epochs, settings, time, environment
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from callbacks.lookup import callbacks_of
+
+PACKAGES = ("lightning", "torch", "torchvision", "torchmetrics", "jsonargparse", "numpy", "timm")
+
+
+@contextlib.contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside ``path`` to write to; on success it is synchronised to disk and renamed to ``path``."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    with replace_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON whole or not at all."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def run_folder(trainer: Trainer) -> Path | None:
+    """The run folder of a fit, or None where nothing may be written (``fast_dev_run``, or no ``RunFolder`` callback)."""
+    return next((callback.path for callback in callbacks_of(trainer, RunFolder)), None)
+
+
+def environment(trainer: Trainer, seed: int | None, command: list[str]) -> dict[str, Any]:
+    """Machine, versions, code and command of this start, as plain JSON values."""
+    device = trainer.strategy.root_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    root = Path(__file__).resolve().parent.parent
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return {
+        "command": command,
+        "git_revision": _git(root, "rev-parse", "HEAD"),
+        "git_dirty": bool(_git(root, "status", "--porcelain", "--untracked-files=no")),
+        "seed": seed,
+        "device": f"{device.type}: {name}",
+        "devices": trainer.world_size,
+        "cpu_cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+        "versions": versions,
+        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        result = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()
+
+
+class RunFolder(Callback):
+    """Makes the run folder when training is about to start, and says what became of the run when it ends.
+
+    Args:
+        path: The folder; None in a run that writes nothing.
+        config: The configuration as YAML text.
+        seed: The seed, for environment.json.
+        command: The command line, for environment.json.
+        resumed: Whether the folder belongs to the run that goes on; else it must be empty or absent.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        config: str = "",
+        seed: int | None = None,
+        command: list[str] | None = None,
+        resumed: bool = False,
+    ) -> None:
+        self.path, self.config, self.seed, self.command, self.resumed = path, config, seed, command or sys.argv, resumed
+        self.resumes = 0
+        self.seconds = 0.0  # of earlier starts, up to the checkpoint that this one goes on from
+        self._made: list[Path] = []
+        self._started = time.monotonic()
+        self._begun = False
+        if path is not None and getattr(rank_zero_only, "rank", 0) == 0:
+            if not resumed and path.is_dir() and any(path.iterdir()):
+                raise MisconfigurationException(
+                    f"run folder {path} is not empty: give another --run_dir, or go on with it by --resume {path}"
+                )
+            self._made = [folder for folder in (path, *path.parents) if not folder.exists()]
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Agree on the folder between processes and make it; rank zero only writes."""
+        if stage != "fit" or self.path is None:
+            return
+        self.path = Path(trainer.strategy.broadcast(str(self.path)))
+        if not trainer.is_global_zero:
+            return
+        (self.path / "plots").mkdir(parents=True, exist_ok=True)
+        (self.path / "checkpoints").mkdir(exist_ok=True)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the configuration and the environment: all checks are behind us, the first batch is next."""
+        self._started = time.monotonic()
+        self._begun = True
+        if self.path is None or not trainer.is_global_zero:
+            return
+        name = "config.yaml"
+        if self.resumed:
+            self.resumes = 1 + len(list(self.path.glob("config.resume-*.yaml")))
+            name = f"config.resume-{self.resumes}.yaml"
+        write_text(self.path / name, self.config)
+        write_json(self.path / "environment.json", environment(trainer, self.seed, self.command))
+
+    def discard(self) -> None:
+        """Remove what this start made, if training never began: a refused command leaves nothing behind."""
+        if self._begun or not self._made:
+            return
+        shutil.rmtree(self._made[0], ignore_errors=True)
+        for folder in self._made[1:]:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+    def elapsed(self) -> float:
+        """Seconds of training in all starts of this run."""
+        return self.seconds + time.monotonic() - self._started
+
+    def state_dict(self) -> dict[str, Any]:
+        """Seconds so far."""
+        return {"seconds": self.elapsed()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.seconds = float(state_dict["seconds"])

@@ -1,0 +1,104 @@
+"""What remains of a run when it has ended: training_summary.json, weights.safetensors, and the hyperparameters in TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from safetensors.torch import save_file
+from torch import Tensor
+
+from callbacks.checkpoints import Checkpoints
+from callbacks.lookup import callbacks_of
+from callbacks.metrics_log import read_metrics
+from callbacks.run_folder import RunFolder, replace_file, write_json
+
+NETWORK = "network."  # where a module keeps its plain network
+
+
+def is_lower_better(name: str) -> bool:
+    """Whether a metric is an error."""
+    return name.endswith(("loss", "ece", "nll", "brier"))
+
+
+def best_metrics(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Best value and epoch of every training and validation metric.
+
+    >>> best_metrics([{"epoch": 1, "step": 5, "val/acc": 0.5}, {"epoch": 2, "step": 10, "val/acc": 0.4}])
+    {'val/acc': {'value': 0.5, 'epoch': 1}}
+    """
+    best: dict[str, dict[str, float]] = {}
+    for row in rows:
+        for name, value in row.items():
+            if not name.startswith(("train/", "val/", "val_raw/")) or name == "train/loss_step":
+                continue
+            sign = -1 if is_lower_better(name) else 1
+            if name not in best or sign * value > sign * best[name]["value"]:
+                best[name] = {"value": value, "epoch": int(row["epoch"])}
+    return best
+
+
+def best_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """The plain network's tensors in a checkpoint: the averaged ones where there are any."""
+    state = {**checkpoint["state_dict"], **checkpoint.get("ema", {}).get("state_dict", {})}
+    return {
+        name.removeprefix(NETWORK): tensor.contiguous() for name, tensor in state.items() if name.startswith(NETWORK)
+    }
+
+
+def write_weights(folder: Path) -> None:
+    """weights.safetensors from the best checkpoint, or the last where there was no validation."""
+    path = folder / "checkpoints" / "best.ckpt"
+    path = path if path.is_file() else path.with_name("last.ckpt")
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    with replace_file(folder / "weights.safetensors") as temporary:
+        save_file(best_weights(checkpoint), temporary, metadata={"checkpoint": path.name})
+
+
+class RunSummary(Callback):
+    """Writes its files when a fit has come to its end, from the run folder alone.
+
+    So a run that was killed while it wrote them is finished by resuming it.
+    """
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write them."""
+        run = next(iter(callbacks_of(trainer, RunFolder)), None)
+        if run is None or run.path is None or not trainer.is_global_zero or not (run.path / "metrics.csv").is_file():
+            return
+        rows = read_metrics(run.path / "metrics.csv")
+        write_weights(run.path)
+        summary = self.summary(trainer, run, rows)
+        write_json(run.path / "training_summary.json", summary)
+        figures = {f"best/{name}": entry["value"] for name, entry in summary["best_metrics"].items()}
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(dict(pl_module.hparams), figures)
+
+    def summary(self, trainer: Trainer, run: RunFolder, rows: list[dict[str, float]]) -> dict[str, Any]:
+        """Content of training_summary.json."""
+        assert run.path is not None
+        epochs = [row for row in rows if "train/loss" in row or any(name.startswith("val/") for name in row)]
+        final = {name: value for name, value in (epochs[-1] if epochs else {}).items() if name not in ("epoch", "step")}
+        best = best_metrics(rows)
+        content: dict[str, Any] = {
+            "best_metrics": best,
+            "final_metrics": final,
+            "total_epochs": int(epochs[-1]["epoch"]) if epochs else 0,
+            "total_steps": trainer.global_step,
+            "training_args": yaml.safe_load(run.config),
+        }
+        checkpoints = trainer.checkpoint_callback
+        if isinstance(checkpoints, Checkpoints) and checkpoints.best_score is not None:
+            name = checkpoints.monitor.replace("/", "_")
+            content[f"best_{name}"] = {"value": checkpoints.best_score, "epoch": checkpoints.best_epoch}
+        content["resumes"] = run.resumes
+        content["time"] = {"seconds": round(run.elapsed(), 1), "finished": time.strftime("%Y-%m-%d %H:%M:%S")}
+        content["environment"] = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))
+        return content

@@ -1,0 +1,151 @@
+"""What a command ends in: one readable line, an exit code, and the next command to try.
+
+Exit codes: 0 done or already finished; 1 an error that is ours or the machine's, with its traceback; 2 wrong input, nothing
+written; 3 out of memory; 4 loss or weights not finite; 130 SIGINT; 143 SIGTERM.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+import warnings
+from pathlib import Path
+
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from callbacks import Interrupted, NonFiniteError
+from callbacks.near import nearest
+from cli.help import print_command_help, print_help
+from cli.own_flags import COMMANDS, OwnFlags, UsageError, split_flags
+from cli.vision_cli import VisionCLI
+
+OK, FAILED, WRONG_INPUT, OUT_OF_MEMORY, NON_FINITE = range(5)
+OUR_PACKAGES = ("cli", "callbacks", "datamodules", "lightning_modules")
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        args: Command line without the program's name; None takes the process's own.
+
+    Returns:
+        The exit code; see the top of the file.
+    """
+    args = sys.argv[1:] if args is None else list(args)
+    _configure_logging()
+    if not args or args[0] in ("-h", "--help"):
+        print_help()
+        return OK if args else WRONG_INPUT
+    try:
+        if args[0] not in COMMANDS:
+            raise UsageError(f"{args[0]}: no such command{nearest(args[0], COMMANDS)}; there are {', '.join(COMMANDS)}")
+        flags = split_flags(args)
+        if flags.help:
+            print_command_help(flags)
+            return OK
+    except UsageError as error:
+        return _refuse(error)
+    return _run(flags, args)
+
+
+def _run(flags: OwnFlags, args: list[str]) -> int:
+    cli = VisionCLI(flags, ["main.py", *args])
+    try:
+        cli.run()
+    except (UsageError, MisconfigurationException, FileNotFoundError) as error:
+        cli.discard()
+        return _refuse(error)
+    except NonFiniteError as error:
+        _say(f"stopped: {error}")
+        return NON_FINITE
+    except Interrupted as stop:
+        _say(f"{stop}; nothing is lost" if cli.resume_command else str(stop))
+        _tell_resume(cli)
+        return 128 + stop.signum
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        return _out_of_memory(cli, error)
+    except RuntimeError as error:
+        if "can't allocate memory" in str(error):
+            return _out_of_memory(cli, error)
+        return _fail(cli)
+    except Exception:
+        return _fail(cli)
+    return OK
+
+
+def _refuse(error: Exception) -> int:
+    _say(f"error: {error}")
+    return WRONG_INPUT
+
+
+def _out_of_memory(cli: VisionCLI, error: BaseException) -> int:
+    batch = getattr(cli.datamodule, "batch_size", None) if cli.datamodule is not None else None
+    _say(f"out of memory: {str(error).splitlines()[0]}")
+    if isinstance(batch, int) and batch > 1:
+        half = batch // 2
+        _say(
+            f"try --data.batch_size {half} --trainer.accumulate_grad_batches 2 (the same effective batch of {2 * half})"
+        )
+    _say("or --trainer.precision bf16-mixed, a smaller --model.architecture, or smaller images")
+    return OUT_OF_MEMORY
+
+
+def _fail(cli: VisionCLI) -> int:
+    text = traceback.format_exc()
+    _say(text.rstrip())
+    folder = cli.run_dir
+    if folder is not None and (folder / "train.log").is_file():
+        with (folder / "train.log").open("a", encoding="utf-8") as file:
+            file.write(text)
+    _tell_resume(cli)
+    return FAILED
+
+
+def _tell_resume(cli: VisionCLI) -> None:
+    if cli.resume_command:
+        _say(f"RESUME: {cli.resume_command}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+class _PlainFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        text = record.getMessage()
+        return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"
+
+
+# What Lightning calls that others have deprecated since, and its hint on log_every_n_steps: nothing a user can act on
+NOT_FOR_USERS = (
+    "`isinstance.treespec, LeafSpec.` is deprecated",
+    "(?s).*JsonargparseDeprecationWarning",
+    "(?s).*instantiate_classes",
+    "The number of training batches .* is smaller than the logging interval",
+)
+
+
+def _configure_logging() -> None:
+    """Our messages go to the terminal as they are; Lightning's hints and announcements do not."""
+    for message in NOT_FOR_USERS:
+        warnings.filterwarnings("ignore", message=message)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in OUR_PACKAGES:
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(_PlainFormatter())
+        logger.handlers = [handler]
+
+
+def relative(path: Path) -> str:
+    """A path as short as it can be typed here."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

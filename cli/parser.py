@@ -1,0 +1,165 @@
+"""The parser, and what its messages mean: one line that names the setting, what was given, and what would be right.
+
+jsonargparse reports a wrong value in a class's settings as the list of everything that the value might have been, with the useful
+line somewhere inside. ``readable`` finds this line and says it in our words, with the file and line where the setting stands and
+the nearest name that exists. Its tests hold the window of jsonargparse versions in pyproject.toml together.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import Logger
+
+from callbacks.near import nearest
+from cli.own_flags import FLAGS, UsageError
+
+KINDS = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "text"}
+NOISE = ("Expected a <class 'NoneType'>", "Not a valid subclass of", "Expected a path but", "Does not validate against")
+
+
+class Parser(LightningArgumentParser):
+    """Raises its errors as they are; :func:`readable` puts them into words where the whole command line is known."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise UsageError instead of printing the usage and leaving."""
+        raise UsageError(message)
+
+
+def check_configs(paths: Iterable[str]) -> None:
+    """Refuse a configuration that is missing or no YAML, naming file and line.
+
+    Raises:
+        UsageError: With the nearest file name, or the place of the error.
+    """
+    for name in paths:
+        path = Path(name)
+        if not path.is_file():
+            there = [str(file) for file in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+            raise UsageError(f"--config {name}: no such file{nearest(str(path), there)}")
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.MarkedYAMLError as error:
+            line = error.problem_mark.line + 1 if error.problem_mark else "?"
+            raise UsageError(f"{name}:{line}: is no valid YAML: {error.problem}") from error
+        if not isinstance(content, dict):
+            raise UsageError(f"{name}: is no configuration, it has no settings")
+
+
+def readable(message: str, parser: LightningArgumentParser, configs: list[str]) -> str:
+    """One line of what jsonargparse says.
+
+    Args:
+        message: Its error message.
+        parser: The command's parser, whose flags are suggested.
+        configs: Configuration files, in which the place of a setting is looked up.
+    """
+    flags = sorted({option.removeprefix("--") for action in parser._actions for option in action.option_strings})
+    if found := re.search(r"unrecognized arguments: (\S+)", message):
+        name = found[1].removeprefix("--").partition("=")[0]
+        known = [*flags, *(flag.removeprefix("--") for flag in FLAGS)]
+        return f"{found[1].partition('=')[0]}: no such flag{nearest(name, known)}"
+    if found := re.search(r"(?:Option|option) '([^']+)' is not accepted|does not accept option '([^']+)'", message):
+        return _unknown_setting(message, found[1] or found[2], flags, configs)
+    if "arguments are required: fit.data" in message or re.search(r"required: \w+\.(model|data)\b", message):
+        there = ", ".join(sorted(str(path) for path in Path("configs").glob("*.yaml") if path.stem != "defaults"))
+        return f"no model and no data: give --config FILE{f' (there: {there})' if there else ''}"
+    if found := re.search(r"arguments are required: ([^\n]+)", message):
+        owner = re.findall(r"class_path='[\w.]*?(\w+)'", message) or re.findall(
+            r"'class_path': '[\w.]*?(\w+)'", message
+        )
+        name = owner[-1] if owner else _key(message)
+        return f"{name}: needs {found[1]}{_place(name, configs)}"
+    if found := re.search(r"Expected a dot import path string: (\S+)", message):
+        classes = [
+            cls.__name__ for base in (Callback, LightningModule, LightningDataModule, Logger) for cls in below(base)
+        ]
+        return f"{_key(message)}: no class {found[1]!r}{nearest(found[1], classes)}{_place(found[1], configs)}"
+    if "Expected a" in message and "Literal" in message:
+        return _not_a_choice(message, configs)
+    if found := re.search(r"Expected a <class '([\w.]+)'>\. Got value: ([^\n]*)", message):
+        kind = KINDS.get(found[1], found[1].rpartition(".")[2])
+        return f"{_key(message)}: {kind} is needed, got {found[2]!r}{_place(found[2], configs)}"
+    return _most_telling(message)
+
+
+def _key(message: str) -> str:
+    """Dotted name of the setting that a message is about: the outer key, then the inner one."""
+    keys = re.findall(r'Parser key "([^"]+)"', message)
+    inner = re.findall(r"NestedArg\(key='([\w.]+)'", message)
+    return ".".join(dict.fromkeys([*keys, *inner])) or "a setting"
+
+
+def _unknown_setting(message: str, option: str, flags: list[str], configs: list[str]) -> str:
+    outer = re.findall(r'Parser key "([^"]+)"', message)
+    if outer:
+        classes = {"model": below(LightningModule), "data": below(LightningDataModule)}.get(outer[0], below(Callback))
+        known = {name for cls in classes for name in _settings(cls)}
+        return f"{outer[0]}.{option}: no such setting{nearest(option, known)}{_place(option, configs)}"
+    top = option.partition(".")[0]
+    known = {flag.partition(".")[0] for flag in flags}
+    if top in known:
+        top, known = option, set(flags)
+    return f"{top}: no such setting{nearest(top, known)}{_place(top.rpartition('.')[2], configs)}"
+
+
+def _not_a_choice(message: str, configs: list[str]) -> str:
+    choices = [
+        choice.strip(" '\"") for group in re.findall(r"Literal\[([^\]]*)\]", message) for choice in group.split(",")
+    ]
+    choices = list(dict.fromkeys(choices))
+    found = re.search(r"Got value: ([^\n]*)", message) or re.search(r"Given value: ([^\n]*)", message)
+    value = found[1] if found else ""
+    return (
+        f"{_key(message)}: got {value!r}{nearest(value, choices)}; one of {', '.join(choices)}{_place(value, configs)}"
+    )
+
+
+def _most_telling(message: str) -> str:
+    """The entries of a list of possible errors that say something; else the first lines as they are."""
+    entries = [line.strip().removeprefix("- ") for line in message.splitlines() if line.strip().startswith("- ")]
+    telling = [
+        entry for entry in entries if not entry.startswith(NOISE) and not re.match(r"a (class path|dict)", entry)
+    ]
+    if telling:
+        return telling[0]
+    return "; ".join(line.strip() for line in message.splitlines()[:4] if line.strip())
+
+
+def _place(name: str, configs: list[str]) -> str:
+    """File and line of the last configuration that mentions a name or a value; nothing when a flag brought it."""
+    if not name.strip():
+        return ""
+    for config in reversed(configs):
+        lines = Path(config).read_text(encoding="utf-8").splitlines() if Path(config).is_file() else []
+        for number, line in enumerate(lines, start=1):
+            if re.search(rf"(^|[^\w]){re.escape(name)}($|[^\w])", line.partition("#")[0]):
+                return f" ({config}:{number})"
+    return ""
+
+
+def below(base: type) -> list[type]:
+    """A class and all its subclasses that are imported."""
+    direct: list[type] = base.__subclasses__()
+    return [base, *(cls for each in direct for cls in below(each))]
+
+
+def _settings(cls: type[Any]) -> set[str]:
+    """Names that a class and the classes that its ``**kwargs`` go to accept."""
+    names: set[str] = set()
+    for base in cls.__mro__:
+        if base in (LightningModule, LightningDataModule, Callback, Trainer, object):
+            break
+        names |= set(inspect.signature(vars(base).get("__init__", object.__init__)).parameters) - {
+            "self",
+            "args",
+            "kwargs",
+        }
+    return names

@@ -1,0 +1,168 @@
+"""Going on with a run: which checkpoint, which configuration, what may change, and whether there is anything left to do."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+import zipfile
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from cli.own_flags import OwnFlags, UsageError
+
+log = logging.getLogger(__name__)
+
+# what cannot change besides what the classes name in ``fixed_on_resume``: all of them decide what the n-th step of the run is
+FIXED = ("seed_everything", "model.class_path", "data.class_path", "trainer.accumulate_grad_batches")
+
+
+@dataclass(frozen=True)
+class RunCheckpoint:
+    """A checkpoint within a run folder, and the configuration that the run has by now."""
+
+    folder: Path
+    checkpoint: Path
+    config: Path
+    epoch: int
+    step: int
+    should_stop: bool
+
+
+def find(target: str, flags: OwnFlags) -> RunCheckpoint:
+    """Resolve ``--resume`` or ``--run``: a run folder, or a checkpoint in one.
+
+    Raises:
+        UsageError: There is no such thing, or the checkpoint cannot be read.
+    """
+    if "run_dir" in flags.values:
+        raise UsageError("--run_dir: a resumed run goes on in its own folder; leave --run_dir out")
+    path = Path(target)
+    if not path.exists():
+        raise UsageError(f"{target}: no such run folder or checkpoint{_others(path)}")
+    folder = path if path.is_dir() else path.resolve().parent.parent
+    wanted = "last" if flags.command == "fit" else flags.values.get("ckpt", "best")
+    checkpoint = path if path.is_file() else _named(folder, wanted)
+    config = _latest_config(folder)
+    content = read(checkpoint)
+    progress = content["loops"]["fit_loop"]["epoch_progress"]["current"]
+    stop = bool(content.get("exact_resume", {}).get("should_stop", False))
+    return RunCheckpoint(folder, checkpoint, config, progress["processed"], content["global_step"], stop)
+
+
+def _named(folder: Path, wanted: str) -> Path:
+    if wanted not in ("best", "last"):
+        if not Path(wanted).is_file():
+            raise UsageError(f"--ckpt {wanted}: neither best, nor last, nor a file")
+        return Path(wanted)
+    path = folder / "checkpoints" / f"{wanted}.ckpt"
+    if path.is_file():
+        return path
+    there = ", ".join(sorted(file.name for file in (folder / "checkpoints").glob("*.ckpt"))) or "none"
+    raise UsageError(f"{folder}: has no checkpoint {path.name} (there: {there})")
+
+
+def _latest_config(folder: Path) -> Path:
+    resumes = sorted(folder.glob("config.resume-*.yaml"), key=lambda path: int(path.stem.rpartition("-")[2]))
+    path = resumes[-1] if resumes else folder / "config.yaml"
+    if not path.is_file():
+        raise UsageError(f"{folder}: is not a run folder, it has no config.yaml{_others(folder)}")
+    return path
+
+
+def _others(path: Path) -> str:
+    parent = path.parent
+    runs = sorted(file.parent for file in parent.glob("*/config.yaml")) if parent.is_dir() else []
+    return f"; the newest run beside it is {runs[-1]}" if runs else ""
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A checkpoint's content, on the CPU, without running code from the file.
+
+    Raises:
+        UsageError: It is missing, cut short, or no checkpoint.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path}: no such checkpoint")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError, KeyError) as error:
+        others = [file.name for file in sorted(path.parent.glob("*.ckpt")) if file.name != path.name]
+        hint = f"; beside it: {', '.join(others)}" if others else ""
+        raise UsageError(f"{path}: cannot be read, it is cut short or no checkpoint{hint}") from error
+    if not isinstance(content, dict) or not {"state_dict", "loops", "global_step"} <= content.keys():
+        raise UsageError(f"{path}: is no checkpoint of a training run (it has no state_dict, loops and global_step)")
+    return content
+
+
+def read_best(checkpoint: Path) -> dict[str, Any]:
+    """best.json beside best.ckpt; for other checkpoints their epoch."""
+    path = checkpoint.with_name("best.json")
+    if checkpoint.name == "best.ckpt" and path.is_file():
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return content
+    content = read(checkpoint)
+    epoch = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    return {"epoch": epoch, "step": content["global_step"], "weights": "ema" if "ema" in content else "raw"}
+
+
+def describe(checkpoint: Path) -> str:
+    """File, epoch and metric of a checkpoint in words."""
+    best = read_best(checkpoint)
+    metric = f", {best['metric']} {best['value']:.6g}" if "metric" in best else ""
+    return f"{checkpoint} (epoch {best['epoch']}{metric}, {best['weights']} weights)"
+
+
+def flatten(content: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested configuration as dotted keys, without the ``init_args`` level that nobody types."""
+    if not isinstance(content, dict) or not content:
+        return {prefix: content}
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        name = prefix if key == "init_args" else f"{prefix}.{key}" if prefix else key
+        flat.update(flatten(value, name))
+    return flat
+
+
+def check_changes(source: RunCheckpoint, new: dict[str, Any], flags: OwnFlags) -> None:
+    """Print what differs from the run's own configuration; refuse what cannot change.
+
+    Raises:
+        UsageError: A fixed setting differs.
+    """
+    was = flatten(yaml.safe_load(source.config.read_text(encoding="utf-8")))
+    now = flatten(new)
+    fixed = set(FIXED)
+    for part in ("model", "data"):
+        module, _, name = now[f"{part}.class_path"].rpartition(".")
+        fixed |= {f"{part}.{key}" for key in getattr(import_module(module), name).fixed_on_resume}
+    changed = [key for key in dict.fromkeys((*was, *now)) if was.get(key) != now.get(key)]
+    for key in changed:
+        if key in fixed:
+            raise UsageError(
+                f"--{key}: cannot change in a resumed run (was {was.get(key)}, now {now.get(key)}); start a new run for that"
+            )
+    for key in changed:
+        log.info(f"changed   {key}: {was.get(key)} -> {now.get(key)}")
+
+
+def finished(source: RunCheckpoint, config: dict[str, Any]) -> str | None:
+    """Why there is nothing left to train, or None."""
+    limit = config["trainer"].get("max_epochs")
+    if limit is not None and 0 <= limit <= source.epoch:
+        return f"finished ({source.epoch} of {limit} epochs); raise --trainer.max_epochs to go on"
+    if source.should_stop and not _patience_raised(source, config):
+        return f"stopped early after epoch {source.epoch}; raise the patience of EarlyStopping to go on"
+    return None
+
+
+def _patience_raised(source: RunCheckpoint, config: dict[str, Any]) -> bool:
+    states = [state for key, state in read(source.checkpoint)["callbacks"].items() if key.startswith("EarlyStopping")]
+    stoppers = [entry for entry in config["trainer"].get("callbacks") or [] if "EarlyStopping" in entry["class_path"]]
+    waited = max((state["wait_count"] for state in states if state["wait_count"] >= state["patience"]), default=None)
+    return waited is not None and all(entry["init_args"]["patience"] > waited for entry in stoppers)

@@ -1,0 +1,286 @@
+"""Our LightningCLI: the callbacks that every run has, the links between data and model, the commands."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+import callbacks as ours
+import datamodules
+import lightning_modules
+from callbacks.run_folder import replace_file, write_json
+from cli import resume
+from cli.own_flags import OwnFlags, UsageError
+from cli.parser import Parser, check_configs, readable
+from cli.resume import RunCheckpoint
+
+log = logging.getLogger(__name__)
+
+ROOT = Path(__file__).resolve().parent.parent
+DEFAULTS = ROOT / "configs" / "defaults.yaml"
+LINKED = ("num_classes", "in_channels", "image_size", "mean", "std")
+NOT_OURS = {"ckpt_path", "weights_only", "verbose", "return_predictions"}  # --resume, --run and --ckpt stand for these
+
+
+class VisionCLI(LightningCLI):
+    """One command. ``run()`` does it; until then nothing has been parsed, made or written.
+
+    Args:
+        flags: The command line, taken apart.
+        command: The command line as it was typed, for environment.json.
+    """
+
+    def __init__(self, flags: OwnFlags, command: list[str]) -> None:
+        self.flags, self.command_line = flags, command
+        self.source: RunCheckpoint | None = None
+        self.run_folder: ours.RunFolder | None = None
+        self.datamodule: Any = None
+        self.model: Any = None
+
+    # ---- what main wants to know ----
+
+    @property
+    def run_dir(self) -> Path | None:
+        """The run folder of a fit, once it is known."""
+        return self.run_folder.path if self.run_folder is not None else None
+
+    @property
+    def resume_command(self) -> str | None:
+        """The command that goes on with a broken fit, if there is something to go on from."""
+        folder = self.run_dir
+        if self.flags.command != "fit" or folder is None or not (folder / "checkpoints" / "last.ckpt").is_file():
+            return None
+        return f"python main.py fit --resume {folder}"
+
+    def discard(self) -> None:
+        """Remove what a refused command made."""
+        if self.run_folder is not None:
+            self.run_folder.discard()
+
+    # ---- parsing ----
+
+    def run(self) -> None:
+        """Parse, instantiate and do the command."""
+        check_configs(self.flags.configs)
+        arguments = [self.flags.command, *self.flags.rest]
+        if (target := self.flags.values.get("resume") or self.flags.values.get("run")) is not None:
+            self.source = resume.find(target, self.flags)
+            arguments = [self.flags.command, "--config", str(self.source.config), *self.flags.rest]
+        elif self.flags.command != "fit" and not self.flags.configs:
+            raise UsageError(f"{self.flags.command}: which run? give --run RUN_DIR (or --config FILE and --ckpt PATH)")
+        super().__init__(
+            lightning_modules.BaseModule,
+            datamodules.DataModule,
+            save_config_callback=None,
+            seed_everything_default=0,
+            parser_class=Parser,
+            parser_kwargs={name: {"default_config_files": [str(DEFAULTS)]} for name in self.subcommands()},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=arguments,
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse ours, without Lightning's warning that they are not the process's own."""
+        try:
+            self.config = parser.parse_args(args)
+        except UsageError as error:
+            raise self._in_words(error) from error
+
+    def _in_words(self, error: Exception) -> UsageError:
+        return UsageError(readable(str(error), self._subcommand_parsers[self.flags.command], self.flags.configs))
+
+    def _parse_ckpt_path(self) -> None:
+        """A checkpoint's hyperparameters never override the configuration or a flag."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The commands, and the Trainer's arguments that our flags replace."""
+        return {name: skip | NOT_OURS for name, skip in LightningCLI.subcommands().items()}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Settings of the callbacks that every run has."""
+        parser.add_lightning_class_args(ours.Checkpoints, "checkpoint")
+        parser.add_lightning_class_args(ours.StopOnNonFinite, "non_finite")
+        parser.add_lightning_class_args(ours.Progress, "progress")
+        parser.add_lightning_class_args(ours.Curves, "curves")
+        for name in LINKED:
+            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+
+    # ---- instantiation ----
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse what cannot be repeated, and what a resumed run cannot change."""
+        settings = self.config[self.subcommand]
+        if isinstance(settings.seed_everything, bool):
+            raise UsageError("seed_everything: give a number, so that the run can be repeated")
+        if self.source is not None and self.subcommand == "fit":
+            resume.check_changes(self.source, self.config_dict(), self.flags)
+
+    def config_dict(self) -> dict[str, Any]:
+        """The configuration of this command as plain values."""
+        parser = self._parser(self.subcommand)
+        content: dict[str, Any] = yaml.safe_load(parser.dump(self.config[self.subcommand], skip_validation=True))
+        return {key: value for key, value in content.items() if key != "config"}
+
+    def instantiate_classes(self) -> None:
+        """Data first: what the model is linked to must not contradict what the user wrote."""
+        given = self.config[self.subcommand].model.get("init_args", {})
+        self._given = {name: given.get(name) for name in LINKED}
+        try:
+            super().instantiate_classes()
+        except (UsageError, ValueError, TypeError) as error:
+            raise self._in_words(error) from error
+        for name, value in self._given.items():
+            found = getattr(self.datamodule, name)
+            if value is not None and value != (list(found) if isinstance(found, tuple) else found):
+                raise UsageError(
+                    f"model.{name}: {value} is given, but the data has {found}; leave it out, it follows the data"
+                )
+        self.datamodule.seed = self.config[self.subcommand].seed_everything
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Add the callbacks in the order that they need, the logger of the run folder and atomic checkpoints."""
+        settings = self.config_init[self.subcommand]
+        options = {**settings.trainer.as_dict()} if hasattr(settings.trainer, "as_dict") else dict(settings.trainer)
+        quiet = bool(options.get("fast_dev_run"))
+        self.run_folder = self._make_run_folder(quiet)
+        folder = self.run_folder.path
+        own = options.get("callbacks") or []
+        options["callbacks"] = self._all_callbacks(own if isinstance(own, list) else [own], settings, options)
+        plugins = options.get("plugins") or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            options["plugins"] = [*plugins, ours.AtomicCheckpointIO()]
+        if folder is not None:
+            options["default_root_dir"] = str(folder)
+            if options.get("logger") in (None, True):
+                purge = self.source.step if self.source is not None else None
+                options["logger"] = ours.RunTensorBoard(str(folder), purge_step=purge)
+        elif self.subcommand != "fit":
+            options["logger"] = False
+        return Trainer(**{**options, **kwargs})
+
+    def _make_run_folder(self, quiet: bool) -> ours.RunFolder:
+        path = None
+        if self.subcommand == "fit" and not quiet:
+            path = self.source.folder if self.source is not None else self.flags.new_run_dir()
+        text = yaml.safe_dump(self.config_dict(), sort_keys=False)
+        seed = self.config[self.subcommand].seed_everything
+        return ours.RunFolder(path, text, seed, self.command_line, resumed=self.source is not None)
+
+    def _all_callbacks(self, own: list[Callback], settings: Any, options: dict[str, Any]) -> list[Callback]:
+        assert self.run_folder is not None
+        seed = self.config[self.subcommand].seed_everything
+        first: list[Callback] = [
+            ours.ExactResume(seed),
+            self.run_folder,
+            settings.non_finite,
+            ours.Speed(),
+            ours.MetricsLog(),
+        ]
+        savers = [callback for callback in own if isinstance(callback, Checkpoint)]
+        others = [callback for callback in own if not isinstance(callback, Checkpoint)]
+        if options.get("enable_progress_bar") is not False:
+            others.append(settings.progress)
+        others += [settings.curves, ours.RunSummary()]
+        # Checkpoint callbacks run last, in this order: best and last are written before a signal ends the run
+        if options.get("enable_checkpointing") is not False:
+            savers = [settings.checkpoint, *savers, ours.StopOnSignal()]
+        return [*first, *others, *savers]
+
+    # ---- commands ----
+
+    def fit(self, model: LightningModule, datamodule: Any) -> None:
+        """Train, and say what to look at and what to type next."""
+        checkpoint = None
+        if self.source is not None:
+            checkpoint = str(self.source.checkpoint)
+            if done := resume.finished(self.source, self.config_dict()):
+                log.info(f"{self.source.folder}: {done}; nothing to do")
+                if (self.source.folder / "training_summary.json").is_file():
+                    return
+            else:
+                log.info(f"resuming {self.source.checkpoint} (epoch {self.source.epoch}, step {self.source.step})")
+        self.trainer.fit(model, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+        folder = self.run_dir
+        if folder is None:
+            log.info("fast_dev_run: nothing was written")
+            return
+        if "test_after_fit" in self.flags.values:
+            best = self.run_best()
+            results = self.trainer.test(
+                model, datamodule=datamodule, ckpt_path=str(best), weights_only=True, verbose=False
+            )
+            self._report("test", best, results, folder)
+        log.info(f"run folder   {folder}")
+        log.info(f"look at it   tensorboard --logdir {folder.parent}   or {folder / 'plots' / 'curves.png'}")
+        log.info(f"test it      python main.py test --run {folder}")
+
+    def run_best(self) -> Path:
+        """The best checkpoint of the fit that just ended, or its last where there was no validation."""
+        path = Path(getattr(self.trainer.checkpoint_callback, "best_model_path", "") or "")
+        if path.is_file():
+            return path
+        assert self.run_dir is not None
+        return self.run_dir / "checkpoints" / "last.ckpt"
+
+    def validate(self, model: LightningModule, datamodule: Any) -> None:
+        """Validation figures of a checkpoint."""
+        self._evaluate("validate", model, datamodule)
+
+    def test(self, model: LightningModule, datamodule: Any) -> None:
+        """Test figures of a checkpoint."""
+        self._evaluate("test", model, datamodule)
+
+    def _evaluate(self, command: str, model: LightningModule, datamodule: Any) -> None:
+        checkpoint, folder = self._checkpoint()
+        run = getattr(self.trainer, command)
+        results = run(model, datamodule=datamodule, ckpt_path=str(checkpoint), weights_only=True, verbose=False)
+        self._report(command, checkpoint, results, folder)
+
+    def predict(self, model: LightningModule, datamodule: Any) -> None:
+        """Predict every image of the test split into predictions.csv."""
+        checkpoint, folder = self._checkpoint()
+        outputs = self.trainer.predict(model, datamodule=datamodule, ckpt_path=str(checkpoint), weights_only=True)
+        path = (folder or Path()) / "predictions.csv"
+        names = datamodule.class_names
+        with replace_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["index", "class", "probability"])
+            for batch in outputs or []:
+                chances, classes = batch["logits"].float().softmax(dim=1).max(dim=1)  # type: ignore[call-overload]
+                rows = zip(batch["index"].tolist(), classes.tolist(), chances.tolist(), strict=True)  # type: ignore[call-overload]
+                writer.writerows([index, names[number], f"{chance:.6f}"] for index, number, chance in rows)
+        log.info(f"predictions of {resume.describe(checkpoint)}: {path}")
+
+    def _checkpoint(self) -> tuple[Path, Path | None]:
+        if self.source is not None:
+            return self.source.checkpoint, self.source.folder
+        if (given := self.flags.values.get("ckpt")) is None or given in ("best", "last"):
+            raise UsageError(
+                f"{self.flags.command}: which weights? give --run RUN_DIR, or --config FILE and --ckpt PATH"
+            )
+        path = Path(given)
+        resume.read(path)
+        return path, None
+
+    def _report(self, command: str, checkpoint: Path, results: Any, folder: Path | None) -> None:
+        if not self.trainer.is_global_zero:
+            return
+        figures = {name: value for result in results for name, value in result.items()}
+        listed = "  ".join(f"{name} {value:.6g}" for name, value in figures.items())
+        log.info(f"{command}  {resume.describe(checkpoint)}\n      {listed}")
+        if folder is not None:
+            content = {"checkpoint": checkpoint.name, **resume.read_best(checkpoint), "metrics": figures}
+            write_json(folder / f"{command}_metrics.json", content)

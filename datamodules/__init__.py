@@ -1,0 +1,28 @@
+"""What the data is, how it is split and how it is loaded.
+
+The contract of a batch, a dict of tensors on the module's device with one row for each of B samples:
+
+    image   (B, C, H, W)  float32, normalised; augmented in training only
+    label   (B,)          int64, 0 to num_classes - 1; also in training the true one, whatever was mixed
+    target  (B, K)        float32 soft labels that sum to 1; only in training batches, and only with mixup or cutmix
+    index   (B,)          int64, the sample's place in its data set, the same whatever the splits are
+
+The contract of a datamodule:
+
+- `num_classes`, `class_names`, `mean`, `std`, `image_size` and `in_channels` are known after construction and read only headers.
+- After `setup("fit")`: `num_train_batches(batch_size)` and `class_counts`, both of the training split alone.
+- `seed` is set before fit; order and augmentation are functions of (seed, epoch, index) and of nothing that was drawn before.
+- What is held out depends on `split_seed` alone, so that runs of several seeds are judged by the same images.
+- No sample is evaluated twice or left out, on any number of devices.
+- `fixed_on_resume` names the settings that a resumed run must keep.
+- Missing data is a FileNotFoundError that names the folder, the layout and the flags that help; nothing is ever replaced silently.
+
+Data of your own: put it in CIFAR-10's layout, or subclass `DataModule` and write `read_part` and the properties of the header.
+"""
+
+from datamodules.base import DataModule
+from datamodules.cifar10 import CIFAR10DataModule
+from datamodules.digits import DigitsDataModule
+from datamodules.in_memory import InMemoryLoader
+
+__all__ = ["CIFAR10DataModule", "DataModule", "DigitsDataModule", "InMemoryLoader"]

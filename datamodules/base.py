@@ -1,0 +1,251 @@
+"""The shared part of the datamodules whose images lie in memory: splits, loaders, and augmentation of whole batches on the device.
+
+A subclass names its classes and its image format and writes `read_part`. What a batch and a datamodule promise is in `datamodules`.
+
+    disk --read_part--> uint8 tensors --stratified split--> InMemoryLoader --device--> policy, crop, flip (uint8)
+         --> normalise (float32) --> mixup or cutmix (adds `target`)        (validation, test, predict: normalise only)
+"""
+
+from abc import ABC, abstractmethod
+from functools import partial
+from typing import ClassVar, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+import transforms
+from datamodules.augmentation import Augmentation
+from datamodules.in_memory import InMemoryLoader, Keep, beginning, check_enough, num_batches, training_position
+from datamodules.splits import check_labels, count_classes, stratified_split
+
+Batch = dict[str, Tensor]
+
+
+class DataModule(LightningDataModule, ABC):
+    """In-memory images with a stratified validation split and seeded augmentation on the device.
+
+    Args:
+        batch_size: Training samples in a batch of one process.
+        eval_batch_size: Samples in a batch of validation, test and predict; null means twice batch_size, since nothing is kept
+            for a backward pass.
+        val_fraction: Share of every class of the training data held out for validation, above 0 and below 1.
+        train_fraction: Share of the rest that is trained on, above 0, up to 1; the validation split does not depend on it, and a
+            smaller share is a subset of a larger one.
+        split_seed: Seed of the splits, apart from the training seed, so that runs of several seeds are judged by the same images.
+        drop_last: Leave out the last training batch of an epoch where it is not full.
+        crop_padding: Pixels of padding around an image before a random crop of its own size; 0 means no random crop.
+        flip: Mirror each training image left to right with probability one half.
+        policy: Automatic augmentation: randaugment (arXiv:1909.13719) or autoaugment (its CIFAR-10 policy, arXiv:1805.09501).
+        randaugment_ops: Operations that RandAugment applies to an image, from 1.
+        randaugment_magnitude: Strength of RandAugment's operations, 0 to 30.
+        mixup_alpha: Both parameters of the Beta distribution of mixup's share (arXiv:1710.09412), above 0.
+        mixup_prob: Probability of mixup for each image, 0 to 1; where both mixup and cutmix are drawn, a fair coin leaves one.
+        cutmix_alpha: Both parameters of the Beta distribution of cutmix's area (arXiv:1905.04899), above 0.
+        cutmix_prob: Probability of cutmix for each image, 0 to 1.
+        on_device: Move the data to the accelerator once instead of a batch at a time; takes its memory (0.2 GB for CIFAR-10).
+
+    Raises:
+        ValueError: A setting is out of its range.
+    """
+
+    seed: int = 0
+    """Seed of the training order and of the augmentation; main.py sets it from --seed_everything."""
+
+    fixed_on_resume: ClassVar[tuple[str, ...]] = (
+        "batch_size",
+        "val_fraction",
+        "train_fraction",
+        "split_seed",
+        "drop_last",
+    )
+    """Settings that may not change when a run is resumed: they decide what an epoch is and what is held out."""
+
+    def __init__(
+        self,
+        batch_size: int = 128,
+        eval_batch_size: int | None = None,
+        val_fraction: float = 0.1,
+        train_fraction: float = 1.0,
+        split_seed: int = 0,
+        drop_last: bool = True,
+        crop_padding: int = 0,
+        flip: bool = False,
+        policy: Literal["none", "randaugment", "autoaugment"] = "none",
+        randaugment_ops: int = 2,
+        randaugment_magnitude: int = 9,
+        mixup_alpha: float = 1.0,
+        mixup_prob: float = 0.0,
+        cutmix_alpha: float = 1.0,
+        cutmix_prob: float = 0.0,
+        on_device: bool = False,
+    ) -> None:
+        super().__init__()
+        eval_batch_size = eval_batch_size if eval_batch_size is not None else 2 * batch_size
+        for name, value, good, wanted in (
+            ("batch_size", batch_size, batch_size >= 1, "1 or more"),
+            ("eval_batch_size", eval_batch_size, eval_batch_size >= 1, "1 or more"),
+            ("val_fraction", val_fraction, 0 < val_fraction < 1, "above 0 and below 1"),
+            ("train_fraction", train_fraction, 0 < train_fraction <= 1, "above 0, up to 1"),
+        ):
+            if not good:
+                raise ValueError(f"{name} is {value!r} but must be {wanted}")
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.drop_last, self.on_device = drop_last, on_device
+        self.val_fraction, self.train_fraction, self.split_seed = val_fraction, train_fraction, split_seed
+        self._keep_in_training: Keep = "full" if drop_last else "equal"
+        self.augmentation = Augmentation(
+            crop_padding=crop_padding,
+            flip=flip,
+            policy=policy,
+            randaugment_ops=randaugment_ops,
+            randaugment_magnitude=randaugment_magnitude,
+            mixup_alpha=mixup_alpha,
+            mixup_prob=mixup_prob,
+            cutmix_alpha=cutmix_alpha,
+            cutmix_prob=cutmix_prob,
+        )
+        self.splits: dict[str, Batch] = {}
+
+    @property
+    @abstractmethod
+    def class_names(self) -> list[str]:
+        """Names of the classes, in the order of the labels; reads only headers."""
+
+    @property
+    @abstractmethod
+    def image_size(self) -> int:
+        """Height and width of an image in pixels; reads only headers."""
+
+    @property
+    @abstractmethod
+    def in_channels(self) -> int:
+        """Channels of an image."""
+
+    @property
+    @abstractmethod
+    def mean(self) -> tuple[float, ...]:
+        """Mean of each channel of the training images, in units of 0..1."""
+
+    @property
+    @abstractmethod
+    def std(self) -> tuple[float, ...]:
+        """Standard deviation of each channel of the training images, in units of 0..1."""
+
+    @abstractmethod
+    def read_part(self, part: Literal["train", "test"]) -> Batch:
+        """Read all training samples, the validation split among them, or all test samples.
+
+        Returns:
+            `image` (N, C, H, W) uint8, `label` (N,) int64 and `index` (N,) int64, each sample's place in its data set.
+        """
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; reads only headers."""
+        return len(self.class_names)
+
+    @property
+    def class_counts(self) -> Tensor:
+        """Training samples of each class, (K,) int64, the validation split left out; known after setup("fit")."""
+        return count_classes(self.splits["train"]["label"].cpu(), self.class_names)
+
+    def setup(self, stage: str) -> None:
+        """Read what the stage needs, once: training and validation split for fit and validate, the test split for the others."""
+        if stage in ("fit", "validate"):
+            if "train" not in self.splits:
+                self._split_training_data()
+            if stage == "fit":
+                self.num_train_batches()  # refuses a batch size that leaves no batch, before anything else is done
+        elif "test" not in self.splits:
+            self.splits["test"] = self._checked_part("test")
+
+    def _split_training_data(self) -> None:
+        data = self._checked_part("train")
+        train, val = stratified_split(
+            data["label"], self.val_fraction, seed=self.split_seed, name="val", used=self.train_fraction
+        )
+        if len(val) == 0:
+            raise MisconfigurationException(
+                f"--data.val_fraction {self.val_fraction} of {len(data['label'])} training samples, taken from each class, is none"
+            )
+        count_classes(data["label"][train], self.class_names)
+        self.splits["train"] = {name: values[train] for name, values in data.items()}
+        self.splits["val"] = {name: values[val] for name, values in data.items()}
+
+    def _checked_part(self, part: Literal["train", "test"]) -> Batch:
+        data = self.read_part(part)
+        check_labels(data["label"], self.num_classes, f"the {part} data")
+        return data
+
+    def num_train_batches(self, batch_size: int | None = None) -> int:
+        """Count the training batches of an epoch on one process, without building a loader; call after setup("fit").
+
+        Args:
+            batch_size: Samples in a batch of one process; None means the datamodule's own.
+
+        Raises:
+            MisconfigurationException: There is not one batch for every process.
+        """
+        batch_size = self.batch_size if batch_size is None else batch_size
+        n, world_size = len(self.splits["train"]["label"]), self.trainer.world_size if self.trainer else 1
+        check_enough(n, world_size)
+        count = num_batches(n, batch_size, keep=self._keep_in_training, world_size=world_size)
+        if count == 0:
+            devices = f" shared by {world_size} devices" if world_size > 1 else ""
+            raise MisconfigurationException(
+                f"--data.batch_size {batch_size} is larger than the training set of {n} samples{devices}, so no batch is full; "
+                f"the largest value that works is {n // world_size}"
+            )
+        return count
+
+    def train_dataloader(self) -> InMemoryLoader:
+        """Serve the training split in an order drawn from (seed, epoch), or the fixed one that Trainer(overfit_batches) wants."""
+        return self._loader("train")
+
+    def val_dataloader(self) -> InMemoryLoader:
+        """Serve the validation split in the order of the data set."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> InMemoryLoader:
+        """Serve the test split in the order of the data set."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> InMemoryLoader:
+        """Serve the test split in the order of the data set."""
+        return self._loader("test")
+
+    def _loader(self, split: Literal["train", "val", "test"]) -> InMemoryLoader:
+        trainer, training = self.trainer, split == "train"
+        device = trainer.strategy.root_device if trainer else torch.device("cpu")
+        if self.on_device:
+            self.splits[split] = {name: values.to(device) for name, values in self.splits[split].items()}
+        return InMemoryLoader(
+            self.splits[split],
+            self.batch_size if training else self.eval_batch_size,
+            keep=self._keep_in_training if training else "all",
+            shuffle=training and not (trainer and trainer.overfit_batches),  # type: ignore[attr-defined]
+            seed=self.seed,
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
+            position=partial(training_position, trainer) if trainer and training else beginning,
+            pin_memory=device.type == "cuda" and not self.on_device,
+        )
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Augment training batches and normalise all others, then give float tensors the type of Trainer(precision)."""
+        assert self.trainer is not None
+        training = self.trainer.training  # False in the validation and the sanity check of a fit
+        batch = self.augment(batch, self.trainer.current_epoch) if training else self._normalize(batch)
+        # Lightning converts before this hook, when the images are still uint8.
+        converted: Batch = self.trainer.precision_plugin.convert_input(batch)
+        return converted
+
+    def _normalize(self, batch: Batch) -> Batch:
+        return {**batch, "image": transforms.normalize(batch["image"], self.mean, self.std)}
+
+    def augment(self, batch: Batch, epoch: int) -> Batch:
+        """Return a batch of uint8 images as it is trained on: a function of the batch, the seed and the epoch (from 0) alone."""
+        random = transforms.SampleRandom(self.seed, epoch, batch["index"])
+        return self.augmentation(batch, random, num_classes=self.num_classes, mean=self.mean, std=self.std)

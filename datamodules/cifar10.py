@@ -1,0 +1,124 @@
+"""CIFAR-10 (Krizhevsky, 2009): 50,000 + 10,000 colour images of 32 px in ten classes, or anyone's own data in its layout.
+
+Training data are the data batches in the order of their numbers, of which a seeded part is held out for validation; the test split
+is the official one. The layout is described in `datamodules.python_batches`.
+"""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision import datasets
+from torchvision.datasets.utils import check_integrity, download_and_extract_archive
+
+from datamodules.base import DataModule
+from datamodules.python_batches import FOLDER, Header, find_folder, read_batch, read_header
+
+OFFICIAL = Header(
+    ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"], image_size=32
+)
+
+
+class CIFAR10DataModule(DataModule):
+    """CIFAR-10, or images of your own in the same layout with any number of classes and any square size.
+
+    Args:
+        root: Folder that holds cifar-10-batches-py (or cifar10/cifar-10-batches-py), or that folder itself.
+        download: Fetch the official archive into `root` if the data is not there or is damaged; the checksum is verified.
+        crop_padding: Pixels of padding around an image before a random crop of its own size; 0 means no random crop.
+        flip: Mirror each training image left to right with probability one half.
+        **kwargs: Settings of every datamodule, see `DataModule`.
+
+    Raises:
+        FileNotFoundError: The data is not there (found when it is first needed, headers included).
+        MisconfigurationException: A file is damaged or does not fit the others.
+    """
+
+    def __init__(
+        self, root: str = "data", download: bool = False, crop_padding: int = 4, flip: bool = True, **kwargs: Any
+    ) -> None:
+        super().__init__(crop_padding=crop_padding, flip=flip, **kwargs)
+        self.root, self.download = Path(root), download
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Mean of red, green and blue over the training images of CIFAR-10."""
+        return 0.4914, 0.4822, 0.4465
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Standard deviation of red, green and blue over the pixels of the training images of CIFAR-10."""
+        return 0.2470, 0.2435, 0.2616
+
+    @property
+    def in_channels(self) -> int:
+        """Three: red, green, blue."""
+        return 3
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes from batches.meta."""
+        return self._header.class_names
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of an image from batches.meta."""
+        return self._header.image_size
+
+    @cached_property
+    def _header(self) -> Header:
+        if self.download and find_folder(self.root) is None:
+            return OFFICIAL  # what prepare_data is going to fetch
+        return read_header(self._folder())
+
+    def _folder(self) -> Path:
+        folder = find_folder(self.root)
+        if folder is None:
+            raise FileNotFoundError(
+                f"no CIFAR-10 in {self.root.absolute()}: expected {FOLDER}/ with batches.meta, data_batch_1 to data_batch_5 and "
+                "test_batch; fetch it with --data.download true, name another folder with --data.root, or use the "
+                "embedded data with --data DigitsDataModule"
+            )
+        return folder
+
+    def prepare_data(self) -> None:
+        """Fetch the archive where that is wanted and needed; Lightning calls this on one process of each machine."""
+        folder = find_folder(self.root)
+        if not self.download or (folder and self._is_whole(folder)):
+            return
+        archive, target = datasets.CIFAR10, folder.parent if folder else self.root
+        try:
+            download_and_extract_archive(archive.url, str(target), filename=archive.filename, md5=archive.tgz_md5)
+        except (OSError, RuntimeError) as error:  # no network, or another checksum
+            raise FileNotFoundError(
+                f"could not fetch {archive.url} ({error}); put {archive.filename} or the folder {FOLDER} "
+                f"from elsewhere into {target.absolute()}"
+            ) from error
+
+    @staticmethod
+    def _is_whole(folder: Path) -> bool:
+        """Say whether the official files are whole, which a broken extraction does not leave them; data of one's own always is."""
+        archive = datasets.CIFAR10
+        files = [*archive.train_list, *archive.test_list, (archive.meta["filename"], archive.meta["md5"])]
+        own = folder.name != FOLDER or read_header(folder) != OFFICIAL
+        return own or all(check_integrity(folder / name, md5) for name, md5 in files)
+
+    def read_part(self, part: Literal["train", "test"]) -> dict[str, Tensor]:
+        """Read the data batches or the test batch; see `DataModule.read_part`."""
+        folder = self._folder()
+        names = self._train_files(folder) if part == "train" else ["test_batch"]
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise FileNotFoundError(f"{', '.join(missing)} missing in {folder.absolute()}")
+        images, labels = zip(*(read_batch(folder / name, self._header) for name in names), strict=True)
+        label = torch.from_numpy(np.concatenate(labels))
+        return {"image": torch.from_numpy(np.concatenate(images)), "label": label, "index": torch.arange(len(label))}
+
+    def _train_files(self, folder: Path) -> list[str]:
+        """Return data_batch_1 to data_batch_N, where N is the largest there is, and 5 for the classes of CIFAR-10."""
+        numbers = [path.name.removeprefix("data_batch_") for path in folder.glob("data_batch_*")]
+        least = 5 if self.class_names == OFFICIAL.class_names else 1
+        return [f"data_batch_{i + 1}" for i in range(max([int(n) for n in numbers if n.isdecimal()] + [least]))]

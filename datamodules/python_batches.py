@@ -1,0 +1,195 @@
+"""Reader of the official "python version" of CIFAR-10, and of anyone's own data in the same layout.
+
+    batches.meta                    pickled dict: label_names (K names), num_vis (values in a row)
+    data_batch_1, data_batch_2 ...  pickled dict: data (n, 3 * S * S) uint8, labels (n integers); CIFAR-10 has five of 10,000
+    test_batch                      the same
+
+A row of `data` is the red plane, then the green, then the blue, each S rows of S pixels, so it reshapes to (3, S, S).
+Layout: https://www.cs.toronto.edu/~kriz/cifar.html (Krizhevsky, 2009).
+
+A pickle is a program: loading one from a stranger runs the stranger's code. The files need a dict, lists, numbers, text and
+arrays, and the reader knows only these. Even arrays are built here, from their bytes, so that numpy never unpickles anything.
+"""
+
+import pickle
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+FOLDER = "cifar-10-batches-py"
+
+
+class Header(NamedTuple):
+    """What batches.meta says: the names of the K classes, and the height and width S of an image in pixels."""
+
+    class_names: list[str]
+    image_size: int
+
+
+class _Type:
+    """Stands for numpy.dtype while a file is read; only whole numbers and booleans are let in."""
+
+    def __init__(self, spec: str | bytes, *_: object) -> None:
+        self.dtype = np.dtype(spec.decode() if isinstance(spec, bytes) else spec)
+        if self.dtype.kind not in "biu":
+            raise pickle.UnpicklingError(f"it holds values of type {self.dtype}, not whole numbers")
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        if state[1] in ("<", ">", b"<", b">"):
+            self.dtype = self.dtype.newbyteorder("<" if state[1] in ("<", b"<") else ">")
+
+
+class _Array:
+    """Stands for numpy.ndarray while a file is read; `value` is set once its bytes are there."""
+
+    value: np.ndarray[Any, Any]
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, dtype, fortran, raw = state
+        self.value = np.frombuffer(raw, dtype.dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def _reconstruct(*_: object) -> _Array:
+    return _Array()
+
+
+def _from_buffer(raw: bytes, dtype: _Type, shape: tuple[int, ...], order: str) -> _Array:
+    array = _Array()
+    array.__setstate__((1, shape, dtype, order == "F", raw))
+    return array
+
+
+def _scalar(dtype: _Type, raw: bytes) -> int:
+    return int(np.frombuffer(raw, dtype.dtype)[0])
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """Return the bytes that Python 3 writes as text in the older pickle protocols."""
+    return text.encode("latin1")
+
+
+_KNOWN = {
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Type,
+    ("_codecs", "encode"): _encode,
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _reconstruct for core in ("core", "_core")},
+    **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        try:
+            return _KNOWN[module_name, global_name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}, which is not loaded") from None
+
+
+def _text(value: Any) -> Any:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def read_pickle(path: Path) -> dict[str, Any]:
+    """Read a pickled dict of numbers, text, lists and arrays, without running anything that the file names.
+
+    Args:
+        path: File of any pickle protocol, written by Python 2 or 3.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        MisconfigurationException: The file is damaged, or asks for anything else.
+    """
+    with path.open("rb") as file:
+        try:
+            content = _Unpickler(file, encoding="bytes").load()
+            if not isinstance(content, dict):
+                raise pickle.UnpicklingError("it holds no dict")
+            return {_text(key): value.value if isinstance(value, _Array) else value for key, value in content.items()}
+        except Exception as error:  # damaged bytes can raise nearly anything, see the notes on pickle.UnpicklingError
+            raise MisconfigurationException(
+                f"{path} is damaged or not a batch file of the CIFAR-10 layout: {error}"
+            ) from error
+
+
+def find_folder(root: Path) -> Path | None:
+    """Find the folder with batches.meta: `root`, its subfolder cifar-10-batches-py, or that of its subfolder cifar10.
+
+    Returns:
+        The folder, or None where there is none.
+
+    Raises:
+        MisconfigurationException: There are several.
+    """
+    if (root / "batches.meta").is_file():
+        return root
+    found = [folder for folder in (root / FOLDER, root / "cifar10" / FOLDER) if (folder / "batches.meta").is_file()]
+    if len(found) > 1:
+        raise MisconfigurationException(
+            f"{found[0]} and {found[1]} both hold data; set --data.root to the one that is meant"
+        )
+    return found[0] if found else None
+
+
+def read_header(folder: Path) -> Header:
+    """Read batches.meta, and the first data batch where batches.meta does not say how long a row is (num_vis).
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        MisconfigurationException: The file is damaged, or images of this row length are not square with three channels.
+    """
+    path = folder / "batches.meta"
+    meta = read_pickle(path)
+    if not meta.get("label_names"):
+        raise MisconfigurationException(f"{path} has no label_names, the list of the class names")
+    row = meta.get("num_vis")
+    if row is None:
+        path = folder / "data_batch_1"
+        row = _rows(path)[0].shape[1]
+    size = round((row / 3) ** 0.5)
+    if 3 * size * size != row:
+        raise MisconfigurationException(f"{path}: {row} values are no square image with three channels")
+    return Header([str(_text(name)) for name in meta["label_names"]], size)
+
+
+def read_batch(path: Path, header: Header) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Read one batch file.
+
+    Returns:
+        Images (n, 3, S, S) uint8 and labels (n,) int64.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        MisconfigurationException: The file is damaged, or differs from the header.
+    """
+    data, labels = _rows(path)
+    size, num_classes = header.image_size, len(header.class_names)
+    if data.shape[1] != 3 * size * size:
+        raise MisconfigurationException(
+            f"{path} has {data.shape[1]} values in a row, but batches.meta says {3 * size * size}"
+        )
+    wrong = (labels < 0) | (labels >= num_classes)
+    if wrong.any():
+        place = int(wrong.argmax())
+        raise MisconfigurationException(
+            f"label {labels[place]} of row {place} in {path} is outside 0..{num_classes - 1}: "
+            f"batches.meta names {num_classes} classes"
+        )
+    return data.reshape(-1, 3, size, size), labels
+
+
+def _rows(path: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return `data` (n, values) uint8 and `labels` (n,) int64 of a batch file."""
+    content = read_pickle(path)
+    data, labels = content.get("data"), content.get("labels")
+    if not isinstance(data, np.ndarray) or data.ndim != 2 or data.dtype != np.uint8:
+        raise MisconfigurationException(f"{path} has no `data` of shape (images, values) and type uint8")
+    whole = isinstance(labels, list) and all(isinstance(label, int) for label in labels)
+    if not whole and not isinstance(labels, np.ndarray):
+        raise MisconfigurationException(f"{path} has no `labels`, a list of whole numbers")
+    labels = np.asarray(labels, dtype=np.int64)
+    if labels.shape != (len(data),):
+        raise MisconfigurationException(f"{path} has {len(data)} images but labels of shape {labels.shape}")
+    return data, labels

@@ -1,0 +1,82 @@
+"""Stratified splits of labelled samples, as pure functions of the labels, the fractions and a seed.
+
+Each class is put into one seeded order of its own. The held-out split takes the first round(fraction * n_c) of it, the training
+split the next ones. So every class is split to within one sample of its share, what is held out does not depend on how much of the
+rest is used, a smaller training fraction is a subset of a larger one, and a sample added to one class leaves the others alone.
+"""
+
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+from datamodules.in_memory import seeded_generator
+
+
+def stratified_split(
+    labels: Tensor, held_out: float, *, seed: int, name: str, used: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Split samples so that each class keeps its share on both sides.
+
+    Args:
+        labels: (N,) int64 class of each sample, from 0.
+        held_out: Share of every class that is held out, 0 to 1.
+        seed: Seed of the split.
+        name: What is held out (`val`, `test`); splits of different names are unrelated also for equal seeds.
+        used: Share of the rest that is kept, 0 to 1, at least one sample of a class that has any left.
+
+    Returns:
+        Places of the samples that are kept and of those held out, each in ascending order.
+    """
+    kept_parts, held_out_parts = [labels.new_empty(0)], [labels.new_empty(0)]
+    for label in labels.bincount().nonzero().flatten().tolist():
+        members = (labels == label).nonzero().flatten()
+        members = members[torch.randperm(len(members), generator=seeded_generator("split", name, seed, label))]
+        first = round(held_out * len(members))
+        rest = len(members) - first
+        held_out_parts.append(members[:first])
+        kept_parts.append(members[first : first + max(round(used * rest), min(rest, 1))])
+    return torch.cat(kept_parts).sort().values, torch.cat(held_out_parts).sort().values
+
+
+def check_labels(labels: Tensor, num_classes: int, source: str) -> None:
+    """Check that every label names a class.
+
+    Args:
+        labels: (N,) int64.
+        num_classes: Number of classes K; labels must lie in 0 to K - 1.
+        source: Where the labels come from, for the message.
+
+    Raises:
+        MisconfigurationException: A label is out of range.
+    """
+    wrong = ((labels < 0) | (labels >= num_classes)).nonzero().flatten()
+    if len(wrong):
+        place = int(wrong[0])
+        raise MisconfigurationException(
+            f"label {int(labels[place])} of sample {place} in {source} is outside 0..{num_classes - 1}: "
+            f"there are {num_classes} classes"
+        )
+
+
+def count_classes(labels: Tensor, class_names: list[str]) -> Tensor:
+    """Count the training samples of each class.
+
+    Args:
+        labels: (N,) int64 labels of the training split, all in range.
+        class_names: The K names.
+
+    Returns:
+        (K,) int64 counts, all positive.
+
+    Raises:
+        MisconfigurationException: A class has no sample, so that it can neither be learned nor be weighted by its frequency.
+    """
+    counts = labels.bincount(minlength=len(class_names))
+    empty = [f"{class_names[i]!r} ({i})" for i in (counts == 0).nonzero().flatten().tolist()]
+    if empty:
+        noun = "class has" if len(empty) == 1 else "classes have"
+        raise MisconfigurationException(
+            f"{len(empty)} {noun} no training sample: {', '.join(empty)}; add samples, lower --data.val_fraction, "
+            f"or remove the name from the data set's class names"
+        )
+    return counts

@@ -1,0 +1,11 @@
+"""The experiments: a LightningModule a task, with its loss, metrics and optimiser.
+
+Contract of a step's output: a dict with ``loss`` (), ``logits`` (never probabilities) and ``label``. Callbacks read it and never
+know the task. Modules import networks and metrics, never datamodules or callbacks.
+"""
+
+from lightning_modules.base import BaseModule
+from lightning_modules.classification import Classifier
+from lightning_modules.ternary_classifier import TernaryClassifier
+
+__all__ = ["BaseModule", "Classifier", "TernaryClassifier"]

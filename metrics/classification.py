@@ -1,0 +1,78 @@
+"""Loss and accuracy of an epoch from a handful of sums: exact on any number of processes and any batch sizes.
+
+    loss = sum(batch loss * batch size) / samples,     acc = hits on unmixed samples / unmixed samples
+    acc_mix = sum over all samples of the target's share of the predicted class / samples
+
+A sample is mixed when none of its soft target's shares is 1. Accuracy on hard labels means nothing for those, so they are left
+out of ``acc`` and counted by their shares in ``acc_mix``.
+"""
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+def hit_share(logits: Tensor, label: Tensor, target: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Share of each sample's target that the predicted class holds, and which samples are unmixed.
+
+    Args:
+        logits: (B, K).
+        label: Class ids (B,).
+        target: Soft targets (B, K), or None when no sample is mixed.
+
+    Returns:
+        Shares (B,) float in [0, 1] (0 or 1 where unmixed) and a mask (B,) bool, True where unmixed.
+
+    >>> hit_share(torch.tensor([[2.0, 1.0], [2.0, 1.0]]), torch.tensor([0, 1]))[0]
+    tensor([1., 0.])
+    """
+    predicted = logits.argmax(dim=1)
+    if target is None:
+        return (predicted == label).float(), torch.ones_like(label, dtype=torch.bool)
+    return target.gather(1, predicted[:, None])[:, 0].float(), target.amax(dim=1) == 1
+
+
+class ClassificationSums(Metric):
+    """Sums behind ``loss``, ``acc`` and, when samples were mixed, ``acc_mix``; see the top of the file.
+
+    ``update`` moves nothing to the host. ``compute`` returns a dict of floats; a figure without samples is left out.
+    """
+
+    full_state_update = False
+    loss_sum: Tensor
+    samples: Tensor
+    hits: Tensor
+    unmixed: Tensor
+    unmixed_hits: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for state in ("loss_sum", "samples", "hits", "unmixed", "unmixed_hits"):
+            self.add_state(state, torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, loss: Tensor, logits: Tensor, label: Tensor, target: Tensor | None = None) -> None:
+        """Add a batch: ``loss`` () is its mean; the others as in :func:`hit_share`."""
+        # not in place: a state that was reset in inference mode could not be changed outside it
+        size = label.shape[0]
+        self.loss_sum = self.loss_sum + loss.detach().float() * size
+        share, unmixed = hit_share(logits.detach(), label, target)
+        hits = share.sum()
+        self.samples = self.samples + size
+        self.hits = self.hits + hits
+        if target is None:
+            self.unmixed, self.unmixed_hits = self.unmixed + size, self.unmixed_hits + hits
+        else:
+            self.unmixed, self.unmixed_hits = self.unmixed + unmixed.sum(), self.unmixed_hits + (share * unmixed).sum()
+
+    def compute(self) -> dict[str, float]:
+        """The epoch's figures; one transfer to the host."""
+        sums = torch.stack([self.loss_sum, self.samples, self.hits, self.unmixed, self.unmixed_hits]).tolist()
+        loss_sum, samples, hits, unmixed, unmixed_hits = sums
+        figures: dict[str, float] = {}
+        if samples:
+            figures["loss"] = loss_sum / samples
+        if unmixed:
+            figures["acc"] = unmixed_hits / unmixed
+        if samples != unmixed:
+            figures["acc_mix"] = hits / samples
+        return figures

@@ -1,0 +1,43 @@
+"""Networks: plain `torch.nn.Module`s that know nothing of Lightning, of data sets or of losses.
+
+resnet.py      ResNets for small images: `build_resnet`
+ternarize.py   a plain network made ternary, and its full-precision twin: `ternarize`, `warm_start`,
+               `effective_state_dict`
+ternary.py     the ternary layers and a look at them: `TernaryConv2d`, `TernaryLinear`, `ternary_layers`,
+               `ternary_shares`
+quantizers.py  the ternary rules: twn, ttq, absmean, learned_threshold
+
+Contract: a classifier maps images (B, C, H, W), float, to logits (B, K), never probabilities. It takes any B, H and W;
+in eval mode an image's logits do not depend on what else is in the batch. The layer after the last pooling is called
+`classifier`, the first one `stem`.
+"""
+
+from networks.quantizers import QuantizerName, ScaleName, Ternary
+from networks.resnet import Architecture, ResNet, build_resnet
+from networks.ternarize import effective_state_dict, ternarize, warm_start
+from networks.ternary import (
+    ActivationBits,
+    TernaryConv2d,
+    TernaryLayer,
+    TernaryLinear,
+    ternary_layers,
+    ternary_shares,
+)
+
+__all__ = [
+    "ActivationBits",
+    "Architecture",
+    "QuantizerName",
+    "ResNet",
+    "ScaleName",
+    "Ternary",
+    "TernaryConv2d",
+    "TernaryLayer",
+    "TernaryLinear",
+    "build_resnet",
+    "effective_state_dict",
+    "ternarize",
+    "ternary_layers",
+    "ternary_shares",
+    "warm_start",
+]

@@ -1,0 +1,176 @@
+"""ResNets for small images (CIFAR, digits), all of them in this file, and `build_resnet`, which makes one ternary.
+
+    image (B,C,H,W) -> stem -> stages -> mean over H,W -> dropout -> classifier -> logits (B,K)
+
+    block:  x -> conv1 3x3 -> bn1 -> relu -> conv2 3x3 -> bn2 -> + -> relu
+            x -> shortcut ------------------------------------->|
+
+The stem is one 3x3 convolution of stride 1 without max pooling, so that none of the few pixels is thrown away. The
+first block of every stage but the first halves H and W and doubles C.
+
+    architecture   stage widths     blocks a stage   shortcut where the shape changes              parameters (K=10)
+    resnet18       64 128 256 512   2                "projection": 1x1 convolution (option B)      11,173,962
+    resnet20       16 32 64         3                "padding": every 2nd pixel, zero channels     269,722
+    resnet32       16 32 64         5                (option A, no parameters)                     464,154
+    resnet56       16 32 64         9                                                              853,018
+
+He et al. 2015, "Deep Residual Learning for Image Recognition", arXiv 1512.03385: resnet20/32/56 are those of section
+4.2, resnet18 is that of table 1 with the stem above.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from networks.quantizers import QuantizerName, ScaleName, check_choice
+from networks.ternarize import ternarize
+from networks.ternary import ActivationBits
+
+Architecture = Literal["resnet18", "resnet20", "resnet32", "resnet56"]
+Shortcut = Literal["projection", "padding"]
+
+_ARCHITECTURES: dict[Architecture, tuple[tuple[int, ...], int, Shortcut]] = {
+    "resnet18": ((64, 128, 256, 512), 2, "projection"),
+    "resnet20": ((16, 32, 64), 3, "padding"),
+    "resnet32": ((16, 32, 64), 5, "padding"),
+    "resnet56": ((16, 32, 64), 9, "padding"),
+}
+
+
+def build_resnet(
+    architecture: Architecture,
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    quantizer: QuantizerName | Literal["none"] = "twn",
+    scale: ScaleName = "channel",
+    full_precision: Sequence[str] = ("stem", "classifier"),
+    activation_bits: ActivationBits = 32,
+    dropout: float = 0.0,
+) -> "ResNet":
+    """Build a ResNet whose weights are ternary but for the layers named in `full_precision`.
+
+    From one seed the ternary network and its twin (`quantizer="none"`) get the same weights and leave the random
+    number generator in the same state.
+
+    Args:
+        architecture: See the table at the top of networks/resnet.py.
+        num_classes: K, the length of the logits.
+        in_channels: C of the images: 3 for colour, 1 for grey.
+        quantizer: Ternary rule (networks/quantizers.py), or `none` for the full-precision twin; the settings below are
+            checked for the twin too, and change nothing in it.
+        scale: One scale and threshold for each output `channel`, or one for the `layer`.
+        full_precision: Layers to leave in full precision, by whole parts of their dotted names: `stem`, `classifier`,
+            `shortcut` (resnet18 only: the others' have no weights), `stages.0`, `stages.0.1.conv2`.
+        activation_bits: 8 rounds the input of each ternary layer to int8, 32 leaves it alone.
+        dropout: Probability in [0, 1) of zeroing a feature before the classifier, in training.
+
+    Raises:
+        ValueError: An argument is out of its range or choices, or an entry of `full_precision` names no layer.
+    """
+    check_choice("architecture", architecture, _ARCHITECTURES)
+    for name, count in (("num_classes", num_classes), ("in_channels", in_channels)):
+        if count < 1:
+            raise ValueError(f"{name} must be 1 or more, got {count}")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+    widths, blocks, shortcut = _ARCHITECTURES[architecture]
+    network = ResNet(widths, blocks, shortcut, num_classes=num_classes, in_channels=in_channels, dropout=dropout)
+    ternarize(network, quantizer=quantizer, scale=scale, full_precision=full_precision, activation_bits=activation_bits)
+    return network
+
+
+class ResNet(nn.Module):
+    """Residual network of basic blocks, in full precision.
+
+    Args:
+        widths: Channels of each stage.
+        blocks: Residual blocks in each stage.
+        shortcut: `projection` or `padding`, where a block changes the shape.
+        num_classes: Length of the logits.
+        in_channels: Channels of the images.
+        dropout: Probability of zeroing a feature before the classifier.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        blocks: int,
+        shortcut: Shortcut,
+        *,
+        num_classes: int,
+        in_channels: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            OrderedDict(conv=_conv3x3(in_channels, widths[0]), bn=nn.BatchNorm2d(widths[0]), relu=nn.ReLU(inplace=True))
+        )
+        self.stages = nn.Sequential()
+        channels = widths[0]
+        for width in widths:
+            stage = nn.Sequential()
+            for block in range(blocks):
+                stride = 2 if block == 0 and len(self.stages) > 0 else 1
+                stage.append(BasicBlock(channels, width, stride, shortcut))
+                channels = width
+            self.stages.append(stage)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(channels, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, K) of images (B, C, H, W); 8x8 and 32x32 are the sizes in use, any other works."""
+        x = self.stages(self.stem(images))  # (B, widths[-1], H', W'), both sides halved once a stage after the first
+        x = F.adaptive_avg_pool2d(x, 1).flatten(1)  # (B, widths[-1])
+        logits: Tensor = self.classifier(self.dropout(x))
+        return logits
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut: relu(f(x) + shortcut(x)), (B, C, H, W) -> (B, C', H/stride, W/stride)."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: Shortcut) -> None:
+        super().__init__()
+        self.conv1 = _conv3x3(in_channels, out_channels, stride)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = _conv3x3(out_channels, out_channels)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.shortcut: nn.Module
+        if stride == 1 and in_channels == out_channels:
+            self.shortcut = nn.Identity()
+        elif shortcut == "projection":
+            conv = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(out_channels)))
+        else:
+            self.shortcut = PaddingShortcut(out_channels - in_channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C', H/stride, W/stride)."""
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = self.bn2(self.conv2(out))
+        return F.relu(out + self.shortcut(x), inplace=True)
+
+
+class PaddingShortcut(nn.Module):
+    """Option A: takes every `stride`-th pixel and adds zero channels, half of them in front. No parameters."""
+
+    def __init__(self, new_channels: int, stride: int) -> None:
+        super().__init__()
+        self.new_channels = new_channels
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C + new_channels, H/stride, W/stride), sides rounded up."""
+        front = self.new_channels // 2
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, front, self.new_channels - front))
+
+
+def _conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    # no bias: a batch norm follows each
+    return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)

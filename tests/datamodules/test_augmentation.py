@@ -1,0 +1,118 @@
+"""What a training batch becomes: each step against the transform of its name, and each image apart from the others."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import transforms
+from datamodules import DataModule, DigitsDataModule
+from datamodules.augmentation import Augmentation
+
+PLAIN: dict[str, Any] = {
+    "crop_padding": 0,
+    "flip": False,
+    "policy": "none",
+    "randaugment_ops": 2,
+    "randaugment_magnitude": 9,
+    "mixup_alpha": 1.0,
+    "mixup_prob": 0.0,
+    "cutmix_alpha": 1.0,
+    "cutmix_prob": 0.0,
+}
+EVERYTHING = {"crop_padding": 2, "flip": True, "policy": "randaugment"}
+MIXED = {"mixup_prob": 0.5, "cutmix_prob": 0.5}
+
+
+def raw(data: DataModule, places: list[int]) -> dict[str, Tensor]:
+    return {name: values[places] for name, values in data.splits["train"].items()}
+
+
+def digits(**settings: Any) -> DigitsDataModule:
+    data = DigitsDataModule(batch_size=8, **settings)
+    data.setup("fit")
+    return data
+
+
+def test_steps_are_taken_in_their_order() -> None:
+    data = digits(**EVERYTHING, **MIXED)
+    data.seed = 3
+    batch = raw(data, list(range(40)))
+    random = transforms.SampleRandom(3, 5, batch["index"])
+    images = transforms.rand_augment(batch["image"], random, 2, 9)
+    images = transforms.random_flip(transforms.random_crop(images, 2, random), random)
+    images = transforms.normalize(images, (0.3049,), (0.3756,))
+    images, targets = transforms.mix(
+        images, batch["label"], 10, random, mixup_alpha=1.0, mixup_prob=0.5, cutmix_alpha=1.0, cutmix_prob=0.5
+    )
+    augmented = data.augment(batch, epoch=5)
+    assert torch.equal(augmented["image"], images)
+    assert torch.equal(augmented["target"], targets)
+    assert torch.equal(augmented["label"], batch["label"])  # the true one stays, for an accuracy that means something
+    assert torch.equal(augmented["index"], batch["index"])
+    assert batch["image"].dtype == torch.uint8  # the raw batch is left as it was
+
+
+def test_autoaugment_is_applied() -> None:
+    data = digits(policy="autoaugment", crop_padding=0)
+    batch = raw(data, list(range(30)))
+    random = transforms.SampleRandom(0, 1, batch["index"])
+    expected = transforms.normalize(transforms.auto_augment(batch["image"], random), data.mean, data.std)
+    assert torch.equal(data.augment(batch, epoch=1)["image"], expected)
+    assert not torch.equal(expected, transforms.normalize(batch["image"], data.mean, data.std))
+
+
+def test_an_image_does_not_depend_on_its_batch() -> None:
+    data = digits(**EVERYTHING)
+    whole = data.augment(raw(data, list(range(32))), epoch=2)["image"]
+    for places in ([0], [31, 5], list(range(31, -1, -1))):
+        assert torch.equal(data.augment(raw(data, places), epoch=2)["image"], whole[places])
+
+
+def test_augmentation_is_a_function_of_seed_epoch_and_index() -> None:
+    data = digits(**EVERYTHING, **MIXED)
+    batch = raw(data, list(range(32)))
+    first = data.augment(batch, epoch=2)["image"]
+    torch.rand(5)
+    assert torch.equal(data.augment(batch, epoch=2)["image"], first)
+    assert not torch.equal(data.augment(batch, epoch=3)["image"], first)
+    assert not torch.equal(data.augment({**batch, "index": batch["index"] + 1}, epoch=2)["image"], first)
+    data.seed = 1
+    assert not torch.equal(data.augment(batch, epoch=2)["image"], first)
+
+
+def test_nothing_on_is_normalisation_alone() -> None:
+    data = digits(crop_padding=0)
+    batch = raw(data, [3, 4])
+    augmented = data.augment(batch, epoch=0)
+    expected = (batch["image"].double() / 255 - 0.3049) / 0.3756
+    assert torch.allclose(augmented["image"].double(), expected, atol=1e-6)
+    assert set(augmented) == {"image", "label", "index"}  # no target where nothing mixes
+
+
+@pytest.mark.parametrize("settings", [{"mixup_prob": 0.01}, {"cutmix_prob": 1.0}])
+def test_target_is_there_in_every_batch_of_a_run_that_mixes(settings: dict[str, float]) -> None:
+    data = digits(**settings)
+    for places in ([0], [1, 2, 3]):
+        target = data.augment(raw(data, places), epoch=0)["target"]
+        assert target.shape == (len(places), 10)
+        assert torch.allclose(target.sum(1), torch.ones(len(places)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"crop_padding": -1}, "crop_padding is -1 but must be 0 or more"),
+        ({"policy": "best"}, "policy is 'best' but must be none, randaugment or autoaugment"),
+        ({"randaugment_ops": 0}, "randaugment_ops is 0 but must be 1 or more"),
+        ({"randaugment_magnitude": 31}, "randaugment_magnitude is 31 but must be 0 to 30"),
+        ({"mixup_alpha": 0.0}, r"mixup_alpha is 0\.0 but must be above 0"),
+        ({"cutmix_alpha": -1.0}, r"cutmix_alpha is -1\.0 but must be above 0"),
+        ({"mixup_prob": 1.5}, r"mixup_prob is 1\.5 but must be 0 to 1"),
+        ({"cutmix_prob": -0.5}, r"cutmix_prob is -0\.5 but must be 0 to 1"),
+    ],
+)
+def test_wrong_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Augmentation(**{**PLAIN, **settings})

@@ -1,0 +1,22 @@
+"""Augmentation and normalisation of whole batches, on the device where they lie.
+
+Contract: every transform is a pure function of a batch and a `SampleRandom`. It draws from no generator and keeps no state,
+never changes its input (it may return it), and raises ValueError for a setting that makes no sense. An image comes out the same
+in any batch, on any rank and after a resume; only the partner that `mix` gives it depends on which images are in the batch.
+
+    random = SampleRandom(seed, epoch, batch["index"])
+    images = rand_augment(batch["image"], random)                            # uint8; so auto_augment
+    images = random_flip(random_crop(images, 4, random), random)             # any dtype
+    images = normalize(images, mean, std)                                    # float32
+    images, targets = mix(images, batch["label"], num_classes, random, ...)  # float32, soft targets
+
+Draws are named `transform/quantity`, and no two transforms share one. A transform applied twice in an epoch repeats its draws.
+"""
+
+from transforms.geometric import random_crop, random_flip
+from transforms.mix import mix
+from transforms.normalize import normalize
+from transforms.policies import auto_augment, rand_augment
+from transforms.sample_random import SampleRandom
+
+__all__ = ["SampleRandom", "auto_augment", "mix", "normalize", "rand_augment", "random_crop", "random_flip"]
