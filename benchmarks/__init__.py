@@ -1,0 +1,8 @@
+"""Side-by-side measurements against peers, each printing ratios; docs/benchmarks.md says how to read them.
+
+step_overhead.py  our run against a bare PyTorch loop of the same step    (tasks.py: networks and data; turns.py: the loop)
+loader.py         our in-memory loader against torchvision's per-sample pipeline
+measure.py        repeats, medians, the machine, tables and JSON
+
+They are no tests: a figure depends on the machine, so tests only check that both sides compute the same.
+"""

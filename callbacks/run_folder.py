@@ -118,6 +118,7 @@ class RunFolder(Callback):
         self.resumes = 0
         self.seconds = 0.0  # of earlier starts, up to the checkpoint that this one goes on from
         self._made: list[Path] = []
+        self._found = False
         self._started = time.monotonic()
         self._begun = False
         if path is not None and getattr(rank_zero_only, "rank", 0) == 0:
@@ -125,6 +126,7 @@ class RunFolder(Callback):
                 raise MisconfigurationException(
                     f"run folder {path} is not empty: give another --run_dir, or go on with it by --resume {path}"
                 )
+            self._found = path.is_dir()
             self._made = [folder for folder in (path, *path.parents) if not folder.exists()]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -152,10 +154,11 @@ class RunFolder(Callback):
 
     def discard(self) -> None:
         """Remove what this start made, if training never began: a refused command leaves nothing behind."""
-        if self._begun or not self._made:
+        if self._begun or self.resumed or self.path is None or not (self._made or self._found):
             return
-        shutil.rmtree(self._made[0], ignore_errors=True)
-        for folder in self._made[1:]:
+        for entry in list(self.path.iterdir()) if self.path.is_dir() else []:  # it was empty when this start found it
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        for folder in self._made:
             with contextlib.suppress(OSError):
                 folder.rmdir()
 

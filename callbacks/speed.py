@@ -21,6 +21,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loops.fetchers import _DataFetcher
 
+from callbacks.lookup import callbacks_of
+
 GB = 1e9
 
 
@@ -81,8 +83,7 @@ class Speed(Callback):
     @classmethod
     def of(cls, trainer: Trainer) -> Speed | None:
         """The trainer's ``Speed``, if it has one."""
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning's connector
-        return next((callback for callback in callbacks if isinstance(callback, cls)), None)
+        return next(iter(callbacks_of(trainer, cls)), None)
 
     def snapshot(self) -> dict[str, float]:
         """The latest figures, those that are known by now.

@@ -56,6 +56,8 @@ def write_weights(folder: Path) -> None:
     """weights.safetensors from the best checkpoint, or the last where there was no validation."""
     path = folder / "checkpoints" / "best.ckpt"
     path = path if path.is_file() else path.with_name("last.ckpt")
+    if not path.is_file():  # a run without checkpoints
+        return
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     with replace_file(folder / "weights.safetensors") as temporary:
         save_file(best_weights(checkpoint), temporary, metadata={"checkpoint": path.name})

@@ -119,12 +119,13 @@ class _PlainFormatter(logging.Formatter):
         return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"
 
 
-# What Lightning calls that others have deprecated since, and its hint on log_every_n_steps: nothing a user can act on
+# What Lightning calls that others have deprecated since, and hints of its own: nothing a user can act on
 NOT_FOR_USERS = (
     "`isinstance.treespec, LeafSpec.` is deprecated",
     "(?s).*JsonargparseDeprecationWarning",
     "(?s).*instantiate_classes",
     "The number of training batches .* is smaller than the logging interval",
+    "Be aware that when using `ckpt_path`, callbacks used to create the checkpoint need to be provided",
 )
 
 

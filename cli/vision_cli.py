@@ -12,6 +12,7 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import callbacks as ours
 import datamodules
@@ -120,10 +121,7 @@ class VisionCLI(LightningCLI):
     # ---- instantiation ----
 
     def before_instantiate_classes(self) -> None:
-        """Refuse what cannot be repeated, and what a resumed run cannot change."""
-        settings = self.config[self.subcommand]
-        if isinstance(settings.seed_everything, bool):
-            raise UsageError("seed_everything: give a number, so that the run can be repeated")
+        """Refuse what a resumed run cannot change."""
         if self.source is not None and self.subcommand == "fit":
             resume.check_changes(self.source, self.config_dict(), self.flags)
 
@@ -169,7 +167,10 @@ class VisionCLI(LightningCLI):
                 options["logger"] = ours.RunTensorBoard(str(folder), purge_step=purge)
         elif self.subcommand != "fit":
             options["logger"] = False
-        return Trainer(**{**options, **kwargs})
+        try:
+            return Trainer(**{**options, **kwargs})
+        except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+            raise UsageError(f"trainer: {' '.join(str(error).split())}") from error
 
     def _make_run_folder(self, quiet: bool) -> ours.RunFolder:
         path = None
@@ -191,6 +192,11 @@ class VisionCLI(LightningCLI):
         ]
         savers = [callback for callback in own if isinstance(callback, Checkpoint)]
         others = [callback for callback in own if not isinstance(callback, Checkpoint)]
+        for kind in {type(callback) for callback in own if type(callback).__module__.startswith("callbacks.")}:
+            if len([callback for callback in own if type(callback) is kind]) > 1:
+                raise UsageError(
+                    f"trainer.callbacks: {kind.__name__} is given twice; once in the experiment and in an overlay?"
+                )
         if options.get("enable_progress_bar") is not False:
             others.append(settings.progress)
         others += [settings.curves, ours.RunSummary()]

@@ -28,8 +28,7 @@ class DataModule(LightningDataModule, ABC):
 
     Args:
         batch_size: Training samples in a batch of one process.
-        eval_batch_size: Samples in a batch of validation, test and predict; null means twice batch_size, since nothing is kept
-            for a backward pass.
+        eval_batch_size: Samples in a batch of validation, test and predict; null means twice batch_size, as there is no backward.
         val_fraction: Share of every class of the training data held out for validation, above 0 and below 1.
         train_fraction: Share of the rest that is trained on, above 0, up to 1; the validation split does not depend on it, and a
             smaller share is a subset of a larger one.
@@ -171,8 +170,8 @@ class DataModule(LightningDataModule, ABC):
                 f"--data.val_fraction {self.val_fraction} of {len(data['label'])} training samples, taken from each class, is none"
             )
         count_classes(data["label"][train], self.class_names)
-        self.splits["train"] = {name: values[train] for name, values in data.items()}
-        self.splits["val"] = {name: values[val] for name, values in data.items()}
+        self.splits["train"] = {name: values.index_select(0, train) for name, values in data.items()}
+        self.splits["val"] = {name: values.index_select(0, val) for name, values in data.items()}
 
     def _checked_part(self, part: Literal["train", "test"]) -> Batch:
         data = self.read_part(part)

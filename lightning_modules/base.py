@@ -250,9 +250,11 @@ class BaseModule(LightningModule):
             optimizer = SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=nesterov, fused=fused)
         else:
             optimizer = AdamW(groups, lr=self.lr, betas=(self.momentum, 0.999), fused=fused)
-        bounds = (
-            None if self.one_cycle_momentum is None or self.momentum == 0 else (self.one_cycle_momentum, self.momentum)
-        )
+        if self.trainer.precision == "bf16-mixed":
+            # Lightning takes this mark of a fused optimiser for a loss scaler, which bf16 has not, and would refuse to clip
+            optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+        cycles = self.one_cycle_momentum is not None and self.momentum > 0
+        bounds = (cast(float, self.one_cycle_momentum), self.momentum) if cycles else None
         shape = Shape(**{**vars(self.shape), "warmup_steps": self._warmup_steps()})
         schedule = Schedule(optimizer, shape, self.stages(), bounds, self.plateau)
         self._configured_groups = [

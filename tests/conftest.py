@@ -32,3 +32,16 @@ def _leaves_nothing_behind() -> Iterator[None]:
         if path.name not in ("__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache")
     }
     assert not made, f"left behind: {sorted(map(str, made))}"
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an unbroken tiny run that tested its best checkpoint in the same process; not to be written to."""
+    from tests.runs.killing import TINY, forked
+
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    log = folder.parent / "log"
+    assert forked(["fit", "--config", TINY, "--run_dir", str(folder), "--test_after_fit"], log=log) == 0, (
+        log.read_text()
+    )
+    return folder

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from callbacks import progress
 from callbacks.checkpoints import Checkpoints
 from callbacks.eta import duration
+from callbacks.exact_resume import ExactResume
 from callbacks.progress import Progress
 from callbacks.run_folder import RunFolder
 
@@ -236,20 +237,32 @@ def test_an_epoch_without_validation_shows_no_old_figures(
 
 
 @pytest.mark.parametrize(
-    ("when", "step", "lines"),
+    ("saved", "broken", "step", "lines"),
     [
-        ("batch end", 3, [1, 2, 3, 4]),  # in the midst of epoch 2
-        ("batch end", 4, [1, 2, 3, 4]),
-        ("batch end", 7, [1, 2, 3, 4]),
-        ("validation", 4, [1, 2, 3, 4]),
-        ("validation", 8, [1, 2, 3, 4]),
-        ("saved", 4, [1, 2, 3, 4]),  # epoch 2 is done: its line must not wait for an epoch 3 that does not start
-        ("saved", 8, [1, 2, 3, 4]),
-        ("epoch end", 4, [1, 2, 2, 3, 4]),  # not saved: epoch 2 is done a second time
+        ("epoch end", "batch end", 3, [1, 2, 3, 4]),  # in the midst of epoch 2
+        ("epoch end", "batch end", 4, [1, 2, 3, 4]),
+        ("epoch end", "batch end", 7, [1, 2, 3, 4]),
+        ("epoch end", "validation end", 4, [1, 2, 3, 4]),
+        ("epoch end", "validation end", 8, [1, 2, 3, 4]),
+        # the epoch is done and saved: its line must not wait for an epoch that does not start
+        ("epoch end", "epoch end", 4, [1, 2, 3, 4]),
+        ("epoch end", "epoch end", 8, [1, 2, 3, 4]),
+        # the resumed run ends epoch 2 once more, without a batch
+        ("validation end", "batch end", 5, [1, 2, 3, 4]),
+        # the resumed run validates epoch 2, without a training batch
+        ("validation batch", "validation end", 4, [1, 2, 3, 4]),
+        # nothing was saved at the end of epoch 2: it is done a second time
+        ("batch end", "epoch end", 4, [1, 2, 2, 3, 4]),
     ],
 )
 def test_every_epoch_has_one_line_over_an_interruption(
-    clock: Clock, tmp_path: Path, capsys: pytest.CaptureFixture[str], when: str, step: int, lines: list[int]
+    clock: Clock,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    saved: str,
+    broken: str,
+    step: int,
+    lines: list[int],
 ) -> None:
     """Two batches an epoch; the run breaks in some hook at some step, and goes on from the last checkpoint there is."""
 
@@ -257,26 +270,28 @@ def test_every_epoch_has_one_line_over_an_interruption(
         def __init__(self, breaks: bool) -> None:
             self.breaks = breaks
 
-        def fail(self, trainer: Trainer, now: str) -> None:
-            if self.breaks and (now, trainer.global_step) == (when, step):
+        def at(self, trainer: Trainer, hook: str) -> None:
+            if hook == saved and not (hook == "batch end" and trainer.is_last_batch):
+                trainer.save_checkpoint(tmp_path / "last.ckpt")
+            if self.breaks and (hook, trainer.global_step) == (broken, step):
                 raise RuntimeError("broken")
 
         def on_train_batch_end(self, trainer: Trainer, *arguments: Any, **named: Any) -> None:
-            if not trainer.is_last_batch:
-                trainer.save_checkpoint(tmp_path / "last.ckpt")
-            self.fail(trainer, "batch end")
+            self.at(trainer, "batch end")
+
+        def on_validation_batch_start(self, trainer: Trainer, *arguments: Any, **named: Any) -> None:
+            self.at(trainer, "validation batch")
 
         def on_validation_end(self, trainer: Trainer, *arguments: Any) -> None:
-            self.fail(trainer, "validation")
+            self.at(trainer, "validation end")
 
         def on_train_epoch_end(self, trainer: Trainer, *arguments: Any) -> None:
-            self.fail(trainer, "epoch end")
-            trainer.save_checkpoint(tmp_path / "last.ckpt")
-            self.fail(trainer, "saved")
+            self.at(trainer, "epoch end")
 
     def fit(breaks: bool) -> None:
         folder = RunFolder(tmp_path / "run", resumed=not breaks)
-        trainer = trainer_of(tmp_path, Progress(every_s=1e9), folder, Break(breaks), max_epochs=4)
+        exact = [ExactResume()] if saved == "validation batch" else []  # Lightning does not go on with a validation
+        trainer = trainer_of(tmp_path, *exact, Progress(every_s=1e9), folder, Break(breaks), max_epochs=4)
         checkpoint = None if breaks else tmp_path / "last.ckpt"
         trainer.fit(Module(clock), Loader(2), Loader(1), ckpt_path=checkpoint, weights_only=True)
 

@@ -56,7 +56,7 @@ def test_training_moves_symbols_and_keeps_them_ternary(rule: QuantizerName) -> N
     for _ in range(60):
         optimizer.zero_grad()
         loss = F.mse_loss(layer(inputs), target)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         losses.append(loss.item())
     symbols = layer.ternary().symbols

@@ -15,8 +15,7 @@ from transforms.policies import apply_operation, magnitude_of
 
 UNKNOWN: Any = "cifar"
 SIGNED = ["ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast", "Sharpness"]
-UNUNKNOWN: Any = "cifar"
-SIGNED = ["Identity", "Posterize", "Solarize", "AutoContrast", "Equalize", "Invert"]
+UNSIGNED = ["Identity", "Posterize", "Solarize", "AutoContrast", "Equalize", "Invert"]
 
 
 def some_images(batch_size: int, channels: int = 3, height: int = 16, width: int = 16) -> Tensor:

@@ -1,0 +1,210 @@
+"""What our run costs a step beside a bare PyTorch loop of the same step: Lightning, all callbacks, EMA, metrics and logging.
+
+    python -m benchmarks.step_overhead [--repeats 5] [--steps N] [--threads N] [--cases NAME ...] [--json FILE]
+
+The run is made by `main.py fit`'s own code from a configuration, so that it has the callbacks, logger and checkpoints that every
+run has, and writes its run folder into a temporary one. turns.py says what the bare loop does and how the two are interleaved.
+A repeat is an epoch; the first, which warms up and draws the curves, is left out.
+
+- overhead: per step within an epoch, a row of metrics.csv and TensorBoard every 50 steps included.
+- epoch end: from the last batch to the first of the next epoch: validation (of ten samples), best and last checkpoint, metrics.
+- with epoch end: both, for epochs of 45,000 samples.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from benchmarks import measure
+from benchmarks.measure import Spread
+from cli import main as run_main
+
+LOG_EVERY = 50  # steps; the default of configs/defaults.yaml
+EPOCH_SAMPLES = 45_000  # CIFAR-10 with a tenth held out
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network on data of its shape.
+
+    Args:
+        name: What the table calls it.
+        network: The same in words.
+        batch_size: Samples in a batch.
+        turn: Steps of a turn: a second or less, but not so few that a turn begins with cold caches.
+        steps: Timed steps of an epoch.
+        model: `class_path` and `init_args` of the module.
+        data: Likewise of the datamodule, without `num_images`.
+    """
+
+    name: str
+    network: str
+    batch_size: int
+    turn: int
+    steps: int
+    model: dict[str, Any]
+    data: dict[str, Any]
+
+
+def _resnet(name: str, network: str, quantizer: str) -> Case:
+    model = {"class_path": "TernaryClassifier", "init_args": {"architecture": "resnet20", "quantizer": quantizer}}
+    data = {"class_path": "benchmarks.tasks.RandomImages", "init_args": {"crop_padding": 4, "flip": True}}
+    return Case(name, network, 128, 5, 50, model, data)
+
+
+def _perceptron(name: str, network: str, batch_size: int, hidden: list[int], data: str, **shape: Any) -> Case:
+    model = {"class_path": "benchmarks.tasks.Perceptron", "init_args": {"hidden": hidden}}
+    return Case(name, network, batch_size, 25, 200, model, {"class_path": f"benchmarks.tasks.{data}", "init_args": shape})
+
+
+CASES = [
+    _perceptron(
+        "free", "linear layer on 8x8 images", 128, [], "RandomImages", size=8, channels=1, crop_padding=1, flip=True
+    ),
+    _perceptron("head", "768-256-2 head on features", 256, [256], "RandomFeatures", size=1, channels=768, classes=2),
+    _resnet("resnet20", "ResNet-20 on 32x32 images", "none"),
+    _resnet("resnet20-twn", "ternary ResNet-20 (twn)", "twn"),
+]
+
+
+class Result(NamedTuple):
+    """Figures of a case over the repeats, in milliseconds but for ratio and difference."""
+
+    bare: Spread
+    ours: Spread
+    overhead: Spread
+    ratio: Spread
+    epoch_end: Spread
+    with_epoch_end: float
+    weight_difference: float
+
+
+def config(case: Case, repeats: int, folder: Path) -> dict[str, Any]:
+    """The configuration of the run: EMA on, the rest as every run has it; `folder` is where the times go."""
+    batches = case.steps + 1
+    classes = case.data["init_args"].get("classes", 10)
+    per_class = -(-batches * case.batch_size // classes) + 1  # one for validation
+    data = {"num_images": per_class * classes, "batch_size": case.batch_size, "eval_batch_size": classes}
+    turns = {"turn": case.turn, "steps": case.steps, "path": str(folder / "times.json")}
+    return {
+        "trainer": {
+            "accelerator": "cpu",
+            "max_epochs": repeats + 1,
+            "limit_train_batches": batches,
+            "log_every_n_steps": LOG_EVERY,
+            "callbacks": [
+                {"class_path": "EMA"},
+                {"class_path": "benchmarks.turns.Turns", "init_args": turns},
+            ],
+        },
+        "model": case.model,
+        "data": {**case.data, "init_args": {**case.data["init_args"], **data, "val_fraction": 1 / per_class}},
+        "curves": {"every_s": 1e9},  # drawn in the first epoch, which is left out, and at the end
+    }
+
+
+def run(case: Case, repeats: int) -> Result:
+    """Measure a case.
+
+    Args:
+        case: What to train.
+        repeats: Timed epochs, at least 2.
+
+    Raises:
+        RuntimeError: The run failed; with what it printed.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        path = folder / "benchmark.yaml"
+        path.write_text(yaml.safe_dump(config(case, repeats, folder)), encoding="utf-8")
+        printed = io.StringIO()  # not the terminal, where the progress bar's speed would be that of both sides
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            code = run_main(["fit", "--config", str(path), "--run_dir", str(folder / "run")])
+        if code:
+            raise RuntimeError(f"{case.name} ended with exit code {code}:\n{printed.getvalue()}")
+        return result(case, json.loads((folder / "times.json").read_text(encoding="utf-8")))
+
+
+def result(case: Case, seconds: dict[str, Any]) -> Result:
+    """Figures of a case from the seconds of all epochs, of which the first is left out."""
+    bare, ours = ([1000 * s / case.steps for s in seconds[side][1:]] for side in ("bare", "ours"))
+    overhead = Spread.of([mine - theirs for mine, theirs in zip(ours, bare, strict=True)])
+    step = Spread.of(ours).median  # the epoch's last one is timed with its end
+    epoch_end = Spread.of([1000 * s - step for s in seconds["epoch_end"][1:]])
+    return Result(
+        bare=Spread.of(bare),
+        ours=Spread.of(ours),
+        overhead=overhead,
+        ratio=Spread.of([mine / theirs for mine, theirs in zip(ours, bare, strict=True)]),
+        epoch_end=epoch_end,
+        with_epoch_end=overhead.median + epoch_end.median / (EPOCH_SAMPLES // case.batch_size),
+        weight_difference=seconds["weight_difference"],
+    )
+
+
+HEADER = (
+    "network",
+    "batch",
+    "bare ms/step",
+    "ours ms/step",
+    "overhead ms/step",
+    "ratio",
+    "epoch end ms",
+    "with epoch end",
+)
+
+
+def row(case: Case, figures: Result) -> list[str]:
+    """A line of the table."""
+    return [
+        case.network,
+        str(case.batch_size),
+        f"{figures.bare.median:.3f}",
+        f"{figures.ours.median:.3f}",
+        figures.overhead.text(3),
+        f"{figures.ratio.median:.3f}",
+        f"{figures.epoch_end.median:.0f}",
+        f"{figures.with_epoch_end:.3f}",
+    ]
+
+
+def as_json(case: Case, figures: Result) -> dict[str, Any]:
+    """The same as plain values."""
+    content = {
+        name: value._asdict() if isinstance(value, Spread) else value for name, value in figures._asdict().items()
+    }
+    return {"name": case.name, "network": case.network, "batch_size": case.batch_size, "steps": case.steps, **content}
+
+
+def main(args: list[str] | None = None) -> None:
+    """Measure the cases and print them; ``args`` as on the command line."""
+    parser = measure.arguments(__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--steps", type=int, help=f"timed steps of a repeat, a multiple of {LOG_EVERY}; default by case")
+    names = [case.name for case in CASES]
+    parser.add_argument("--cases", nargs="+", choices=names, default=names, help="what to measure")
+    options, before = measure.begin(parser, args)
+    if options.steps is not None and (options.steps < LOG_EVERY or options.steps % LOG_EVERY):
+        parser.error(f"--steps: a multiple of {LOG_EVERY}, so that each repeat logs as often, got {options.steps}")
+    cases = [case for case in CASES if case.name in options.cases]
+    if options.steps is not None:
+        cases = [Case(**{**vars(case), "steps": options.steps}) for case in cases]
+    figures = [run(case, options.repeats) for case in cases]
+    print(measure.table(HEADER, [row(*pair) for pair in zip(cases, figures, strict=True)]))
+    print(f"\noverhead: median (least .. most) of {options.repeats} repeats; the first network costs nothing, so that its")
+    print("overhead is the framework's own; that of a large network is a small difference of two large figures.")
+    for case, each in zip(cases, figures, strict=True):
+        print(f"{case.name}: largest difference between the weights of both sides {each.weight_difference:g}")
+    content = [as_json(*pair) for pair in zip(cases, figures, strict=True)]
+    measure.report(before, {"benchmark": "step_overhead", "repeats": options.repeats, "cases": content}, options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""A bare PyTorch loop that does the same step as a run of ours, and a callback that lets the two take turns.
+
+    bare x T | ours x T | bare x T | ours x T | ...  an epoch of `steps` steps each, then validation, checkpoints, next epoch
+
+Both start from the same weights and see the same batches, so that they must end in the same weights, to the bit on a CPU: the
+proof that both did the same work. Turns of a second or less, rather than whole runs one after the other, keep a machine that
+slows down or has a visitor from counting for one side only. The callback's own time, and that of the loop, is ours in neither.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import SGD
+from torch.optim.lr_scheduler import LambdaLR
+
+from callbacks.run_folder import write_json
+from datamodules import DataModule
+from datamodules.in_memory import batch_indices
+
+
+class BareLoop:
+    """The step of `Classifier` with its default settings as one would write it by hand: no metrics, no average, no logging.
+
+    batch by index -> augmentation -> forward -> cross-entropy -> backward -> fused Nesterov SGD -> cosine schedule
+
+    Args:
+        network: Where to start from; copied.
+        data: Its training split, order of batches and augmentation are used.
+        batches: Batches of an epoch.
+        epochs: Epochs of the run, which the schedule is planned for.
+        lr: Peak learning rate.
+        weight_decay: Weight decay of matrices and kernels; vectors have none.
+    """
+
+    def __init__(
+        self, network: nn.Module, data: DataModule, batches: int, epochs: int, lr: float, weight_decay: float
+    ) -> None:
+        self.network, self.data = copy.deepcopy(network), data
+        matrices = [parameter for parameter in self.network.parameters() if parameter.ndim > 1]
+        vectors = [parameter for parameter in self.network.parameters() if parameter.ndim <= 1]
+        groups = [
+            {"params": matrices, "weight_decay": weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
+        self.optimizer = SGD(groups, lr=lr, momentum=0.9, nesterov=True, fused=True)
+        last = batches * epochs - 1
+        self.schedule = LambdaLR(self.optimizer, lambda step: (1 + math.cos(math.pi * (step / last))) / 2)
+        # made beforehand: a new epoch costs the loop nothing
+        self._batches = (
+            (epoch, chosen)
+            for epoch, order in enumerate([self._order(batches, epoch) for epoch in range(epochs)])
+            for chosen in order
+        )
+
+    def _order(self, batches: int, epoch: int) -> tuple[Tensor, ...]:
+        n, size = len(self.data.splits["train"]["label"]), self.data.batch_size
+        return batch_indices(n, size, keep="full", shuffle=True, seed=self.data.seed, epoch=epoch)[:batches]
+
+    def advance(self, steps: int) -> None:
+        """Do the next steps."""
+        split = self.data.splits["train"]
+        for _ in range(steps):
+            epoch, chosen = next(self._batches)
+            batch = {name: values.index_select(0, chosen) for name, values in split.items()}
+            batch = self.data.augment(batch, epoch)
+            image = batch["image"]
+            if image.ndim == 4:
+                image = image.contiguous(memory_format=torch.channels_last)
+            loss = F.cross_entropy(self.network(image), batch["label"])
+            self.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+            self.schedule.step()
+
+
+class Turns(Callback):
+    """Lets a bare loop and the run that this callback is part of take turns, and writes how long each took.
+
+    An epoch must have `steps` + 1 batches. The last one is timed with the end of the epoch: until the first batch of the next.
+
+    Args:
+        turn: Steps of a turn.
+        steps: Timed steps of an epoch, a multiple of `turn`.
+        path: JSON file for the seconds: `bare` and `ours` of `steps` steps, each epoch; `epoch_end` of all epochs but the last;
+            `weight_difference`, the largest between the two networks at the end.
+    """
+
+    def __init__(self, turn: int, steps: int, path: str) -> None:
+        if turn < 1 or steps < turn or steps % turn:
+            raise ValueError(f"steps: a multiple of turn, got {steps} and {turn}")
+        self.turn, self.steps, self.path = turn, steps, Path(path)
+        self.bare_s: list[float] = []
+        self.ours_s: list[float] = []
+        self.epoch_end_s: list[float] = []
+        self._since: float | None = None  # when our turn, or the end of our epoch, began
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the bare loop from our weights."""
+        assert trainer.max_epochs is not None
+        settings = pl_module.hparams
+        self.loop = BareLoop(
+            pl_module.network,  # type: ignore[arg-type]
+            trainer.datamodule,  # type: ignore[attr-defined]
+            batches=self.steps + 1,
+            epochs=trainer.max_epochs,
+            lr=settings["lr"],
+            weight_decay=settings["weight_decay"],
+        )
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Our turn is over when it had its steps: the bare loop's turn, then ours again."""
+        if batch_idx % self.turn:
+            return
+        now = perf_counter()
+        if batch_idx == 0:
+            if self._since is not None:
+                self.epoch_end_s.append(now - self._since)
+            self.bare_s.append(0.0)
+            self.ours_s.append(0.0)
+        else:
+            assert self._since is not None
+            self.ours_s[-1] += now - self._since
+        if batch_idx < self.steps:
+            begin = perf_counter()
+            self.loop.advance(self.turn)
+            self.bare_s[-1] += perf_counter() - begin
+        else:
+            self.loop.advance(1)
+        self._since = perf_counter()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare the weights and write the times."""
+        ours, bare = pl_module.network.state_dict(), self.loop.network.state_dict()  # type: ignore[union-attr, operator]
+        difference = max(float((ours[name].double() - bare[name].double()).abs().max()) for name in bare)
+        seconds = {"bare": self.bare_s, "ours": self.ours_s, "epoch_end": self.epoch_end_s}
+        write_json(self.path, {**seconds, "weight_difference": difference})

@@ -1,0 +1,181 @@
+"""Typical mistakes: exit code 2, at most five lines that name the setting and what would be right, and nothing written."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cli import main
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+TINY = str(ROOT / "tests" / "conf" / "digits_ternary_tiny.yaml")
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def refuse(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The message of a command that is refused; the working directory must be as before."""
+    before = {str(path) for path in Path().rglob("*")}
+    assert main(arguments) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert len(message.splitlines()) <= 5, message
+    assert {str(path) for path in Path().rglob("*")} == before
+    return message
+
+
+FLAGS = [
+    (["--model.lrr", "0.1"], "model.lrr: no such setting, did you mean 'lr'?"),
+    (["--data.batchsize", "8"], "data.batchsize: no such setting, did you mean 'batch_size'?"),
+    (["--trainer.max_epochss", "3"], "--trainer.max_epochss: no such flag, did you mean 'trainer.max_epochs'?"),
+    (["--resum", "x"], "--resum: no such flag, did you mean 'resume'?"),
+    (["--model", "TernaryClasifier"], "model: no class 'TernaryClasifier', did you mean 'TernaryClassifier'?"),
+    (["--data", "CIFAR10DataModul"], "data: no class 'CIFAR10DataModul', did you mean 'CIFAR10DataModule'?"),
+    (["--model.lr", "abc"], "model.lr: a number is needed, got 'abc'"),
+    (["--data.batch_size", "many"], "data.batch_size: a whole number is needed, got 'many'"),
+    (
+        ["--model.quantizer", "twm"],
+        "model.quantizer: got 'twm', did you mean 'twn'?; one of twn, ttq, absmean, learned_",
+    ),
+    (["--checkpoint.mode", "up"], "checkpoint.mode: got 'up'; one of min, max"),
+    (["--trainer.precision", "bf16-mixd"], "trainer.precision: got 'bf16-mixd', did you mean 'bf16-mixed'?"),
+    (["--model.lr", "-1"], "lr: a learning rate over 0, got -1.0"),
+    (["--model.num_classes", "7"], "model.num_classes: 7 is given, but the data has 10"),
+    (["--model.full_precision", "[stm]"], "did you mean"),
+    (["--data.batch_size", "100000"], "--data.batch_size 100000 is larger than the training set of 129 samples"),
+    (["--checkpoint.monitor", "val/ac"], "checkpoint.monitor: no metric 'val/ac', did you mean 'val/acc'?"),
+    (["--checkpoint.every_n_epochs", "-1"], "every_n_epochs: 0 or more, got -1"),
+    (["--data", "CIFAR10DataModule", "--data.root", "nowhere"], "nowhere"),
+    (["--config", "configs/nothing.yaml"], "--config configs/nothing.yaml: no such file"),
+    (["--trainer.max_epochs", "-1"], "needs the length of the run"),
+    (["--run_dir"], "--run_dir: needs a value"),
+    (["--run", "x"], "--run: is a flag of validate, test, predict, not of fit"),
+    (["--trainer.devices", "0"], "devices"),
+    (["--trainer.accelerator", "gpux"], "accelerator"),
+]
+
+
+@pytest.mark.parametrize(("flags", "expected"), FLAGS, ids=[" ".join(flags) for flags, _ in FLAGS])
+def test_wrong_flag(flags: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert expected in refuse(["fit", "--config", TINY, *flags], capsys)
+
+
+CALLBACK = "trainer:\n  callbacks{plus}:\n    - class_path: {name}\n"
+WITH = CALLBACK + "      init_args:\n        {setting}\n"
+OVERLAYS = [
+    (
+        "model:\n  init_args:\n    label_smoothin: 0.1\n",
+        "label_smoothin: no such setting, did you mean 'label_smoothing'?",
+        3,
+    ),
+    ("modell:\n  init_args:\n    lr: 0.1\n", "modell: no such setting, did you mean 'model'?", 1),
+    ("trainer:\n  max_epochs: [1,\n", "is no valid YAML", 3),
+    (CALLBACK.format(plus="+", name="EarlyStoping"), "no class 'EarlyStoping', did you mean 'EarlyStopping'?", 3),
+    (CALLBACK.format(plus="+", name="EarlyStopping"), "EarlyStopping: needs monitor", 3),
+    (CALLBACK.format(plus="+", name="EMA"), "trainer.callbacks: EMA is given twice", None),
+    (WITH.format(plus="", name="EMA", setting="decai: 0.9"), "decai: no such setting, did you mean 'decay'?", 5),
+    (WITH.format(plus="", name="EMA", setting="decay: big"), "decay: a number is needed, got 'big'", 5),
+    (WITH.format(plus="", name="EMA", setting="decay: 2"), "decay: at least 0 and under 1, got 2.0", None),
+    (
+        WITH.format(plus="+", name="EarlyStopping", setting="monitor: val/accuracy"),
+        "EarlyStopping.monitor: no metric 'val/accuracy', did you mean 'val/acc'?",
+        None,
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "expected", "line"), OVERLAYS, ids=[expected[:40] for _, expected, _ in OVERLAYS])
+def test_wrong_overlay(text: str, expected: str, line: int | None, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("overlay.yaml").write_text(text)
+    message = refuse(["fit", "--config", TINY, "--config", "overlay.yaml"], capsys)
+    assert expected in message
+    if line is not None:
+        assert f"overlay.yaml:{line}" in message
+
+
+def test_no_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no model and no data: give --config FILE" in refuse(["fit"], capsys)
+    assert "no such command, did you mean 'fit'?" in refuse(["fitt"], capsys)
+    assert "which run? give --run RUN_DIR" in refuse(["test"], capsys)
+
+
+def test_run_folder_not_empty(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("full").mkdir()
+    Path("full/thesis.txt").write_text("mine")
+    message = refuse(["fit", "--config", TINY, "--run_dir", "full"], capsys)
+    assert "run folder full is not empty: give another --run_dir, or go on with it by --resume full" in message
+    assert Path("full/thesis.txt").read_text() == "mine"
+
+
+def test_an_empty_run_folder_of_the_users_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine").mkdir()
+    refuse(["fit", "--config", TINY, "--run_dir", "mine", "--checkpoint.monitor", "nothing"], capsys)
+    assert Path("mine").is_dir()
+
+
+def cifar(folder: Path, label: int) -> None:
+    """The official layout with 8 random images a batch, all of one label but the first two."""
+    folder.mkdir()
+    rows = np.random.default_rng(0).integers(0, 256, (8, 3072), dtype=np.uint8)
+    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
+        with (folder / name).open("wb") as file:
+            pickle.dump({b"data": rows, b"labels": [0, 1, 0, 1, 0, 1, 0, label]}, file)
+    with (folder / "batches.meta").open("wb") as file:
+        pickle.dump({b"label_names": [b"cat", b"dog"]}, file)
+
+
+def test_label_out_of_range(capsys: pytest.CaptureFixture[str]) -> None:
+    cifar(Path("cifar-10-batches-py"), label=7)
+    message = refuse(["fit", "--config", TINY, "--data", "CIFAR10DataModule", "--data.root", "."], capsys)
+    assert "7" in message
+    assert "label" in message
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", None], ids=["empty", "text", "cut"])
+def test_broken_checkpoint(content: bytes | None, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path("run")
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.yaml").write_text((finished / "config.yaml").read_text())
+    whole = (finished / "checkpoints" / "last.ckpt").read_bytes()
+    (folder / "checkpoints" / "last.ckpt").write_bytes(whole[: len(whole) // 2] if content is None else content)
+    (folder / "checkpoints" / "best.ckpt").write_bytes(whole)
+    message = refuse(["fit", "--resume", "run"], capsys)
+    assert "last.ckpt: cannot be read, it is cut short or no checkpoint; beside it: best.ckpt" in message
+
+
+def test_a_file_that_is_no_training_checkpoint(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"weight": torch.zeros(1)}, "weights.ckpt")
+    message = refuse(["test", "--run", str(finished), "--ckpt", "weights.ckpt"], capsys)
+    assert "is no checkpoint of a training run" in message
+
+
+def test_resume_of_nothing(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no such run folder or checkpoint" in refuse(["fit", "--resume", "runs/none"], capsys)
+    Path("empty").mkdir()
+    assert "has no checkpoint last.ckpt (there: none)" in refuse(["fit", "--resume", "empty"], capsys)
+    assert "a resumed run goes on in its own folder" in refuse(
+        ["fit", "--resume", str(finished), "--run_dir", "x"], capsys
+    )
+    assert "neither best, nor last, nor a file" in refuse(["test", "--run", str(finished), "--ckpt", "first"], capsys)
+
+
+FIXED = [
+    ("--model.architecture", "resnet32"),
+    ("--model.quantizer", "none"),
+    ("--data.batch_size", "8"),
+    ("--data.split_seed", "1"),
+    ("--seed_everything", "9"),
+    ("--trainer.accumulate_grad_batches", "1"),
+    ("--model.optimizer", "adamw"),
+]
+
+
+@pytest.mark.parametrize(("flag", "value"), FIXED)
+def test_what_a_resume_cannot_change(flag: str, value: str, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = refuse(["fit", "--resume", str(finished), flag, value], capsys)
+    assert f"{flag}: cannot change in a resumed run" in message
