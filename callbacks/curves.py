@@ -33,6 +33,7 @@ from callbacks.figures import (
     marker,
     tensorboard_writers,
 )
+from callbacks.lookup import callbacks_of
 from callbacks.metrics_log import read_metrics
 
 Rows = list[dict[str, float]]
@@ -98,7 +99,7 @@ def _draw_panel(axes: Axes, panel: str, points: Points, best_epoch: int | None) 
         _draw_splits(axes, panel, points)
         if best_epoch is not None:
             axes.axvline(best_epoch, color=GREY, linestyle=":", label=f"best: epoch {best_epoch}")
-        axes.legend(frameon=False)
+        axes.legend(facecolor="white", edgecolor="none")  # lies over the lines, a little transparent
     elif panel == "speed":
         epochs, values = _series(points, "speed/images_per_s")
         axes.plot(epochs, values, color=ORANGE, marker=marker(epochs))
@@ -137,7 +138,7 @@ def _draw_groups(axes: Axes, prefix: str, points: Points) -> None:
     for colour, (line, groups) in zip(cycle(colours), lines.items(), strict=False):
         axes.plot(*line, color=colour, marker=marker(line[0]), label=", ".join(groups))
     if len(lines) > 1:
-        axes.legend(frameon=False)
+        axes.legend(facecolor="white", edgecolor="none")
 
 
 def _series(points: Points, name: str) -> tuple[list[float], list[float]]:
@@ -180,8 +181,7 @@ class Curves(Picture):
         """All rows so far."""
         path = folder / "metrics.csv"
         rows = read_metrics(path) if path.exists() else []
-        checkpoints = trainer.checkpoint_callback
-        best_epoch = checkpoints.best_epoch if isinstance(checkpoints, Checkpoints) else None
+        best_epoch = next((checkpoints.best_epoch for checkpoints in callbacks_of(trainer, Checkpoints)), None)
         return draw_curves(rows, f"{folder.parent.name}/{folder.name}", best_epoch) if rows else None
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -7,9 +7,7 @@ estimates in ``eta.py``. Nothing is read from the device but when something is a
 
 from __future__ import annotations
 
-import logging
 import math
-import sys
 import time
 from time import perf_counter
 from typing import Any
@@ -18,17 +16,18 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ProgressBar
 from rich.console import Console
-from rich.live import Live
 from rich.text import Text
 from torch import Tensor
 
 from callbacks.checkpoints import Checkpoints
 from callbacks.eta import Pace, duration, estimate, steps_left
+from callbacks.live_bar import LiveBar
+from callbacks.lookup import callbacks_of
 from callbacks.progress_lines import View, epoch_line, epoch_metrics, of_total, speed_text
 from callbacks.run_folder import run_folder
 from callbacks.speed import Speed
 
-SMOOTHING = 0.02  # weight of a step in the loss that is shown: an average over about 50
+SMOOTHING = 0.05  # weight of a step in the loss that is shown: an average over about 20
 
 
 class Progress(ProgressBar):
@@ -46,8 +45,7 @@ class Progress(ProgressBar):
                 raise ValueError(f"{name}: more than 0 seconds, got {value}")
         self.every_s, self.refresh_s = every_s, refresh_s
         self._enabled = True
-        self._live: Live | None = None
-        self._redirected: list[tuple[logging.StreamHandler[Any], Any]] = []
+        self._bar: LiveBar | None = None
         self._pace = Pace()
         self._due = 0.0
         self._stage = ""
@@ -190,37 +188,29 @@ class Progress(ProgressBar):
         console = Console()
         on_terminal = console.is_terminal and not console.is_dumb_terminal
         self._due = perf_counter() + (0.0 if on_terminal else self.every_s)
-        if on_terminal and self._enabled and self._live is None:
-            terminal = (sys.stdout, sys.stderr)
-            self._live = Live(console=console, auto_refresh=False, transient=True)
-            self._live.start()  # from here on what is printed appears above the bar
-            for handler in stream_handlers():
-                if handler.stream in terminal:  # a log handler holds the stream itself, and would write into the bar
-                    self._redirected.append((handler, handler.setStream(sys.stderr)))
+        if on_terminal and self._enabled and self._bar is None:
+            self._bar = LiveBar(console)
 
     def _close(self) -> None:
-        for handler, stream in self._redirected:
-            handler.setStream(stream)
-        self._redirected = []
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
 
     def _show(self, trainer: Trainer, now: float) -> None:
         if now < self._due or not self._enabled:
             return
-        self._due = now + (self.every_s if self._live is None else self.refresh_s)
+        self._due = now + (self.every_s if self._bar is None else self.refresh_s)
         self._pace.measure(now)
         training = trainer.state.fn == "fit" and not trainer.sanity_checking
         view = self._fit_view(trainer, now) if training else self._evaluation_view(trainer)
-        if self._live is None:
+        if self._bar is None:
             self._print_line(view.line())
         else:
-            self._live.update(view.drawing(), refresh=True)
+            self._bar.show(view.drawing())
 
     def _print_line(self, line: str) -> None:
         """Print above the bar, if there is one; a line stays a line, however narrow the terminal."""
-        console = Console() if self._live is None else self._live.console
+        console = Console() if self._bar is None else self._bar.console
         console.print(Text(line), soft_wrap=True)
 
     def _fit_view(self, trainer: Trainer, now: float) -> View:
@@ -267,17 +257,19 @@ class Progress(ProgressBar):
         """The line of the epoch that has ended, once."""
         if self._ended is None:
             return
-        checkpoints, stopping = trainer.checkpoint_callback, trainer.early_stopping_callback
-        best = None
-        if isinstance(checkpoints, Checkpoints) and checkpoints.best_score is not None:
-            best = (checkpoints.monitor, checkpoints.best_score, checkpoints.best_epoch or 0)
+        bests = [
+            (checkpoints.monitor, checkpoints.best_score, checkpoints.best_epoch)
+            for checkpoints in callbacks_of(trainer, Checkpoints)
+            if checkpoints.best_score is not None and checkpoints.best_epoch is not None
+        ]
+        patiences = [(stopping.wait_count, stopping.patience) for stopping in callbacks_of(trainer, EarlyStopping)]
         line = epoch_line(
             self._ended,
             limit(trainer.max_epochs),
             epoch_metrics(trainer.callback_metrics, self._validated),
             None if self._lr is None else float(self._lr),
-            best,
-            (stopping.wait_count, stopping.patience) if isinstance(stopping, EarlyStopping) else None,
+            bests[0] if bests else None,
+            patiences[0] if patiences else None,
         )
         self._ended, self._worked, self._validated = None, False, False
         if not self._enabled:
@@ -292,10 +284,3 @@ class Progress(ProgressBar):
 def limit(number: int | None) -> float:
     """A limit of the Trainer, where -1 and None stand for none."""
     return math.inf if number is None or number < 0 else number
-
-
-def stream_handlers() -> list[logging.StreamHandler[Any]]:
-    """The handlers of all loggers that write to a stream."""
-    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
-    handlers = {handler for logger in loggers if isinstance(logger, logging.Logger) for handler in logger.handlers}
-    return [handler for handler in handlers if isinstance(handler, logging.StreamHandler)]

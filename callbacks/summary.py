@@ -63,6 +63,16 @@ def write_weights(folder: Path) -> None:
         save_file(best_weights(checkpoint), temporary, metadata={"checkpoint": path.name})
 
 
+def hyperparameters(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run that a table of runs is sorted by, flat: ``lr``, ``data/batch_size``, ``trainer/precision``."""
+    settings = {"seed": config.get("seed_everything"), **config.get("model", {}).get("init_args", {})}
+    settings |= {f"data/{name}": value for name, value in config.get("data", {}).get("init_args", {}).items()}
+    trainer = config.get("trainer", {})
+    for name in ("max_epochs", "precision", "accumulate_grad_batches", "gradient_clip_val"):
+        settings[f"trainer/{name}"] = trainer.get(name)
+    return {name: value for name, value in settings.items() if isinstance(value, (bool, int, float, str))}
+
+
 class RunSummary(Callback):
     """Writes its files when a fit has come to its end, from the run folder alone.
 
@@ -78,10 +88,10 @@ class RunSummary(Callback):
         write_weights(run.path)
         summary = self.summary(trainer, run, rows)
         write_json(run.path / "training_summary.json", summary)
-        figures = {f"best/{name}": entry["value"] for name, entry in summary["best_metrics"].items()}
+        figures = {f"best/{k}": best["value"] for k, best in summary["best_metrics"].items() if k.startswith("val/")}
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(dict(pl_module.hparams), figures)
+                logger.log_hyperparams(hyperparameters(summary["training_args"]), figures)
 
     def summary(self, trainer: Trainer, run: RunFolder, rows: list[dict[str, float]]) -> dict[str, Any]:
         """Content of training_summary.json."""

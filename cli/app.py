@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from callbacks import Interrupted, NonFiniteError
 from callbacks.near import nearest
@@ -95,7 +96,7 @@ def _out_of_memory(cli: VisionCLI, error: BaseException) -> int:
 
 def _fail(cli: VisionCLI) -> int:
     text = traceback.format_exc()
-    _say(text.rstrip())
+    print(text.rstrip(), file=sys.stderr, flush=True)  # whichever process it is
     folder = cli.run_dir
     if folder is not None and (folder / "train.log").is_file():
         with (folder / "train.log").open("a", encoding="utf-8") as file:
@@ -109,8 +110,14 @@ def _tell_resume(cli: VisionCLI) -> None:
         _say(f"RESUME: {cli.resume_command}")
 
 
+def _first_process() -> bool:
+    """Whether this is the one that speaks, of several processes of a run."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    if _first_process():
+        print(text, file=sys.stderr, flush=True)
 
 
 class _PlainFormatter(logging.Formatter):
@@ -141,6 +148,7 @@ def _configure_logging() -> None:
         logger.propagate = False
         handler = logging.StreamHandler(sys.stdout)
         handler.setFormatter(_PlainFormatter())
+        handler.addFilter(lambda record: _first_process())
         logger.handlers = [handler]
 
 

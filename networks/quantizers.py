@@ -18,8 +18,6 @@ mean and max run over one output channel (scale="channel": a delta and a scale f
 Ternary(symbols=tensor([[ 1,  0,  0, -1]], dtype=torch.int8), positive=tensor([[0.5000]]), negative=tensor([[0.5000]]))
 """
 
-import difflib
-from collections.abc import Collection
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -58,7 +56,10 @@ class _Identity(Function):
 
 
 class _TrainedTernary(Function):
-    """Gradient of ttq: equations 7 and 8 of the paper; w_n's has the chain rule's minus, since w_hat = -w_n there."""
+    """Gradient of ttq: equation 8 of the paper for w, equation 7 damped for the scales (see `_damped_sum`).
+
+    w_n's gradient has the minus of the chain rule, since w_hat = -w_n there.
+    """
 
     @staticmethod
     def forward(ctx: Any, latent: Tensor, symbols: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
@@ -71,13 +72,11 @@ class _TrainedTernary(Function):
         symbols, positive, negative = ctx.saved_tensors
         plus, minus = symbols.clamp(min=0), symbols.clamp(max=0)  # minus holds -1
         latent_grad = (1 - symbols.abs()).addcmul_(plus, positive).addcmul_(minus, negative, value=-1).mul_(grad)
-        positive_grad = plus.mul_(grad).sum_to_size(positive.shape)
-        negative_grad = minus.mul_(grad).sum_to_size(negative.shape)
-        return latent_grad, None, positive_grad, negative_grad
+        return latent_grad, None, _damped_sum(plus.mul_(grad), positive), _damped_sum(minus.mul_(grad), negative)
 
 
 class _LearnedStep(Function):
-    """Gradient of learned_threshold: LSQ's equations 3 and 5, the step's share damped by 1 / sqrt(weights per step)."""
+    """Gradient of learned_threshold: LSQ's equations 3 (step, damped as in its section 2.2) and 5 (w)."""
 
     @staticmethod
     def forward(ctx: Any, latent: Tensor, symbols: Tensor, step: Tensor) -> Tensor:
@@ -90,8 +89,8 @@ class _LearnedStep(Function):
         latent, symbols, step = ctx.saved_tensors
         steps = (latent / step).clamp_(-1, 1)
         latent_grad = steps.abs().lt_(1).mul_(grad)
-        step_grad = (symbols * grad).sub_(steps.mul_(latent_grad)).sum_to_size(step.shape)  # t - w/s inside, t outside
-        return latent_grad, None, step_grad * (step.numel() / latent.numel()) ** 0.5
+        step_grad = (symbols * grad).sub_(steps.mul_(latent_grad))  # g (t - w/s) inside, g t outside
+        return latent_grad, None, _damped_sum(step_grad, step)
 
 
 class Quantizer(nn.Module):
@@ -107,7 +106,6 @@ class Quantizer(nn.Module):
 
     def __init__(self, scale: ScaleName, out_channels: int) -> None:
         super().__init__()
-        check_choice("scale", scale, ("layer", "channel"))
         self.scale = scale
         self.out_channels = out_channels
 
@@ -226,17 +224,19 @@ QUANTIZERS: dict[QuantizerName, type[Quantizer]] = {
 }
 
 
-def check_choice(argument: str, value: object, choices: Collection[object]) -> None:
-    """Raise a ValueError with the choices and the nearest spelling unless `value` is one of `choices`."""
-    if value not in tuple(choices):
-        near = difflib.get_close_matches(str(value), map(str, choices), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{argument} must be one of {', '.join(map(str, choices))}, got {value!r}{hint}")
-
-
 def at_least_float32(x: Tensor) -> Tensor:
     """The tensor itself, or in float32 if its type is narrower."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _damped_sum(grads: Tensor, scale: Tensor) -> Tensor:
+    """Gradient of a scale: the sum over the weights that share it, times 1 / sqrt(their number), as in LSQ.
+
+    Undamped, a scale moves so much further than the weights for their sizes that ttq trained by SGD at the weights'
+    learning rate swings its scales through 0 and learns little; its paper's equation 7 has the sum alone.
+    """
+    damping: float = (scale.numel() / grads.numel()) ** 0.5
+    return grads.sum_to_size(scale.shape) * damping
 
 
 def _symbols(latent: Tensor, step: Tensor) -> Tensor:

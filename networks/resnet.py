@@ -25,9 +25,9 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.quantizers import QuantizerName, ScaleName, check_choice
+from networks.quantizers import QuantizerName, ScaleName
 from networks.ternarize import ternarize
-from networks.ternary import ActivationBits
+from networks.ternary import ActivationBits, check_choice
 
 Architecture = Literal["resnet18", "resnet20", "resnet32", "resnet56"]
 Shortcut = Literal["projection", "padding"]

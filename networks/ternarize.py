@@ -15,8 +15,8 @@ from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
-from networks.quantizers import QUANTIZERS, QuantizerName, ScaleName, check_choice
-from networks.ternary import ActivationBits, TernaryConv2d, TernaryLayer, TernaryLinear, ternary_layers
+from networks.quantizers import QUANTIZERS, QuantizerName, ScaleName
+from networks.ternary import ActivationBits, TernaryConv2d, TernaryLayer, TernaryLinear, check_choice, ternary_layers
 
 PlainLayer = nn.Conv2d | nn.Linear
 

@@ -9,13 +9,15 @@
 State dict: `weight` (latent) and `bias` as in `nn.Conv2d` and `nn.Linear`; rules with learned scales add `quantizer.*`.
 """
 
+import difflib
+from collections.abc import Collection
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from networks.quantizers import QUANTIZERS, Quantizer, QuantizerName, ScaleName, Ternary, at_least_float32, check_choice
+from networks.quantizers import QUANTIZERS, Quantizer, QuantizerName, ScaleName, Ternary, at_least_float32
 
 ActivationBits = Literal[32, 8]
 
@@ -56,6 +58,7 @@ class _TernaryLayer(nn.Module):
 
     def _quantize(self, quantizer: QuantizerName, scale: ScaleName, activation_bits: ActivationBits) -> None:
         check_choice("quantizer", quantizer, QUANTIZERS)
+        check_choice("scale", scale, ("layer", "channel"))
         check_choice("activation_bits", activation_bits, (32, 8))
         self.activation_bits = activation_bits
         self.quantizer = QUANTIZERS[quantizer](scale, self.weight.shape[0]).to(self.weight)
@@ -183,3 +186,11 @@ def ternary_shares(network: nn.Module) -> dict[str, dict[str, float]]:
     columns = ("minus", "zero", "plus", "scale")
     table = torch.stack(rows).tolist()
     return {name: dict(zip(columns, row, strict=True)) for name, row in zip(layers, table, strict=True)}
+
+
+def check_choice(argument: str, value: object, choices: Collection[object]) -> None:
+    """Raise a ValueError with the choices and the nearest spelling unless `value` is one of `choices`."""
+    if value not in tuple(choices):
+        near = difflib.get_close_matches(str(value), map(str, choices), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{argument} must be one of {', '.join(map(str, choices))}, got {value!r}{hint}")

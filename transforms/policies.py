@@ -254,9 +254,8 @@ def _auto_augment_tables(
                 row.append(operations.index(operation))
             rows.append(row)
         probabilities.append([probability for _, probability, _ in sub_policy])
-    with torch.inference_mode(False):  # tables first made in validation must serve training too
-        positive, negative = (torch.tensor(places[sign]).to(device) for sign in (1, -1))
-        return operations, positive, negative, torch.tensor(probabilities, dtype=torch.float32).to(device)
+    positive, negative = (torch.tensor(places[sign]).to(device) for sign in (1, -1))
+    return operations, positive, negative, torch.tensor(probabilities, dtype=torch.float32).to(device)
 
 
 def _check_images(images: Tensor, random: SampleRandom) -> None:

@@ -179,24 +179,23 @@ def _beta_table(alpha: float, device: torch.device) -> tuple[Tensor, Tensor, Ten
         Probabilities, quantiles, and the slope of the cell that begins at each node; the first node is (0, 0), the last (1/2, 1/2).
     """
     cells = 8192
-    with torch.inference_mode(False):  # a table first made in validation must serve training too
-        y = torch.linspace(-25, -1, cells + 1, dtype=torch.float64) * torch.log(torch.tensor(2.0, dtype=torch.float64))
-        step = y[1] - y[0]
-        points = torch.tensor([-(0.6**0.5), 0.0, 0.6**0.5], dtype=torch.float64)
-        weights = torch.tensor([5.0, 8.0, 5.0], dtype=torch.float64) / 18
-        inner = (y[:-1] + step / 2)[:, None] + points * step / 2  # (cells, 3)
-        logs = alpha * inner + (alpha - 1) * torch.log1p(-inner.exp())
-        largest = logs.max()  # kept out of the exponent, or a large alpha would leave nothing but zeros
-        masses = (logs - largest).exp() @ weights * step
-        below = torch.exp(alpha * y[0] - largest) / alpha  # of t from 0 to 2^-25, where (1 - t)^(alpha - 1) is 1
-        cumulative = below + torch.cat((masses.new_zeros(1), masses.cumsum(0)))
-        probabilities, quantiles = (0.5 * cumulative / cumulative[-1]).float(), y.exp().float()
-        # Of the nodes below the smallest positive draw, 2^-24, only (0, 0) is of use; others would make slopes that overflow.
-        kept = probabilities >= 2.0**-25
-        origin = torch.zeros(1)
-        probabilities = torch.cat((origin, probabilities[kept]))
-        quantiles = torch.cat((origin, quantiles[kept]))
-        rise, run = quantiles.double().diff(), probabilities.double().diff()
-        # No draw falls into a cell of no width. The last node, 1/2, is itself one draw.
-        slopes = torch.cat((torch.where(run > 0, rise / run, 0.0).float(), origin))
-        return probabilities.to(device), quantiles.to(device), slopes.to(device)
+    y = torch.linspace(-25, -1, cells + 1, dtype=torch.float64) * torch.log(torch.tensor(2.0, dtype=torch.float64))
+    step = y[1] - y[0]
+    points = torch.tensor([-(0.6**0.5), 0.0, 0.6**0.5], dtype=torch.float64)
+    weights = torch.tensor([5.0, 8.0, 5.0], dtype=torch.float64) / 18
+    inner = (y[:-1] + step / 2)[:, None] + points * step / 2  # (cells, 3)
+    logs = alpha * inner + (alpha - 1) * torch.log1p(-inner.exp())
+    largest = logs.max()  # kept out of the exponent, or a large alpha would leave nothing but zeros
+    masses = (logs - largest).exp() @ weights * step
+    below = torch.exp(alpha * y[0] - largest) / alpha  # of t from 0 to 2^-25, where (1 - t)^(alpha - 1) is 1
+    cumulative = below + torch.cat((masses.new_zeros(1), masses.cumsum(0)))
+    probabilities, quantiles = (0.5 * cumulative / cumulative[-1]).float(), y.exp().float()
+    # Of the nodes below the smallest positive draw, 2^-24, only (0, 0) is of use; others would make slopes that overflow.
+    kept = probabilities >= 2.0**-25
+    origin = torch.zeros(1)
+    probabilities = torch.cat((origin, probabilities[kept]))
+    quantiles = torch.cat((origin, quantiles[kept]))
+    rise, run = quantiles.double().diff(), probabilities.double().diff()
+    # No draw falls into a cell of no width. The last node, 1/2, is itself one draw.
+    slopes = torch.cat((torch.where(run > 0, rise / run, 0.0).float(), origin))
+    return probabilities.to(device), quantiles.to(device), slopes.to(device)

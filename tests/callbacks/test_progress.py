@@ -156,6 +156,14 @@ def trainer_of(tmp_path: Path, *callbacks: Callback, **settings: Any) -> Trainer
     )
 
 
+def smoothed(steps: int) -> float:
+    """Losses 1, 2, 3, ...: the mean of the first 20, from there on 5 % of each new one."""
+    average = sum(range(1, min(steps, 20) + 1)) / min(steps, 20)
+    for loss in range(21, steps + 1):
+        average = 0.95 * average + 0.05 * loss
+    return average
+
+
 def printed(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return [line for line in capsys.readouterr().out.splitlines() if line]
 
@@ -167,15 +175,15 @@ def test_plain_lines_exactly(clock: Clock, tmp_path: Path, capsys: pytest.Captur
     trainer = trainer_of(tmp_path, Progress(every_s=10.0), max_epochs=2, val_check_interval=1.0)
     assert len([c for c in trainer.callbacks if "Progress" in type(c).__name__]) == 1  # type: ignore[attr-defined]
     trainer.fit(Module(clock), Loader(24), Loader(8))
-    # a step takes 1 s, a validation 8 x 0.5 s; after a line the next comes 10 s later. The loss is the mean of the steps so far.
+    # a step takes 1 s, a validation 8 x 0.5 s; after a line the next comes 10 s later
     assert printed(capsys) == [
         "epoch 1/2 step 10/24 train/loss 5.5 lr 0.00195 eta 0:14 (run 0:38)",
         "epoch 1/2 step 20/24 train/loss 10.5 lr 1.91e-06 eta 0:04 (run 0:28)",
         # the validation ends at 28 s; what it takes is not known before it has ended
         "epoch 1/2 train/loss 12.5 val/acc 0.5 lr 1.19e-07",
-        "epoch 2/2 step 2/24 train/loss 13.5 lr 2.98e-08 eta 0:26 (run 0:26)",
-        "epoch 2/2 step 12/24 train/loss 18.5 lr 2.91e-11 eta 0:16 (run 0:16)",
-        "epoch 2/2 step 22/24 train/loss 23.5 lr 2.84e-14 eta 0:06 (run 0:06)",
+        f"epoch 2/2 step 2/24 train/loss {smoothed(26):.4g} lr 2.98e-08 eta 0:26 (run 0:26)",
+        f"epoch 2/2 step 12/24 train/loss {smoothed(36):.4g} lr 2.91e-11 eta 0:16 (run 0:16)",
+        f"epoch 2/2 step 22/24 train/loss {smoothed(46):.4g} lr 2.84e-14 eta 0:06 (run 0:06)",
         "epoch 2/2 train/loss 36.5 val/acc 0.75 lr 7.11e-15",
     ]
 
@@ -307,10 +315,7 @@ def test_the_loss_is_averaged_and_freed_of_accumulation(
     clock: Clock, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trainer_of(tmp_path, Progress(every_s=119.0), accumulate_grad_batches=4).fit(Train(clock), Loader(120))
-    expected = sum(range(1, 51)) / 50
-    for loss in range(51, 120):
-        expected += 0.02 * (loss - expected)
-    assert f"step 119/120 train/loss {expected:.4g} " in printed(capsys)[0]
+    assert f"step 119/120 train/loss {smoothed(119):.4g} " in printed(capsys)[0]
 
 
 def test_nothing_is_read_from_the_device_unless_something_is_shown(
@@ -521,8 +526,13 @@ def test_an_exception_finds_a_clean_terminal(terminal: io.StringIO, clock: Clock
     with pytest.raises(RuntimeError, match="broken"):
         trainer_of(tmp_path, callback, max_epochs=2).fit(module, Loader(4))
     assert screen(terminal.getvalue()) == ["epoch 1/2 train/loss 2.5 lr 0.125"]
-    assert terminal.getvalue().rindex("?25h") > terminal.getvalue().rindex("?25l")  # the cursor is back
-    assert callback._live is None
+    assert callback._bar is None
+
+
+def test_a_killed_process_leaves_a_cursor(terminal: io.StringIO, clock: Clock, tmp_path: Path) -> None:
+    trainer_of(tmp_path, Progress()).fit(Train(clock), Loader(4))
+    hidden, shown = (terminal.getvalue().index(f"\x1b[?25{code}") for code in "lh")
+    assert hidden < shown < terminal.getvalue().index("step 1/4")  # it is visible while the bar is
 
 
 def test_a_dumb_terminal_gets_plain_lines(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from networks.quantizers import QuantizerName, ScaleName
-from networks.ternary import TernaryConv2d, TernaryLinear, fake_int8, ternary_layers, ternary_shares
+from networks.ternary import TernaryConv2d, TernaryLinear, check_choice, fake_int8, ternary_layers, ternary_shares
 
 RULES = get_args(QuantizerName)
 SCALES = get_args(ScaleName)
@@ -182,3 +182,17 @@ def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
         TernaryConv2d(3, 4, 3, **arguments)
     with pytest.raises(ValueError, match=message):
         TernaryLinear(3, 4, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("tnw", r"^rule must be one of twn, ttq, got 'tnw'; did you mean 'twn'\?$"),
+        (7, r"^rule must be one of twn, ttq, got 7$"),
+        ([1, 2], r"^rule must be one of twn, ttq, got \[1, 2\]$"),
+    ],
+)
+def test_check_choice_message(value: object, message: str) -> None:
+    check_choice("rule", "ttq", ("twn", "ttq"))
+    with pytest.raises(ValueError, match=message):
+        check_choice("rule", value, {"twn": 0, "ttq": 1})

@@ -194,17 +194,6 @@ def test_beta_is_distributed_as_beta(alpha: float) -> None:
     assert chi_square_p_value(counts) > 1e-4
 
 
-def test_beta_table_made_in_inference_mode_serves_autograd() -> None:
-    alpha = 0.777  # of no other test, so that the table is made here
-    with torch.inference_mode():
-        SampleRandom(0, 0, torch.arange(4)).beta("x", alpha)
-    scale = torch.ones(4, requires_grad=True)
-    share = SampleRandom(0, 0, torch.arange(4)).beta("x", alpha)
-    (scale * share).sum().backward()
-    assert scale.grad is not None
-    assert torch.equal(scale.grad, share)
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [

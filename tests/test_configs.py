@@ -1,0 +1,90 @@
+"""Every YAML under configs/ is found, parsed and run for one batch by the real command line; each says what it is."""
+
+import pickle
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cli import main
+
+ROOT = Path(__file__).resolve().parent.parent
+EXPERIMENTS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.stem != "defaults")
+OVERLAYS = sorted((ROOT / "configs" / "with").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def cifar(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty random images in CIFAR-10's layout."""
+    folder = tmp_path_factory.mktemp("cifar") / "cifar-10-batches-py"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
+        rows = random.integers(0, 256, (40, 3072), dtype=np.uint8)
+        with (folder / name).open("wb") as file:
+            pickle.dump({b"data": rows, b"labels": [i % 10 for i in range(40)]}, file)
+    with (folder / "batches.meta").open("wb") as file:
+        pickle.dump({b"label_names": [f"class {i}".encode() for i in range(10)]}, file)
+    return folder.parent
+
+
+def base_of(overlay: Path) -> Path:
+    """The experiment that an overlay's first line names; for any experiment the one with embedded data."""
+    first = overlay.read_text().splitlines()[0]
+    named = re.search(r"configs/(\w+\.yaml)", first)
+    assert first.startswith("# On "), f"{overlay}: its first line must name its base"
+    return ROOT / "configs" / (named[1] if named else "digits_ternary.yaml")
+
+
+def one_batch(configs: list[Path], cifar: Path) -> int:
+    flags = [item for config in configs for item in ("--config", str(config))]
+    if any("CIFAR10DataModule" in config.read_text() for config in configs):
+        flags += ["--data.root", str(cifar)]
+    return main(
+        ["fit", *flags, "--trainer.fast_dev_run", "true", "--data.batch_size", "8", "--trainer.accelerator", "cpu"]
+    )
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda path: path.stem)
+def test_experiment_runs(experiment: Path, cifar: Path) -> None:
+    assert one_batch([experiment], cifar) == 0
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
+def test_overlay_runs_on_its_base(overlay: Path, cifar: Path) -> None:
+    assert one_batch([base_of(overlay), overlay], cifar) == 0
+
+
+@pytest.mark.parametrize("path", [*EXPERIMENTS, *OVERLAYS], ids=lambda path: path.stem)
+def test_header_has_the_command_and_what_was_measured(path: Path) -> None:
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert any("python main.py fit --config" in line for line in header), "a configuration opens with its command"
+    if path in EXPERIMENTS:
+        said = " ".join(header)
+        assert re.search(r"\d+(\.\d+)? %", said) or "not yet run" in said.lower(), "measured figures, or 'not yet run'"
+
+
+@pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: path.stem)
+def test_overlays_append_callbacks(path: Path) -> None:
+    assert not re.search(r"^\s+callbacks:", path.read_text(), re.MULTILINE), (
+        "callbacks: would replace the list; write callbacks+:"
+    )
+
+
+def test_help_lists_every_setting_of_the_classes_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--config", str(ROOT / "configs" / "digits_ternary.yaml"), "--help"]) == 0
+    text = capsys.readouterr().out
+    for setting in (
+        "--model.quantizer",
+        "--model.lr",
+        "--data.crop_padding",
+        "--checkpoint.monitor",
+        "--resume",
+        "--trainer.max_epochs",
+    ):
+        assert setting in text
+    assert "one_cycle" in text
+    assert text.rstrip().splitlines()[-3].strip().startswith("python main.py fit --config")
+    assert main(["--help"]) == 0
+    assert "fit       --resume RUN_DIR | CHECKPOINT" in capsys.readouterr().out
