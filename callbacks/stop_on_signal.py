@@ -1,7 +1,8 @@
 """SIGTERM and SIGINT end a fit at the next batch, with a checkpoint from which it goes on as if nothing had happened.
 
 The handler only sets a flag. It is looked at after each training batch and before each validation batch; with several processes
-all agree on it first. A second signal quits at once. Outside training there is nothing to save, and the first signal ends the run.
+all agree on it first. A second signal quits at once. Outside training there is nothing to save, and the first signal ends the run:
+the command line installs the handler when a command begins, and gives the signals back when it ends.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ class StopOnSignal(Checkpoint):
     def install(self) -> None:
         """Take over the signals; in the main thread only, where Python allows it."""
         if threading.current_thread() is threading.main_thread():
-            self._previous = {signum: signal.signal(signum, self._handle) for signum in SIGNALS}
+            for signum in SIGNALS:
+                previous = signal.signal(signum, self._handle)
+                self._previous.setdefault(signum, previous)
 
     def uninstall(self) -> None:
         """Give the signals back."""

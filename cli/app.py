@@ -63,6 +63,7 @@ def _run(flags: OwnFlags, args: list[str]) -> int:
         _say(f"stopped: {error}")
         return NON_FINITE
     except Interrupted as stop:
+        cli.discard()
         _say(f"{stop}; nothing is lost" if cli.resume_command else str(stop))
         _tell_resume(cli)
         return 128 + stop.signum

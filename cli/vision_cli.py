@@ -43,6 +43,7 @@ class VisionCLI(LightningCLI):
         self.flags, self.command_line = flags, command
         self.source: RunCheckpoint | None = None
         self.run_folder: ours.RunFolder | None = None
+        self.signals = ours.StopOnSignal()
         self.datamodule: Any = None
         self.model: Any = None
 
@@ -69,7 +70,14 @@ class VisionCLI(LightningCLI):
     # ---- parsing ----
 
     def run(self) -> None:
-        """Parse, instantiate and do the command."""
+        """Parse, instantiate and do the command; SIGTERM and SIGINT end it with :class:`callbacks.Interrupted`."""
+        self.signals.install()
+        try:
+            self._run()
+        finally:
+            self.signals.uninstall()
+
+    def _run(self) -> None:
         check_configs(self.flags.configs)
         arguments = [self.flags.command, *self.flags.rest]
         if (target := self.flags.values.get("resume") or self.flags.values.get("run")) is not None:
@@ -202,7 +210,7 @@ class VisionCLI(LightningCLI):
         others += [settings.curves, ours.RunSummary()]
         # Checkpoint callbacks run last, in this order: best and last are written before a signal ends the run
         if options.get("enable_checkpointing") is not False:
-            savers = [settings.checkpoint, *savers, ours.StopOnSignal()]
+            savers = [settings.checkpoint, *savers, self.signals]
         return [*first, *others, *savers]
 
     # ---- commands ----
@@ -258,6 +266,10 @@ class VisionCLI(LightningCLI):
     def predict(self, model: LightningModule, datamodule: Any) -> None:
         """Predict every image of the test split into predictions.csv."""
         checkpoint, folder = self._checkpoint()
+        if self.trainer.world_size > 1:
+            raise UsageError(
+                "predict: writes one file from one process; give --trainer.devices 1 --trainer.strategy auto"
+            )
         outputs = self.trainer.predict(model, datamodule=datamodule, ckpt_path=str(checkpoint), weights_only=True)
         path = (folder or Path()) / "predictions.csv"
         names = datamodule.class_names

@@ -60,12 +60,13 @@ def test_mixup_weighs_all_pixels_alike() -> None:
     assert ((targets.diagonal() > 0) & (targets.diagonal() < 1)).all()
 
 
-def test_cutmix_pastes_one_box_of_the_drawn_place_and_size() -> None:
+@pytest.mark.parametrize("alpha", [0.3, 1.0, 2.0])
+def test_cutmix_pastes_one_box_of_the_drawn_place_and_size(alpha: float) -> None:
     height, width, batch_size = 12, 20, 40
     random = some_random(batch_size)
     images = colours(batch_size)[:, :, :1, :1].repeat(1, 1, height, width)
-    mixed, _ = mix(images, torch.arange(batch_size), batch_size, random, **CUTMIX)
-    share = random.beta("mix/cutmix_share", 1.0).tolist()
+    mixed, _ = mix(images, torch.arange(batch_size), batch_size, random, **{**CUTMIX, "cutmix_alpha": alpha})
+    share = random.beta("mix/cutmix_share", alpha).tolist()
     row, column = (random.integers(f"mix/box_{axis}", size).tolist() for axis, size in [("row", 12), ("column", 20)])
     for i in range(batch_size):  # the box of the paper's equation (2), clipped at the border
         half_height, half_width = int(height * math.sqrt(share[i]) / 2), int(width * math.sqrt(share[i]) / 2)
