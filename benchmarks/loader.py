@@ -12,6 +12,7 @@ random, which costs both the same as real ones. The workers live through all rep
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 from time import perf_counter
 from typing import Any, Literal, NamedTuple
@@ -110,7 +111,7 @@ def run(policy: Policy, num_images: int, workers: int, repeats: int) -> Result:
         repeats: Epochs of each side that are measured.
     """
     peer, ours = peer_epochs(num_images, policy, workers), our_epochs(num_images, policy)
-    sides = {name: lambda side=side: images_per_s(side, num_images) for name, side in (("peer", peer), ("ours", ours))}
+    sides = {"peer": partial(images_per_s, peer, num_images), "ours": partial(images_per_s, ours, num_images)}
     measure.interleave(sides, 1)
     speed = measure.interleave(sides, repeats)
     ratios = [mine / theirs for mine, theirs in zip(speed["ours"], speed["peer"], strict=True)]

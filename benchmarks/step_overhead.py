@@ -62,7 +62,8 @@ def _resnet(name: str, network: str, quantizer: str) -> Case:
 
 def _perceptron(name: str, network: str, batch_size: int, hidden: list[int], data: str, **shape: Any) -> Case:
     model = {"class_path": "benchmarks.tasks.Perceptron", "init_args": {"hidden": hidden}}
-    return Case(name, network, batch_size, 25, 200, model, {"class_path": f"benchmarks.tasks.{data}", "init_args": shape})
+    data_module = {"class_path": f"benchmarks.tasks.{data}", "init_args": shape}
+    return Case(name, network, batch_size, 25, 300, model, data_module)
 
 
 CASES = [
@@ -187,7 +188,9 @@ def as_json(case: Case, figures: Result) -> dict[str, Any]:
 def main(args: list[str] | None = None) -> None:
     """Measure the cases and print them; ``args`` as on the command line."""
     parser = measure.arguments(__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--steps", type=int, help=f"timed steps of a repeat, a multiple of {LOG_EVERY}; default by case")
+    parser.add_argument(
+        "--steps", type=int, help=f"timed steps of a repeat, a multiple of {LOG_EVERY}; default by case"
+    )
     names = [case.name for case in CASES]
     parser.add_argument("--cases", nargs="+", choices=names, default=names, help="what to measure")
     options, before = measure.begin(parser, args)
@@ -198,7 +201,9 @@ def main(args: list[str] | None = None) -> None:
         cases = [Case(**{**vars(case), "steps": options.steps}) for case in cases]
     figures = [run(case, options.repeats) for case in cases]
     print(measure.table(HEADER, [row(*pair) for pair in zip(cases, figures, strict=True)]))
-    print(f"\noverhead: median (least .. most) of {options.repeats} repeats; the first network costs nothing, so that its")
+    print(
+        f"\noverhead: median (least .. most) of {options.repeats} repeats; the first network costs nothing, so that its"
+    )
     print("overhead is the framework's own; that of a large network is a small difference of two large figures.")
     for case, each in zip(cases, figures, strict=True):
         print(f"{case.name}: largest difference between the weights of both sides {each.weight_difference:g}")

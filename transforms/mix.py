@@ -63,11 +63,10 @@ def mix(
     share = random.beta("mix/mixup_share", mixup_alpha).to(images.dtype)
     rows, columns = _boxes(random, cutmix_alpha, images.shape[2], images.shape[3])
     # The weight of the partner's pixels is an outer product: 1 x 1 in CutMix's box, share x 1 everywhere for MixUp, 0 elsewhere.
+    # Where it is 0 or 1, lerp is exact.
     row_weight = torch.where(mixup.view(-1, 1), share.view(-1, 1), (rows & cutmix.view(-1, 1)).to(share))  # (B, H)
     column_weight = (columns | mixup.view(-1, 1)).to(share)  # (B, W)
-    weight = (
-        row_weight[:, None, :, None] * column_weight[:, None, None, :]
-    )  # (B, 1, H, W); lerp is exact where it is 0 or 1
+    weight = row_weight[:, None, :, None] * column_weight[:, None, None, :]  # (B, 1, H, W)
     box_share = (rows.sum(1) * columns.sum(1) * cutmix).float() / (images.shape[2] * images.shape[3])
     target_weight = torch.where(mixup, share.float(), box_share)
     partner = _partners(random)
