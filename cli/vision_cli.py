@@ -145,7 +145,7 @@ class VisionCLI(LightningCLI):
         self._given = {name: given.get(name) for name in LINKED}
         try:
             super().instantiate_classes()
-        except (UsageError, ValueError, TypeError) as error:
+        except (UsageError, ValueError) as error:
             raise self._in_words(error) from error
         for name, value in self._given.items():
             found = getattr(self.datamodule, name)
@@ -158,7 +158,7 @@ class VisionCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the callbacks in the order that they need, the logger of the run folder and atomic checkpoints."""
         settings = self.config_init[self.subcommand]
-        options = {**settings.trainer.as_dict()} if hasattr(settings.trainer, "as_dict") else dict(settings.trainer)
+        options = dict(vars(settings.trainer))
         quiet = bool(options.get("fast_dev_run"))
         self.run_folder = self._make_run_folder(quiet)
         folder = self.run_folder.path
