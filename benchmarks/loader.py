@@ -32,7 +32,7 @@ SLOWER = 5  # times fewer images for RandAugment
 Policy = Literal["none", "randaugment"]
 
 
-class InMemoryCIFAR10(datasets.CIFAR10):
+class InMemoryCIFAR10(datasets.CIFAR10):  # type: ignore[misc]  # torchvision has no types
     """torchvision's CIFAR10 with given images instead of files; what a sample goes through is torchvision's own.
 
     Args:
@@ -64,7 +64,7 @@ def peer_epochs(num_images: int, policy: Policy, workers: int) -> Callable[[], i
     module = RandomImages(num_images)
     data = module.read_part("train")
     samples = InMemoryCIFAR10(data["image"], data["label"], peer_transform(module.mean, module.std, policy))
-    loader = DataLoader(samples, BATCH_SIZE, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
+    loader: DataLoader[Any] = DataLoader(samples, BATCH_SIZE, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
     return lambda: sum(len(image) for image, _ in loader)
 
 

@@ -10,6 +10,7 @@ from callbacks.curves import Curves
 from callbacks.ema import EMA
 from callbacks.exact_resume import ExactResume
 from callbacks.metrics_log import MetricsLog, read_metrics
+from callbacks.no_profiler import NoProfiler
 from callbacks.non_finite import NonFiniteError, StopOnNonFinite
 from callbacks.progress import Progress
 from callbacks.run_folder import RunFolder, run_folder
@@ -27,6 +28,7 @@ __all__ = [
     "ExactResume",
     "Interrupted",
     "MetricsLog",
+    "NoProfiler",
     "NonFiniteError",
     "Progress",
     "RunFolder",

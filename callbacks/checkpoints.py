@@ -106,10 +106,8 @@ class Checkpoints(Checkpoint):
         self.folder = folder / "checkpoints" if folder is not None else None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a monitor that nothing will ever log."""
-        known = set(pl_module.metric_names)  # type: ignore[arg-type]
-        if not any(average.validate_raw for average in callbacks_of(trainer, EMA)):
-            known = {name for name in known if not name.startswith("val_raw/")}
+        """Refuse a monitor that nothing will ever log, and one that judges other weights than those that are kept."""
+        known = {name for name in pl_module.metric_names if not name.startswith(("test/", "val_raw/"))}  # type: ignore[union-attr]
         stoppers = [(type(c).__name__, c.monitor) for c in callbacks_of(trainer, EarlyStopping)]
         for owner, monitor in [("checkpoint", self.monitor), *stoppers]:
             if monitor not in known:
@@ -117,6 +115,8 @@ class Checkpoints(Checkpoint):
                     f"{owner}.monitor: no metric {monitor!r}{nearest(monitor, known)}; there are {', '.join(sorted(known))}"
                 )
         if not trainer.enable_validation and self.monitor.startswith("val"):
+            if stopper := next((owner for owner, monitor in stoppers if monitor.startswith("val")), None):
+                raise MisconfigurationException(f"{stopper}: monitors a validation metric, but there is no validation")
             log.warning(f"no validation: {self.monitor} is never known, and best.ckpt will not be written")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -162,7 +162,7 @@ class Checkpoints(Checkpoint):
         self.best_score, self.best_epoch = float(value), trainer.current_epoch + 1
         self._save(trainer, "best.ckpt")
         if self.folder is not None and trainer.is_global_zero:
-            weights = "ema" if callbacks_of(trainer, EMA) and not self.monitor.startswith("val_raw/") else "raw"
+            weights = "ema" if callbacks_of(trainer, EMA) else "raw"
             best = {"metric": self.monitor, "mode": self.mode, "value": self.best_score, "epoch": self.best_epoch}
             write_json(self.folder / "best.json", {**best, "step": trainer.global_step, "weights": weights})
 

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -33,9 +34,12 @@ def stable_seed(*parts: object) -> int:
 
 
 def seed_generators(seed: int) -> None:
-    """Seed torch (all devices in use), numpy and Python; cheaper than ``torch.manual_seed``, which looks up every backend."""
+    """Seed torch (all devices in use), numpy and Python.
+
+    Cheaper than ``torch.manual_seed``, which looks up every backend: on a CPU that alone takes 150 microseconds a step.
+    """
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -107,6 +111,7 @@ class ExactResume(Callback):
         )
         checkpoint["exact_resume"] = {
             "seed": self.seed,
+            "processes": trainer.world_size,
             "metrics": metrics,
             "gradients": gradients,
             # a stop in mid-epoch is a limit of this start (max_time), not an end of the run
@@ -116,8 +121,15 @@ class ExactResume(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep it until the loops are restored."""
-        if trainer.state.fn == "fit":
-            self._saved = checkpoint.get("exact_resume")
+        if trainer.state.fn != "fit":
+            return
+        self._saved = checkpoint.get("exact_resume")
+        processes = self._saved["processes"] if self._saved is not None else trainer.world_size
+        if processes != trainer.world_size:
+            raise MisconfigurationException(
+                f"--trainer.devices: this checkpoint was written by {processes} process(es) and cannot go on in "
+                f"{trainer.world_size}; keep the number, or start a new run"
+            )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The last metrics: Lightning clears them after loading a checkpoint, and EarlyStopping wants them."""

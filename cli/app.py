@@ -72,6 +72,9 @@ def _run(flags: OwnFlags, args: list[str]) -> int:
     except RuntimeError as error:
         if "can't allocate memory" in str(error):
             return _out_of_memory(cli, error)
+        if "Error(s) in loading state_dict" in str(error):
+            cli.discard()
+            return _refuse(UsageError(f"the checkpoint is of another network: {' '.join(str(error).split())[:300]}"))
         return _fail(cli)
     except Exception:
         return _fail(cli)
@@ -133,6 +136,7 @@ NOT_FOR_USERS = (
     "(?s).*JsonargparseDeprecationWarning",
     "(?s).*instantiate_classes",
     "The number of training batches .* is smaller than the logging interval",
+    "It is recommended to use `self.log.*sync_dist=True",  # what we log is of all processes already
     "Be aware that when using `ckpt_path`, callbacks used to create the checkpoint need to be provided",
 )
 

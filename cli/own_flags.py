@@ -62,6 +62,7 @@ def split_flags(args: list[str]) -> OwnFlags:
         UsageError: A flag without its value, or one that the command does not have.
     """
     flags = OwnFlags(command=args[0])
+    others: list[str] = []
     iterator = iter(args[1:])
     for argument in iterator:
         name, equals, value = argument.partition("=")
@@ -77,10 +78,11 @@ def split_flags(args: list[str]) -> OwnFlags:
                 raise UsageError(f"{name}: needs a value")
             flags.values[name.removeprefix("--")] = value
         else:
-            flags.rest.append(argument)
-            if name in ("--config", "-c"):
-                if not equals:
-                    value = next(iterator, "")
-                    flags.rest.append(value)
-                flags.configs.append(value)
+            if name not in ("--config", "-c"):
+                others.append(argument)
+                continue
+            value = value if equals else next(iterator, "")
+            flags.configs.append(value)
+    # flags win over configurations wherever they stand
+    flags.rest = [item for config in flags.configs for item in ("--config", config)] + others
     return flags

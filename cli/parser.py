@@ -64,7 +64,11 @@ def readable(message: str, parser: LightningArgumentParser, configs: list[str]) 
     flags = sorted({option.removeprefix("--") for action in parser._actions for option in action.option_strings})
     if found := re.search(r"unrecognized arguments: (\S+)", message):
         name = found[1].removeprefix("--").partition("=")[0]
-        known = [*flags, *(flag.removeprefix("--") for flag in FLAGS)]
+        known = [*(flag for flag in flags if not flag.endswith(".help")), *(flag.removeprefix("--") for flag in FLAGS)]
+        top = name.partition(".")[0]
+        tops = {flag.partition(".")[0] for flag in known}
+        if "." in name and top not in tops:
+            return f"{found[1].partition('=')[0]}: no such setting as {top!r}{nearest(top, tops)}"
         return f"{found[1].partition('=')[0]}: no such flag{nearest(name, known)}"
     if found := re.search(r"(?:Option|option) '([^']+)' is not accepted|does not accept option '([^']+)'", message):
         return _unknown_setting(message, found[1] or found[2], flags, configs)
@@ -87,7 +91,8 @@ def readable(message: str, parser: LightningArgumentParser, configs: list[str]) 
     if found := re.search(r"Expected a <class '([\w.]+)'>\. Got value: ([^\n]*)", message):
         kind = KINDS.get(found[1], found[1].rpartition(".")[2])
         return f"{_key(message)}: {kind} is needed, got {found[2]!r}{_place(found[2], configs)}"
-    return _most_telling(message)
+    key = _key(message)
+    return f"{key}: {_most_telling(message)}" if key != "a setting" else _most_telling(message)
 
 
 def _key(message: str) -> str:

@@ -148,7 +148,12 @@ def check_changes(source: RunCheckpoint, new: dict[str, Any], flags: OwnFlags) -
                 f"--{key}: cannot change in a resumed run (was {was.get(key)}, now {now.get(key)}); start a new run for that"
             )
     for key in changed:
-        log.info(f"changed   {key}: {was.get(key)} -> {now.get(key)}")
+        log.info(f"changed   {key}: {_short(was.get(key))} -> {_short(now.get(key))}")
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 def finished(source: RunCheckpoint, config: dict[str, Any]) -> str | None:

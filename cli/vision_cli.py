@@ -10,13 +10,14 @@ from typing import Any
 import yaml
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import callbacks as ours
 import datamodules
 import lightning_modules
+from callbacks.lookup import callbacks_of
 from callbacks.run_folder import replace_file, write_json
 from cli import resume
 from cli.own_flags import OwnFlags, UsageError
@@ -136,7 +137,9 @@ class VisionCLI(LightningCLI):
     def config_dict(self) -> dict[str, Any]:
         """The configuration of this command as plain values."""
         parser = self._parser(self.subcommand)
-        content: dict[str, Any] = yaml.safe_load(parser.dump(self.config[self.subcommand], skip_validation=True))
+        content: dict[str, Any] = yaml.safe_load(
+            parser.dump(self.config[self.subcommand], skip_validation=True, skip_unset=False)
+        )
         return {key: value for key, value in content.items() if key != "config"}
 
     def instantiate_classes(self) -> None:
@@ -168,6 +171,8 @@ class VisionCLI(LightningCLI):
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             options["plugins"] = [*plugins, ours.AtomicCheckpointIO()]
+        if options.get("profiler") is None:
+            options["profiler"] = ours.NoProfiler()
         if folder is not None:
             options["default_root_dir"] = str(folder)
             if options.get("logger") in (None, True):
@@ -217,16 +222,17 @@ class VisionCLI(LightningCLI):
 
     def fit(self, model: LightningModule, datamodule: Any) -> None:
         """Train, and say what to look at and what to type next."""
-        checkpoint = None
+        checkpoint = done = None
         if self.source is not None:
             checkpoint = str(self.source.checkpoint)
-            if done := resume.finished(self.source, self.config_dict()):
+            done = resume.finished(self.source, self.config_dict())
+            if done:
                 log.info(f"{self.source.folder}: {done}; nothing to do")
-                if (self.source.folder / "training_summary.json").is_file():
-                    return
             else:
                 log.info(f"resuming {self.source.checkpoint} (epoch {self.source.epoch}, step {self.source.step})")
-        self.trainer.fit(model, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+        # a run that was killed while it wrote its summary has come to its end, but has files to write
+        if not (done and (self.source.folder / "training_summary.json").is_file()):  # type: ignore[union-attr]
+            self.trainer.fit(model, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
         folder = self.run_dir
         if folder is None:
             log.info("fast_dev_run: nothing was written")
@@ -237,9 +243,17 @@ class VisionCLI(LightningCLI):
                 model, datamodule=datamodule, ckpt_path=str(best), weights_only=True, verbose=False
             )
             self._report("test", best, results, folder)
+        if done:
+            return
         log.info(f"run folder   {folder}")
         log.info(f"look at it   tensorboard --logdir {folder.parent}   or {folder / 'plots' / 'curves.png'}")
-        log.info(f"test it      python main.py test --run {folder}")
+        left = [timer.time_remaining() for timer in callbacks_of(self.trainer, Timer)]
+        if any(seconds is not None and seconds <= 0 for seconds in left):
+            log.info(
+                f"go on        python main.py fit --resume {folder} --trainer.max_time null   (max_time stopped it)"
+            )
+        last = "" if self.run_best().name == "best.ckpt" else " --ckpt last"
+        log.info(f"test it      python main.py test --run {folder}{last}")
 
     def run_best(self) -> Path:
         """The best checkpoint of the fit that just ended, or its last where there was no validation."""

@@ -50,7 +50,7 @@ class BaseModule(LightningModule):
         plateau_factor: Factor of ``plateau``.
         plateau_patience: Epochs without improvement before ``plateau`` acts.
         channels_last: Keep images and convolutions in the channels-last memory format; faster on most hardware.
-        matmul_precision: fp32 matrix precision on the accelerator: ``highest`` is fp32, ``high`` is TF32.
+        matmul_precision: fp32 precision of matrix products and convolutions on the accelerator: ``highest``: fp32; ``high``: TF32.
         fused: Use the optimiser's fused kernel.
         compile: Compile the network in place (torch.compile); state-dict keys stay as they are.
         compile_mode: Mode of torch.compile.
@@ -268,6 +268,7 @@ class BaseModule(LightningModule):
     def on_fit_start(self) -> None:
         """Set the matrix precision and compile the network, now that it is on its device."""
         torch.set_float32_matmul_precision(self.matmul_precision)
+        torch.backends.cudnn.conv.fp32_precision = "ieee" if self.matmul_precision == "highest" else "tf32"
         if self.compile_network:
             torch._dynamo.config.suppress_errors = True  # a graph that does not compile runs eagerly, with a warning
             self.network.compile(mode=self.compile_mode)

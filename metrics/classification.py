@@ -39,38 +39,41 @@ class ClassificationSums(Metric):
     """
 
     full_state_update = False
-    loss_sum: Tensor
     samples: Tensor
-    hits: Tensor
-    unmixed: Tensor
-    unmixed_hits: Tensor
+    sums: Tensor
+    mixed: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        for state in ("loss_sum", "samples", "hits", "unmixed", "unmixed_hits"):
-            self.add_state(state, torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("samples", torch.zeros(()), dist_reduce_fx="sum")
+        # of all samples: loss, share of the targets hit
+        self.add_state("sums", torch.zeros(2), dist_reduce_fx="sum")
+        # of batches with mixed samples: samples, their hits, unmixed samples, hits among those
+        self.add_state("mixed", torch.zeros(4), dist_reduce_fx="sum")
 
     def update(self, loss: Tensor, logits: Tensor, label: Tensor, target: Tensor | None = None) -> None:
         """Add a batch: ``loss`` () is its mean; the others as in :func:`hit_share`."""
-        # not in place: a state that was reset in inference mode could not be changed outside it
+        # few operations, for they are a part of every step; not in place, for a state that was reset in inference mode could
+        # not be changed outside it
         size = label.shape[0]
-        self.loss_sum = self.loss_sum + loss.detach().float() * size
-        share, unmixed = hit_share(logits.detach(), label, target)
-        hits = share.sum()
         self.samples = self.samples + size
-        self.hits = self.hits + hits
         if target is None:
-            self.unmixed, self.unmixed_hits = self.unmixed + size, self.unmixed_hits + hits
+            hits = (logits.detach().argmax(dim=1) == label).sum()
         else:
-            self.unmixed, self.unmixed_hits = self.unmixed + unmixed.sum(), self.unmixed_hits + (share * unmixed).sum()
+            share, unmixed = hit_share(logits.detach(), label, target)
+            hits = share.sum()
+            batch = torch.stack([hits.new_full((), size), hits, unmixed.sum(), (share * unmixed).sum()])
+            self.mixed = self.mixed + batch
+        self.sums = self.sums + torch.stack([loss.detach().float() * size, hits])
 
     def compute(self) -> dict[str, float]:
         """The epoch's figures; one transfer to the host."""
-        sums = torch.stack([self.loss_sum, self.samples, self.hits, self.unmixed, self.unmixed_hits]).tolist()
-        loss_sum, samples, hits, unmixed, unmixed_hits = sums
+        values = torch.cat([self.samples[None], self.sums, self.mixed]).tolist()
+        samples, loss, hits, mixed, mixed_hits, unmixed, unmixed_hits = values
+        unmixed, unmixed_hits = unmixed + samples - mixed, unmixed_hits + hits - mixed_hits
         figures: dict[str, float] = {}
         if samples:
-            figures["loss"] = loss_sum / samples
+            figures["loss"] = loss / samples
         if unmixed:
             figures["acc"] = unmixed_hits / unmixed
         if samples != unmixed:

@@ -1,6 +1,7 @@
 """Typical mistakes: exit code 2, at most five lines that name the setting and what would be right, and nothing written."""
 
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,10 @@ FLAGS = [
     (["--config", "configs/nothing.yaml"], "--config configs/nothing.yaml: no such file"),
     (["--trainer.max_epochs", "-1"], "needs the length of the run"),
     (["--run_dir"], "--run_dir: needs a value"),
+    (["--modl.lr", "0.1"], "--modl.lr: no such setting as 'modl', did you mean 'model'?"),
+    (["--trainer.max_epochs", "abc"], "trainer.max_epochs"),
+    (["--checkpoint.monitor", "val_raw/acc"], "checkpoint.monitor: no metric 'val_raw/acc'"),
+    (["--trainer.limit_val_batches", "0"], "EarlyStopping: monitors a validation metric, but there is no validation"),
     (["--run", "x"], "--run: is a flag of validate, test, predict, not of fit"),
     (["--trainer.devices", "0"], "devices"),
     (["--trainer.accelerator", "gpux"], "accelerator"),
@@ -173,6 +178,21 @@ FIXED = [
     ("--trainer.accumulate_grad_batches", "1"),
     ("--model.optimizer", "adamw"),
 ]
+
+
+def test_another_networks_checkpoint(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--model.architecture", "resnet32", "--ckpt", str(finished / "checkpoints" / "best.ckpt")]
+    assert "the checkpoint is of another network" in refuse(["test", "--config", TINY, *flags], capsys)
+
+
+def test_another_number_of_processes(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)
+    content["exact_resume"]["processes"] = 2
+    folder = Path("run")
+    shutil.copytree(finished, folder)
+    torch.save(content, folder / "checkpoints" / "last.ckpt")
+    message = refuse(["fit", "--resume", "run", "--trainer.max_epochs", "9", "--trainer.callbacks", "[]"], capsys)
+    assert "was written by 2 process(es) and cannot go on in 1" in message
 
 
 @pytest.mark.parametrize(("flag", "value"), FIXED)

@@ -1,0 +1,246 @@
+"""README.md, CONTRIBUTING.md and docs/ tell the truth: their commands, Python, overlays and links are run, parsed and followed.
+
+    ... main.py COMMAND ...                parsed by the real command line; a new fit then trains one batch, the others run as is
+    make TARGET, python -m MODULE          the target and the module exist
+    ```python                              the blocks of a page run one after another, as a reader would type them
+    ```yaml                                accepted as an overlay of configs/cifar_ternary.yaml
+    [text](file#heading)                   file and heading exist
+
+Every page finds a finished run in runs/NAME/DATE-TIME, which is what the pages call it. Blocks marked ``text`` are left alone.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import pytest
+
+from cli import main
+from tests.datamodules.cifar_layout import write_cifar
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [
+    *(path for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md") if path.exists()),
+    *sorted(ROOT.glob("docs/*.md")),
+]
+RUN = "runs/NAME/DATE-TIME"
+PLACEHOLDERS = {
+    "RUN_DIR": RUN,
+    "CHECKPOINT": f"{RUN}/checkpoints/best.ckpt",
+    "EXPERIMENT": "configs/digits_ternary.yaml",
+}
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SHELL = ("bash", "sh", "console", "")
+# a fit of one batch on any machine, in a second; --trainer.fast_dev_run writes nothing
+SHORT = {
+    "--trainer.fast_dev_run": "true",
+    "--trainer.accelerator": "cpu",
+    "--trainer.devices": "1",
+    "--trainer.num_nodes": "1",
+    "--trainer.strategy": "auto",
+    "--trainer.precision": "32-true",
+    "--model.architecture": "resnet20",
+    "--model.compile": "false",
+    "--data.batch_size": "8",
+}
+
+
+class Block(NamedTuple):
+    """A fenced block of a page."""
+
+    page: Path
+    line: int
+    language: str
+    text: str
+
+
+class Command(NamedTuple):
+    """A command as its words, and where it stands."""
+
+    place: str
+    words: tuple[str, ...]
+
+    @property
+    def arguments(self) -> list[str]:
+        """What main.py is given."""
+        return list(self.words[self.words.index("main.py") + 1 :])
+
+
+def blocks_of(page: Path) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    return [Block(page, text.count("\n", 0, m.start()) + 1, m[1], m[2]) for m in FENCE.finditer(text)]
+
+
+def commands_of(block: Block) -> list[Command]:
+    """The lines of a shell block, without comments and with placeholders filled in."""
+    if block.language not in SHELL:
+        return []
+    found = []
+    for number, line in enumerate(block.text.replace("\\\n", "  ").splitlines(), start=block.line + 1):
+        words = tuple(PLACEHOLDERS.get(word, word) for word in shlex.split(line, comments=True))
+        if words:
+            found.append(Command(f"{block.page.name}:{number}", words))
+    return found
+
+
+BLOCKS = [block for page in PAGES for block in blocks_of(page)]
+COMMANDS = [command for block in BLOCKS for command in commands_of(block)]
+# the same command on several pages is run once
+MAIN = list({tuple(c.arguments): c for c in reversed(COMMANDS) if "main.py" in c.words}.values())[::-1]
+OVERLAYS = [block for block in BLOCKS if block.language == "yaml"]
+
+
+def run(arguments: list[str]) -> int:
+    """Exit code of a command, run in this process."""
+    try:
+        return main(arguments)
+    except SystemExit as end:  # --print_config ends so
+        return int(end.code or 0)
+
+
+def in_child(action: Callable[[], object], log: Path) -> int:
+    """Exit code of a forked process that does ``action``: the classes that a page defines stay unknown to this one."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            target = os.open(log, os.O_WRONLY | os.O_CREAT)
+            os.dup2(target, 1)
+            os.dup2(target, 2)
+            sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+            action()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small stand-ins for CIFAR-10 and for a reader's own images."""
+    folder = tmp_path_factory.mktemp("images")
+    write_cifar(folder / "data" / "cifar-10-batches-py", size=8)
+    write_cifar(folder / "my_images", names=["cat", "dog", "fox"], size=12, files=2)
+    return folder
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Path) -> Path:
+    """A folder that looks like the project after a run, and is the working directory."""
+    for name in ("configs", "tests"):
+        (tmp_path / name).symlink_to(ROOT / name)
+
+    def copy(source: str, target: str) -> None:
+        # checkpoints are replaced, never changed, so that a link will do
+        (os.link if source.endswith(".ckpt") else shutil.copy2)(source, target)
+
+    shutil.copytree(finished, tmp_path / RUN, copy_function=copy)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def shortened(arguments: list[str]) -> list[str]:
+    """A fit of one batch in place of a long one."""
+    return [*arguments, *(word for pair in SHORT.items() for word in pair)]
+
+
+def is_long(arguments: list[str]) -> bool:
+    """Whether a command starts a new training."""
+    return arguments[0] == "fit" and not {"--resume", "--help", "--print_config"} & {*arguments}
+
+
+def test_the_pages_are_found() -> None:
+    assert {"README.md", "quick_reference.md", "runs.md"} <= {page.name for page in PAGES}
+    assert len(MAIN) > 30
+    assert {command.arguments[0] for command in MAIN} == {"fit", "validate", "test", "predict"}
+
+
+@pytest.mark.parametrize("command", MAIN, ids=lambda command: f"{command.place} {' '.join(command.arguments)}")
+def test_command(command: Command, workplace: Path, images: Path) -> None:
+    for source in images.iterdir():
+        (workplace / source.name).symlink_to(source)
+    arguments = command.arguments
+    # the words as they stand are parsed in any case: those that shorten a fit are put after them
+    assert run(shortened(arguments) if is_long(arguments) else arguments) == 0
+
+
+def test_a_wrong_command_is_noticed(workplace: Path) -> None:
+    assert run(shortened(["fit", "--config", "configs/digits_ternary.yaml", "--model.compile", "tru"])) == 2
+    assert run(["test", "--run", "runs/NAME/OTHER"]) == 2
+
+
+@pytest.mark.parametrize(
+    "page", sorted({block.page for block in BLOCKS if block.language == "python"}), ids=lambda p: p.name
+)
+def test_python(page: Path, workplace: Path) -> None:
+    module = ModuleType("page")  # one name space a page; what it defines can be found by its module's name
+
+    def run_blocks() -> None:
+        sys.modules[module.__name__] = module
+        for block in blocks_of(page):
+            if block.language == "python":
+                exec(compile("\n" * block.line + block.text, str(page), "exec"), module.__dict__)
+
+    assert in_child(run_blocks, workplace / "log") == 0, (workplace / "log").read_text()
+
+
+@pytest.mark.parametrize("block", OVERLAYS, ids=lambda block: f"{block.page.name}:{block.line}")
+def test_overlay(block: Block, workplace: Path) -> None:
+    (workplace / "overlay.yaml").write_text(block.text)
+    configs = ["--config", "configs/cifar_ternary.yaml", "--config", "overlay.yaml"]
+    assert run(["fit", *configs, "--print_config"]) == 0
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.words[0] == "make"], ids=lambda command: command.place)
+def test_make(command: Command) -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {word for word in command.words[1:] if "=" not in word} <= {*targets}
+    assert all((ROOT / word.partition("=")[2]).exists() for word in command.words if word.startswith("CONFIG="))
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "-m" in c.words], ids=lambda command: command.place)
+def test_module_exists(command: Command) -> None:
+    module = command.words[command.words.index("-m") + 1]
+    assert importlib.util.find_spec(module) is not None
+
+
+def slug(heading: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def anchors(page: Path) -> set[str]:
+    return {slug(heading) for heading in re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text()), re.MULTILINE)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", page.read_text())):
+        if link.startswith(("http://", "https://", "mailto:")):
+            continue
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), f"{page.name} links to {link}"
+        assert not anchor or anchor in anchors(target), f"{page.name} links to {link}: {sorted(anchors(target))}"
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (ROOT / "docs" / "index.md").read_text()
+    assert not [
+        page.name for page in ROOT.glob("docs/*.md") if page.name != "index.md" and f"({page.name})" not in index
+    ]
