@@ -64,7 +64,9 @@ def peer_epochs(num_images: int, policy: Policy, workers: int) -> Callable[[], i
     module = RandomImages(num_images)
     data = module.read_part("train")
     samples = InMemoryCIFAR10(data["image"], data["label"], peer_transform(module.mean, module.std, policy))
-    loader: DataLoader[Any] = DataLoader(samples, BATCH_SIZE, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
+    loader: DataLoader[Any] = DataLoader(
+        samples, BATCH_SIZE, shuffle=True, num_workers=workers, persistent_workers=workers > 0
+    )
     return lambda: sum(len(image) for image, _ in loader)
 
 

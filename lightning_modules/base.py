@@ -102,6 +102,13 @@ class BaseModule(LightningModule):
         self._configured_groups: list[dict[str, Any]] = []
         self._validated = False
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Lightning notes the running hook some forty times a step; nn.Module's search for parameters is not needed for that."""
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
     def _check_settings(self) -> None:
         def require(ok: bool, name: str, value: object, want: str) -> None:
             if not ok:

@@ -50,7 +50,7 @@ def test_vectors_are_not_decayed() -> None:
 def fit(batch_size: int, class_weights: Literal["none", "balanced"] = "none", **trainer: Any) -> LinearClassifier:
     torch.manual_seed(0)
     module = LinearClassifier(lr=0.05, schedule="cosine", class_weights=class_weights, **BASE)
-    quiet = {
+    quiet: dict[str, Any] = {
         "logger": False,
         "enable_checkpointing": False,
         "enable_progress_bar": False,
