@@ -259,7 +259,7 @@ class BaseModule(LightningModule):
             optimizer = AdamW(groups, lr=self.lr, betas=(self.momentum, 0.999), fused=fused)
         if self.trainer.precision == "bf16-mixed":
             # Lightning takes this mark of a fused optimiser for a loss scaler, which bf16 has not, and would refuse to clip
-            optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+            optimizer._step_supports_amp_scaling = False
         cycles = self.one_cycle_momentum is not None and self.momentum > 0
         bounds = (cast(float, self.one_cycle_momentum), self.momentum) if cycles else None
         shape = Shape(**{**vars(self.shape), "warmup_steps": self._warmup_steps()})
@@ -275,7 +275,7 @@ class BaseModule(LightningModule):
     def on_fit_start(self) -> None:
         """Set the matrix precision and compile the network, now that it is on its device."""
         torch.set_float32_matmul_precision(self.matmul_precision)
-        torch.backends.cudnn.conv.fp32_precision = "ieee" if self.matmul_precision == "highest" else "tf32"
+        torch.backends.cudnn.conv.fp32_precision = "ieee" if self.matmul_precision == "highest" else "tf32"  # type: ignore[attr-defined]
         if self.compile_network:
             torch._dynamo.config.suppress_errors = True  # a graph that does not compile runs eagerly, with a warning
             self.network.compile(mode=self.compile_mode)

@@ -12,7 +12,7 @@ from datamodules import DigitsDataModule
 from lightning_modules import TernaryClassifier
 from tests.runs.linear import LinearClassifier
 
-BASE = {"num_classes": 10, "in_channels": 1, "image_size": 8}
+BASE: dict[str, Any] = {"num_classes": 10, "in_channels": 1, "image_size": 8}
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"lr": 0.0}, "lr: a learning rate over 0, got 0.0"),
     ({"momentum": 1.0}, "momentum: a value of at least 0 and under 1, got 1.0"),
