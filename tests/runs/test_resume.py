@@ -1,0 +1,77 @@
+"""A run that is killed at any moment and resumed ends in what the unbroken run ends in, to the bit."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.runs.killing import MOMENTS, TINY, Kill, differences, forked, outcome
+
+# how often the unbroken tiny run comes to each phase: 4 epochs (early stopping) of 8 batches, five validation batches
+TIMES = {
+    "batch_start": 32,
+    "backward": 32,
+    "batch_end": 32,
+    "val": 20,
+    "epoch_end": 4,
+    "between": 17,
+    "after_last": 17,
+    "in_file": 20,
+}
+
+
+@pytest.fixture(scope="module")
+def unbroken(finished: Path) -> dict[str, Any]:
+    return outcome(finished)
+
+
+def broken(folder: Path, kills: list[Kill | float]) -> dict[str, Any]:
+    """Start a run, kill it, resume it and kill it again, then let it end."""
+    log = folder.parent / "log"
+    arguments = ["fit", "--config", TINY, "--run_dir", str(folder)]
+    for kill in kills:
+        timed = isinstance(kill, float)
+        code = forked(arguments, None if timed else kill, log, kill if timed else None)  # type: ignore[arg-type]
+        assert code in (0, -9), log.read_text()
+        if not (folder / "checkpoints" / "last.ckpt").exists():  # killed before the first checkpoint: start anew
+            folder = folder.with_name(folder.name + "x")
+            arguments[-1] = str(folder)
+        else:
+            arguments = ["fit", "--resume", str(folder)]
+    assert forked(arguments, log=log) == 0, log.read_text()
+    return outcome(folder)
+
+
+def check(unbroken: dict[str, Any], folder: Path, kills: list[Kill | float]) -> None:
+    found = differences(unbroken, broken(folder, kills))
+    assert not found, f"after {kills}: {found[:10]}"
+
+
+@pytest.mark.parametrize(
+    "kills",
+    [
+        [Kill("backward", 13), Kill("val", 2)],
+        [Kill("in_file", 4), Kill("epoch_end", 1)],
+    ],
+    ids=str,
+)
+def test_killed_and_resumed_equals_unbroken(
+    unbroken: dict[str, Any], tmp_path: Path, kills: list[Kill | float]
+) -> None:
+    check(unbroken, tmp_path / "run", kills)
+
+
+def random_kills(seed: int) -> list[Kill | float]:
+    draw = random.Random(seed)
+    kills: list[Kill | float] = []
+    for _ in range(draw.choice([1, 2, 3])):
+        phase = draw.choice([*MOMENTS, "time"])
+        kills.append(draw.uniform(0.2, 3.0) if phase == "time" else Kill(phase, draw.randint(1, TIMES[phase])))
+    return kills
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(24))
+def test_killed_at_random_moments(unbroken: dict[str, Any], tmp_path: Path, seed: int) -> None:
+    check(unbroken, tmp_path / "run", random_kills(seed))
