@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -121,15 +120,8 @@ class ExactResume(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep it until the loops are restored."""
-        if trainer.state.fn != "fit":
-            return
-        self._saved = checkpoint.get("exact_resume")
-        processes = self._saved["processes"] if self._saved is not None else trainer.world_size
-        if processes != trainer.world_size:
-            raise MisconfigurationException(
-                f"--trainer.devices: this checkpoint was written by {processes} process(es) and cannot go on in "
-                f"{trainer.world_size}; keep the number, or start a new run"
-            )
+        if trainer.state.fn == "fit":
+            self._saved = checkpoint.get("exact_resume")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The last metrics: Lightning clears them after loading a checkpoint, and EarlyStopping wants them."""

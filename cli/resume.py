@@ -32,6 +32,7 @@ class RunCheckpoint:
     epoch: int
     step: int
     should_stop: bool
+    processes: int
 
 
 def find(target: str, flags: OwnFlags) -> RunCheckpoint:
@@ -51,8 +52,9 @@ def find(target: str, flags: OwnFlags) -> RunCheckpoint:
     config = _latest_config(folder)
     content = read(checkpoint)
     progress = content["loops"]["fit_loop"]["epoch_progress"]["current"]
-    stop = bool(content.get("exact_resume", {}).get("should_stop", False))
-    return RunCheckpoint(folder, checkpoint, config, progress["processed"], content["global_step"], stop)
+    exact = content.get("exact_resume", {})
+    stop, processes = bool(exact.get("should_stop", False)), int(exact.get("processes", 1))
+    return RunCheckpoint(folder, checkpoint, config, progress["processed"], content["global_step"], stop, processes)
 
 
 def _named(folder: Path, wanted: str) -> Path:

@@ -225,6 +225,11 @@ class VisionCLI(LightningCLI):
         checkpoint = done = None
         if self.source is not None:
             checkpoint = str(self.source.checkpoint)
+            if (now := self.trainer.world_size) != (was := self.source.processes):
+                raise UsageError(
+                    f"--trainer.devices: {checkpoint} was written by {was} process(es) and cannot go on in {now}; "
+                    "keep the number, or start a new run"
+                )
             done = resume.finished(self.source, self.config_dict())
             if done:
                 log.info(f"{self.source.folder}: {done}; nothing to do")
