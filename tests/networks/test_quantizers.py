@@ -315,4 +315,5 @@ def test_compiles_whole_and_equals_eager(rule: QuantizerName) -> None:
     compiled = torch.compile(quantizer, fullgraph=True, backend="aot_eager")
     parameters = [weight, *quantizer.parameters()]
     results = [(w, *torch.autograd.grad(w.square().sum(), parameters)) for w in (quantizer(weight), compiled(weight))]
-    assert all(torch.equal(eager, graph) for eager, graph in zip(*results, strict=True))
+    for eager, graph in zip(*results, strict=True):  # the graph may round a sum in another order
+        torch.testing.assert_close(graph, eager, rtol=1e-6, atol=1e-6)

@@ -34,7 +34,9 @@ def some_random(batch_size: int, epoch: int = 0) -> SampleRandom:
 def torchvisions(image: Tensor, name: str, magnitude: float) -> Tensor:
     """Apply an operation to one image by the code of torchvision.transforms.v2.RandAugment, which gives thresholds in 0 to 1."""
     magnitude = magnitude / 255 if name == "Solarize" else magnitude
-    result: Tensor = v2.AutoAugment()._apply_image_or_video_transform(image, name, magnitude, v2.InterpolationMode.NEAREST, {})
+    result: Tensor = v2.AutoAugment()._apply_image_or_video_transform(
+        image, name, magnitude, v2.InterpolationMode.NEAREST, {}
+    )
     return result
 
 
