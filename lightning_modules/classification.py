@@ -88,7 +88,8 @@ class Classifier(BaseModule):
         else:
             loss = classification_loss(logits, label)
         cast(ClassificationSums, self.sums[f"{stage}_sums"]).update(loss, logits, label, target)
-        return {"loss": loss, "logits": logits, "label": label}
+        # detached: the graph would be kept until the next step
+        return {"loss": loss, "logits": logits.detach(), "label": label}
 
     def on_train_epoch_start(self) -> None:
         """Count anew. Not called when a run goes on in mid-epoch, where the restored sums must stay."""
