@@ -261,12 +261,10 @@ class VisionCLI(LightningCLI):
         log.info(f"test it      python main.py test --run {folder}{last}")
 
     def run_best(self) -> Path:
-        """The best checkpoint of the fit that just ended, or its last where there was no validation."""
-        path = Path(getattr(self.trainer.checkpoint_callback, "best_model_path", "") or "")
-        if path.is_file():
-            return path
+        """The best checkpoint of the run that has ended, or its last where there was no validation."""
         assert self.run_dir is not None
-        return self.run_dir / "checkpoints" / "last.ckpt"
+        path = self.run_dir / "checkpoints" / "best.ckpt"
+        return path if path.is_file() else path.with_name("last.ckpt")
 
     def validate(self, model: LightningModule, datamodule: Any) -> None:
         """Validation figures of a checkpoint."""

@@ -247,6 +247,9 @@ class BaseModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimiser and its schedule, stepped once per optimiser step."""
+        if self.shape.name == "plateau" and self.plateau_monitor not in self.metric_names:
+            known = ", ".join(sorted(self.metric_names))
+            raise MisconfigurationException(f"plateau_monitor: no metric {self.plateau_monitor!r}; there are {known}")
         groups, fused = self.parameter_groups(), self.fused
         if self.trainer.precision == "16-mixed" and self.trainer.gradient_clip_val is not None and fused:
             log.info("fused: off, because fp16 gradients must be unscaled before they are clipped")

@@ -55,6 +55,7 @@ FLAGS = [
     (["--config", "configs/nothing.yaml"], "--config configs/nothing.yaml: no such file"),
     (["--trainer.max_epochs", "-1"], "needs the length of the run"),
     (["--run_dir"], "--run_dir: needs a value"),
+    (["--model.schedule", "plateau", "--model.plateau_monitor", "val/los"], "plateau_monitor: no metric 'val/los'"),
     (["--modl.lr", "0.1"], "--modl.lr: no such setting as 'modl', did you mean 'model'?"),
     (["--trainer.max_epochs", "abc"], "trainer.max_epochs"),
     (["--checkpoint.monitor", "val_raw/acc"], "checkpoint.monitor: no metric 'val_raw/acc'"),

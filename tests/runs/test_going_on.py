@@ -1,5 +1,6 @@
 """A resumed run with other settings: explicit flags win over the checkpoint, and a longer run is re-annealed."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -53,7 +54,10 @@ def test_early_stopping_goes_on_only_with_more_patience(
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
-    assert main(["fit", "--resume", str(folder)]) == 0
+    tested = json.loads((folder / "test_metrics.json").read_text())
+    (folder / "test_metrics.json").unlink()
+    assert main(["fit", "--resume", str(folder), "--test_after_fit"]) == 0
+    assert json.loads((folder / "test_metrics.json").read_text()) == tested, "of the best checkpoint, not the last"
     assert "stopped early after epoch 4; raise the patience of EarlyStopping to go on" in capsys.readouterr().out
     text = (folder / "config.yaml").read_text().replace("patience: 3", "patience: 4")
     Path(tmp_path / "more.yaml").write_text(text)
