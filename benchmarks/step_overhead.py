@@ -6,7 +6,9 @@ The run is made by `main.py fit`'s own code from a configuration, so that it has
 run has, and writes its run folder into a temporary one. turns.py says what the bare loop does and how the two are interleaved.
 A repeat is an epoch; the first, which warms up and draws the curves, is left out.
 
-- overhead: per step within an epoch, a row of metrics.csv and TensorBoard every 50 steps included.
+- overhead: per step within an epoch, ours less bare; a row of metrics.csv and TensorBoard every 50 steps included.
+- rest: the same without the large operations that both have (augmentation, network, loss, backward, update), timed on either side:
+  where a step is long, the difference without most of its noise.
 - epoch end: from the last batch to the first of the next epoch: validation (of ten samples), best and last checkpoint, metrics.
 - with epoch end: both, for epochs of 45,000 samples.
 """
@@ -82,6 +84,7 @@ class Result(NamedTuple):
     bare: Spread
     ours: Spread
     overhead: Spread
+    rest: Spread
     ratio: Spread
     epoch_end: Spread
     with_epoch_end: float
@@ -136,7 +139,8 @@ def run(case: Case, repeats: int) -> Result:
 
 def result(case: Case, seconds: dict[str, Any]) -> Result:
     """Figures of a case from the seconds of all epochs, of which the first is left out."""
-    bare, ours = ([1000 * s / case.steps for s in seconds[side][1:]] for side in ("bare", "ours"))
+    sides = ("bare", "ours", "bare_rest", "ours_rest")
+    bare, ours, bare_rest, ours_rest = ([1000 * s / case.steps for s in seconds[side][1:]] for side in sides)
     overhead = Spread.of([mine - theirs for mine, theirs in zip(ours, bare, strict=True)])
     step = Spread.of(ours).median  # the epoch's last one is timed with its end
     epoch_end = Spread.of([1000 * s - step for s in seconds["epoch_end"][1:]])
@@ -144,6 +148,7 @@ def result(case: Case, seconds: dict[str, Any]) -> Result:
         bare=Spread.of(bare),
         ours=Spread.of(ours),
         overhead=overhead,
+        rest=Spread.of([mine - theirs for mine, theirs in zip(ours_rest, bare_rest, strict=True)]),
         ratio=Spread.of([mine / theirs for mine, theirs in zip(ours, bare, strict=True)]),
         epoch_end=epoch_end,
         with_epoch_end=overhead.median + epoch_end.median / (EPOCH_SAMPLES // case.batch_size),
@@ -157,6 +162,7 @@ HEADER = (
     "bare ms/step",
     "ours ms/step",
     "overhead ms/step",
+    "rest ms/step",
     "ratio",
     "epoch end ms",
     "with epoch end",
@@ -171,6 +177,7 @@ def row(case: Case, figures: Result) -> list[str]:
         f"{figures.bare.median:.3f}",
         f"{figures.ours.median:.3f}",
         figures.overhead.text(3),
+        figures.rest.text(3),
         f"{figures.ratio.median:.3f}",
         f"{figures.epoch_end.median:.0f}",
         f"{figures.with_epoch_end:.3f}",

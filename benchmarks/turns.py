@@ -6,15 +6,22 @@ Both start from the same weights and see the same batches, so that they must end
 proof that both did the same work. Turns of a second or less, rather than whole runs one after the other, keep a machine that
 slows down or has a visitor from counting for one side only. The bare loop's time is taken out of ours; what the callback itself
 costs, some microseconds a step, is left in.
+
+Where a step is long, the difference of the two is lost in the noise of its convolutions. `SharedWork` therefore also times the
+large operations that both loops have, in the turns of either: the difference of what is left over has little noise.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import importlib
 import math
+from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+from unittest import mock
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -83,6 +90,46 @@ class BareLoop:
             self.schedule.step()
 
 
+class SharedWork:
+    """Times what a run of ours and a bare loop both do: augmentation, network, loss, backward and the update of the weights.
+
+    The rest of a bare loop's step is rows by index, zeroing of gradients, the optimiser's and the schedule's Python.
+
+    Attributes:
+        seconds: Spent so far, by either.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._patches = contextlib.ExitStack()
+
+    def start(self, data: DataModule, *networks: nn.Module) -> None:
+        """Put a clock around each of the operations."""
+        operations: list[tuple[Any, str]] = [
+            (data, "augment"),
+            *((network, "forward") for network in networks),
+            (F, "cross_entropy"),
+            (Tensor, "backward"),
+            (importlib.import_module("torch.optim.sgd"), "sgd"),  # torch.optim hides the module
+        ]
+        for owner, name in operations:
+            self._patches.enter_context(mock.patch.object(owner, name, self._timed(getattr(owner, name))))
+
+    def stop(self) -> None:
+        """Take the clocks away."""
+        self._patches.close()
+
+    def _timed(self, operation: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            begin = perf_counter()
+            try:
+                return operation(*args, **kwargs)
+            finally:
+                self.seconds += perf_counter() - begin
+
+        return timed
+
+
 class Turns(Callback):
     """Lets a bare loop and the run that this callback is part of take turns, and writes how long each took.
 
@@ -91,7 +138,8 @@ class Turns(Callback):
     Args:
         turn: Steps of a turn.
         steps: Timed steps of an epoch, a multiple of `turn`.
-        path: JSON file for the seconds: `bare` and `ours` of `steps` steps, each epoch; `epoch_end` of all epochs but the last;
+        path: JSON file for the seconds: `bare` and `ours` of `steps` steps, each epoch; `bare_rest` and `ours_rest`, of these
+            what was not spent in `SharedWork`; `epoch_end` of all epochs but the last;
             `weight_difference`, the largest between the two networks at the end.
     """
 
@@ -101,8 +149,12 @@ class Turns(Callback):
         self.turn, self.steps, self.path = turn, steps, Path(path)
         self.bare_s: list[float] = []
         self.ours_s: list[float] = []
+        self.bare_rest_s: list[float] = []
+        self.ours_rest_s: list[float] = []
         self.epoch_end_s: list[float] = []
+        self.shared = SharedWork()
         self._since: float | None = None  # when our turn, or the end of our epoch, began
+        self._shared_since = 0.0  # seconds of shared work at that time
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the bare loop from our weights."""
@@ -116,6 +168,7 @@ class Turns(Callback):
             lr=settings["lr"],
             weight_decay=settings["weight_decay"],
         )
+        self.shared.start(self.loop.data, self.loop.network, pl_module.network)  # type: ignore[arg-type]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Our turn is over when it had its steps: the bare loop's turn, then ours again."""
@@ -127,20 +180,32 @@ class Turns(Callback):
                 self.epoch_end_s.append(now - self._since)
             self.bare_s.append(0.0)
             self.ours_s.append(0.0)
+            self.bare_rest_s.append(0.0)
+            self.ours_rest_s.append(0.0)
         else:
             assert self._since is not None
             self.ours_s[-1] += now - self._since
+            self.ours_rest_s[-1] += now - self._since - (self.shared.seconds - self._shared_since)
         if batch_idx < self.steps:
-            begin = perf_counter()
+            begin, shared = perf_counter(), self.shared.seconds
             self.loop.advance(self.turn)
-            self.bare_s[-1] += perf_counter() - begin
+            seconds = perf_counter() - begin
+            self.bare_s[-1] += seconds
+            self.bare_rest_s[-1] += seconds - (self.shared.seconds - shared)
         else:
             self.loop.advance(1)
-        self._since = perf_counter()
+        self._shared_since, self._since = self.shared.seconds, perf_counter()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare the weights and write the times."""
+        self.shared.stop()
         ours, bare = pl_module.network.state_dict(), self.loop.network.state_dict()  # type: ignore[union-attr]
         difference = max(float((ours[name].double() - bare[name].double()).abs().max()) for name in bare)
-        seconds = {"bare": self.bare_s, "ours": self.ours_s, "epoch_end": self.epoch_end_s}
+        seconds = {
+            "bare": self.bare_s,
+            "ours": self.ours_s,
+            "bare_rest": self.bare_rest_s,
+            "ours_rest": self.ours_rest_s,
+            "epoch_end": self.epoch_end_s,
+        }
         write_json(self.path, {**seconds, "weight_difference": difference})

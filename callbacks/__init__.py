@@ -9,8 +9,8 @@ from callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
 from callbacks.curves import Curves
 from callbacks.ema import EMA
 from callbacks.exact_resume import ExactResume
+from callbacks.lean_loop import NoProfiler, skip_empty_hooks
 from callbacks.metrics_log import MetricsLog, read_metrics
-from callbacks.no_profiler import NoProfiler
 from callbacks.non_finite import NonFiniteError, StopOnNonFinite
 from callbacks.progress import Progress
 from callbacks.run_folder import RunFolder, run_folder
@@ -40,4 +40,5 @@ __all__ = [
     "TernaryShares",
     "read_metrics",
     "run_folder",
+    "skip_empty_hooks",
 ]

@@ -173,6 +173,7 @@ class VisionCLI(LightningCLI):
             options["plugins"] = [*plugins, ours.AtomicCheckpointIO()]
         if options.get("profiler") is None:
             options["profiler"] = ours.NoProfiler()
+            ours.skip_empty_hooks(options["callbacks"])
         if folder is not None:
             options["default_root_dir"] = str(folder)
             if options.get("logger") in (None, True):

@@ -53,6 +53,8 @@ def test_step_overhead_prints_and_writes_its_figures(tmp_path: Path, capsys: pyt
         assert 0 < bare["least"] <= bare["median"] <= bare["most"]
         # the median of two repeats is their mean, and a mean of differences the difference of the means
         assert overhead["median"] == pytest.approx(ours["median"] - bare["median"])
+        # without the clocks on one of the sides it would be as long as the whole step
+        assert 0 < case["rest"]["median"] < ours["median"]
         epoch = 45_000 // case["batch_size"]
         assert case["with_epoch_end"] == pytest.approx(overhead["median"] + case["epoch_end"]["median"] / epoch)
 
@@ -96,6 +98,8 @@ def test_figures_of_a_case_by_hand() -> None:
     seconds = {
         "bare": [9.0, 0.2, 0.4, 0.6],  # of two steps: 100, 200, 300 ms a step; the first epoch is left out
         "ours": [9.0, 0.3, 0.42, 0.8],  # 150, 210, 400
+        "bare_rest": [9.0, 0.002, 0.004, 0.006],
+        "ours_rest": [9.0, 0.004, 0.010, 0.010],  # 1, 3, 2 ms more
         "epoch_end": [9.0, 0.310, 0.510],  # with one step of 210
         "weight_difference": 0.5,
     }
@@ -103,6 +107,7 @@ def test_figures_of_a_case_by_hand() -> None:
     assert figures.bare == pytest.approx((200, 100, 300))
     assert figures.ours == pytest.approx((210, 150, 400))
     assert figures.overhead == pytest.approx((50, 10, 100))
+    assert figures.rest == pytest.approx((2, 1, 3))
     assert figures.ratio == pytest.approx((4 / 3, 1.05, 1.5))
     assert figures.epoch_end == pytest.approx((200, 100, 300))
     assert figures.with_epoch_end == pytest.approx(50 + 200 / 10)
