@@ -17,6 +17,20 @@ from transforms.geometric import random_crop, random_flip
 from transforms.mix import mix
 from transforms.normalize import normalize
 from transforms.policies import auto_augment, rand_augment
+from transforms.random_erasing import random_erasing
+from transforms.resized_crop import crop_boxes, random_resized_crop, resize_center_crop
 from transforms.sample_random import SampleRandom
 
-__all__ = ["SampleRandom", "auto_augment", "mix", "normalize", "rand_augment", "random_crop", "random_flip"]
+__all__ = [
+    "SampleRandom",
+    "auto_augment",
+    "crop_boxes",
+    "mix",
+    "normalize",
+    "rand_augment",
+    "random_crop",
+    "random_erasing",
+    "random_flip",
+    "random_resized_crop",
+    "resize_center_crop",
+]
