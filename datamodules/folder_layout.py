@@ -1,0 +1,215 @@
+"""A folder of images with one folder per class: its files, what is left out, files of the same bytes, groups from a CSV.
+
+    FOLDER/cat/1.jpg
+    FOLDER/cat/trip/2.png        any depth below a class folder
+    FOLDER/dog/1.jpg
+    FOLDER/groups.csv            other files are left out and counted
+
+Only names and bytes are read, no image is decoded. Everything comes in the order of the names, whatever the file system's order.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+SPLITS = {"train", "training", "val", "valid", "validation", "test"}
+LAYOUT = "expected FOLDER/CLASS/IMAGE, as in FOLDER/cat/1.jpg and FOLDER/dog/1.jpg"
+NAMED = 5  # names that a message lists
+HIDDEN, OTHER, BROKEN, EMPTY = "hidden", "not an image", "broken link", "image of 0 bytes"
+
+
+class ImageFolder(NamedTuple):
+    """What lies in an image folder.
+
+    Attributes:
+        images: Path and class of each image, by class and then by name.
+        left_out: Why files were left out -> those files (of a hidden folder, the folder alone); only reasons that occur.
+    """
+
+    images: list[tuple[Path, str]]
+    left_out: dict[str, list[Path]]
+
+    @property
+    def class_names(self) -> list[str]:
+        """The K names, sorted: a class's number is its place here."""
+        return sorted({name for _, name in self.images})
+
+
+def scan(folder: Path) -> ImageFolder:
+    """List the images of a folder with one folder per class.
+
+    Images are files that end in one of EXTENSIONS, in capitals too, at any depth below a class folder; linked files and folders are
+    followed. Left out are hidden files and folders (`.name`, `__MACOSX`), other files, broken links and images of 0 bytes.
+
+    Args:
+        folder: The folder that holds the class folders.
+
+    Returns:
+        The images with their classes, and what was left out.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: There are no class folders, images of no class, splits instead of classes, a class without an image or one class
+            only; or a linked folder leads back to one that it lies in.
+    """
+    if not folder.is_dir():
+        what = "not a folder" if folder.exists() else "no such folder"
+        raise FileNotFoundError(f"{folder}: {what}; {LAYOUT}")
+    left_out: dict[str, list[Path]] = defaultdict(list)
+    folders, direct = _entries(folder, left_out)
+    if direct:
+        count = (
+            f"{len(direct)} image{'s' * (len(direct) > 1)} directly in it, which ha{'ve' if len(direct) > 1 else 's'}"
+        )
+        raise ValueError(f"{folder}: {count} no class: {listed([path.name for path in direct])}; {LAYOUT}")
+    if not folders:
+        raise ValueError(f"{folder}: there is no class folder in it; {LAYOUT}")
+    names = [path.name for path in folders]
+    if {name.lower() for name in names} <= SPLITS:
+        raise ValueError(f"{folder}: holds splits ({', '.join(names)}), not classes; give one of them; {LAYOUT}")
+    classes = {path.name: _images_below(path, left_out, (_identity(folder),)) for path in folders}
+    if bare := [name for name, images in classes.items() if not images]:
+        noun = "class folder without an image" if len(bare) == 1 else "class folders without an image"
+        raise ValueError(
+            f"{folder}: {len(bare)} {noun} ({', '.join(EXTENSIONS)}): {listed(bare)}; add images or remove the folder"
+        )
+    if len(classes) == 1:
+        raise ValueError(f"{folder}: there is one class only, {names[0]!r}; at least two are needed; {LAYOUT}")
+    images = [(path, name) for name in sorted(classes) for path in classes[name]]
+    return ImageFolder(images, {reason: sorted(paths) for reason, paths in left_out.items()})
+
+
+def _entries(folder: Path, left_out: dict[str, list[Path]]) -> tuple[list[Path], list[Path]]:
+    """Sorted folders and images of one folder; the rest is added to ``left_out``."""
+    folders, images = [], []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.name == "__MACOSX":
+            left_out[HIDDEN].append(path)
+        elif path.is_dir():
+            folders.append(path)
+        elif not path.exists():
+            left_out[BROKEN].append(path)
+        elif path.suffix.lower() not in EXTENSIONS or not path.is_file():
+            left_out[OTHER].append(path)
+        elif path.stat().st_size == 0:
+            left_out[EMPTY].append(path)
+        else:
+            images.append(path)
+    return folders, images
+
+
+def _images_below(folder: Path, left_out: dict[str, list[Path]], above: tuple[tuple[int, int], ...]) -> list[Path]:
+    """The images of a folder and of those in it; ``above`` identifies the folders that it lies in."""
+    if _identity(folder) in above:
+        raise ValueError(f"{folder}: this link leads back to a folder that it lies in; remove the link")
+    folders, images = _entries(folder, left_out)
+    for inner in folders:
+        images += _images_below(inner, left_out, (*above, _identity(folder)))
+    return sorted(images)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def duplicate_groups(
+    paths: Sequence[Path], watch: Callable[[list[Path]], Iterable[Path]] | None = None
+) -> list[list[Path]]:
+    """Find files of the same bytes. Only files that share their size with another are read, and compared by SHA-256.
+
+    Args:
+        paths: Files, each once.
+        watch: Is given the files that will be read and yields them again, so that a caller can report progress.
+
+    Returns:
+        The sets of two or more files that are the same, in the order of their first files; each in the order of ``paths``.
+    """
+    by_size: dict[int, list[Path]] = defaultdict(list)
+    for path in paths:
+        by_size[path.stat().st_size].append(path)
+    doubtful = [path for path in paths if len(by_size[path.stat().st_size]) > 1]
+    by_bytes: dict[bytes, list[Path]] = defaultdict(list)
+    for path in watch(doubtful) if watch else doubtful:
+        with path.open("rb") as file:
+            by_bytes[hashlib.file_digest(file, "sha256").digest()].append(path)
+    return [same for same in by_bytes.values() if len(same) > 1]
+
+
+def read_groups(table: Path, column: str, images: Sequence[str], file_column: str | None = None) -> list[str]:
+    """Read which images belong together from a CSV with a header.
+
+    A row names an image by its path relative to the folder or by its bare file name where that is unique, both also without the
+    extension. Rows of files that are not in the folder are passed over; several rows of one image must agree.
+
+    Args:
+        table: The CSV, UTF-8.
+        column: Name of the column that holds the group: a person, a place, a film.
+        images: Names of the N images, relative to the folder, with forward slashes.
+        file_column: Name of the column that holds the file; by default ``file``, or else the first one.
+
+    Returns:
+        The group of each of the N images.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: A column is missing, a row has no group, names several images or contradicts another, or images have no row.
+    """
+    if not table.is_file():
+        raise FileNotFoundError(f"{table}: no such file; expected a CSV with the columns file and {column}")
+    known = _names(images)
+    groups: dict[int, str] = {}
+    with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        rows = csv.DictReader(file, restval="")
+        columns = list(rows.fieldnames or [])
+        file_column = file_column or ("file" if "file" in columns else next(iter(columns), "file"))
+        for name in (column, file_column):
+            if name not in columns:
+                raise ValueError(
+                    f"{table}: there is no column {name!r}; its columns are {', '.join(columns) or 'none'}"
+                )
+        for row in rows:
+            place = f"{table}, line {rows.line_num}"
+            named, group = row[file_column].strip().replace("\\", "/").removeprefix("./"), row[column].strip()
+            found = next((form[named] for form in known if named in form), [])
+            if not found:
+                continue
+            if len(found) > 1:
+                matches = listed([images[index] for index in found])
+                raise ValueError(
+                    f"{place}: {named!r} is the name of {len(found)} images: {matches}; give the path from the folder"
+                )
+            if not group:
+                raise ValueError(f"{place}: no {column} is given for {named}")
+            if groups.setdefault(found[0], group) != group:
+                raise ValueError(
+                    f"{place}: {named} is in {group!r} here and in {groups[found[0]]!r} above; an image has one group"
+                )
+    if missing := [name for index, name in enumerate(images) if index not in groups]:
+        raise ValueError(
+            f"{table}: {len(missing)} of the {len(images)} images are not in its column {file_column!r}: {listed(missing)}"
+        )
+    return [groups[index] for index in range(len(images))]
+
+
+def _names(images: Sequence[str]) -> list[dict[str, list[int]]]:
+    """What an image may be called, the fullest form first: path, path without extension, name, name without extension."""
+    forms: list[dict[str, list[int]]] = [defaultdict(list) for _ in range(4)]
+    for index, name in enumerate(images):
+        bare = name.rpartition("/")[2]
+        for form, called in zip(forms, (name, os.path.splitext(name)[0], bare, os.path.splitext(bare)[0]), strict=True):
+            form[called].append(index)
+    return forms
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
