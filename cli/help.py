@@ -21,7 +21,7 @@ OVERVIEW = """usage: python main.py COMMAND [flags]
   fit       --resume RUN_DIR | CHECKPOINT                                go on with a run exactly where it was
   validate  --run RUN_DIR [--ckpt best|last|PATH]                        validation figures of a checkpoint
   test      --run RUN_DIR [--ckpt best|last|PATH]                        test figures of a checkpoint
-  predict   --run RUN_DIR [--ckpt best|last|PATH]                        predictions.csv
+  predict   --run RUN_DIR [--ckpt best|last|PATH] [--data.images DIR]    predictions.csv, of the test split or of a folder
 
 Every setting of an experiment:  python main.py fit --config FILE --help
 Experiments: {experiments}

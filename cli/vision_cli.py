@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULTS = ROOT / "configs" / "defaults.yaml"
-LINKED = ("num_classes", "in_channels", "image_size", "mean", "std")
+LINKED = ("num_classes", "in_channels", "image_size", "mean", "std", "class_names")
 NOT_OURS = {"ckpt_path", "weights_only", "verbose", "return_predictions"}  # --resume, --run and --ckpt stand for these
 
 
@@ -282,7 +282,7 @@ class VisionCLI(LightningCLI):
         self._report(command, checkpoint, results, folder)
 
     def predict(self, model: LightningModule, datamodule: Any) -> None:
-        """Predict every image of the test split into predictions.csv."""
+        """Predict every image of the test split, or of the folder --data.images, into predictions.csv."""
         checkpoint, folder = self._checkpoint()
         if self.trainer.world_size > 1:
             raise UsageError(
@@ -290,14 +290,18 @@ class VisionCLI(LightningCLI):
             )
         outputs = self.trainer.predict(model, datamodule=datamodule, ckpt_path=str(checkpoint), weights_only=True)
         path = (folder or Path()) / "predictions.csv"
-        names = datamodule.class_names
-        with replace_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        names, files = datamodule.class_names, datamodule.predicted_files()
+        # surrogateescape: a file's name may be bytes that are no UTF-8
+        options: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
+        with replace_file(path) as temporary, temporary.open("w", **options) as file:
             writer = csv.writer(file)
-            writer.writerow(["index", "class", "probability"])
+            writer.writerow(["index", *(["file"] if files is not None else []), "class", "probability"])
             for batch in outputs or []:
                 chances, classes = batch["logits"].float().softmax(dim=1).max(dim=1)  # type: ignore[call-overload]
                 rows = zip(batch["index"].tolist(), classes.tolist(), chances.tolist(), strict=True)  # type: ignore[call-overload]
-                writer.writerows([index, names[number], f"{chance:.6f}"] for index, number, chance in rows)
+                for index, number, chance in rows:
+                    name = [files[index]] if files is not None else []
+                    writer.writerow([index, *name, names[number], f"{chance:.6f}"])
         log.info(f"predictions of {resume.describe(checkpoint)}: {path}")
 
     def _checkpoint(self) -> tuple[Path, Path | None]:

@@ -8,6 +8,7 @@ A subclass names its classes and its image format and writes `read_part`. What a
 
 from abc import ABC, abstractmethod
 from functools import partial
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 import transforms
 from datamodules.augmentation import Augmentation
+from datamodules.image_list import read_images
 from datamodules.in_memory import InMemoryLoader, Keep, beginning, check_enough, num_batches, training_position
 from datamodules.splits import check_labels, count_classes, stratified_split
 
@@ -44,6 +46,8 @@ class DataModule(LightningDataModule, ABC):
         cutmix_alpha: Both parameters of the Beta distribution of cutmix's area (arXiv:1905.04899), above 0.
         cutmix_prob: Probability of cutmix for each image, 0 to 1.
         on_device: Move the data to the accelerator once instead of a batch at a time; takes its memory (0.2 GB for CIFAR-10).
+        images: Folder of unlabelled image files that predict reads in place of the test split, with its folders, in the order of
+            the names; each is resized, whole and antialiased, to the size and the channels that the network was trained on.
 
     Raises:
         ValueError: A setting is out of its range.
@@ -79,6 +83,7 @@ class DataModule(LightningDataModule, ABC):
         cutmix_alpha: float = 1.0,
         cutmix_prob: float = 0.0,
         on_device: bool = False,
+        images: str | None = None,
     ) -> None:
         super().__init__()
         eval_batch_size = eval_batch_size if eval_batch_size is not None else 2 * batch_size
@@ -105,6 +110,8 @@ class DataModule(LightningDataModule, ABC):
             cutmix_alpha=cutmix_alpha,
             cutmix_prob=cutmix_prob,
         )
+        self.images = Path(images) if images is not None else None
+        self._files: list[str] | None = None
         self.splits: dict[str, Batch] = {}
 
     @property
@@ -151,12 +158,19 @@ class DataModule(LightningDataModule, ABC):
         return count_classes(self.splits["train"]["label"].cpu(), self.class_names)
 
     def setup(self, stage: str) -> None:
-        """Read what the stage needs, once: training and validation split for fit and validate, the test split for the others."""
+        """Read what the stage needs, once: training and validation split for fit and validate, the test split for the others.
+
+        With `images`, predict reads these.
+        """
         if stage in ("fit", "validate"):
             if "train" not in self.splits:
                 self._split_training_data()
             if stage == "fit":
                 self.num_train_batches()  # refuses a batch size that leaves no batch, before anything else is done
+        elif stage == "predict" and self.images is not None:
+            if self._files is None:
+                self._files, image = read_images(self.images, self.image_size, self.in_channels)
+                self.splits["predict"] = {"image": image, "index": torch.arange(len(image))}
         elif "test" not in self.splits:
             self.splits["test"] = self._checked_part("test")
 
@@ -212,10 +226,17 @@ class DataModule(LightningDataModule, ABC):
         return self._loader("test")
 
     def predict_dataloader(self) -> InMemoryLoader:
-        """Serve the test split in the order of the data set."""
-        return self._loader("test")
+        """Serve the images of the folder `images` in the order of their names, or the test split in the order of the data set."""
+        return self._loader("test" if self.images is None else "predict")
 
-    def _loader(self, split: Literal["train", "val", "test"]) -> InMemoryLoader:
+    def predicted_files(self) -> list[str] | None:
+        """Files that predict serves, relative to `images`, so that `index` is a place in this list; None for the test split.
+
+        Known after setup("predict").
+        """
+        return self._files
+
+    def _loader(self, split: Literal["train", "val", "test", "predict"]) -> InMemoryLoader:
         trainer, training = self.trainer, split == "train"
         device = trainer.strategy.root_device if trainer else torch.device("cpu")
         if self.on_device:

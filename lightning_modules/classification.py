@@ -26,6 +26,7 @@ class Classifier(BaseModule):
         image_size: Height and width of an image in pixels; linked to the data.
         mean: Per-channel mean of the normalisation that the data applies; linked, and kept for users of the checkpoint.
         std: Per-channel standard deviation, likewise.
+        class_names: Names of the classes, in the order of the labels; linked to the data, and kept for users of the checkpoint.
         label_smoothing: eps of torch's definition: eps is spread over all K classes. The only place where labels are smoothed.
         class_weights: ``balanced`` weighs a class by samples / (K * its samples) in the training split; ``none`` does not.
     """
@@ -40,6 +41,7 @@ class Classifier(BaseModule):
         image_size: int | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
+        class_names: list[str] | None = None,
         label_smoothing: float = 0.0,
         class_weights: Literal["none", "balanced"] = "none",
         **kwargs: Any,
@@ -48,9 +50,12 @@ class Classifier(BaseModule):
             raise ValueError("num_classes and in_channels: needed (the command line takes them from the data)")
         if num_classes < 2:
             raise ValueError(f"num_classes: at least 2 classes, got {num_classes}")
+        if class_names is not None and len(class_names) != num_classes:
+            raise ValueError(f"class_names: one for each of the {num_classes} classes, got {len(class_names)}")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing: at least 0 and under 1, got {label_smoothing}")
         self.num_classes, self.in_channels, self.image_size = num_classes, in_channels, image_size
+        self.mean, self.std, self.class_names = mean, std, class_names
         self.label_smoothing, self.class_weights = label_smoothing, class_weights
         super().__init__(**kwargs)
 
@@ -82,14 +87,15 @@ class Classifier(BaseModule):
         """Cross-entropy and accuracy of one batch; see :class:`BaseModule`."""
         label, target = batch["label"], batch.get("target")
         logits = self(batch["image"])
-        if stage == "train":
-            weight = self.class_weight if self.class_weights == "balanced" else None
-            loss = classification_loss(logits, label, target, weight, self.label_smoothing)
-        else:
-            loss = classification_loss(logits, label)
+        loss = self.training_loss(logits, batch) if stage == "train" else classification_loss(logits, label)
         cast(ClassificationSums, self.sums[f"{stage}_sums"]).update(loss, logits, label, target)
         # detached: the graph would be kept until the next step
         return {"loss": loss, "logits": logits.detach(), "label": label}
+
+    def training_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """What is minimised: the smoothed and weighted cross-entropy of logits (B, K), a scalar."""
+        weight = self.class_weight if self.class_weights == "balanced" else None
+        return classification_loss(logits, batch["label"], batch.get("target"), weight, self.label_smoothing)
 
     def on_train_epoch_start(self) -> None:
         """Count anew. Not called when a run goes on in mid-epoch, where the restored sums must stay."""
@@ -106,3 +112,64 @@ class Classifier(BaseModule):
         """Logits (B, K), class ids (B,) and the images' places in their data set (B,)."""
         logits = self(batch["image"])
         return {"logits": logits, "class": logits.argmax(dim=1), "index": batch["index"]}
+
+    def classify(self, images: Tensor) -> Tensor:
+        """Probabilities of the classes, of images as they come from a file: normalised here, judged in eval mode.
+
+        Args:
+            images: (B, C, H, W), or (C, H, W) for one image; uint8 in 0 to 255 or floating point in 0 to 1, C and H = W as the
+                data of the run had them. Any device.
+
+        Returns:
+            (B, K) float32 on the module's device; each row sums to 1. Column k is of class ``class_names[k]``.
+
+        Raises:
+            ValueError: Other shape, type or range, or a module that was not told the mean and std of its data.
+        """
+        return self.logits(images).softmax(dim=1)
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits (B, K) float32, whose softmax is what :meth:`classify` gives; no gradient, and the module's mode is left alone."""
+        self._check_images(images)
+        images = images.to(self.device)
+        images = images if images.ndim == 4 else images.unsqueeze(0)
+        training = [module for module in self.modules() if module.training]
+        self.eval()
+        try:
+            return cast(Tensor, self(self._normalized(images).to(self.dtype))).float()
+        finally:
+            for module in training:
+                module.training = True
+
+    def _check_images(self, images: Tensor) -> None:
+        size = self.image_size
+        pixels = (
+            self.in_channels,
+            images.shape[-2] if size is None else size,
+            images.shape[-1] if size is None else size,
+        )
+        if images.ndim not in (3, 4) or tuple(images.shape[-3:]) != pixels:
+            wanted = f"(B, {', '.join(map(str, pixels))}) or {pixels}"
+            raise ValueError(f"images: a tensor of shape {wanted} is needed, got {tuple(images.shape)}")
+        if images.dtype == torch.uint8:
+            return
+        if not images.is_floating_point():
+            raise ValueError(f"images: uint8 in 0 to 255 or floating point in 0 to 1 is needed, got {images.dtype}")
+        # written so that NaN is refused
+        if images.numel() and not (images.min() >= 0 and images.max() <= 1):
+            low, high = images.min().item(), images.max().item()
+            raise ValueError(
+                f"images: floating-point values must be in 0 to 1, not normalised, got {low:.4g} to {high:.4g}"
+            )
+
+    def _normalized(self, images: Tensor) -> Tensor:
+        """(x - mean) / std as the datamodules compute it, to the bit: one product and one sum, rounded to float32 before."""
+        if self.mean is None or self.std is None:
+            raise ValueError(
+                "mean and std: unknown to this module, which was not made by the command line; give them to it"
+            )
+        largest = 255.0 if images.dtype == torch.uint8 else 1.0
+        mean, std = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (self.mean, self.std))
+        scale, bias = (1 / (largest * std)).float().to(images.device), (-mean / std).float().to(images.device)
+        return torch.mul(images if images.dtype == torch.uint8 else images.float(), scale).add_(bias)

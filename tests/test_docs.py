@@ -24,6 +24,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 import pytest
+from PIL import Image
 
 from cli import main
 from tests.datamodules.cifar_layout import write_cifar
@@ -136,6 +137,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("images")
     write_cifar(folder / "data" / "cifar-10-batches-py", size=8)
     write_cifar(folder / "my_images", names=["cat", "dog", "fox"], size=12, files=2)
+    (folder / "my_photos").mkdir()
+    Image.new("RGB", (40, 30), "teal").save(folder / "my_photos" / "boat.jpg")
     return folder
 
 

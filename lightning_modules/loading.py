@@ -1,0 +1,89 @@
+"""A trained module from its run folder, in one line: no command line, no data, no callbacks."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from lightning_modules.base import BaseModule
+
+UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError, KeyError)
+
+
+def load_run(run: str | Path, checkpoint: str = "best") -> BaseModule:
+    """The module of a run as it was at a checkpoint, with the averaged weights where there are any, on the CPU in eval mode.
+
+    The class is that of the run's newest configuration, its settings are those saved in the checkpoint. Nothing in the files is
+    run as code.
+
+    Args:
+        run: A run folder, as ``main.py fit`` makes it, or a checkpoint in its folder ``checkpoints``.
+        checkpoint: ``best``, ``last`` or the name of another file in ``checkpoints``; not used where ``run`` is a checkpoint.
+
+    Raises:
+        ValueError: There is no such folder, configuration or checkpoint, or a file is cut short, or does not fit the others.
+    """
+    path = Path(run)
+    if not path.exists():
+        raise ValueError(f"{path}: no such run folder or checkpoint")
+    folder = path if path.is_dir() else path.resolve().parent.parent
+    cls = _model_class(_newest_config(folder))
+    file = path if path.is_file() else _named(folder, checkpoint)
+    _check(file)
+    try:
+        module = cls.load_from_checkpoint(file, map_location="cpu", weights_only=True)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{file}: is not of a {cls.__name__}: {_one_line(error)}") from error
+    return module.eval()
+
+
+def _newest_config(folder: Path) -> Path:
+    resumes = sorted(folder.glob("config.resume-*.yaml"), key=lambda path: int(path.stem.rpartition("-")[2]))
+    path = resumes[-1] if resumes else folder / "config.yaml"
+    if not path.is_file():
+        raise ValueError(f"{folder}: is not a run folder, it has no config.yaml")
+    return path
+
+
+def _model_class(config: Path) -> type[BaseModule]:
+    try:
+        content = yaml.safe_load(config.read_text(encoding="utf-8"))
+        name = str(content["model"]["class_path"])
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{config}: is not the configuration of a run, it names no model.class_path") from error
+    package, _, last = name.rpartition(".")
+    try:
+        cls = getattr(import_module(package or "lightning_modules"), last)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{config}: model.class_path: {name} cannot be imported: {_one_line(error)}") from error
+    if not (isinstance(cls, type) and issubclass(cls, BaseModule)):
+        raise ValueError(f"{config}: model.class_path: {name} is no BaseModule of lightning_modules")
+    return cls
+
+
+def _named(folder: Path, checkpoint: str) -> Path:
+    path = folder / "checkpoints" / f"{checkpoint.removesuffix('.ckpt')}.ckpt"
+    if path.is_file():
+        return path
+    there = ", ".join(sorted(file.stem for file in path.parent.glob("*.ckpt"))) or "none"
+    raise ValueError(f"{folder}: has no checkpoint {checkpoint} (there: {there})")
+
+
+def _check(path: Path) -> None:
+    """Refuse what is no checkpoint; the tensors stay on the disk."""
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except UNREADABLE as error:
+        raise ValueError(f"{path}: cannot be read, it is cut short or no checkpoint") from error
+    if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= content.keys():
+        raise ValueError(f"{path}: is no checkpoint of a training run (it has no state_dict and hyper_parameters)")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
