@@ -6,12 +6,19 @@ ternarize.py   a plain network made ternary, and its full-precision twin: `terna
 ternary.py     the ternary layers and a look at them: `TernaryConv2d`, `TernaryLinear`, `ternary_layers`,
                `ternary_shares`
 quantizers.py  the ternary rules: twn, ttq, absmean, learned_threshold
+folding.py     batch norms folded into the layers before them: `fold`
+packed.py      a trained ternary network in a file as small as its symbols: `read_packed`; packed_writer.py:
+               `write_packed`; packed_header.py, trits.py and entropy.py are its parts
 
 Contract: a classifier maps images (B, C, H, W), float, to logits (B, K), never probabilities. It takes any B, H and W;
 in eval mode an image's logits do not depend on what else is in the batch. The layer after the last pooling is called
 `classifier`, the first one `stem`.
 """
 
+from networks.folding import fold
+from networks.packed import PackedNetwork, read_packed
+from networks.packed_header import PackedError
+from networks.packed_writer import PackedSizes, write_packed
 from networks.quantizers import QuantizerName, ScaleName, Ternary
 from networks.resnet import Architecture, ResNet, build_resnet
 from networks.ternarize import effective_state_dict, ternarize, warm_start
@@ -27,6 +34,9 @@ from networks.ternary import (
 __all__ = [
     "ActivationBits",
     "Architecture",
+    "PackedError",
+    "PackedNetwork",
+    "PackedSizes",
     "QuantizerName",
     "ResNet",
     "ScaleName",
@@ -36,8 +46,11 @@ __all__ = [
     "TernaryLinear",
     "build_resnet",
     "effective_state_dict",
+    "fold",
+    "read_packed",
     "ternarize",
     "ternary_layers",
     "ternary_shares",
     "warm_start",
+    "write_packed",
 ]

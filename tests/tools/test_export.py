@@ -1,0 +1,269 @@
+"""python -m tools.export on a finished run: what it writes, what it says, and what it refuses without leaving a file."""
+
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from datamodules import DigitsDataModule
+from lightning_modules import TernaryClassifier, load_run
+from networks import PackedNetwork, ResNet, effective_state_dict, fold, read_packed, write_packed
+from networks.packed import checksum
+from tools import export
+from tools.export import main
+from transforms import normalize
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A finished run's folder, to be written to."""
+    shutil.copytree(finished, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def module_of(run: Path, checkpoint: str = "best") -> tuple[TernaryClassifier, ResNet]:
+    module = load_run(run, checkpoint)
+    assert isinstance(module, TernaryClassifier)
+    assert isinstance(module.network, ResNet)
+    return module, module.network
+
+
+def test_the_file_computes_what_the_run_tested(run: Path) -> None:
+    assert main([str(run)]) == 0
+    packed, data = read_packed(run / "packed_trits.lvr"), DigitsDataModule()
+    assert packed.class_names == tuple("0123456789")
+    assert (packed.mean, packed.std, packed.image_size) == (data.mean, data.std, 8)
+    module, network = module_of(run)
+    data.setup("test")
+    images = normalize(data.splits["test"]["image"], data.mean, data.std)
+    with torch.no_grad():
+        logits, trained = packed.network(images), module(images)
+        assert torch.equal(logits, fold(network)(images))
+    torch.testing.assert_close(logits, trained, rtol=0, atol=1e-4)
+    assert torch.equal(logits.argmax(1), trained.argmax(1))
+
+
+@pytest.mark.parametrize("coding", ["trits", "bits2", "entropy"])
+def test_the_table_adds_up(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], coding: str) -> None:
+    output = tmp_path / "model.lvr"
+    arguments = ["--ckpt", "last", "--output", str(output), "--coding", coding]
+    arguments += ["--verify", "test"] if coding == "entropy" else []
+    assert main([str(run), *arguments]) == 0
+    said = capsys.readouterr().out
+    rows = {name: (int(a.replace(",", "")), int(b.replace(",", "")), float(c)) for name, a, b, c in ROW.findall(said)}
+    assert [name.partition(" ")[0] for name in rows] == [
+        "symbols",
+        "scales",
+        "biases",
+        "full-precision",
+        "header",
+        "total",
+    ]
+    fp32, file, bits = zip(*rows.values(), strict=True)
+    state = effective_state_dict(module_of(run, "last")[1])
+    whole = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    weights = sum(tensor.numel() for tensor in state.values() if tensor.dim() > 1)
+    assert sum(fp32[:-1]) == fp32[-1] == whole
+    assert sum(file[:-1]) == file[-1] == output.stat().st_size
+    assert bits == pytest.approx([8 * size / weights for size in file], abs=6e-5)
+    assert f"\n{whole / output.stat().st_size:.2f} times smaller than the fp32 state dict" in said
+    assert re.search(r"\nsymbols: [12]\.\d{4} bits each; their entropy is 1\.\d{4} bits, \d\d,\d{3} bytes\n", said)
+    assert "read back: weights and logits equal to those of the folded network, to the bit" in said
+    assert re.search(r"random images: same class on 16 of 16, largest difference \d", said)
+    assert bool(re.search(r"test images: same class on 359 of 359, largest difference \d", said)) == (
+        coding == "entropy"
+    )
+    assert torch.equal(read_packed(output).network.classifier.bias, state["classifier.bias"])
+    assert not (run / f"packed_{coding}.lvr").exists()
+
+
+ROW = re.compile(r"^(\w[^\n]*?) +([\d,]+) +([\d,]+) +(\d+\.\d{4})$", re.MULTILINE)
+
+
+def change_config(run: Path, **data: Any) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"] |= data
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def make_twin(run: Path) -> None:
+    """Turn the run into its full-precision twin's, whose state dict has the same keys."""
+    path = run / "checkpoints" / "best.ckpt"
+    content = torch.load(path, weights_only=True)
+    content["hyper_parameters"]["quantizer"] = "none"
+    for state in (content["state_dict"], content["ema"]["state_dict"]):
+        for key in [key for key in state if ".quantizer." in key]:
+            del state[key]
+    path.unlink()
+    torch.save(content, path)
+
+
+def nothing(run: Path) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("prepare", "arguments", "message"),
+    [
+        (shutil.rmtree, [], "RUN: no such run folder or checkpoint"),
+        (nothing, ["--ckpt", "worst"], "RUN: has no checkpoint worst"),
+        (
+            make_twin,
+            [],
+            r"RUN is a full-precision twin \(quantizer none\): it has no symbols to pack; its weights are in",
+        ),
+        (nothing, ["--coding", "zip"], "argument --coding: invalid choice: 'zip'"),
+        (nothing, ["--verify", "train"], "argument --verify: invalid choice: 'train'"),
+        (nothing, ["--output", "none/x.lvr"], "--output none/x.lvr: must be a file in a folder that exists"),
+        (nothing, ["--output", "RUN"], "--output RUN: must be a file in a folder that exists"),
+        (nothing, ["--root", "data"], "--root is of use with --verify test only"),
+        (nothing, ["--root", "data", "--verify", "test"], "--root: DigitsDataModule reads no folder"),
+        (lambda run: change_config(run, class_path="os.path"), ["--verify", "test"], ".*: os.path is no DataModule"),
+        (lambda run: change_config(run, class_path="nowhere.X"), ["--verify", "test"], "No module named 'nowhere'"),
+        (lambda run: change_config(run, class_path=""), ["--verify", "test"], ".*config.yaml: names no datamodule"),
+        (lambda run: change_config(run, init_args={"sise": 1}), ["--verify", "test"], ".*: data.init_args: .*'sise'"),
+        (
+            lambda run: change_config(run, class_path="datamodules.CIFAR10DataModule", init_args={"root": "x"}),
+            ["--verify", "test", "--root", "none"],
+            "no CIFAR-10 in .*none: expected cifar-10-batches-py/",
+        ),
+        (lambda run: (run / "checkpoints" / "best.ckpt").unlink(), [], "RUN: has no checkpoint best"),
+        (nothing, ["surplus"], "unrecognized arguments: surplus"),
+    ],
+)
+def test_wrong_input_ends_in_one_line_and_writes_nothing(
+    run: Path,
+    capsys: pytest.CaptureFixture[str],
+    prepare: Callable[[Path], object],
+    arguments: list[str],
+    message: str,
+) -> None:
+    prepare(run)
+    before = {*run.parent.rglob("*")}
+    try:
+        code = main([str(run), *(word.replace("RUN", str(run)) for word in arguments)])
+    except SystemExit as end:  # argparse ends so
+        code = int(end.code or 0)
+    said = capsys.readouterr()
+    assert code == 2
+    assert re.match(f"error: {message.replace('RUN', re.escape(str(run)))}", said.err)
+    assert said.err.count("\n") == 1
+    assert said.out == ""
+    assert {*run.parent.rglob("*")} == before
+
+
+def another_network(path: Path, network: ResNet, **settings: Any) -> Any:
+    with torch.no_grad():
+        network.stem.bn.bias.add_(1)  # type: ignore[operator, union-attr]
+    sizes = write_packed(path, network, **settings)
+    with torch.no_grad():
+        network.stem.bn.bias.sub_(1)  # type: ignore[operator, union-attr]
+    return sizes
+
+
+def one_bit(path: Path, network: ResNet, **settings: Any) -> Any:
+    """One weight of the classifier is wrong by its last bit, in a file whose checksum is right."""
+    sizes = write_packed(path, network, **settings)
+    data = path.read_bytes()
+    value = fold(network).get_parameter("classifier.weight")[0, 0].numpy().tobytes()
+    data = data[:-16].replace(value, bytes([value[0] ^ 1]) + value[1:])
+    path.write_bytes(data + checksum(data))
+    return sizes
+
+
+def damaged(path: Path, network: ResNet, **settings: Any) -> Any:
+    sizes = write_packed(path, network, **settings)
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    return sizes
+
+
+@pytest.mark.parametrize(
+    ("write", "tolerance", "message"),
+    [
+        (another_network, 1e-3, "the weights of the file are not those of the folded network, to the bit"),
+        (one_bit, 1e-3, "the weights of the file are not those of the folded network, to the bit"),
+        (damaged, 1e-3, ".*its checksum is wrong"),
+        (
+            write_packed,
+            0.0,
+            "the logits of the file are too far from the trained network's: same class on 16 of 16, largest",
+        ),
+    ],
+)
+def test_a_file_that_does_not_hold_up_is_not_left(
+    run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    write: Callable[..., Any],
+    tolerance: float,
+    message: str,
+) -> None:
+    monkeypatch.setattr(export, "write_packed", write)
+    monkeypatch.setattr(export, "TOLERANCE", {32: tolerance})
+    (run / "packed_trits.lvr").write_bytes(b"an older one")
+    before = {*run.rglob("*")}
+    assert main([str(run)]) == 1
+    said = capsys.readouterr()
+    assert re.match(f"verification failed: {message}.*; nothing is written\n$", said.err)
+    assert said.out == ""
+    assert {*run.rglob("*")} == before
+    assert (run / "packed_trits.lvr").read_bytes() == b"an older one"
+
+
+def test_weights_in_another_memory_format_are_noticed(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def read_channels_last(path: Path) -> PackedNetwork:
+        packed = read_packed(path)
+        return replace(packed, network=packed.network.to(memory_format=torch.channels_last))
+
+    monkeypatch.setattr(export, "read_packed", read_channels_last)
+    assert main([str(run)]) == 1
+    assert "the logits of the file are not those of the folded network, to the bit" in capsys.readouterr().err
+
+
+@pytest.fixture
+def onnx(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Path]]:
+    """Stands for tools/onnx_export.py, which needs packages of its own; says what it was called with."""
+    calls: list[tuple[Any, Path]] = []
+
+    def export_onnx(module: Any, path: Path) -> str:
+        calls.append((module, path))
+        if path.name == "refused.onnx":
+            raise ValueError("ONNX needs onnx, which is not installed")
+        return "a line on the ONNX file"
+
+    stub = ModuleType("tools.onnx_export")
+    stub.export_onnx = export_onnx  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tools.onnx_export", stub)
+    return calls
+
+
+def test_onnx_too(run: Path, onnx: list[tuple[Any, Path]], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(run), "--onnx", "x.onnx"]) == 0
+    assert capsys.readouterr().out.endswith("a line on the ONNX file\n")
+    ((module, path),) = onnx
+    assert path == Path("x.onnx")
+    state = module_of(run)[0].state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in module.state_dict().items())
+    (run / "packed_trits.lvr").unlink()
+    assert main([str(run), "--onnx", "refused.onnx"]) == 2
+    assert capsys.readouterr() == ("", "error: ONNX needs onnx, which is not installed\n")
+    assert not (run / "packed_trits.lvr").exists()
+
+
+def test_of_a_twin_onnx_alone(run: Path, onnx: list[tuple[Any, Path]], capsys: pytest.CaptureFixture[str]) -> None:
+    make_twin(run)
+    assert main([str(run), "--onnx", "x.onnx"]) == 0
+    wanted = f"no packed file, since {run} is a full-precision twin\na line on the ONNX file\n"
+    assert capsys.readouterr().out == wanted
+    assert len(onnx) == 1
+    assert not [*run.glob("*.lvr")]
