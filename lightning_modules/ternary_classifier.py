@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from lightning_modules.base import BaseModule, StageName
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+
+from lightning_modules.base import BaseModule, Batch, StageName
 from lightning_modules.classification import Classifier
-from networks import build_resnet, ternary_shares
+from lightning_modules.distillation import distillation_loss, initial_weights, load_teacher
+from networks import build_resnet, ternary_shares, warm_start
 
 
 class TernaryClassifier(Classifier):
@@ -22,6 +27,11 @@ class TernaryClassifier(Classifier):
         full_precision: Parts of the network, by name, that stay in full precision; default stem and classifier.
         activation_bits: 32 leaves activations alone, 8 rounds each ternary layer's input to int8.
         dropout: Probability of dropping a feature before the classifier.
+        init_from: Run folder, checkpoint or weights.safetensors of the same architecture, ternary or not, to start from; learned
+            scales are set from its weights. A resumed run does not need it any more.
+        teacher: Run folder or checkpoint of a network, of any architecture, whose logits are learned from as well.
+        distill_share: Share of the teacher's part in the loss, 0 to 1 (see lightning_modules/distillation.py).
+        distill_temperature: Temperature T of the softened probabilities, over 0.
     """
 
     fixed_on_resume: ClassVar[tuple[str, ...]] = (
@@ -42,11 +52,23 @@ class TernaryClassifier(Classifier):
         full_precision: list[str] | None = None,
         activation_bits: Literal[32, 8] = 32,
         dropout: float = 0.0,
+        init_from: str | None = None,
+        teacher: str | None = None,
+        distill_share: float = 0.9,
+        distill_temperature: float = 4.0,
         **kwargs: Any,
     ) -> None:
+        if not 0 <= distill_share <= 1:
+            raise ValueError(f"distill_share: a share of the loss, 0 to 1, got {distill_share}")
+        if distill_temperature <= 0:
+            raise ValueError(f"distill_temperature: a value over 0, got {distill_temperature}")
         self.architecture, self.quantizer, self.scale = architecture, quantizer, scale
         self.full_precision = ["stem", "classifier"] if full_precision is None else list(full_precision)
         self.activation_bits, self.dropout = activation_bits, dropout
+        self.init_from, self.teacher = init_from, teacher
+        self.distill_share, self.distill_temperature = distill_share, distill_temperature
+        self._teacher: list[nn.Module] = []  # in a list: its weights are none of this module's
+        self._not_started: MisconfigurationException | None = None  # why init_from could not be read
         super().__init__(**kwargs)
 
     def configure_network(self) -> None:
@@ -61,6 +83,52 @@ class TernaryClassifier(Classifier):
             activation_bits=self.activation_bits,
             dropout=self.dropout,
         )
+
+    def setup(self, stage: str) -> None:
+        """Start from other weights and read the teacher."""
+        super().setup(stage)
+        if stage != "fit":
+            return
+        if self.init_from is not None:
+            try:
+                warm_start(self.network, initial_weights(self.init_from))
+            except ValueError as error:
+                self._not_started = MisconfigurationException(f"init_from: {error}")
+        if self.teacher is not None and self.distill_share > 0:
+            inputs = {name: self.hparams[name] for name in ("num_classes", "in_channels", "image_size", "mean", "std")}
+            try:
+                self._teacher = [load_teacher(self.teacher, inputs)]
+            except ValueError as error:
+                raise MisconfigurationException(f"teacher: {error}") from error
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Weights come from the checkpoint: what the run had started from is no longer needed."""
+        super().on_load_checkpoint(checkpoint)
+        self._not_started = None
+
+    def on_fit_start(self) -> None:
+        """Put the teacher where the network is."""
+        if self._not_started is not None:
+            raise self._not_started
+        super().on_fit_start()
+        for teacher in self._teacher:
+            teacher.to(self.device)
+            if self.channels_last:
+                teacher.to(memory_format=torch.channels_last)
+            if self.compile_network:
+                teacher.compile(mode=self.compile_mode)
+
+    def training_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Cross-entropy, and the teacher's part where there is a teacher."""
+        loss = super().training_loss(logits, batch)
+        for teacher in self._teacher:
+            image = batch["image"]
+            if self.channels_last:
+                image = image.contiguous(memory_format=torch.channels_last)
+            with torch.no_grad():
+                soft = teacher(image)
+            loss = torch.lerp(loss, distillation_loss(logits, soft, self.distill_temperature), self.distill_share)
+        return loss
 
     def log_epoch(self, stage: StageName) -> None:
         """Log loss and accuracy, and with the training figures what the ternary layers look like."""

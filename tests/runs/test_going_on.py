@@ -65,6 +65,27 @@ def test_early_stopping_goes_on_only_with_more_patience(
     assert max(row["epoch"] for row in read_metrics(folder / "metrics.csv")) == 5
 
 
+def test_from_a_periodic_checkpoint_to_more_epochs_early_stopping_counts_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    short = ["--trainer.max_epochs", "3", "--checkpoint.every_n_epochs", "1"]
+    assert main(["fit", "--config", TINY, "--run_dir", str(folder), *short]) == 0
+    periodic = folder / "checkpoints" / "epoch=002.ckpt"
+    best = json.loads((folder / "checkpoints" / "best.json").read_text())
+    capsys.readouterr()
+    assert main(["fit", "--resume", str(periodic), "--trainer.max_epochs", "50"]) == 0
+    said = capsys.readouterr().out
+    assert "schedule re-annealed: 12 -> 200 steps; from step 8 on" in said
+    # nothing is ever good enough: patience 3 ends a run after epoch 4, wherever it was resumed, and after 5 if it were forgotten
+    epochs = [int(row["epoch"]) for row in read_metrics(folder / "metrics.csv") if "val/acc" in row]
+    assert epochs == [1, 2, 3, 4]
+    states = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
+    assert next(state["wait_count"] for key, state in states.items() if key.startswith("EarlyStopping")) == 3
+    now = json.loads((folder / "checkpoints" / "best.json").read_text())
+    assert now["value"] >= best["value"] or best["epoch"] == 3, "the best of what came before the checkpoint is kept"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_plateau_survives_a_kill(tmp_path: Path, optimizer: str) -> None:

@@ -69,9 +69,14 @@ def test_every_checkpoint_is_plain_and_ternary(finished: Path) -> None:
         net = build_resnet("resnet20", num_classes=10, in_channels=1, quantizer="ttq", dropout=0.3)
         for state in (content["state_dict"], content["ema"]["state_dict"]):
             net.load_state_dict({k.removeprefix("network."): v for k, v in state.items() if k.startswith("network.")})
-            for name, layer in ternary_layers(net).items():
-                symbols = layer.ternary().symbols
-                assert set(symbols.unique().tolist()) <= {-1, 0, 1}, f"{path} {name}"
+            layers = ternary_layers(net)
+            assert len(layers) == 18
+            for name, layer in layers.items():
+                _, positive, negative = layer.ternary()
+                weight = layer.effective_weight().detach()
+                ratio = weight / torch.where(weight > 0, positive, negative)
+                assert set(ratio.unique().tolist()) <= {-1.0, 0.0, 1.0}, f"{path} {name}"
+                assert ratio.count_nonzero() > 0
 
 
 SHORT = ["--trainer.max_epochs", "2", "--model.dropout", "0.1"]

@@ -1,0 +1,155 @@
+"""A teacher's logits and another network's weights: what they do to the loss and to the start, and what a resume needs of them."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from safetensors.torch import load_file
+
+from lightning_modules import TernaryClassifier, load_run
+from lightning_modules.distillation import distillation_loss
+from networks import ternary_layers
+from tests.runs.killing import TINY, Kill, differences, forked, outcome
+
+SHAPE: dict[str, Any] = {"num_classes": 10, "in_channels": 1, "image_size": 8, "architecture": "resnet20"}
+
+
+def softmax(row: list[float], temperature: float) -> list[float]:
+    powers = [math.exp(value / temperature) for value in row]
+    return [power / sum(powers) for power in powers]
+
+
+def test_the_loss_by_hand() -> None:
+    student, teacher = [[1.0, 2.0, -1.0], [0.0, 0.5, 0.25]], [[3.0, -1.0, 0.0], [1.0, 0.0, 2.0]]
+    for t in (1.0, 4.0):
+        pairs = [
+            (p, q)
+            for s, r in zip(student, teacher, strict=True)
+            for p, q in zip(softmax(r, t), softmax(s, t), strict=True)
+        ]
+        expected = t * t * sum(p * math.log(p / q) for p, q in pairs) / 2
+        assert distillation_loss(torch.tensor(student), torch.tensor(teacher), t).item() == pytest.approx(
+            expected, rel=1e-5
+        )
+
+
+def test_no_loss_where_both_agree_and_a_gradient_that_does_not_fade_with_the_temperature() -> None:
+    logits = torch.randn(4, 10, requires_grad=True, generator=torch.Generator().manual_seed(0))
+    assert distillation_loss(logits, logits.detach() + 3, 2.0).item() == pytest.approx(0, abs=1e-6)
+    teacher = torch.randn(4, 10, generator=torch.Generator().manual_seed(1))
+    for t in (1.0, 8.0):
+        (gradient,) = torch.autograd.grad(distillation_loss(logits, teacher, t), logits)
+        expected = t * ((logits / t).softmax(1) - (teacher / t).softmax(1)) / 4
+        torch.testing.assert_close(gradient, expected)
+
+
+def started(finished: Path, **settings: Any) -> TernaryClassifier:
+    torch.manual_seed(1)
+    module = TernaryClassifier(**SHAPE, quantizer="ttq", **settings)
+    module.setup("fit")
+    return module
+
+
+def batch(seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    label = torch.randint(0, 10, (6,), generator=generator)
+    return {"image": torch.randn(6, 1, 8, 8, generator=generator), "label": label}
+
+
+def test_the_teacher_has_its_share_of_the_training_loss_and_none_of_the_weights(finished: Path) -> None:
+    alone = started(finished, dropout=0.0)
+    taught = started(finished, dropout=0.0, teacher=str(finished), distill_share=0.25, distill_temperature=3.0)
+    assert taught.state_dict().keys() == alone.state_dict().keys()
+    data = batch()
+    teacher = load_run(finished)
+    with torch.no_grad():
+        logits, soft = alone.train()(data["image"]), teacher(data["image"])
+    taught.train().on_fit_start()
+    taught.network.load_state_dict(alone.network.state_dict())
+    step = taught.shared_step(data, "train")
+    hard = torch.nn.functional.cross_entropy(logits, data["label"])
+    expected = 0.75 * hard + 0.25 * distillation_loss(logits, soft, 3.0)
+    torch.testing.assert_close(step["loss"], expected)
+    step["loss"].backward()
+    assert all(p.grad is None for p in taught._teacher[0].parameters())
+    assert not taught._teacher[0].training
+    # evaluation is judged by the labels alone
+    torch.testing.assert_close(
+        taught.shared_step(data, "val")["loss"], alone.shared_step(data, "val")["loss"], rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("source", ["", "checkpoints/best.ckpt", "weights.safetensors"])
+def test_a_start_from_a_run_is_its_averaged_weights(finished: Path, source: str) -> None:
+    state = started(finished, init_from=str(finished / source)).network.state_dict()
+    weights = load_file(finished / "weights.safetensors")
+    assert state.keys() == weights.keys()
+    assert all(torch.equal(state[name], weights[name]) for name in weights)
+
+
+def test_a_ternary_network_starts_from_its_twin(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    torch.manual_seed(5)
+    twin = TernaryClassifier(**SHAPE, quantizer="none").network.state_dict()
+    save_file({name: tensor.contiguous() for name, tensor in twin.items()}, tmp_path / "twin.safetensors")
+    network = started(tmp_path, init_from=str(tmp_path / "twin.safetensors")).network
+    for name, layer in ternary_layers(network).items():
+        assert torch.equal(layer.weight, twin[f"{name}.weight"])
+        positive = layer.ternary().positive
+        large = twin[f"{name}.weight"].clamp(min=0)  # the learned scale of ttq starts as the mean of what is +1
+        mask = layer.ternary().symbols > 0
+        assert float(positive.mean()) == pytest.approx(
+            float(((large * mask).flatten(1).sum(1) / mask.flatten(1).sum(1)).mean()), rel=0.2
+        )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"distill_share": 1.5}, "distill_share: a share of the loss, 0 to 1, got 1.5"),
+        ({"distill_temperature": 0.0}, "distill_temperature: a value over 0, got 0.0"),
+    ],
+)
+def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TernaryClassifier(**SHAPE, **settings)
+
+
+def test_a_teacher_of_other_classes_is_refused(finished: Path) -> None:
+    module = TernaryClassifier(**{**SHAPE, "num_classes": 7}, teacher=str(finished))
+    with pytest.raises(
+        MisconfigurationException, match=r"teacher: .* has num_classes 10, this run 7; both must be the same"
+    ):
+        module.setup("fit")
+
+
+def test_refused_on_the_command_line_without_a_trace(finished: Path, tmp_path: Path) -> None:
+    for flag, said in (
+        ("--model.teacher", "teacher: nowhere: no such run folder or checkpoint"),
+        ("--model.init_from", "init_from: nowhere: no such run folder or checkpoint"),
+    ):
+        log = tmp_path / flag
+        assert forked(["fit", "--config", TINY, "--run_dir", str(tmp_path / "run"), flag, "nowhere"], log=log) == 2
+        assert said in log.read_text()
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_taught_run_resumes_exactly_and_no_longer_needs_its_start(finished: Path, tmp_path: Path) -> None:
+    start = tmp_path / "start.safetensors"
+    shutil.copyfile(finished / "weights.safetensors", start)
+    flags = ["--model.teacher", str(finished), "--model.init_from", str(start), "--trainer.max_epochs", "2"]
+    arguments = ["fit", "--config", TINY, *flags, "--run_dir"]
+    assert forked([*arguments, str(tmp_path / "unbroken")], log=tmp_path / "log") == 0, (tmp_path / "log").read_text()
+    assert forked([*arguments, str(tmp_path / "broken")], Kill("backward", 11), tmp_path / "log") == -9
+    start.unlink()
+    assert forked(["fit", "--resume", str(tmp_path / "broken")], log=tmp_path / "log") == 0, (
+        tmp_path / "log"
+    ).read_text()
+    assert not differences(outcome(tmp_path / "unbroken"), outcome(tmp_path / "broken"))
