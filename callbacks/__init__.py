@@ -10,6 +10,7 @@ from callbacks.curves import Curves
 from callbacks.ema import EMA
 from callbacks.exact_resume import ExactResume
 from callbacks.lean_loop import NoProfiler, skip_empty_hooks
+from callbacks.learning_rate_finder import LearningRateFinder
 from callbacks.metrics_log import MetricsLog, read_metrics
 from callbacks.non_finite import NonFiniteError, StopOnNonFinite
 from callbacks.progress import Progress
@@ -27,6 +28,7 @@ __all__ = [
     "Curves",
     "ExactResume",
     "Interrupted",
+    "LearningRateFinder",
     "MetricsLog",
     "NoProfiler",
     "NonFiniteError",

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+from jsonargparse import _typehints
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
+import callbacks
 from callbacks.near import nearest
 from cli.own_flags import FLAGS, UsageError
 
@@ -31,6 +33,25 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise UsageError instead of printing the usage and leaving."""
         raise UsageError(message)
+
+
+def prefer_ours() -> None:
+    """Let a bare class name mean our callback where Lightning has one of that name too, in place of an error that asks which.
+
+    jsonargparse has no setting for that; the window of its versions in pyproject.toml and a test hold this together.
+    """
+    resolve = _typehints.resolve_class_path_by_name
+
+    def resolved(cls: Any, name: str) -> str:
+        ours = getattr(callbacks, name, None)
+        if inspect.isclass(ours) and inspect.isclass(cls) and issubclass(ours, cls):
+            return f"callbacks.{name}"
+        return str(resolve(cls, name))
+
+    _typehints.resolve_class_path_by_name = resolved
+
+
+prefer_ours()
 
 
 def check_configs(paths: Iterable[str]) -> None:

@@ -1,0 +1,255 @@
+"""Finds the learning rate of a new run by a sweep on a copy of everything, and gives it to the optimiser and its schedule.
+
+    on_fit_start:  copy of module and optimiser --sweep--> rate --> module.lr --> optimiser and schedule are built anew
+
+The sweep touches nothing of the run: weights, batch statistics, metrics and optimiser are those of a copy, the loader's order is a
+function of the epoch, the global generators are put back. So a run with the finder is the run that was given its rate, to the bit,
+and a crash in the sweep leaves nothing behind. Ratios between parameter groups are kept.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import logging
+import math
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+from torch.optim import Optimizer
+
+from callbacks.figures import render, write_png
+from callbacks.lr_curve import RULES, Rule, Suggestion, draw_sweep, ladder, smooth, suggest
+from callbacks.run_folder import replace_file, run_folder, write_json
+
+log = logging.getLogger(__name__)
+
+REPORT_EVERY_S = 5.0
+
+
+class LearningRateFinder(Callback):
+    """Sweeps the learning rate before the first step of a new run and trains with the rate found; a resumed run keeps it.
+
+    Writes `lr_find.csv`, `lr_find.json` and `plots/lr_find.png` into the run folder. Where the loss never falls, the rate that was
+    configured stays, and a line says so.
+
+    Args:
+        lowest: First learning rate of the sweep (of the first parameter group).
+        highest: Last one.
+        steps: Optimiser steps of the sweep, at least 20.
+        rule: Which of the suggestions is taken: `valley`, `steepest` or `minimum` (callbacks/lr_curve.py).
+        stop_at: The sweep ends where the averaged loss is so many times its lowest value.
+        smoothing: Share of the past in the running average of the loss, 0 to 1.
+    """
+
+    def __init__(
+        self,
+        lowest: float = 1e-5,
+        highest: float = 10.0,
+        steps: int = 100,
+        rule: Rule = "valley",
+        stop_at: float = 4.0,
+        smoothing: float = 0.9,
+    ) -> None:
+        for name, value, good, wanted in (
+            ("lowest", lowest, 0 < lowest < highest, "over 0 and under highest"),
+            ("steps", steps, steps >= 20, "20 or more"),
+            ("rule", rule, rule in RULES, f"one of {', '.join(RULES)}"),
+            ("stop_at", stop_at, stop_at > 1, "over 1"),
+            ("smoothing", smoothing, 0 <= smoothing < 1, "at least 0 and under 1"),
+        ):
+            if not good:
+                raise ValueError(f"{name}: {wanted}, got {value}")
+        self.lowest, self.highest, self.steps, self.rule = lowest, highest, steps, rule
+        self.stop_at, self.smoothing = stop_at, smoothing
+        self._saved: dict[str, float] = {}  # lr_configured and lr
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rate that was configured and the one the run has."""
+        return dict(self._saved)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep them for `on_fit_start`, which comes later."""
+        self._saved = dict(state_dict)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sweep, or after a resume take the rate of the first start."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        configured = float(cast(float, pl_module.lr))
+        if trainer.ckpt_path is not None:
+            # a rate that the user gives to the resumed run wins over the one found
+            if self._saved and self._saved["lr_configured"] == configured:
+                _train_with(trainer, pl_module, self._saved["lr"])
+            return
+        if len(trainer.optimizers) != 1:
+            raise MisconfigurationException(f"LearningRateFinder: needs one optimiser, got {len(trainer.optimizers)}")
+        begin = time.monotonic()
+        rates, losses = self._sweep(trainer, pl_module, configured)
+        smoothed = smooth(losses, self.smoothing)
+        suggestion = suggest(rates, losses, self.smoothing)
+        taken = configured if suggestion is None else float(getattr(suggestion, self.rule))
+        taken = float(trainer.strategy.broadcast(taken))
+        self._saved = {"lr_configured": configured, "lr": taken}
+        _train_with(trainer, pl_module, taken)
+        self._say(suggestion, configured, taken, len(rates), time.monotonic() - begin)
+        folder = run_folder(trainer)
+        if folder is not None and trainer.is_global_zero:
+            self._write(folder, rates, losses, smoothed, suggestion, configured, taken)
+
+    # ---- the sweep ----
+
+    def _sweep(
+        self, trainer: Trainer, pl_module: LightningModule, configured: float
+    ) -> tuple[list[float], list[float]]:
+        """Learning rates and the loss at each, up to where the loss explodes."""
+        rates, losses = [], []
+        with _generators_put_back():
+            sweep = _Sweep(trainer, pl_module)
+            lowest, shown = math.inf, time.monotonic()
+            for i, rate in enumerate(ladder(self.lowest, self.highest, self.steps)):
+                loss = sweep.step(rate / configured)
+                if loss is None:  # fp16: the loss scaler skipped the step
+                    continue
+                if not math.isfinite(loss):
+                    break
+                rates.append(rate)
+                losses.append(loss)
+                average = smooth(losses, self.smoothing)[-1]
+                lowest = min(lowest, average)
+                if len(losses) > self.steps // 10 and average > self.stop_at * lowest:
+                    break
+                if time.monotonic() - shown > REPORT_EVERY_S:
+                    shown = time.monotonic()
+                    log.info(f"learning-rate finder: step {i + 1}/{self.steps}, lr {rate:.3g}, loss {average:.4g}")
+        return rates, losses
+
+    # ---- the outcome ----
+
+    def _say(self, suggestion: Suggestion | None, configured: float, taken: float, steps: int, seconds: float) -> None:
+        if suggestion is None:
+            log.info(
+                f"learning-rate finder: the loss never fell between lr {self.lowest:.3g} and {self.highest:.3g} ({steps} steps); "
+                f"training goes on with the configured lr {configured:.3g}; is the range too low, or the data at fault?"
+            )
+            return
+        others = ", ".join(f"{rule} {rate:.3g}" for rule, rate in suggestion._asdict().items() if rule != self.rule)
+        log.info(
+            f"learning-rate finder: lr {taken:.3g} ({self.rule}; {others}) in place of {configured:.3g}, "
+            f"{steps} steps in {seconds:.0f} s"
+        )
+
+    def _write(
+        self,
+        folder: Path,
+        rates: list[float],
+        losses: list[float],
+        smoothed: list[float],
+        suggestion: Suggestion | None,
+        configured: float,
+        taken: float,
+    ) -> None:
+        if rates:
+            with replace_file(folder / "lr_find.csv") as temporary, temporary.open("w", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow(["lr", "loss", "loss_smoothed"])
+                writer.writerows(zip(rates, losses, smoothed, strict=True))
+            write_png(folder / "plots" / "lr_find.png", render(draw_sweep(rates, losses, smoothed, suggestion, taken)))
+        found = None if suggestion is None else suggestion._asdict()
+        content = {
+            "lr": taken,
+            "lr_configured": configured,
+            "rule": self.rule,
+            "suggestions": found,
+            "steps": len(rates),
+        }
+        write_json(folder / "lr_find.json", content)
+
+
+class _Sweep:
+    """Optimiser steps of a copy of the module at learning rates of one's choice, as the Trainer would take them.
+
+    Args:
+        trainer: Of the run that is about to begin.
+        pl_module: What is copied, with its optimiser.
+    """
+
+    def __init__(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.trainer = trainer
+        self.module, (self.optimizer,) = copy.deepcopy((pl_module, trainer.optimizers))
+        self.module.trainer = trainer
+        # without a running loop there is nowhere to log to
+        self.module.__dict__["log"] = self.module.__dict__["log_dict"] = lambda *_, **__: None
+        self.module.train()
+        self.peaks = [float(group.get("initial_lr", group["lr"])) for group in self.optimizer.param_groups]
+        enabled = trainer.precision == "16-mixed"
+        self.scaler = torch.amp.GradScaler(trainer.strategy.root_device.type, enabled=enabled)
+        self._batches = self._endless()
+        self._taken = 0
+
+    def step(self, factor: float) -> float | None:
+        """One optimiser step at ``factor`` times the configured rates; the mean loss of its batches, None where it was skipped."""
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * factor
+        accumulate = self.trainer.accumulate_grad_batches
+        total = sum(self._backward(accumulate) for _ in range(accumulate))
+        scale = self.scaler.get_scale()
+        self.scaler.unscale_(self.optimizer)
+        self._clip(self.optimizer)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        return float(total) if self.scaler.get_scale() >= scale else None
+
+    def _backward(self, accumulate: int) -> Tensor:
+        plugin = self.trainer.precision_plugin
+        batch, number = next(self._batches), self._taken
+        self._taken += 1
+        batch = self.trainer.strategy.batch_to_device(plugin.convert_input(batch), dataloader_idx=0)
+        with plugin.train_step_context():
+            output = cast(dict[str, Tensor], self.module.training_step(batch, number))
+            loss = output["loss"] / accumulate
+        self.scaler.scale(loss).backward()
+        return loss.detach()
+
+    def _clip(self, optimizer: Optimizer) -> None:
+        self.module.configure_gradient_clipping(
+            optimizer, self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm
+        )
+
+    def _endless(self) -> Iterator[Any]:
+        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+        if datamodule is None:
+            raise MisconfigurationException(
+                "LearningRateFinder: needs a datamodule, from which it takes a loader of its own"
+            )
+        while True:
+            yield from datamodule.train_dataloader()
+
+
+def _train_with(trainer: Trainer, pl_module: LightningModule, lr: float) -> None:
+    """Build optimiser and schedule anew as a run that was given this rate would have them."""
+    pl_module.lr = lr  # type: ignore[assignment]
+    if "lr" in pl_module.hparams:
+        pl_module.hparams["lr"] = lr
+    trainer.strategy.setup_optimizers(trainer)
+
+
+@contextmanager
+def _generators_put_back() -> Iterator[None]:
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[] if not torch.cuda.is_available() else None):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

@@ -1,0 +1,248 @@
+"""The finder leaves everything as it was but the rate, and a run with it is the run that was given its rate, bit for bit."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Callback, Trainer
+
+from callbacks import LearningRateFinder, learning_rate_finder, read_metrics
+from cli import main
+from datamodules import DigitsDataModule
+from lightning_modules import TernaryClassifier
+from tests.runs.killing import TINY, Kill, differences, digest, forked, outcome
+
+SWEEP: dict[str, Any] = {"steps": 80, "lowest": 1e-3, "highest": 2.0}
+
+
+@pytest.fixture
+def with_finder(tmp_path: Path) -> Path:
+    """The tiny run, two epochs, with a finder."""
+    config = yaml.safe_load(Path(TINY).read_text())
+    config["trainer"]["max_epochs"] = 2
+    config["trainer"]["callbacks"].append({"class_path": "LearningRateFinder", "init_args": SWEEP})
+    path = tmp_path / "finder.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def fit(config: Path | str, folder: Path, *flags: str, kill: Kill | None = None, code: int = 0) -> str:
+    log = folder.with_suffix(".log")
+    assert forked(["fit", "--config", str(config), "--run_dir", str(folder), *flags], kill, log) == code, (
+        log.read_text()
+    )
+    return log.read_text()
+
+
+def test_a_run_with_the_finder_is_the_run_given_its_rate_and_a_resume_is_exact(
+    with_finder: Path, tmp_path: Path
+) -> None:
+    said = fit(with_finder, tmp_path / "found")
+    content = json.loads((tmp_path / "found" / "lr_find.json").read_text())
+    lr = content["lr"]
+    assert content["lr_configured"] == 0.05
+    assert lr != 0.05
+    assert lr == content["suggestions"]["valley"]
+    assert f"learning-rate finder: lr {lr:.3g} (valley; " in said
+    with (tmp_path / "found" / "lr_find.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == content["steps"] >= 20
+    assert float(rows[0]["lr"]) == pytest.approx(1e-3)
+    assert (tmp_path / "found" / "plots" / "lr_find.png").stat().st_size > 5000
+
+    fit(TINY, tmp_path / "given", "--trainer.max_epochs", "2", "--model.lr", repr(lr))
+    found, given = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("found", "given")
+    )
+    for part in ("state_dict", "ema", "optimizer_states", "lr_schedulers"):
+        assert digest(found[part]) == digest(given[part]), part
+    assert found["hyper_parameters"]["lr"] == lr
+    ours, theirs = (
+        [
+            {k: v for k, v in row.items() if not k.startswith(("speed/", "memory/"))}
+            for row in read_metrics(tmp_path / name / "metrics.csv")
+        ]
+        for name in ("found", "given")
+    )
+    assert ours == theirs
+
+    # killed in the second epoch and resumed: no second sweep, the same end
+    fit(with_finder, tmp_path / "broken", kill=Kill("backward", 11), code=-9)
+    log = tmp_path / "resumed.log"
+    assert forked(["fit", "--resume", str(tmp_path / "broken")], log=log) == 0, log.read_text()
+    assert "learning-rate finder" not in log.read_text()
+    assert not differences(outcome(tmp_path / "found"), outcome(tmp_path / "broken"))
+
+
+def test_a_rate_given_to_a_resumed_run_wins(with_finder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    fit(with_finder, folder)
+    arguments = ["fit", "--resume", str(folder), "--trainer.max_epochs", "3", "--model.lr", "0.007"]
+    assert forked(arguments, log=tmp_path / "log") == 0, (tmp_path / "log").read_text()
+    groups = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"][0]["param_groups"]
+    assert [group["initial_lr"] for group in groups] == [0.007, 0.007]
+
+
+class TwoRates(TernaryClassifier):
+    """The classifier's rate is ten times that of the rest."""
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        head = list(self.network.classifier.parameters())  # type: ignore[union-attr]
+        ids = {id(p) for p in head}
+        rest = [p for p in self.network.parameters() if id(p) not in ids]
+        return [{"params": rest, "name": "rest", "lr": self.lr / 10}, {"params": head, "name": "head"}]
+
+
+def started(finder: LearningRateFinder, tmp_path: Path, **settings: Any) -> tuple[Trainer, TwoRates]:
+    """A Trainer that has come to the end of on_fit_start, and its module."""
+    torch.manual_seed(0)
+    module = TwoRates(
+        architecture="resnet20",
+        num_classes=10,
+        in_channels=1,
+        image_size=8,
+        schedule="one_cycle",
+        quantizer="ttq",
+        lr=0.05,
+    )
+    data = DigitsDataModule(batch_size=16, train_fraction=0.2)
+    options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    options |= {"enable_model_summary": False, "max_epochs": 2, "default_root_dir": tmp_path}
+    settings["callbacks"] = [finder, *settings.get("callbacks", [])]
+    trainer = Trainer(**{**options, **settings})
+    trainer.fit(module, datamodule=data)
+    return trainer, module
+
+
+class Rates(Callback):
+    """Notes each step's rates and momenta."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[tuple[float, float]]] = []
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        self.seen.append([(group["lr"], group["momentum"]) for group in optimizer.param_groups])
+
+
+def test_the_rate_is_the_peak_of_one_cycle_and_groups_keep_their_ratio(tmp_path: Path) -> None:
+    finder, rates = LearningRateFinder(**SWEEP), Rates()
+    _, module = started(finder, tmp_path, callbacks=[rates])
+    lr = finder.state_dict()["lr"]
+    assert module.lr == lr != 0.05
+    steps = len(rates.seen)
+    reference = torch.optim.lr_scheduler.OneCycleLR(
+        torch.optim.SGD([torch.zeros(1)], lr=lr, momentum=0.9),
+        max_lr=lr,
+        total_steps=steps,
+        base_momentum=0.85,
+        max_momentum=0.9,
+    )
+    expected = []
+    for _ in range(steps):
+        group = reference.optimizer.param_groups[0]
+        expected.append((group["lr"], group["momentum"]))
+        reference.optimizer.step()
+        if len(expected) < steps:
+            reference.step()
+    for step in (0, 1, steps - 1):
+        (rest, momentum), (head, _) = rates.seen[step]
+        assert head == pytest.approx(expected[step][0], rel=1e-9)
+        assert momentum == pytest.approx(expected[step][1], rel=1e-9)
+        assert rest == pytest.approx(head / 10, rel=1e-12)
+    assert max(pair[1][0] for pair in rates.seen) == pytest.approx(lr, rel=1e-2)
+
+
+def state(trainer: Any, module: Any) -> Any:
+    generators = [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()]  # type: ignore[index]
+    metrics = [getattr(metric, name) for metric in module.sums.values() for name in metric._defaults]
+    order = [batch["index"] for batch in trainer.datamodule.train_dataloader()]
+    gradients = [None if p.grad is None else p.grad.clone() for p in module.parameters()]
+    return digest(
+        [
+            module.state_dict(),
+            trainer.optimizers[0].state_dict(),
+            generators,
+            metrics,
+            order,
+            gradients,
+            module.training,
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"accumulate_grad_batches": 3, "gradient_clip_val": 0.5}, {"precision": "bf16-mixed"}]
+)
+def test_the_sweep_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]) -> None:
+    seen: list[Any] = []
+    sweep = LearningRateFinder._sweep
+
+    def watched(self: Any, trainer: Any, module: Any, configured: float) -> Any:
+        seen.append(state(trainer, module))
+        found = sweep(self, trainer, module, configured)
+        seen.append(state(trainer, module))
+        assert len(found[0]) >= 20
+        return found
+
+    monkeypatch.setattr(LearningRateFinder, "_sweep", watched)
+    started(LearningRateFinder(steps=25), tmp_path, **settings)
+    assert seen[0] == seen[1]
+
+
+def test_a_crash_in_the_sweep_leaves_nothing(
+    with_finder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = learning_rate_finder._Sweep.step
+
+    def failing(self: Any, factor: float) -> float | None:
+        if self._taken >= 10:
+            raise RuntimeError("no luck")
+        return step(self, factor)
+
+    monkeypatch.setattr(learning_rate_finder._Sweep, "step", failing)
+    folder = tmp_path / "run"
+    assert forked(["fit", "--config", str(with_finder), "--run_dir", str(folder)], log=tmp_path / "log") == 1
+    assert "no luck" in (tmp_path / "log").read_text()
+    assert not [path for path in folder.rglob("*") if path.name.startswith("lr_find")]
+    assert not list(folder.rglob("*.ckpt"))
+
+
+def test_a_loss_that_never_falls_keeps_the_configured_rate(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    finder = LearningRateFinder(lowest=1e-9, highest=1e-8, steps=20)
+    with caplog.at_level("INFO"):
+        _, module = started(finder, tmp_path)
+    assert module.lr == 0.05
+    assert (
+        "the loss never fell between lr 1e-09 and 1e-08 (20 steps); training goes on with the configured lr 0.05"
+        in caplog.text
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lowest": 0.0}, "lowest: over 0 and under highest, got 0.0"),
+        ({"lowest": 1.0, "highest": 0.5}, "lowest: over 0 and under highest, got 1.0"),
+        ({"steps": 5}, "steps: 20 or more, got 5"),
+        ({"rule": "best"}, "rule: one of valley, steepest, minimum, got best"),
+        ({"stop_at": 1.0}, "stop_at: over 1, got 1.0"),
+        ({"smoothing": 1.0}, "smoothing: at least 0 and under 1, got 1.0"),
+    ],
+)
+def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LearningRateFinder(**settings)
+
+
+def test_refused_from_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    overlay = '[{"class_path": "LearningRateFinder", "init_args": {"steps": 3}}]'
+    assert main(["fit", "--config", TINY, "--trainer.callbacks", overlay]) == 2
+    assert "steps: 20 or more, got 3" in capsys.readouterr().err
