@@ -21,10 +21,10 @@ fit: setup  ## train CONFIG (default: a ternary network on real digits, 2 minute
 	$(RUN) python main.py fit --config $(CONFIG) --test_after_fit
 
 test: setup  ## the default tests, under 4 minutes on 2 cores
-	$(RUN) pytest -q
+	$(RUN) pytest -q -n auto --dist loadfile
 
 test-all: setup  ## all tests, the slow ones included, under 30 minutes
-	$(RUN) pytest -q -m "slow or not slow"
+	$(RUN) pytest -q -n auto --dist loadfile -m "slow or not slow"
 
 lint: setup  ## ruff and mypy
 	$(RUN) ruff check .

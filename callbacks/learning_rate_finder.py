@@ -46,7 +46,7 @@ class LearningRateFinder(Callback):
         lowest: First learning rate of the sweep (of the first parameter group).
         highest: Last one.
         steps: Optimiser steps of the sweep, at least 20.
-        rule: Which of the suggestions is taken: `valley`, `steepest` or `minimum` (callbacks/lr_curve.py).
+        rule: Which of the suggestions is taken: `steepest`, `valley` or `minimum` (callbacks/lr_curve.py).
         stop_at: The sweep ends where the averaged loss is so many times its lowest value.
         smoothing: Share of the past in the running average of the loss, 0 to 1.
     """
@@ -56,7 +56,7 @@ class LearningRateFinder(Callback):
         lowest: float = 1e-5,
         highest: float = 10.0,
         steps: int = 100,
-        rule: Rule = "valley",
+        rule: Rule = "steepest",
         stop_at: float = 4.0,
         smoothing: float = 0.9,
     ) -> None:

@@ -3,8 +3,8 @@
 The sweep raises the rate geometrically from step to step (Smith 2017, arXiv 1506.01186). Where the loss falls, the rate works;
 where it rises again, the rate is too high. Three rules pick a rate from the falling part:
 
-    valley     the middle of the longest fall (after fastai's rule of that name)
     steepest   where the loss falls fastest over log(lr)
+    valley     the middle of the longest fall (after fastai's rule of that name)
     minimum    a tenth of the rate with the lowest loss
 """
 

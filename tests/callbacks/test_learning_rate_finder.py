@@ -50,8 +50,8 @@ def test_a_run_with_the_finder_is_the_run_given_its_rate_and_a_resume_is_exact(
     lr = content["lr"]
     assert content["lr_configured"] == 0.05
     assert lr != 0.05
-    assert lr == content["suggestions"]["valley"]
-    assert f"learning-rate finder: lr {lr:.3g} (valley; " in said
+    assert lr == content["suggestions"]["steepest"]
+    assert f"learning-rate finder: lr {lr:.3g} (steepest; " in said
     with (tmp_path / "found" / "lr_find.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == content["steps"] >= 20
