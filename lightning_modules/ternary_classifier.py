@@ -91,7 +91,7 @@ class TernaryClassifier(Classifier):
             return
         if self.init_from is not None:
             try:
-                warm_start(self.network, initial_weights(self.init_from))
+                warm_start(self.network, self._of_this_rule(initial_weights(self.init_from)))
             except ValueError as error:
                 self._not_started = MisconfigurationException(f"init_from: {error}")
         if self.teacher is not None and self.distill_share > 0:
@@ -100,6 +100,12 @@ class TernaryClassifier(Classifier):
                 self._teacher = [load_teacher(self.teacher, inputs)]
             except ValueError as error:
                 raise MisconfigurationException(f"teacher: {error}") from error
+
+    def _of_this_rule(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The weights without another rule's learned scales, for then they are to be set anew."""
+        own = {name: tensor.shape for name, tensor in self.network.state_dict().items() if ".quantizer." in name}
+        given = {name: tensor.shape for name, tensor in weights.items() if ".quantizer." in name}
+        return weights if given == own else {name: weights[name] for name in weights if name not in given}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Weights come from the checkpoint: what the run had started from is no longer needed."""

@@ -110,6 +110,21 @@ def test_a_ternary_network_starts_from_its_twin(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.parametrize("rule", ["twn", "learned_threshold", "none"])
+def test_a_start_from_another_rule_takes_its_weights_only(finished: Path, rule: str) -> None:
+    module = TernaryClassifier(**SHAPE, quantizer=rule)  # type: ignore[arg-type]
+    fresh = TernaryClassifier(**SHAPE, quantizer=rule, init_from=str(finished))  # type: ignore[arg-type]
+    fresh.setup("fit")
+    weights = {k: v for k, v in load_file(finished / "weights.safetensors").items() if ".quantizer." not in k}
+    state = fresh.network.state_dict()
+    assert state.keys() == module.network.state_dict().keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in weights.items())
+    for name, layer in ternary_layers(fresh.network).items():
+        before = {key: value.clone() for key, value in layer.quantizer.state_dict().items()}
+        layer.initialize_quantizer()
+        assert all(torch.equal(value, before[key]) for key, value in layer.quantizer.state_dict().items()), name
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
