@@ -1,4 +1,4 @@
-"""A training step without Lightning's calls to nothing: they are a third of what it costs on a CPU, where caches are cold.
+"""A training step without Lightning's calls to nothing, which cost 0.15 to 0.2 of 1.8 ms in a step of a ResNet-20 on a CPU.
 
 Lightning calls six hooks of every callback in each step, most of which do nothing, and enters a profiling context around each;
 its pass-through profiler makes a generator for that.

@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from cli.own_flags import OwnFlags, UsageError
+from lightning_modules.loading import newest_config
 
 log = logging.getLogger(__name__)
 
@@ -70,11 +71,10 @@ def _named(folder: Path, wanted: str) -> Path:
 
 
 def _latest_config(folder: Path) -> Path:
-    resumes = sorted(folder.glob("config.resume-*.yaml"), key=lambda path: int(path.stem.rpartition("-")[2]))
-    path = resumes[-1] if resumes else folder / "config.yaml"
-    if not path.is_file():
-        raise UsageError(f"{folder}: is not a run folder, it has no config.yaml{_others(folder)}")
-    return path
+    try:
+        return newest_config(folder)
+    except ValueError as error:
+        raise UsageError(f"{error}{_others(folder)}") from error
 
 
 def _others(path: Path) -> str:

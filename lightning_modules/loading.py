@@ -33,7 +33,7 @@ def load_run(run: str | Path, checkpoint: str = "best") -> BaseModule:
     if not path.exists():
         raise ValueError(f"{path}: no such run folder or checkpoint")
     folder = path if path.is_dir() else path.resolve().parent.parent
-    cls = _model_class(_newest_config(folder))
+    cls = _model_class(newest_config(folder))
     file = path if path.is_file() else _named(folder, checkpoint)
     _check(file)
     try:
@@ -43,7 +43,12 @@ def load_run(run: str | Path, checkpoint: str = "best") -> BaseModule:
     return module.eval()
 
 
-def _newest_config(folder: Path) -> Path:
+def newest_config(folder: Path) -> Path:
+    """The configuration that a run has by now: that of its last resume, or of its start.
+
+    Raises:
+        ValueError: The folder has none.
+    """
     resumes = sorted(folder.glob("config.resume-*.yaml"), key=lambda path: int(path.stem.rpartition("-")[2]))
     path = resumes[-1] if resumes else folder / "config.yaml"
     if not path.is_file():

@@ -23,6 +23,7 @@ from torch import Tensor
 from callbacks.run_folder import replace_file
 from datamodules import DataModule
 from lightning_modules import TernaryClassifier, load_run
+from lightning_modules.loading import newest_config
 from networks import (
     PackedNetwork,
     PackedSizes,
@@ -212,8 +213,8 @@ def _compare(module: TernaryClassifier, packed: PackedNetwork, folded: ResNet, b
 
 
 def _test_data(run: Path, root: str | None) -> DataModule:
-    """The run's own datamodule, from its config.yaml, with the test split read."""
-    path = (run if run.is_dir() else run.resolve().parent.parent) / "config.yaml"
+    """The run's own datamodule, from its newest configuration, with the test split read."""
+    path = newest_config(run if run.is_dir() else run.resolve().parent.parent)
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))["data"]
         package, _, name = str(config["class_path"]).rpartition(".")
