@@ -17,12 +17,16 @@ The contract of a datamodule:
 - `fixed_on_resume` names the settings that a resumed run must keep.
 - Missing data is a FileNotFoundError that names the folder, the layout and the flags that help; nothing is ever replaced silently.
 
-Data of your own: put it in CIFAR-10's layout, or subclass `DataModule` and write `read_part` and the properties of the header.
+- `train_size`, `batch_size` and `strength` may be set between epochs; loaders made afterwards and `augment` go by them.
+
+Data of your own: image files in one folder per class (`ImageFolderDataModule`), or arrays in CIFAR-10's layout; for anything else
+subclass `DataModule` and write `read_part` and the properties of the header.
 """
 
 from datamodules.base import DataModule
 from datamodules.cifar10 import CIFAR10DataModule
 from datamodules.digits import DigitsDataModule
+from datamodules.image_folder import ImageFolderDataModule
 from datamodules.in_memory import InMemoryLoader
 
-__all__ = ["CIFAR10DataModule", "DataModule", "DigitsDataModule", "InMemoryLoader"]
+__all__ = ["CIFAR10DataModule", "DataModule", "DigitsDataModule", "ImageFolderDataModule", "InMemoryLoader"]

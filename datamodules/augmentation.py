@@ -1,6 +1,7 @@
 """What is done to a training batch on the device, and in which order, as one pure function of the batch and its random numbers.
 
-    uint8: policy -> random crop -> flip;   float32: normalise -> mixup or cutmix
+    images of one size:  uint8: policy -> random crop -> flip -> resize;      float32: normalise -> erasing -> mixup or cutmix
+    canvases of files:   uint8: random resized crop -> flip -> policy;        float32: normalise -> erasing -> mixup or cutmix
 
 A policy works on uint8, since its operations (posterise, solarise, equalise) are defined there; crop and flip only move pixels,
 which costs a quarter on bytes; mixup averages images, which must not be rounded. The random numbers of an image are a function of
@@ -8,7 +9,7 @@ seed, epoch and the image's index (`transforms.SampleRandom`): they survive a re
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
@@ -18,21 +19,24 @@ import transforms
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The augmentation of a training run; `datamodules.DataModule` says what each setting means.
+    """The augmentation of a training run; `datamodules.DataModule` and `ImageFolderDataModule` say what each setting means.
 
     Raises:
         ValueError: A setting is out of its range.
     """
 
-    crop_padding: int
-    flip: bool
-    policy: Literal["none", "randaugment", "autoaugment"]
-    randaugment_ops: int
-    randaugment_magnitude: int
-    mixup_alpha: float
-    mixup_prob: float
-    cutmix_alpha: float
-    cutmix_prob: float
+    crop_padding: int = 0
+    flip: bool = False
+    policy: Literal["none", "randaugment", "autoaugment"] = "none"
+    randaugment_ops: int = 2
+    randaugment_magnitude: int = 9
+    mixup_alpha: float = 1.0
+    mixup_prob: float = 0.0
+    cutmix_alpha: float = 1.0
+    cutmix_prob: float = 0.0
+    erasing_prob: float = 0.0
+    crop_scale: float | None = None  # None: images of one size, no resized crop
+    crop_ratio: float = 4 / 3
 
     def __post_init__(self) -> None:
         for name, good, wanted in (
@@ -44,6 +48,9 @@ class Augmentation:
             ("cutmix_alpha", self.cutmix_alpha > 0, "above 0"),
             ("mixup_prob", 0 <= self.mixup_prob <= 1, "0 to 1"),
             ("cutmix_prob", 0 <= self.cutmix_prob <= 1, "0 to 1"),
+            ("erasing_prob", 0 <= self.erasing_prob <= 1, "0 to 1"),
+            ("crop_scale", self.crop_scale is None or 0 < self.crop_scale <= 1, "above 0, up to 1"),
+            ("crop_ratio", self.crop_ratio >= 1, "1 or more"),
         ):
             if not good:
                 raise ValueError(f"{name} is {getattr(self, name)!r} but must be {wanted}")
@@ -53,6 +60,22 @@ class Augmentation:
         """Whether batches get a `target` of soft labels."""
         return self.mixup_prob + self.cutmix_prob > 0
 
+    def at(self, strength: float) -> "Augmentation":
+        """The same with RandAugment's magnitude and the probabilities of mixing and erasing multiplied by a factor.
+
+        Args:
+            strength: 0 or more; the magnitude is rounded and stays at most 30, probabilities at most 1.
+        """
+        if strength == 1:
+            return self
+        return replace(
+            self,
+            randaugment_magnitude=min(30, round(self.randaugment_magnitude * strength)),
+            mixup_prob=min(1.0, self.mixup_prob * strength),
+            cutmix_prob=min(1.0, self.cutmix_prob * strength),
+            erasing_prob=min(1.0, self.erasing_prob * strength),
+        )
+
     def __call__(
         self,
         batch: dict[str, Tensor],
@@ -61,31 +84,29 @@ class Augmentation:
         num_classes: int,
         mean: Sequence[float],
         std: Sequence[float],
+        size: int,
     ) -> dict[str, Tensor]:
         """Augment and normalise a batch.
 
         Args:
-            batch: `image` (B, C, H, W) uint8, `label` (B,) int64 and whatever else, which is passed on.
+            batch: `image` (B, C, H, W) uint8, `label` (B,) int64 and whatever else, which is passed on. Where `crop_scale` is set,
+                `aspect` (B,) float32, width / height of each image before it was squeezed to H = W, is used up.
             random: The random numbers of each of its samples.
             num_classes: Number of classes K.
             mean: Mean of each channel, in units of 0..1.
             std: Standard deviation of each channel, in units of 0..1.
+            size: Height and width of the result in pixels.
 
         Returns:
-            A new batch with `image` float32 and, where the settings mix, `target` (B, K) beside the unchanged `label`.
+            A new batch with `image` (B, C, size, size) float32 and, where the settings mix, `target` (B, K) beside the unchanged
+            `label`.
         """
-        images = batch["image"]
-        if self.policy == "randaugment":
-            images = transforms.rand_augment(images, random, self.randaugment_ops, self.randaugment_magnitude)
-        elif self.policy == "autoaugment":
-            images = transforms.auto_augment(images, random)
-        if self.crop_padding:
-            images = transforms.random_crop(images, self.crop_padding, random)
-        if self.flip:
-            images = transforms.random_flip(images, random)
+        images = self._pixels(batch, random, size)
         images = transforms.normalize(images, mean, std)
+        images = transforms.random_erasing(images, random, self.erasing_prob)
+        batch = {**{name: value for name, value in batch.items() if name != "aspect"}, "image": images}
         if not self.mixes:
-            return {**batch, "image": images}
+            return batch
         images, targets = transforms.mix(
             images,
             batch["label"],
@@ -97,3 +118,24 @@ class Augmentation:
             cutmix_prob=self.cutmix_prob,
         )
         return {**batch, "image": images, "target": targets}
+
+    def _pixels(self, batch: dict[str, Tensor], random: transforms.SampleRandom, size: int) -> Tensor:
+        """What is done to bytes."""
+        images = batch["image"]
+        if self.crop_scale is not None:
+            scale, ratio = (self.crop_scale, 1.0), (1 / self.crop_ratio, self.crop_ratio)
+            images = transforms.random_resized_crop(images, size, random, scale, ratio, batch.get("aspect"))
+            return self._policy(self._flip(images, random), random)
+        images = self._policy(images, random)
+        if self.crop_padding:
+            images = transforms.random_crop(images, self.crop_padding, random)
+        images = self._flip(images, random)
+        return images if size == images.shape[-1] else transforms.resize(images, size)
+
+    def _flip(self, images: Tensor, random: transforms.SampleRandom) -> Tensor:
+        return transforms.random_flip(images, random) if self.flip else images
+
+    def _policy(self, images: Tensor, random: transforms.SampleRandom) -> Tensor:
+        if self.policy == "randaugment":
+            return transforms.rand_augment(images, random, self.randaugment_ops, self.randaugment_magnitude)
+        return transforms.auto_augment(images, random) if self.policy == "autoaugment" else images

@@ -2,8 +2,8 @@
 
 A subclass names its classes and its image format and writes `read_part`. What a batch and a datamodule promise is in `datamodules`.
 
-    disk --read_part--> uint8 tensors --stratified split--> InMemoryLoader --device--> policy, crop, flip (uint8)
-         --> normalise (float32) --> mixup or cutmix (adds `target`)        (validation, test, predict: normalise only)
+    disk --read_part--> uint8 tensors --stratified split--> InMemoryLoader --device--> policy, crop, flip, resize to train_size
+         (uint8) --> normalise (float32) --> mixup or cutmix (adds `target`)        (validation, test, predict: normalise only)
 """
 
 from abc import ABC, abstractmethod
@@ -55,6 +55,11 @@ class DataModule(LightningDataModule, ABC):
 
     seed: int = 0
     """Seed of the training order and of the augmentation; main.py sets it from --seed_everything."""
+
+    strength: float = 1.0
+    """Factor, 0 or more, of RandAugment's magnitude and of the probabilities of mixup, cutmix and erasing, which stay at most 1."""
+
+    _train_size: int | None = None
 
     fixed_on_resume: ClassVar[tuple[str, ...]] = (
         "batch_size",
@@ -123,6 +128,18 @@ class DataModule(LightningDataModule, ABC):
     @abstractmethod
     def image_size(self) -> int:
         """Height and width of an image in pixels; reads only headers."""
+
+    @property
+    def train_size(self) -> int:
+        """Height and width of a training image as the network sees it, in pixels: `image_size` unless progressive resizing set it.
+
+        Set between epochs, it holds for loaders made afterwards. Evaluation is always at `image_size`.
+        """
+        return self.image_size if self._train_size is None else self._train_size
+
+    @train_size.setter
+    def train_size(self, size: int) -> None:
+        self._train_size = size
 
     @property
     @abstractmethod
@@ -268,4 +285,6 @@ class DataModule(LightningDataModule, ABC):
     def augment(self, batch: Batch, epoch: int) -> Batch:
         """Return a batch of uint8 images as it is trained on: a function of the batch, the seed and the epoch (from 0) alone."""
         random = transforms.SampleRandom(self.seed, epoch, batch["index"])
-        return self.augmentation(batch, random, num_classes=self.num_classes, mean=self.mean, std=self.std)
+        return self.augmentation.at(self.strength)(
+            batch, random, num_classes=self.num_classes, mean=self.mean, std=self.std, size=self.train_size
+        )

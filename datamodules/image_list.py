@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
+
+from datamodules.decoding import FORMATS, upright
 
 log = logging.getLogger(__name__)
 
 NAMED = 5  # files that a warning names
-# pictures only: Pillow hands other kinds, such as EPS, to programs of their own
-FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 
 
 def read_images(folder: Path, image_size: int, in_channels: int) -> tuple[list[str], Tensor]:
@@ -40,6 +40,37 @@ def read_images(folder: Path, image_size: int, in_channels: int) -> tuple[list[s
         FileNotFoundError: There is no such folder.
         MisconfigurationException: There is no readable image in it, or C is neither 1 nor 3.
     """
+    names = image_names(folder, in_channels)
+    log.info(f"images     {len(names)} files in {folder}, resized to {image_size}x{image_size}")
+    images = np.empty((len(names), in_channels, image_size, image_size), dtype=np.uint8)
+    read: list[str] = []
+    for name in names:
+        try:
+            images[len(read)] = _decode(folder / name, image_size, in_channels)
+        except MemoryError:
+            raise
+        except Exception:  # a damaged file can make a decoder raise anything
+            continue
+        read.append(name)
+    if len(read) < len(names):
+        _warn_of([name for name in names if name not in set(read)], len(names), folder)
+    return read, torch.from_numpy(images[: len(read)])
+
+
+def image_names(folder: Path, in_channels: int) -> list[str]:
+    """The files below a folder that are to be predicted, sorted by name.
+
+    Args:
+        folder: Where to look, in its folders too; hidden files and folders are passed over.
+        in_channels: Channels that the network takes.
+
+    Returns:
+        Names relative to the folder, with forward slashes.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        MisconfigurationException: There is no file in it, or the network takes neither 1 nor 3 channels.
+    """
     if not folder.is_dir():
         raise FileNotFoundError(f"--data.images {folder}: no such folder")
     if in_channels not in (1, 3):
@@ -50,20 +81,7 @@ def read_images(folder: Path, image_size: int, in_channels: int) -> tuple[list[s
     names = [name for name in sorted(files) if files[name].is_file() and not name.startswith(".") and "/." not in name]
     if not names:
         raise MisconfigurationException(f"--data.images {folder}: there is no file in it")
-    log.info(f"images     {len(names)} files in {folder}, resized to {image_size}x{image_size}")
-    images = np.empty((len(names), in_channels, image_size, image_size), dtype=np.uint8)
-    read: list[str] = []
-    for name in names:
-        try:
-            images[len(read)] = _decode(files[name], image_size, in_channels)
-        except MemoryError:
-            raise
-        except Exception:  # a damaged file can make a decoder raise anything
-            continue
-        read.append(name)
-    if len(read) < len(names):
-        _warn_of([name for name in names if name not in set(read)], len(names), folder)
-    return read, torch.from_numpy(images[: len(read)])
+    return names
 
 
 def _warn_of(unreadable: list[str], files: int, folder: Path) -> None:
@@ -77,15 +95,6 @@ def _warn_of(unreadable: list[str], files: int, folder: Path) -> None:
 def _decode(path: Path, image_size: int, in_channels: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     """One file as (C, S, S) uint8."""
     with Image.open(path, formats=FORMATS) as file:
-        image: Image.Image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion would clip what is over 255
-            image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
-        if image.mode == "F":
-            raise ValueError("floating point has no known range")
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        image = image.convert("L" if in_channels == 1 else "RGB")
-        image = image.resize((image_size, image_size), Image.Resampling.BICUBIC)
+        image = upright(file, in_channels).resize((image_size, image_size), Image.Resampling.BICUBIC)
     pixels = np.asarray(image).reshape(image_size, image_size, in_channels)
     return pixels.transpose(2, 0, 1)

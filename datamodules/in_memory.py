@@ -159,6 +159,11 @@ class InMemoryLoader:
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         # A generator: nothing below runs before the first next(), when the counters behind `position` are right.
+        for chosen in self.chosen():
+            yield {name: self._gather(values, chosen) for name, values in self.data.items()}
+
+    def chosen(self) -> tuple[Tensor, ...]:
+        """Return the batches that are left of the epoch, each a tensor of places in the data, where the data lies."""
         epoch, start = self.position()
         batches = batch_indices(
             self.num_samples,
@@ -171,8 +176,7 @@ class InMemoryLoader:
             world_size=self.world_size,
             device=self.device,
         )
-        for chosen in batches[start:]:
-            yield {name: self._gather(values, chosen) for name, values in self.data.items()}
+        return batches[start:]
 
     def _gather(self, values: Tensor, chosen: Tensor) -> Tensor:
         """Return a copy of the chosen rows; always a copy, so that a step may write into its batch."""

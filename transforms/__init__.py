@@ -18,7 +18,7 @@ from transforms.mix import mix
 from transforms.normalize import normalize
 from transforms.policies import auto_augment, rand_augment
 from transforms.random_erasing import random_erasing
-from transforms.resized_crop import crop_boxes, random_resized_crop, resize_center_crop
+from transforms.resized_crop import crop_boxes, random_resized_crop, resize
 from transforms.sample_random import SampleRandom
 
 __all__ = [
@@ -32,5 +32,5 @@ __all__ = [
     "random_erasing",
     "random_flip",
     "random_resized_crop",
-    "resize_center_crop",
+    "resize",
 ]

@@ -27,7 +27,8 @@ def draw_boxes(
     *,
     smallest: int,
     largest: tuple[int, int],
-    fallback: tuple[int, int],
+    fallback: tuple[int | Tensor, int | Tensor],
+    aspect: Tensor | None = None,
 ) -> Tensor:
     """Draw one box for each sample: share of the area uniform, aspect ratio log-uniform, all places equally likely.
 
@@ -39,12 +40,13 @@ def draw_boxes(
         ratio: Smallest and largest width / height.
         smallest: Least height and width of a box that fits, in pixels.
         largest: Greatest height and width of a box that fits, in pixels, at most the canvas's.
-        fallback: Height and width of the box, then centred, where no try fits.
+        fallback: Height and width of the box, then centred, where no try fits; for each sample (B,) where they differ.
+        aspect: (B,) float32 width / height of the picture that was squeezed to a square canvas; ratios are those in the picture.
 
     Returns:
         (B, 4) int64: top, left, height and width.
     """
-    tall, wide = _tried_sizes(name, canvas[0] * canvas[1], random, scale, ratio)
+    tall, wide = _tried_sizes(name, canvas[0] * canvas[1], random, scale, ratio, aspect)
     fits = (tall >= smallest) & (tall <= largest[0]) & (wide >= smallest) & (wide <= largest[1])  # (B, 10)
     first = fits.byte().argmax(1, keepdim=True)
     found = fits.any(1)
@@ -81,7 +83,12 @@ def check_ranges(scale: tuple[float, float], ratio: tuple[float, float]) -> None
 
 
 def _tried_sizes(
-    name: str, area: int, random: SampleRandom, scale: tuple[float, float], ratio: tuple[float, float]
+    name: str,
+    area: int,
+    random: SampleRandom,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    squeezed: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Return the heights and the widths of all tries, each (B, 10) int64."""
     device = random.index.device
@@ -90,6 +97,8 @@ def _tried_sizes(
     tries = SampleRandom(0, 0, index.flatten())
     share = scale[0] + tries.uniform("share") * (scale[1] - scale[0])
     aspect = _ratio_table(float(ratio[0]), float(ratio[1]), device)[tries.integers("ratio", _RATIOS)]
+    if squeezed is not None:
+        aspect = aspect / squeezed.repeat_interleave(_TRIES)
     pixels = share * area
     tall, wide = torch.sqrt(pixels / aspect), torch.sqrt(pixels * aspect)
     return tall.round().long().view(-1, _TRIES), wide.round().long().view(-1, _TRIES)

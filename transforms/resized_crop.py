@@ -1,4 +1,4 @@
-"""Random resized crop and centre crop of a batch, resampled by the antialiased bilinear filter of PIL and torchvision.
+"""Random resized crop of a batch, and its plain resizing, resampled by the antialiased bilinear filter of PIL and torchvision.
 
 The crop is that of Szegedy et al. 2015 (arXiv:1409.4842) as torchvision's `RandomResizedCrop` draws it. Its resampling is
 separable: output pixel i of an axis is a mean of the crop's L pixels j, weighted by a triangle of the coarser grid's width,
@@ -39,6 +39,7 @@ def random_resized_crop(
     random: SampleRandom,
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    aspect: Tensor | None = None,
 ) -> Tensor:
     """Cut a box of random area, aspect ratio and place from each image and resample it to a square.
 
@@ -48,6 +49,8 @@ def random_resized_crop(
         random: Draws `random_resized_crop/*`.
         scale: Smallest and largest share of the area, above 0, up to 1.
         ratio: Smallest and largest width / height of the box, positive.
+        aspect: (B,) float32 width / height of pictures that were squeezed to square images; boxes are then drawn in the pictures'
+            proportions, so that what is cut out of them has its own again. None: images are in their own proportions.
 
     Returns:
         (B, C, size, size) of the same dtype; channels_last if the images are. Floats on an accelerator
@@ -59,7 +62,7 @@ def random_resized_crop(
     check_images(images, _DTYPES)
     check_random(images, random)
     _check_size(size)
-    boxes = crop_boxes(images.shape[2], images.shape[3], random, scale, ratio)
+    boxes = crop_boxes(images.shape[2], images.shape[3], random, scale, ratio, aspect)
     if images.device.type == "cpu":
         return _resample_each(images, boxes, size)
     return _resample_products(images, boxes, size)
@@ -71,6 +74,7 @@ def crop_boxes(
     random: SampleRandom,
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    aspect: Tensor | None = None,
 ) -> Tensor:
     """Draw the boxes that `random_resized_crop` cuts.
 
@@ -80,18 +84,26 @@ def crop_boxes(
         random: Draws `random_resized_crop/*`.
         scale: As for `random_resized_crop`.
         ratio: As for `random_resized_crop`.
+        aspect: As for `random_resized_crop`.
 
     Returns:
         (B, 4) int64: top, left, height and width. Where none of ten tries fits, the largest centred box of a ratio in the range.
 
     Raises:
-        ValueError: A setting is out of its range.
+        ValueError: A setting is out of its range, or images of other proportions than 1 : 1 are said to have been squeezed.
     """
     check_ranges(scale, ratio)
-    fallback = (
+    fallback: tuple[int | Tensor, int | Tensor] = (
         min(height, max(1, round(width / ratio[0]))),
         min(width, max(1, round(height * ratio[1]))),
     )
+    if aspect is not None:
+        if height != width:
+            raise ValueError(f"aspect: only square images were squeezed to a square, got {height}x{width}")
+        fallback = (
+            (width / ratio[0] * aspect).round().clamp(1, height).long(),
+            (height * ratio[1] / aspect).round().clamp(1, width).long(),
+        )
     return draw_boxes(
         "random_resized_crop",
         (height, width),
@@ -101,35 +113,28 @@ def crop_boxes(
         smallest=1,
         largest=(height, width),
         fallback=fallback,
+        aspect=aspect,
     )
 
 
-def resize_center_crop(images: Tensor, size: int, share: float = 0.875) -> Tensor:
-    """Cut the centred square of a share of the shorter side from all images and resample it, for evaluation.
+def resize(images: Tensor, size: int) -> Tensor:
+    """Resample whole images to a square.
 
     Args:
         images: (B, C, H, W), uint8 or floating point.
         size: Height and width of the result in pixels, 1 or more.
-        share: Side of the square as a share of the images' shorter side, above 0, up to 1.
 
     Returns:
         (B, C, size, size) of the same dtype and memory format.
 
     Raises:
-        ValueError: A setting is out of its range, or no batch of images.
+        ValueError: The size is out of its range, or no batch of images.
     """
     check_images(images, _DTYPES)
     _check_size(size)
-    if not 0 < share <= 1:
-        raise ValueError(f"share must be above 0 and up to 1 of the shorter side, got {share}")
-    height, width = images.shape[2:]
-    side = max(1, round(share * min(height, width)))
-    crops: Tensor = F.resized_crop(
-        images, (height - side) // 2, (width - side) // 2, side, side, [size, size], antialias=True
-    )
-    # Where the box is as large as the result, torchvision returns a view of the images.
+    resized: Tensor = F.resize(images, [size, size], antialias=True)
     memory_format = torch.channels_last if is_channels_last(images) else torch.contiguous_format
-    return crops.contiguous(memory_format=memory_format)
+    return resized.contiguous(memory_format=memory_format)
 
 
 def _resample_each(images: Tensor, boxes: Tensor, size: int) -> Tensor:

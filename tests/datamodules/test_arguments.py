@@ -6,7 +6,7 @@ import re
 import pytest
 from jsonargparse import ArgumentParser
 
-from datamodules import CIFAR10DataModule, DataModule, DigitsDataModule
+from datamodules import CIFAR10DataModule, DataModule, DigitsDataModule, ImageFolderDataModule
 
 SHARED = [name for name in inspect.signature(DataModule.__init__).parameters if name != "self"]
 
@@ -17,13 +17,25 @@ def parser() -> ArgumentParser:
     return parser
 
 
-@pytest.mark.parametrize(("name", "own"), [("CIFAR10DataModule", ["root", "download"]), ("DigitsDataModule", [])])
-def test_every_setting_is_listed_with_its_help(name: str, own: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+OF_FILES = set(inspect.signature(ImageFolderDataModule.__init__).parameters) - {"self", "kwargs"}
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "hidden"),
+    [
+        ("CIFAR10DataModule", {"root", "download"}, set()),
+        ("DigitsDataModule", set(), set()),
+        ("ImageFolderDataModule", OF_FILES, {"crop_padding", "on_device"}),
+    ],
+)
+def test_every_setting_is_listed_with_its_help(
+    name: str, own: set[str], hidden: set[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
         parser().parse_args([f"--data.help={name}"])
     listed = " ".join(capsys.readouterr().out.split()).split("Help for")[1]
     texts = dict(re.findall(r"--data\.(\w+) \S+ (.*?) ?\(type:", listed))
-    assert set(texts) == {*SHARED, *own}
+    assert set(texts) == {*SHARED, *own} - hidden
     assert [setting for setting, text in texts.items() if len(text.split()) < 5] == []
 
 

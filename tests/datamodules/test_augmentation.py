@@ -100,6 +100,47 @@ def test_target_is_there_in_every_batch_of_a_run_that_mixes(settings: dict[str, 
         assert torch.allclose(target.sum(1), torch.ones(len(places)))
 
 
+def test_train_size_resizes_what_was_cropped_and_leaves_evaluation() -> None:
+    data = digits(crop_padding=1, flip=True)
+    batch = raw(data, list(range(12)))
+    random = transforms.SampleRandom(0, 1, batch["index"])
+    expected = transforms.random_flip(transforms.random_crop(batch["image"], 1, random), random)
+    expected = transforms.normalize(transforms.resize(expected, 6), data.mean, data.std)
+    data.train_size = 6
+    assert torch.equal(data.augment(batch, epoch=1)["image"], expected)
+    assert data.image_size == 8
+    assert data._normalize(batch)["image"].shape[-1] == 8
+
+
+def test_erasing_comes_after_the_normalisation_and_before_mixing() -> None:
+    batch = {"image": torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8), "label": torch.arange(8)}
+    random = transforms.SampleRandom(0, 0, torch.arange(8))
+    kinds: dict[str, Any] = {"num_classes": 8, "mean": [0.5] * 3, "std": [0.2] * 3, "size": 16}
+    plain = transforms.normalize(batch["image"], [0.5] * 3, [0.2] * 3)
+    erased = Augmentation(erasing_prob=0.7)(batch, random, **kinds)["image"]
+    assert torch.equal(erased, transforms.random_erasing(plain, random, 0.7))
+    assert not torch.equal(erased, plain)
+    both = Augmentation(erasing_prob=0.7, mixup_prob=1.0)(batch, random, **kinds)
+    shares = {"mixup_alpha": 1.0, "mixup_prob": 1.0, "cutmix_alpha": 1.0, "cutmix_prob": 0.0}
+    mixed, target = transforms.mix(erased, batch["label"], 8, random, **shares)
+    assert torch.equal(both["image"], mixed)
+    assert torch.equal(both["target"], target)
+
+
+def test_strength_multiplies_magnitude_and_probabilities() -> None:
+    whole = Augmentation(randaugment_magnitude=9, mixup_prob=0.8, cutmix_prob=0.2, erasing_prob=0.25, flip=True)
+    assert whole.at(1.0) is whole
+    half = whole.at(0.5)
+    assert (half.randaugment_magnitude, half.mixup_prob, half.cutmix_prob, half.erasing_prob) == (4, 0.4, 0.1, 0.125)
+    much = whole.at(4.0)
+    assert (much.randaugment_magnitude, much.mixup_prob, much.cutmix_prob, much.erasing_prob) == (30, 1.0, 0.8, 1.0)
+    assert (half.flip, half.mixup_alpha) == (True, whole.mixup_alpha)
+    data = digits(mixup_prob=1.0, crop_padding=0)
+    data.strength = 0.0
+    batch = raw(data, [1, 2, 3])
+    assert torch.equal(data.augment(batch, 0)["image"], digits(crop_padding=0).augment(batch, 0)["image"])
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -110,6 +151,9 @@ def test_target_is_there_in_every_batch_of_a_run_that_mixes(settings: dict[str, 
         ({"mixup_alpha": 0.0}, r"mixup_alpha is 0\.0 but must be above 0"),
         ({"cutmix_alpha": -1.0}, r"cutmix_alpha is -1\.0 but must be above 0"),
         ({"mixup_prob": 1.5}, r"mixup_prob is 1\.5 but must be 0 to 1"),
+        ({"erasing_prob": 2.0}, r"erasing_prob is 2\.0 but must be 0 to 1"),
+        ({"crop_scale": 1.5}, r"crop_scale is 1\.5 but must be above 0, up to 1"),
+        ({"crop_ratio": 0.9}, r"crop_ratio is 0\.9 but must be 1 or more"),
         ({"cutmix_prob": -0.5}, r"cutmix_prob is -0\.5 but must be 0 to 1"),
     ],
 )

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from transforms import SampleRandom, crop_boxes, random_resized_crop, resize_center_crop
+from transforms import SampleRandom, crop_boxes, random_resized_crop, resize
 from transforms.resized_crop import _integer_parts, _resample_each, _resample_products, _weights
 
 # Height, width and size: shrunk, shrunk a lot, enlarged, to one pixel, by the identity's size.
@@ -199,32 +199,46 @@ def test_an_accelerators_host_never_waits() -> None:
     crops = random_resized_crop(images, 16, SampleRandom(0, 0, torch.arange(4, device="meta")))
     assert crops.shape == (4, 3, 16, 16)
     assert crops.is_contiguous(memory_format=torch.channels_last)
-    assert resize_center_crop(images, 16).shape == (4, 3, 16, 16)
+    assert resize(images, 16).shape == (4, 3, 16, 16)
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize(
-    ("height", "width", "size", "share", "box"),
-    [
-        (64, 64, 40, 0.875, [4, 4, 56, 56]),
-        (50, 81, 32, 0.9, [2, 18, 45, 45]),
-        (33, 20, 30, 1.0, [6, 0, 20, 20]),
-        (64, 64, 56, 0.875, [4, 4, 56, 56]),
-    ],
-)
-def test_center_crop_is_the_centred_box_resampled(
-    memory_format: torch.memory_format, height: int, width: int, size: int, share: float, box: list[int]
-) -> None:
+@pytest.mark.parametrize(("height", "width", "size"), [(58, 58, 48), (150, 90, 16), (24, 36, 64), (32, 32, 32)])
+def test_resize_is_pillows(memory_format: torch.memory_format, height: int, width: int, size: int) -> None:
     images = some_images(5, 3, height, width).contiguous(memory_format=memory_format)
     before = images.clone()
-    crops = resize_center_crop(images, size, share)
-    expected = torch.stack([resize_by_pillow(image, box, size) for image in images])
-    assert crops.is_contiguous(memory_format=memory_format)
-    assert int((crops.int() - expected.int()).abs().max()) <= 1
-    assert torch.equal(crops, crop_one_by_one(images, torch.tensor([box] * 5), size))
-    floats = resize_center_crop(images.float(), size, share)
-    torch.testing.assert_close(floats, crops.float(), rtol=0, atol=1.01)  # uint8 rounds twice
+    resized = resize(images, size)
+    expected = torch.stack([resize_by_pillow(image, [0, 0, height, width], size) for image in images])
+    assert resized.is_contiguous(memory_format=memory_format)
+    assert int((resized.int() - expected.int()).abs().max()) <= 1
+    torch.testing.assert_close(resize(images.float(), size), resized.float(), rtol=0, atol=1.01)  # uint8 rounds twice
     assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize(("height", "width"), [(900, 1200), (1200, 600), (300, 1200)])
+def test_boxes_of_a_squeezed_picture_are_those_of_the_picture(height: int, width: int) -> None:
+    """Drawn with the same numbers, both are the same shares of the edges, but for rounding to pixels."""
+    aspect = torch.full((4000,), width / height)
+    squeezed = crop_boxes(1200, 1200, some_random(4000), aspect=aspect) / 1200
+    upright = crop_boxes(height, width, some_random(4000)) / torch.tensor([height, width, height, width])
+    near = (squeezed - upright).abs().amax(1) < 2 / min(height, width)
+    assert near.float().mean() > 0.995  # a box that just fits in one may just not fit in the other
+    assert not near.all() or (height, width) != (300, 1200)
+
+
+def test_a_picture_too_wide_for_any_box_is_cut_to_the_widest() -> None:
+    """8 : 1, all of the area: no try fits, so the box is the full height, and 4/3 of it wide, in the middle."""
+    boxes = crop_boxes(240, 240, some_random(5), scale=(1.0, 1.0), aspect=torch.full((5,), 8.0))
+    assert boxes.tolist() == [[0, 100, 240, 40]] * 5
+
+
+def test_a_squeezed_picture_is_cut_as_its_box_says() -> None:
+    images, aspect = some_images(6, 3, 40, 40), torch.tensor([0.5, 0.8, 1.0, 1.25, 2.0, 4.0])
+    expected = crop_one_by_one(images, crop_boxes(40, 40, some_random(6), aspect=aspect), 32)
+    assert torch.equal(random_resized_crop(images, 32, some_random(6), aspect=aspect), expected)
+    even = torch.ones(6)
+    plain = random_resized_crop(images, 32, some_random(6))
+    assert torch.equal(random_resized_crop(images, 32, some_random(6), aspect=even), plain)
 
 
 @pytest.mark.parametrize(
@@ -249,10 +263,12 @@ def test_center_crop_is_the_centred_box_resampled(
         (lambda x, r: random_resized_crop(x.int(), 4, r), "images must be uint8 or float32 or .*, got int32"),
         (lambda x, r: random_resized_crop(x[:3], 4, r), "random is of 4 samples, but there are 3 images"),
         (lambda x, r: random_resized_crop(x.to("meta"), 4, r), "random is on cpu, but the images are on meta"),
-        (lambda x, r: resize_center_crop(x, 0), "size must be 1 pixel or more, got 0"),
-        (lambda x, r: resize_center_crop(x, 4, 0.0), "share must be above 0 and up to 1 of the shorter side, got 0.0"),
-        (lambda x, r: resize_center_crop(x, 4, 1.1), "share must be above 0 and up to 1 of the shorter side, got 1.1"),
-        (lambda x, r: resize_center_crop(x[0], 4), r"images must be \(B, C, H, W\), got shape \(3, 8, 8\)"),
+        (
+            lambda x, r: random_resized_crop(x[..., :6], 4, r, aspect=torch.ones(4)),
+            "only square images were squeezed to a square, got 8x6",
+        ),
+        (lambda x, r: resize(x, 0), "size must be 1 pixel or more, got 0"),
+        (lambda x, r: resize(x[0], 4), r"images must be \(B, C, H, W\), got shape \(3, 8, 8\)"),
     ],
 )
 def test_wrong_arguments_are_refused(call: Callable[[Tensor, SampleRandom], Tensor], message: str) -> None:
