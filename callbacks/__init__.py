@@ -6,25 +6,31 @@ datamodules. From a module it may call ``log_epoch(stage)``, ``shared_step(batch
 """
 
 from callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
+from callbacks.confusion import ConfusionMatrix
 from callbacks.curves import Curves
 from callbacks.ema import EMA
 from callbacks.exact_resume import ExactResume
 from callbacks.lean_loop import NoProfiler, skip_empty_hooks
 from callbacks.learning_rate_finder import LearningRateFinder
 from callbacks.metrics_log import MetricsLog, read_metrics
+from callbacks.mistakes import WorstMistakes
 from callbacks.non_finite import NonFiniteError, StopOnNonFinite
 from callbacks.progress import Progress
+from callbacks.progressive_resizing import ProgressiveResizing, StageOutOfMemoryError
+from callbacks.resizing_stages import ResizingStage
 from callbacks.run_folder import RunFolder, run_folder
 from callbacks.speed import Speed
 from callbacks.stop_on_signal import Interrupted, StopOnSignal
 from callbacks.summary import RunSummary
 from callbacks.tensorboard import RunTensorBoard
 from callbacks.ternary_shares import TernaryShares
+from callbacks.trial import is_out_of_memory
 
 __all__ = [
     "EMA",
     "AtomicCheckpointIO",
     "Checkpoints",
+    "ConfusionMatrix",
     "Curves",
     "ExactResume",
     "Interrupted",
@@ -33,13 +39,18 @@ __all__ = [
     "NoProfiler",
     "NonFiniteError",
     "Progress",
+    "ProgressiveResizing",
+    "ResizingStage",
     "RunFolder",
     "RunSummary",
     "RunTensorBoard",
     "Speed",
+    "StageOutOfMemoryError",
     "StopOnNonFinite",
     "StopOnSignal",
     "TernaryShares",
+    "WorstMistakes",
+    "is_out_of_memory",
     "read_metrics",
     "run_folder",
     "skip_empty_hooks",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from itertools import cycle
+from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,6 +24,7 @@ from callbacks.figures import (
     BLUE,
     GREEN,
     GREY,
+    LIGHT_GREY,
     ORANGE,
     PURPLE,
     SKY,
@@ -68,6 +69,17 @@ def epochs_at(rows: Rows) -> list[float]:
     return [float(epoch) for epoch in np.interp([row["step"] for row in rows], steps, epochs)]
 
 
+def stage_ends(rows: Rows) -> list[float]:
+    """Epochs after which a stage of progressive resizing begins.
+
+    Example:
+        >>> stage_ends([{"epoch": e, "step": e, "stage/number": 1 + (e > 2), "train/loss": 1.0} for e in (1, 2, 3)])
+        [2]
+    """
+    staged = [row for row in rows if "stage/number" in row]
+    return [one["epoch"] for one, other in pairwise(staged) if other["stage/number"] != one["stage/number"]]
+
+
 def draw_curves(rows: Rows, title: str, best_epoch: int | None = None) -> Figure:
     """The curves of a run.
 
@@ -77,7 +89,8 @@ def draw_curves(rows: Rows, title: str, best_epoch: int | None = None) -> Figure
         best_epoch: Epoch to mark, counted from 1.
 
     Returns:
-        Loss and accuracy in the upper row, learning rate, momentum and speed in the lower; only what there is.
+        Loss and accuracy in the upper row, learning rate, momentum and speed in the lower; only what there is. Thin lines part
+        the stages of progressive resizing.
     """
     names, points = {name for row in rows for name in row}, list(zip(epochs_at(rows), rows, strict=True))
     upper = [panel for panel in ("loss", "acc") if any(f"{split}/{panel}" in names for split in SPLITS)]
@@ -90,6 +103,8 @@ def draw_curves(rows: Rows, title: str, best_epoch: int | None = None) -> Figure
         parts = figure.subfigures(len(shown), 1, squeeze=False)
         for panels, part in zip(shown, parts[:, 0], strict=True):
             for panel, axes in zip(panels, part.subplots(1, len(panels), squeeze=False)[0], strict=True):
+                for epoch in stage_ends(rows):
+                    axes.axvline(epoch, color=LIGHT_GREY, linewidth=1, zorder=0)
                 _draw_panel(axes, panel, points, best_epoch)
     return figure
 

@@ -4,11 +4,14 @@
                                                                               pictures, the start of the next loader
 left in the epoch = steps left in it x seconds a step + what is left of its pause
 left in the run   = that + steps of later epochs x seconds a step + later epochs x seconds a pause
+
+In a run of stages (progressive resizing) a step of a later epoch counts by its cost, as a multiple of a step of this epoch.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 MEMORY = 0.7  # weight of the past when a new measurement of the pace comes in, a few seconds of training each
@@ -19,6 +22,46 @@ class Eta(NamedTuple):
 
     epoch: float | None
     run: float | None
+
+
+class Stretch(NamedTuple):
+    """A part of the run with epochs of its own length: ``epochs`` of ``steps`` batches, each of a ``cost`` in any unit."""
+
+    epochs: int
+    steps: int
+    cost: float
+
+
+class Later(NamedTuple):
+    """What comes after this epoch: epochs, batches, and these batches as so many of this epoch's."""
+
+    epochs: int
+    steps: int
+    work: float
+
+
+def later_epochs(stretches: Sequence[Stretch], epoch: int) -> Later:
+    """What comes after an epoch.
+
+    Args:
+        stretches: The whole run.
+        epoch: This epoch, counted from 1, within the run.
+
+    Example:
+        Two epochs of 10 batches, then two of 20 batches that cost four times as much each: in the first epoch
+
+        >>> later_epochs([Stretch(2, 10, 1.0), Stretch(2, 20, 4.0)], epoch=1)
+        Later(epochs=3, steps=50, work=170.0)
+    """
+    end, later, now = 0, [], stretches[0]
+    for stretch in stretches:
+        begin, end = end, end + stretch.epochs
+        if begin < epoch <= end:
+            now = stretch
+        later.append(max(0, end - max(begin, epoch)))
+    steps = [epochs * stretch.steps for epochs, stretch in zip(later, stretches, strict=True)]
+    work = sum(count * stretch.cost / now.cost for count, stretch in zip(steps, stretches, strict=True))
+    return Later(sum(later), sum(steps), work)
 
 
 def steps_left(
@@ -46,7 +89,13 @@ def steps_left(
 
 
 def estimate(
-    step: int, steps: float, left: float, step_s: float | None, pause_s: float = 0.0, paused_s: float = 0.0
+    step: int,
+    steps: float,
+    left: float,
+    step_s: float | None,
+    pause_s: float = 0.0,
+    paused_s: float = 0.0,
+    later: Later | None = None,
 ) -> Eta:
     """Time left in the epoch and in the run.
 
@@ -57,6 +106,7 @@ def estimate(
         step_s: Seconds per batch; None: not yet measured, nothing is estimated.
         pause_s: Seconds per epoch outside of training steps.
         paused_s: How much of this epoch's pause is already over.
+        later: The epochs after this one, where they are of another length or cost; ``left`` does not matter then.
 
     Example:
         Half of an epoch of 100 batches at 0.5 s, one more epoch to come, 10 s of validation each.
@@ -66,14 +116,16 @@ def estimate(
     """
     if step_s is None:
         return Eta(None, None)
-    here = min(steps - step, left)
+    here = min(steps - step, left) if later is None else steps - step
     if math.isinf(here):
         return Eta(None, None)
     epoch = here * step_s + max(pause_s - paused_s, 0.0)
+    if later is not None:
+        return Eta(epoch, epoch + later.work * step_s + later.epochs * pause_s)
     if math.isinf(left):
         return Eta(epoch, None)
-    later = left - here
-    return Eta(epoch, epoch + later * step_s + (math.ceil(later / steps) * pause_s if later else 0.0))
+    rest = left - here
+    return Eta(epoch, epoch + rest * step_s + (math.ceil(rest / steps) * pause_s if rest else 0.0))
 
 
 def duration(seconds: float | None) -> str:

@@ -2,34 +2,26 @@
 
     on_fit_start:  copy of module and optimiser --sweep--> rate --> module.lr --> optimiser and schedule are built anew
 
-The sweep touches nothing of the run: weights, batch statistics, metrics and optimiser are those of a copy, the loader's order is a
-function of the epoch, the global generators are put back. So a run with the finder is the run that was given its rate, to the bit,
+The sweep touches nothing of the run (callbacks/trial.py). So a run with the finder is the run that was given its rate, to the bit,
 and a crash in the sweep leaves nothing behind. Ratios between parameter groups are kept.
 """
 
 from __future__ import annotations
 
-import copy
 import csv
 import logging
 import math
-import random
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import Tensor
-from torch.optim import Optimizer
 
 from callbacks.figures import render, write_png
 from callbacks.lr_curve import RULES, Rule, Suggestion, draw_sweep, ladder, smooth, suggest
 from callbacks.run_folder import replace_file, run_folder, write_json
+from callbacks.trial import Trial, generators_put_back
 
 log = logging.getLogger(__name__)
 
@@ -113,11 +105,11 @@ class LearningRateFinder(Callback):
     ) -> tuple[list[float], list[float]]:
         """Learning rates and the loss at each, up to where the loss explodes."""
         rates, losses = [], []
-        with _generators_put_back():
-            sweep = _Sweep(trainer, pl_module)
+        with generators_put_back():
+            trial = Trial(trainer, pl_module)
             lowest, shown = math.inf, time.monotonic()
             for i, rate in enumerate(ladder(self.lowest, self.highest, self.steps)):
-                loss = sweep.step(rate / configured)
+                loss = trial.step(rate / configured)
                 if loss is None:  # fp16: the loss scaler skipped the step
                     continue
                 if not math.isfinite(loss):
@@ -175,81 +167,9 @@ class LearningRateFinder(Callback):
         write_json(folder / "lr_find.json", content)
 
 
-class _Sweep:
-    """Optimiser steps of a copy of the module at learning rates of one's choice, as the Trainer would take them.
-
-    Args:
-        trainer: Of the run that is about to begin.
-        pl_module: What is copied, with its optimiser.
-    """
-
-    def __init__(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.trainer = trainer
-        self.module, (self.optimizer,) = copy.deepcopy((pl_module, trainer.optimizers))
-        self.module.trainer = trainer
-        # without a running loop there is nowhere to log to
-        self.module.__dict__["log"] = self.module.__dict__["log_dict"] = lambda *_, **__: None
-        self.module.train()
-        self.peaks = [float(group.get("initial_lr", group["lr"])) for group in self.optimizer.param_groups]
-        enabled = trainer.precision == "16-mixed"
-        self.scaler = torch.amp.GradScaler(trainer.strategy.root_device.type, enabled=enabled)
-        self._batches = self._endless()
-        self._taken = 0
-
-    def step(self, factor: float) -> float | None:
-        """One optimiser step at ``factor`` times the configured rates; the mean loss of its batches, None where it was skipped."""
-        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = peak * factor
-        accumulate = self.trainer.accumulate_grad_batches
-        total = sum(self._backward(accumulate) for _ in range(accumulate))
-        scale = self.scaler.get_scale()
-        self.scaler.unscale_(self.optimizer)
-        self._clip(self.optimizer)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad()
-        return float(total) if self.scaler.get_scale() >= scale else None
-
-    def _backward(self, accumulate: int) -> Tensor:
-        plugin = self.trainer.precision_plugin
-        batch, number = next(self._batches), self._taken
-        self._taken += 1
-        batch = self.trainer.strategy.batch_to_device(plugin.convert_input(batch), dataloader_idx=0)
-        with plugin.train_step_context():
-            output = cast(dict[str, Tensor], self.module.training_step(batch, number))
-            loss = output["loss"] / accumulate
-        self.scaler.scale(loss).backward()
-        return loss.detach()
-
-    def _clip(self, optimizer: Optimizer) -> None:
-        self.module.configure_gradient_clipping(
-            optimizer, self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm
-        )
-
-    def _endless(self) -> Iterator[Any]:
-        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
-        if datamodule is None:
-            raise MisconfigurationException(
-                "LearningRateFinder: needs a datamodule, from which it takes a loader of its own"
-            )
-        while True:
-            yield from datamodule.train_dataloader()
-
-
 def _train_with(trainer: Trainer, pl_module: LightningModule, lr: float) -> None:
     """Build optimiser and schedule anew as a run that was given this rate would have them."""
     pl_module.lr = lr  # type: ignore[assignment]
     if "lr" in pl_module.hparams:
         pl_module.hparams["lr"] = lr
     trainer.strategy.setup_optimizers(trainer)
-
-
-@contextmanager
-def _generators_put_back() -> Iterator[None]:
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[] if not torch.cuda.is_available() else None):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)

@@ -17,11 +17,13 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from callbacks.lookup import callbacks_of
+from callbacks.progressive_resizing import ProgressiveResizing
 from callbacks.run_folder import run_folder, write_text
 from callbacks.speed import Speed
 
 KEYS = ("epoch", "step")
-GROUPS = ("train", "val", "val_raw", "lr", "momentum", "speed", "memory")
+GROUPS = ("train", "val", "val_raw", "lr", "momentum", "stage", "speed", "memory")
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
@@ -140,7 +142,14 @@ class MetricsLog(Callback):
         figures = {name: value.item() for name, value in trainer.callback_metrics.items() if not is_validation(name)}
         speed = Speed.of(trainer)
         timing = speed.snapshot() if speed is not None else {}
-        self._write(trainer, {**figures, **self._validation, **optimiser_figures(trainer), **timing})
+        stage = {
+            k: v
+            for c in callbacks_of(trainer, ProgressiveResizing)
+            for k, v in c.figures(trainer.current_epoch).items()
+        }
+        for logger in trainer.loggers if stage else []:
+            logger.log_metrics(stage, step=trainer.global_step)
+        self._write(trainer, {**figures, **self._validation, **optimiser_figures(trainer), **timing, **stage})
         self._validation = {}
 
     def _write(self, trainer: Trainer, figures: dict[str, float]) -> None:

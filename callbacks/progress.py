@@ -8,7 +8,6 @@ estimates in ``eta.py``. Nothing is read from the device but when something is a
 from __future__ import annotations
 
 import math
-import time
 from time import perf_counter
 from typing import Any
 
@@ -20,11 +19,12 @@ from rich.text import Text
 from torch import Tensor
 
 from callbacks.checkpoints import Checkpoints
-from callbacks.eta import Pace, duration, estimate, steps_left
+from callbacks.eta import Pace, duration, estimate, later_epochs, steps_left
 from callbacks.live_bar import LiveBar
 from callbacks.lookup import callbacks_of
 from callbacks.progress_lines import View, epoch_line, epoch_metrics, of_total, speed_text
-from callbacks.run_folder import run_folder
+from callbacks.progressive_resizing import ProgressiveResizing
+from callbacks.run_folder import log_line, run_folder
 from callbacks.speed import Speed
 
 SMOOTHING = 0.05  # weight of a step in the loss that is shown: an average over about 20
@@ -219,12 +219,17 @@ class Progress(ProgressBar):
         epoch, epochs = trainer.current_epoch + 1, limit(trainer.max_epochs)
         accumulate = trainer.accumulate_grad_batches
         left = steps_left(step, steps, epoch, epochs, trainer.global_step, limit(trainer.max_steps), accumulate)
+        resizing = next(iter(callbacks_of(trainer, ProgressiveResizing)), None)
+        later = None
+        if resizing is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            later = later_epochs(resizing.stretches(), epoch)
+            left = steps - step + later.steps
         validating = self._stage == "validation"
         done, total = (self._evaluated, float(sum(trainer.num_val_batches))) if validating else (step, steps)
         pause_s, paused_s = pace.pause_s, pace.paused_s(now)
         if pause_s is None:  # the first validation goes on as it began; before it, nobody knows
             pause_s = paused_s * total / done if validating and math.isfinite(total) else 0.0
-        eta = estimate(step, steps, left, pace.step_s, pause_s, paused_s)
+        eta = estimate(step, steps, left, pace.step_s, pause_s, paused_s, later)
         return View(
             f"epoch {of_total(epoch, epochs)}",
             f"{self._stage} {of_total(done, total)}",
@@ -277,8 +282,7 @@ class Progress(ProgressBar):
         self._print_line(line)
         folder = run_folder(trainer)
         if folder is not None:
-            with (folder / "train.log").open("a", encoding="utf-8") as file:
-                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+            log_line(folder, line)
 
 
 def limit(number: int | None) -> float:

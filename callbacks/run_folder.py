@@ -2,7 +2,7 @@
 
 config.yaml, config.resume-N.yaml   the whole configuration, of the first start and of each resume
 environment.json                    git revision, versions, device, seed, command line of the last start
-train.log                           what the terminal said, a line an epoch
+train.log                           what the terminal said, a line an epoch and a stage
 metrics.csv, events.out.*, plots/   figures (callbacks/metrics_log.py, TensorBoard, callbacks/curves.py)
 checkpoints/                        best.ckpt, last.ckpt, best.json, epoch=NNN.ckpt (callbacks/checkpoints.py)
 weights.safetensors                 the best weights (the averaged ones with EMA), readable without Lightning
@@ -65,9 +65,20 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
+def log_line(folder: Path, line: str) -> None:
+    """Append a line with the time to train.log of a run folder."""
+    with (folder / "train.log").open("a", encoding="utf-8") as file:
+        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+
+
 def run_folder(trainer: Trainer) -> Path | None:
     """The run folder of a fit, or None where nothing may be written (``fast_dev_run``, or no ``RunFolder`` callback)."""
     return next((callback.path for callback in callbacks_of(trainer, RunFolder)), None)
+
+
+def evaluation_folder(trainer: Trainer) -> Path | None:
+    """Where an evaluation puts its files: the run folder of a fit, or that of the checkpoint which a command judges."""
+    return next((callback.path or callback.judged for callback in callbacks_of(trainer, RunFolder)), None)
 
 
 def environment(trainer: Trainer, seed: int | None, command: list[str]) -> dict[str, Any]:
@@ -122,6 +133,7 @@ class RunFolder(Callback):
         resumed: bool = False,
     ) -> None:
         self.path, self.config, self.seed, self.command, self.resumed = path, config, seed, command or sys.argv, resumed
+        self.judged: Path | None = None  # set by the commands that train nothing, of which no other file may be touched
         self.resumes = 0
         self.seconds = 0.0  # of earlier starts, up to the checkpoint that this one goes on from
         self._made: list[Path] = []

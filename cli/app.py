@@ -12,11 +12,11 @@ import traceback
 import warnings
 from pathlib import Path
 
-import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from callbacks import Interrupted, NonFiniteError
+from callbacks import Interrupted, NonFiniteError, ProgressiveResizing, is_out_of_memory
+from callbacks.lookup import callbacks_of
 from callbacks.near import nearest
 from cli.help import print_command_help, print_help
 from cli.own_flags import COMMANDS, OwnFlags, UsageError, split_flags
@@ -36,7 +36,7 @@ def main(args: list[str] | None = None) -> int:
         The exit code; see the top of the file.
     """
     args = sys.argv[1:] if args is None else list(args)
-    _configure_logging()
+    configure_logging()
     if not args or args[0] in ("-h", "--help"):
         print_help()
         return OK if args else WRONG_INPUT
@@ -67,10 +67,8 @@ def _run(flags: OwnFlags, args: list[str]) -> int:
         _say(f"{stop}; nothing is lost" if cli.resume_command else str(stop))
         _tell_resume(cli)
         return 128 + stop.signum
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        return _out_of_memory(cli, error)
-    except RuntimeError as error:
-        if "can't allocate memory" in str(error):
+    except (RuntimeError, MemoryError, OSError) as error:
+        if is_out_of_memory(error):
             return _out_of_memory(cli, error)
         if "Error(s) in loading state_dict" in str(error):
             cli.discard()
@@ -87,9 +85,14 @@ def _refuse(error: Exception) -> int:
 
 
 def _out_of_memory(cli: VisionCLI, error: BaseException) -> int:
+    cli.discard()  # before the first step there is nothing to keep
     batch = getattr(cli.datamodule, "batch_size", None) if cli.datamodule is not None else None
-    _say(f"out of memory: {str(error).splitlines()[0]}")
-    if isinstance(batch, int) and batch > 1:
+    trainer = getattr(cli, "trainer", None)
+    resizing = callbacks_of(trainer, ProgressiveResizing) if trainer is not None and cli.flags.command == "fit" else []
+    _say(f"out of memory: {next(iter(str(error).splitlines()), type(error).__name__)}")
+    if resizing:
+        _say(resizing[0].memory_hint())
+    elif isinstance(batch, int) and batch > 1:
         half = batch // 2
         _say(
             f"try --data.batch_size {half} --trainer.accumulate_grad_batches 2 (the same effective batch of {2 * half})"
@@ -141,7 +144,7 @@ NOT_FOR_USERS = (
 )
 
 
-def _configure_logging() -> None:
+def configure_logging() -> None:
     """Our messages go to the terminal as they are; Lightning's hints and announcements do not."""
     for message in NOT_FOR_USERS:
         warnings.filterwarnings("ignore", message=message)

@@ -145,7 +145,9 @@ def check_changes(source: RunCheckpoint, new: dict[str, Any], flags: OwnFlags) -
         fixed |= {f"{part}.{key}" for key in getattr(import_module(module), name).fixed_on_resume}
     changed = [key for key in dict.fromkeys((*was, *now)) if was.get(key) != now.get(key)]
     for key in changed:
-        if key in fixed:
+        if key in fixed or any(
+            key.startswith(f"{name}.") for name in fixed
+        ):  # an entry of a setting that holds several
             raise UsageError(
                 f"--{key}: cannot change in a resumed run (was {was.get(key)}, now {now.get(key)}); start a new run for that"
             )

@@ -277,6 +277,8 @@ class VisionCLI(LightningCLI):
 
     def _evaluate(self, command: str, model: LightningModule, datamodule: Any) -> None:
         checkpoint, folder = self._checkpoint()
+        assert self.run_folder is not None
+        self.run_folder.judged = folder
         run = getattr(self.trainer, command)
         results = run(model, datamodule=datamodule, ckpt_path=str(checkpoint), weights_only=True, verbose=False)
         self._report(command, checkpoint, results, folder)

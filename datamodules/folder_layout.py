@@ -22,6 +22,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 SPLITS = {"train", "training", "val", "valid", "validation", "test"}
 LAYOUT = "expected FOLDER/CLASS/IMAGE, as in FOLDER/cat/1.jpg and FOLDER/dog/1.jpg"
 NAMED = 5  # names that a message lists
+END = 1024  # bytes at the end of a file: of compressed data, no two are alike by chance
 HIDDEN, OTHER, BROKEN, EMPTY = "hidden", "not an image", "broken link", "image of 0 bytes"
 
 
@@ -123,11 +124,11 @@ def _identity(folder: Path) -> tuple[int, int]:
 def duplicate_groups(
     paths: Sequence[Path], watch: Callable[[list[Path]], Iterable[Path]] | None = None
 ) -> list[list[Path]]:
-    """Find files of the same bytes. Only files that share their size with another are read, and compared by SHA-256.
+    """Find files of the same bytes. Only files that share their size and their last bytes with another are read, by SHA-256.
 
     Args:
         paths: Files, each once.
-        watch: Is given the files that will be read and yields them again, so that a caller can report progress.
+        watch: Is given the files that will be looked into and yields them again, so that a caller can report progress.
 
     Returns:
         The sets of two or more files that are the same, in the order of their first files; each in the order of ``paths``.
@@ -136,11 +137,18 @@ def duplicate_groups(
     for path in paths:
         by_size[path.stat().st_size].append(path)
     doubtful = [path for path in paths if len(by_size[path.stat().st_size]) > 1]
-    by_bytes: dict[bytes, list[Path]] = defaultdict(list)
+    by_end: dict[tuple[int, bytes], list[Path]] = defaultdict(list)
     for path in watch(doubtful) if watch else doubtful:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            file.seek(max(0, size - END))
+            by_end[size, file.read()].append(path)
+    by_bytes: dict[bytes, list[Path]] = defaultdict(list)
+    for path in [path for alike in by_end.values() if len(alike) > 1 for path in alike]:
         with path.open("rb") as file:
             by_bytes[hashlib.file_digest(file, "sha256").digest()].append(path)
-    return [same for same in by_bytes.values() if len(same) > 1]
+    order = {path: place for place, path in enumerate(paths)}
+    return sorted((same for same in by_bytes.values() if len(same) > 1), key=lambda same: order[same[0]])
 
 
 def read_groups(table: Path, column: str, images: Sequence[str], file_column: str | None = None) -> list[str]:

@@ -174,7 +174,7 @@ def _obey_parent_only(worker: int) -> None:
 def _wait_for_parent(parent: int) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
-    os._exit(128 + signal.SIGTERM)
+    os._exit(0)  # as torch's workers: its handler in the parent takes any other code for a crash
 
 
 def cores_for_workers(processes: int = 1) -> int:

@@ -59,6 +59,8 @@ class ImageFolderDataModule(DataModule):
         workers: Processes that decode, for each training process; null takes as many as there are cores for it, at most 16.
         prefetch: Batches that each worker has ready, 1 or more.
         persistent_workers: Keep the workers from one epoch to the next.
+        pin_memory: Put batches into page-locked memory, from which the copy to a CUDA device does not hold up the host; null does
+            so where the device is one.
         **kwargs: Settings of every datamodule, see `DataModule`.
 
     Raises:
@@ -69,6 +71,7 @@ class ImageFolderDataModule(DataModule):
 
     fixed_on_resume: ClassVar[tuple[str, ...]] = (
         *DataModule.fixed_on_resume,
+        "image_size",  # a transformer's position embeddings have its grid
         "test_fraction",
         "groups",
         "group_column",
@@ -95,6 +98,7 @@ class ImageFolderDataModule(DataModule):
         workers: int | None = None,
         prefetch: int = 4,
         persistent_workers: bool = True,
+        pin_memory: bool | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(crop_padding=0, on_device=False, flip=flip, **kwargs)
@@ -134,6 +138,7 @@ class ImageFolderDataModule(DataModule):
         )
         self.groups, self.group_column = Path(groups) if groups else None, group_column
         self.workers, self.prefetch, self.persistent_workers = workers, prefetch, persistent_workers
+        self.pin_memory = pin_memory
         self._lists: dict[str, LabelledFiles] = {}  # by the name of their folder: train, val, test, predict, or all
         self._held_out: dict[str, Tensor] | None = None
 
@@ -256,8 +261,9 @@ class ImageFolderDataModule(DataModule):
                 self.splits["predict"] = {"index": torch.arange(len(names))}
             return
         super().setup(stage)
-        for split in [split for split in ("train", "val", "test") if split in self.splits]:
-            log.info(f"{split:<10} {len(self.splits[split]['index']):,} images in {self.folder(split)}")
+        of_stage = {"fit": ("train", "val"), "validate": ("val",)}.get(stage, ("test",))
+        counts = " and ".join(f"{len(self.splits[split]['index']):,} {split}" for split in of_stage)
+        log.info(f"data       {counts} images of {self.num_classes} classes in {self.root}")
 
     # ---- loaders ----
 
@@ -282,7 +288,7 @@ class ImageFolderDataModule(DataModule):
             unreadable=partial(self._say_unreadable, listing),
             workers=cores_for_workers(processes) if self.workers is None else self.workers,
             prefetch=self.prefetch,
-            pin_memory=device.type == "cuda",
+            pin_memory=device.type == "cuda" if self.pin_memory is None else self.pin_memory,
             persistent=self.persistent_workers,
             keep=self._keep_in_training if training else "all",
             shuffle=training and not (trainer and trainer.overfit_batches),  # type: ignore[attr-defined]

@@ -19,7 +19,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from datamodules.decoding import why_unreadable
-from datamodules.folder_layout import LAYOUT, listed, read_groups, scan
+from datamodules.folder_layout import LAYOUT, duplicate_groups, listed, read_groups, scan
+from datamodules.grouped_split import join_groups
 
 log = logging.getLogger(__name__)
 
@@ -46,17 +47,24 @@ class LabelledFiles:
     named: set[int] = field(default_factory=set)
 
     def groups(self, table: Path | None, column: str | None) -> list[str]:
-        """The group of each file, of its own where there is no table.
+        """The group of each file, its own where there is no table; files of the same bytes are in one.
 
         Raises:
             MisconfigurationException: The table does not fit the files.
         """
-        if table is None or column is None:
-            return list(self.names)
-        try:
-            return read_groups(table, column, self.names)
-        except ValueError as error:
-            raise MisconfigurationException(f"--data.groups {error}") from error
+        groups = list(self.names)
+        if table is not None and column is not None:
+            try:
+                groups = read_groups(table, column, self.names)
+            except ValueError as error:
+                raise MisconfigurationException(f"--data.groups {error}") from error
+        place = {self.folder / name: index for index, name in enumerate(self.names)}
+        same = [[place[path] for path in paths] for paths in duplicate_groups(list(place))]
+        if same:
+            log.info(
+                f"duplicates {sum(map(len, same)):,} files of the same bytes as another stay on one side of the split"
+            )
+        return join_groups(groups, same)
 
 
 def find_parts(root: Path) -> dict[str, Path]:

@@ -5,7 +5,8 @@ A task fills ``configure_network``, ``configure_losses``, ``configure_metrics`` 
 checkpoint and a notebook hold the same thing, and a checkpoint loads with ``weights_only=True`` and without the command line.
 
 Contracts with the callbacks: ``shared_step`` returns ``{"loss", "logits", "label"}``; ``log_epoch(stage)`` logs a stage's figures;
-``metric_names`` lists what can be monitored; ``checkpoint["ema"]`` holds the averaged weights (callbacks/ema.py) and is what every
+``metric_names`` lists what can be monitored; a callback with ``schedule_stages`` (callbacks/progressive_resizing.py) gives the
+schedule its table; ``checkpoint["ema"]`` holds the averaged weights (callbacks/ema.py) and is what every
 use of a checkpoint but resuming a fit gets.
 """
 
@@ -39,7 +40,7 @@ class BaseModule(LightningModule):
         momentum: Momentum of SGD, or beta1 of AdamW.
         weight_decay: Decoupled for AdamW, coupled for SGD. Vectors (biases, norms, learned scales) are never decayed.
         schedule: ``cosine``, ``one_cycle``, ``step``, ``plateau`` or ``none``; a function of the optimiser step.
-        warmup_epochs: Length of the linear warm-up in epochs; one-cycle has its own.
+        warmup_epochs: Length of the linear warm-up in epochs, in the first stage; one-cycle has its own.
         lr_end: Last learning rate of cosine as a share of the peak.
         one_cycle_rise: Share of the run in which one-cycle rises.
         one_cycle_momentum: Lowest momentum of one-cycle; it falls from ``momentum`` to this and back. None: no cycling.
@@ -221,6 +222,8 @@ class BaseModule(LightningModule):
     def stages(self) -> list[Stage]:
         """The table of the schedule: optimiser steps of the whole run, counted from the data and the Trainer's flags."""
         trainer = self.trainer
+        if (rows := self._rows()) is not None:
+            return [Stage(max(1, steps), factor) for _, steps, factor in rows]
         if trainer.max_epochs is None or trainer.max_epochs < 0:
             if trainer.max_steps > 0:
                 return [Stage(trainer.max_steps)]
@@ -232,18 +235,33 @@ class BaseModule(LightningModule):
         steps = self._steps_per_epoch() * trainer.max_epochs
         return [Stage(max(1, min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps))]
 
-    def _steps_per_epoch(self) -> int:
+    def _rows(self) -> list[tuple[int, int, float]] | None:
+        """(epochs, optimiser steps, factor on the peak) of each stage, where a callback divides the run into such."""
+        asked = (getattr(callback, "schedule_stages", None) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        return next((stages(self._steps_per_epoch) for stages in asked if stages is not None), None)
+
+    def _steps_per_epoch(self, batch_size: int | None = None) -> int:
+        """Optimiser steps of an epoch, of the data's own batch size where none is given."""
         trainer = self.trainer
         data = getattr(trainer, "datamodule", None)
         if data is None:  # a notebook with its own loaders; estimated_stepping_batches would upset a mid-epoch resume
             return math.ceil(int(trainer.estimated_stepping_batches) / max(1, cast(int, trainer.max_epochs)))
-        batches = data.num_train_batches()
+        batches = data.num_train_batches() if batch_size is None else data.num_train_batches(batch_size)
         limit = trainer.overfit_batches or trainer.limit_train_batches  # type: ignore[attr-defined]
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
         return math.ceil(batches / trainer.accumulate_grad_batches)
 
     def _warmup_steps(self) -> int:
-        return round(self.warmup_epochs * self._steps_per_epoch()) if self.warmup_epochs else 0
+        if not self.warmup_epochs or self.shape.name == "one_cycle":
+            return 0
+        if (rows := self._rows()) is None:
+            return round(self.warmup_epochs * self._steps_per_epoch())
+        epochs, steps, _ = rows[0]
+        if self.warmup_epochs >= epochs:
+            raise MisconfigurationException(
+                f"model.warmup_epochs: it must be shorter than the first stage of {epochs} epochs, got {self.warmup_epochs}"
+            )
+        return round(self.warmup_epochs * steps / epochs)
 
     def configure_optimizers(self) -> Any:
         """The optimiser and its schedule, stepped once per optimiser step."""

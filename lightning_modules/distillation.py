@@ -1,4 +1,4 @@
-"""Learning from another network: its logits as soft targets, its weights as a start.
+"""Learning from another network: its logits as soft targets.
 
     loss = (1 - share) * cross-entropy + share * T^2 * KL(softmax(teacher / T) || softmax(student / T))
 
@@ -9,11 +9,8 @@ The teacher sees the very batch that the student sees, crops and mixing included
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lightning_modules.loading import load_run
@@ -51,26 +48,6 @@ def load_teacher(run: str, expected: Mapping[str, object]) -> nn.Module:
         if found is not None and value is not None and _plain(found) != _plain(value):
             raise ValueError(f"{run} has {name} {_plain(found)}, this run {_plain(value)}; both must be the same")
     return module.network.requires_grad_(False).eval()
-
-
-def initial_weights(source: str) -> dict[str, Tensor]:
-    """Weights of a network, averaged where there is an average.
-
-    Args:
-        source: Run folder or checkpoint, or a `.safetensors` file such as a run folder's.
-
-    Raises:
-        ValueError: It cannot be read.
-    """
-    path = Path(source)
-    if path.suffix != ".safetensors":
-        return load_run(path).network.state_dict()
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: cannot be read as safetensors ({error})") from error
 
 
 def _plain(value: object) -> object:

@@ -13,7 +13,8 @@ import yaml
 
 from lightning_modules.base import BaseModule
 
-UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError, KeyError)
+# what torch raises for files that are none of its own, or are cut short
+UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError, LookupError, AttributeError)
 
 
 def load_run(run: str | Path, checkpoint: str = "best") -> BaseModule:
@@ -34,7 +35,7 @@ def load_run(run: str | Path, checkpoint: str = "best") -> BaseModule:
         raise ValueError(f"{path}: no such run folder or checkpoint")
     folder = path if path.is_dir() else path.resolve().parent.parent
     cls = _model_class(newest_config(folder))
-    file = path if path.is_file() else _named(folder, checkpoint)
+    file = path if path.is_file() else named_checkpoint(folder, checkpoint)
     _check(file)
     try:
         module = cls.load_from_checkpoint(file, map_location="cpu", weights_only=True)
@@ -72,7 +73,12 @@ def _model_class(config: Path) -> type[BaseModule]:
     return cls
 
 
-def _named(folder: Path, checkpoint: str) -> Path:
+def named_checkpoint(folder: Path, checkpoint: str) -> Path:
+    """The file of a checkpoint of a run, by its name without or with the ending.
+
+    Raises:
+        ValueError: The run has none of this name.
+    """
     path = folder / "checkpoints" / f"{checkpoint.removesuffix('.ckpt')}.ckpt"
     if path.is_file():
         return path

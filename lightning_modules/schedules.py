@@ -5,7 +5,9 @@
 
 A table is a list of stages, each with its number of optimiser steps; one run without progressive resizing has one stage. The last
 step of each stage gets the stage's end value, and a step beyond the table keeps it: unlike ``OneCycleLR`` the schedule cannot be
-stepped past its end. The shapes are those of torch (``CosineAnnealingLR``, ``OneCycleLR`` with cosine annealing, ``MultiStepLR``).
+stepped past its end. The warm-up is in the first stage alone: later ones begin with trained weights and the optimiser's moments,
+at the peak, as after the warm restarts of SGDR (Loshchilov & Hutter 2017, arXiv 1608.03983). The shapes are those of torch
+(``CosineAnnealingLR``, ``OneCycleLR`` with cosine annealing, ``MultiStepLR``).
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -124,6 +126,7 @@ class Schedule(LRScheduler):
         if not stages or any(stage.steps < 1 for stage in stages):
             raise ValueError(f"a schedule needs stages of at least one step, got {list(stages)}")
         self.shape, self.stages, self.momentum_bounds = shape, [Stage(*stage) for stage in stages], momentum_bounds
+        self._unwarmed = replace(shape, warmup_steps=0)
         self.starts = [sum(stage.steps for stage in stages[:i]) for i in range(len(stages))]
         self.replaced: list[Stage] | None = None
         # torch's own rule, on a parameter of its own with lr 1: its lr is then the factor to multiply by
@@ -141,7 +144,8 @@ class Schedule(LRScheduler):
         """Share of the peak learning rate, and momentum (None: leave it alone), at an optimiser step of the run."""
         index = max(0, bisect_right(self.starts, step) - 1)
         stage, local = self.stages[index], step - self.starts[index]
-        share = stage.factor * lr_share(self.shape, local, stage.steps) * float(self._share.param_groups[0]["lr"])
+        shape = self._unwarmed if index else self.shape
+        share = stage.factor * lr_share(shape, local, stage.steps) * float(self._share.param_groups[0]["lr"])
         cycles = self.shape.name == "one_cycle" and self.momentum_bounds is not None
         return share, momentum_value(self.shape, self.momentum_bounds, local, stage.steps) if cycles else None  # type: ignore[arg-type]
 

@@ -9,12 +9,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from lightning_modules.base import BaseModule, Batch, StageName
-from lightning_modules.classification import Classifier
-from lightning_modules.distillation import distillation_loss, initial_weights, load_teacher
+from lightning_modules.distillation import distillation_loss, load_teacher
+from lightning_modules.pretrained import StartsFromWeights, read_weights
 from networks import build_resnet, ternary_shares, warm_start
 
 
-class TernaryClassifier(Classifier):
+class TernaryClassifier(StartsFromWeights):
     """A ResNet with ternary convolutions and linears, or with ``quantizer: none`` its full-precision twin.
 
     Besides loss and accuracy it logs ``ternary/<layer>/minus``, ``zero``, ``plus`` (shares, 0 to 1) and ``scale`` of every ternary
@@ -68,7 +68,6 @@ class TernaryClassifier(Classifier):
         self.init_from, self.teacher = init_from, teacher
         self.distill_share, self.distill_temperature = distill_share, distill_temperature
         self._teacher: list[nn.Module] = []  # in a list: its weights are none of this module's
-        self._not_started: MisconfigurationException | None = None  # why init_from could not be read
         super().__init__(**kwargs)
 
     def configure_network(self) -> None:
@@ -84,17 +83,20 @@ class TernaryClassifier(Classifier):
             dropout=self.dropout,
         )
 
+    def give_weights(self) -> list[tuple[int, str]]:
+        """Start from ``init_from``, whose every tensor must fit; see :class:`StartsFromWeights`."""
+        if self.init_from is not None:
+            try:
+                tensors = read_weights(self.init_from, self.network.state_dict().keys()).tensors
+                warm_start(self.network, self._of_this_rule(tensors))
+            except ValueError as error:
+                raise ValueError(f"init_from: {error}") from error
+        return []
+
     def setup(self, stage: str) -> None:
         """Start from other weights and read the teacher."""
         super().setup(stage)
-        if stage != "fit":
-            return
-        if self.init_from is not None:
-            try:
-                warm_start(self.network, self._of_this_rule(initial_weights(self.init_from)))
-            except ValueError as error:
-                self._not_started = MisconfigurationException(f"init_from: {error}")
-        if self.teacher is not None and self.distill_share > 0:
+        if stage == "fit" and self.teacher is not None and self.distill_share > 0:
             inputs = {name: self.hparams[name] for name in ("num_classes", "in_channels", "image_size", "mean", "std")}
             try:
                 self._teacher = [load_teacher(self.teacher, inputs)]
@@ -107,15 +109,8 @@ class TernaryClassifier(Classifier):
         given = {name: tensor.shape for name, tensor in weights.items() if ".quantizer." in name}
         return weights if given == own else {name: weights[name] for name in weights if name not in given}
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Weights come from the checkpoint: what the run had started from is no longer needed."""
-        super().on_load_checkpoint(checkpoint)
-        self._not_started = None
-
     def on_fit_start(self) -> None:
         """Put the teacher where the network is."""
-        if self._not_started is not None:
-            raise self._not_started
         super().on_fit_start()
         for teacher in self._teacher:
             teacher.to(self.device)

@@ -4,5 +4,6 @@ Each is a pure function with a ``torchmetrics.Metric`` over it that only adds up
 """
 
 from metrics.classification import ClassificationSums, hit_share
+from metrics.confusion import ClassFigures, ConfusionSums, class_figures, confusion_matrix
 
-__all__ = ["ClassificationSums", "hit_share"]
+__all__ = ["ClassFigures", "ClassificationSums", "ConfusionSums", "class_figures", "confusion_matrix", "hit_share"]

@@ -1,6 +1,8 @@
 """Networks: plain `torch.nn.Module`s that know nothing of Lightning, of data sets or of losses.
 
 resnet.py      ResNets for small images: `build_resnet`
+timm_network.py  any classification network of timm, with timm's own names; transfer.py: other trainings' weights for it. Both are
+               not imported here, for nobody should need timm to read a packed network
 ternarize.py   a plain network made ternary, and its full-precision twin: `ternarize`, `warm_start`,
                `effective_state_dict`
 ternary.py     the ternary layers and a look at them: `TernaryConv2d`, `TernaryLinear`, `ternary_layers`,
@@ -12,7 +14,7 @@ packed.py      a trained ternary network in a file as small as its symbols: `rea
 
 Contract: a classifier maps images (B, C, H, W), float, to logits (B, K), never probabilities. It takes any B, H and W;
 in eval mode an image's logits do not depend on what else is in the batch. The layer after the last pooling is called
-`classifier`, the first one `stem`.
+`classifier`, the first one `stem`; those of timm have timm's names.
 """
 
 from networks.folding import fold

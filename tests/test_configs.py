@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cli import main
+from tests.datamodules.pictures import write_classes
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.stem != "defaults")
@@ -29,6 +30,12 @@ def cifar(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder.parent
 
 
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of small pictures, of which enough are held out."""
+    return write_classes(tmp_path_factory.mktemp("pictures"), {"cat": 20, "dog": 20})
+
+
 def base_of(overlay: Path) -> Path:
     """The experiment that an overlay's first line names; for any experiment the one with embedded data."""
     first = overlay.read_text().splitlines()[0]
@@ -37,23 +44,32 @@ def base_of(overlay: Path) -> Path:
     return ROOT / "configs" / (named[1] if named else "digits_ternary.yaml")
 
 
-def one_batch(configs: list[Path], cifar: Path) -> int:
+def one_batch(configs: list[Path], cifar: Path, pictures: Path) -> int:
     flags = [item for config in configs for item in ("--config", str(config))]
-    if any("CIFAR10DataModule" in config.read_text() for config in configs):
+    texts = [config.read_text() for config in configs]
+    if any("CIFAR10DataModule" in text for text in texts):
         flags += ["--data.root", str(cifar)]
+    if any("ImageFolderDataModule" in text for text in texts):  # no worker, no network, and images as small as any
+        flags += ["--data.root", str(pictures), "--data.workers", "0"]
+        if not any("network_args" in text for text in texts):  # which are of their network
+            flags += ["--model.architecture", "test_resnet"]
+        small = ["--data.image_size", "32"]
+        flags += ["--data.drop_last", "false"] if any("ProgressiveResizing" in text for text in texts) else small
+    if any("pretrained: true" in text for text in texts):
+        flags += ["--model.pretrained", "false"]
     return main(
         ["fit", *flags, "--trainer.fast_dev_run", "true", "--data.batch_size", "8", "--trainer.accelerator", "cpu"]
     )
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda path: path.stem)
-def test_experiment_runs(experiment: Path, cifar: Path) -> None:
-    assert one_batch([experiment], cifar) == 0
+def test_experiment_runs(experiment: Path, cifar: Path, pictures: Path) -> None:
+    assert one_batch([experiment], cifar, pictures) == 0
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
-def test_overlay_runs_on_its_base(overlay: Path, cifar: Path) -> None:
-    assert one_batch([base_of(overlay), overlay], cifar) == 0
+def test_overlay_runs_on_its_base(overlay: Path, cifar: Path, pictures: Path) -> None:
+    assert one_batch([base_of(overlay), overlay], cifar, pictures) == 0
 
 
 @pytest.mark.parametrize("path", [*EXPERIMENTS, *OVERLAYS], ids=lambda path: path.stem)

@@ -28,6 +28,7 @@ from PIL import Image
 
 from cli import main
 from tests.datamodules.cifar_layout import write_cifar
+from tests.datamodules.pictures import write_classes
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
@@ -39,6 +40,7 @@ PLACEHOLDERS = {
     "RUN_DIR": RUN,
     "CHECKPOINT": f"{RUN}/checkpoints/best.ckpt",
     "EXPERIMENT": "configs/digits_ternary.yaml",
+    "FOLDER": "folder",
 }
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHELL = ("bash", "sh", "console", "")
@@ -53,6 +55,13 @@ SHORT = {
     "--model.architecture": "resnet20",
     "--model.compile": "false",
     "--data.batch_size": "8",
+}
+# what a fit on image files needs besides, and in place of the above
+SHORT_OF_FILES = {
+    "--model.architecture": "test_resnet",
+    "--model.pretrained": "false",
+    "--data.workers": "0",
+    "--data.drop_last": "false",
 }
 
 
@@ -135,10 +144,11 @@ def in_child(action: Callable[[], object], log: Path) -> int:
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small stand-ins for CIFAR-10 and for a reader's own images."""
     folder = tmp_path_factory.mktemp("images")
-    write_cifar(folder / "data" / "cifar-10-batches-py", size=8)
+    write_cifar(folder / "data" / "cifar-10-batches-py", size=32)
     write_cifar(folder / "my_images", names=["cat", "dog", "fox"], size=12, files=2)
     (folder / "my_photos").mkdir()
     Image.new("RGB", (40, 30), "teal").save(folder / "my_photos" / "boat.jpg")
+    write_classes(folder / "folder", {"cat": 20, "dog": 20})
     return folder
 
 
@@ -159,7 +169,9 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Path) -
 
 def shortened(arguments: list[str]) -> list[str]:
     """A fit of one batch in place of a long one."""
-    return [*arguments, *(word for pair in SHORT.items() for word in pair)]
+    of_files = any(argument.startswith("configs/image_") for argument in arguments)
+    added = {**SHORT, **SHORT_OF_FILES} if of_files else SHORT
+    return [*arguments, *(word for pair in added.items() for word in pair)]
 
 
 def is_long(arguments: list[str]) -> bool:

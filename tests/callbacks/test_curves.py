@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from callbacks import curves
 from callbacks.checkpoints import Checkpoints
-from callbacks.curves import Curves, draw_curves, epoch_rows, epochs_at, scalar_layout
+from callbacks.curves import Curves, draw_curves, epoch_rows, epochs_at, scalar_layout, stage_ends
 from callbacks.figures import render
 from callbacks.metrics_log import MetricsLog, read_metrics
 from callbacks.run_folder import RunFolder
@@ -125,6 +125,15 @@ def test_groups_with_different_rates_have_a_line_each() -> None:
     axes = panels(draw_curves(rows, "run"))["learning rate"]
     assert lines(axes) == {"head": [(1, 0.1)], "backbone": [(1, 0.01)]}
     assert axes.get_legend() is not None
+
+
+def test_thin_lines_part_the_stages() -> None:
+    staged = [{**row, "stage/number": 1 + (row["epoch"] > 2)} if "train/loss" in row else row for row in ROWS]
+    assert stage_ends(staged) == [2]
+    assert stage_ends(ROWS) == []
+    for axes in panels(draw_curves(staged, "run")).values():
+        upright = [list(line.get_xdata()) for line in axes.lines if line.get_linewidth() == 1]  # type: ignore[arg-type]
+        assert upright == [[2.0, 2.0]], axes.get_title()
 
 
 def test_only_what_there_is() -> None:

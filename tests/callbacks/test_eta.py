@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from callbacks.eta import Eta, Pace, duration, estimate, steps_left
+from callbacks.eta import Eta, Later, Pace, Stretch, duration, estimate, later_epochs, steps_left
 
 INF = math.inf
 
@@ -52,6 +52,29 @@ def test_steps_left(arguments: tuple[int, float, int, float, int, float, int], e
 )
 def test_estimate(arguments: tuple[int, float, float, float | None, float, float], expected: Eta) -> None:
     assert estimate(*arguments) == expected
+
+
+STRETCHES = [Stretch(2, 10, 1.0), Stretch(1, 20, 4.0), Stretch(3, 8, 16.0)]
+
+
+@pytest.mark.parametrize(
+    ("epoch", "expected"),
+    [
+        (1, Later(5, 10 + 20 + 24, 10 + 20 * 4 + 24 * 16)),
+        (2, Later(4, 20 + 24, 20 * 4 + 24 * 16)),
+        (3, Later(3, 24, 24 * 4)),
+        (4, Later(2, 16, 16)),
+        (6, Later(0, 0, 0)),
+    ],
+)
+def test_later_epochs_count_by_their_cost(epoch: int, expected: Later) -> None:
+    assert later_epochs(STRETCHES, epoch) == expected
+
+
+def test_estimate_with_later_epochs_of_another_length() -> None:
+    # 8 of 10 batches are left at 0.5 s, then 44 that cost as much as 464 of these; 5 s of each of the 4 + 1 validations
+    eta = estimate(2, 10, 8 + 44, 0.5, 5.0, 0.0, later_epochs(STRETCHES, 2))
+    assert eta == Eta(8 * 0.5 + 5.0, 8 * 0.5 + 5.0 + 464 * 0.5 + 4 * 5.0)
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,7 @@ def test_workers_survive_a_signal_to_the_whole_group(folder: Path) -> None:
     time.sleep(0.3)
     process.terminate()  # by the parent
     process.join(5)
-    assert process.exitcode == 128 + signal.SIGTERM
+    assert process.exitcode == 0  # any other would be taken for a crash by torch in the parent
 
 
 def test_workers_follow_the_cores_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import csv
 import logging
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torchvision.transforms.v2 import functional as F
 import transforms
 from datamodules import ImageFolderDataModule
 from datamodules.decoding import central, squeezed
+from datamodules.image_files import ImageFileLoader
 from tests.datamodules.pictures import write_class, write_classes
 
 COUNTS = {"cat": 20, "dog": 10, "owl": 10}
@@ -92,6 +94,21 @@ def test_groups_are_on_one_side(tmp_path: Path) -> None:
     assert sorted(owner for side in owners for owner in side) == [0, 1, 2, 3, 4]
 
 
+def test_files_of_the_same_bytes_are_on_one_side(tmp_path: Path, caplog: Any) -> None:
+    caplog.set_level(logging.INFO)
+    root = write_classes(tmp_path / "data", COUNTS)
+    for number in range(8):
+        (root / "cat" / f"copy{number}.png").write_bytes((root / "cat" / f"{number:03}.png").read_bytes())
+    for seed in range(3):
+        data = folder(root, val_fraction=0.2, test_fraction=0.2, split_seed=seed)
+        data.setup("fit")
+        data.setup("test")
+        for number in range(8):
+            pair = {f"cat/copy{number}.png", f"cat/{number:03}.png"}
+            assert [len(pair & set(names(data, split))) for split in ("train", "val", "test")].count(0) == 2
+    assert "16 files of the same bytes as another stay on one side" in caplog.text
+
+
 def test_folders_of_splits_are_taken_as_they_are(parts: Path) -> None:
     data = folder(parts)
     data.setup("fit")
@@ -149,6 +166,23 @@ def test_size_batch_and_strength_may_change_between_epochs(classes: Path) -> Non
     plain.train_size = 8
     assert torch.equal(plain.augment(batch, 0)["image"], augmented["image"])
     assert next(iter(data.val_dataloader()))["image"].shape[-1] == 12
+
+
+@pytest.mark.parametrize(
+    ("setting", "device", "pinned"),
+    [(None, "cpu", False), (None, "cuda", True), (False, "cuda", False), (True, "cpu", True)],
+)
+def test_batches_are_pinned_for_a_cuda_device_unless_it_is_set(
+    classes: Path, setting: bool | None, device: str, pinned: bool
+) -> None:
+    data = folder(classes, pin_memory=setting)
+    data.setup("fit")
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    trainer: Any = SimpleNamespace(strategy=strategy, overfit_batches=0, global_rank=0, world_size=1)
+    data.trainer = trainer
+    loader = data.train_dataloader()
+    assert isinstance(loader, ImageFileLoader)
+    assert loader._loader.pin_memory is pinned
 
 
 def test_predict_reads_a_folder_of_unlabelled_images(tmp_path: Path, classes: Path, caplog: Any) -> None:

@@ -53,6 +53,7 @@ def started(finished: Path, **settings: Any) -> TernaryClassifier:
     torch.manual_seed(1)
     module = TernaryClassifier(**SHAPE, quantizer="ttq", **settings)
     module.setup("fit")
+    module.give_weights()
     return module
 
 
@@ -114,7 +115,7 @@ def test_a_ternary_network_starts_from_its_twin(tmp_path: Path) -> None:
 def test_a_start_from_another_rule_takes_its_weights_only(finished: Path, rule: str) -> None:
     module = TernaryClassifier(**SHAPE, quantizer=rule)  # type: ignore[arg-type]
     fresh = TernaryClassifier(**SHAPE, quantizer=rule, init_from=str(finished))  # type: ignore[arg-type]
-    fresh.setup("fit")
+    fresh.give_weights()
     weights = {k: v for k, v in load_file(finished / "weights.safetensors").items() if ".quantizer." not in k}
     state = fresh.network.state_dict()
     assert state.keys() == module.network.state_dict().keys()

@@ -100,6 +100,12 @@ def test_stages_have_schedules_of_their_own() -> None:
     assert schedule.total_steps == 7
 
 
+def test_only_the_first_stage_warms_up() -> None:
+    schedule = Schedule(optimizer(lr=1.0), Shape("cosine", warmup_steps=2), [Stage(5), Stage(3, 0.5)])
+    lrs = [lr for lr, _ in walk(schedule, 8)]
+    assert lrs == pytest.approx([0.5, 1.0, 1.0, 0.5, 0.0, 0.5, 0.25, 0.0])
+
+
 def test_groups_keep_their_ratio() -> None:
     groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (0.1, 0.01)]
     schedule = Schedule(SGD(groups, lr=1.0), Shape("cosine", warmup_steps=3), [Stage(8)])

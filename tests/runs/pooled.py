@@ -1,0 +1,20 @@
+"""A classifier for images of any size, with batch statistics and dropout: all that a resume or another stage could lose."""
+
+from torch import nn
+
+from lightning_modules import Classifier
+
+
+class PooledClassifier(Classifier):
+    """One convolution, averaged over the image."""
+
+    def configure_network(self) -> None:
+        self.network = nn.Sequential(
+            nn.Conv2d(self.in_channels, 8, 3, padding=1, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Dropout(0.2),
+            nn.Linear(8, self.num_classes),
+        )

@@ -1,0 +1,310 @@
+"""tools/inspect_data.py: figures beside numpy's, every duplicate and damaged file by name, the pictures, and every message."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.container import BarContainer
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from callbacks.figures import render
+from datamodules import DigitsDataModule
+from tests.datamodules.cifar_layout import write_cifar
+from tests.runs.killing import ROOT
+from tools import inspect_measures
+from tools.inspect_data import counts_table, main
+from tools.inspect_measures import mean_and_std
+from tools.inspect_pictures import draw_overview, draw_samples
+from tools.inspect_samples import Tile, training_tiles
+
+DIGITS = ["--config", str(ROOT / "configs" / "digits_ternary.yaml")]
+CIFAR = ["--config", str(ROOT / "configs" / "cifar_ternary.yaml")]
+FOLDER = ["--data.batch_size", "2", "--data.image_size", "16", "--data.workers", "0"]
+FILES = ["inspect_data.json", "inspect_data.png", "samples.png"]
+
+
+def report(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "inspect_data.json").read_text())
+    return content
+
+
+@pytest.fixture(autouse=True)
+def _at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+# ---- in memory ---------------------------------------------------------------------------------------------------------------
+
+
+def test_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(DIGITS) == 0
+    out = tmp_path / "inspect" / "digits_ternary"
+    assert sorted(path.name for path in out.iterdir()) == FILES
+    found, said = report(out), capsys.readouterr().out
+    assert found["data"] == "DigitsDataModule"
+    totals = [sum(found["counts"][split][str(digit)] for split in ("train", "val", "test")) for digit in range(10)]
+    assert totals == np.bincount(load_digits().target).tolist()
+    data = DigitsDataModule()
+    data.setup("fit")
+    train = data.splits["train"]["image"].numpy() / 255
+    assert found["mean"] == {"measured": [round(float(train.mean()), 4)], "configured": [0.3049]}
+    assert found["std"] == {"measured": [round(float(train.std()), 4)], "configured": [0.3756]}
+    assert found["sizes"] == {side: {"min": 8, "median": 8, "max": 8} for side in ("width", "height")}
+    assert (found["leaks"], found["damaged"], found["left_out"]) == ([], [], {})
+    assert found["imbalance"] == round(131 / 125, 3)
+    assert "all        1,295 100.0%        143 100.0%        359 100.0%\n" in said
+    assert "duplicates none" in said
+    assert "init_args" not in said  # its mean and std are no settings
+    assert main(DIGITS) == 0  # its own files are written anew
+
+
+def test_the_leaks_of_a_data_set_in_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # in this data set test image i is training image i, with another label; 5 x 4 training images, of which 2 are held out
+    write_cifar(tmp_path / "images", names=["cat", "dog"], size=4, per_file=4)
+    flags = ["--data.root", str(tmp_path / "images"), "--data.batch_size", "4", "--out", "here"]
+    assert main([*CIFAR, *flags]) == 0
+    found = report(tmp_path / "here")
+    assert len(found["leaks"]) == 4
+    assert {pair[1] for pair in found["leaks"]} == {f"test: {i}" for i in range(4)}
+    assert all(
+        pair[0] in (f"train: {i}", f"val: {i}") for i, pair in enumerate(sorted(found["leaks"], key=lambda p: p[1]))
+    )
+    assert len(found["duplicates_of_different_classes"]) == 4
+    assert found["duplicates_within_a_split"] == []
+    assert "warning: LEAK: the same image in several splits, 4 times: train: " in capsys.readouterr().out
+
+
+def test_mean_and_std_are_those_of_numpy() -> None:
+    images = torch.randint(256, (7, 3, 5, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    mean, std = mean_and_std(inspect_measures._count(images))
+    assert np.allclose(mean, (images.numpy() / 255).mean(axis=(0, 2, 3)))
+    assert np.allclose(std, (images.numpy() / 255).std(axis=(0, 2, 3)))
+
+
+# ---- files -------------------------------------------------------------------------------------------------------------------
+
+
+def picture(path: Path, seed: int, width: int = 20, height: int = 10, **settings: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, **settings)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """train: 8 cats, 4 dogs; val and test one each; with a leak, a double, a contradiction and three files that are damaged."""
+    root = tmp_path / "photos"
+    for number in range(7):
+        picture(root / "train" / "cat" / f"{number}.png", number)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # stored lying, shown standing
+    picture(root / "train" / "cat" / "turned.jpg", 7, 300, 15, exif=turned)
+    for number in range(2):
+        picture(root / "train" / "dog" / f"{number}.png", 10 + number)
+    shutil.copy(root / "train" / "dog" / "0.png", root / "train" / "dog" / "double.png")
+    shutil.copy(root / "train" / "cat" / "0.png", root / "train" / "dog" / "a_cat.png")
+    for part, seed in (("val", 20), ("test", 30)):
+        for label in ("cat", "dog"):
+            picture(root / part / label / "1.png", seed := seed + 1)
+    shutil.copy(root / "train" / "cat" / "1.png", root / "test" / "cat" / "leak.png")
+    (root / "train" / "cat" / "no_image.jpg").write_text("no image")
+    (root / "train" / "cat" / "notes.txt").write_text("left out")
+    picture(root / "val" / "dog" / "cut.jpg", 40, 200, 200)
+    whole = (root / "val" / "dog" / "cut.jpg").read_bytes()
+    (root / "val" / "dog" / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    return root
+
+
+@pytest.fixture
+def folder_config(tmp_path: Path) -> list[str]:
+    (tmp_path / "mine.yaml").write_text("data:\n  class_path: ImageFolderDataModule\n")
+    return [*CIFAR, "--config", "mine.yaml", *FOLDER]
+
+
+def test_a_folder(photos: Path, folder_config: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*folder_config, "--data.root", "photos", "--out", "here"]) == 0
+    found, said = report(Path("here")), capsys.readouterr().out
+    assert sorted(path.name for path in Path("here").iterdir()) == FILES
+    assert found["counts"] == {
+        "train": {"cat": 8, "dog": 4},
+        "val": {"cat": 1, "dog": 2},
+        "test": {"cat": 2, "dog": 1},
+    }
+    assert found["imbalance"] == 2
+    assert found["sizes"] == {
+        "width": {"min": 15, "median": 20, "max": 200},
+        "height": {"min": 10, "median": 10, "max": 300},
+    }
+    assert found["leaks"] == [["train: photos/train/cat/1.png", "test: photos/test/cat/leak.png"]]
+    assert found["duplicates_within_a_split"] == [
+        ["train: photos/train/cat/0.png", "train: photos/train/dog/a_cat.png"],
+        ["train: photos/train/dog/0.png", "train: photos/train/dog/double.png"],
+    ]
+    assert found["duplicates_of_different_classes"] == [
+        ["train: photos/train/cat/0.png (cat)", "train: photos/train/dog/a_cat.png (dog)"]
+    ]
+    assert found["damaged"] == ["photos/train/cat/no_image.jpg", "val: photos/val/dog/cut.jpg"]
+    assert found["left_out"] == {"not an image": 1}
+    assert "warning: LEAK: the same image in several splits, 1 time: train: photos/train/cat/1.png = test: " in said
+    assert (
+        "warning: files that cannot be read, 2 times: photos/train/cat/no_image.jpg; val: photos/val/dog/cut.jpg"
+        in said
+    )
+    assert "left out   1 not an image" in said
+    # the twelve training images squeezed to 16 pixels, as the datamodule decodes them
+    from datamodules.decoding import squeezed
+
+    names = [path for path in (photos / "train").rglob("*.*") if path.name not in ("no_image.jpg", "notes.txt")]
+    pixels = torch.stack([squeezed(path, 16, 3)[0] for path in names]).numpy() / 255
+    assert found["mean"]["measured"] == np.round(pixels.mean(axis=(0, 2, 3)), 4).tolist()
+    assert found["std"]["measured"] == np.round(pixels.std(axis=(0, 2, 3)), 4).tolist()
+    assert f"data:\n  init_args:\n    mean: {found['mean']['measured']}\n    std: {found['std']['measured']}\n" in said
+
+
+def test_the_lines_to_paste_are_a_configuration(
+    photos: Path, folder_config: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*folder_config, "--data.root", "photos", "--out", "here"]) == 0
+    said = capsys.readouterr().out
+    Path("measured.yaml").write_text(said[said.index("data:\n") : said.index("written ")])
+    assert main([*folder_config, "--config", "measured.yaml", "--data.root", "photos", "--out", "here"]) == 0
+    found = report(Path("here"))
+    assert found["mean"]["configured"] == found["mean"]["measured"]
+
+
+def test_one_folder_of_classes_and_workers(photos: Path, folder_config: list[str]) -> None:
+    for number in range(70):  # more than a batch
+        picture(photos / "train" / "dog" / f"more{number}.png", 100 + number)
+    flags = ["--data.root", "photos/train", "--data.workers", "1", "--data.val_fraction", "0.2", "--out", "here"]
+    assert main([*folder_config, *flags]) == 0
+    found = report(Path("here"))
+    assert sum(sum(column.values()) for column in found["counts"].values()) == 82
+    assert found["damaged"] == ["photos/train/cat/no_image.jpg"]
+
+
+def test_no_test_split(photos: Path, folder_config: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(photos / "test")
+    assert main([*folder_config, "--data.root", "photos", "--out", "here"]) == 0
+    assert list(report(Path("here"))["counts"]) == ["train", "val"]
+    assert "test       none: photos: has train/ but no test/" in capsys.readouterr().out
+
+
+# ---- pictures ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classes", [2, 40, 41])
+def test_overview(classes: int) -> None:
+    counts = {"train": [10 * (k + 1) for k in range(classes)], "val": [k + 1 for k in range(classes)]}
+    sizes = torch.tensor([[30, 20], [20, 30], [25, 25]])
+    histogram = torch.arange(1, 769).view(3, 256)
+    figure = draw_overview([f"class {k}" for k in range(classes)], counts, sizes, histogram, 16, "mine")
+    render(figure)
+    bars, scatter, values = figure.axes
+    if classes <= 40:
+        train, val = [c for c in bars.containers if isinstance(c, BarContainer)]
+        assert [bar.get_width() for bar in train] == counts["train"]
+        assert [(bar.get_x(), bar.get_width()) for bar in val] == list(zip(counts["train"], counts["val"], strict=True))
+        assert [label.get_text() for label in bars.get_yticklabels()] == [f"class {k}" for k in range(classes)]
+        assert [text.get_text() for text in bars.texts] == [f"{11 * (k + 1):,}" for k in range(classes)]
+    else:
+        assert np.asarray(bars.lines[0].get_ydata()).tolist() == counts["train"][::-1]
+    assert np.asarray(scatter.collections[0].get_offsets()).tolist() == sizes.tolist()
+    assert np.asarray(scatter.lines[0].get_xydata()).tolist() == [[16, 16]]
+    shares = [np.asarray(line.get_ydata()) for line in values.lines]
+    assert np.allclose(shares, (histogram / histogram.sum(dim=1, keepdim=True)).numpy())
+    tight = [axes.get_tightbbox() for axes in figure.axes]
+    assert all(left is not None and right is not None and left.x1 < right.x0 for left, right in pairwise(tight))
+
+
+def test_sizes_that_are_all_equal_are_said() -> None:
+    figure = draw_overview(["a", "b"], {"train": [1, 1]}, torch.full((2, 2), 8), torch.ones(1, 256), 8, "mine")
+    assert [text.get_text() for text in figure.axes[1].texts] == ["all 2 images\n8 x 8 pixels"]
+
+
+def test_tiles_are_what_the_network_sees() -> None:
+    data = DigitsDataModule(batch_size=8, mixup_prob=0.5)
+    data.setup("fit")
+    tiles = training_tiles(data, 8, 3)
+    assert [tile.label for tile in tiles] == [str(digit) for digit in range(8)]  # as many classes as possible
+    train = data.splits["train"]
+    places = [
+        next(i for i in range(len(train["image"])) if (train["image"][i, 0].numpy() == tile.original[..., 0]).all())
+        for tile in tiles
+    ]
+    assert [str(int(train["label"][place])) for place in places] == [tile.label for tile in tiles]
+    batch = {name: values[places] for name, values in train.items()}
+    for epoch in range(3):
+        seen = data.augment(dict(batch), epoch)["image"] * data.std[0] + data.mean[0]
+        expected = (seen * 255).round().clamp(0, 255).to(torch.uint8).numpy()
+        assert (np.stack([tile.augmented[epoch][..., 0] for tile in tiles]) == expected[:, 0]).all()
+    assert any((tile.augmented[0] != tile.augmented[1]).any() for tile in tiles)
+
+
+def test_sample_grid() -> None:
+    tile = Tile("cat", np.zeros((4, 8, 3), np.uint8), [np.full((4, 4, 3), 7, np.uint8)] * 2)
+    figure = draw_samples([tile] * 5, "mine")
+    render(figure)
+    assert len(figure.axes) == 15
+    assert [axes.get_title() for axes in figure.axes[:5]] == ["cat"] * 5
+    assert [figure.axes[row].get_ylabel() for row in (0, 5, 10)] == ["file", "epoch 1", "epoch 2"]
+    shown = figure.axes[5].images[0].get_array()
+    assert shown is not None
+    assert (np.asarray(shown) == 7).all()
+
+
+def test_table() -> None:
+    assert counts_table(["cat", "dog"], {"train": [30, 10], "val": [0, 0]}) == [
+        "class             train               val",
+        "cat           30  75.0%          0   0.0%",
+        "dog           10  25.0%          0   0.0%",
+        "all           40 100.0%          0   0.0%",
+    ]
+
+
+# ---- what is refused ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--config: which data? give --config FILE"),
+        (["--config", "none.yaml"], "--config none.yaml: no such file"),
+        ([*DIGITS, "--data.crop_paddin", "1"], "data.crop_paddin: no such setting, did you mean 'crop_padding'?"),
+        ([*DIGITS, "--data.val_fraction", "2"], "data.val_fraction is 2.0 but must be above 0 and below 1"),
+        ([*DIGITS, "--out"], "argument --out: expected one argument; see python -m tools.inspect_data --help"),
+        ([*DIGITS, "--out", "full"], "--out full: holds other files (mine.txt) and nothing is overwritten"),
+        ([*DIGITS, "--out", "full/mine.txt"], "--out full/mine.txt: is a file; give a folder"),
+        ([*CIFAR, "--data.root", "nowhere"], "no CIFAR-10 in "),
+    ],
+)
+def test_wrong_input_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("full").mkdir()
+    Path("full/mine.txt").write_text("mine")
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {message}")
+    assert said.count("\n") == 1
+    assert [path.name for path in Path().rglob("*")] == ["full", "mine.txt"]
+
+
+def test_stopped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def stop(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(inspect_measures, "duplicates", stop)
+    assert main(DIGITS) == 130
+    assert capsys.readouterr().err == "stopped; nothing was written\n"
+    assert list(Path().iterdir()) == []
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert "--out DIR" in capsys.readouterr().out
