@@ -35,9 +35,10 @@ format: setup  ## let ruff mend what it can
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
 
-bench: setup  ## measure our step and our loader beside their peers
+bench: setup  ## measure our step and our loaders beside their peers
 	$(RUN) python -m benchmarks.step_overhead
 	$(RUN) python -m benchmarks.loader
+	$(RUN) python -m benchmarks.folder_pipeline
 
 clean:  ## remove what the targets made, but not runs/
 	rm -rf .venv .uv .mypy_cache .ruff_cache .pytest_cache build *.egg-info

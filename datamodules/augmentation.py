@@ -35,6 +35,7 @@ class Augmentation:
     cutmix_alpha: float = 1.0
     cutmix_prob: float = 0.0
     erasing_prob: float = 0.0
+    shrink: Literal["resize", "crop"] = "resize"
     crop_scale: float | None = None  # None: images of one size, no resized crop
     crop_ratio: float = 4 / 3
 
@@ -48,6 +49,7 @@ class Augmentation:
             ("cutmix_alpha", self.cutmix_alpha > 0, "above 0"),
             ("mixup_prob", 0 <= self.mixup_prob <= 1, "0 to 1"),
             ("cutmix_prob", 0 <= self.cutmix_prob <= 1, "0 to 1"),
+            ("shrink", self.shrink in ("resize", "crop"), "resize or crop"),
             ("erasing_prob", 0 <= self.erasing_prob <= 1, "0 to 1"),
             ("crop_scale", self.crop_scale is None or 0 < self.crop_scale <= 1, "above 0, up to 1"),
             ("crop_ratio", self.crop_ratio >= 1, "1 or more"),
@@ -127,8 +129,9 @@ class Augmentation:
             images = transforms.random_resized_crop(images, size, random, scale, ratio, batch.get("aspect"))
             return self._policy(self._flip(images, random), random)
         images = self._policy(images, random)
-        if self.crop_padding:
-            images = transforms.random_crop(images, self.crop_padding, random)
+        window = size if self.shrink == "crop" and size < images.shape[-1] else None
+        if self.crop_padding or window:
+            images = transforms.random_crop(images, self.crop_padding, random, size=window)
         images = self._flip(images, random)
         return images if size == images.shape[-1] else transforms.resize(images, size)
 

@@ -45,6 +45,8 @@ class DataModule(LightningDataModule, ABC):
         mixup_prob: Probability of mixup for each image, 0 to 1; where both mixup and cutmix are drawn, a fair coin leaves one.
         cutmix_alpha: Both parameters of the Beta distribution of cutmix's area (arXiv:1905.04899), above 0.
         cutmix_prob: Probability of cutmix for each image, 0 to 1.
+        shrink: How images become smaller where `train_size` is below their size: resize shrinks them; crop cuts a window out of the
+            padded image, in which pixels keep their scale: better for small images.
         on_device: Move the data to the accelerator once instead of a batch at a time; takes its memory (0.2 GB for CIFAR-10).
         images: Folder of unlabelled image files that predict reads in place of the test split, with its folders, in the order of
             the names; each is resized, whole and antialiased, to the size and the channels that the network was trained on.
@@ -87,6 +89,7 @@ class DataModule(LightningDataModule, ABC):
         mixup_prob: float = 0.0,
         cutmix_alpha: float = 1.0,
         cutmix_prob: float = 0.0,
+        shrink: Literal["resize", "crop"] = "resize",
         on_device: bool = False,
         images: str | None = None,
     ) -> None:
@@ -114,6 +117,7 @@ class DataModule(LightningDataModule, ABC):
             mixup_prob=mixup_prob,
             cutmix_alpha=cutmix_alpha,
             cutmix_prob=cutmix_prob,
+            shrink=shrink,
         )
         self.images = Path(images) if images is not None else None
         self._files: list[str] | None = None

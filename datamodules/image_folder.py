@@ -101,7 +101,7 @@ class ImageFolderDataModule(DataModule):
         pin_memory: bool | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(crop_padding=0, on_device=False, flip=flip, **kwargs)
+        super().__init__(crop_padding=0, shrink="resize", on_device=False, flip=flip, **kwargs)
         grey = channels == 1
         mean = list(mean or ((sum(IMAGENET_MEAN) / 3,) if grey else IMAGENET_MEAN))
         std = list(std or ((sum(IMAGENET_STD) / 3,) if grey else IMAGENET_STD))

@@ -22,37 +22,42 @@ from transforms.memory_format import is_channels_last, select_images
 from transforms.sample_random import SampleRandom
 
 
-def random_crop(images: Tensor, padding: int, random: SampleRandom, fill: float = 0) -> Tensor:
-    """Pad each image on all sides and cut a window of the original size at a random place.
+def random_crop(images: Tensor, padding: int, random: SampleRandom, fill: float = 0, size: int | None = None) -> Tensor:
+    """Pad each image on all sides and cut a window at a random place.
 
-    All (2 padding + 1)^2 places are equally likely.
+    All places are equally likely, (2 padding + 1)^2 of them for a window of the original size.
 
     Args:
         images: (B, C, H, W), any dtype.
         padding: Pixels added on each side, 0 or more; 0 returns the images as they are.
         random: Draws `random_crop/top` and `random_crop/left`.
         fill: Value of the added pixels, in the images' units.
+        size: Height and width of the window in pixels, 1 to those of the images; None for the original size.
 
     Returns:
-        (B, C, H, W) of the same dtype; channels_last if the images are.
+        (B, C, H, W), or (B, C, size, size), of the same dtype; channels_last if the images are.
 
     Raises:
-        ValueError: Negative padding, or images and random do not fit.
+        ValueError: Negative padding, a window larger than the images, or images and random do not fit.
     """
     check_images(images)
     check_random(images, random)
+    height, width = images.shape[2:]
+    window = torch.Size((height, width) if size is None else (size, size))
     if padding < 0:
         raise ValueError(f"padding must be 0 pixels or more, got {padding}")
-    if padding == 0:
+    if min(window) < 1 or window[0] > height or window[1] > width:
+        raise ValueError(f"size must be 1 pixel to those of the images, {height}x{width}, got {size}")
+    if padding == 0 and window == images.shape[2:]:
         return images
-    top = random.integers("random_crop/top", 2 * padding + 1)
-    left = random.integers("random_crop/left", 2 * padding + 1)
+    top = random.integers("random_crop/top", 2 * padding + height - window[0] + 1)
+    left = random.integers("random_crop/left", 2 * padding + width - window[1] + 1)
     padded = F.pad(images, (padding,) * 4, value=fill)
     if is_channels_last(images):  # one plane an image, whose pixels are the C values
         planes = padded.permute(0, 2, 3, 1).contiguous().unsqueeze(1)  # (B, 1, H + 2p, W + 2p, C)
-        return _cut(planes, top, left, images.shape[2:]).squeeze(1).permute(0, 3, 1, 2)
+        return _cut(planes, top, left, window).squeeze(1).permute(0, 3, 1, 2)
     planes = padded.contiguous().unsqueeze(-1)  # (B, C, H + 2p, W + 2p, 1)
-    return _cut(planes, top, left, images.shape[2:]).squeeze(-1)
+    return _cut(planes, top, left, window).squeeze(-1)
 
 
 def random_flip(images: Tensor, random: SampleRandom, p: float = 0.5) -> Tensor:

@@ -25,7 +25,7 @@ OF_FILES = set(inspect.signature(ImageFolderDataModule.__init__).parameters) - {
     [
         ("CIFAR10DataModule", {"root", "download"}, set()),
         ("DigitsDataModule", set(), set()),
-        ("ImageFolderDataModule", OF_FILES, {"crop_padding", "on_device"}),
+        ("ImageFolderDataModule", OF_FILES, {"crop_padding", "shrink", "on_device"}),
     ],
 )
 def test_every_setting_is_listed_with_its_help(

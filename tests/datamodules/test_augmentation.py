@@ -112,6 +112,17 @@ def test_train_size_resizes_what_was_cropped_and_leaves_evaluation() -> None:
     assert data._normalize(batch)["image"].shape[-1] == 8
 
 
+def test_a_smaller_train_size_may_be_a_window_of_the_padded_image() -> None:
+    data = digits(crop_padding=1, flip=True, shrink="crop")
+    batch = raw(data, list(range(12)))
+    random = transforms.SampleRandom(0, 1, batch["index"])
+    window = transforms.random_flip(transforms.random_crop(batch["image"], 1, random, size=6), random)
+    data.train_size = 6
+    assert torch.equal(data.augment(batch, 1)["image"], transforms.normalize(window, data.mean, data.std))
+    data.train_size = 8  # nothing to cut: as ever
+    assert torch.equal(data.augment(batch, 1)["image"], digits(crop_padding=1, flip=True).augment(batch, 1)["image"])
+
+
 def test_erasing_comes_after_the_normalisation_and_before_mixing() -> None:
     batch = {"image": torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8), "label": torch.arange(8)}
     random = transforms.SampleRandom(0, 0, torch.arange(8))
@@ -151,6 +162,7 @@ def test_strength_multiplies_magnitude_and_probabilities() -> None:
         ({"mixup_alpha": 0.0}, r"mixup_alpha is 0\.0 but must be above 0"),
         ({"cutmix_alpha": -1.0}, r"cutmix_alpha is -1\.0 but must be above 0"),
         ({"mixup_prob": 1.5}, r"mixup_prob is 1\.5 but must be 0 to 1"),
+        ({"shrink": "cut"}, "shrink is 'cut' but must be resize or crop"),
         ({"erasing_prob": 2.0}, r"erasing_prob is 2\.0 but must be 0 to 1"),
         ({"crop_scale": 1.5}, r"crop_scale is 1\.5 but must be above 0, up to 1"),
         ({"crop_ratio": 0.9}, r"crop_ratio is 0\.9 but must be 1 or more"),

@@ -46,6 +46,20 @@ def test_crop_is_torchvisions_crop_of_the_padded_image(
     assert torch.equal(images, before)
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("padding", "size"), [(0, 5), (2, 8), (3, 1)])
+def test_a_smaller_window_is_torchvisions_crop(memory_format: torch.memory_format, padding: int, size: int) -> None:
+    images, random = some_images(400, 3, 8, 10).contiguous(memory_format=memory_format), some_random(400)
+    tops = random.integers("random_crop/top", 2 * padding + 8 - size + 1)
+    lefts = random.integers("random_crop/left", 2 * padding + 10 - size + 1)
+    places = zip(images, tops.tolist(), lefts.tolist(), strict=True)
+    expected = [F.crop(F.pad(image, [padding] * 4), top, left, size, size) for image, top, left in places]
+    crops = random_crop(images, padding, random, size=size)
+    assert torch.equal(crops, torch.stack(expected))
+    assert crops.is_contiguous(memory_format=memory_format) or size == 1
+    assert (int(tops.max()), int(lefts.max())) == (2 * padding + 8 - size, 2 * padding + 10 - size)  # to the edges
+
+
 def test_crop_takes_views_that_are_not_contiguous() -> None:
     images = some_images(8, 3, 20, 40)[::2, :, ::2, 3:23]
     random = some_random(4)
@@ -111,6 +125,8 @@ def test_crop_and_flip_change_with_the_epoch_and_are_independent() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda x, r: random_crop(x, 1, r, size=0), "size must be 1 pixel to those of the images, .*, got 0"),
+        (lambda x, r: random_crop(x, 1, r, size=99), "size must be 1 pixel to those of the images, .*, got 99"),
         (lambda x, r: random_crop(x, -1, r), "padding must be 0 pixels or more, got -1"),
         (lambda x, r: random_crop(x[0], 4, r), r"images must be \(B, C, H, W\), got shape \(3, 8, 8\)"),
         (lambda x, r: random_crop(x[:3], 4, r), "random is of 4 samples, but there are 3 images"),
