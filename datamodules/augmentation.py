@@ -3,6 +3,7 @@
     images of one size:  uint8: policy -> random crop -> flip -> resize;      float32: normalise -> erasing -> mixup or cutmix
     canvases of files:   uint8: random resized crop -> flip -> policy;        float32: normalise -> erasing -> mixup or cutmix
 
+A `mask` goes through the same crop, flip and resizing, nearest neighbour in place of blending: its draws are those of its image.
 A policy works on uint8, since its operations (posterise, solarise, equalise) are defined there; crop and flip only move pixels,
 which costs a quarter on bytes; mixup averages images, which must not be rounded. The random numbers of an image are a function of
 seed, epoch and the image's index (`transforms.SampleRandom`): they survive a resume, and who else is in the batch does not matter.
@@ -92,7 +93,8 @@ class Augmentation:
 
         Args:
             batch: `image` (B, C, H, W) uint8, `label` (B,) int64 and whatever else, which is passed on. Where `crop_scale` is set,
-                `aspect` (B,) float32, width / height of each image before it was squeezed to H = W, is used up.
+                `aspect` (B,) float32, width / height of each image before it was squeezed to H = W, is used up. `mask`
+                (B, M, H, W) of any dtype may be there, but neither with a policy nor with mixing.
             random: The random numbers of each of its samples.
             num_classes: Number of classes K.
             mean: Mean of each channel, in units of 0..1.
@@ -102,7 +104,16 @@ class Augmentation:
         Returns:
             A new batch with `image` (B, C, size, size) float32 and, where the settings mix, `target` (B, K) beside the unchanged
             `label`.
+
+        Raises:
+            ValueError: There are masks and settings that would leave them behind.
         """
+        if "mask" in batch:
+            if self.mixes or self.policy != "none":
+                raise ValueError(
+                    "policy, mixup and cutmix do not move the masks with their images; set them to none and 0"
+                )
+            batch = {**batch, "mask": self._mask(batch["mask"], batch.get("aspect"), random, size)}
         images = self._pixels(batch, random, size)
         images = transforms.normalize(images, mean, std)
         images = transforms.random_erasing(images, random, self.erasing_prob)
@@ -134,6 +145,19 @@ class Augmentation:
             images = transforms.random_crop(images, self.crop_padding, random, size=window)
         images = self._flip(images, random)
         return images if size == images.shape[-1] else transforms.resize(images, size)
+
+    def _mask(self, masks: Tensor, aspect: Tensor | None, random: transforms.SampleRandom, size: int) -> Tensor:
+        """Masks, moved as `_pixels` moves their images."""
+        height, width = masks.shape[2:]
+        if self.crop_scale is not None:
+            scale, ratio = (self.crop_scale, 1.0), (1 / self.crop_ratio, self.crop_ratio)
+            boxes = transforms.crop_boxes(height, width, random, scale, ratio, aspect)
+            return self._flip(transforms.nearest_resized(masks, size, boxes), random)
+        window = size if self.shrink == "crop" and size < width else None
+        if self.crop_padding or window:
+            masks = transforms.random_crop(masks, self.crop_padding, random, size=window)
+        masks = self._flip(masks, random)
+        return masks if size == masks.shape[-1] else transforms.nearest_resized(masks, size)
 
     def _flip(self, images: Tensor, random: transforms.SampleRandom) -> Tensor:
         return transforms.random_flip(images, random) if self.flip else images

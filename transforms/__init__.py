@@ -15,6 +15,7 @@ Draws are named `transform/quantity`, and no two transforms share one. A transfo
 
 from transforms.geometric import random_crop, random_flip
 from transforms.mix import mix
+from transforms.nearest import nearest_resized
 from transforms.normalize import normalize
 from transforms.policies import auto_augment, rand_augment
 from transforms.random_erasing import random_erasing
@@ -26,6 +27,7 @@ __all__ = [
     "auto_augment",
     "crop_boxes",
     "mix",
+    "nearest_resized",
     "normalize",
     "rand_augment",
     "random_crop",

@@ -138,6 +138,40 @@ def test_erasing_comes_after_the_normalisation_and_before_mixing() -> None:
     assert torch.equal(both["target"], target)
 
 
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [
+        ({"crop_padding": 2, "flip": True}, 16),
+        ({"crop_padding": 2, "flip": True, "shrink": "crop"}, 10),
+        ({"crop_padding": 2, "flip": True}, 8),
+        ({"flip": True, "crop_scale": 0.3}, 12),
+    ],
+)
+def test_masks_move_with_their_images(settings: dict[str, Any], size: int) -> None:
+    """An image that is its own mask stays near it: as blended, its edges are within a pixel of the mask's."""
+    masks = torch.zeros(40, 1, 16, 16, dtype=torch.uint8)
+    masks[:, :, 3:9, 2:12] = 255
+    batch = {"image": masks, "mask": masks, "label": torch.zeros(40, dtype=torch.int64)}
+    kinds: dict[str, Any] = {"num_classes": 2, "mean": [0.0], "std": [1.0], "size": size}
+    made = Augmentation(**settings)(batch, transforms.SampleRandom(0, 0, torch.arange(40)), **kinds)
+    image, mask = made["image"], made["mask"]
+    assert mask.shape == (40, 1, size, size)
+    assert set(mask.unique().tolist()) == {0, 255}
+    sharp = (image > 0.99) | (image < 0.01)  # where the image is not blended
+    assert sharp.float().mean() > 0.5
+    assert torch.equal((image > 0.5)[sharp], (mask > 0)[sharp])
+    assert len({tuple(row.flatten().tolist()) for row in mask}) > 10  # each by its own draws
+
+
+def test_what_would_leave_masks_behind_is_refused() -> None:
+    images = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+    batch = {"image": images, "mask": images, "label": torch.zeros(2, dtype=torch.int64)}
+    kinds: dict[str, Any] = {"num_classes": 2, "mean": [0.0], "std": [1.0], "size": 8}
+    for settings in ({"policy": "randaugment"}, {"mixup_prob": 0.5}):
+        with pytest.raises(ValueError, match="do not move the masks with their images"):
+            Augmentation(**settings)(batch, transforms.SampleRandom(0, 0, torch.arange(2)), **kinds)
+
+
 def test_strength_multiplies_magnitude_and_probabilities() -> None:
     whole = Augmentation(randaugment_magnitude=9, mixup_prob=0.8, cutmix_prob=0.2, erasing_prob=0.25, flip=True)
     assert whole.at(1.0) is whole
