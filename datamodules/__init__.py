@@ -7,6 +7,10 @@ The contract of a batch, a dict of tensors on the module's device with one row f
     target  (B, K)        float32 soft labels that sum to 1; only in training batches, and only with mixup or cutmix
     index   (B,)          int64, the sample's place in its data set, the same whatever the splits are
 
+and in batches of cached features, in place of image and target:
+
+    features (B, D)       float32, what a frozen backbone made of the image
+
 The contract of a datamodule:
 
 - `num_classes`, `class_names`, `mean`, `std`, `image_size` and `in_channels` are known after construction and read only headers.
@@ -19,14 +23,24 @@ The contract of a datamodule:
 
 - `train_size`, `batch_size` and `strength` may be set between epochs; loaders made afterwards and `augment` go by them.
 
+`CachedFeaturesDataModule` serves features (docs/feature_cache.md); its mean, std and image_size are those of the images.
+
 Data of your own: image files in one folder per class (`ImageFolderDataModule`), or arrays in CIFAR-10's layout; for anything else
 subclass `DataModule` and write `read_part` and the properties of the header.
 """
 
 from datamodules.base import DataModule
+from datamodules.cached_features import CachedFeaturesDataModule
 from datamodules.cifar10 import CIFAR10DataModule
 from datamodules.digits import DigitsDataModule
 from datamodules.image_folder import ImageFolderDataModule
 from datamodules.in_memory import InMemoryLoader
 
-__all__ = ["CIFAR10DataModule", "DataModule", "DigitsDataModule", "ImageFolderDataModule", "InMemoryLoader"]
+__all__ = [
+    "CIFAR10DataModule",
+    "CachedFeaturesDataModule",
+    "DataModule",
+    "DigitsDataModule",
+    "ImageFolderDataModule",
+    "InMemoryLoader",
+]

@@ -3,7 +3,34 @@
 Each is a pure function with a ``torchmetrics.Metric`` over it that only adds up. A metric knows logits and labels, never a task.
 """
 
+from metrics.calibration import BinnedCalibration, CalibrationSums
+from metrics.calibration_errors import bootstrap_interval, calibration_p_value
 from metrics.classification import ClassificationSums, hit_share
+from metrics.confidence import top_label
 from metrics.confusion import ClassFigures, ConfusionSums, class_figures, confusion_matrix
+from metrics.early_exit import ExitFigures, ExitHistogram, ExitSums, aurc, excess_aurc, risk_coverage
+from metrics.exit_threshold import ExitThreshold, choose_exit_threshold
+from metrics.temperature import fit_temperature
 
-__all__ = ["ClassFigures", "ClassificationSums", "ConfusionSums", "class_figures", "confusion_matrix", "hit_share"]
+__all__ = [
+    "BinnedCalibration",
+    "CalibrationSums",
+    "ClassFigures",
+    "ClassificationSums",
+    "ConfusionSums",
+    "ExitFigures",
+    "ExitHistogram",
+    "ExitSums",
+    "ExitThreshold",
+    "aurc",
+    "bootstrap_interval",
+    "calibration_p_value",
+    "choose_exit_threshold",
+    "class_figures",
+    "confusion_matrix",
+    "excess_aurc",
+    "fit_temperature",
+    "hit_share",
+    "risk_coverage",
+    "top_label",
+]

@@ -17,7 +17,7 @@ ALLOWED = {
     "transforms": set(),
     "callbacks": {"features", "metrics", "transforms"},
 }
-NO_LIGHTNING = {"networks", "transforms", "metrics"}
+NO_LIGHTNING = {"networks", "transforms", "metrics", "features"}
 FILES = [
     (package, path) for package in ALLOWED for path in [*ROOT.glob(f"{package}/**/*.py"), *ROOT.glob(f"{package}.py")]
 ]

@@ -1,0 +1,236 @@
+"""Features that a frozen backbone made of images once, read from a cache on disk: a head trains on them in seconds.
+
+CACHE/header.json + shards (`features`) --map--> labels, indices; features on the device where they fit, else in the file
+    --order of (seed, epoch)--> rows of a batch: `features` (B, D) float32, `label`, `index`
+
+Splits, classes and the numbers of the images are those of the cache. Of a training sample with several views, each epoch takes
+another, until all were taken.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal, ParamSpec, TypeVar
+
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+from datamodules.base import Batch, DataModule
+from datamodules.feature_loader import CachedFeaturesLoader, free_memory
+from datamodules.in_memory import beginning, training_position
+from datamodules.splits import count_classes
+from features import MEANING, CachedSplit, CacheError, Header, Identity, check_fits, read_header
+
+log = logging.getLogger(__name__)
+
+Split = Literal["train", "val", "test"]
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class CachedFeaturesDataModule(DataModule):
+    """Features from a cache that `main.py predict` wrote.
+
+    Args:
+        cache: Folder of the cache, with header.json and the shards.
+        batch_size: Training samples in a batch of one process.
+        eval_batch_size: Samples in a batch of validation, test and predict; null means twice batch_size, as there is no backward.
+        drop_last: Leave out the last training batch of an epoch where it is not full.
+        on_device: Copy the features to the accelerator once, or to memory where there is none; null does so where they take at
+            most half of what is free, and otherwise maps the files into memory, of which only what is used is read.
+        verify: Read every shard once in setup and compare its checksum; without, damage within a shard goes unseen.
+        backbone: Name of the backbone that the features must be of; null takes any.
+        weights_hash: Hash of the backbone's weights that they must be of, as header.json has it; null takes any.
+
+    Raises:
+        ValueError: A setting is out of its range.
+        FileNotFoundError: There is no such folder (found when the header is first needed).
+        MisconfigurationException: The cache is not finished or damaged, or is of another backbone.
+    """
+
+    fixed_on_resume: ClassVar[tuple[str, ...]] = ("batch_size", "drop_last")
+    """The cache may be moved, for a checkpoint holds the identity of what it was trained on."""
+
+    def __init__(
+        self,
+        cache: str = "cache",
+        batch_size: int = 1024,
+        eval_batch_size: int | None = None,
+        drop_last: bool = True,
+        on_device: bool | None = None,
+        verify: bool = True,
+        backbone: str | None = None,
+        weights_hash: str | None = None,
+    ) -> None:
+        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, drop_last=drop_last)
+        self.cache, self.verify, self._resident = Path(cache), verify, on_device
+        self._expected = {"backbone": backbone, "weights_hash": weights_hash}
+        self._features: dict[str, CachedSplit] = {}
+        self._copies: dict[str, Tensor] = {}
+
+    # ---- the header ----
+
+    @cached_property
+    def header(self) -> Header:
+        """What the cache holds; reads one small file."""
+        if not self.cache.is_dir():
+            raise FileNotFoundError(
+                f"--data.cache {self.cache} does not exist; expected a folder with header.json and shards, as the feature writer "
+                "of python main.py predict makes it"
+            )
+        header = _readable(read_header, self.cache)
+        for name, wanted in self._expected.items():
+            if wanted is not None and (found := getattr(header.identity, name)) != wanted:
+                raise MisconfigurationException(
+                    f"--data.{name} is {wanted!r}, but {self.cache} holds features of {found!r}; take the cache that fits"
+                )
+        return header
+
+    @property
+    def identity(self) -> Identity:
+        """What the features are made of: backbone, weights, layers, images and the rest."""
+        return self.header.identity
+
+    @property
+    def feature_width(self) -> int:
+        """D, numbers in a feature vector."""
+        return self.identity.feature_width
+
+    @property
+    def views(self) -> int:
+        """Feature vectors of each training sample."""
+        return self.identity.views
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes."""
+        return list(self.identity.class_names)
+
+    @property
+    def class_counts(self) -> Tensor:
+        """Training samples of each class, (K,) int64; reads only the header."""
+        return torch.tensor(self.header.splits["train"].class_counts)
+
+    @property
+    def image_size(self) -> int:
+        """Height and width in pixels of the images that the backbone saw."""
+        return self.identity.image_size
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of these images."""
+        return len(self.identity.mean)
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Mean of each channel in their normalisation, in units of 0..1."""
+        return self.identity.mean
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Standard deviation of each channel, likewise."""
+        return self.identity.std
+
+    # ---- splits ----
+
+    def setup(self, stage: str) -> None:
+        """Map what the stage needs, once, and with `verify` read it: training and validation split for fit, or one of them."""
+        wanted: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",)}
+        for split in wanted.get(stage, ("test",)):
+            self._open(split)
+        if stage == "fit":
+            count_classes(self.splits["train"]["label"].cpu(), self.class_names)  # refuses a class without a sample
+            self.num_train_batches()  # refuses a batch size that leaves no batch
+
+    def _open(self, split: Split) -> CachedSplit:
+        if split not in self._features:
+            opened = _readable(CachedSplit, self.cache, self.header, split, verify=self.verify)
+            self._features[split] = opened
+            self.splits[split] = {"label": opened.label, "index": opened.index}
+            log.info(f"data       {len(opened.index):,} {split} features of width {opened.width} in {self.cache}")
+        return self._features[split]
+
+    def read_part(self, part: Literal["train", "test"]) -> Batch:
+        """Labels and indices of the training and the validation split, or of the test split; see `DataModule.read_part`."""
+        opened = [self._open(split) for split in (("train", "val") if part == "train" else ("test",))]
+        return {name: torch.cat([getattr(split, name) for split in opened]) for name in ("label", "index")}
+
+    # ---- loaders ----
+
+    def _loader(self, split: Literal["train", "val", "test", "predict"]) -> CachedFeaturesLoader:
+        assert split != "predict"  # which serves the test split, as there are no `images`
+        trainer, training, opened = self.trainer, split == "train", self._features[split]
+        device = trainer.strategy.root_device if trainer else torch.device("cpu")
+        resident = self._fits(opened.bytes, device) if self._resident is None else self._resident
+        if resident:
+            copied = self._copies.get(split)
+            self._copies[split] = opened.whole(device) if copied is None else copied.to(device)
+            self.splits[split] = {name: values.to(device) for name, values in self.splits[split].items()}
+        copy = self._copies[split] if resident else None
+        return CachedFeaturesLoader(
+            opened.take if copy is None else partial(copy.index_select, 0),
+            opened.views,
+            self.splits[split],
+            self.batch_size if training else self.eval_batch_size,
+            keep=self._keep_in_training if training else "all",
+            shuffle=training and not (trainer and trainer.overfit_batches),  # type: ignore[attr-defined]
+            seed=self.seed,
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
+            position=partial(training_position, trainer) if trainer and training else beginning,
+            pin_memory=device.type == "cuda" and copy is None,
+        )
+
+    def _fits(self, size: int, device: torch.device) -> bool:
+        """Whether so many bytes are at most half of what is free where they are to lie."""
+        if device.type == "cuda":
+            return 2 * size <= torch.cuda.mem_get_info(device)[0]
+        processes = len(getattr(self.trainer.strategy, "parallel_devices", None) or [0]) if self.trainer else 1
+        return 2 * size * processes <= free_memory()
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Give features the type of Trainer(precision)."""
+        assert self.trainer is not None
+        converted: Batch = self.trainer.precision_plugin.convert_input(batch)
+        return converted
+
+    def augment(self, batch: Batch, epoch: int) -> Batch:
+        """Return the batch as it is: what augmentation there is was done to the images, and chosen by the loader."""
+        return batch
+
+    # ---- which cache a checkpoint was trained on ----
+
+    def state_dict(self) -> dict[str, Any]:
+        """The identity of the cache, as plain values."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self.identity).items()
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse to go on with other features; to evaluate, the images may be others.
+
+        Raises:
+            MisconfigurationException: The cache differs; the message names in what.
+        """
+        known = {field.name for field in fields(Identity)}
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in state_dict.items()
+            if name in known
+        }
+        trained_on = _readable(Identity, **values)
+        training = self.trainer is None or self.trainer.state.fn == "fit"
+        _readable(check_fits, self.identity, trained_on, self.cache, None if training else MEANING)
+
+
+def _readable(function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+    """Call, with what is wrong with a cache as the exception that the command line shows as one line."""
+    try:
+        return function(*arguments, **named)
+    except CacheError as error:
+        raise MisconfigurationException(str(error)) from error

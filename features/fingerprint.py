@@ -1,0 +1,121 @@
+"""Hashes that say whether two sets of weights, of tensors or of files are the same, and in which file two lists differ."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+THREADS = 8  # asking for a file's size waits for the disk
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Hash names, shapes, dtypes and bytes: of a network's weights, of a data set in memory, of a shard.
+
+    The order of the entries, their device and their strides do not matter; -0 and 0 do differ, as do two NaNs of other bits.
+
+    Args:
+        tensors: Such as `network.state_dict()`, of any shapes and dtypes.
+
+    Returns:
+        SHA-256 as 64 hexadecimal digits.
+
+    Raises:
+        ValueError: An entry is no tensor.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{name} is a {type(tensor).__name__}, but only tensors can be hashed")
+        # the length of what follows is known from this line, so that no other tensors give the same bytes
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        if tensor.numel():
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def list_files(folder: str | Path, names: Iterable[str], part: str = "") -> dict[str, int]:
+    """Ask for the sizes of files; no file is opened.
+
+    Args:
+        folder: What the names are relative to.
+        names: With forward slashes.
+        part: Put before each name with a slash, where several folders make up one data set (`train`, `val`).
+
+    Returns:
+        Bytes of each file by its name.
+
+    Raises:
+        FileNotFoundError: One is not there.
+    """
+    folder, names = str(folder), list(names)
+    with ThreadPoolExecutor(THREADS) as pool:
+        sizes = pool.map(lambda name: os.stat(os.path.join(folder, name)).st_size, names)
+        return {f"{part}/{name}" if part else name: size for name, size in zip(names, sizes, strict=True)}
+
+
+def data_of_files(files: Mapping[str, int]) -> str:
+    """Fingerprint of a data set of files: their sorted names and sizes.
+
+    Args:
+        files: From `list_files`, joined with `|` where there are several folders.
+
+    Returns:
+        `files:` and 64 hexadecimal digits, for `Identity.data`.
+    """
+    return f"files:{hashlib.sha256(file_lines(files)).hexdigest()}"
+
+
+def data_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Fingerprint of a data set that lies in memory, such as its `image` and `label`.
+
+    Returns:
+        `tensors:` and 64 hexadecimal digits, for `Identity.data`.
+    """
+    return f"tensors:{hash_tensors(tensors)}"
+
+
+def file_lines(files: Mapping[str, int]) -> bytes:
+    """The list as it is kept in a cache: a line of JSON for each file, its name and its size, sorted."""
+    return "".join(f"{json.dumps([name, files[name]])}\n" for name in sorted(files)).encode()
+
+
+def read_files(path: str | Path) -> dict[str, int] | None:
+    """Read what `file_lines` wrote; None where that was not kept or is damaged."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        return {str(name): int(size) for name, size in map(json.loads, lines)}
+    except (OSError, ValueError, TypeError, RecursionError):
+        return None
+
+
+def file_changes(before: Mapping[str, int], now: Mapping[str, int]) -> str:
+    """Say in a few words in which files two lists differ: how many, and the first by name.
+
+    Example:
+        >>> file_changes({"a.jpg": 10, "b.jpg": 20}, {"b.jpg": 21, "c.jpg": 30, "d.jpg": 40})
+        "2 files added, 1 removed, 1 changed, the first is 'a.jpg' (removed)"
+        >>> file_changes({"a.jpg": 10}, {"a.jpg": 11})
+        "1 file changed, the first is 'a.jpg' (changed from 10 to 11 bytes)"
+    """
+    kinds = {
+        "added": sorted(now.keys() - before.keys()),
+        "removed": sorted(before.keys() - now.keys()),
+        "changed": sorted(name for name in before.keys() & now.keys() if before[name] != now[name]),
+    }
+    found = [(kind, names) for kind, names in kinds.items() if names]
+    if not found:
+        return "no file differs"
+    counts = [f"{len(names):,} {kind}" for kind, names in found]
+    number, _, rest = counts[0].partition(" ")
+    counts[0] = f"{number} file{'' if len(found[0][1]) == 1 else 's'} {rest}"
+    first, kind = min((names[0], kind) for kind, names in found)
+    how = f"changed from {before[first]:,} to {now[first]:,} bytes" if kind == "changed" else kind
+    return f"{', '.join(counts)}, the first is {first!r} ({how})"

@@ -1,0 +1,159 @@
+"""The header of a feature cache: what its features were made of and from, and which shards hold them (docs/feature_cache.md).
+
+`header.json` is written last: where it is, the cache is whole. Until then `unfinished.json` holds the same but for the shards.
+Both end in a checksum of their own content, so that a damaged one is refused and never believed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, get_args
+
+from features.identity import CacheError, Identity, Split, are, is_a, json_hash, short
+
+SCHEMA = 1
+HEADER, UNFINISHED = "header.json", "unfinished.json"
+SHARD_NAME = re.compile(r"(train|val|test)-r([0-9]{3,6})-([0-9]{5,9})\.safetensors")
+"""Split, number of the process that wrote it, and its number among those of this process."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of a cache: its name, samples, bytes, and `hash_tensors` of the tensors in it."""
+
+    file: str
+    count: int
+    bytes: int
+    checksum: str
+
+
+@dataclass(frozen=True)
+class SplitEntry:
+    """Samples of a split, in all and of each class, and the shards that hold them, by name."""
+
+    count: int
+    class_counts: tuple[int, ...]
+    shards: tuple[Shard, ...]
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a cache holds."""
+
+    identity: Identity
+    splits: Mapping[str, SplitEntry]
+
+    @property
+    def bytes(self) -> int:
+        """Size of all shards."""
+        return sum(shard.bytes for entry in self.splits.values() for shard in entry.shards)
+
+
+def read_header(folder: str | Path) -> Header:
+    """Read the header of a whole cache; no shard is opened.
+
+    Raises:
+        CacheError: There is no header, it is damaged, or of a newer version.
+    """
+    path = Path(folder) / HEADER
+    if not path.is_file() and (path.parent / UNFINISHED).is_file():
+        raise CacheError(
+            f"{folder}: its extraction is not finished; run the same command again, and it goes on where it stopped"
+        )
+    content = _load(path)
+    try:
+        splits = content.pop("splits", None)
+        identity = _identity(content)
+        if not isinstance(splits, dict) or not splits or not set(splits) <= set(get_args(Split)):
+            raise CacheError("splits must be some of train, val and test")
+        return Header(identity, {name: _entry(name, splits[name], identity) for name in splits})
+    except CacheError as error:
+        raise CacheError(f"{path}: {error}") from None
+
+
+def read_unfinished(folder: str | Path) -> Identity:
+    """Read what the shards of a cache that is not finished are made of.
+
+    Raises:
+        CacheError: As for `read_header`.
+    """
+    path = Path(folder) / UNFINISHED
+    content = _load(path)
+    try:
+        return _identity(content)
+    except CacheError as error:
+        raise CacheError(f"{path}: {error}") from None
+
+
+def header_bytes(identity: Identity, splits: Mapping[str, SplitEntry] | None = None) -> bytes:
+    """The content of `header.json`, or without splits that of `unfinished.json`."""
+    content: dict[str, Any] = {"schema": SCHEMA, **asdict(identity)}
+    if splits is not None:
+        content["splits"] = {name: asdict(entry) for name, entry in splits.items()}
+    return (json.dumps(content | {"checksum": json_hash(content)}, indent=1) + "\n").encode()
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """The content of a JSON file whose version and checksum are right, without these."""
+    try:
+        content = json.loads(path.read_bytes().decode())
+        checksum = content.pop("checksum", None) if isinstance(content, dict) else None
+        right = json_hash(content)  # in here, as deep nesting is refused by whichever of the two comes to its end first
+    except (FileNotFoundError, NotADirectoryError):
+        raise CacheError(f"{path.parent}: there is no feature cache, as {path.name} is not there") from None
+    except OSError as error:
+        raise CacheError(f"{path}: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise CacheError(f"{path}: not JSON in UTF-8: the file is damaged") from None
+    if not isinstance(content, dict) or type(content.get("schema")) is not int:
+        raise CacheError(f"{path}: not the header of a feature cache, or damaged")
+    if content["schema"] != SCHEMA:
+        newer = "newer " if content["schema"] > SCHEMA else ""
+        raise CacheError(f"{path}: {newer}version {content['schema']} of the format; this reader knows {SCHEMA}")
+    if checksum != right:
+        raise CacheError(f"{path}: its checksum is wrong: the file is damaged")
+    del content["schema"]
+    return content
+
+
+def _identity(content: Mapping[str, Any]) -> Identity:
+    names = [field.name for field in fields(Identity)]
+    if set(content) != set(names):
+        raise CacheError(f"it must hold {', '.join(names)}")
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in content.items()}
+    return Identity(**values)  # which looks at their types
+
+
+def _entry(split: str, content: Any, identity: Identity) -> SplitEntry:
+    _only(f"splits.{split}", content, SplitEntry)
+    if not isinstance(content["shards"], list) or not isinstance(content["class_counts"], list):
+        raise CacheError(f"splits.{split}: class_counts and shards must be lists")
+    shards = []
+    for shard in content["shards"]:
+        _only(f"splits.{split}.shards", shard, Shard)
+        name = shard["file"]
+        match = SHARD_NAME.fullmatch(name) if isinstance(name, str) else None
+        if match is None or match[1] != split or not is_a(shard["checksum"], str):
+            raise CacheError(f"splits.{split}.shards: {short(name)} is no name of a shard of {split}")
+        if not are((shard["count"], shard["bytes"]), int) or min(shard["count"], shard["bytes"]) < 1:
+            raise CacheError(f"splits.{split}.shards: {name} must have a count and bytes, 1 or more")
+        shards.append(Shard(**shard))
+    entry = SplitEntry(content["count"], tuple(content["class_counts"]), tuple(shards))
+    counts = entry.class_counts
+    if not is_a(entry.count, int) or not are(counts, int) or len(counts) != len(identity.class_names):
+        raise CacheError(f"splits.{split}: count must be a number and class_counts one for each class")
+    if len({shard.file for shard in shards}) != len(shards) or min(counts) < 0:
+        raise CacheError(f"splits.{split}: a shard is listed twice, or a count is negative")
+    if not entry.count == sum(shard.count for shard in shards) == sum(counts) or entry.count < 1:
+        raise CacheError(f"splits.{split}: count is {entry.count}, but its shards hold {sum(s.count for s in shards)}")
+    return entry
+
+
+def _only(where: str, content: Any, kind: type[SplitEntry] | type[Shard]) -> None:
+    names = [field.name for field in fields(kind)]
+    if not isinstance(content, dict) or set(content) != set(names):
+        raise CacheError(f"{where}: it must hold {', '.join(names)}")

@@ -1,0 +1,250 @@
+"""Writes a feature cache: several processes at once, each into shards of its own, and goes on with one that was interrupted.
+
+    writer = CacheWriter(folder, identity, rank=rank)             every process
+    writer.missing("train", order)                                which samples are still to be done: the first says where to go on
+    writer.append("train", features, labels, indices)             any number of times; samples that are on disk are left out
+    writer.flush()                                                every process, at the end, or to lose less in a crash
+    writer.finish({"train": 1000, "val": 100})                    one process, when all have flushed: the header, and it is a cache
+
+A shard has its name only once it is on disk as a whole. Which samples are done is read from the shards' own indices, so that a
+broken extraction may also go on with another number of processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from features.fingerprint import file_changes, file_lines, read_files
+from features.header import (
+    HEADER,
+    SHARD_NAME,
+    UNFINISHED,
+    Header,
+    Shard,
+    SplitEntry,
+    header_bytes,
+    read_header,
+    read_unfinished,
+)
+from features.identity import CacheError, Identity, Split, check_fits
+from features.shards import (
+    AGAIN,
+    DTYPES,
+    OVERHEAD,
+    check_batch,
+    check_finite,
+    check_sum,
+    map_shard,
+    sample_bytes,
+    write_file,
+    write_shard,
+)
+
+FILES = "files.jsonl"
+
+
+class CacheWriter:
+    """Writes the shards of one process, and the header.
+
+    Args:
+        folder: The cache; made where it is not there. One that holds an unfinished extraction of the same identity is continued.
+        identity: What the features are made of.
+        rank: Number of this process, from 0; no two that write at the same time may share it.
+        shard_bytes: Largest size of a shard; a single sample may be larger.
+        files: Size of each file by its name, of which `identity.data` is the fingerprint. Kept beside the header, so that a later
+            refusal can say which files differ.
+
+    Attributes:
+        identity: That of the cache.
+        finished: Whether the cache was whole when it was opened, so that there is nothing to do.
+
+    Raises:
+        CacheError: The folder holds a cache of another identity, a damaged one, or cannot be written to.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        identity: Identity,
+        *,
+        rank: int = 0,
+        shard_bytes: int = 64_000_000,
+        files: Mapping[str, int] | None = None,
+    ) -> None:
+        self.folder, self.rank, self.shard_bytes, self._writer = Path(folder), rank, shard_bytes, f"r{rank:03d}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CacheError(f"{self.folder}: cannot be made ({error.strerror})") from None
+        for leftover in self.folder.glob(f".*.{self._writer}.tmp"):  # of a process that was killed
+            leftover.unlink(missing_ok=True)
+        self.identity, self.finished = self._opened(identity, files)
+        self._seen: dict[str, Tensor] = {}  # by split: whether the sample of each index is on disk or held
+        self._held: dict[str, list[dict[str, Tensor]]] = {}
+        for path, split in () if self.finished else self._shards():
+            tensors, checksum = map_shard(path, self.identity, split)
+            check_sum(path, tensors, checksum)  # better now than at the end of what is still to be done
+            self._mark(split, tensors["index"])
+
+    def _opened(self, identity: Identity, files: Mapping[str, int] | None) -> tuple[Identity, bool]:
+        """Compare with what is there, or begin; the identity on disk is the one that shards are stamped with."""
+        if (self.folder / HEADER).is_file():
+            header = read_header(self.folder)
+            self._check(header.identity, identity, files)
+            shards = [shard for entry in header.splits.values() for shard in entry.shards]
+            return header.identity, all((self.folder / shard.file).is_file() for shard in shards)
+        if (self.folder / UNFINISHED).is_file():
+            found = read_unfinished(self.folder)
+            self._check(found, identity, files)
+            return found, False
+        if self._shards():
+            raise CacheError(f"{self.folder}: holds shards but no {UNFINISHED}; give an empty folder")
+        if files is not None:
+            write_file(self.folder / FILES, file_lines(files), self._writer)
+        write_file(self.folder / UNFINISHED, header_bytes(identity), self._writer)
+        return identity, False
+
+    def _check(self, found: Identity, wanted: Identity, files: Mapping[str, int] | None) -> None:
+        changes = None
+        if found.data != wanted.data and files is not None:
+            before = read_files(self.folder / FILES)
+            changes = None if before is None else file_changes(before, files)
+        check_fits(found, wanted, self.folder, files=changes)
+
+    def missing(self, split: Split, index: Tensor) -> Tensor:
+        """Say of samples whether they are neither on disk nor held to be written.
+
+        Args:
+            split: Their split.
+            index: (m,) int64, their places in the data set.
+
+        Returns:
+            (m,) bool.
+        """
+        index = index.cpu()
+        if self.finished:
+            return torch.zeros_like(index, dtype=torch.bool)
+        seen = self._seen.get(split, torch.zeros(0, dtype=torch.bool))
+        inside = index < len(seen)
+        done = torch.zeros_like(index, dtype=torch.bool)
+        done[inside] = seen[index[inside]]
+        return ~done
+
+    def append(self, split: Split, features: Tensor, label: Tensor, index: Tensor) -> int:
+        """Take a batch; whole shards are written at once, the rest is held. Samples that are there already are left out.
+
+        Args:
+            split: Its split.
+            features: (B, D) or, of training samples with several views, (B, views, D); any floating type, on any device.
+            label: (B,) int64.
+            index: (B,) int64, 0 or more, each sample's place in its data set.
+
+        Returns:
+            How many of the samples are new.
+
+        Raises:
+            CacheError: Shapes or values make no sense, or the disk is full; nothing is lost then, and the same call goes on.
+        """
+        rows = {"features": features.detach(), "label": label, "index": index}
+        check_batch(rows, self.identity, split)
+        new = self.missing(split, index)
+        if count := int(new.sum()):
+            where = new.to(features.device)
+            rows = {
+                "features": rows["features"][where].to(DTYPES[self.identity.dtype]).cpu(),
+                "label": label.cpu()[new],
+                "index": index.cpu()[new],
+            }
+            check_finite(rows, self.identity)
+            self._held.setdefault(split, []).append(rows)
+            self._mark(split, rows["index"])
+        largest = max(1, (self.shard_bytes - OVERHEAD) // sample_bytes(self.identity, split))
+        while self.held(split) >= largest:
+            self._write(split, largest)
+        return count
+
+    def held(self, split: str) -> int:
+        """Samples that are taken but not yet on disk."""
+        return sum(len(rows["index"]) for rows in self._held.get(split, []))
+
+    def flush(self) -> None:
+        """Write what is held, as shards that may be small; nothing taken so far can be lost then.
+
+        Raises:
+            CacheError: The disk is full; what is held still is, and the same call goes on.
+        """
+        for split in get_args(Split):
+            if count := self.held(split):
+                self._write(split, count)
+
+    def finish(self, counts: Mapping[str, int]) -> Header:
+        """Read all shards of all processes back, compare their checksums, and write the header.
+
+        Args:
+            counts: Samples that each split must hold; a split that is not named must hold none.
+
+        Returns:
+            The header of the cache, which is whole now.
+
+        Raises:
+            CacheError: A sample is missing or twice there, a shard is damaged, or the disk is full.
+        """
+        self.flush()
+        entries: dict[str, list[tuple[Shard, Tensor, Tensor]]] = {}
+        for path, split in self._shards():
+            tensors, checksum = map_shard(path, self.identity, split)
+            check_sum(path, tensors, checksum)
+            shard = Shard(path.name, len(tensors["index"]), path.stat().st_size, checksum)
+            entries.setdefault(split, []).append((shard, tensors["label"], tensors["index"]))
+        splits: dict[str, SplitEntry] = {}
+        for split in get_args(Split):
+            if split in entries or counts.get(split):
+                splits[split] = self._entry(split, entries.get(split, []), counts.get(split, 0))
+        write_file(self.folder / HEADER, header_bytes(self.identity, splits), self._writer)
+        (self.folder / UNFINISHED).unlink(missing_ok=True)
+        for leftover in self.folder.glob(".*.r*.tmp"):
+            leftover.unlink(missing_ok=True)
+        self.finished = True
+        return Header(self.identity, splits)
+
+    def _entry(self, split: str, found: list[tuple[Shard, Tensor, Tensor]], count: int) -> SplitEntry:
+        if (have := sum(shard.count for shard, _, _ in found)) < count:
+            raise CacheError(f"{self.folder}: {split} has {have:,} of {count:,} samples; {AGAIN}")
+        index = torch.cat([index for _, _, index in found]).sort().values
+        if len(twice := index[1:][index[1:] == index[:-1]]):
+            raise CacheError(f"{self.folder}: sample {int(twice[0])} of {split} is there twice; give an empty folder")
+        if have > count:
+            raise CacheError(f"{self.folder}: {split} has {have:,} samples, but should have {count:,}")
+        labels = torch.cat([label for _, label, _ in found]).bincount(minlength=len(self.identity.class_names))
+        return SplitEntry(count, tuple(labels.tolist()), tuple(shard for shard, _, _ in found))
+
+    def _shards(self) -> list[tuple[Path, Split]]:
+        """All shards in the folder, by name, with their splits."""
+        found = [(path, SHARD_NAME.fullmatch(path.name)) for path in sorted(self.folder.glob("*.safetensors"))]
+        return [(path, match[1]) for path, match in found if match]  # type: ignore[misc]
+
+    def _mark(self, split: str, index: Tensor) -> None:
+        seen = self._seen.get(split, torch.zeros(0, dtype=torch.bool))
+        if (size := int(index.max()) + 1) > len(seen):
+            grown = torch.zeros(max(size, 2 * len(seen)), dtype=torch.bool)
+            grown[: len(seen)] = seen
+            seen = self._seen[split] = grown
+        seen[index] = True
+
+    def _write(self, split: Split, count: int) -> None:
+        """Write the first `count` held samples as one shard; they are held until it is on disk."""
+        held = self._held[split]
+        rows = {name: torch.cat([part[name] for part in held]) for name in held[0]}
+        own = [SHARD_NAME.fullmatch(path.name) for path in self.folder.glob(f"{split}-{self._writer}-*.safetensors")]
+        number = 1 + max((int(match[3]) for match in own if match), default=-1)
+        path = self.folder / f"{split}-{self._writer}-{number:05d}.safetensors"
+        first = {name: values[:count].contiguous() for name, values in rows.items()}
+        write_shard(path, first, self.identity, split, self._writer)
+        self._held[split] = (
+            [{name: values[count:] for name, values in rows.items()}] if count < self.held(split) else []
+        )
