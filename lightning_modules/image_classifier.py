@@ -17,6 +17,7 @@ from networks.timm_network import (
     backbone_modules,
     build_timm_network,
     classifier_names,
+    folded_norms,
     is_inside,
     layer_numbers,
     statistics_modules,
@@ -153,6 +154,11 @@ class ImageClassifier(StartsFromWeights):
             )
         except ValueError as error:
             raise ValueError(f"{setting}: {source}: {error}") from error
+        if self.freeze_part == "none" and (folded := folded_norms(self.network)):
+            raise ValueError(
+                f"{setting}: {source}: {len(folded)} batch norms have mean 0 and variance 1, they were folded into the layers "
+                "before, and the statistics of a batch would destroy what the network knows; add --model.freeze norm_statistics"
+            )
         said = [(logging.INFO, line) for line in report.lines()]
         ours, theirs = (self.mean, self.std), (saved.mean, saved.std)
         if None not in (*ours, *theirs) and ours != theirs:

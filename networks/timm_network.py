@@ -202,6 +202,24 @@ def statistics_modules(network: nn.Module) -> list[nn.Module]:
     ]
 
 
+def folded_norms(network: nn.Module) -> list[str]:
+    """Names of the batch norms whose statistics were folded into the layer before: mean 0 and variance 1, but a bias.
+
+    Such a network is right in eval mode alone. In training a batch's own statistics would take the place of what was folded away.
+    """
+    return [
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        and module.running_mean is not None
+        and module.running_var is not None
+        and module.affine
+        and not module.running_mean.any()
+        and bool((module.running_var == 1).all())
+        and bool(module.bias.any())
+    ]
+
+
 def resampled_positions(network: nn.Module, positions: Tensor) -> Tensor | None:
     """Position embeddings (1, N, D) of another square grid, brought to the network's own grid by bicubic interpolation.
 

@@ -97,6 +97,9 @@ def transfer(
     with torch.no_grad():
         for name, value in values.items():
             own[name].copy_(value)  # casts half precision and keeps the memory format
+        for name in head:
+            if name not in values:
+                own[name].zero_()
     return report
 
 
@@ -144,7 +147,7 @@ def _rows_by_name(
         if there is None or (len(there), len(here)) != (len(places), len(classes)) or there.shape[1:] != here.shape[1:]:
             continue
         report.unfitting.pop(name, None)
-        values[name] = here.clone()
+        values[name] = torch.zeros_like(here)
         values[name][list(rows)] = there[list(rows.values())].to(here)
         numbers[name] = here.numel() // len(classes) * len(rows)
     known, new = [classes[row] for row in rows], [name for name in classes if name not in places]

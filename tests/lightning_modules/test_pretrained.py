@@ -199,6 +199,19 @@ def test_weights_are_given_once_and_what_came_of_it_is_logged(run: Path, caplog:
 
 
 @pytest.mark.usefixtures("no_optimizer")
+def test_folded_batch_norms_are_refused_unless_their_statistics_stay(tmp_path: Path) -> None:
+    source = ImageClassifier(**SETTINGS).network.state_dict()
+    state = {name: torch.ones_like(tensor) if name.endswith("bias") else tensor for name, tensor in source.items()}
+    torch.save(state, tmp_path / "folded.pth")
+    with pytest.raises(MisconfigurationException, match=r"15 batch norms have mean 0 and variance 1.*norm_statistics"):
+        ImageClassifier(**SETTINGS, weights=str(tmp_path / "folded.pth")).configure_optimizers()
+    for part in ("norm_statistics", "backbone"):
+        module = ImageClassifier(**SETTINGS, weights=str(tmp_path / "folded.pth"), freeze=part)
+        module.configure_optimizers()
+        assert module.network.state_dict()["bn1.bias"].eq(1).all()
+
+
+@pytest.mark.usefixtures("no_optimizer")
 def test_a_source_is_not_looked_at_where_a_checkpoint_takes_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ImageClassifier(**SETTINGS, weights="gone")
     module.setup("fit")

@@ -13,6 +13,7 @@ from networks.timm_network import (
     backbone_modules,
     build_timm_network,
     classifier_names,
+    folded_norms,
     input_layer_names,
     layer_numbers,
     resampled_positions,
@@ -172,3 +173,15 @@ def test_families_that_take_other_sizes(name: str) -> None:
         network = build_timm_network(name, num_classes=5, image_size=patch * 8).eval()
         for side in (4, 8, 12):
             assert network(torch.zeros(2, 3, patch * side, patch * side)).shape == (2, 5)
+
+
+def test_batch_norms_that_were_folded_are_found() -> None:
+    network = build_timm_network("test_resnet", **SETTINGS)
+    assert folded_norms(network) == []  # new: mean 0, variance 1, no bias
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        nn.init.normal_(norm.bias)
+    norms[0].running_mean.fill_(0.5)  # type: ignore[union-attr]  # one that was trained
+    found = [network.get_submodule(name) for name in folded_norms(network)]
+    assert found == norms[1:]
+    assert folded_norms(build_timm_network("test_vit", **SETTINGS)) == []
