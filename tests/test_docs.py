@@ -144,7 +144,9 @@ def in_child(action: Callable[[], object], log: Path) -> int:
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small stand-ins for CIFAR-10 and for a reader's own images."""
     folder = tmp_path_factory.mktemp("images")
-    names = [f"class {i}" for i in range(10)]  # with the official names the files would be checked against the official ones
+    names = [
+        f"class {i}" for i in range(10)
+    ]  # with the official names the files would be checked against the official ones
     write_cifar(folder / "data" / "cifar-10-batches-py", names=names, size=32)
     write_cifar(folder / "my_images", names=["cat", "dog", "fox"], size=12, files=2)
     (folder / "my_photos").mkdir()

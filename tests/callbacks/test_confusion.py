@@ -258,6 +258,7 @@ def expected(module: Any, data: DigitsDataModule, split: str) -> Counter[tuple[s
     return Counter({(str(i), str(j)): int(matrix[i, j]) for i in range(10) for j in range(10) if matrix[i, j]})
 
 
+@pytest.mark.slow
 def test_a_killed_run_and_its_commands(tmp_path: Path) -> None:
     overlay, folder, log = tmp_path / "overlay.yaml", tmp_path / "run", tmp_path / "log"
     overlay.write_text("trainer:\n  max_epochs: 3\n  callbacks+:\n    - class_path: ConfusionMatrix\n")

@@ -83,6 +83,7 @@ def test_a_run_with_the_finder_is_the_run_given_its_rate_and_a_resume_is_exact(
     assert not differences(outcome(tmp_path / "found"), outcome(tmp_path / "broken"))
 
 
+@pytest.mark.slow
 def test_a_rate_given_to_a_resumed_run_wins(with_finder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     fit(with_finder, folder)

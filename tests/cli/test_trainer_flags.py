@@ -67,6 +67,7 @@ def test_no_validation() -> None:
     assert Path("run/weights.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_max_time_stops_within_an_epoch_and_the_rest_is_as_if_it_had_not() -> None:
     """The run that was stopped and resumed ends in the weights of one that was never stopped."""
     plain = [

@@ -157,6 +157,7 @@ def test_refused_on_the_command_line_without_a_trace(finished: Path, tmp_path: P
         assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_taught_run_resumes_exactly_and_no_longer_needs_its_start(finished: Path, tmp_path: Path) -> None:
     start = tmp_path / "start.safetensors"
     shutil.copyfile(finished / "weights.safetensors", start)

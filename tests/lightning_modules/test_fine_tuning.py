@@ -184,6 +184,7 @@ data:
     return str(path)
 
 
+@pytest.mark.slow
 def test_a_run_resumes_exactly_and_loads_without_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start = file_of(build_timm_network("test_resnet", num_classes=7, in_channels=1), tmp_path / "start.safetensors")
     log = tmp_path / "log"

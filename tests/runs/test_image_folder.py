@@ -36,7 +36,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
     "kill",
     [
         Kill("backward", 7),  # in the middle of an epoch, batches ahead in the worker's queue
-        Kill("val", 2, signal.SIGTERM),
+        pytest.param(Kill("val", 2, signal.SIGTERM), marks=pytest.mark.slow),
         pytest.param(Kill("batch_start", 5), marks=pytest.mark.slow),
         pytest.param(Kill("between", 2), marks=pytest.mark.slow),
     ],
@@ -50,7 +50,7 @@ def test_a_run_with_workers_is_resumed_to_the_bit(trained: Path, pictures: Path,
     assert not differences(outcome(trained), outcome(folder))
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("workers", ["0", pytest.param("2", marks=pytest.mark.slow)])
 def test_the_number_of_workers_changes_nothing(trained: Path, pictures: Path, tmp_path: Path, workers: str) -> None:
     folder, log = tmp_path / "run", tmp_path / "log"
     command = ["fit", "--config", TINY, "--data.root", str(pictures), "--data.workers", workers]

@@ -106,7 +106,13 @@ INSIDE = [Kill("backward", 15), Kill("val", 2)]
 AT_THE_BOUNDARY = [Kill("epoch_end", 2), Kill("between", 2), Kill("after_last", 1)]
 
 
-@pytest.mark.parametrize("kills", [INSIDE, AT_THE_BOUNDARY], ids=["inside stage 2", "at the boundary"])
+@pytest.mark.parametrize(
+    "kills",
+    [
+        pytest.param(INSIDE, id="inside stage 2"),
+        pytest.param(AT_THE_BOUNDARY, id="at the boundary", marks=pytest.mark.slow),
+    ],
+)
 def test_killed_and_resumed_equals_unbroken(place: Path, unbroken: Path, tmp_path: Path, kills: list[Kill]) -> None:
     check(place, unbroken, tmp_path / "run", kills)
 

@@ -51,7 +51,7 @@ def check(unbroken: dict[str, Any], folder: Path, kills: list[Kill | float]) -> 
 @pytest.mark.parametrize(
     "kills",
     [
-        [Kill("backward", 13), Kill("val", 2)],
+        pytest.param([Kill("backward", 13), Kill("val", 2)], marks=pytest.mark.slow),
         [Kill("in_file", 4), Kill("epoch_end", 1)],
     ],
     ids=str,

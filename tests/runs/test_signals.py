@@ -22,7 +22,8 @@ def unbroken(finished: Path) -> dict[str, Any]:
     ("phase", "n", "signum", "step"),
     [
         pytest.param("batch_start", 10, signal.SIGTERM, 5, marks=pytest.mark.slow),  # closes its accumulation window
-        ("backward", 11, signal.SIGINT, 5),  # in the middle of an accumulation window: gradients are saved too
+        # in the middle of an accumulation window: gradients are saved too
+        pytest.param("backward", 11, signal.SIGINT, 5, marks=pytest.mark.slow),
         ("val", 7, signal.SIGTERM, 8),
         pytest.param("val", 2, signal.SIGINT, 4, marks=pytest.mark.slow),
         # the last batch of an epoch: stops at the validation that follows
