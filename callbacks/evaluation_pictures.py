@@ -12,6 +12,7 @@ from nothing. Tables are written at once, pictures at most every few seconds, an
 from __future__ import annotations
 
 import csv
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 from time import monotonic
@@ -76,7 +77,7 @@ def write_table(path: Path, header: Iterable[str], rows: Iterable[Iterable[objec
         csv.writer(file).writerows([header, *rows])
 
 
-class EvaluationPicture(Callback, Generic[Found]):
+class EvaluationPicture(Callback, ABC, Generic[Found]):
     """Base of the callbacks that show one evaluation.
 
     Subclasses set ``name`` and define ``begin``, ``add``, ``collect``, ``write`` and ``draw``; the last two are called by the first
@@ -100,27 +101,27 @@ class EvaluationPicture(Callback, Generic[Found]):
 
     # ---- what a subclass does ----
 
+    @abstractmethod
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the evaluation before."""
-        raise NotImplementedError(f"{type(self).__name__} must define begin")
 
+    @abstractmethod
     def add(
         self, trainer: Trainer, pl_module: LightningModule, logits: Tensor, label: Tensor, batch: dict[str, Any]
     ) -> None:
         """Take in a batch: logits (B, K), class ids (B,)."""
-        raise NotImplementedError(f"{type(self).__name__} must define add")
 
+    @abstractmethod
     def collect(self, trainer: Trainer, pl_module: LightningModule) -> Found:
         """What all processes found, on the CPU."""
-        raise NotImplementedError(f"{type(self).__name__} must define collect")
 
+    @abstractmethod
     def write(self, folder: Path, stage: str, found: Found) -> None:
         """Write the tables, or remove older ones where there is nothing to say."""
-        raise NotImplementedError(f"{type(self).__name__} must define write")
 
+    @abstractmethod
     def draw(self, found: Found, title: str) -> Figure | None:
         """The picture, or None where there is nothing to show."""
-        raise NotImplementedError(f"{type(self).__name__} must define draw")
 
     # ---- when ----
 

@@ -6,6 +6,7 @@ used without pyplot, so nothing is global, no window opens, and no figure has to
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sized
 from pathlib import Path
 from time import monotonic
@@ -65,7 +66,7 @@ def tensorboard_writers(trainer: Trainer) -> list[SummaryWriter]:
     return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
 
-class Picture(Callback):
+class Picture(Callback, ABC):
     """Base of the callbacks that draw: writes ``plots/<name>.png`` in the run folder.
 
     It stands after ``MetricsLog``, which writes what is drawn. Subclasses set ``name`` and define ``draw``.
@@ -82,9 +83,9 @@ class Picture(Callback):
         self.every_s = every_s
         self._drawn = -float("inf")  # the first epoch is always drawn
 
+    @abstractmethod
     def draw(self, trainer: Trainer, folder: Path) -> Figure | None:
         """The picture as of now, or None where there is nothing to show."""
-        raise NotImplementedError(f"{type(self).__name__} must define draw")
 
     def should_draw(self, now: float) -> bool:
         """Whether the last drawing is old enough; ``now`` in seconds."""

@@ -9,7 +9,7 @@ A subclass names its classes and its image format and writes `read_part`. What a
 from abc import ABC, abstractmethod
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -258,21 +258,26 @@ class DataModule(LightningDataModule, ABC):
         return self._files
 
     def _loader(self, split: Literal["train", "val", "test", "predict"]) -> InMemoryLoader:
-        trainer, training = self.trainer, split == "train"
+        trainer = self.trainer
         device = trainer.strategy.root_device if trainer else torch.device("cpu")
         if self.on_device:
             self.splits[split] = {name: values.to(device) for name, values in self.splits[split].items()}
         return InMemoryLoader(
-            self.splits[split],
-            self.batch_size if training else self.eval_batch_size,
-            keep=self._keep_in_training if training else "all",
-            shuffle=training and not (trainer and trainer.overfit_batches),  # type: ignore[attr-defined]
-            seed=self.seed,
-            rank=trainer.global_rank if trainer else 0,
-            world_size=trainer.world_size if trainer else 1,
-            position=partial(training_position, trainer) if trainer and training else beginning,
-            pin_memory=device.type == "cuda" and not self.on_device,
+            self.splits[split], pin_memory=device.type == "cuda" and not self.on_device, **self._order(split)
         )
+
+    def _order(self, split: Literal["train", "val", "test", "predict"]) -> dict[str, Any]:
+        """What makes the batches of a split and their order, for any loader: see `InMemoryLoader`."""
+        trainer, training = self.trainer, split == "train"
+        return {
+            "batch_size": self.batch_size if training else self.eval_batch_size,
+            "keep": self._keep_in_training if training else "all",
+            "shuffle": training and not (trainer and trainer.overfit_batches),  # type: ignore[attr-defined]
+            "seed": self.seed,
+            "rank": trainer.global_rank if trainer else 0,
+            "world_size": trainer.world_size if trainer else 1,
+            "position": partial(training_position, trainer) if trainer and training else beginning,
+        }
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment training batches and normalise all others, then give float tensors the type of Trainer(precision)."""

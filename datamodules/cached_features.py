@@ -22,7 +22,6 @@ from torch import Tensor
 
 from datamodules.base import Batch, DataModule
 from datamodules.feature_loader import CachedFeaturesLoader, free_memory
-from datamodules.in_memory import beginning, training_position
 from datamodules.splits import count_classes
 from features import MEANING, CachedSplit, CacheError, Header, Identity, check_fits, read_header
 
@@ -164,7 +163,7 @@ class CachedFeaturesDataModule(DataModule):
 
     def _loader(self, split: Literal["train", "val", "test", "predict"]) -> CachedFeaturesLoader:
         assert split != "predict"  # which serves the test split, as there are no `images`
-        trainer, training, opened = self.trainer, split == "train", self._features[split]
+        trainer, opened = self.trainer, self._features[split]
         device = trainer.strategy.root_device if trainer else torch.device("cpu")
         resident = self._fits(opened.bytes, device) if self._resident is None else self._resident
         if resident:
@@ -176,14 +175,8 @@ class CachedFeaturesDataModule(DataModule):
             opened.take if copy is None else partial(copy.index_select, 0),
             opened.views,
             self.splits[split],
-            self.batch_size if training else self.eval_batch_size,
-            keep=self._keep_in_training if training else "all",
-            shuffle=training and not (trainer and trainer.overfit_batches),  # type: ignore[attr-defined]
-            seed=self.seed,
-            rank=trainer.global_rank if trainer else 0,
-            world_size=trainer.world_size if trainer else 1,
-            position=partial(training_position, trainer) if trainer and training else beginning,
             pin_memory=device.type == "cuda" and copy is None,
+            **self._order(split),
         )
 
     def _fits(self, size: int, device: torch.device) -> bool:

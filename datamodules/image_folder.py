@@ -25,7 +25,7 @@ from datamodules.folder_layout import listed
 from datamodules.grouped_split import grouped_split
 from datamodules.image_files import ImageFileLoader, ImageFiles, cores_for_workers
 from datamodules.image_list import image_names
-from datamodules.in_memory import InMemoryLoader, beginning, training_position
+from datamodules.in_memory import InMemoryLoader
 from datamodules.labelled_files import LabelledFiles, class_folders, find_parts, read_labelled, readable
 from datamodules.splits import stratified_split
 
@@ -284,18 +284,12 @@ class ImageFolderDataModule(DataModule):
         return ImageFileLoader(
             files,
             self.splits["test" if split == "predict" and self.images is None else split]["index"],
-            self.batch_size if training else self.eval_batch_size,
             unreadable=partial(self._say_unreadable, listing),
             workers=cores_for_workers(processes) if self.workers is None else self.workers,
             prefetch=self.prefetch,
             pin_memory=device.type == "cuda" if self.pin_memory is None else self.pin_memory,
             persistent=self.persistent_workers,
-            keep=self._keep_in_training if training else "all",
-            shuffle=training and not (trainer and trainer.overfit_batches),  # type: ignore[attr-defined]
-            seed=self.seed,
-            rank=trainer.global_rank if trainer else 0,
-            world_size=trainer.world_size if trainer else 1,
-            position=partial(training_position, trainer) if trainer and training else beginning,
+            **self._order(split),
         )
 
     def _say_unreadable(self, listing: LabelledFiles, missing: Sequence[int]) -> None:

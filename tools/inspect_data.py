@@ -16,7 +16,9 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
+
+from tools.command_line import Parser
 
 if TYPE_CHECKING:  # imported where it is used: the packages bring torch, and --help should not wait for that
     from torch import Tensor
@@ -35,15 +37,9 @@ examples:
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line in place of the usage and a line."""
-        raise ValueError(f"{message}; see python -m tools.inspect_data --help")
-
-
 def parser() -> argparse.ArgumentParser:
     """The flags of the tool itself; all others are those of ``main.py fit``."""
-    parser = _Parser(
+    parser = Parser(
         prog="python -m tools.inspect_data",
         usage="%(prog)s --config FILE [--config OVERLAY] [--data.NAME VALUE ...] [--out DIR]",
         description="Classes, sizes, mean and std, duplicates, leaks between splits and damaged files of a data set.",

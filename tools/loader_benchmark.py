@@ -17,8 +17,9 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
+from tools.command_line import Parser
 from tools.loader_grid import Progress, busy, choose, grid, overlay, powers_up_to, search, table, waiting
 
 if TYPE_CHECKING:  # imported where it is used: the packages bring torch, and --help should not wait for that
@@ -37,15 +38,9 @@ examples:
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line in place of the usage and a line."""
-        raise ValueError(f"{message}; see python -m tools.loader_benchmark --help")
-
-
 def parser() -> argparse.ArgumentParser:
     """The flags of the tool itself; all others are those of ``main.py fit``."""
-    parser = _Parser(
+    parser = Parser(
         prog="python -m tools.loader_benchmark",
         usage="%(prog)s --config FILE [--config OVERLAY] [--data.NAME VALUE ...] [--out FILE] [flags]",
         description="Measure workers x prefetch x pin_memory on the data of a configuration; write the best as an overlay.",

@@ -22,7 +22,9 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+from tools.command_line import Parser
 
 if TYPE_CHECKING:  # imported where it is used: the package brings torch, and --help should not wait for that
     from datamodules.folder_layout import ImageFolder
@@ -55,15 +57,9 @@ class Sample(NamedTuple):
     split: str
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line in place of the usage and a line."""
-        raise ValueError(f"{message}; see python -m tools.split_folder --help")
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = _Parser(
+    parser = Parser(
         prog="python -m tools.split_folder",
         description="Split a folder of images with one folder per class into train, val and test.",
         epilog=EXAMPLES,
