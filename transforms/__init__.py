@@ -10,6 +10,11 @@ in any batch, on any rank and after a resume; only the partner that `mix` gives 
     images = normalize(images, mean, std)                                    # float32
     images, targets = mix(images, batch["label"], num_classes, random, ...)  # float32, soft targets
 
+Windows of signals (B, S, T) are augmented alike, and `encode` makes images of them, which draws nothing:
+
+    signals = rotation(jitter(batch["signal"], random), random)              # float32
+    images = arrange(encode(signals, "line_plot", 64), "channels")           # float32 in [0, 1]
+
 Draws are named `transform/quantity`, and no two transforms share one. A transform applied twice in an epoch repeats its draws.
 """
 
@@ -21,11 +26,27 @@ from transforms.policies import auto_augment, rand_augment
 from transforms.random_erasing import random_erasing
 from transforms.resized_crop import crop_boxes, random_resized_crop, resize
 from transforms.sample_random import SampleRandom
+from transforms.signal_augmentation import channel_dropout, jitter, rotation, scaling, time_warp
+from transforms.signal_fields import gramian_angular_field, markov_transition_field, recurrence_plot
+from transforms.signal_image import Encoder, Mode, arrange, check_signals, encode, window_mean
+from transforms.signal_line_plot import line_plot
+from transforms.signal_segments import log_spectrogram, segment_stack
 
 __all__ = [
+    "Encoder",
+    "Mode",
     "SampleRandom",
+    "arrange",
     "auto_augment",
+    "channel_dropout",
+    "check_signals",
     "crop_boxes",
+    "encode",
+    "gramian_angular_field",
+    "jitter",
+    "line_plot",
+    "log_spectrogram",
+    "markov_transition_field",
     "mix",
     "nearest_resized",
     "normalize",
@@ -34,5 +55,11 @@ __all__ = [
     "random_erasing",
     "random_flip",
     "random_resized_crop",
+    "recurrence_plot",
     "resize",
+    "rotation",
+    "scaling",
+    "segment_stack",
+    "time_warp",
+    "window_mean",
 ]

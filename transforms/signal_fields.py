@@ -1,0 +1,189 @@
+"""Encoders whose pixel (i, j) compares a signal at times i and j: Gramian angular field, recurrence plot, Markov transition field.
+
+Pixels equal those of pyts (Faouzi and Janati 2020) where its arguments have a counterpart here, brought to [0, 1]. Row i and column
+j are times, from the upper left corner; no pixel depends on another signal.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from transforms.signal_scaling import Ranges, precise, resampled, unit_interval
+
+
+def gramian_angular_field(
+    signals: Tensor, size: int, ranges: Ranges = None, method: Literal["summation", "difference"] = "summation"
+) -> Tensor:
+    """Encode by the Gramian angular field (Wang and Oates 2015, arXiv:1506.00327).
+
+    With x the signal brought to `size` values and then to [-1, 1], and phi = arccos x, the pixel is
+
+        summation   (1 + cos(phi_i + phi_j)) / 2          x_i x_j - s_i s_j,    s = sqrt(1 - x^2)
+        difference  (1 + sin(phi_i - phi_j)) / 2          s_i x_j - x_i s_j
+
+    The diagonal of the sum is x^2, from which the signal can be read back but for its sign; the difference is antisymmetric about
+    1/2, so that it shows the direction of time.
+
+    Args:
+        signals: (B, S, T) float32.
+        size: Height and width N in pixels.
+        ranges: Values that become -1 and 1, see `encode`.
+        method: Sum or difference of the angles.
+
+    Returns:
+        (B, S, N, N) float32 in [0, 1].
+
+    Raises:
+        ValueError: No such method.
+    """
+    if method not in ("summation", "difference"):
+        raise ValueError(f"method must be summation or difference, got {method}")
+    values = precise(signals)
+    if ranges is None:
+        values = values - values[..., :1]  # a constant signal stays exactly constant when it is averaged
+    below, above = unit_interval(resampled(values, size), ranges)
+    cosine, sine = (below - above).float(), (2 * (below * above).sqrt()).float()
+    # cos / sqrt(2) etc.: the halving of the image is done on the vectors
+    cosine, sine = cosine * math.sqrt(0.5), sine * math.sqrt(0.5)
+    if method == "summation":
+        first, second = (cosine, cosine), (sine, sine)
+    else:
+        first, second = (sine, cosine), (cosine, sine)
+    image = first[0].unsqueeze(-1) * first[1].unsqueeze(-2)
+    image.addcmul_(second[0].unsqueeze(-1), second[1].unsqueeze(-2), value=-1)
+    return image.add_(0.5).clamp_(0, 1)
+
+
+def recurrence_plot(
+    signals: Tensor,
+    size: int,
+    ranges: Ranges = None,
+    threshold: Literal["none", "point", "distance"] = "none",
+    percentage: float = 10.0,
+    dimension: int = 1,
+    delay: int = 1,
+) -> Tensor:
+    """Encode by the distances between a signal's states (Eckmann et al. 1987, doi:10.1209/0295-5075/4/9/004).
+
+    The state at time t is v_t = (x_t, x_{t + delay}, ..., x_{t + (dimension - 1) delay}); the states are brought to `size`, each
+    coordinate like a signal. With d_ij = |v_i - v_j|, the pixel is
+
+        none       d_ij / the largest of the window; with ranges d_ij / (sqrt(dimension) (high - low)), clipped
+        point      1 where d_ij is below the given percentile of all d of the window, else 0
+        distance   1 where d_ij is below the given percentage of the largest, else 0
+
+    Args:
+        signals: (B, S, T) float32.
+        size: Height and width N in pixels.
+        ranges: Their extent is the distance that becomes 1, see `encode`; no part in a threshold, which is relative.
+        threshold: How distances become pixels.
+        percentage: Of `point` and `distance`, 0 to 100.
+        dimension: Samples in a state, 1 or more.
+        delay: Samples of the signal between them, 1 or more.
+
+    Returns:
+        (B, S, N, N) float32 in [0, 1]; a constant signal gives 0.
+
+    Raises:
+        ValueError: A setting is out of its range, or there is no state.
+    """
+    if threshold not in ("none", "point", "distance"):
+        raise ValueError(f"threshold must be none, point or distance, got {threshold}")
+    if not 0 <= percentage <= 100:
+        raise ValueError(f"percentage must be between 0 and 100, got {percentage}")
+    states = signals.shape[-1] - (dimension - 1) * delay
+    if dimension < 1 or delay < 1 or states < 1:
+        raise ValueError(
+            f"dimension and delay must be 1 or more and (dimension - 1) delay below the {signals.shape[-1]} samples, "
+            f"got {dimension} and {delay}"
+        )
+    values = precise(signals)
+    values = values - values[..., :1]  # keeps a constant signal exactly constant, and changes no distance
+    coordinates = [resampled(values[..., i * delay : i * delay + states], size) for i in range(dimension)]
+    if threshold == "none":
+        return _scaled_distances(coordinates, ranges)
+    distances = _distances(coordinates)  # float64: a pixel is on one side of the threshold or the other
+    largest = distances.flatten(2).amax(-1)
+    limit = _percentile(distances, percentage) if threshold == "point" else largest * (percentage / 100)
+    return (distances < limit[..., None, None]).float()
+
+
+def _distances(coordinates: list[Tensor]) -> Tensor:
+    """Return the (B, S, N, N) distances between points of which each coordinate is (B, S, N)."""
+    differences = (c.unsqueeze(-1) - c.unsqueeze(-2) for c in coordinates)
+    if len(coordinates) == 1:
+        return next(differences).abs_()
+    squares = next(differences).square_()
+    for difference in differences:
+        squares.addcmul_(difference, difference)
+    return squares.sqrt_()
+
+
+def _percentile(distances: Tensor, percentage: float) -> Tensor:
+    """Return the percentile of each (N, N) of the distances, of which the diagonal is 0 and each other value is there twice."""
+    size = distances.shape[-1]
+    row, column = torch.triu_indices(size, size, 1, device=distances.device)
+    pairs = distances.flatten(2).index_select(-1, row * size + column)
+    place = (size**2 - 1) * percentage / 100
+
+    def smallest(number: int) -> Tensor:
+        if number < size:
+            return distances.new_zeros(distances.shape[:2])
+        rank = (number - size) // 2 + 1
+        # sorting is slower, but deterministic on an accelerator
+        return pairs.kthvalue(rank).values if pairs.device.type == "cpu" else pairs.sort(-1).values[..., rank - 1]
+
+    return torch.lerp(smallest(math.floor(place)), smallest(math.ceil(place)), place % 1)
+
+
+def _scaled_distances(coordinates: list[Tensor], ranges: Ranges) -> Tensor:
+    """Return distances in [0, 1]; the points are scaled before, while they are few."""
+    if ranges is not None:
+        low, high = torch.as_tensor(ranges, device=coordinates[0].device).unbind(-1)
+        unit = (high - low).unsqueeze(-1) * len(coordinates) ** 0.5
+        return _distances([(c / unit).float() for c in coordinates]).clamp_(max=1)
+    # at most 1, so that float32 has its precision: by the largest distance in one coordinate
+    extent = torch.stack([c.amax(-1, keepdim=True) - c.amin(-1, keepdim=True) for c in coordinates]).amax(0)
+    distances = _distances([(c / torch.where(extent > 0, extent, 1)).float() for c in coordinates])
+    if len(coordinates) == 1:
+        return distances.clamp_(max=1)
+    largest = distances.flatten(2).amax(-1)[..., None, None]
+    return distances.div_(torch.where(largest > 0, largest, 1))
+
+
+def markov_transition_field(signals: Tensor, size: int, bins: int = 8) -> Tensor:
+    """Encode by the frequency of transitions between quantile bins (Wang and Oates 2015, arXiv:1506.00327).
+
+    Each sample falls into one of the bins that hold equally many samples of the window; M[a, b] is the share of the samples in bin
+    a that a sample of bin b follows. The field of all pairs of times, M[q_i, q_j], is averaged over blocks of N x N (interpolated
+    where N is larger than T). It is never made: with A the shares of the bins in each segment of time, the image is A M A^T.
+
+    It needs no ranges: nothing but the order of a signal's values counts.
+
+    Args:
+        signals: (B, S, T) float32.
+        size: Height and width N in pixels.
+        bins: Number of quantile bins, 2 or more; fewer where quantiles coincide.
+
+    Returns:
+        (B, S, N, N) float32 in [0, 1]; a constant signal gives 1.
+
+    Raises:
+        ValueError: Fewer than 2 bins.
+    """
+    if bins < 2:
+        raise ValueError(f"bins must be 2 or more, got {bins}")
+    values, length = precise(signals), signals.shape[-1]
+    order = values.sort(-1).values
+    edges = []
+    for k in range(1, bins):
+        whole, rest = divmod(k * (length - 1), bins)
+        edges.append(torch.lerp(order[..., whole], order[..., whole + 1], rest / bins))
+    place = torch.searchsorted(torch.stack(edges, -1), values)  # (B, S, T), how many edges are smaller
+    member = (place.unsqueeze(-1) == torch.arange(bins, device=values.device)).float()  # (B, S, T, bins)
+    counts = member[..., :-1, :].transpose(-1, -2) @ member[..., 1:, :]
+    transitions = counts / counts.sum(-1, keepdim=True).clamp(min=1)
+    shares = resampled(member.transpose(-1, -2), size).transpose(-1, -2)  # (B, S, N, bins)
+    return (shares @ transitions @ shares.transpose(-1, -2)).clamp_(0, 1)
