@@ -2,6 +2,9 @@
 
 step_overhead.py  our run against a bare PyTorch loop of the same step    (tasks.py: networks and data; turns.py: the loop)
 loader.py         our in-memory loader against torchvision's per-sample pipeline
+clipseg.py        our CLIPSeg with several prompts on an image against transformers'
+head_sweep.py     heads trained together against our own runs one after another
+logistic_path.py  our logistic regression over a grid of C against scikit-learn's
 measure.py        repeats, medians, the machine, tables and JSON
 
 They are no tests: a figure depends on the machine, so tests only check that both sides compute the same.

@@ -5,11 +5,13 @@ datamodules. From a module it may call ``log_epoch(stage)``, ``shared_step(batch
 (lightning_modules/base.py).
 """
 
+from callbacks.calibration import Calibration
 from callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
 from callbacks.confusion import ConfusionMatrix
 from callbacks.curves import Curves
 from callbacks.ema import EMA
 from callbacks.exact_resume import ExactResume
+from callbacks.feature_writer import FeatureWriter
 from callbacks.lean_loop import NoProfiler, skip_empty_hooks
 from callbacks.learning_rate_finder import LearningRateFinder
 from callbacks.metrics_log import MetricsLog, read_metrics
@@ -29,10 +31,12 @@ from callbacks.trial import is_out_of_memory
 __all__ = [
     "EMA",
     "AtomicCheckpointIO",
+    "Calibration",
     "Checkpoints",
     "ConfusionMatrix",
     "Curves",
     "ExactResume",
+    "FeatureWriter",
     "Interrupted",
     "LearningRateFinder",
     "MetricsLog",

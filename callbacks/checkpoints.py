@@ -108,6 +108,7 @@ class Checkpoints(Checkpoint):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a monitor that nothing will ever log, and one that judges other weights than those that are kept."""
         known = {name for name in pl_module.metric_names if not name.startswith(("test/", "val_raw/"))}  # type: ignore[union-attr]
+        known |= {name for callback in trainer.callbacks for name in getattr(callback, "metric_names", ())}  # type: ignore[attr-defined]
         stoppers = [(type(c).__name__, c.monitor) for c in callbacks_of(trainer, EarlyStopping)]
         for owner, monitor in [("checkpoint", self.monitor), *stoppers]:
             if monitor not in known:

@@ -223,9 +223,8 @@ class EvaluationPicture(Callback, ABC, Generic[Found]):
             value = trainer.callback_metrics.get(checkpoints.monitor)
             if value is None or not checkpoints.is_better(float(value)):
                 waiting = None
-        if waiting is not None:
-            folder = evaluation_folder(trainer)
-            assert folder is not None
+        folder = evaluation_folder(trainer)
+        if waiting is not None and folder is not None:
             self.write(folder, "val", waiting.found)
             self._undrawn = waiting
         if monotonic() - self._drawn >= self.every_s:
@@ -233,10 +232,9 @@ class EvaluationPicture(Callback, ABC, Generic[Found]):
 
     def _show(self, trainer: Trainer, found: Found) -> None:
         """Write and draw an evaluation outside of training."""
-        if not trainer.is_global_zero:
-            return
         folder, stage = evaluation_folder(trainer), stage_of(trainer)
-        assert folder is not None
+        if folder is None or not trainer.is_global_zero:
+            return
         (folder / "plots").mkdir(exist_ok=True)
         self.write(folder, stage, found)
         epoch, self._checkpoint_epoch = self._checkpoint_epoch, None

@@ -101,8 +101,8 @@ class ExactResume(Callback):
                 "states": {key: by_process(trainer, pl_module, getattr(metric, key)) for key in metric._defaults},
             }
             for name, metric in pl_module.named_modules()
-            # a validation in progress will start anew
-            if isinstance(metric, Metric) and not name.rpartition(".")[2].startswith("val")
+            # a validation in progress will start anew, and a fit tests nothing
+            if isinstance(metric, Metric) and not name.rpartition(".")[2].startswith(("val", "test"))
         }
         open_window = trainer.fit_loop._should_accumulate() if trainer.training else False
         gradients = (

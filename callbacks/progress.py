@@ -50,6 +50,7 @@ class Progress(ProgressBar):
         self._due = 0.0
         self._stage = ""
         self._evaluated = 0  # batches of the evaluation that runs
+        self._images, self._images_from = 0, 0.0  # samples of it after its first batch, and when that had ended
         self._loss: Tensor | None = None
         self._losses = 0
         self._lr: float | Tensor | None = None
@@ -138,9 +139,11 @@ class Progress(ProgressBar):
             self._pace.pause(perf_counter())
             self._stage, self._evaluated = "validation", 0
 
-    def on_validation_batch_end(self, trainer: Trainer, *arguments: Any) -> None:
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *indices: int
+    ) -> None:
         """A batch is done."""
-        self._count(trainer)
+        self._count(trainer, batch)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close what this validation opened."""
@@ -153,9 +156,11 @@ class Progress(ProgressBar):
         """A bar of its own."""
         self._open("test")
 
-    def on_test_batch_end(self, trainer: Trainer, *arguments: Any) -> None:
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *indices: int
+    ) -> None:
         """A batch is done."""
-        self._count(trainer)
+        self._count(trainer, batch)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Before the results are printed."""
@@ -165,17 +170,23 @@ class Progress(ProgressBar):
         """A bar of its own."""
         self._open("predict")
 
-    def on_predict_batch_end(self, trainer: Trainer, *arguments: Any) -> None:
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *indices: int
+    ) -> None:
         """A batch is done."""
-        self._count(trainer)
+        self._count(trainer, batch)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The end."""
         self._close()
 
-    def _count(self, trainer: Trainer) -> None:
+    def _count(self, trainer: Trainer, batch: Any) -> None:
         now = perf_counter()
         self._evaluated += 1
+        if self._evaluated == 1:  # which may compile, and waits for the workers to start
+            self._images, self._images_from = 0, now
+        elif isinstance(batch, dict) and "index" in batch:
+            self._images += len(batch["index"]) * trainer.world_size
         if trainer.state.fn != "fit":
             self._pace.step(now)
         self._show(trainer, now)
@@ -202,7 +213,7 @@ class Progress(ProgressBar):
         self._due = now + (self.every_s if self._bar is None else self.refresh_s)
         self._pace.measure(now)
         training = trainer.state.fn == "fit" and not trainer.sanity_checking
-        view = self._fit_view(trainer, now) if training else self._evaluation_view(trainer)
+        view = self._fit_view(trainer, now) if training else self._evaluation_view(trainer, now)
         if self._bar is None:
             self._print_line(view.line())
         else:
@@ -246,7 +257,7 @@ class Progress(ProgressBar):
         speed = Speed.of(trainer)
         return " ".join([*loss, *lr, speed_text(speed.snapshot() if speed is not None else {})]).rstrip()
 
-    def _evaluation_view(self, trainer: Trainer) -> View:
+    def _evaluation_view(self, trainer: Trainer, now: float) -> View:
         batches = {
             "fit": trainer.num_sanity_val_batches,
             "validate": trainer.num_val_batches,
@@ -256,7 +267,9 @@ class Progress(ProgressBar):
         done, total = self._evaluated, float(sum(batches[trainer.state.fn or "fit"]))
         eta = estimate(done, total, total - done, self._pace.step_s).epoch
         known = total if math.isfinite(total) else None
-        return View(self._stage, f"step {of_total(done, total)}", "", f"eta {duration(eta)}", done, known)
+        seconds = now - self._images_from
+        figures = speed_text({"speed/images_per_s": self._images / seconds}) if self._images and seconds > 0 else ""
+        return View(self._stage, f"step {of_total(done, total)}", figures, f"eta {duration(eta)}", done, known)
 
     def _write_epoch(self, trainer: Trainer) -> None:
         """The line of the epoch that has ended, once."""

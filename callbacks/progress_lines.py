@@ -65,7 +65,9 @@ def speed_text(figures: Mapping[str, float]) -> str:
     parts = []
     if "speed/images_per_s" in figures:
         speed = figures["speed/images_per_s"]
-        parts += [f"{speed:.{0 if speed >= 10 else 2}f} img/s", f"data {100 * figures['speed/data_share']:.0f} %"]
+        parts.append(f"{speed:.{0 if speed >= 10 else 2}f} img/s")
+    if "speed/data_share" in figures:
+        parts.append(f"data {100 * figures['speed/data_share']:.0f} %")
     if "memory/gb" in figures:
         parts.append(f"mem {figures['memory/gb']:.1f} GB")
     return " ".join(parts)

@@ -24,7 +24,7 @@ NETWORK = "network."  # where a module keeps its plain network
 
 def is_lower_better(name: str) -> bool:
     """Whether a metric is an error."""
-    return name.endswith(("loss", "ece", "nll", "brier"))
+    return name.removesuffix("_calibrated").endswith(("loss", "ece", "ece_mass", "nll", "brier", "aurc"))
 
 
 def best_metrics(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:

@@ -19,6 +19,7 @@ from callbacks import Interrupted, NonFiniteError, ProgressiveResizing, is_out_o
 from callbacks.lookup import callbacks_of
 from callbacks.near import nearest
 from cli.help import print_command_help, print_help
+from cli.memory import keep_freed_memory
 from cli.own_flags import COMMANDS, OwnFlags, UsageError, split_flags
 from cli.vision_cli import VisionCLI
 
@@ -37,6 +38,7 @@ def main(args: list[str] | None = None) -> int:
     """
     args = sys.argv[1:] if args is None else list(args)
     configure_logging()
+    keep_freed_memory()
     if not args or args[0] in ("-h", "--help"):
         print_help()
         return OK if args else WRONG_INPUT

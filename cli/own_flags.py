@@ -20,6 +20,7 @@ FLAGS: dict[str, tuple[tuple[str, ...], bool, str]] = {
     "--test_after_fit": (("fit",), False, "test the best checkpoint when training has ended"),
     "--run": (COMMANDS[1:], True, "folder of the run whose configuration and checkpoint are used"),
     "--ckpt": (COMMANDS[1:], True, "best (default), last, or the path of a checkpoint"),
+    "--cache": (("predict",), True, "folder of the feature cache that FeatureWriter writes"),
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from pathlib import Path
 from typing import Any
@@ -18,17 +17,18 @@ import callbacks as ours
 import datamodules
 import lightning_modules
 from callbacks.lookup import callbacks_of
-from callbacks.run_folder import replace_file, write_json
+from callbacks.run_folder import write_json
 from cli import resume
 from cli.own_flags import OwnFlags, UsageError
 from cli.parser import Parser, check_configs, readable
+from cli.predictions import write_predictions
 from cli.resume import RunCheckpoint
 
 log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULTS = ROOT / "configs" / "defaults.yaml"
-LINKED = ("num_classes", "in_channels", "image_size", "mean", "std", "class_names")
+LINKED = ("num_classes", "in_channels", "image_size", "mean", "std", "class_names", "feature_width")
 NOT_OURS = {"ckpt_path", "weights_only", "verbose", "return_predictions"}  # --resume, --run and --ckpt stand for these
 
 
@@ -165,8 +165,10 @@ class VisionCLI(LightningCLI):
         quiet = bool(options.get("fast_dev_run"))
         self.run_folder = self._make_run_folder(quiet)
         folder = self.run_folder.path
-        own = options.get("callbacks") or []
-        options["callbacks"] = self._all_callbacks(own if isinstance(own, list) else [own], settings, options)
+        given = options.get("callbacks") or []
+        own = given if isinstance(given, list) else [given]
+        self._name_cache(own)
+        options["callbacks"] = self._all_callbacks(own, settings, options)
         plugins = options.get("plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
@@ -185,6 +187,18 @@ class VisionCLI(LightningCLI):
             return Trainer(**{**options, **kwargs})
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
             raise UsageError(f"trainer: {' '.join(str(error).split())}") from error
+
+    def _name_cache(self, own: list[Callback]) -> None:
+        writer = next((callback for callback in own if isinstance(callback, ours.FeatureWriter)), None)
+        cache = self.flags.values.get("cache")
+        if writer is not None:
+            writer.name = self.flags.experiment
+            writer.cache = Path(cache) if cache is not None else writer.cache
+        elif cache is not None:
+            raise UsageError(
+                "--cache: is where FeatureWriter writes features, which is not among trainer.callbacks; "
+                "take --config configs/cascade_extract.yaml"
+            )
 
     def _make_run_folder(self, quiet: bool) -> ours.RunFolder:
         path = None
@@ -284,27 +298,30 @@ class VisionCLI(LightningCLI):
         self._report(command, checkpoint, results, folder)
 
     def predict(self, model: LightningModule, datamodule: Any) -> None:
-        """Predict every image of the test split, or of the folder --data.images, into predictions.csv."""
+        """Predict every image of the test split, or of the folder --data.images, into predictions.csv; or extract features."""
+        if writers := callbacks_of(self.trainer, ours.FeatureWriter):
+            writers[0].claim(datamodule)
+            self.trainer.predict(model, datamodule=datamodule, return_predictions=False)
+            return
         checkpoint, folder = self._checkpoint()
         if self.trainer.world_size > 1:
             raise UsageError(
                 "predict: writes one file from one process; give --trainer.devices 1 --trainer.strategy auto"
             )
+        if isinstance(model, lightning_modules.PromptedSegmenter):
+            self._write_masks(model, datamodule, checkpoint, folder or Path())
+            return
         outputs = self.trainer.predict(model, datamodule=datamodule, ckpt_path=str(checkpoint), weights_only=True)
         path = (folder or Path()) / "predictions.csv"
-        names, files = datamodule.class_names, datamodule.predicted_files()
-        # surrogateescape: a file's name may be bytes that are no UTF-8
-        options: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
-        with replace_file(path) as temporary, temporary.open("w", **options) as file:
-            writer = csv.writer(file)
-            writer.writerow(["index", *(["file"] if files is not None else []), "class", "probability"])
-            for batch in outputs or []:
-                chances, classes = batch["logits"].float().softmax(dim=1).max(dim=1)  # type: ignore[call-overload]
-                rows = zip(batch["index"].tolist(), classes.tolist(), chances.tolist(), strict=True)  # type: ignore[call-overload]
-                for index, number, chance in rows:
-                    name = [files[index]] if files is not None else []
-                    writer.writerow([index, *name, names[number], f"{chance:.6f}"])
+        write_predictions(path, outputs or [], model, datamodule.class_names, datamodule.predicted_files())
         log.info(f"predictions of {resume.describe(checkpoint)}: {path}")
+
+    def _write_masks(self, model: LightningModule, datamodule: Any, checkpoint: Path, folder: Path) -> None:
+        self.trainer.callbacks.append(ours.MaskWriter(folder))  # type: ignore[attr-defined]
+        self.trainer.predict(
+            model, datamodule=datamodule, ckpt_path=str(checkpoint), weights_only=True, return_predictions=False
+        )
+        log.info(f"masks of {resume.describe(checkpoint)}: {folder / 'predictions'}, {folder / 'predictions.csv'}")
 
     def _checkpoint(self) -> tuple[Path, Path | None]:
         if self.source is not None:

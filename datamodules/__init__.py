@@ -7,9 +7,23 @@ The contract of a batch, a dict of tensors on the module's device with one row f
     target  (B, K)        float32 soft labels that sum to 1; only in training batches, and only with mixup or cutmix
     index   (B,)          int64, the sample's place in its data set, the same whatever the splits are
 
+in batches of windows of signals, where `image` is there only in the modes of images (docs/har_data.md):
+
+    signal  (B, S, T)     float32, normalised by the training persons; augmented in training only
+    subject (B,)          int64, number of the person
+    image   (B, S, C, H, W) in the mode flatten: the images of a window's S signals, which belong together
+
 and in batches of cached features, in place of image and target:
 
     features (B, D)       float32, what a frozen backbone made of the image
+
+and in batches of prompted segmentation, in which N prompts are asked of B images, the first B prompts being the images' own:
+
+    mask          (N, 1, H, W) uint8, 1 where the object is, moved with its image; all 0 where the object is absent
+    prompt        N texts
+    image_index   (N,)      int64, the image that a prompt is asked of
+    prompt_number (N,)      int64, number of the object that it names
+    positive      (N,) bool, whether that is the object of the image's data set
 
 The contract of a datamodule:
 
@@ -33,14 +47,18 @@ from datamodules.base import DataModule
 from datamodules.cached_features import CachedFeaturesDataModule
 from datamodules.cifar10 import CIFAR10DataModule
 from datamodules.digits import DigitsDataModule
+from datamodules.har import HARDataModule
 from datamodules.image_folder import ImageFolderDataModule
 from datamodules.in_memory import InMemoryLoader
+from datamodules.signal_files import SignalFileDataModule
 
 __all__ = [
     "CIFAR10DataModule",
     "CachedFeaturesDataModule",
     "DataModule",
     "DigitsDataModule",
+    "HARDataModule",
     "ImageFolderDataModule",
     "InMemoryLoader",
+    "SignalFileDataModule",
 ]

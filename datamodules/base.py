@@ -7,17 +7,18 @@ A subclass names its classes and its image format and writes `read_part`. What a
 """
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 import transforms
 from datamodules.augmentation import Augmentation
+from datamodules.extraction import Extractable, views_of
 from datamodules.image_list import read_images
 from datamodules.in_memory import InMemoryLoader, Keep, beginning, check_enough, num_batches, training_position
 from datamodules.splits import check_labels, count_classes, stratified_split
@@ -25,7 +26,7 @@ from datamodules.splits import check_labels, count_classes, stratified_split
 Batch = dict[str, Tensor]
 
 
-class DataModule(LightningDataModule, ABC):
+class DataModule(Extractable, ABC):
     """In-memory images with a stratified validation split and seeded augmentation on the device.
 
     Args:
@@ -160,6 +161,11 @@ class DataModule(LightningDataModule, ABC):
     def std(self) -> tuple[float, ...]:
         """Standard deviation of each channel of the training images, in units of 0..1."""
 
+    @property
+    def feature_width(self) -> int | None:
+        """Numbers in a feature vector where features of images are served; None where images are."""
+        return None
+
     @abstractmethod
     def read_part(self, part: Literal["train", "test"]) -> Batch:
         """Read all training samples, the validation split among them, or all test samples.
@@ -188,6 +194,9 @@ class DataModule(LightningDataModule, ABC):
                 self._split_training_data()
             if stage == "fit":
                 self.num_train_batches()  # refuses a batch size that leaves no batch, before anything else is done
+        elif stage == "predict" and self.extraction is not None:
+            for name in {"validate" if split != "test" else "test": None for split in self.extraction.splits}:
+                self.setup(name)
         elif stage == "predict" and self.images is not None:
             if self._files is None:
                 self._files, image = read_images(self.images, self.image_size, self.in_channels)
@@ -246,8 +255,13 @@ class DataModule(LightningDataModule, ABC):
         """Serve the test split in the order of the data set."""
         return self._loader("test")
 
-    def predict_dataloader(self) -> InMemoryLoader:
-        """Serve the images of the folder `images` in the order of their names, or the test split in the order of the data set."""
+    def predict_dataloader(self) -> InMemoryLoader | list[InMemoryLoader]:
+        """Serve the images of the folder `images` in the order of their names, or the test split in the order of the data set.
+
+        For an extraction: a loader for each of its splits that has samples left.
+        """
+        if self.extraction is not None:
+            return self._extraction_loaders(self.extraction)
         return self._loader("test" if self.images is None else "predict")
 
     def predicted_files(self) -> list[str] | None:
@@ -268,7 +282,7 @@ class DataModule(LightningDataModule, ABC):
 
     def _order(self, split: Literal["train", "val", "test", "predict"]) -> dict[str, Any]:
         """What makes the batches of a split and their order, for any loader: see `InMemoryLoader`."""
-        trainer, training = self.trainer, split == "train"
+        trainer, training = self.trainer, split == "train" and self.extraction is None
         return {
             "batch_size": self.batch_size if training else self.eval_batch_size,
             "keep": self._keep_in_training if training else "all",
@@ -282,10 +296,24 @@ class DataModule(LightningDataModule, ABC):
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment training batches and normalise all others, then give float tensors the type of Trainer(precision)."""
         assert self.trainer is not None
+        if self.extraction is not None and self.extraction.augments(self.extraction.served[dataloader_idx]):
+            images = {name: values for name, values in batch.items() if name != "image"}
+            return {**images, "views": views_of(batch, self._view, self.extraction.views)}  # type: ignore[dict-item]
         training = self.trainer.training  # False in the validation and the sanity check of a fit
         batch = self.augment(batch, self.trainer.current_epoch) if training else self._normalize(batch)
         # Lightning converts before this hook, when the images are still uint8.
         converted: Batch = self.trainer.precision_plugin.convert_input(batch)
+        return converted
+
+    def _view(self, batch: Batch, number: int) -> Tensor:
+        """An augmented image of each sample, as epoch `number` has it, unmixed: a feature has the label of one image."""
+        assert self.trainer is not None
+        random = transforms.SampleRandom(self.seed, number, batch["index"])
+        unmixed = replace(self.augmentation, mixup_prob=0.0, cutmix_prob=0.0)
+        viewed = unmixed(
+            batch, random, num_classes=self.num_classes, mean=self.mean, std=self.std, size=self.train_size
+        )
+        converted: Tensor = self.trainer.precision_plugin.convert_input(viewed["image"])
         return converted
 
     def _normalize(self, batch: Batch) -> Batch:

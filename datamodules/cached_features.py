@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, ParamSpec, TypeVar
@@ -217,8 +217,15 @@ class CachedFeaturesDataModule(DataModule):
             if name in known
         }
         trained_on = _readable(Identity, **values)
-        training = self.trainer is None or self.trainer.state.fn == "fit"
-        _readable(check_fits, self.identity, trained_on, self.cache, None if training else MEANING)
+        if self.trainer is None or self.trainer.state.fn == "fit":
+            _readable(check_fits, self.identity, trained_on, self.cache)
+        else:  # only training samples have augmented views
+            _readable(check_fits, _as_evaluated(self.identity), _as_evaluated(trained_on), self.cache, MEANING)
+
+
+def _as_evaluated(identity: Identity) -> Identity:
+    plain = {name: value for name, value in identity.transform.items() if not name.startswith("views.")}
+    return replace(identity, transform=plain)
 
 
 def _readable(function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:

@@ -9,6 +9,7 @@ file --worker: decode, squeeze to the canvas--> uint8 --device--> random resized
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from datamodules.base import DataModule
+from datamodules.extraction import Labelled
 from datamodules.folder_layout import listed
 from datamodules.grouped_split import grouped_split
 from datamodules.image_files import ImageFileLoader, ImageFiles, cores_for_workers
@@ -28,6 +30,7 @@ from datamodules.image_list import image_names
 from datamodules.in_memory import InMemoryLoader
 from datamodules.labelled_files import LabelledFiles, class_folders, find_parts, read_labelled, readable
 from datamodules.splits import stratified_split
+from features import data_of_files, list_files
 
 log = logging.getLogger(__name__)
 
@@ -251,9 +254,46 @@ class ImageFolderDataModule(DataModule):
             }
         return self._held_out
 
+    # ---- extraction of features ----
+
+    @property
+    def labelled_splits(self) -> tuple[Labelled, ...]:
+        """The splits that there are."""
+        has_test = "test" in self._parts if self._parts else self.test_fraction > 0
+        return ("train", "val", "test") if has_test else ("train", "val")
+
+    @property
+    def split_settings(self) -> dict[str, str | int | float | bool | None]:
+        """Settings that decide which sample is in which split."""
+        table = None if self.groups is None else hashlib.sha256(self.groups.read_bytes()).hexdigest()[:16]
+        own = {"test_fraction": self.test_fraction, "groups": table, "group_column": self.group_column}
+        return {**super().split_settings, **own}
+
+    @property
+    def transform_settings(self) -> dict[str, str | int | float | bool | None]:
+        """How much of a picture is evaluated; of augmented views, how large a canvas they are cut from."""
+        views = self.extraction.views if self.extraction is not None else 1
+        return {"eval_share": self.eval_share, **({"views.canvas": self.canvas} if views > 1 else {})}
+
+    def _fingerprint(self) -> tuple[str, dict[str, int]]:
+        parts = sorted({self._part_of(split) for split in self.labelled_splits})
+        lists = [(self._list(part), "" if part == "all" else part) for part in parts]
+        files = {
+            name: size
+            for listing, part in lists
+            for name, size in list_files(listing.folder, listing.names, part).items()
+        }
+        return data_of_files(files), files
+
+    def unreadable_of(self, split: Labelled) -> int:
+        """Samples of a split of which this process found that they cannot be read, though their headers can."""
+        return int(
+            torch.isin(self.splits[split]["index"], torch.tensor(sorted(self._list(self._part_of(split)).named))).sum()
+        )
+
     def setup(self, stage: str) -> None:
         """List and split what the stage needs, once; no image is decoded."""
-        if stage == "predict" and self.images is not None:
+        if stage == "predict" and self.extraction is None and self.images is not None:
             if self._files is None:
                 names = readable(self.images, image_names(self.images, self.in_channels), self.unreadable)
                 self._files = names
@@ -261,14 +301,19 @@ class ImageFolderDataModule(DataModule):
                 self.splits["predict"] = {"index": torch.arange(len(names))}
             return
         super().setup(stage)
-        of_stage = {"fit": ("train", "val"), "validate": ("val",)}.get(stage, ("test",))
+        if stage == "predict" and self.extraction is not None:
+            return  # each of its splits has said what it has
+        of_stage = {"fit": ("train", "val"), "validate": ("train", "val") if self.extraction else ("val",)}.get(
+            stage, ("test",)
+        )
         counts = " and ".join(f"{len(self.splits[split]['index']):,} {split}" for split in of_stage)
         log.info(f"data       {counts} images of {self.num_classes} classes in {self.root}")
 
     # ---- loaders ----
 
     def _loader(self, split: Split) -> InMemoryLoader:
-        trainer, training = self.trainer, split == "train"
+        trainer = self.trainer
+        training = split == "train" and (self.extraction is None or self.extraction.augments(split))
         listing = self._list(self._part_of(split))
         device = trainer.strategy.root_device if trainer else torch.device("cpu")
         size = round(self.canvas * self.train_size) if training else self.image_size

@@ -5,9 +5,19 @@ know the task. Modules import networks and metrics, never datamodules or callbac
 """
 
 from lightning_modules.base import BaseModule
+from lightning_modules.cascade_head import CascadeHead
 from lightning_modules.classification import Classifier
+from lightning_modules.feature_extractor import FeatureExtractor
 from lightning_modules.image_classifier import ImageClassifier
 from lightning_modules.loading import load_run
 from lightning_modules.ternary_classifier import TernaryClassifier
 
-__all__ = ["BaseModule", "Classifier", "ImageClassifier", "TernaryClassifier", "load_run"]
+__all__ = [
+    "BaseModule",
+    "CascadeHead",
+    "Classifier",
+    "FeatureExtractor",
+    "ImageClassifier",
+    "TernaryClassifier",
+    "load_run",
+]

@@ -7,7 +7,7 @@ checkpoint and a notebook hold the same thing, and a checkpoint loads with ``wei
 Contracts with the callbacks: ``shared_step`` returns ``{"loss", "logits", "label"}``; ``log_epoch(stage)`` logs a stage's figures;
 ``metric_names`` lists what can be monitored; a callback with ``schedule_stages`` (callbacks/progressive_resizing.py) gives the
 schedule its table; ``checkpoint["ema"]`` holds the averaged weights (callbacks/ema.py) and is what every
-use of a checkpoint but resuming a fit gets.
+use of a checkpoint but resuming a fit gets; so is ``checkpoint["calibration"]``, read by ``Classifier``.
 """
 
 from __future__ import annotations

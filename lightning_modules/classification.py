@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, Literal, cast
+import math
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +28,22 @@ class Classifier(BaseModule):
         mean: Per-channel mean of the normalisation that the data applies; linked, and kept for users of the checkpoint.
         std: Per-channel standard deviation, likewise.
         class_names: Names of the classes, in the order of the labels; linked to the data, and kept for users of the checkpoint.
+        feature_width: Numbers in a feature vector where the data serves features in place of images, which only a cascade head
+            takes; linked to the data.
         label_smoothing: eps of torch's definition: eps is spread over all K classes. The only place where labels are smoothed.
         class_weights: ``balanced`` weighs a class by samples / (K * its samples) in the training split; ``none`` does not.
+
+    Attributes:
+        temperature: What logits are divided by before the softmax, above 0: that of the checkpoint's ``calibration`` record
+            (callbacks/calibration.py), 1 where there is none and in a fit.
+        chosen_threshold: Calibrated confidence from which on a sample may exit early, of the same record; infinite where no
+            threshold keeps the promise, None where none was asked for.
     """
 
+    takes_features: ClassVar[bool] = False
     class_weight: Tensor
+    temperature: float = 1.0
+    chosen_threshold: float | None = None
 
     def __init__(
         self,
@@ -42,6 +54,7 @@ class Classifier(BaseModule):
         mean: list[float] | None = None,
         std: list[float] | None = None,
         class_names: list[str] | None = None,
+        feature_width: int | None = None,
         label_smoothing: float = 0.0,
         class_weights: Literal["none", "balanced"] = "none",
         **kwargs: Any,
@@ -52,10 +65,12 @@ class Classifier(BaseModule):
             raise ValueError(f"num_classes: at least 2 classes, got {num_classes}")
         if class_names is not None and len(class_names) != num_classes:
             raise ValueError(f"class_names: one for each of the {num_classes} classes, got {len(class_names)}")
+        if feature_width is not None and not self.takes_features:
+            raise ValueError(f"{type(self).__name__} needs images; the data serves features of width {feature_width}")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing: at least 0 and under 1, got {label_smoothing}")
         self.num_classes, self.in_channels, self.image_size = num_classes, in_channels, image_size
-        self.mean, self.std, self.class_names = mean, std, class_names
+        self.mean, self.std, self.class_names, self.feature_width = mean, std, class_names, feature_width
         self.label_smoothing, self.class_weights = label_smoothing, class_weights
         super().__init__(**kwargs)
 
@@ -83,10 +98,22 @@ class Classifier(BaseModule):
             listed = ", ".join(f"{weight:.3g}" for weight in self.class_weight.tolist())
             log.info(f"class weights (balanced, from {int(counts.sum())} training samples): {listed}")
 
+    @property
+    def deployed_network(self) -> nn.Module:
+        """What is exported: a plain module from normalised images to logits."""
+        return self.network
+
+    def inputs(self, batch: Batch) -> Tensor:
+        """What the network is given of a batch: the images."""
+        return cast(Tensor, batch["image"])
+
     def shared_step(self, batch: Batch, stage: StageName) -> StepOutput:
         """Cross-entropy and accuracy of one batch; see :class:`BaseModule`."""
+        return self.judged(self(self.inputs(batch)), batch, stage)
+
+    def judged(self, logits: Tensor, batch: Batch, stage: StageName) -> StepOutput:
+        """Loss and figures of a batch whose logits (B, K) are known: what a step returns."""
         label, target = batch["label"], batch.get("target")
-        logits = self(batch["image"])
         loss = self.training_loss(logits, batch) if stage == "train" else classification_loss(logits, label)
         cast(ClassificationSums, self.sums[f"{stage}_sums"]).update(loss, logits, label, target)
         # detached: the graph would be kept until the next step
@@ -108,13 +135,25 @@ class Classifier(BaseModule):
             self.log_dict({f"{stage}/{name}": value for name, value in sums.compute().items()})
             sums.reset()
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the temperature and the exit threshold too, unless a fit is being resumed: it trains and judges raw logits."""
+        super().on_load_checkpoint(checkpoint)
+        if self._trainer is not None and self._trainer.state.fn == "fit":
+            return
+        record = checkpoint.get("calibration", {})
+        threshold = record.get("threshold")
+        self.temperature = float(record.get("temperature", 1.0))
+        self.chosen_threshold = math.inf if threshold == "never" else threshold
+
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Logits (B, K), class ids (B,) and the images' places in their data set (B,)."""
-        logits = self(batch["image"])
+        logits = self(self.inputs(batch))
         return {"logits": logits, "class": logits.argmax(dim=1), "index": batch["index"]}
 
     def classify(self, images: Tensor) -> Tensor:
-        """Probabilities of the classes, of images as they come from a file: normalised here, judged in eval mode.
+        """Calibrated probabilities of the classes, of images as they come from a file: normalised here, judged in eval mode.
+
+        They are softmax(logits / ``temperature``), whose largest one is what ``chosen_threshold`` is compared with.
 
         Args:
             images: (B, C, H, W), or (C, H, W) for one image; uint8 in 0 to 255 or floating point in 0 to 1, C and H = W as the
@@ -126,14 +165,14 @@ class Classifier(BaseModule):
         Raises:
             ValueError: Other shape, type or range, or a module that was not told the mean and std of its data.
         """
-        return self.logits(images).softmax(dim=1)
+        return (self.logits(images) / self.temperature).softmax(dim=1)
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
-        """Logits (B, K) float32, whose softmax is what :meth:`classify` gives; no gradient, and the module's mode is left alone."""
+        """Logits (B, K) float32 as the network gives them, not divided; no gradient, and the module's mode is left alone."""
         self._check_images(images)
         images = images.to(self.device)
-        images = images if images.ndim == 4 else images.unsqueeze(0)
+        images = images if images.ndim >= 4 else images.unsqueeze(0)
         training = [module for module in self.modules() if module.training]
         self.eval()
         try:

@@ -34,7 +34,7 @@ def load_run(run: str | Path, checkpoint: str = "best") -> BaseModule:
     if not path.exists():
         raise ValueError(f"{path}: no such run folder or checkpoint")
     folder = path if path.is_dir() else path.resolve().parent.parent
-    cls = _model_class(newest_config(folder))
+    cls = model_class(newest_config(folder))
     file = path if path.is_file() else named_checkpoint(folder, checkpoint)
     _check(file)
     try:
@@ -57,7 +57,12 @@ def newest_config(folder: Path) -> Path:
     return path
 
 
-def _model_class(config: Path) -> type[BaseModule]:
+def model_class(config: Path) -> type[BaseModule]:
+    """The class of module that a configuration names.
+
+    Raises:
+        ValueError: It names none that can be imported.
+    """
     try:
         content = yaml.safe_load(config.read_text(encoding="utf-8"))
         name = str(content["model"]["class_path"])

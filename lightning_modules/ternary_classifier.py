@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_modules.base import BaseModule, Batch, StageName
 from lightning_modules.distillation import distillation_loss, load_teacher
 from lightning_modules.pretrained import StartsFromWeights, read_weights
-from networks import build_resnet, ternary_shares, warm_start
+from networks import build_resnet, own_names, ternary_shares, warm_start
 
 
 class TernaryClassifier(StartsFromWeights):
@@ -27,8 +27,9 @@ class TernaryClassifier(StartsFromWeights):
         full_precision: Parts of the network, by name, that stay in full precision; default stem and classifier.
         activation_bits: 32 leaves activations alone, 8 rounds each ternary layer's input to int8.
         dropout: Probability of dropping a feature before the classifier.
-        init_from: Run folder, checkpoint or weights.safetensors of the same architecture, ternary or not, to start from; learned
-            scales are set from its weights. A resumed run does not need it any more.
+        init_from: Run folder, checkpoint or weights.safetensors of the same architecture, ternary or not, to start from, or a
+            file of pytorch_resnet_cifar10 or pytorch-cifar; learned scales are set from its weights. A resumed run does not
+            need it any more.
         teacher: Run folder or checkpoint of a network, of any architecture, whose logits are learned from as well.
         distill_share: Share of the teacher's part in the loss, 0 to 1 (see lightning_modules/distillation.py).
         distill_temperature: Temperature T of the softened probabilities, over 0.
@@ -88,7 +89,7 @@ class TernaryClassifier(StartsFromWeights):
         if self.init_from is not None:
             try:
                 tensors = read_weights(self.init_from, self.network.state_dict().keys()).tensors
-                warm_start(self.network, self._of_this_rule(tensors))
+                warm_start(self.network, self._of_this_rule(own_names(tensors)))
             except ValueError as error:
                 raise ValueError(f"init_from: {error}") from error
         return []

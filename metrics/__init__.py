@@ -10,6 +10,7 @@ from metrics.confidence import top_label
 from metrics.confusion import ClassFigures, ConfusionSums, class_figures, confusion_matrix
 from metrics.early_exit import ExitFigures, ExitHistogram, ExitSums, aurc, excess_aurc, risk_coverage
 from metrics.exit_threshold import ExitThreshold, choose_exit_threshold
+from metrics.ranking import RankingFigures, ranking_figures
 from metrics.temperature import fit_temperature
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "ExitHistogram",
     "ExitSums",
     "ExitThreshold",
+    "RankingFigures",
     "aurc",
     "bootstrap_interval",
     "calibration_p_value",
@@ -31,6 +33,7 @@ __all__ = [
     "excess_aurc",
     "fit_temperature",
     "hit_share",
+    "ranking_figures",
     "risk_coverage",
     "top_label",
 ]

@@ -6,7 +6,7 @@
     E-AURC = AURC - AURC of an order that puts all errors last (Geifman, Uziel and El-Yaniv 2019)
 
 Samples are counted on the grid of metrics/confidence.py: figures are exact at its thresholds. AUROC, average precision, F1 and
-balanced accuracy are torchmetrics' own.
+balanced accuracy: metrics/ranking.py.
 """
 
 from typing import NamedTuple

@@ -18,8 +18,9 @@ He et al. 2015, "Deep Residual Learning for Image Recognition", arXiv 1512.03385
 4.2, resnet18 is that of table 1 with the stem above.
 """
 
+import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch.nn.functional as F
@@ -28,6 +29,15 @@ from torch import Tensor, nn
 from networks.quantizers import QuantizerName, ScaleName
 from networks.ternarize import ternarize
 from networks.ternary import ActivationBits, check_choice
+
+# names of the ResNets for CIFAR that others publish, and ours
+_PUBLIC_NAMES = (
+    (r"^(conv|bn)1\.", r"stem.\1."),
+    (r"^layer(\d)\.", lambda match: f"stages.{int(match[1]) - 1}."),
+    (r"\.(shortcut|downsample)\.0\.", ".shortcut.conv."),
+    (r"\.(shortcut|downsample)\.1\.", ".shortcut.bn."),
+    (r"^(linear|fc)\.", "classifier."),
+)
 
 Architecture = Literal["resnet18", "resnet20", "resnet32", "resnet56"]
 Shortcut = Literal["projection", "padding"]
@@ -81,6 +91,23 @@ def build_resnet(
     network = ResNet(widths, blocks, shortcut, num_classes=num_classes, in_channels=in_channels, dropout=dropout)
     ternarize(network, quantizer=quantizer, scale=scale, full_precision=full_precision, activation_bits=activation_bits)
     return network
+
+
+def own_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a public ResNet for CIFAR under the names that they have here; those of ours stay as they are.
+
+    The same networks under other names (`layer1.0.conv1.weight`, `linear.weight`) are pytorch_resnet_cifar10's
+    resnet20/32/56 and pytorch-cifar's resnet18.
+
+    >>> list(own_names({"conv1.weight": Tensor(), "layer3.0.bn1.bias": Tensor(), "linear.bias": Tensor()}))
+    ['stem.conv.weight', 'stages.2.0.bn1.bias', 'classifier.bias']
+    """
+    renamed = {}
+    for name, tensor in tensors.items():
+        for pattern, ours in _PUBLIC_NAMES:
+            name = re.sub(pattern, ours, name)
+        renamed[name] = tensor
+    return renamed
 
 
 class ResNet(nn.Module):

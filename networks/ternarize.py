@@ -74,7 +74,8 @@ def effective_state_dict(network: nn.Module) -> dict[str, Tensor]:
 def warm_start(network: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     """Load a state dict of the ternary network or of its full-precision twin.
 
-    Learned scales and steps that `state_dict` lacks are set from the loaded weights.
+    Learned scales and steps that `state_dict` lacks are set from the loaded weights. The counters of batch norms may be
+    missing, as in files of other trainers: nothing depends on them.
 
     Raises:
         ValueError: A tensor is missing, unknown or of another shape; nothing has been loaded then.
@@ -84,7 +85,7 @@ def warm_start(network: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     fresh = [name for name in layers if not any(key.startswith(f"{name}.quantizer.") for key in state_dict)]
     optional = tuple(f"{name}.quantizer." for name in fresh)
     for key in own:
-        if key not in state_dict and not key.startswith(optional):
+        if key not in state_dict and not key.startswith(optional) and not key.endswith(".num_batches_tracked"):
             raise ValueError(f"the weights lack {key!r}, which the network needs")
     for key, value in state_dict.items():
         if key not in own:

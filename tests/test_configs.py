@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from cli import main
+from datamodules.har_generator import write_generated
 from tests.datamodules.pictures import write_classes
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.stem != "defaults")
 OVERLAYS = sorted((ROOT / "configs" / "with").glob("*.yaml"))
+TINY_BACKBONE = ["--model.backbone", "test_vit"]
 
 
 @pytest.fixture(scope="module")
@@ -44,38 +46,84 @@ def base_of(overlay: Path) -> Path:
     return ROOT / "configs" / (named[1] if named else "digits_ternary.yaml")
 
 
-def one_batch(configs: list[Path], cifar: Path, pictures: Path) -> int:
+@pytest.fixture(scope="module")
+def signals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Windows of six people in UCI HAR's layout."""
+    return write_generated(tmp_path_factory.mktemp("har"), subjects=range(1, 7), test_subjects=(2,), windows=2)
+
+
+@pytest.fixture(scope="module")
+def cache(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a tiny random network makes of them."""
+    folder = tmp_path_factory.mktemp("caches") / "cache"
+    flags = ["--config", str(ROOT / "configs" / "cascade_extract.yaml"), "--cache", str(folder), *TINY_BACKBONE]
+    flags += ["--data.root", str(pictures), "--data.workers", "0", "--data.image_size", "32"]
+    assert main(["predict", *flags, "--model.pretrained", "false", "--trainer.accelerator", "cpu"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(cifar: Path, pictures: Path, signals: Path, cache: Path) -> dict[str, Path]:
+    """Folder of each kind of data."""
+    return {"cifar": cifar, "pictures": pictures, "signals": signals, "cache": cache}
+
+
+def one_batch(configs: list[Path], data: dict[str, Path]) -> int:
     flags = [item for config in configs for item in ("--config", str(config))]
     texts = [config.read_text() for config in configs]
+    command = "predict" if any("FeatureWriter" in text for text in texts) else "fit"
+    if any("CachedFeaturesDataModule" in text for text in texts):
+        flags += ["--data.cache", str(data["cache"])]
     if any("CIFAR10DataModule" in text for text in texts):
-        flags += ["--data.root", str(cifar)]
+        flags += ["--data.root", str(data["cifar"])]
     if any("ImageFolderDataModule" in text for text in texts):  # no worker, no network, and images as small as any
-        flags += ["--data.root", str(pictures), "--data.workers", "0"]
+        flags += ["--data.root", str(data["pictures"]), "--data.workers", "0"]
         if not any("network_args" in text for text in texts):  # which are of their network
-            flags += ["--model.architecture", "test_resnet"]
+            frozen = any("backbone:" in text for text in texts)
+            flags += TINY_BACKBONE if frozen else ["--model.architecture", "test_resnet"]
         small = ["--data.image_size", "32"]
         flags += ["--data.drop_last", "false"] if any("ProgressiveResizing" in text for text in texts) else small
+    if any("HARDataModule" in text for text in texts):
+        flags += ["--data.root", str(data["signals"]), "--model.compile", "false"]
+        if any("architecture: vit_" in text for text in texts):
+            flags += ["--model.architecture", "test_vit", "--data.image_size", "32"]
+    if any("PromptedSegmentationDataModule" in text for text in texts):
+        flags += [
+            "--data.root",
+            str(data["pictures"].parent / "segmentation"),
+            "--data.generate",
+            "20",
+            "--data.sets",
+            "null",
+            "--data.workers",
+            "0",
+        ]
+        flags += ["--data.image_size", "48", "--data.canvas", "64"]
+        if any("network: clipseg" in text for text in texts):
+            flags += ["--model.weights", "random_tiny"]
     if any("pretrained: true" in text for text in texts):
         flags += ["--model.pretrained", "false"]
     return main(
-        ["fit", *flags, "--trainer.fast_dev_run", "true", "--data.batch_size", "8", "--trainer.accelerator", "cpu"]
+        [command, *flags, "--trainer.fast_dev_run", "true", "--data.batch_size", "8", "--trainer.accelerator", "cpu"]
     )
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda path: path.stem)
-def test_experiment_runs(experiment: Path, cifar: Path, pictures: Path) -> None:
-    assert one_batch([experiment], cifar, pictures) == 0
+def test_experiment_runs(experiment: Path, data: dict[str, Path]) -> None:
+    assert one_batch([experiment], data) == 0
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
-def test_overlay_runs_on_its_base(overlay: Path, cifar: Path, pictures: Path) -> None:
-    assert one_batch([base_of(overlay), overlay], cifar, pictures) == 0
+def test_overlay_runs_on_its_base(overlay: Path, data: dict[str, Path]) -> None:
+    assert one_batch([base_of(overlay), overlay], data) == 0
 
 
 @pytest.mark.parametrize("path", [*EXPERIMENTS, *OVERLAYS], ids=lambda path: path.stem)
 def test_header_has_the_command_and_what_was_measured(path: Path) -> None:
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    assert any("python main.py fit --config" in line for line in header), "a configuration opens with its command"
+    assert any(re.search("python main.py (fit|predict) --config", line) for line in header), (
+        "a configuration opens with its command"
+    )
     if path in EXPERIMENTS:
         said = " ".join(header)
         assert re.search(r"\d+(\.\d+)? %", said) or "not yet run" in said.lower(), "measured figures, or 'not yet run'"

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ALLOWED = {
     "main": {"cli"},
     "cli": {"callbacks", "datamodules", "lightning_modules"},
-    "lightning_modules": {"metrics", "networks"},
+    "lightning_modules": {"features", "metrics", "networks"},
     "networks": set(),
     "metrics": set(),
     "datamodules": {"features", "transforms"},

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 import torch
-import yaml
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from callbacks.run_folder import replace_file
 from datamodules import DataModule
-from lightning_modules import TernaryClassifier, load_run
+from lightning_modules import Classifier, TernaryClassifier, load_run
 from lightning_modules.loading import newest_config
 from networks import (
     PackedNetwork,
@@ -34,6 +33,7 @@ from networks import (
     ternary_layers,
     write_packed,
 )
+from tools.run_data import configured_data
 from transforms import normalize
 
 OK, FAILED, WRONG_INPUT = range(3)
@@ -98,6 +98,11 @@ def _export(options: argparse.Namespace) -> None:
     export_onnx: Callable[..., str] | None = import_module("tools.onnx_export").export_onnx if options.onnx else None
     module = load_run(options.run, options.ckpt)
     if not isinstance(module, TernaryClassifier):
+        if export_onnx is not None and isinstance(module, Classifier):
+            print(
+                f"no packed file, since {options.run} is a run of {type(module).__name__}\n{export_onnx(module, options.onnx)}"
+            )
+            return
         raise ValueError(f"{options.run} is a run of {type(module).__name__}; only a TernaryClassifier can be packed")
     if not ternary_layers(module.network):
         if export_onnx is None:
@@ -214,23 +219,7 @@ def _compare(module: TernaryClassifier, packed: PackedNetwork, folded: ResNet, b
 
 def _test_data(run: Path, root: str | None) -> DataModule:
     """The run's own datamodule, from its newest configuration, with the test split read."""
-    path = newest_config(run if run.is_dir() else run.resolve().parent.parent)
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))["data"]
-        package, _, name = str(config["class_path"]).rpartition(".")
-        cls, settings = getattr(import_module(package), name), dict(config.get("init_args") or {})
-    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path}: names no datamodule that can be made: data.class_path") from error
-    if not (isinstance(cls, type) and issubclass(cls, DataModule)):
-        raise ValueError(f"{path}: data.class_path: {package}.{name} is no DataModule of datamodules")
-    if root is not None:
-        if "root" not in settings:
-            raise ValueError(f"--root: {name} reads no folder")
-        settings["root"] = root
-    try:
-        data = cls(**settings)
-    except TypeError as error:
-        raise ValueError(f"{path}: data.init_args: {error}") from error
+    data = configured_data(newest_config(run if run.is_dir() else run.resolve().parent.parent), root=root)
     data.setup("test")
     return data
 

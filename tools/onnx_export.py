@@ -75,7 +75,7 @@ def export_onnx(module: Classifier, path: Path) -> str:
         raise ValueError("ONNX: the module must know mean, std and image_size of its data; the command line gives them")
     if not path.parent.is_dir():
         raise ValueError(f"{path}: there is no folder {path.parent}")
-    deployed = _Deployed(_plain(module.network), module.mean, module.std).eval()
+    deployed = _Deployed(_plain(module.deployed_network), module.mean, module.std).eval()
     shape = (module.in_channels, module.image_size, module.image_size)
     with replace_file(path) as temporary:
         _write(deployed, torch.zeros(2, *shape), temporary, _metadata(module))

@@ -383,9 +383,17 @@ def test_fast_dev_run_writes_no_file(clock: Clock, tmp_path: Path, capsys: pytes
 @pytest.mark.parametrize(
     ("verb", "seconds", "lines"),
     [
-        ("validate", VALIDATION, ["validate step 4/10 eta 0:03", "validate step 8/10 eta 0:01"]),
-        ("test", STEP, ["test step 2/10 eta 0:08", "test step 4/10 eta 0:06", "test step 6/10 eta 0:04"]),
-        ("predict", STEP, ["predict step 2/10 eta 0:08", "predict step 4/10 eta 0:06"]),
+        ("validate", VALIDATION, ["validate step 4/10 8.00 img/s eta 0:03", "validate step 8/10 8.00 img/s eta 0:01"]),
+        (
+            "test",
+            STEP,
+            [
+                "test step 2/10 4.00 img/s eta 0:08",
+                "test step 4/10 4.00 img/s eta 0:06",
+                "test step 6/10 4.00 img/s eta 0:04",
+            ],
+        ),
+        ("predict", STEP, ["predict step 2/10 4.00 img/s eta 0:08", "predict step 4/10 4.00 img/s eta 0:06"]),
     ],
 )
 def test_evaluation_outside_of_a_fit(

@@ -192,7 +192,9 @@ def test_predict_reads_a_folder_of_unlabelled_images(tmp_path: Path, classes: Pa
     with caplog.at_level(logging.WARNING):
         data.setup("predict")
     assert data.predicted_files() == ["000.png", "001.png", "002.png"]
-    (batch,) = data.predict_dataloader()
+    loader = data.predict_dataloader()
+    assert not isinstance(loader, list)
+    (batch,) = loader
     assert set(batch) == {"image", "index"}
     assert torch.equal(batch["image"][1], central(tmp_path / "new" / "001.png", 12, 3, 0.875))
     assert "1 of the 4 files in" in caplog.text

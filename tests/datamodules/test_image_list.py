@@ -185,8 +185,9 @@ def predicted(run: Path, *flags: str) -> list[dict[str, str]]:
 def test_the_test_images_as_files_are_predicted_as_the_test_split(run: Path, digits: Path) -> None:
     (digits / "1" / "099.txt").write_text("no image")
     expected, found = predicted(run), predicted(run, "--data.images", str(digits))
-    assert list(expected[0]) == ["index", "class", "probability"]
-    assert list(found[0]) == ["index", "file", "class", "probability"]
+    others = [f"{name}_{rank}" for rank in range(2, 6) for name in ("class", "probability")]
+    assert list(expected[0]) == ["index", "class", "probability", *others]
+    assert list(found[0]) == ["index", "file", "class", "probability", *others]
     assert [row["file"] for row in found] == [f"{number // 100}/{number:03}.png" for number in range(359)]
     assert [row["index"] for row in found] == [str(number) for number in range(359)]
     for key in ("class", "probability"):

@@ -63,6 +63,9 @@ class Killer(Callback):
     def on_train_epoch_end(self, *_: Any) -> None:
         self.reach("epoch_end")
 
+    def on_predict_batch_start(self, *_: Any) -> None:
+        self.reach("predict")
+
 
 def inject(killer: Killer) -> None:
     """Put the killer into every run of this process, and into the writing of files."""

@@ -1,0 +1,238 @@
+"""How far confidences can be trusted: ECE at every validation, a temperature and an exit threshold in every checkpoint.
+
+    fit        logs val/ece, val/ece_mass, val/nll;    checkpoint["calibration"] (callbacks/calibration_record.py)
+    test       logs test/ece, test/ece_calibrated, ... with the checkpoint's temperature and threshold; validate does as val/*
+    all        plots/reliability_STAGE.png, reliability_STAGE.csv, exit_STAGE.csv    (callbacks/evaluation_pictures.py)
+
+The record is of the weights of the latest validation: the averaged ones with EMA, and those of best.ckpt in best.ckpt.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import zipfile
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from callbacks.calibration_record import Record, Rules, Samples, calibrate, in_words, judged, next_level
+from callbacks.checkpoints import Checkpoints
+from callbacks.evaluation_pictures import EvaluationPicture, class_names_of
+from callbacks.lookup import callbacks_of
+from callbacks.reliability import Judgement, draw_reliability, write_tables
+from callbacks.run_folder import log_line, run_folder
+from metrics import aurc, bootstrap_interval
+
+log = logging.getLogger(__name__)
+
+UNPLANNED = 1000
+"""Validations that a run without a planned end is taken to have before it."""
+
+
+def validations_planned(trainer: Trainer) -> int:
+    """How many validations a fit is to make by its settings; ``UNPLANNED`` where they do not say."""
+    batches, between, every = trainer.num_training_batches, trainer.val_check_batch, trainer.check_val_every_n_epoch
+    epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else math.inf
+    if trainer.max_steps >= 0:
+        epochs = min(epochs, math.ceil(trainer.max_steps * trainer.accumulate_grad_batches / batches))
+    if between is None or not math.isfinite(batches * epochs):
+        return UNPLANNED
+    if every is None:
+        return max(1, int(batches * epochs // between))
+    return max(1, int(epochs // every) * max(1, int(batches // between)))
+
+
+class Calibration(EvaluationPicture[Judgement]):
+    """Measures calibration, fits a temperature and chooses an exit threshold; of any classifier.
+
+    Args:
+        target_exit_accuracy: Share of right answers to promise among the samples that exit early, between 0 and 1; null: choose no
+            threshold.
+        confidence: Probability with which the promise holds, whichever epoch of the run is taken, between 0 and 1.
+        temperature: Fit one. With a threshold it is fitted to the samples that are not held out for that.
+        holdout: Share of the validation samples that the threshold is chosen on, above 0 and below 1, where a temperature is
+            fitted to the others; without a temperature it is chosen on all of them.
+        every_s: Seconds between two drawings during training; the end of training is always drawn.
+
+    Raises:
+        ValueError: A setting is out of its range.
+    """
+
+    name: ClassVar[str] = "reliability"
+    metric_names: ClassVar[tuple[str, ...]] = ("val/ece", "val/ece_mass", "val/nll")
+    """What every validation logs, unless the module does."""
+
+    def __init__(
+        self,
+        target_exit_accuracy: float | None = 0.99,
+        confidence: float = 0.95,
+        temperature: bool = True,
+        holdout: float = 0.5,
+        every_s: float = 10.0,
+    ) -> None:
+        super().__init__(every_s)
+        shares = {"target_exit_accuracy": target_exit_accuracy, "confidence": confidence, "holdout": holdout}
+        for name, value in shares.items():
+            if value is not None and not 0 < value < 1:
+                raise ValueError(f"{name}: a share between 0 and 1 (both excluded), such as 0.9, got {value}")
+        self.rules = Rules(target_exit_accuracy, confidence, temperature, holdout)
+        self.record: Record | None = None
+        self._validations, self._spent = 0, 0.0
+        self._parts: list[Samples] = []
+        self._judgement: Judgement | None = None
+
+    # ---- an evaluation ----
+
+    def _wanted(self, trainer: Trainer) -> bool:
+        # a run without a folder logs, and its checkpoints have the record too
+        return not trainer.sanity_checking
+
+    def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the logits of before."""
+        self._parts = []
+
+    def add(
+        self, trainer: Trainer, pl_module: LightningModule, logits: Tensor, label: Tensor, batch: dict[str, Any]
+    ) -> None:
+        """Keep a copy on the device: a compiled network writes its next output over this one."""
+        place = batch.get("index")
+        if place is None:  # the order that one process would see
+            seen = sum(len(part.label) for part in self._parts)
+            place = (seen + torch.arange(len(label), device=label.device)) * trainer.world_size + trainer.global_rank
+        self._parts.append(Samples(logits.to(torch.float32, copy=True), label, place))
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log, and in a fit renew the record."""
+        if not self._wanted(trainer):
+            return
+        if trainer.state.fn != "fit":
+            self._judge_weights(trainer, pl_module, "val")
+            return
+        samples = self._gathered(trainer, pl_module)
+        level = next_level(1 - self.rules.confidence, self._spent, validations_planned(trainer) - self._validations)
+        # the same split in each run of the same data
+        seed = getattr(getattr(trainer, "datamodule", None), "split_seed", 0)
+        self.record, found = calibrate(samples, self.rules, level, seed)
+        self._validations, self._spent = self._validations + 1, self._spent + level
+        self._judgement = found._replace(names=class_names_of(trainer, pl_module, samples.logits.shape[1]))
+        whole = judged(samples, 1.0, None, None).before.figures()
+        _log(pl_module, {name: whole[name.partition("/")[2]] for name in self.metric_names})
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log what the checkpoint's temperature and threshold do on the test split."""
+        if self._wanted(trainer):
+            self._judge_weights(trainer, pl_module, "test")
+
+    def _judge_weights(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        samples = self._gathered(trainer, pl_module)
+        temperature, threshold = getattr(pl_module, "temperature", 1.0), getattr(pl_module, "chosen_threshold", None)
+        target = self.record["target"] if self.record is not None else None
+        found = judged(samples, temperature, threshold, target)
+        self._judgement = found._replace(names=class_names_of(trainer, pl_module, samples.logits.shape[1]))
+        _log(pl_module, {f"{stage}/{name}": value for name, value in evaluation_figures(found).items()})
+
+    def _gathered(self, trainer: Trainer, pl_module: LightningModule) -> Samples:
+        """Logits and labels of all processes, by place: how many there are and how batches were cut changes nothing."""
+        parts, self._parts = self._parts, []
+        if parts:
+            samples = Samples(*(torch.cat(values) for values in zip(*parts, strict=True)))
+        else:
+            none = torch.zeros(0, dtype=torch.int64, device=pl_module.device)
+            samples = Samples(torch.zeros(0, 2, device=pl_module.device), none, none)
+        if trainer.world_size > 1:
+            shape = torch.tensor([len(samples.label), samples.logits.shape[1]], device=pl_module.device)
+            shapes: Tensor = pl_module.all_gather(shape)  # type: ignore[assignment]
+            rows, classes = shapes.amax(dim=0).tolist()
+            gathered = [pl_module.all_gather(_padded(values, rows, classes)) for values in samples]
+            held = torch.arange(rows, device=pl_module.device) < shapes[:, :1]
+            samples = Samples(*(values[held] for values in gathered))
+        return samples.where(samples.place.argsort(stable=True))
+
+    def collect(self, trainer: Trainer, pl_module: LightningModule) -> Judgement:
+        """What was found when the evaluation was logged."""
+        assert self._judgement is not None
+        return self._judgement
+
+    def write(self, folder: Path, stage: str, found: Judgement) -> None:
+        """Reliability bins, and exits of each class."""
+        write_tables(folder, stage, found)
+
+    def draw(self, found: Judgement, title: str) -> Figure:
+        """All of it."""
+        return draw_reliability(found, title)
+
+    # ---- the record ----
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say what the best checkpoint has, or the last one where nothing says which is best; below the last epoch's line."""
+        record = self.record
+        best = next((c.best_model_path for c in callbacks_of(trainer, Checkpoints) if c.best_model_path), None)
+        if best is not None and trainer.is_global_zero:
+            content = torch.load(best, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(best))
+            record = content.get("calibration")
+        if record is None or not trainer.is_global_zero:
+            return
+        folder = run_folder(trainer)
+        for line in in_words(record):
+            log.info(line)
+            if folder is not None:
+                log_line(folder, line)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add the record of the latest validation."""
+        if self.record is not None:
+            checkpoint["calibration"] = dict(self.record)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take the record over."""
+        super().on_load_checkpoint(trainer, pl_module, checkpoint)
+        self.record = checkpoint.get("calibration")
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many validations there were, and how much of the error allowed they have spent."""
+        return {"validations": self._validations, "spent": self._spent}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on spending."""
+        self._validations, self._spent = state_dict["validations"], state_dict["spent"]
+
+
+def evaluation_figures(found: Judgement) -> dict[str, float]:
+    """What validate and test log, without the stage; ``_calibrated`` where there is a temperature, exits where a threshold is.
+
+    ``ece_floor`` is the mean ECE of a perfectly calibrated network with these confidences; ``ece_low`` and ``ece_high`` are the
+    95 % interval of the ECE without noise. An exit accuracy of no exits is left out.
+    """
+    figures: dict[str, float] = {}
+    calibrated = [("_calibrated", found.after)] if found.temperature != 1 else []
+    for suffix, sums in [("", found.before), *calibrated]:
+        measured = sums.figures()
+        low, high = bootstrap_interval(sums.width) if not sums.lost else (math.nan, math.nan)
+        figures |= {f"{name}{suffix}": measured[name] for name in ("ece", "ece_mass", "ece_floor", "nll", "brier")}
+        figures |= {f"ece_low{suffix}": low, f"ece_high{suffix}": high}
+    figures["aurc"] = aurc(*found.exits.overall())
+    if found.threshold is not None:
+        exits = found.exits.at(found.threshold)
+        figures["exit_coverage"] = exits.coverage
+        if exits.exits:
+            figures["exit_acc"] = exits.accuracy
+    return figures
+
+
+def _log(pl_module: LightningModule, figures: dict[str, float]) -> None:
+    """Log what the module does not log itself."""
+    taken = set(getattr(pl_module, "metric_names", ()))
+    pl_module.log_dict({name: value for name, value in figures.items() if name not in taken})
+
+
+def _padded(values: Tensor, rows: int, classes: int) -> Tensor:
+    """Filled up to (rows,) or (rows, classes), so that all processes have the same shape to exchange."""
+    padded = values.new_zeros((rows, classes) if values.ndim == 2 else (rows,))
+    if len(values):
+        padded[: len(values)] = values
+    return padded

@@ -1,0 +1,225 @@
+"""Writes the features that a frozen backbone makes of a data set into a cache on disk, once; heads then train on it in seconds.
+
+    python main.py predict --config configs/cascade_extract.yaml --data.root FOLDER --cache caches/NAME
+
+The same command goes on where an extraction was interrupted, with any number of processes. The format is docs/feature_cache.md.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+from features import CacheError, CacheWriter, Header, Identity, read_header
+
+log = logging.getLogger(__name__)
+
+Dtype = Literal["float32", "float16", "bfloat16"]
+Split = Literal["train", "val", "test"]
+
+
+class FeatureWriter(Callback):
+    """Writes step outputs `features`, `label` and `index` of predict.
+
+    Args:
+        cache: Folder of the cache; null is caches/NAME/FINGERPRINT, a folder for each backbone, data set and setting.
+        dtype: Type in which features are stored; what goes beyond float16's 65,504 is refused, not clipped.
+        splits: Labelled splits to do; null means all that the data has.
+        views: Feature vectors of each training sample, each of its image augmented in another way; 1 takes the image as it is
+            evaluated.
+        shard_mb: Largest size of a file in megabytes (1e6 bytes), above 0; what is lost when a process is killed is at most that,
+            for each split.
+
+    Raises:
+        ValueError: A setting is out of its range.
+    """
+
+    name = "features"
+    """Names the folder within caches/; main.py sets it to the name of the configuration."""
+
+    def __init__(
+        self,
+        cache: str | None = None,
+        dtype: Dtype = "float16",
+        splits: list[Split] | None = None,
+        views: int = 1,
+        shard_mb: float = 64.0,
+    ) -> None:
+        for name, value, good, wanted in (
+            ("dtype", dtype, dtype in get_args(Dtype), "float32, float16 or bfloat16"),
+            (
+                "splits",
+                splits,
+                splits is None or (splits and set(splits) <= set(get_args(Split))),
+                "train, val or test",
+            ),
+            ("views", views, views >= 1, "1 or more"),
+            ("shard_mb", shard_mb, shard_mb > 0, "above 0"),
+        ):
+            if not good:
+                raise ValueError(f"{name} is {value!r} but must be {wanted}")
+        self.cache = Path(cache) if cache is not None else None
+        self.dtype, self.splits, self.views, self.shard_mb = dtype, splits, views, shard_mb
+        self.header: Header | None = None
+        """What the cache holds, once it is whole; known to the first process."""
+        self._writer: CacheWriter | None = None
+        self._trainer: Trainer | None = None
+        self._new = 0
+
+    # ---- what is to be done ----
+
+    def claim(self, datamodule: Any) -> None:
+        """Have predict serve the labelled splits; before the datamodule's setup, for it would look for the test split."""
+        if datamodule.extraction is None:
+            datamodule.extract(self.splits, self.views, self._left)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what is no extraction."""
+        if stage != "predict" or not hasattr(pl_module, "backbone_identity"):
+            raise MisconfigurationException(
+                f"FeatureWriter: is for python main.py predict with model FeatureExtractor, not for {stage} of "
+                f"{type(pl_module).__name__}; remove it from trainer.callbacks"
+            )
+        self._trainer, self._new, self.header = trainer, 0, None
+        # where everything is done and only the header is missing, predict has no loader
+        warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        if datamodule.extraction is None:  # a notebook: main.py claims earlier
+            self.claim(datamodule)
+            datamodule.setup("predict")
+
+    def _left(self, split: Split, index: Tensor) -> Tensor:
+        """Which samples are not on disk; the first call, when backbone and data are there, opens the cache."""
+        assert self._trainer is not None
+        if self._trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return torch.ones_like(index, dtype=torch.bool)
+        if self._writer is None:
+            self._writer = self._opened(self._trainer)
+            # nobody writes before all have looked, or they would deal what is left differently
+            self._trainer.strategy.barrier()
+        return self._writer.missing(split, index)
+
+    def _opened(self, trainer: Trainer) -> CacheWriter:
+        datamodule, module = trainer.datamodule, trainer.lightning_module  # type: ignore[attr-defined]
+        about, backbone = datamodule.identity_of_data(), module.backbone_identity()  # type: ignore[operator]
+        try:
+            identity = Identity(
+                **{**backbone, "layers": tuple(backbone["layers"])},
+                image_size=datamodule.image_size,
+                mean=tuple(datamodule.mean),
+                std=tuple(datamodule.std),
+                transform=about.transform,
+                data=about.data,
+                split=about.split,
+                class_names=tuple(datamodule.class_names),
+                dtype=self.dtype,
+                views=self.views,
+            )
+            folder = self.cache or Path("caches") / self.name / identity.fingerprint[:12]
+            return CacheWriter(
+                folder,
+                identity,
+                rank=trainer.global_rank,
+                shard_bytes=round(self.shard_mb * 1_000_000),
+                files=about.files,
+            )
+        except CacheError as error:
+            raise MisconfigurationException(str(error)) from error
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say what is about to happen."""
+        if self._writer is None:
+            return
+        extraction = trainer.datamodule.extraction  # type: ignore[attr-defined]
+        counts = {split: len(trainer.datamodule.splits[split]["index"]) for split in extraction.splits}  # type: ignore[attr-defined]
+        missing = {
+            split: int(self._writer.missing(split, trainer.datamodule.splits[split]["index"]).sum())  # type: ignore[attr-defined]
+            for split in counts
+        }
+        listed = ", ".join(f"{missing[split]:,} of {count:,} {split}" for split, count in counts.items())
+        views = f", {self.views} views of each training sample" if self.views > 1 else ""
+        log.info(f"extraction {listed} to be done{views}, into {self._writer.folder}")
+
+    # ---- writing ----
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Take a batch; whole shards go to disk."""
+        if self._writer is None:
+            return
+        split = trainer.datamodule.extraction.served[dataloader_idx]  # type: ignore[attr-defined]
+        try:
+            self._new += self._writer.append(split, outputs["features"], outputs["label"], outputs["index"])
+        except CacheError as error:
+            raise MisconfigurationException(str(error)) from error
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Keep what is done."""
+        if self._writer is None:
+            return
+        try:
+            self._writer.flush()
+        except CacheError:  # a full disk: what went wrong first is said already
+            return
+        log.info(f"kept       what was done lies in {self._writer.folder}; the same command goes on")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Complete the cache, also where nothing was left to be done but the header."""
+        writer, self._writer = self._writer, None
+        if writer is None:
+            return
+        try:
+            writer.flush()
+            unreadable = self._unreadable(trainer)
+            trainer.strategy.barrier()
+            if trainer.is_global_zero:
+                self._finish(trainer, writer, unreadable)
+            trainer.strategy.barrier()
+        except CacheError as error:
+            raise MisconfigurationException(str(error)) from error
+
+    def _unreadable(self, trainer: Trainer) -> dict[Split, int]:
+        """Samples that any of the processes could not read, of each split."""
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        counts = {split: datamodule.unreadable_of(split) for split in datamodule.extraction.splits}
+        device = trainer.strategy.root_device
+        return {
+            split: int(trainer.strategy.reduce(torch.tensor(count, device=device), reduce_op="sum"))
+            for split, count in counts.items()
+        }
+
+    def _finish(self, trainer: Trainer, writer: CacheWriter, unreadable: dict[Split, int]) -> None:
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        limit = trainer.limit_predict_batches
+        if isinstance(limit, int) or limit < 1:
+            log.warning(
+                f"{writer.folder}: not finished, for limit_predict_batches left samples out; the same command goes on"
+            )
+            return
+        whole = writer.finished
+        wanted: dict[str, int] = {
+            split: len(datamodule.splits[split]["index"]) - count for split, count in unreadable.items()
+        }
+        self.header = read_header(writer.folder) if whole else writer.finish(wanted)
+        counts = ", ".join(f"{entry.count:,} {split}" for split, entry in self.header.splits.items())
+        size = sum(shard.bytes for entry in self.header.splits.values() for shard in entry.shards)
+        done = "was whole already" if whole else f"{self._new:,} samples new in this process"
+        log.info(
+            f"cache      {writer.folder}: {counts}, {self.header.identity.feature_width} {self.dtype} numbers each, "
+            f"{size / 1e6:,.1f} MB; {done}"
+        )
+        log.info(f"train on it  python main.py fit --config configs/cascade_cached.yaml --data.cache {writer.folder}")

@@ -1,0 +1,204 @@
+"""Which samples `main.py predict` serves where features of them are written, and what these samples are, for the cache's header.
+
+splits --left(split, index)--> samples that are not on disk yet, in the order of the data set --> batches as in evaluation, or
+                               with `views`: V augmented images of each training sample, made one after the other
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+from datamodules.augmentation import Augmentation
+from datamodules.in_memory import InMemoryLoader
+from features import data_of_tensors
+
+Labelled = Literal["train", "val", "test"]
+Scalar = str | int | float | bool | None
+
+
+def everything(split: Labelled, index: Tensor) -> Tensor:
+    """All samples are left."""
+    return torch.ones_like(index, dtype=torch.bool)
+
+
+@dataclass
+class Extraction:
+    """What predict serves in place of the test split.
+
+    Args:
+        splits: The labelled splits, one loader each, in this order.
+        views: Augmented images of each training sample; 1 means the image as it is evaluated.
+        left: Says which samples of a split are still to be done, (m,) int64 places in the data set -> (m,) bool. Asked once for
+            each split, when the loaders are made.
+
+    Attributes:
+        served: The splits that have anything left, in the order of predict's loaders.
+    """
+
+    splits: tuple[Labelled, ...]
+    views: int = 1
+    left: Callable[[Labelled, Tensor], Tensor] = everything
+    served: list[Labelled] = field(default_factory=list)
+
+    def augments(self, split: str) -> bool:
+        """Whether the images of a split are augmented."""
+        return split == "train" and self.views > 1
+
+    def places(self, split: Labelled, index: Tensor, world_size: int) -> Tensor:
+        """Places, in a split, of the samples to be served: (n,) int64, none or at least one for each process.
+
+        Args:
+            split: The split.
+            index: (m,) int64, its samples' places in the data set.
+            world_size: Processes; where fewer samples are left, others are served beside them, whose features are there already.
+        """
+        left = self.left(split, index.cpu())
+        places = left.nonzero().flatten()
+        if 0 < len(places) < world_size:
+            places = torch.cat([places, (~left).nonzero().flatten()[: world_size - len(places)]]).sort().values
+        return places
+
+
+class DataIdentity(NamedTuple):
+    """What a cache's header says of the data.
+
+    Args:
+        data: Fingerprint of all samples, of whatever split.
+        files: Bytes of each file by its name, where the samples are files.
+        split: Settings that decide which sample is in which split.
+        transform: Settings that change what the network sees; those of augmented views begin with `views.`.
+    """
+
+    data: str
+    files: Mapping[str, int] | None
+    split: dict[str, Scalar]
+    transform: dict[str, Scalar]
+
+
+def views_of(
+    batch: dict[str, Tensor], view: Callable[[dict[str, Tensor], int], Tensor], count: int
+) -> Iterator[Tensor]:
+    """Augmented images of a batch, each made when it is asked for: all at once may be larger than memory.
+
+    Args:
+        batch: Images as the loader has them.
+        view: Makes the n-th, from 0.
+        count: How many.
+    """
+    return (view(batch, number) for number in range(count))
+
+
+def flat_settings(settings: Mapping[str, Any], prefix: str) -> dict[str, Scalar]:
+    """Settings under a common prefix, for a header of plain values.
+
+    >>> flat_settings({"flip": True, "crop_scale": 0.35}, "views.")
+    {'views.flip': True, 'views.crop_scale': 0.35}
+    """
+    return {f"{prefix}{name}": value for name, value in settings.items()}
+
+
+class Extractable(LightningDataModule):
+    """The part of a datamodule that serves labelled splits to predict, and says what they are."""
+
+    extraction: Extraction | None = None
+    """What predict serves where features are extracted; see `extract`."""
+
+    images: Path | None
+    seed: int
+    splits: dict[str, dict[str, Tensor]]
+    augmentation: Augmentation
+
+    @property
+    def labelled_splits(self) -> tuple[Labelled, ...]:
+        """The splits that there are; reads only headers."""
+        return ("train", "val", "test")
+
+    def extract(
+        self, splits: Sequence[Labelled] | None, views: int, left: Callable[[Labelled, Tensor], Tensor]
+    ) -> Extraction:
+        """Let predict serve labelled splits, to have features of them written; call before setup("predict").
+
+        Args:
+            splits: The splits; None means all that there are.
+            views: Augmented images of each training sample; 1 means the image as it is evaluated.
+            left: See `Extraction`.
+
+        Raises:
+            MisconfigurationException: There is no such split, or `images` is given.
+        """
+        there = self.labelled_splits
+        chosen = there if splits is None else tuple(split for split in there if split in splits)
+        if absent := [split for split in splits or () if split not in there]:
+            raise MisconfigurationException(f"splits: the data has no {absent[0]!r}; there are {', '.join(there)}")
+        if self.images is not None:
+            raise MisconfigurationException(
+                f"--data.images {self.images}: features are extracted of the labelled splits; leave it out"
+            )
+        self.extraction = Extraction(chosen, views, left)
+        return self.extraction
+
+    def identity_of_data(self) -> DataIdentity:
+        """What a cache's header says of the samples and of what is done to their images; call after `extract`."""
+        views = self.extraction.views if self.extraction is not None else 1
+        augmented = {**asdict(self.augmentation), "seed": self.seed} if views > 1 else {}
+        data, files = self._fingerprint()
+        transform = {**self.transform_settings, **flat_settings(augmented, "views.")}
+        return DataIdentity(data, files, self.split_settings, transform)
+
+    @property
+    def split_settings(self) -> dict[str, Scalar]:
+        """Settings that decide which sample is in which split."""
+        return {name: getattr(self, name) for name in ("val_fraction", "train_fraction", "split_seed")}
+
+    @property
+    def transform_settings(self) -> dict[str, Scalar]:
+        """Settings that change what the network sees of an image in evaluation, apart from size, mean and standard deviation."""
+        return {}
+
+    def _fingerprint(self) -> tuple[str, dict[str, int] | None]:
+        """Fingerprint of all samples, and the files by name where there are any."""
+        names: dict[Literal["train", "test"], None] = {
+            "test" if s == "test" else "train": None for s in self.labelled_splits
+        }
+        parts = [self.read_part(name) for name in names]
+        samples = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        # by index: where the test split is drawn, the samples are the same whatever was drawn
+        order = samples.pop("index").argsort(stable=True)
+        tensors = {name: values[order] for name, values in samples.items()}
+        return data_of_tensors(tensors), None
+
+    def _extraction_loaders(self, extraction: Extraction) -> list[InMemoryLoader]:
+        world_size = self.trainer.world_size if self.trainer else 1
+        extraction.served, loaders = [], []
+        for split in extraction.splits:
+            whole = self.splits[split]
+            places = extraction.places(split, whole["index"], world_size)
+            if len(places):
+                extraction.served.append(split)
+                self.splits[split] = {
+                    name: values.index_select(0, places.to(values.device)) for name, values in whole.items()
+                }
+                loaders.append(self._loader(split))
+                self.splits[split] = whole
+        return loaders
+
+    def unreadable_of(self, split: Labelled) -> int:
+        """Samples of a split that this process served no image of, as their files cannot be read."""
+        return 0
+
+    @abstractmethod
+    def read_part(self, part: Literal["train", "test"]) -> dict[str, Tensor]:
+        """Read all samples of a part; see `DataModule.read_part`."""
+
+    @abstractmethod
+    def _loader(self, split: Literal["train", "val", "test", "predict"]) -> InMemoryLoader:
+        """Make the loader of a split."""

@@ -1,0 +1,139 @@
+"""Features of a frozen backbone, for `main.py predict` and a callback that writes them: nothing here is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+from lightning_modules.backbone_weights import DEFAULT, BackboneSettings, describe
+from lightning_modules.base import BaseModule, Batch
+from networks.frozen_backbone import FrozenBackbone
+
+
+class FeatureExtractor(BaseModule):
+    """A frozen network of timm that predicts features.
+
+    Args:
+        backbone: Name of a timm network (``timm.list_models()``); with ``pretrained`` a tag can follow: ``resnet50.a1_in1k``.
+        network_args: Further arguments of ``timm.create_model``, by name, such as ``pad_type: same``.
+        pretrained: Take timm's own weights, which are downloaded.
+        weights: Run folder, checkpoint, safetensors or torch file with the weights of the backbone.
+        layers: Blocks or stages whose outputs are joined, in this order; negative ones count from the end. None: [-1], the final
+            features.
+        pooling: ``cls``: class token; ``avg``: mean of the patch tokens or of the feature map; ``native``: what timm's own
+            classifier would be given. None: ``cls`` where the network has a class token, else ``native``.
+        channels_last: Keep images and convolutions in the channels-last memory format.
+        matmul_precision: fp32 precision on the accelerator: ``highest``: fp32; ``high``: TF32.
+        compile: Compile the network (torch.compile).
+        compile_mode: Mode of torch.compile.
+        num_classes: Linked to the data.
+        in_channels: Channels of an image; linked to the data.
+        image_size: Height and width of an image in pixels; linked to the data.
+        mean: Per-channel mean of the normalisation; linked to the data.
+        std: Per-channel standard deviation, likewise.
+        class_names: Linked to the data.
+        feature_width: Linked to the data, which must serve images.
+    """
+
+    needs_checkpoint: ClassVar[bool] = False
+    """`main.py predict` needs no run for this module: its weights are those of the settings."""
+    network: FrozenBackbone
+
+    def __init__(
+        self,
+        *,
+        backbone: str = DEFAULT,
+        network_args: dict[str, bool | int | float | str | None] | None = None,
+        pretrained: bool = False,
+        weights: str | None = None,
+        layers: list[int] | None = None,
+        pooling: Literal["cls", "avg", "native"] | None = None,
+        channels_last: bool = True,
+        matmul_precision: Literal["highest", "high", "medium"] = "high",
+        compile: bool = False,
+        compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = "default",
+        num_classes: int | None = None,
+        in_channels: int | None = None,
+        image_size: int | None = None,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        class_names: list[str] | None = None,
+        feature_width: int | None = None,
+    ) -> None:
+        if feature_width is not None:
+            raise ValueError(f"FeatureExtractor needs images; the data serves features of width {feature_width}")
+        if in_channels is None:
+            raise ValueError("in_channels: needed (the command line takes it from the data)")
+        self.settings = BackboneSettings(
+            backbone, network_args, image_size, in_channels, layers, pooling, pretrained, weights
+        )
+        self.num_classes, self.in_channels, self.image_size = num_classes, in_channels, image_size
+        self.mean, self.std, self.class_names = mean, std, class_names
+        self._weights_hash: str | None = None
+        super().__init__(
+            channels_last=channels_last,
+            matmul_precision=matmul_precision,
+            compile=compile,
+            compile_mode=compile_mode,
+        )
+
+    def configure_network(self) -> None:
+        """Build the network; nothing is read or downloaded."""
+        self.network = self.settings.build()
+
+    def setup(self, stage: str) -> None:
+        """Give the backbone its weights, once."""
+        if stage == "fit":
+            raise MisconfigurationException("FeatureExtractor has nothing to train; it is for main.py predict")
+        try:
+            self.backbone_identity()
+        except ValueError as error:
+            raise MisconfigurationException(str(error)) from error
+
+    def on_predict_start(self) -> None:
+        """See :meth:`BaseModule.on_fit_start`."""
+        super().on_fit_start()
+
+    def backbone_identity(self) -> dict[str, Any]:
+        """What the features are of, filling the backbone where that was not done yet.
+
+        Returns:
+            ``backbone`` (full name), ``weights_hash``, ``layers``, ``pooling`` and ``feature_width``.
+
+        Raises:
+            ValueError: The weights cannot be had or do not fit.
+        """
+        if self._weights_hash is None:
+            self._weights_hash = self.settings.fill(self.network)
+        images = getattr(getattr(self._trainer, "datamodule", None), "images_per_window", 1)
+        return {**describe(self.network, self._weights_hash), "feature_width": images * self.network.feature_width}
+
+    def joined(self, image: Tensor) -> Tensor:
+        """Features (B, D) of images (B, C, H, W), or (B, S D) of windows (B, S, C, H, W): those of their images in a row."""
+        if image.ndim == 4:
+            return cast(Tensor, self(image))
+        features: Tensor = self(image.flatten(0, 1))
+        return features.view(len(image), -1)
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Features of a batch.
+
+        Args:
+            batch: ``image`` (B, C, H, W) or (B, S, C, H, W), or ``views``, which gives such images of the same samples one after
+                the other; and ``label`` (B,), ``index`` (B,).
+            batch_idx: Number of the batch.
+            dataloader_idx: Number of the loader.
+
+        Returns:
+            ``features`` (B, D) float32, or (B, V, D) of views; ``label`` and ``index`` as they were.
+        """
+        if "views" in batch:
+            views = cast(Iterator[Tensor], batch["views"])
+            features = torch.stack([self.joined(image) for image in views], dim=1)
+        else:
+            features = self.joined(batch["image"])
+        return {"features": features, "label": batch["label"], "index": batch["index"]}

@@ -1,0 +1,257 @@
+"""callbacks/calibration_record.py: the record against numpy and scipy, parts, levels, and the promise over fresh draws."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy import optimize, stats
+from torch import Tensor
+
+from callbacks.calibration_record import Record, Rules, Samples, calibrate, held_out, in_words, next_level
+
+Floats = NDArray[np.float64]
+
+
+def drawn(samples: int, classes: int = 5, truth: float = 0.5, seed: int = 0, spread: float = 3.0) -> Samples:
+    """Logits whose answers come from softmax(truth * logits): their best temperature is 1 / truth."""
+    random = torch.Generator().manual_seed(seed)
+    logits = spread * torch.randn(samples, classes, generator=random)
+    label = torch.multinomial((truth * logits).softmax(dim=1), 1, generator=random)[:, 0]
+    return Samples(logits, label, torch.arange(samples))
+
+
+def probabilities(logits: Tensor, temperature: float) -> Floats:
+    scores = logits.double().numpy() / temperature
+    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+    chances: Floats = powers / powers.sum(axis=1, keepdims=True)
+    return chances
+
+
+def nll_of(samples: Samples, temperature: float) -> float:
+    chances = probabilities(samples.logits, temperature)
+    return float(-np.log(chances[np.arange(len(chances)), samples.label.numpy()]).mean())
+
+
+def ece_of(samples: Samples, temperature: float) -> float:
+    chances = probabilities(samples.logits, temperature)
+    confidence, right = chances.max(axis=1), chances.argmax(axis=1) == samples.label.numpy()
+    place = np.minimum((confidence * 15).astype(int), 14)
+    return float(sum(abs((confidence - right)[place == i].sum()) for i in range(15)) / len(right))
+
+
+# ---- the two parts and the levels --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("samples", "share", "held"), [(1000, 0.5, 500), (1000, 0.2, 200), (3, 0.5, 2), (1, 0.2, 0)])
+def test_held_out(samples: int, share: float, held: int) -> None:
+    place = 7 * torch.arange(samples)
+    mask = held_out(place, share, 0)
+    assert int(mask.sum()) == held
+    order = torch.randperm(samples, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(held_out(place[order], share, 0), mask[order]), "a sample's part hangs on its place alone"
+
+
+def test_held_out_is_drawn_evenly_and_by_the_seed() -> None:
+    mask = held_out(torch.arange(10_000), 0.5, 0)
+    assert all(abs(int(part.sum()) - 500) < 60 for part in mask.split(1000))
+    other = held_out(torch.arange(10_000), 0.5, 1)
+    assert abs(int((mask & other).sum()) - 2500) < 150
+
+
+def test_levels_by_hand() -> None:
+    spent, levels = 0.0, []
+    for left in (4, 3, 2, 1):
+        levels.append(next_level(0.05, spent, left))
+        spent += levels[-1]
+    assert levels == pytest.approx([0.01] * 4)  # a fifth each, of which one is kept back
+    assert next_level(0.05, spent, 1) == pytest.approx(0.005)  # a run extended by one gets half of that
+    assert next_level(0.05, spent, -3) == pytest.approx(0.005)
+    for _ in range(1000):
+        spent += next_level(0.05, spent, 0)
+        assert spent <= 0.05
+    assert next_level(0.01, 0.02, 5) == 0.0  # a confidence that was raised in a resume
+
+
+# ---- the record --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("samples", "classes", "truth"), [(4000, 5, 0.5), (3000, 2, 1.5), (2000, 10, 0.9), (6, 3, 0.5)]
+)
+def test_against_numpy(samples: int, classes: int, truth: float) -> None:
+    split = drawn(samples, classes, truth)
+    record, found = calibrate(split, Rules(0.8, 0.9, True, 0.4), 0.02, seed=3)
+    held = held_out(split.place, 0.4, 3)
+    fitted, rest = split.where(~held), split.where(held)
+    assert (record["fitted"], record["samples"]) == (len(fitted.label), len(rest.label))
+    best = optimize.minimize_scalar(lambda t: nll_of(fitted, t), bounds=(0.05, 20), method="bounded").x
+    temperature = record["temperature"]
+    assert temperature == pytest.approx(best, rel=1e-3) or nll_of(fitted, temperature) <= nll_of(fitted, best)
+    expected = {
+        "fitted_nll_before": nll_of(fitted, 1),
+        "fitted_nll_after": nll_of(fitted, temperature),
+        "nll_before": nll_of(rest, 1),
+        "nll_after": nll_of(rest, temperature),
+        "ece_before": ece_of(rest, 1),
+        "ece_after": ece_of(rest, temperature),
+    }
+    assert {name: record[name] for name in expected} == pytest.approx(expected, abs=1e-5)  # type: ignore[literal-required]
+    assert (record["target"], record["confidence"], record["level"]) == (0.8, 0.9, 0.02)
+    if record["threshold"] == "never":
+        assert (record["coverage"], record["exit_accuracy"], found.threshold) == (0.0, None, math.inf)
+        assert samples == 6
+        return
+    chances = probabilities(rest.logits, temperature)
+    exits = chances.max(axis=1) >= record["threshold"]
+    right = chances.argmax(axis=1)[exits] == rest.label.numpy()[exits]
+    assert record["coverage"] == pytest.approx(exits.mean(), abs=1e-9)
+    assert record["exit_accuracy"] == pytest.approx(right.mean(), abs=1e-9)
+    assert stats.binom.cdf((~right).sum(), len(right), 0.2) <= 0.02, "the test at the level of this validation"
+
+
+def test_each_part_has_its_own_labels() -> None:
+    split = drawn(2000)
+    held = held_out(split.place, 0.5, 0)
+    record, _ = calibrate(split, Rules(0.8), 0.01, 0)
+    worse = split._replace(label=torch.where(held, (split.label + 1) % 5, split.label))
+    changed, _ = calibrate(worse, Rules(0.8), 0.01, 0)
+    assert changed["temperature"] == record["temperature"] != 1.0
+    assert record["threshold"] != "never"
+    assert changed["threshold"] == "never"
+    exits = drawn(2000)._replace(label=torch.where(held, split.label, (split.label + 1) % 5))
+    assert calibrate(exits, Rules(0.8), 0.01, 0)[0]["temperature"] != record["temperature"]
+
+
+def test_one_thing_to_find_takes_all_samples() -> None:
+    split = drawn(1000)
+    record, found = calibrate(split, Rules(None), 0.01, 0)
+    assert (record["fitted"], record["samples"], found.before.samples) == (1000, 1000, 1000)
+    assert [record[name] for name in ("threshold", "target", "coverage", "exit_accuracy")] == [None] * 4
+    assert found.threshold is None
+    record, _ = calibrate(split, Rules(0.6, temperature=False), 0.01, 0)
+    assert (record["temperature"], record["fitted"], record["samples"]) == (1.0, 0, 1000)
+    assert isinstance(record["threshold"], float)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_nll_of_what_it_is_fitted_to_never_rises(seed: int) -> None:
+    split = drawn(20 + 5 * seed, truth=1.0, seed=seed)
+    for rules in (Rules(), Rules(None)):
+        record, _ = calibrate(split, rules, 0.01, 0)
+        assert record["fitted_nll_after"] <= record["fitted_nll_before"]
+    assert record["nll_after"] <= record["nll_before"] + 1e-6, "without a threshold: of the whole validation split"
+
+
+@pytest.mark.parametrize("samples", [0, 1, 5])
+def test_few_samples_and_logits_that_are_not_finite(samples: int) -> None:
+    split = drawn(samples)
+    record, _ = calibrate(split, Rules(), 0.01, 0)
+    assert record["threshold"] == "never"
+    broken = drawn(2000)
+    broken.logits[3] = torch.nan  # in either part
+    for seed in range(8):
+        record, found = calibrate(broken, Rules(0.6), 0.01, seed)
+        held = held_out(broken.place, 0.5, seed)
+        assert (record["temperature"] == 1.0) == (not held[3])
+        assert math.isnan(record["ece_before"]) == bool(held[3])
+        assert found.exits.at(0.001).exits == 1000 - int(held[3]), "it never exits"
+
+
+def test_nothing_left_to_spend_is_never() -> None:
+    record, _ = calibrate(drawn(4000), Rules(0.5), 0.0, 0)
+    assert record["threshold"] == "never"
+    assert in_words(record)[1] == (
+        "at 50 % exit accuracy with 95 % confidence: no threshold reaches it (2,000 samples held out)"
+    )
+
+
+def test_in_words() -> None:
+    record = Record(
+        temperature=1.8342,
+        fitted=2500,
+        fitted_nll_before=0.5,
+        fitted_nll_after=0.4,
+        samples=2500,
+        ece_before=0.0612,
+        ece_after=0.0131,
+        ece_floor=0.0102,
+        nll_before=0.41234,
+        nll_after=0.3,
+        threshold=0.93,
+        target=0.99,
+        confidence=0.95,
+        level=0.05 / 51,
+        coverage=0.61,
+        exit_accuracy=0.9961,
+    )
+    temperature = (
+        "temperature 1.834, fitted to 2,500 validation samples; of 2,500 samples held out: NLL 0.4123 -> 0.3000, "
+        "ECE 6.12 % -> 1.31 % (floor 1.02 %)"
+    )
+    promise = "at 99 % exit accuracy with 95 % confidence: "
+    assert in_words(record) == [
+        temperature,
+        promise + "threshold 0.93, coverage 61.0 % (of 2,500 samples held out; 99.61 % of these exits are right)",
+    ]
+    never = Record(**{**record, "threshold": "never", "coverage": 0.0, "exit_accuracy": None})
+    needed = math.ceil(math.log(0.05 / 51 / 3) / math.log(0.99))
+    assert in_words(never)[1] == promise + (
+        f"no threshold reaches it (2,500 samples held out; {needed} exits without an error are the least that proves it)"
+    )
+    assert in_words(Record(**{**record, "target": None, "fitted": 0})) == []
+
+
+# ---- the promise -------------------------------------------------------------------------------------------------------------
+
+
+def true_exit_accuracy(population: Tensor, right: Tensor, record: Record) -> float:
+    """Exact for the population: of each of its samples the chance of a right answer is known."""
+    assert isinstance(record["threshold"], float)
+    exits = (population / record["temperature"]).softmax(dim=1).amax(dim=1) >= record["threshold"]
+    return float(right[exits].double().mean())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("truth", "target", "least"), [(0.5, 0.7, 0.5), (1.5, 0.9, 0.9), (0.3, 0.9, 0.0)])
+def test_the_promise_is_kept(truth: float, target: float, least: float) -> None:
+    random = torch.Generator().manual_seed(1)
+    population = 3 * torch.randn(20_000, 5, generator=random)
+    right = (truth * population).softmax(dim=1).gather(1, population.argmax(dim=1)[:, None])[:, 0]
+    broken = answers = 0
+    for draw in range(500):
+        record, _ = calibrate(drawn(2000, truth=truth, seed=draw + 10), Rules(target), 0.05, draw)
+        answers += record["threshold"] != "never"
+        broken += record["threshold"] != "never" and true_exit_accuracy(population, right, record) < target
+    assert broken / 500 <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 500)
+    assert answers >= least * 500
+
+
+def just_too_bad(samples: int, target: float, seed: int) -> Samples:
+    """Confidences spread over [0.6, 1], right in a little less than the target at each: every threshold breaks the promise."""
+    random = np.random.default_rng(seed)
+    confidence = random.uniform(0.6, 0.999, samples)
+    logits = np.stack([np.log(confidence), np.log(1 - confidence)], axis=1)
+    wrong = random.random(samples) >= target - 0.0005
+    return Samples(torch.from_numpy(logits).float(), torch.from_numpy(wrong).long(), torch.arange(samples))
+
+
+@pytest.mark.slow
+def test_the_promise_is_kept_whichever_epoch_is_taken() -> None:
+    # of six networks one with an answer is taken: were each given all of the 5 %, it would be broken several times as often
+    epochs, draws = 6, 200
+    broken = {True: 0, False: 0}
+    for shared in broken:
+        for draw in range(draws):
+            spent = 0.0
+            for epoch in range(epochs):
+                level = next_level(0.05, spent, epochs - epoch) if shared else 0.05
+                spent += level
+                split = just_too_bad(1000, 0.9, 1000 * draw + epoch)
+                record, _ = calibrate(split, Rules(0.9, temperature=False), level, 0)
+                if record["threshold"] != "never":
+                    broken[shared] += 1
+                    break
+    assert broken[True] / draws <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / draws)
+    assert broken[False] / draws > 0.15, "or the test shows nothing"

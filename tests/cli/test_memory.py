@@ -1,0 +1,50 @@
+"""Freed memory is kept, and the environment's settings win."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from tests.runs.killing import ROOT
+
+# page faults of ten blocks of 64 MB, one after the other, each written to and freed
+SCRIPT = """
+import ctypes, resource
+from cli.memory import keep_freed_memory
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        block = libc.malloc(64 << 20)
+        libc.memset(block, 1, 64 << 20)
+        libc.free(block)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+before = faults()
+told = keep_freed_memory()
+faults()
+print(told, faults() < before / 100)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({}, "True True"),
+        ({"MALLOC_MMAP_MAX_": "65536"}, "False False"),
+        ({"GLIBC_TUNABLES": "glibc.malloc.check=0"}, "False False"),
+    ],
+    ids=["kept", "variable", "tunable"],
+)
+def test_freed_memory_is_kept(environment: dict[str, str], said: str) -> None:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    command = [sys.executable, "-c", SCRIPT]
+    result = subprocess.run(command, cwd=ROOT, env={**clean, **environment}, capture_output=True, text=True, check=True)
+    assert result.stdout.split() == said.split()

@@ -1,0 +1,62 @@
+"""cli/predictions.py: the columns, the temperature, the exits and the order of the classes, by hand."""
+
+import csv
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from cli.predictions import write_predictions
+
+
+def written(path: Path, logits: Any, names: str, module: object, files: list[str] | None = None) -> list[list[str]]:
+    outputs = [{"logits": torch.tensor([row]), "index": torch.tensor([i])} for i, row in enumerate(logits)]
+    write_predictions(path, outputs, module, names, files)
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return list(csv.reader(file))
+
+
+def test_two_classes_by_hand(tmp_path: Path) -> None:
+    module = SimpleNamespace(temperature=2.0, chosen_threshold=0.9)
+    odds = [2 * math.log(9.5), 2 * math.log(8.5)]  # over and under 0.9 when divided by 2
+    rows = written(tmp_path / "p.csv", [[0.0, odds[0]], [odds[1], 0.0]], "ab", module)
+    assert rows == [
+        ["index", "class", "probability", "exit", "class_2", "probability_2"],
+        ["0", "b", f"{9.5 / 10.5:.6f}", "yes", "a", f"{1 / 10.5:.6f}"],
+        ["1", "a", f"{8.5 / 9.5:.6f}", "no", "b", f"{1 / 9.5:.6f}"],
+    ]
+
+
+@pytest.mark.parametrize("threshold", [0.93, 0.999999, 0.7])
+def test_a_confidence_of_the_threshold_exits(tmp_path: Path, threshold: float) -> None:
+    confidence = torch.tensor(threshold)  # float32, as a network's are
+    for near in (confidence, confidence.nextafter(torch.tensor(0.0))):
+        logits = torch.log(torch.stack([near, 1 - near]).double())
+        value = float(logits.float().softmax(dim=0)[0])
+        module = SimpleNamespace(temperature=1.0, chosen_threshold=threshold)
+        rows = written(tmp_path / "p.csv", [logits.float().tolist()], "ab", module)
+        assert rows[1][3] == ("yes" if value >= float(confidence) else "no")
+
+
+@pytest.mark.parametrize(("threshold", "exits"), [(math.inf, ["no"] * 2), (None, None), (0.2, ["yes", "no"])])
+def test_exit_only_where_something_was_chosen(tmp_path: Path, threshold: float | None, exits: list[str] | None) -> None:
+    module = SimpleNamespace(temperature=1.0, chosen_threshold=threshold)
+    header, *rows = written(tmp_path / "p.csv", [[1.0, 2.0], [math.nan, 0.0]], "ab", module)
+    assert ("exit" in header) == (exits is not None)
+    if exits is not None:
+        assert [row[header.index("exit")] for row in rows] == exits
+
+
+def test_seven_classes_show_five_and_equals_keep_their_order(tmp_path: Path) -> None:
+    header, row = written(
+        tmp_path / "p.csv", [[0.0, 3.0, 3.0, 1.0, 0.0, 5.0, 2.0]], "abcdefg", object(), ["x\udce9.jpg"]
+    )
+    assert header[:4] == ["index", "file", "class", "probability"]
+    assert header[4:] == [f"{name}_{rank}" for rank in (2, 3, 4, 5) for name in ("class", "probability")]
+    assert (row[1], row[2], row[4::2]) == ("x\udce9.jpg", "f", ["b", "c", "g", "d"])
+    chances = [math.exp(logit) for logit in (5, 3, 3, 2, 1)]
+    whole = sum(chances) + 2
+    assert [row[3], *row[5::2]] == [f"{chance / whole:.6f}" for chance in chances]

@@ -1,0 +1,302 @@
+"""The cascade head: a head on cached features is the head on images, the backbone stays frozen, and its identity."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from callbacks import EMA
+from callbacks.summary import best_weights
+from datamodules import CachedFeaturesDataModule
+from features import hash_tensors
+from lightning_modules import CascadeHead, ImageClassifier
+from lightning_modules.backbone_weights import check_same
+from tests.lightning_modules.random_photos import (
+    BACKBONE,
+    PIXELS,
+    cached_head,
+    live_head,
+    photos,
+    quiet,
+    weights_file,
+    write_cache,
+)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return weights_file(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory, weights: str) -> CachedFeaturesDataModule:
+    return write_cache(tmp_path_factory.mktemp("cache") / "cache", weights)
+
+
+def fresh(cache: CachedFeaturesDataModule) -> CachedFeaturesDataModule:
+    return CachedFeaturesDataModule(cache=str(cache.cache), batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, weights: str, cache: CachedFeaturesDataModule) -> dict[str, Any]:
+    """200 steps of the same head on images and on their features, and their checkpoints; not to be trained on."""
+    folder = tmp_path_factory.mktemp("runs")
+    found: dict[str, Any] = {}
+    for name, module, data in (
+        ("live", live_head(weights), photos()),
+        ("cached", cached_head(cache.feature_width, weights=weights), fresh(cache)),
+    ):
+        trainer = quiet(folder, max_steps=200, max_epochs=-1, limit_val_batches=0, callbacks=[EMA(decay=0.9)])
+        trainer.fit(module, datamodule=data)
+        trainer.save_checkpoint(folder / f"{name}.ckpt")
+        assert (module.network.backbone is None) == (name == "cached")
+        found[name] = (module, folder / f"{name}.ckpt")
+    return found
+
+
+def test_cached_head_is_the_live_head(runs: dict[str, Any], cache: CachedFeaturesDataModule) -> None:
+    (live, _), (cached, _) = runs["live"], runs["cached"]
+    data = photos()
+    data.setup("test")
+    expected = live.logits(data.splits["test"]["image"])
+    data_of_features = fresh(cache)
+    data_of_features.setup("test")
+    features = next(iter(data_of_features.test_dataloader()))["features"]
+    assert expected.std() > 0.1
+    torch.testing.assert_close(cached.eval()(features), expected[: len(features)], atol=1e-4, rtol=0)
+
+
+def test_backbone_stays_as_it_was(runs: dict[str, Any], weights: str) -> None:
+    module, path = runs["live"]
+    backbone = module.network.backbone
+    given = torch.load(weights, weights_only=True)
+    assert hash_tensors(backbone.tensors()) == hash_tensors(given)
+    assert not any(part.training for part in backbone.features.modules())
+    checkpoint = torch.load(path, weights_only=True)
+    assert checkpoint["backbone"]["weights_hash"] == hash_tensors(given)
+
+
+@pytest.mark.parametrize("name", ["live", "cached"])
+def test_checkpoint_holds_the_head_alone(runs: dict[str, Any], name: str) -> None:
+    module, path = runs[name]
+    head = sum(parameter.numel() for parameter in module.network.head.parameters())
+    assert path.stat().st_size <= 4 * 4 * head + 64_000
+    checkpoint = torch.load(path, weights_only=True)
+    kept = {"class_weight", *(f"network.head.{key}" for key in module.network.head.state_dict())}
+    assert checkpoint["state_dict"].keys() == checkpoint["ema"]["state_dict"].keys() == kept
+    assert best_weights(checkpoint).keys() == {f"head.{key}" for key in module.network.head.state_dict()}
+
+
+class Save(Callback):
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == 6:
+            trainer.save_checkpoint(Path(trainer.default_root_dir) / "mid.ckpt")
+
+
+@pytest.mark.parametrize("name", ["live", "cached"])
+def test_resume_is_exact(tmp_path: Path, weights: str, cache: CachedFeaturesDataModule, name: str) -> None:
+    def parts() -> tuple[CascadeHead, Any]:
+        live = name == "live"
+        return (live_head(weights), photos()) if live else (cached_head(cache.feature_width), fresh(cache))
+
+    module, data = parts()
+    assert module.network.head.dropout > 0
+    quiet(tmp_path, callbacks=[EMA(), Save()]).fit(module, datamodule=data)
+    resumed, data = parts()
+    trainer = quiet(tmp_path, callbacks=[EMA()])
+    trainer.fit(resumed, datamodule=data, ckpt_path=tmp_path / "mid.ckpt", weights_only=True)
+    expected, found = module.state_dict(), resumed.state_dict()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert int(found["network.head.forwards"]) == 16
+
+
+def judge(folder: Path, module: CascadeHead, data: Any, path: Path) -> Any:
+    return quiet(folder).test(module, datamodule=data, ckpt_path=path, weights_only=True, verbose=False)[0]
+
+
+def test_each_is_judged_as_the_other(
+    tmp_path: Path, runs: dict[str, Any], weights: str, cache: CachedFeaturesDataModule
+) -> None:
+    figures = [
+        judge(tmp_path, live_head(weights), photos(), runs["cached"][1]),
+        judge(tmp_path, cached_head(cache.feature_width), fresh(cache), runs["live"][1]),
+        judge(tmp_path, live_head(weights), photos(), runs["live"][1]),
+    ]
+    assert figures[0] == pytest.approx(figures[2], abs=1e-4)
+    assert figures[1] == pytest.approx(figures[2], abs=1e-4)
+    assert {"test/auroc", "test/ap", "test/f1", "test/balanced_acc", "test/ece", "test/exit_coverage"} <= figures[
+        0
+    ].keys()
+    assert figures[0].keys() <= set(live_head(weights).metric_names)
+
+
+def test_other_weights_are_refused_in_both_directions(tmp_path: Path, runs: dict[str, Any]) -> None:
+    other = weights_file(tmp_path, seed=6)
+    message = r"backbone: weights_hash is \w{12} in this run, but the head was trained on \w{12}"
+    for name in ("live", "cached"):
+        with pytest.raises(MisconfigurationException, match=message):
+            judge(tmp_path, live_head(other), photos(), runs[name][1])
+    of_others = write_cache(tmp_path / "cache", other)
+    for name in ("live", "cached"):
+        with pytest.raises(MisconfigurationException, match="weights_hash is"):
+            judge(tmp_path, cached_head(of_others.feature_width), fresh(of_others), runs[name][1])
+
+
+def test_another_network_is_refused_before_its_weights_are_read(tmp_path: Path, runs: dict[str, Any]) -> None:
+    module = live_head("nowhere.pt", backbone="test_resnet")
+    with pytest.raises(
+        MisconfigurationException, match='backbone is "test_resnet" in this run, but the head was trained on "test_vit"'
+    ):
+        judge(tmp_path, module, photos(), runs["live"][1])
+
+
+IDENTITY: dict[str, Any] = {
+    "backbone": "test_vit",
+    "weights_hash": "ab" * 32,
+    "layers": [-1],
+    "pooling": "cls",
+    "image_size": 32,
+    "mean": [0.5],
+    "std": [0.2],
+}
+
+
+@pytest.mark.parametrize("name", IDENTITY)
+def test_the_first_difference_is_named(name: str) -> None:
+    other = {
+        "backbone": "b",
+        "weights_hash": "cd" * 32,
+        "layers": [0],
+        "pooling": "avg",
+        "image_size": 64,
+        "mean": [0.1],
+    }
+    other["std"] = [0.1]
+    names = list(IDENTITY)
+    found = {key: (other if names.index(key) >= names.index(name) else IDENTITY)[key] for key in names}
+    check_same(IDENTITY, IDENTITY, "this run")
+    with pytest.raises(ValueError, match=rf"^backbone: {name} is .* in this run, but the head was trained on "):
+        check_same(found, IDENTITY, "this run")
+
+
+def test_weights_that_are_gone(tmp_path: Path, runs: dict[str, Any]) -> None:
+    needed = r"weights: gone.pt is not there; needed are those of test_vit with hash \w{12}"
+    with pytest.raises(MisconfigurationException, match=needed):
+        judge(tmp_path, live_head("gone.pt"), photos(), runs["live"][1])
+
+
+@pytest.mark.parametrize("name", ["live", "cached"])
+def test_used_without_a_trainer(runs: dict[str, Any], weights: str, name: str) -> None:
+    module, path = runs[name]
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    loaded = CascadeHead.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    raw = CascadeHead.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    assert torch.equal(loaded.classify(images), raw.classify(images))
+    live = runs["live"][0]
+    live_raw = live.logits(images)
+    torch.testing.assert_close(runs["cached"][0].logits(images), live_raw, atol=1e-4, rtol=0)  # right after its fit
+    loaded.network.head.load_state_dict(
+        module.network.head.state_dict()
+    )  # the raw weights, for loading takes the average
+    torch.testing.assert_close(loaded.logits(images), live_raw, atol=1e-4, rtol=0)
+    lost = CascadeHead.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    lost.weights = "gone.pt"
+    with pytest.raises(ValueError, match=r"weights: gone.pt is not there; needed are those of test_vit with hash"):
+        lost.classify(images)
+    lost.weights = None
+    message = "weights: none are given" if name == "cached" else "weights_hash is"
+    with pytest.raises(ValueError, match=message):
+        lost.classify(images)
+    lost.weights = weights
+    assert lost.classify(images).shape == (3, 2)
+
+
+def test_settings_must_be_those_of_the_cache(tmp_path: Path, cache: CachedFeaturesDataModule) -> None:
+    for settings, message in (
+        ({"backbone": "resnet18"}, "backbone: resnet18 is given, but the data's features are of test_vit"),
+        ({"layers": [0]}, "layers: [0] is given, but the data's features are of [-1]"),
+        ({"pooling": "avg"}, "pooling: avg is given, but the data's features are of cls"),
+    ):
+        with pytest.raises(MisconfigurationException, match=re.escape(message)):
+            quiet(tmp_path).fit(cached_head(cache.feature_width, **settings), datamodule=fresh(cache))
+    agreeing = cached_head(cache.feature_width, backbone=BACKBONE, layers=[-1], pooling="cls")
+    quiet(tmp_path, max_steps=1).fit(agreeing, datamodule=fresh(cache))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"exit_threshold": 1.5}, "exit_threshold: a confidence, 0 to 1, or never, got 1.5"),
+        ({"hidden": [0]}, "hidden: widths of at least 1"),
+        ({"dropout": 1.0}, "dropout: a probability of at least 0 and under 1, got 1.0"),
+        ({"pretrained": True}, "pretrained and weights: only one of them, got True and w.pt"),
+        (
+            {"backbone": None, "network_args": {"a": 1}},
+            "network_args: they are of a backbone, and none is named, got {'a': 1}",
+        ),
+        ({"pooling": "max"}, "pooling: one of cls, avg, native, got max"),
+        ({"backbone": "test_vitt"}, "architecture: timm has no test_vitt"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        live_head("w.pt", **settings)
+
+
+def test_other_modules_need_images() -> None:
+    with pytest.raises(ValueError, match="ImageClassifier needs images; the data serves features of width 64"):
+        ImageClassifier(architecture=BACKBONE, feature_width=64, **PIXELS)
+
+
+def test_exit_figures_by_hand() -> None:
+    module = cached_head(2, exit_threshold=0.9)
+    assert module.exit_table("test") == []
+    # confidences: 0.5, 0.95, 0.99, 0.95; the last one is wrong
+    margins = torch.logit(torch.tensor([0.5, 0.951, 0.991, 0.951]))
+    logits, label = torch.stack([margins, torch.zeros(4)], dim=1), torch.tensor([0, 0, 0, 1])
+    logged: dict[str, float] = {}
+    module.log_dict = logged.update  # type: ignore[assignment, method-assign]
+    for stage, threshold, coverage, accuracy in (
+        ("val", None, 0.75, 2 / 3),
+        ("test", None, 0.75, 2 / 3),
+        ("test", 0.99, 0.25, 1.0),
+        ("test", float("inf"), 0.0, None),
+        ("val", 0.99, 0.75, 2 / 3),
+    ):
+        module.chosen_threshold = threshold
+        logged.clear()
+        for name, metric in (("ranking", module.ranking), ("calibration", module.calibration), ("exits", module.exits)):
+            metric[f"{stage}_{name}"].update(logits, label)  # type: ignore[operator]
+        module.log_epoch(stage)  # type: ignore[arg-type]
+        assert logged[f"{stage}/exit_coverage"] == coverage
+        assert logged.get(f"{stage}/exit_acc") == accuracy
+    rows = module.exit_table("val")
+    assert [(row["class"], row["samples"], row["exits"], row["accuracy"]) for row in rows] == [
+        ("all", 4, 3, pytest.approx(2 / 3)),
+        ("road", 3, 2, 1.0),
+        ("pothole", 1, 1, 0.0),
+    ]
+    assert cached_head(2, exit_threshold="never").threshold("val") == float("inf")
+
+
+def test_a_checkpoint_that_names_no_backbone(tmp_path: Path, runs: dict[str, Any], weights: str) -> None:
+    checkpoint = torch.load(runs["live"][1], weights_only=True)
+    del checkpoint["backbone"]
+    torch.save(checkpoint, tmp_path / "other.ckpt")
+    message = "the checkpoint does not say of which backbone its head is"
+    with pytest.raises(MisconfigurationException, match=message):
+        judge(tmp_path, live_head(weights), photos(), tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match=message):
+        CascadeHead.load_from_checkpoint(tmp_path / "other.ckpt", weights_only=True)
+
+
+def test_the_run_seed_is_that_of_the_head() -> None:
+    torch.manual_seed(11)
+    one, other = cached_head(6, head_seed=None), cached_head(6, head_seed=11)
+    for ours, theirs in zip(one.network.parameters(), other.network.parameters(), strict=True):
+        assert torch.equal(ours, theirs)

@@ -1,0 +1,260 @@
+"""python -m tools.compare: its table equals a by-hand reading of the folders, of any system, whatever state they are in."""
+
+import csv
+import json
+import shutil
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from matplotlib.figure import Figure
+
+from tools.compare import main
+from tools.compare_picture import draw
+from tools.compare_runs import Run, best_of, differing, flat, grouped, read_run
+
+CLASSIFIER = {
+    "model": {"class_path": "lightning_modules.TernaryClassifier", "init_args": {"lr": 0.1, "layers": ["stem"]}},
+    "data": {"class_path": "datamodules.DigitsDataModule", "init_args": {"batch_size": 64}},
+    "trainer": {"max_epochs": 3, "callbacks": [{"class_path": "callbacks.EMA", "init_args": {"decay": 0.9}}]},
+    "checkpoint": {"monitor": "val/acc"},
+}
+SEGMENTER = {
+    "model": {"class_path": "lightning_modules.PromptedSegmenter", "init_args": {"lr": 0.1, "width": 8}},
+    "data": {"class_path": "datamodules.Prompted", "init_args": {"batch_size": 4}},
+    "trainer": {"max_epochs": 3},
+    "checkpoint": {"monitor": "val/iou"},
+}
+
+
+def write_run(
+    folder: Path,
+    config: dict[str, Any],
+    rows: list[dict[str, float]],
+    seed: int = 0,
+    seconds: float | None = 60.0,
+    test: dict[str, float] | None = None,
+    **model: Any,
+) -> Path:
+    """A run folder as fit leaves it; without seconds it is not finished."""
+    folder.mkdir(parents=True)
+    init_args = {**config["model"]["init_args"], **model}
+    config = {"seed_everything": seed, **config, "model": {**config["model"], "init_args": init_args}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    columns = sorted({name for row in rows for name in row})
+    with (folder / "metrics.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    if seconds is not None:
+        summary = {"time": {"seconds": seconds}, "environment": {"devices": 2}}
+        (folder / "training_summary.json").write_text(json.dumps(summary))
+    if test is not None:
+        (folder / "test_metrics.json").write_text(json.dumps({"checkpoint": "best.ckpt", "metrics": test}))
+    return folder
+
+
+def epochs(name: str, *values: float, loss: float = 1.0) -> list[dict[str, float]]:
+    rows: list[dict[str, float]] = []
+    for epoch, value in enumerate(values, start=1):
+        timing = {"speed/images_per_s": 100.0 * epoch, "memory/gb": 1.0 + epoch}
+        rows.append({"epoch": epoch, "step": 10 * epoch - 5, "train/loss_step": 9.0, **timing})
+        rows.append({"epoch": epoch, "step": 10 * epoch, "train/loss": loss / epoch, name: value, **timing})
+    return rows
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    """Two seeds, another learning rate, another system, one that goes on, and one of which the table was cut."""
+    a = write_run(tmp_path / "a", CLASSIFIER, epochs("val/acc", 0.5, 0.9, 0.8), test={"test/acc": 0.85})
+    b = write_run(tmp_path / "b", CLASSIFIER, epochs("val/acc", 0.6, 0.7, 0.7), seed=1, seconds=3600.0)
+    c = write_run(tmp_path / "c", CLASSIFIER, epochs("val/acc", 0.2, 0.3, 0.4, loss=0.5), lr=0.01)
+    d = write_run(tmp_path / "d", SEGMENTER, epochs("val/iou", 0.1, 0.4), test={"test/iou": 0.35})
+    e = write_run(tmp_path / "e", CLASSIFIER, epochs("val/acc", 0.95), seconds=None, seed=2, lr=0.5)
+    f = write_run(tmp_path / "f", CLASSIFIER, epochs("val/acc", 0.1), lr=0.2)
+    (f / "metrics.csv").write_text("epoch,step,val/acc\n1,10,0.5\n2,20,zero")
+    return [a, b, c, d, e, f]
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def by_hand(folder: Path) -> dict[str, Any]:
+    """Some figures of a run, read by no code of ours."""
+    rows = [row for row in table(folder / "metrics.csv") if row["train/loss"]]
+    expected: dict[str, Any] = {}
+    for name in [name for name in rows[0] if name.startswith(("train/", "val/", "val_raw/"))]:
+        if name == "train/loss_step":
+            continue
+        values = [(float(row[name]), int(row["epoch"])) for row in rows if row[name]]
+        best = min(values, key=lambda pair: pair[0]) if "loss" in name else max(values, key=lambda pair: pair[0])
+        expected |= {f"best/{name}": best[0], f"best_epoch/{name}": best[1], f"final/{name}": values[-1][0]}
+    speeds = [float(r["speed/images_per_s"]) for r in table(folder / "metrics.csv") if r["speed/images_per_s"]]
+    expected["images_per_s"] = statistics.median(speeds)
+    expected["memory_gb"] = max(float(r["memory/gb"]) for r in table(folder / "metrics.csv") if r["memory/gb"])
+    expected["epochs"] = int(rows[-1]["epoch"])
+    if (folder / "test_metrics.json").exists():
+        expected |= json.loads((folder / "test_metrics.json").read_text())["metrics"]
+    return expected
+
+
+def test_the_table_is_a_by_hand_reading_of_the_folders(runs: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "table.csv"
+    assert main([*map(str, runs), "--output", str(out), "--price", "1.5"]) == 0
+    rows = table(out)
+    assert [row["run"] for row in rows] == [str(folder) for folder in runs]
+    for folder, row in zip(runs[:5], rows, strict=False):
+        expected = by_hand(folder)
+        figures = {name: float(row[name]) for name in expected}
+        assert figures == pytest.approx(expected), folder.name
+        known = {*expected, "run", "status", "group", "seed_everything", "device_hours", "cost"}
+        others = {name for name, cell in row.items() if cell and name not in known}
+        assert all(name.startswith(("model", "data", "trainer", "checkpoint")) for name in others)
+    hours = [row["device_hours"] and float(row["device_hours"]) for row in rows[:5]]
+    assert hours == [pytest.approx(2 / 60), 2.0, pytest.approx(2 / 60), pytest.approx(2 / 60), ""]
+    assert float(rows[1]["cost"]) == 3.0
+    assert [row["seed_everything"] for row in rows[:5]] == ["0", "1", "0", "0", "2"]
+    assert [row["model.lr"] for row in rows[:5]] == ["0.1", "0.1", "0.01", "0.1", "0.5"]
+    assert [row["group"] for row in rows] == ["1", "1", "2", "3", "4", "5"]
+    assert [row["status"] for row in rows[:5]] == ["finished"] * 4 + ["unfinished"]
+    assert rows[5]["status"].startswith("broken: metrics.csv cannot be read")
+    assert rows[3]["best/val/acc"] == rows[0]["best/val/iou"] == ""
+
+
+def test_a_real_run(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "table.csv"
+    assert main([str(finished), "--output", str(out)]) == 0
+    (row,) = table(out)
+    summary = json.loads((finished / "training_summary.json").read_text())
+    for name, best in summary["best_metrics"].items():
+        assert (float(row[f"best/{name}"]), int(row[f"best_epoch/{name}"])) == (best["value"], best["epoch"])
+        assert float(row[f"final/{name}"]) == summary["final_metrics"][name]
+    hours = summary["time"]["seconds"] * summary["environment"]["devices"] / 3600
+    assert float(row["device_hours"]) == pytest.approx(hours)
+    for name, value in json.loads((finished / "test_metrics.json").read_text())["metrics"].items():
+        assert float(row[name]) == value
+    assert int(row["epochs"]) == summary["total_epochs"]
+    assert row["status"] == "finished"
+
+
+def test_the_settings_are_those_of_the_last_resume(runs: list[Path]) -> None:
+    config = yaml.safe_load((runs[0] / "config.yaml").read_text())
+    for number, lr in ((2, 0.3), (10, 0.7)):
+        config["model"]["init_args"]["lr"] = lr
+        (runs[0] / f"config.resume-{number}.yaml").write_text(yaml.safe_dump(config))
+    assert read_run(runs[0]).settings["model.lr"] == 0.7
+
+
+def test_markdown_marks_the_best_and_averages_seeds(runs: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "table.md"
+    assert main([*map(str, runs[:4]), "--markdown", str(out)]) == 0
+    lines = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in out.read_text().splitlines()]
+    rows = {cells[0]: dict(zip(lines[0], cells, strict=True)) for cells in lines[2:]}
+    assert list(rows) == ["a", "b", "mean of 2 seeds", "c", "d"]
+    assert rows["a"]["val/acc"] == "**0.9 (2)**"
+    assert rows["b"]["val/acc"] == "0.7 (2)"
+    assert rows["mean of 2 seeds"]["val/acc"] == f"0.8 ± {statistics.stdev([0.9, 0.7]):.2g}"
+    assert rows["mean of 2 seeds"]["test/acc"] == "0.85 (n 1)"
+    assert rows["mean of 2 seeds"]["model.lr"] == "0.1"
+    assert rows["c"]["train/loss"] == "**0.1667 (3)**"  # the least
+    assert rows["d"]["val/iou"] == "0.4 (2)"  # no other has it
+
+
+def test_the_terminal(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(runs[0]), str(runs[2]), str(runs[5]), str(runs[0] / "config.yaml")]) == 0
+    said = capsys.readouterr().out
+    assert "0.9 (2) *" in said
+    assert "broken: no run folder" in " ".join(said.split()).replace("│", "") or "broken" in said
+    assert "4 runs; best value (epoch)" in said
+
+
+@pytest.mark.parametrize(
+    ("damage", "status"),
+    [
+        (lambda run: (run / "config.yaml").write_text("a: [1"), "broken: config.yaml cannot be read"),
+        (lambda run: (run / "config.yaml").write_text("text"), "broken: config.yaml cannot be read"),
+        (lambda run: (run / "config.yaml").unlink(), "broken: no config.yaml"),
+        (lambda run: (run / "metrics.csv").unlink(), "broken: no metrics.csv"),
+        (lambda run: (run / "metrics.csv").write_bytes(b"\xff\xfe"), "broken: metrics.csv cannot be read"),
+        (lambda run: (run / "training_summary.json").write_text("{"), "broken: training_summary.json cannot be read"),
+        (lambda run: (run / "training_summary.json").write_text("[]"), "broken: training_summary.json cannot be read"),
+        (lambda run: (run / "test_metrics.json").write_text("{}"), "broken: test_metrics.json cannot be read"),
+        (lambda run: (run / "training_summary.json").unlink(), "unfinished"),
+        (lambda run: (run / "metrics.csv").write_text("epoch,step\n"), "finished"),
+    ],
+)
+def test_a_damaged_run_is_a_row(runs: list[Path], tmp_path: Path, damage: Any, status: str) -> None:
+    damage(runs[0])
+    out = tmp_path / "table.csv"
+    flags = ["--output", str(out), "--plot", str(tmp_path / "p.png"), "--markdown", str(tmp_path / "m.md")]
+    assert main([str(runs[0]), str(runs[1]), *flags]) == 0
+    rows = table(out)
+    assert rows[0]["status"].startswith(status)
+    assert rows[1]["status"] == "finished"
+
+
+def test_flat() -> None:
+    settings = dict(flat(CLASSIFIER))
+    assert settings["model"] == "TernaryClassifier"
+    assert settings["trainer.callbacks.EMA.decay"] == 0.9
+    assert settings["model.layers"] == '["stem"]'
+    assert settings["checkpoint.monitor"] == "val/acc"
+
+
+def test_groups_and_differences() -> None:
+    runs = [Run("a", settings={"model.lr": 1, "x": 1}), Run("b", settings={"model.lr": 1, "x": 1}), Run("c"), Run("d")]
+    runs.append(Run("e", settings={"model.lr": 2, "x": 1}))
+    assert [[run.name for run in group] for group in grouped(runs)] == [["a", "b"], ["c"], ["d"], ["e"]]
+    assert differing(runs) == ["model.lr"]
+    assert differing([runs[0], Run("f", settings={"x": 2, "z": 0})]) == ["x", "model.lr", "z"]
+
+
+def test_best() -> None:
+    assert best_of([0.1, None, 0.3, float("nan")], "val/acc") == 0.3
+    assert best_of([0.1, 0.3], "val/loss") == 0.1
+    assert best_of([0.1, None], "val/acc") is None  # nothing to be better than
+
+
+def curves(figure: Figure) -> list[tuple[str, list[str]]]:
+    legends = [(axes.get_ylabel(), axes.get_legend()) for axes in figure.axes]
+    return [(label, [text.get_text() for text in legend.get_texts()] if legend else []) for label, legend in legends]
+
+
+def test_a_panel_for_each_metric_and_an_entry_for_each_group(runs: list[Path], tmp_path: Path) -> None:
+    figure = draw(grouped([read_run(folder) for folder in runs[:4]]))
+    (acc, classifiers), (iou, segmenters) = curves(figure)
+    assert (acc, iou) == ("val/acc", "val/iou")
+    assert [entry.endswith("and 1 more of its settings") for entry in classifiers] == [True, False]
+    assert len(segmenters) == 1
+    lines = figure.axes[0].get_lines()
+    assert lines[0].get_xydata().tolist() == [[1, 0.5], [2, 0.9], [3, 0.8]]  # type: ignore[union-attr]
+    assert lines[1].get_xydata().tolist() == [[2, 0.9]]  # type: ignore[union-attr]
+    assert main([*map(str, runs), "--plot", str(tmp_path / "p.png"), "--metric", "train/loss"]) == 0
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--price", "-1"], "--price: of an hour, 0 or more, got -1.0"),
+        (["--metric", "val/f1"], "--metric val/f1: no run has it (there: val/acc, train/loss)"),
+        (["--output", "nowhere/x.csv"], "nowhere/x.csv: must be a file in a folder that exists"),
+        (["--price", "much"], "invalid float value: 'much'"),
+    ],
+)
+def test_refusals(runs: list[Path], capsys: pytest.CaptureFixture[str], flags: list[str], message: str) -> None:
+    assert main([str(runs[0]), *flags]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_no_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(tmp_path / "none", ignore_errors=True)
+    assert main([str(tmp_path), str(tmp_path / "none")]) == 2
+    assert capsys.readouterr().err == (
+        f"error: no run among the 2 given ({tmp_path}, {tmp_path / 'none'}): a run folder has a config.yaml\n"
+    )

@@ -1,0 +1,333 @@
+"""The profiler: operations and parts of known networks, sizes that do not fit, the choice on made-up figures, a small real run."""
+
+import doctest
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+
+from tools import profile_bench, profile_choice, profile_data, profile_step
+from tools.profile_bench import Bench, died
+from tools.profile_choice import (
+    ABSENT,
+    Row,
+    amp_pair,
+    candidates,
+    choose,
+    gains,
+    ladder,
+    row_of,
+    rung_table,
+    size_table,
+    turns,
+)
+from tools.profile_clock import Block
+from tools.profile_model import main
+from tools.profile_step import Job, Result, measure
+
+TINY = str(Path(__file__).resolve().parent.parent / "conf" / "digits_ternary_tiny.yaml")
+PARTS = {"forward": [0.25, 0.75, 0.5], "backward": [1.0, 1.0, 1.0], "optimizer": [0.5, 0.25, 0.125]}
+
+
+def figures(size: int, seconds: list[float], **given: Any) -> Result:
+    """A result as a process writes it: JSON makes the sizes text."""
+    result: Any = {
+        "status": "ok",
+        "parts": {str(size): PARTS},
+        "whole": {str(size): seconds},
+        "flops": {"forward": 10.0, "backward": 20.0},
+        "memory": 100,
+        "parameters": 7,
+        "trainable": 5,
+        "arithmetic": "fp32",
+        **given,
+    }
+    return cast(Result, result)
+
+
+@pytest.mark.parametrize("module", [profile_bench, profile_choice, profile_data, profile_step])
+def test_doctests(module: Any) -> None:
+    result = doctest.testmod(module)
+    assert result.attempted
+    assert not result.failed
+
+
+# ---- figures ----
+
+
+def test_a_row_has_medians_spread_and_the_share_of_the_peak() -> None:
+    row = row_of("4", 4, [figures(4, [2.0, 8.0, 3.0]), figures(4, [4.0], memory=300)], {"fp32": 100.0})
+    assert (row.step, row.spread, row.memory, row.flops) == (3.5, (2.0, 8.0), 300, 120.0)
+    assert row.parts == {"forward": 0.5, "backward": 1.0, "optimizer": 0.25}
+    assert row.parts_spread["forward"] == (0.25, 0.75)
+    assert row.speed == pytest.approx(4 / 3.5)
+    assert row.share == pytest.approx(120 / 3.5 / 100)
+    assert row_of("4", 4, [figures(4, [2.0], flops={})], {"fp32": 100.0}).share is None
+
+
+def test_the_slow_neighbour_of_one_block_does_not_move_the_median() -> None:
+    row = row_of("8", 8, [figures(8, [1.0, 1.0, 1.0, 50.0, 1.0])], {})
+    assert row.step == 1.0
+
+
+@pytest.mark.parametrize(
+    ("speeds", "chosen"),
+    [
+        ({8: 50.0, 16: 80.0, 32: 99.0, 64: 100.0}, [16, 32, 64]),
+        ({8: 69.9, 16: 70.0, 32: 100.0}, [16, 32]),
+        ({1: 96.0, 2: 97.0, 3: 98.0, 4: 99.0, 5: 100.0}, [2, 3, 4, 5]),
+        ({8: 5.0}, [8]),
+    ],
+)
+def test_candidates(speeds: dict[int, float], chosen: list[int]) -> None:
+    assert candidates(speeds) == chosen
+
+
+@pytest.mark.parametrize(
+    ("speeds", "best"), [({16: 97.0, 32: 100.0}, 16), ({16: 96.9, 32: 100.0}, 32), ({8: 10.0, 64: 9.9}, 8)]
+)
+def test_of_what_is_as_fast_the_smallest_is_taken(speeds: dict[int, float], best: int) -> None:
+    assert choose(speeds) == best
+
+
+def test_the_gain_of_a_rung_is_over_the_last_measured_one() -> None:
+    rungs = [
+        Row("fp32", "ok", size=1, step=6.0),
+        Row("cuDNN", ABSENT),
+        Row("AMP", "ok", size=1, step=3.0),
+        Row("c", "ok", size=1, step=2.0),
+    ]
+    assert gains(rungs) == [(1.0, 1.0), None, (2.0, 2.0), (1.5, 3.0)]
+    lines = rung_table(rungs)
+    assert ABSENT in lines[2]
+    assert "x" not in lines[2].split(ABSENT)[1]
+    assert "3.00x" in lines[4]
+
+
+class Machine:
+    """Stands for the processes: a true speed for each size, times seeded noise; sizes above ``most`` do not fit."""
+
+    def __init__(self, speeds: dict[int, float], noise: float, seed: int, most: int = 1 << 30) -> None:
+        self.speeds, self.noise, self.most, self.random = speeds, noise, most, random.Random(seed)
+        self.jobs: list[Job] = []
+
+    def __call__(self, job: Job) -> Result:
+        self.jobs.append(job)
+        if job["gemm"]:
+            return {"status": "ok", "gemm": dict.fromkeys(job["gemm"], 1e9)}
+        plan = [Block(*block) for block in job["plan"]]
+        if max(block.size for block in plan) > self.most:
+            return {"status": "oom", "reason": "too large"}
+        whole: dict[int, list[float]] = {}
+        for block in plan:
+            if block.kind == "whole":
+                seconds = block.size / self.speeds[block.size] * (1 + self.noise * self.random.random())
+                whole.setdefault(block.size, []).append(seconds)
+        return figures(plan[0].size, [0.0], whole=whole)
+
+
+def bench(machine: Any, tmp_path: Path, said: list[str] | None = None) -> Bench:
+    lines = said if said is not None else []
+    return Bench(
+        ["--config", "x"], {}, tmp_path, "cpu", None, 10, lambda what, text: lines.append(f"{what} {text}"), machine
+    )
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_chosen_size_is_within_ten_percent_of_the_best(seed: int, tmp_path: Path) -> None:
+    speeds = {8: 300.0, 16: 500.0, 32: 640.0, 64: 700.0, 128: 690.0, 256: 600.0}
+    timed = bench(Machine(speeds, 0.25, seed, most=256), tmp_path)
+    timed.peaks()
+    rows = timed.sweep([*speeds, 512])
+    assert [row.status for row in rows] == ["ok"] * 6 + ["oom"]
+    again = timed.again(rows)
+    assert all(len(values) == 5 for values in again.values())
+    assert speeds[timed.best(rows, again)] >= 0.9 * max(speeds.values())
+
+
+def test_candidates_are_timed_in_turns_and_backwards_every_other_time(tmp_path: Path) -> None:
+    machine = Machine({8: 100.0, 16: 100.0}, 0.0, 0)
+    timed = bench(machine, tmp_path)
+    timed.again(timed.sweep([8, 16]))
+    order = [size for size, _, kind in machine.jobs[-1]["plan"] if kind == "whole"]
+    assert order == turns([8, 16]) == [8, 16, 16, 8, 8, 16, 16, 8, 8, 16]
+
+
+def test_candidates_that_do_not_fit_together_go_on_without_the_largest(tmp_path: Path) -> None:
+    timed = bench(Machine({8: 100.0, 16: 100.0, 32: 100.0}, 0.0, 0), tmp_path)
+    rows = timed.sweep([8, 16, 32])
+    timed.measure = Machine({8: 100.0, 16: 100.0}, 0.0, 0, most=16)
+    assert sorted(timed.again(rows)) == [8, 16]
+
+
+def test_the_ladder_adds_up_and_names_what_the_device_has_not(tmp_path: Path) -> None:
+    machine = Machine({8: 100.0}, 0.0, 0)
+    rows = bench(machine, tmp_path).rungs(ladder("bf16-mixed"), 8)
+    assert [row.status for row in rows] == ["ok", "ok", ABSENT, ABSENT, "ok", "ok"]
+    flags = [" ".join(job["arguments"][2:]) for job in machine.jobs]
+    assert len(flags) == 8  # there and back
+    assert flags[:4] == flags[:3:-1]
+    assert "--trainer.precision=32-true" in flags[0]
+    assert "--model.compile=false" in flags[0]
+    assert "--trainer.precision=bf16-mixed" in flags[3]
+    assert "--model.channels_last=true" in flags[3]
+    assert "--model.compile=true" in flags[3]
+    assert not any("benchmark=true" in one or "matmul_precision=high " in one for one in flags)
+    assert machine.jobs[3]["plan"][0][2] == "warm"  # compiled code is not counted
+
+
+def test_a_rung_that_fails_adds_nothing_to_those_after_it(tmp_path: Path) -> None:
+    machine = Machine({8: 100.0}, 0.0, 0)
+
+    def failing(job: Job) -> Result:
+        if "--model.channels_last=true" in job["arguments"] and "--model.compile=true" not in job["arguments"]:
+            return {"status": "failed", "reason": "no"}
+        return machine(job)
+
+    rows = bench(failing, tmp_path).rungs(ladder("bf16-mixed"), 8)
+    assert [row.status for row in rows] == ["ok", "ok", ABSENT, ABSENT, "failed", "ok"]
+    assert "--model.channels_last=false" in machine.jobs[-1]["arguments"]
+
+
+@pytest.mark.parametrize(
+    ("code", "stderr", "limit", "status"),
+    [
+        (-9, "", None, "oom"),
+        (-6, "terminate called after bad_alloc\n", 10**9, "oom"),
+        (1, "libgomp: Thread creation failed: Resource temporarily unavailable\n", 10**9, "oom"),
+        (-11, "", None, "failed"),
+        (1, "Traceback\nValueError: x\n", 10**9, "failed"),
+    ],
+)
+def test_a_process_that_died(code: int, stderr: str, limit: int | None, status: str) -> None:
+    assert died(code, stderr, limit)["status"] == status
+
+
+# ---- the command ----
+
+
+def test_a_small_run_in_this_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    jobs: list[Job] = []
+
+    def here(job: Job) -> Result:
+        jobs.append(job)
+        if job["gemm"]:
+            return {"status": "ok", "gemm": {"fp32": 1e12, "bf16": 2e12}}
+        return measure(job)
+
+    output = tmp_path / "profile"
+    arguments = ["--config", TINY, "--batch_sizes", "4", "2", "--steps", "1", "--amp", "--output", str(output)]
+    assert main([*arguments, "--device", "cpu"], here) == 0
+    out = capsys.readouterr().out
+    assert "one training batch of DigitsDataModule" in out
+    assert f"{len(jobs)}/{len(jobs)} " in out  # what was foretold is what was done
+    content = json.loads((output / "profile.json").read_text())
+    assert [row["name"] for row in content["sizes"]] == ["2", "4"]
+    assert content["best_batch_size"] in (2, 4)
+    assert content["flops_per_sample"] > 0
+    assert content["sizes"][0]["flops"] * 2 == content["sizes"][1]["flops"]
+    assert content["parameters"] >= content["trainable"] > 0
+    (pair,) = content["ladders"].values()
+    assert [row["name"] for row in pair] == ["fp32", "AMP (bf16-mixed)"]
+    assert content["peak_flops_per_s"] == {"fp32": 1e12, "bf16": 2e12}
+    row = content["sizes"][0]
+    assert row["share"] == pytest.approx(row["flops"] / row["step"] / 1e12)
+    assert (output / "profile.png").read_bytes()[:4] == b"\x89PNG"
+    assert "profile_model" in (output / "profile.txt").read_text()
+    assert len(jobs) in (7, 8)  # peak, two sizes, in turns where they are near, two rungs there and back
+    assert not Path(jobs[1]["batch"]).exists()  # the folder of the processes is gone
+
+
+@pytest.mark.slow
+def test_a_size_that_does_not_fit_is_a_row(tmp_path: Path) -> None:
+    output = tmp_path / "profile"
+    arguments = ["--batch_sizes", "8", "262144", "--memory_limit", "1.5", "--steps", "1", "--output", str(output)]
+    ended = subprocess.run(
+        [sys.executable, "-m", "tools.profile_model", "--config", TINY, *arguments, "--device", "cpu"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    content = json.loads((output / "profile.json").read_text())
+    assert [row["status"] for row in content["sizes"]] == ["ok", "oom"]
+    assert content["best_batch_size"] == 8
+    assert " oom " in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (MemoryError(), "oom"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."), "oom"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "oom"),
+        (RuntimeError("could not create a memory object"), "oom"),
+        (FileNotFoundError("weights"), "refused"),
+    ],
+)
+def test_errors_of_a_step(monkeypatch: pytest.MonkeyPatch, error: Exception, status: str) -> None:
+    def fail(job: Job) -> None:
+        raise error
+
+    monkeypatch.setattr(profile_step, "ProfileCLI", fail)
+    job: Any = {"gemm": []}
+    assert measure(job)["status"] == status
+
+
+def test_other_errors_are_not_called_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(job: Job) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(profile_step, "ProfileCLI", fail)
+    job: Any = {"gemm": []}
+    with pytest.raises(RuntimeError, match="shapes"):
+        measure(job)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "--config: which data? give --config FILE"),
+        (["--config", TINY, "--batch_sizes", "0"], "--batch_sizes is [0] but must be 1 or more"),
+        (["--config", TINY, "--steps", "0"], "--steps is 0 but must be 1 or more"),
+        (["--config", TINY, "--memory_limit", "-1"], "--memory_limit is -1.0 but must be above 0"),
+        (["--config", TINY, "--output", TINY], "is a file; give a folder"),
+        (["--config", TINY, "--batch_sizes", "x"], "invalid int value"),
+        (["--config", TINY, "--model.lrr", "1"], "no such setting"),
+    ],
+)
+def test_wrong_input_is_one_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_no_size_that_works_is_one_line_and_nothing_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine = Machine({}, 0.0, 0, most=0)
+    assert main(["--config", TINY, "--output", str(tmp_path / "out"), "--device", "cpu"], machine) == 2
+    assert "not one of the sizes works: oom, too large" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_cuda_device_that_is_not_there_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    assert main(["--config", TINY, "--device", "cuda"]) == 2
+    assert "torch finds no CUDA device" in capsys.readouterr().err
+
+
+def test_the_table_says_what_was_not_measured() -> None:
+    rows = [row_of("8", 8, [figures(8, [0.5, 0.25, 1.0])], {"fp32": 960.0}), Row("16", "oom", "too large", 16)]
+    lines = size_table(rows, {8: [16.0, 20.0, 12.0]}, 8)
+    assert "16 (12 .. 20)  <- best" in lines[1]
+    assert "50.0%" in lines[1]
+    assert lines[2].split() == ["16", "oom", "too", "large"]
+    assert amp_pair("bf16-mixed")[1].flags == {"trainer.precision": "bf16-mixed"}

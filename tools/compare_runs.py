@@ -1,0 +1,186 @@
+"""What the folder of a run says: its figures, its settings, its cost. Only JSON, CSV and YAML are read, no checkpoint."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from callbacks import read_metrics
+from callbacks.summary import best_metrics, is_lower_better
+from lightning_modules.loading import newest_config
+
+Curve = list[tuple[float, float]]
+Value = str | float | int | bool | None
+
+SEED = "seed_everything"
+EVALUATIONS = ("validate", "test")
+# what a run is, and not what it was asked to be
+LEFT_OUT = (SEED, "trainer.logger")
+FINISHED, UNFINISHED, BROKEN = "finished", "unfinished", "broken"
+
+
+@dataclass
+class Run:
+    """A row of the comparison; what a run lacks stays empty.
+
+    Args:
+        name: The folder as it was given.
+        status: ``finished``, ``unfinished`` (no training_summary.json) or ``broken: reason``.
+        best: Best value and epoch of each training and validation metric.
+        final: Their last values.
+        evaluated: What ``validate`` and ``test`` found, by metric.
+        settings: Every setting by its flag's name, without the seed.
+        seed: Of the training.
+        main: The metric that chose the best checkpoint.
+        curve: Epoch and value of that metric.
+        epochs: How many have ended.
+        device_hours: Hours of training times devices.
+        images_per_s: Median over the rows of metrics.csv.
+        memory_gb: Most memory.
+    """
+
+    name: str
+    status: str = UNFINISHED
+    best: dict[str, dict[str, float]] = field(default_factory=dict)
+    final: dict[str, float] = field(default_factory=dict)
+    evaluated: dict[str, float] = field(default_factory=dict)
+    settings: dict[str, Value] = field(default_factory=dict)
+    seed: int | None = None
+    main: str | None = None
+    curve: Curve = field(default_factory=list)
+    epochs: int | None = None
+    device_hours: float | None = None
+    images_per_s: float | None = None
+    memory_gb: float | None = None
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder has what a run leaves first."""
+    return any((folder / name).is_file() for name in ("config.yaml", "metrics.csv", "training_summary.json"))
+
+
+def read_run(folder: Path, metric: str | None = None) -> Run:
+    """Read a run folder; what cannot be read makes the run a broken one and leaves the rest.
+
+    Args:
+        folder: Of any system.
+        metric: The one to draw; None for the one that chose the run's best checkpoint.
+    """
+    run = Run(str(folder))
+    problems = []
+    for name, read in (
+        ("config.yaml", _read_config),
+        ("metrics.csv", _read_table),
+        ("training_summary.json", _read_summary),
+        ("test_metrics.json", _read_evaluations),
+    ):
+        try:
+            read(run, folder, metric)
+        except FileNotFoundError:
+            if name != "training_summary.json":
+                problems.append(f"no {name}")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+            problems.append(f"{name} cannot be read ({' '.join(str(error).split())[:80] or type(error).__name__})")
+    if problems:
+        run.status = f"{BROKEN}: {'; '.join(problems)}"
+    return run
+
+
+def _read_config(run: Run, folder: Path, metric: str | None) -> None:
+    if not (folder / "config.yaml").is_file():
+        raise FileNotFoundError
+    config = yaml.safe_load(newest_config(folder).read_text(encoding="utf-8"))
+    seed = config.get(SEED)
+    run.seed = seed if isinstance(seed, int) else None
+    run.settings = {name: value for name, value in flat(config) if not name.startswith(LEFT_OUT)}
+    monitor = (config.get("checkpoint") or {}).get("monitor")
+    run.main = metric or (monitor if isinstance(monitor, str) else None)
+
+
+def _read_table(run: Run, folder: Path, metric: str | None) -> None:
+    rows = read_metrics(folder / "metrics.csv")
+    run.best = best_metrics(rows)
+    # the rows of epochs: those of steps have none of these
+    epochs = [row for row in rows if run.best.keys() & row.keys()]
+    run.epochs = int(epochs[-1]["epoch"]) if epochs else 0
+    run.final = {name: epochs[-1][name] for name in run.best if name in epochs[-1]} if epochs else {}
+    if metric is None and run.main not in run.best:
+        run.main = next((name for name in ("val/acc", *sorted(run.best)) if name in run.best), None)
+    run.curve = [(row["epoch"], row[run.main]) for row in epochs if run.main in row] if run.main else []
+    speeds = [row["speed/images_per_s"] for row in rows if "speed/images_per_s" in row]
+    run.images_per_s = statistics.median(speeds) if speeds else None
+    run.memory_gb = max((row["memory/gb"] for row in rows if "memory/gb" in row), default=None)
+
+
+def _read_summary(run: Run, folder: Path, metric: str | None) -> None:
+    content = json.loads((folder / "training_summary.json").read_text(encoding="utf-8"))
+    seconds, devices = content["time"]["seconds"], content["environment"]["devices"]
+    run.device_hours = float(seconds) * int(devices) / 3600
+    run.status = FINISHED
+
+
+def _read_evaluations(run: Run, folder: Path, metric: str | None) -> None:
+    for name in EVALUATIONS:
+        path = folder / f"{name}_metrics.json"
+        if path.is_file():
+            content = json.loads(path.read_text(encoding="utf-8"))["metrics"]
+            # validate judges the checkpoint on what training called val/
+            prefix = "" if name == "test" else f"{name}:"
+            run.evaluated |= {f"{prefix}{key}": float(value) for key, value in content.items()}
+
+
+def flat(value: Any, name: str = "") -> Iterator[tuple[str, Value]]:
+    """Settings by the names of their flags; of a class that can be chosen, its name and then its own settings.
+
+    >>> dict(flat({"model": {"class_path": "a.Net", "init_args": {"lr": 0.1}}, "layers": [1, 2]}))
+    {'model': 'Net', 'model.lr': 0.1, 'layers': '[1, 2]'}
+    """
+    dot = f"{name}." if name else ""
+    if isinstance(value, Mapping) and "class_path" in value:
+        yield name, str(value["class_path"]).rpartition(".")[2]
+        yield from flat(value.get("init_args") or {}, name)
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from flat(inner, f"{dot}{key}")
+    elif isinstance(value, Sequence) and any(isinstance(item, Mapping) and "class_path" in item for item in value):
+        for item in value:
+            yield from flat(item, f"{dot}{str(item['class_path']).rpartition('.')[2]}")
+    elif name:
+        yield name, value if isinstance(value, (bool, int, float, str)) or value is None else json.dumps(value)
+
+
+def differing(runs: Sequence[Run]) -> list[str]:
+    """Settings that are not the same in all runs: those that all of them have first, of them model and data first."""
+    known = [run for run in runs if run.settings]
+    names = sorted(
+        {name for run in known for name in run.settings},
+        key=lambda name: (any(name not in run.settings for run in known), *_order(name)),
+    )
+    return [name for name in names if len({json.dumps(run.settings.get(name)) for run in known}) > 1]
+
+
+def _order(name: str) -> tuple[int, str]:
+    parts = ("model", "data", "trainer")
+    first = name.partition(".")[0]
+    return (parts.index(first) if first in parts else len(parts), name)
+
+
+def grouped(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs that differ in nothing but the seed, in the order of the first of each; a run without settings is alone."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        key = json.dumps(sorted(run.settings.items())) if run.settings else f"alone {run.name}"
+        groups.setdefault(key, []).append(run)
+    return list(groups.values())
+
+
+def best_of(values: Sequence[float | None], name: str) -> float | None:
+    """The best of a column: the least of an error, the most of anything else."""
+    known = [value for value in values if value is not None and value == value]
+    return (min if is_lower_better(name) else max)(known) if len(known) > 1 else None

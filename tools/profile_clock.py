@@ -1,0 +1,197 @@
+"""The clocks of the profiler: parts of a training step, floating-point operations, memory, and the machine's peak.
+
+    on_train_batch_start |-- forward --| zero_grad |-- backward --|-- optimiser --| on_train_batch_end
+
+On a CUDA device the parts are waited for one by one; a whole block of steps is waited for at its end only, as in training.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from contextlib import suppress
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal, NamedTuple
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.utils.flop_counter import FlopCounterMode
+
+PARTS = ("forward", "backward", "optimizer")
+GEMM_S, GEMM_SIZE = 0.6, {"cuda": 8192, "cpu": 1024}
+STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+class Block(NamedTuple):
+    """Steps that belong together.
+
+    Attributes:
+        size: Samples of each.
+        steps: How many.
+        kind: ``flops``: counted; ``warm``: thrown away; ``parts``: the parts of each are timed; ``whole``: timed from end to end.
+    """
+
+    size: int
+    steps: int
+    kind: Literal["flops", "warm", "parts", "whole"]
+
+
+class Clock(Callback):
+    """Times the steps of a fit by a plan; stands last among the callbacks, so that theirs are in the step.
+
+    Args:
+        plan: Blocks in their order.
+
+    Attributes:
+        parts: Seconds of each part of each step, by batch size.
+        whole: Mean seconds of a step of each whole block, by batch size.
+        flops: Floating-point operations for one sample, forward and backward.
+    """
+
+    def __init__(self, plan: list[Block]) -> None:
+        self.plan = plan
+        self._steps = [(block, number) for block in plan for number in range(block.steps)]
+        self.parts: dict[int, dict[str, list[float]]] = {}
+        self.whole: dict[int, list[float]] = {}
+        self.flops: dict[str, float] = {}
+        self._at: list[float] = []
+        self._began = 0.0
+        self._counter: FlopCounterMode | None = None
+        self._device = torch.device("cpu")
+
+    @property
+    def sizes(self) -> list[int]:
+        """Samples of each step."""
+        return [block.size for block, _ in self._steps]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Know the device; a graph that does not compile is an error here, not an eager step under another name."""
+        self._device = trainer.strategy.root_device
+        if getattr(pl_module, "compile_network", False):
+            torch._dynamo.config.suppress_errors = False
+            torch._dynamo.config.automatic_dynamic_shapes = False  # each batch size gets kernels of its own
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Begin a step."""
+        block, number = self._steps[batch_idx]
+        if block.kind == "flops":
+            self._counter = FlopCounterMode(display=False)
+            self._counter.__enter__()
+        elif block.kind == "parts" or number == 0:
+            self._began = self._now()
+        self._at = [self._began]
+
+    def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """The loss is known."""
+        if self._counter is not None:
+            self.flops["forward"] = self._counter.get_total_flops()
+        self._mark(trainer)
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Any) -> None:
+        """What lies between is the zeroing of gradients."""
+        self._mark(trainer)
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The gradients are known."""
+        if self._counter is not None:
+            self._counter.__exit__(None, None, None)
+            size = self.plan[0].size
+            both = self._counter.get_total_flops()
+            self.flops = {"forward": self.flops["forward"] / size, "backward": (both - self.flops["forward"]) / size}
+            self._counter = None
+        self._mark(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """End a step, or the block."""
+        block, number = self._steps[batch_idx]
+        if block.kind == "parts":
+            self._mark(trainer)
+            start, forward, zeroed, backward, end = self._at
+            taken = (forward - start, backward - zeroed, end - backward + zeroed - forward)
+            kept = self.parts.setdefault(block.size, {name: [] for name in PARTS})
+            for name, seconds in zip(PARTS, taken, strict=True):
+                kept[name].append(seconds)
+        elif block.kind == "whole" and number == block.steps - 1:
+            self.whole.setdefault(block.size, []).append((self._now() - self._began) / block.steps)
+
+    def _mark(self, trainer: Trainer) -> None:
+        block = self._steps[min(trainer.fit_loop.batch_idx, len(self._steps) - 1)][0]
+        if block.kind == "parts":
+            self._at.append(self._now())
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return perf_counter()
+
+
+class Memory:
+    """Bytes that were needed at most since this was made: of a CUDA device's tensors, or of the process above what it had then.
+
+    Args:
+        limit: Bytes that may be taken from now on, so that what needs more fails as on a smaller machine; None: no limit. On the
+            CPU it is a limit on the address space of the process, on CUDA on the device's memory.
+        device: What trains.
+    """
+
+    def __init__(self, device: str, limit: int | None = None) -> None:
+        self.device = device
+        torch.ones(256, 256) @ torch.ones(256, 256)  # threads are started before their stacks would count
+        if device == "cuda":
+            torch.cuda.init()
+            torch.cuda.reset_peak_memory_stats()
+            if limit is not None:
+                total = torch.cuda.get_device_properties(0).total_memory
+                torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total))
+            return
+        with suppress(OSError):
+            CLEAR_REFS.write_text("5")  # the peak begins anew
+        self.base = resident("VmRSS")
+        if limit is not None:
+            most = resident("VmSize") + limit
+            resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+    def peak(self) -> int:
+        """Bytes."""
+        if self.device == "cuda":
+            return torch.cuda.max_memory_allocated()
+        return max(0, resident("VmHWM") - self.base)
+
+
+def resident(name: str) -> int:
+    """A memory figure of this process in bytes: ``VmRSS`` now, ``VmHWM`` the peak, ``VmSize`` the address space.
+
+    getrusage's peak will not do where there is /proc: it begins with the peak of the process that started this one.
+    """
+    if STATUS.is_file():
+        line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def gemm_peak(arithmetic: str, device: str, seconds: float = GEMM_S) -> float:
+    """Floating-point operations a second of a large matrix product, the best of all within some time: the peak that can be had.
+
+    Args:
+        arithmetic: fp32, tf32, bf16 or fp16.
+        device: cpu or cuda.
+        seconds: Length of the measurement.
+    """
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(arithmetic, torch.float32)
+    torch.set_float32_matmul_precision("high" if arithmetic == "tf32" else "highest")
+    n = GEMM_SIZE[device]
+    a, b = (torch.ones(n, n, dtype=dtype, device=device) for _ in range(2))
+    out = a @ b
+    best, end = float("inf"), perf_counter() + seconds
+    while perf_counter() < end or best == float("inf"):
+        if device == "cuda":
+            torch.cuda.synchronize()
+        began = perf_counter()
+        torch.mm(a, b, out=out)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, perf_counter() - began)
+    return 2 * n**3 / best
