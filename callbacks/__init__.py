@@ -14,6 +14,7 @@ from callbacks.exact_resume import ExactResume
 from callbacks.feature_writer import FeatureWriter
 from callbacks.lean_loop import NoProfiler, skip_empty_hooks
 from callbacks.learning_rate_finder import LearningRateFinder
+from callbacks.mask_writer import MaskWriter
 from callbacks.metrics_log import MetricsLog, read_metrics
 from callbacks.mistakes import WorstMistakes
 from callbacks.non_finite import NonFiniteError, StopOnNonFinite
@@ -21,8 +22,10 @@ from callbacks.progress import Progress
 from callbacks.progressive_resizing import ProgressiveResizing, StageOutOfMemoryError
 from callbacks.resizing_stages import ResizingStage
 from callbacks.run_folder import RunFolder, run_folder
+from callbacks.segmentation_pictures import SegmentationPictures
 from callbacks.speed import Speed
 from callbacks.stop_on_signal import Interrupted, StopOnSignal
+from callbacks.subjects import SubjectAccuracy
 from callbacks.summary import RunSummary
 from callbacks.tensorboard import RunTensorBoard
 from callbacks.ternary_shares import TernaryShares
@@ -39,6 +42,7 @@ __all__ = [
     "FeatureWriter",
     "Interrupted",
     "LearningRateFinder",
+    "MaskWriter",
     "MetricsLog",
     "NoProfiler",
     "NonFiniteError",
@@ -48,10 +52,12 @@ __all__ = [
     "RunFolder",
     "RunSummary",
     "RunTensorBoard",
+    "SegmentationPictures",
     "Speed",
     "StageOutOfMemoryError",
     "StopOnNonFinite",
     "StopOnSignal",
+    "SubjectAccuracy",
     "TernaryShares",
     "WorstMistakes",
     "is_out_of_memory",

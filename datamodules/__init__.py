@@ -50,6 +50,8 @@ from datamodules.digits import DigitsDataModule
 from datamodules.har import HARDataModule
 from datamodules.image_folder import ImageFolderDataModule
 from datamodules.in_memory import InMemoryLoader
+from datamodules.segmentation import PromptedSegmentationDataModule
+from datamodules.segmentation_sets import PromptSet
 from datamodules.signal_files import SignalFileDataModule
 
 __all__ = [
@@ -60,5 +62,7 @@ __all__ = [
     "HARDataModule",
     "ImageFolderDataModule",
     "InMemoryLoader",
+    "PromptSet",
+    "PromptedSegmentationDataModule",
     "SignalFileDataModule",
 ]

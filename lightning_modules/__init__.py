@@ -8,8 +8,10 @@ from lightning_modules.base import BaseModule
 from lightning_modules.cascade_head import CascadeHead
 from lightning_modules.classification import Classifier
 from lightning_modules.feature_extractor import FeatureExtractor
+from lightning_modules.har_classifier import HARClassifier
 from lightning_modules.image_classifier import ImageClassifier
 from lightning_modules.loading import load_run
+from lightning_modules.prompted_segmenter import PromptedSegmenter
 from lightning_modules.ternary_classifier import TernaryClassifier
 
 __all__ = [
@@ -17,7 +19,9 @@ __all__ = [
     "CascadeHead",
     "Classifier",
     "FeatureExtractor",
+    "HARClassifier",
     "ImageClassifier",
+    "PromptedSegmenter",
     "TernaryClassifier",
     "load_run",
 ]

@@ -10,7 +10,10 @@ from metrics.confidence import top_label
 from metrics.confusion import ClassFigures, ConfusionSums, class_figures, confusion_matrix
 from metrics.early_exit import ExitFigures, ExitHistogram, ExitSums, aurc, excess_aurc, risk_coverage
 from metrics.exit_threshold import ExitThreshold, choose_exit_threshold
+from metrics.groups import GroupFigures, GroupSums, group_figures
 from metrics.ranking import RankingFigures, ranking_figures
+from metrics.segmentation import MaskFigures, SegmentationCounts, SegmentationSums, choose_thresholds, slug
+from metrics.segmentation_boundary import TolerantFigures, TolerantSums
 from metrics.temperature import fit_temperature
 
 __all__ = [
@@ -23,17 +26,27 @@ __all__ = [
     "ExitHistogram",
     "ExitSums",
     "ExitThreshold",
+    "GroupFigures",
+    "GroupSums",
+    "MaskFigures",
     "RankingFigures",
+    "SegmentationCounts",
+    "SegmentationSums",
+    "TolerantFigures",
+    "TolerantSums",
     "aurc",
     "bootstrap_interval",
     "calibration_p_value",
     "choose_exit_threshold",
+    "choose_thresholds",
     "class_figures",
     "confusion_matrix",
     "excess_aurc",
     "fit_temperature",
+    "group_figures",
     "hit_share",
     "ranking_figures",
     "risk_coverage",
+    "slug",
     "top_label",
 ]

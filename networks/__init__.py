@@ -5,6 +5,8 @@ timm_network.py  any classification network of timm, with timm's own names; tran
                frozen_backbone.py: features of one that is never trained. They are not imported here, for nobody should need
                timm to read a packed network
 mlp_head.py    a small head on such features: `MLPHead`
+signal_encoder.py  encoder and head for windows of signals, through their images; signal_network.py: without images. Not
+               imported here, as timm's are not
 ternarize.py   a plain network made ternary, and its full-precision twin: `ternarize`, `warm_start`,
                `effective_state_dict`
 ternary.py     the ternary layers and a look at them: `TernaryConv2d`, `TernaryLinear`, `ternary_layers`,

@@ -26,7 +26,9 @@ from typing import NamedTuple
 import pytest
 from PIL import Image
 
+from benchmarks.cached_head import write_cache
 from cli import main
+from datamodules.har_generator import write_generated
 from tests.datamodules.cifar_layout import write_cifar
 from tests.datamodules.pictures import write_classes
 
@@ -63,6 +65,38 @@ SHORT_OF_FILES = {
     "--data.workers": "0",
     "--data.drop_last": "false",
 }
+# what a fit on windows of signals needs besides, and in place of the above
+SHORT_OF_SIGNALS = {
+    "--model.architecture": "test_vit",
+    "--model.pretrained": "false",
+    "--data.image_size": "32",
+}
+
+
+# a fit of prompted segmentation, whose settings are others
+SHORT_OF_SEGMENTATION = {
+    "--trainer.fast_dev_run": "true",
+    "--trainer.accelerator": "cpu",
+    "--data.generate": "20",
+    "--data.image_size": "48",
+    "--data.batch_size": "4",
+    "--data.workers": "0",
+}
+
+
+# and one on a frozen backbone, or on what one made
+SHORT_OF_FROZEN = {
+    "--trainer.fast_dev_run": "true",
+    "--trainer.accelerator": "cpu",
+    "--model.backbone": "test_vit",
+    "--model.pretrained": "false",
+    "--model.weights": "null",
+    "--model.network_args": "null",
+    "--data.image_size": "32",
+    "--data.workers": "0",
+    "--data.batch_size": "8",
+}
+SHORT_OF_CACHED = {"--trainer.fast_dev_run": "true", "--trainer.accelerator": "cpu", "--data.batch_size": "8"}
 
 
 class Block(NamedTuple):
@@ -152,6 +186,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "my_photos").mkdir()
     Image.new("RGB", (40, 30), "teal").save(folder / "my_photos" / "boat.jpg")
     write_classes(folder / "folder", {"cat": 20, "dog": 20})
+    write_cache(folder / "caches" / "NAME", samples=40, width=8)
+    write_generated(folder / "data", subjects=range(1, 7), test_subjects=(2,), windows=2)
     return folder
 
 
@@ -173,7 +209,15 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Path) -
 def shortened(arguments: list[str]) -> list[str]:
     """A fit of one batch in place of a long one."""
     of_files = any(argument.startswith("configs/image_") for argument in arguments)
-    added = {**SHORT, **SHORT_OF_FILES} if of_files else SHORT
+    of_signals = any(argument.startswith("configs/har_") for argument in arguments)
+    added = {**SHORT, **(SHORT_OF_FILES if of_files else SHORT_OF_SIGNALS if of_signals else {})}
+    if "signal_resnet" in arguments:  # the network of signals without images
+        added["--model.architecture"] = "signal_resnet"
+    if any(argument.startswith("configs/prompt_") for argument in arguments):
+        weights = {"--model.weights": "random_tiny"} if "configs/prompt_segmentation.yaml" in arguments else {}
+        added = {**SHORT_OF_SEGMENTATION, **weights}
+    if any(argument.startswith("configs/cascade_") for argument in arguments):
+        added = SHORT_OF_CACHED if "configs/cascade_cached.yaml" in arguments else SHORT_OF_FROZEN
     return [*arguments, *(word for pair in added.items() for word in pair)]
 
 
@@ -194,7 +238,7 @@ def test_command(command: Command, workplace: Path, images: Path) -> None:
         (workplace / source.name).symlink_to(source)
     arguments = command.arguments
     # the words as they stand are parsed in any case: those that shorten a fit are put after them
-    assert run(shortened(arguments) if is_long(arguments) else arguments) == 0
+    assert run(shortened(arguments) if is_long(arguments) or "--cache" in arguments else arguments) == 0
 
 
 def test_a_wrong_command_is_noticed(workplace: Path) -> None:

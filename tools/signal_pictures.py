@@ -8,8 +8,7 @@ One signal of one training window of each of two activities, in the layout of UC
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch

@@ -17,7 +17,6 @@ from datamodules import CachedFeaturesDataModule, DataModule, DigitsDataModule, 
 from features import CachedSplit, read_header
 from tests.datamodules.pictures import write_classes
 
-
 Content = dict[str, tuple[Tensor, Tensor, Tensor]]
 
 

@@ -1,0 +1,173 @@
+"""What a cached sample costs beside one that goes through the backbone, and how long a head trains on a large cache.
+
+    python -m benchmarks.cached_head [--images 1024] [--repeats 5] [--threads N] [--json FILE]
+
+1. MobileNetV2 at 224 px with random weights, 1280-256-2 head, batches of 64, fp32, in turns: `live` is a pass of the frozen
+   backbone and a training step of the head, images in memory, no decoding and no augmentation, which only makes it cheaper;
+   `cached` is an epoch of `CachedFeaturesDataModule`, loading and training step. Seconds a sample, and their ratio.
+2. `main.py fit` on 50,000 samples of 768 numbers, 768-256-2 head, batches of 1,024, fp32, ten epochs, validation, plots, EMA and
+   progress bar off: seconds of the Trainer's fit, from its first hook to its last, of each repeat.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim import AdamW
+
+from benchmarks import measure
+from benchmarks.measure import Spread
+from cli import main as run
+from cli.memory import keep_freed_memory
+from datamodules import CachedFeaturesDataModule
+from features import CacheWriter, Identity
+from networks import MLPHead
+from networks.frozen_backbone import FrozenBackbone
+
+BATCH, SIZE = 64, 224
+SAMPLES, WIDTH, LARGE_BATCH, EPOCHS = 50_000, 768, 1024, 10
+WANTED_RATIO, WANTED_S = 100, 6.0
+
+
+def write_cache(folder: Path, samples: int, width: int) -> None:
+    """Random features of two classes as a cache; a tenth more is its validation split."""
+    identity = Identity(
+        backbone="random",
+        weights_hash="0" * 64,
+        layers=(-1,),
+        pooling="native",
+        image_size=SIZE,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        transform={},
+        data=f"tensors:{'0' * 64}",
+        split={},
+        class_names=("a", "b"),
+        dtype="float32",
+        feature_width=width,
+    )
+    writer, generator = CacheWriter(folder, identity), torch.Generator().manual_seed(0)
+    counts = {"train": samples, "val": samples // 10}
+    first = 0
+    for split, count in counts.items():
+        features = torch.randn(count, width, generator=generator)
+        writer.append(split, features, torch.arange(count) % 2, torch.arange(first, first + count))  # type: ignore[arg-type]
+        first += count
+    writer.finish(counts)
+
+
+class Step:
+    """A head and its optimiser."""
+
+    def __init__(self, width: int) -> None:
+        self.head = MLPHead(width, 2)
+        self.optimizer = AdamW(self.head.parameters(), fused=True)
+
+    def __call__(self, features: Tensor, label: Tensor) -> None:
+        """Train on a batch."""
+        loss = F.cross_entropy(self.head(features), label)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+
+def sides(images: int, cache: Path) -> dict[str, Any]:
+    """Seconds a sample, live and cached."""
+    backbone = FrozenBackbone("mobilenetv2_100", {"pad_type": "same"}, SIZE, 3, (-1,), "native")
+    backbone.to(memory_format=torch.channels_last)
+    pictures = torch.randn(BATCH, 3, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
+    label, step = torch.arange(BATCH) % 2, Step(backbone.feature_width)
+    data = CachedFeaturesDataModule(str(cache), batch_size=BATCH)
+    data.setup("fit")
+    loader = data.train_dataloader()
+
+    def live() -> float:
+        begin = time.perf_counter()
+        for _ in range(images // BATCH):
+            step(backbone(pictures), label)
+        return (time.perf_counter() - begin) / (images // BATCH * BATCH)
+
+    def cached() -> float:
+        begin = time.perf_counter()
+        for batch in loader:
+            step(batch["features"], batch["label"])
+        return (time.perf_counter() - begin) / (len(loader) * BATCH)
+
+    return {"live": live, "cached": cached}
+
+
+class Stopwatch(Callback):
+    """Seconds of the fit."""
+
+    seconds: float = 0.0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """The first hook."""
+        type(self).seconds = -time.perf_counter()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """The last hook."""
+        type(self).seconds += time.perf_counter()
+
+
+def fit(cache: Path, folder: Path) -> float:
+    """Seconds of ten epochs of ours."""
+    flags = {
+        "--model": "CascadeHead",
+        "--data": "CachedFeaturesDataModule",
+        "--data.cache": str(cache),
+        "--data.batch_size": str(LARGE_BATCH),
+        "--trainer.max_epochs": str(EPOCHS),
+        "--trainer.limit_val_batches": "0",
+        "--trainer.enable_progress_bar": "false",
+        "--trainer.enable_model_summary": "false",
+        "--trainer.accelerator": "cpu",
+        "--trainer.callbacks": "benchmarks.cached_head.Stopwatch",
+        "--curves.every_s": "1000000",
+        "--run_dir": str(folder),
+    }
+    with open(os.devnull, "w") as silent, contextlib.redirect_stdout(silent):
+        code = run(["fit", *(item for pair in flags.items() for item in pair)])
+    assert code == 0
+    # the class that the command line imported, which python -m does not share
+    return float(importlib.import_module("benchmarks.cached_head").Stopwatch.seconds)
+
+
+def main(args: list[str] | None = None) -> dict[str, Any]:
+    """Measure, print the table, return the figures."""
+    parser = measure.arguments("Cached samples beside live ones, and a head's training on a large cache.")
+    parser.add_argument("--images", type=int, default=1024, help="images of a live measurement, 64 or more")
+    options, before = measure.begin(parser, args)
+    keep_freed_memory()  # as main.py does
+    with tempfile.TemporaryDirectory() as place:
+        small, large = Path(place) / "small", Path(place) / "large"
+        write_cache(small, 20 * BATCH, 1280)
+        write_cache(large, SAMPLES, WIDTH)
+        measured = measure.interleave(sides(options.images, small), options.repeats)
+        fits = [fit(large, Path(place) / f"run{repeat}") for repeat in range(options.repeats)]
+    ratio = Spread.of([live / cached for live, cached in zip(measured["live"], measured["cached"], strict=True)])
+    spreads = {name: Spread.of([1e6 * value for value in values]) for name, values in measured.items()}
+    rows = [
+        ["live, MobileNetV2 224 px, microseconds a sample", spreads["live"].text(0), ""],
+        ["cached, microseconds a sample", spreads["cached"].text(1), ""],
+        ["live / cached", ratio.text(0), f">= {WANTED_RATIO}"],
+        ["fit, 10 x 50,000 x 768, seconds", Spread.of(fits).text(2), f"<= {WANTED_S:g}"],
+    ]
+    print(measure.table(["", "median (least .. most)", "wanted"], rows))
+    content = {"seconds_a_sample": measured, "ratio": ratio._asdict(), "fit_s": fits}
+    measure.report(before, content, options.json)
+    return content
+
+
+if __name__ == "__main__":
+    main()

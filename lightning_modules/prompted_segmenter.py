@@ -1,0 +1,378 @@
+"""Prompted segmentation: a text names something, the network marks its pixels; figures and a threshold for each prompt."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from lightning_modules.base import BaseModule, Batch, StageName, StepOutput
+from lightning_modules.encoder_weights import fill_encoder
+from lightning_modules.segmentation_losses import Over, PixelLoss, RegionLoss, SegmentationLoss
+from metrics import SegmentationCounts, SegmentationSums, TolerantSums, choose_thresholds, slug
+from networks.segmenter_clip import CLIPSegmenter, DecoderName
+from networks.segmenter_light import LightSegmenter
+from networks.tiling import Tiling
+
+log = logging.getLogger(__name__)
+
+FIGURES = ("iou", "dice", "pixel_acc", "iou_image", "dice_image")
+HUB_WEIGHTS = "CIDAS/clipseg-rd64-refined"
+
+
+class PromptedSegmenter(BaseModule):
+    """A light segmenter (any timm encoder, U-Net, FiLM by prompt) or CLIPSeg, whose towers are frozen.
+
+    Figures are those of each image's own object: pooled, as a mean over prompts, and of each prompt; those of prompts whose object
+    is absent are ``negative_area`` alone. In a fit each validation chooses the threshold of each prompt with the best IoU, at
+    which its figures are; the checkpoint has it, and test, validate and predict use it.
+
+    Args:
+        network: ``light``, or ``clipseg`` (needs transformers and CLIPSeg's weights).
+        encoder: timm network of the light segmenter.
+        network_args: Further arguments of ``timm.create_model`` for it, by name, such as ``pad_type: same``.
+        pretrained: Start the encoder from timm's own weights, which are downloaded when training begins.
+        weights: light: run folder, checkpoint, safetensors or torch file that the encoder starts from. clipseg: a name of the hub,
+            a folder of ``save_pretrained``, ``random_tiny`` or ``random_rd64``; null takes CIDAS/clipseg-rd64-refined of the hub.
+        encoder_lr: Factor on the learning rate of the light segmenter's encoder, over 0.
+        width: Channels of the decoder, an even number; null: 48 (light) or 64 (high_resolution).
+        decoder: clipseg: the weights' own decoder, or ``high_resolution``, a new one for thin structures; null: the own one.
+        vocabulary: clipseg: CLIP's bpe_simple_vocab_16e6.txt.gz, where the weights come without a tokeniser.
+        pixel: Loss of each pixel: ``bce``, ``focal`` or ``none``.
+        region: Loss of each mask: ``dice``, ``tversky`` or ``none``.
+        pixel_weight: Weight of the pixel loss, above 0.
+        region_weight: Weight of the region loss, above 0.
+        pos_weight: Factor of the object's pixels in the pixel loss, above 0.
+        focal_gamma: Exponent of focal loss, 0 or more.
+        tversky_alpha: Weight of false positives in Tversky, 0 or more.
+        tversky_beta: Weight of false negatives in Tversky, 0 or more.
+        smooth: Added to both sides of the region loss's ratio, in pixels, above 0.
+        over: Region sums of each ``sample`` or of the ``batch``.
+        side: Evaluate images resized to this longer side in pixels, and masks at the stored size; null: images as they are.
+        tile: Evaluate images in overlapping squares of this many pixels where a side is longer, to bound the memory; null: whole.
+        tolerance: Pixels, 0 or more, that an outline may be beside the true one in ``boundary_f1`` of validate and test.
+        num_classes: Number of prompts to tell apart in figures; linked to the data by the command line.
+        in_channels: Channels of an image, 3; linked to the data.
+        image_size: Height and width of a training crop in pixels; linked to the data.
+        mean: Per-channel mean of the normalisation that the data applies; linked.
+        std: Per-channel standard deviation, likewise.
+        class_names: The prompts; linked to the data.
+        feature_width: Linked to the data, which must not serve features here.
+
+    Attributes:
+        thresholds: Probability from which on a pixel is marked, by prompt, as the checkpoint has it.
+    """
+
+    fixed_on_resume: ClassVar[tuple[str, ...]] = (
+        *BaseModule.fixed_on_resume,
+        "network",
+        "encoder",
+        "network_args",
+        "encoder_lr",
+        "width",
+        "decoder",
+    )
+    network: LightSegmenter | CLIPSegmenter
+
+    def __init__(
+        self,
+        *,
+        network: Literal["light", "clipseg"] = "light",
+        encoder: str = "mobilenetv2_100",
+        network_args: dict[str, bool | int | float | str | None] | None = None,
+        pretrained: bool = False,
+        weights: str | None = None,
+        encoder_lr: float = 1.0,
+        width: int | None = None,
+        decoder: DecoderName | None = None,
+        vocabulary: str | None = None,
+        pixel: PixelLoss = "bce",
+        region: RegionLoss = "dice",
+        pixel_weight: float = 1.0,
+        region_weight: float = 1.0,
+        pos_weight: float = 1.0,
+        focal_gamma: float = 2.0,
+        tversky_alpha: float = 0.3,
+        tversky_beta: float = 0.7,
+        smooth: float = 1.0,
+        over: Over = "sample",
+        side: int | None = None,
+        tile: int | None = None,
+        tolerance: int = 2,
+        num_classes: int | None = None,
+        in_channels: int | None = None,
+        image_size: int | None = None,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        class_names: list[str] | None = None,
+        feature_width: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if class_names is None or num_classes != len(class_names):
+            raise ValueError("class_names and num_classes: the prompts and their number are needed, from the data")
+        if len({slug(name) for name in class_names}) < len(class_names):
+            raise ValueError(
+                f"class_names: prompts that differ in more than case and punctuation are needed, got {class_names}"
+            )
+        if in_channels not in (None, 3) or feature_width is not None:
+            raise ValueError("PromptedSegmenter needs images of 3 channels; take PromptedSegmentationDataModule")
+        if pretrained and weights is not None:
+            raise ValueError(f"pretrained and weights: only one of them, got {pretrained} and {weights}")
+        if encoder_lr <= 0:
+            raise ValueError(f"encoder_lr: a factor over 0, got {encoder_lr}")
+        if side is not None and side < 1:
+            raise ValueError(f"side: pixels, 1 or more, or null, got {side}")
+        if tolerance < 0:
+            raise ValueError(f"tolerance: pixels, 0 or more, got {tolerance}")
+        self.kind, self.encoder, self.network_args = network, encoder, network_args
+        self.pretrained, self.weights, self.encoder_lr, self.width = pretrained, weights, encoder_lr, width
+        self.decoder, self.vocabulary, self.tolerance = decoder, vocabulary, tolerance
+        self.num_classes, self.in_channels, self.image_size = num_classes, in_channels, image_size
+        self.mean, self.std, self.class_names = mean, std, list(class_names)
+        self._check_kind()
+        self.side, self.tiling = side, Tiling(tile) if tile is not None else None
+        self.loss = SegmentationLoss(
+            pixel,
+            region,
+            pixel_weight=pixel_weight,
+            region_weight=region_weight,
+            pos_weight=pos_weight,
+            focal_gamma=focal_gamma,
+            tversky_alpha=tversky_alpha,
+            tversky_beta=tversky_beta,
+            smooth=smooth,
+            over=over,
+        )
+        self.thresholds: dict[str, float] = {}
+        self._has_weights = False
+        self._clip_hash: str | None = None
+        super().__init__(**kwargs)
+
+    def _check_kind(self) -> None:
+        """Refuse settings of the other network, which would do nothing."""
+        light = {"encoder": "mobilenetv2_100", "network_args": None, "pretrained": False, "encoder_lr": 1.0}
+        unused: dict[str, Any] = {"decoder": None, "vocabulary": None} if self.kind == "light" else light
+        if self.kind == "clipseg" and self.decoder != "high_resolution":
+            unused = {**unused, "width": None}
+        for name, default in unused.items():
+            if (given := getattr(self, name)) != default:
+                raise ValueError(
+                    f"{name}: is not of network {self.kind} with decoder {self.decoder or 'null'}, got {given!r}"
+                )
+
+    # ---- the network ----
+
+    def configure_network(self) -> None:
+        """Build the network; of the light one nothing is read or downloaded."""
+        if self.kind == "light":
+            self.network = LightSegmenter(self.encoder, network_args=self.network_args, width=self.width or 48)
+        else:
+            self.network = CLIPSegmenter(
+                self.weights or HUB_WEIGHTS,
+                decoder=self.decoder or "clipseg",
+                vocabulary=self.vocabulary,
+                width=self.width or 64,
+            )
+
+    def forward(  # type: ignore[override]
+        self, image: Tensor, prompts: Sequence[str], image_index: Tensor | None = None
+    ) -> Tensor:
+        """Logits (N, 1, H, W) of N prompts, of normalised images (B, 3, H, W); see networks/segmenter_parts.py."""
+        if self.channels_last:
+            image = image.contiguous(memory_format=torch.channels_last)
+        if self.training:
+            return cast(Tensor, self.network(image, prompts, image_index))
+        stored, longer = image.shape[-2:], max(image.shape[-2:])
+        resized = self.side is not None and self.side != longer
+        if self.side is not None and resized:
+            size = [max(1, round(length * self.side / longer)) for length in stored]
+            image = F.interpolate(image, size=size, mode="bilinear", antialias=True)
+        segment = self.network if self.tiling is None else partial(self.tiling, self.network)
+        logits = cast(Tensor, segment(image, prompts, image_index))
+        return F.interpolate(logits, size=stored, mode="bilinear") if resized else logits
+
+    def configure_optimizers(self) -> Any:
+        """Give a new run's encoder its weights, once; then see :class:`BaseModule`."""
+        if not self._has_weights:
+            if isinstance(self.network, LightSegmenter):
+                try:
+                    fill_encoder(self.network, self.encoder, self.network_args, self.weights, self.pretrained)
+                except ValueError as error:
+                    raise MisconfigurationException(str(error)) from error
+            self._has_weights = True
+        return super().configure_optimizers()
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """See :class:`BaseModule`; with ``encoder_lr`` the encoder has groups of its own, called ``encoder_...``."""
+        groups = super().parameter_groups()
+        if self.encoder_lr == 1 or not isinstance(self.network, LightSegmenter):
+            return groups
+        encoder = {id(parameter) for parameter in self.network.encoder.parameters()}
+        parted = []
+        for prefix, factor, inside in (("", 1.0, False), ("encoder_", self.encoder_lr, True)):
+            for group in groups:
+                params = [parameter for parameter in group["params"] if (id(parameter) in encoder) == inside]
+                parted.append({**group, "params": params, "name": prefix + group["name"], "lr": self.lr * factor})
+        return [group for group in parted if group["params"]]
+
+    # ---- figures ----
+
+    def configure_metrics(self) -> None:
+        """Sums of each stage: of each image's own object, then of absent ones."""
+        prompts = self.num_classes
+        assert prompts is not None
+        self.sums, self.losses = nn.ModuleDict(), nn.ModuleDict()
+        for stage in ("train", "val", "val_raw", "test"):
+            self.sums[f"{stage}_sums"] = SegmentationSums(2 * prompts)
+            self.losses[f"{stage}_loss"] = MeanMetric()
+        self.boundaries = nn.ModuleDict(
+            {f"{stage}_boundary": TolerantSums(prompts, self.tolerance, "boundary") for stage in ("val", "test")}
+        )
+
+    @property
+    def metric_names(self) -> list[str]:
+        """Every figure of each stage."""
+        of_prompts = [f"{name}/{slug(prompt)}" for name in ("iou", "dice") for prompt in self.class_names]
+        names = ["loss", *FIGURES, "negative_area", *of_prompts]
+        return [f"{stage}/{name}" for stage in ("train", "val", "val_raw", "test") for name in names]
+
+    def shared_step(self, batch: Batch, stage: StageName) -> StepOutput:
+        """Loss and figures of one batch; see :class:`BaseModule`. ``label`` are the masks (N, 1, H, W)."""
+        logits, mask = self(batch["image"], batch["prompt"], batch["image_index"]), batch["mask"]
+        loss = self.loss(logits, mask)
+        cast(MeanMetric, self.losses[f"{stage}_loss"]).update(loss.detach(), len(mask))
+        # the numbers of the objects that are asked for and absent come after those of the images' own
+        place = torch.where(batch["positive"], batch["prompt_number"], batch["prompt_number"] + len(self.class_names))
+        cast(SegmentationSums, self.sums[f"{stage}_sums"]).update(logits, mask, place)
+        if stage in ("val", "test") and self.trainer.state.fn != "fit":
+            self._add_boundaries(logits.detach(), batch, stage)
+        return {"loss": loss, "logits": logits.detach(), "label": mask}
+
+    def _add_boundaries(self, logits: Tensor, batch: Batch, stage: StageName) -> None:
+        own = len(batch["label"])
+        number = batch["prompt_number"][:own]
+        predicted = self.marked(logits[:own], batch["prompt"][:own], number)
+        cast(TolerantSums, self.boundaries[f"{stage}_boundary"]).update(predicted, batch["mask"][:own], number)
+
+    def marked(self, logits: Tensor, prompts: Sequence[str], number: Tensor | None = None) -> Tensor:
+        """Which pixels are marked, bool, of logits (N, 1, H, W), by the threshold of each prompt.
+
+        Args:
+            logits: (N, 1, H, W).
+            prompts: N texts.
+            number: Numbers (N,) of the objects they name, as a synonym has the threshold of its object; None: by the text.
+        """
+        names = prompts if number is None else [self.class_names[n] for n in number.tolist()]
+        thresholds = [self.threshold_of(name) for name in names]
+        return torch.sigmoid(logits.float()) >= logits.new_tensor(thresholds, dtype=torch.float32).view(-1, 1, 1, 1)
+
+    def threshold_of(self, prompt: str) -> float:
+        """The threshold of a prompt, 0.5 where none was chosen."""
+        return self.thresholds.get(prompt, 0.5)
+
+    def on_train_epoch_start(self) -> None:
+        """Count anew. Not called when a run goes on in mid-epoch, where the restored sums must stay."""
+        for metric in (self.sums["train_sums"], self.losses["train_loss"]):
+            cast(SegmentationSums | MeanMetric, metric).reset()
+
+    def log_epoch(self, stage: StageName) -> None:
+        """Log a stage's figures and count anew; in a fit, choose the thresholds first."""
+        sums, loss = cast(SegmentationSums, self.sums[f"{stage}_sums"]), cast(MeanMetric, self.losses[f"{stage}_loss"])
+        if not sums.update_called:
+            return
+        own, absent = _halves(sums.compute())
+        thresholds = [self.threshold_of(prompt) for prompt in self.class_names]
+        if stage == "train":
+            thresholds = [0.5] * len(thresholds)
+        elif self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            thresholds = choose_thresholds(own)
+            if stage == "val":
+                self.thresholds = dict(zip(self.class_names, thresholds, strict=True))
+        mean = own.mean_over_prompts(thresholds)
+        figures = {"loss": loss.compute(), **{name: getattr(mean, name) for name in FIGURES}}
+        for number, prompt in enumerate(self.class_names):
+            if own.images[number, 0]:
+                of_prompt = own.of_prompt(number, thresholds[number])
+                figures |= {f"{name}/{slug(prompt)}": getattr(of_prompt, name) for name in ("iou", "dice")}
+                if stage == "val":
+                    figures[f"threshold/{slug(prompt)}"] = thresholds[number]
+        if (area := absent.overall(thresholds)).negatives:
+            figures["negative_area"] = area.negative_area
+        figures |= self._boundary_figures(stage)
+        self.log_dict({f"{stage}/{name}": value for name, value in figures.items()})
+        sums.reset()
+        loss.reset()
+
+    def _boundary_figures(self, stage: StageName) -> dict[str, float]:
+        name = f"{stage}_boundary"
+        metric = cast(TolerantSums, self.boundaries[name]) if name in self.boundaries else None
+        if metric is None or not metric.update_called:
+            return {}
+        rows, _ = metric.compute()
+        metric.reset()
+        known = {slug(prompt): row.f1 for prompt, row in zip(self.class_names, rows, strict=True) if row.images}
+        of_prompts = {f"boundary_f1/{name}": value for name, value in known.items()}
+        return {"boundary_f1": sum(known.values()) / len(known), **of_prompts}
+
+    # ---- the checkpoint ----
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the thresholds of the latest validation, and of CLIPSeg the hash of the towers, which are not in it."""
+        record: dict[str, Any] = {"thresholds": dict(self.thresholds)}
+        if isinstance(self.network, CLIPSegmenter):
+            self._clip_hash = self._clip_hash or self.network.clip.weights_hash()
+            record["clip_hash"] = self._clip_hash
+        checkpoint["segmentation"] = record
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the thresholds over, and refuse other towers than those that the decoder was trained with."""
+        super().on_load_checkpoint(checkpoint)
+        self._has_weights = True
+        record = checkpoint.get("segmentation", {})
+        self.thresholds = dict(record.get("thresholds", {}))
+        if isinstance(self.network, CLIPSegmenter) and record.get("clip_hash") != self.network.clip.weights_hash():
+            raise MisconfigurationException(
+                f"model.weights: {self.weights or HUB_WEIGHTS} has other CLIP towers than the run; its decoder would see noise"
+            )
+
+    # ---- use ----
+
+    def on_predict_start(self) -> None:
+        """Say which prompts training never asked."""
+        data = getattr(self.trainer, "datamodule", None)
+        asked, known = (
+            getattr(data, "prompts", None) or [],
+            {t for texts in getattr(data, "synonyms", []) for t in texts},
+        )
+        if unknown := [prompt for prompt in asked if prompt not in known | {*self.class_names}]:
+            log.warning(
+                f"prompts that training never asked: {', '.join(map(repr, unknown))}; marked at 0.5, and right only as far as the "
+                "text network knows their words"
+            )
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Marked pixels (N, 1, H, W) bool of each pair, with its text, the place of its image in the batch and its threshold."""
+        data = getattr(self.trainer, "datamodule", None)
+        names = {text: texts[0] for texts in getattr(data, "synonyms", []) for text in texts}
+        logits = self(batch["image"], batch["prompt"], batch["image_index"])
+        asked = [names.get(prompt, prompt) for prompt in batch["prompt"]]
+        return {
+            "mask": self.marked(logits, asked),
+            "prompt": batch["prompt"],
+            "image_index": batch["image_index"],
+            "threshold": [self.threshold_of(name) for name in asked],
+            "index": batch["index"],
+        }
+
+
+def _halves(counts: SegmentationCounts) -> tuple[SegmentationCounts, SegmentationCounts]:
+    """Counts of the images' own objects, and of absent ones."""
+    half = len(counts.images) // 2
+    return SegmentationCounts(*(part[:half] for part in counts)), SegmentationCounts(*(part[half:] for part in counts))

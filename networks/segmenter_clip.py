@@ -1,0 +1,247 @@
+"""CLIPSeg (Lüddecke and Ecker 2022, arXiv 2112.10003): frozen CLIP towers and a decoder to train, its own or a sharper one.
+
+    image  -> CLIP's image tower, its layers 3, 6 and 9, once per image    |
+    prompt -> CLIP's text tower, once per text and then from a cache       | -> decoder -> logits (N, 1, H, W)
+    image  -> convolutions of 2x2 pixels, for decoder high_resolution      |
+
+Only the decoder is a part of the module as torch sees it. The towers are hidden from `parameters()` and `state_dict()`: no
+optimiser, average or other process is given them, and a checkpoint has the decoder's 5 MB instead of 500. It needs the same towers
+again, which `weights_hash` tells apart. The image tower ends with the last layer that is used; transformers' runs on to the end.
+
+Images are normalised by ImageNet's mean (0.485, 0.456, 0.406) and deviation (0.229, 0.224, 0.225), as CLIPSeg was trained.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Literal, Self, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from networks.segmenter_clip_weights import load_clipseg
+from networks.segmenter_parts import PromptedDecoder, distinct, pad_to_multiple, pair_images
+from networks.segmenter_text import words_of
+
+DecoderName = Literal["clipseg", "high_resolution"]
+
+
+class FrozenCLIP:
+    """CLIP's two towers in eval mode, without gradients; no `nn.Module`, so that the module that has it does not see its tensors.
+
+    Copies of a network share it, for it never changes.
+
+    Args:
+        model: `CLIPSegForImageSegmentation`.
+        tokenizer: Its tokeniser.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        config = model.config
+        self.layers = list(config.extract_layers)
+        self.patch: int = config.vision_config.patch_size
+        self.width: int = config.vision_config.hidden_size
+        self.text_width: int = config.projection_dim
+        self.tokens: int = config.text_config.max_position_embeddings
+        self.tokenizer = tokenizer
+        vision = model.clip.vision_model
+        vision.encoder.layers = vision.encoder.layers[: max(self.layers) + 1]
+        parts = {"vision": vision, "text": model.clip.text_model, "projection": model.clip.text_projection}
+        self.towers = nn.ModuleDict(parts).requires_grad_(False).eval()
+        self._vectors: dict[str, Tensor] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def follow(self, tensor: Tensor) -> None:
+        """Go to the tensor's device and type, where not there already."""
+        if self._like.device != tensor.device or self._like.dtype != tensor.dtype:
+            self.towers.to(tensor.device, tensor.dtype)
+            self._vectors.clear()
+
+    @property
+    def _like(self) -> Tensor:
+        """A tensor of the towers, for their device and type."""
+        return next(self.towers.parameters())
+
+    @torch.no_grad()
+    def taps(self, image: Tensor) -> list[Tensor]:
+        """Outputs of the tapped layers, each (B, 1 + patches, width), of images (B, 3, H, W) whose sides are multiples of a patch.
+
+        Position embeddings are interpolated where the images have another size than CLIP's.
+        """
+        image = image.to(self._like.dtype)
+        found = self.towers["vision"](pixel_values=image, output_hidden_states=True, interpolate_pos_encoding=True)
+        return [found.hidden_states[layer + 1] for layer in self.layers]  # the first is what goes into the first layer
+
+    def text_vectors(self, texts: Sequence[str]) -> Tensor:
+        """CLIP's vectors (P, text_width) of P texts.
+
+        Raises:
+            ValueError: A text has no word.
+        """
+        new = [text for text in dict.fromkeys(texts) if text not in self._vectors]
+        if new:
+            self._vectors.update(zip(new, self._encode(new), strict=True))
+        return torch.stack([self._vectors[text] for text in texts])
+
+    def _encode(self, texts: list[str]) -> Tensor:
+        for text in texts:
+            words_of(text)
+        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=self.tokens, return_tensors="pt")
+        device = self._like.device
+        # vectors that are kept must serve outside of inference mode, and must not depend on the precision of the first call
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+            pooled = self.towers["text"](**{name: value.to(device) for name, value in tokens.items()}).pooler_output
+            return self.towers["projection"](pooled)  # type: ignore[no-any-return]
+
+    def weights_hash(self) -> str:
+        """SHA-256 of the towers' names, shapes and values in float32, in hexadecimal."""
+        digest = hashlib.sha256()
+        for name, tensor in self.towers.state_dict().items():
+            digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy())
+        return digest.hexdigest()
+
+
+class OriginalDecoder(nn.Module):
+    """CLIPSeg's own decoder with transformers' weights: a transformer on the taps, FiLM by the prompt, transposed convolutions.
+
+    Written out here, for transformers' takes square images alone, and reduces the taps anew for each prompt of an image.
+
+    Args:
+        decoder: transformers' `CLIPSegDecoder`.
+    """
+
+    def __init__(self, decoder: Any) -> None:
+        super().__init__()
+        self.reduces, self.layers = decoder.reduces, decoder.layers
+        self.film_mul, self.film_add = decoder.film_mul, decoder.film_add
+        self.transposed_convolution = decoder.transposed_convolution
+        self.conditional_layer: int = decoder.conditional_layer
+
+    def forward(
+        self, image: Tensor, taps: Sequence[Tensor], vectors: Tensor, image_index: Tensor, patch: int
+    ) -> Tensor:
+        """Logits (N, 1, H, W) of N pairs; see :class:`CLIPSegmenter`."""
+        x: Any = 0
+        for place, (tap, reduce, layer) in enumerate(zip(reversed(taps), self.reduces, self.layers, strict=True)):
+            x = reduce(tap).index_select(0, image_index) + x
+            if place == self.conditional_layer:
+                x = self.film_mul(vectors)[:, None] * x + self.film_add(vectors)[:, None]
+            x = _transformer_layer(layer, x)
+        maps = _as_map(x, image, patch)
+        logits: Tensor = self.transposed_convolution(maps)
+        return logits
+
+
+class HighResolutionDecoder(nn.Module):
+    """The taps through the decoder of the light segmenter, with its path from the image; see networks/segmenter_parts.py.
+
+    Args:
+        width: Channels of a tap.
+        taps: Number of taps.
+        patch: Side of a patch in pixels.
+        text_width: Length of CLIP's text vectors.
+        channels: Channels of the decoder, an even number.
+    """
+
+    def __init__(self, width: int, taps: int, patch: int, text_width: int, channels: int) -> None:
+        super().__init__()
+        # the numbers of a tap and of a text vector have no common scale
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(taps))
+        self.prompt = nn.Sequential(nn.LayerNorm(text_width), nn.Linear(text_width, channels))
+        self.decoder = PromptedDecoder([width] * taps, [patch] * taps, channels, channels)
+
+    def forward(
+        self, image: Tensor, taps: Sequence[Tensor], vectors: Tensor, image_index: Tensor, patch: int
+    ) -> Tensor:
+        """Logits (N, 1, H, W) of N pairs; see :class:`CLIPSegmenter`."""
+        maps = [_as_map(norm(tap), image, patch) for norm, tap in zip(self.norms, taps, strict=True)]
+        logits: Tensor = self.decoder(image, maps, self.prompt(vectors), image_index)
+        return logits
+
+
+class CLIPSegmenter(nn.Module):
+    """Segments what a prompt names; contract in networks/segmenter_parts.py.
+
+    Args:
+        weights: A name of the hub such as `CIDAS/clipseg-rd64-refined`, a folder of `save_pretrained`, or `random_tiny` or
+            `random_rd64`, which have random weights.
+        decoder: `clipseg`: the weights' own; `high_resolution`: a new one, with a path from the image for thin structures.
+        vocabulary: CLIP's `bpe_simple_vocab_16e6.txt.gz`, where the weights come without a tokeniser.
+        width: Channels of the new decoder, an even number.
+        seed: Of random weights.
+
+    Raises:
+        ValueError: The weights or the tokeniser cannot be had, or a setting has no such value.
+    """
+
+    def __init__(
+        self,
+        weights: str = "CIDAS/clipseg-rd64-refined",
+        *,
+        decoder: DecoderName = "clipseg",
+        vocabulary: str | None = None,
+        width: int = 64,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if decoder not in get_args(DecoderName):
+            raise ValueError(f"decoder: one of {', '.join(get_args(DecoderName))}, got {decoder}")
+        model, tokenizer = load_clipseg(weights, vocabulary, seed)
+        self.clip = FrozenCLIP(model, tokenizer)
+        self.decoder: nn.Module
+        if decoder == "clipseg":
+            self.decoder = OriginalDecoder(model.decoder)
+        else:
+            sizes = (self.clip.width, len(self.clip.layers), self.clip.patch, self.clip.text_width)
+            self.decoder = HighResolutionDecoder(*sizes, channels=width)
+
+    def forward(self, image: Tensor, prompts: Sequence[str], image_index: Tensor | None = None) -> Tensor:
+        """Logits of pairs of an image and a prompt.
+
+        Args:
+            image: (B, 3, H, W), normalised, of any size; at CLIPSeg's own, 352 x 352, or more it is best.
+            prompts: N texts.
+            image_index: Image of each prompt (N,), int64; None where each image has one prompt.
+
+        Returns:
+            Logits (N, 1, H, W).
+
+        Raises:
+            ValueError: The numbers of prompts and images do not match, or a prompt has no word.
+        """
+        index = pair_images(len(image), prompts, image_index, image.device)
+        texts, places = distinct(prompts)
+        height, width = image.shape[-2:]
+        if not texts:
+            return image.new_zeros(0, 1, height, width)
+        self.clip.follow(next(self.decoder.parameters()))
+        vectors = self.clip.text_vectors(texts)[places]
+        padded = pad_to_multiple(image, self.clip.patch)
+        logits: Tensor = self.decoder(padded, self.clip.taps(padded), vectors, index, self.clip.patch)
+        # transposed convolutions of patches of 32 pixels end in another size
+        if logits.shape[-2:] != padded.shape[-2:]:
+            logits = F.interpolate(logits, size=padded.shape[-2:], mode="bilinear", align_corners=False)
+        return logits[..., :height, :width]
+
+
+def _as_map(x: Tensor, image: Tensor, patch: int) -> Tensor:
+    """Tokens (B, 1 + h w, D) without the class token as maps (B, D, h, w)."""
+    height, width = (side // patch for side in image.shape[-2:])
+    maps: Tensor = x[:, 1:].transpose(1, 2).reshape(len(x), x.shape[2], height, width)
+    return maps
+
+
+def _transformer_layer(layer: Any, x: Tensor) -> Tensor:
+    """A `CLIPSegDecoderLayer` of transformers, norms last; its own arguments and results are not those of earlier releases."""
+    attention = layer.self_attn
+    heads = [
+        part(x).view(*x.shape[:2], attention.num_heads, -1).transpose(1, 2)
+        for part in (attention.q_proj, attention.k_proj, attention.v_proj)
+    ]
+    mixed = F.scaled_dot_product_attention(*heads)
+    x = layer.layer_norm1(x + attention.out_proj(mixed.transpose(1, 2).flatten(2)))
+    result: Tensor = layer.layer_norm2(x + layer.mlp(x))
+    return result

@@ -1,0 +1,144 @@
+"""CLIPSeg and its tokeniser through transformers: from the hub, from a local folder, or with random weights.
+
+Nothing touches the network but a name of the hub. transformers is imported where it is first needed, for its import takes seconds.
+"""
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# the networks of random weights: what differs from CLIPSegConfig's defaults. rd64 is CIDAS/clipseg-rd64-refined.
+_TINY = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+RANDOM: dict[str, dict[str, Any]] = {
+    "random_tiny": {
+        "vision_config": {**_TINY, "num_hidden_layers": 5, "image_size": 64, "patch_size": 16},
+        "text_config": {**_TINY, "num_hidden_layers": 2},
+        "projection_dim": 32,
+        "extract_layers": [1, 2, 3],
+        "reduce_dim": 16,
+        "decoder_intermediate_size": 32,
+        "use_complex_transposed_convolution": True,
+    },
+    "random_rd64": {
+        "vision_config": {"image_size": 224, "patch_size": 16},
+        "text_config": {},
+        "use_complex_transposed_convolution": True,
+    },
+}
+START, END = "<|startoftext|>", "<|endoftext|>"
+MERGES = 49_152 - 256 - 2  # of CLIP's vocabulary; its file holds more
+
+
+def load_clipseg(weights: str, vocabulary: str | None = None, seed: int = 0) -> tuple[Any, Any]:
+    """CLIPSeg and its tokeniser.
+
+    Args:
+        weights: A name of the hub such as `CIDAS/clipseg-rd64-refined`, a folder of `save_pretrained`, or `random_tiny` or
+            `random_rd64`: random weights, small or of the size of CLIPSeg rd64, for tests and measurements of speed.
+        vocabulary: CLIP's `bpe_simple_vocab_16e6.txt`, packed by gzip or not, where the weights come without a tokeniser. Random
+            weights without it have a byte a token.
+        seed: Of random weights, which do not depend on what was drawn before.
+
+    Returns:
+        `CLIPSegForImageSegmentation` and `CLIPTokenizer`.
+
+    Raises:
+        ValueError: One of them cannot be had.
+    """
+    if weights in RANDOM:
+        tokenizer = tokenizer_of_merges([] if vocabulary is None else read_merges(vocabulary))
+        return _random(weights, tokenizer, seed), tokenizer
+    return _saved(weights), _saved_tokenizer(weights) if vocabulary is None else tokenizer_of_merges(
+        read_merges(vocabulary)
+    )
+
+
+def read_merges(path: str) -> list[tuple[str, str]]:
+    """Byte pairs of CLIP's vocabulary in their order.
+
+    Raises:
+        ValueError: There is no such file, or it holds something else.
+    """
+    try:
+        content = Path(path).read_bytes()
+        text = (gzip.decompress(content) if path.endswith(".gz") else content).decode("utf-8")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise ValueError(f"vocabulary: {path} cannot be read ({error})") from error
+    lines = text.split("\n")[1 : MERGES + 1]  # the first one says what it is
+    found = [line.split() for line in lines if line.strip()]
+    merges = [(pair[0], pair[1]) for pair in found if len(pair) == 2]
+    if not merges or len(merges) != len(found):
+        raise ValueError(f"vocabulary: {path} holds no byte pairs; CLIP's bpe_simple_vocab_16e6.txt.gz is needed")
+    return merges
+
+
+def byte_symbols() -> list[str]:
+    """The printable symbol that byte-level BPE writes for each byte, in the order of CLIP's vocabulary.
+
+    Bytes that are printable in Latin-1 are themselves and come first; the others are U+0100 and on.
+
+    >>> symbols = byte_symbols()
+    >>> len(set(symbols)), symbols[0], symbols[188:190]
+    (256, '!', ['Ā', 'ā'])
+    """
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(256 - len(printable))]
+
+
+def tokenizer_of_merges(merges: list[tuple[str, str]]) -> Any:
+    """CLIP's tokeniser, its ids as OpenAI's: bytes, bytes that end a word, merged pairs, start, end."""
+    from transformers import CLIPTokenizer
+
+    symbols = byte_symbols()
+    tokens = [*symbols, *(symbol + "</w>" for symbol in symbols), *("".join(pair) for pair in merges), START, END]
+    tokenizer: Any = CLIPTokenizer  # its annotations leave out the pairs that it takes
+    return tokenizer(vocab={token: number for number, token in enumerate(tokens)}, merges=merges)
+
+
+def _random(name: str, tokenizer: Any, seed: int) -> Any:
+    from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
+
+    sizes = RANDOM[name]
+    tokens = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    text = {**sizes["text_config"], "vocab_size": len(tokenizer), **tokens, "pad_token_id": tokenizer.pad_token_id}
+    config = CLIPSegConfig(**{**sizes, "text_config": text})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return CLIPSegForImageSegmentation(config)
+
+
+def _saved(weights: str) -> Any:
+    import transformers
+
+    local = Path(weights).is_dir()
+    if local and not (Path(weights) / "config.json").is_file():
+        raise ValueError(f"weights: {weights} holds no config.json, so it is no folder of save_pretrained")
+    network: Any = transformers.CLIPSegForImageSegmentation
+    try:
+        model, found = network.from_pretrained(
+            weights, local_files_only=local, output_loading_info=True, dtype=torch.float32
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"weights: CLIPSeg cannot be had from {weights}: {' '.join(str(error).split())[:300]}"
+        ) from error
+    lacking = sorted(name for name in found["missing_keys"] if not name.endswith("position_ids"))
+    if lacking:
+        raise ValueError(f"weights: {weights} lacks {len(lacking)} tensors of CLIPSeg, among them {lacking[0]}")
+    return model
+
+
+def _saved_tokenizer(weights: str) -> Any:
+    from transformers import CLIPTokenizer
+
+    files = ("tokenizer.json", "vocab.json")
+    if Path(weights).is_dir() and not any((Path(weights) / name).is_file() for name in files):
+        raise ValueError(
+            f"vocabulary: {weights} holds no tokeniser ({' or '.join(files)}); give CLIP's bpe_simple_vocab_16e6.txt.gz"
+        )
+    try:
+        return CLIPTokenizer.from_pretrained(weights, local_files_only=Path(weights).is_dir())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"vocabulary: no tokeniser from {weights}: {' '.join(str(error).split())[:300]}") from error

@@ -1,0 +1,174 @@
+"""A prompted segmenter for any encoder of timm, without CLIP: U-Net decoder, FiLM by prompt at each level, hashed prompts.
+
+    image  -> timm encoder -> features at strides 2 .. 32    |
+    image  -> convolutions of 2x2 pixels at stride 2         | -> decoder -> logits (N, 1, H, W)
+    prompt -> hashed n-grams -> vector, by FiLM              |
+
+With `mobilenetv2_100` it has 2.0 million parameters. Images are normalised as the encoder's weights want it, outside of here.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from networks.segmenter_parts import PromptedDecoder, distinct, pad_to_multiple, pair_images
+from networks.segmenter_text import HashedTextEncoder
+from networks.timm_network import Argument, check_architecture
+from networks.transfer import Transfer, transfer
+
+# what create_model must not be given by the user, and why
+_RESERVED = {
+    "in_chans": "images have 3 channels",
+    "num_classes": "there are no classes",
+    "features_only": "it is always on",
+    "pretrained": "it is the setting pretrained",
+    "checkpoint_path": "it is the setting weights",
+    "output_stride": "the strides are the encoder's own",
+}
+
+
+class LightSegmenter(nn.Module):
+    """Segments what a prompt names; contract in networks/segmenter_parts.py.
+
+    Args:
+        encoder: A name of `timm.list_models()`, with or without a tag of pretrained weights.
+        network_args: Further arguments of `timm.create_model` for the encoder, by name.
+        pretrained: Fill the encoder with timm's weights, which may download them.
+        width: Channels of the decoder an even number; its last level has half of them.
+        text_width: Length of a prompt's vector.
+
+    Raises:
+        ValueError: timm has no such encoder, it gives no feature maps, or an argument or the width does not fit.
+    """
+
+    def __init__(
+        self,
+        encoder: str = "mobilenetv2_100",
+        *,
+        network_args: Mapping[str, Argument] | None = None,
+        pretrained: bool = False,
+        width: int = 48,
+        text_width: int = 64,
+    ) -> None:
+        super().__init__()
+        self.encoder = _build_encoder(encoder, dict(network_args or {}), pretrained)
+        info: Any = self.encoder.feature_info
+        channels, strides = info.channels(), info.reduction()
+        self.multiple = math.lcm(2, *strides)
+        self._channels_last = _gives_channels_last(self.encoder, self.multiple, channels, encoder)
+        self.text = HashedTextEncoder(text_width)
+        self.decoder = PromptedDecoder(channels, strides, text_width, width)
+
+    def forward(self, image: Tensor, prompts: Sequence[str], image_index: Tensor | None = None) -> Tensor:
+        """Logits of pairs of an image and a prompt.
+
+        Args:
+            image: (B, 3, H, W), normalised, of any size.
+            prompts: N texts.
+            image_index: Image of each prompt (N,), int64; None where each image has one prompt.
+
+        Returns:
+            Logits (N, 1, H, W).
+
+        Raises:
+            ValueError: The numbers of prompts and images do not match, or a prompt has no word.
+        """
+        index = pair_images(len(image), prompts, image_index, image.device)
+        texts, places = distinct(prompts)
+        if not texts:
+            return image.new_zeros(0, 1, *image.shape[-2:])
+        text = self.text(texts)[places]
+        padded = pad_to_multiple(image, self.multiple)
+        features = self.encoder(padded)
+        if self._channels_last:
+            features = [feature.permute(0, 3, 1, 2) for feature in features]
+        logits: Tensor = self.decoder(padded, features, text, index)
+        return logits[..., : image.shape[-2], : image.shape[-1]]
+
+    def fill_encoder(self, tensors: Mapping[str, Tensor], min_loaded: float = 0.9) -> Transfer:
+        """Fill the encoder with weights of the whole network by timm's names; after an error it is as it was.
+
+        Args:
+            tensors: Weights, of any floating-point type.
+            min_loaded: Least share, 0 to 1, of the encoder's numbers that must be filled.
+
+        Raises:
+            ValueError: Less fits, or the weights are for another number of image channels.
+        """
+        inner = getattr(self.encoder, "model", self.encoder)  # a ViT's feature maps come from a wrapper around it
+        # timm names the parts of some encoders "stages_0" that are "stages.0" in the whole network
+        flat = {name.replace(".", "_"): name for name in inner.state_dict()}
+        renamed = {flat.get(name.replace(".", "_"), name): tensor for name, tensor in tensors.items()}
+        return transfer(inner, renamed, min_loaded=min_loaded)
+
+
+def _build_encoder(name: str, given: dict[str, Argument], pretrained: bool) -> nn.Module:
+    try:
+        check_architecture(name)
+    except ValueError as error:
+        raise ValueError(str(error).replace("architecture:", "encoder:", 1)) from error
+    for argument in given.keys() & _RESERVED.keys():
+        raise ValueError(f"network_args: {argument} cannot be given here, {_RESERVED[argument]}")
+    config = timm.get_pretrained_cfg(name)
+    # networks for one size of image take any by a switch, if at all
+    switches: list[dict[str, Any]] = [{}]
+    if config is not None and config.fixed_input_size:
+        switches = [{"dynamic_img_size": True}, {"strict_img_size": False}]
+    problem: Exception | None = None
+    for switch in switches:
+        try:
+            encoder: nn.Module = timm.create_model(
+                name, features_only=True, pretrained=pretrained, **{**switch, **given}
+            )
+            return encoder
+        except TypeError as error:
+            problem = error
+            if not any(argument in str(error) for argument in switch):
+                break
+        except (
+            RuntimeError,
+            ValueError,
+            AssertionError,
+            KeyError,
+            AttributeError,
+            NotImplementedError,
+            OSError,
+        ) as error:
+            problem = error
+            break
+    if any(argument in str(problem) for switch in switches for argument in switch):
+        raise ValueError(f"encoder: {name} takes images of one size only") from problem
+    raise ValueError(
+        f"encoder: timm cannot build feature maps of {name}{f' with network_args {given}' if given else ''}: "
+        f"{' '.join(str(problem).split())[:200]}"
+    ) from problem
+
+
+def _gives_channels_last(encoder: nn.Module, side: int, channels: Sequence[int], name: str) -> bool:
+    """Whether its features are (B, H, W, C), as those of Swin are; tried, for timm does not say it everywhere.
+
+    Raises:
+        ValueError: It does not take images of any size.
+    """
+    was_training = encoder.training
+    image = torch.zeros(1, 3, side, 2 * side)  # not square, and with sides of the features that differ
+    try:
+        with torch.no_grad():
+            features = encoder.eval()(image)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ValueError(
+            f"encoder: {name} does not take images of {side} x {2 * side} pixels: {' '.join(str(error).split())[:200]}"
+        ) from error
+    finally:
+        encoder.train(was_training)
+    first = features[-1]
+    last = first.shape[-1] == channels[-1] and first.shape[1] == 1
+    if not last and first.shape[1] != channels[-1]:
+        raise ValueError(
+            f"encoder: {name} gives features of shape {tuple(first.shape)}, no maps of {channels[-1]} channels"
+        )
+    return bool(last)

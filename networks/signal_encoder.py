@@ -1,0 +1,188 @@
+"""Networks that judge windows of signals: an encoder of timm for their images, or a 1-D network for themselves, and a small head.
+
+    image (B, C, N, N)        channels or grid   --encoder--> (B, D) --head--> logits (B, K)
+    image (B, S, C, N, N)     flatten            --S in B, encoder--> (B, S, D) --head--> (B, S, K), whose mean is the answer
+    signal (B, S, T)          no image           --1-D network--> (B, D) --head--> logits (B, K)
+
+The encoder of the origin is a ViT-B/8 in the layout of Pix2Seq (Chen et al. 2022, arXiv 2109.10852): `vit_base_patch8_224` with
+`class_token: false, global_pool: avg`. Its stem is a convolution 8x8 of stride 8, its blocks see 784 tokens of width 768 at 224 px.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, Literal, Self
+
+import torch
+from timm.models import adapt_input_conv
+from torch import Tensor, nn
+
+from networks.frozen_backbone import FINAL, Pooling, TimmFeatures, check_features, has_class_token
+from networks.mlp_head import MLPHead
+from networks.signal_network import SignalResNet
+from networks.timm_network import Argument, build_timm_network, input_layer_names
+
+Fusion = Literal["logits", "features"]
+
+SIGNAL_NETWORK = "signal_resnet"
+"""Name of the encoder that takes signals; every other name is one of timm."""
+
+
+def build_encoder(
+    architecture: str,
+    *,
+    in_channels: int,
+    image_size: int | None,
+    drop_path: float = 0.0,
+    network_args: Mapping[str, Argument] | None = None,
+    layers: Sequence[int] = FINAL,
+    pooling: Pooling | None = None,
+    grad_checkpointing: bool = False,
+) -> nn.Module:
+    """Build an encoder, which gives features (B, D) float32.
+
+    Args:
+        architecture: A name of `timm.list_models()`, or `signal_resnet` for signals without images.
+        in_channels: C of the images, or S of the signals.
+        image_size: Height and width of the images in pixels; None leaves timm's own.
+        drop_path: Probability in [0, 1) of skipping a residual branch in training; that of the last block.
+        network_args: Further arguments of `timm.create_model`, or of `SignalResNet`, by name.
+        layers: Blocks or stages whose outputs are joined, as in `FrozenBackbone`; those of a frozen transformer's middle tell
+            series apart better than its last (Roschmann et al. 2025, arXiv 2506.08641).
+        pooling: As in `FrozenBackbone`; None: `cls` where there is a class token, else `native`, with inner layers `avg`.
+        grad_checkpointing: Compute the blocks' activations again in the backward pass in place of keeping them.
+
+    Raises:
+        ValueError: It cannot be built so.
+    """
+    if architecture == SIGNAL_NETWORK:
+        given = {"layers": tuple(layers) != FINAL, "pooling": pooling, "grad_checkpointing": grad_checkpointing}
+        for name, value in {**given, "drop_path": drop_path}.items():
+            if value:
+                raise ValueError(f"{name}: is for networks of timm, {SIGNAL_NETWORK} has none; leave it out")
+        try:
+            return SignalResNet(in_channels, **dict(network_args or {}))  # type: ignore[arg-type]
+        except TypeError as error:
+            raise ValueError(f"network_args: {SIGNAL_NETWORK} takes width and blocks, got {network_args}") from error
+    network: Any = build_timm_network(
+        architecture,
+        num_classes=0,
+        in_channels=in_channels,
+        image_size=image_size,
+        drop_path=drop_path,
+        network_args=network_args,
+    )
+    inner = tuple(layers) != FINAL
+    pooling = pooling or ("cls" if has_class_token(network) else "avg" if inner else "native")
+    check_features(network, architecture, tuple(layers), pooling)
+    if grad_checkpointing:
+        try:
+            network.set_grad_checkpointing(True)
+        except (AssertionError, AttributeError) as error:
+            raise ValueError(f"grad_checkpointing: timm has none for {architecture}; leave it at false") from error
+    return TimmFeatures(network, layers, pooling)
+
+
+def feature_width(encoder: nn.Module, shape: Sequence[int]) -> int:
+    """Width D of an encoder's features for one input of a shape, without computing them."""
+    tensors = {name: tensor.to("meta") for name, tensor in encoder.state_dict(keep_vars=True).items()}
+    training = encoder.training
+    with torch.no_grad():
+        features = torch.func.functional_call(encoder.eval(), tensors, (torch.zeros(1, *shape, device="meta"),))
+    encoder.train(training)
+    return int(features.shape[1])
+
+
+def adapted(network: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Weights brought into the shape of a network of timm where it has another number of channels or no class token.
+
+    The first layer's weights are repeated over the channels and scaled, as timm does it: a grey image in any number of equal
+    channels has the activations that it has in three.
+
+    Args:
+        network: Of timm.
+        tensors: Weights by timm's names.
+
+    Returns:
+        The weights, and what was done to them.
+    """
+    own, found, notes = network.state_dict(), dict(tensors), []
+    for name in input_layer_names(network):
+        here, there = own.get(f"{name}.weight"), tensors.get(f"{name}.weight")
+        if here is None or there is None or there.ndim < 3 or there.shape[1] != 3 or here.shape[1] == 3:
+            continue
+        found[f"{name}.weight"] = adapt_input_conv(here.shape[1], there)
+        notes.append(f"{name}: from 3 to {here.shape[1]} channels")
+    positions = tensors.get("pos_embed")
+    if "cls_token" in tensors and "cls_token" not in own and positions is not None:
+        tokens = positions.shape[1]
+        if round(tokens**0.5) ** 2 != tokens:  # else the class token has no position
+            found["pos_embed"] = positions[:, 1:]
+        del found["cls_token"]
+        notes.append("cls_token: left out with its position, the network has none")
+    return found, notes
+
+
+class WindowNetwork(nn.Module):
+    """Encoder and head; see the top of the file.
+
+    Args:
+        encoder: From `build_encoder`.
+        width: D, width of its features.
+        num_classes: K, length of the logits.
+        hidden: Widths of the head's hidden layers, as in `MLPHead`.
+        dropout: Probability in [0, 1) of dropping a hidden value in training.
+        seed: Of the head's initial weights and dropout.
+        fusion: What becomes of the S images of a flattened window: `logits`: each is judged; `features`: their features are
+            joined, in the order of the signals, and judged once.
+        images: S, needed for joined features.
+
+    Attributes:
+        frozen: The encoder is in eval mode and gets no gradient.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        width: int,
+        num_classes: int,
+        hidden: Sequence[int],
+        dropout: float,
+        seed: int,
+        fusion: Fusion = "logits",
+        images: int = 1,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.fusion, self.frozen = encoder, fusion, False
+        joined = width * (images if fusion == "features" else 1)
+        # the norm makes one learning rate fit features of any scale
+        self.head: nn.Module = nn.Sequential(nn.LayerNorm(joined), MLPHead(joined, num_classes, hidden, dropout, seed))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits (B, K), or (B, S, K) of flattened windows whose images are judged one by one."""
+        count = len(inputs)
+        folded = inputs.flatten(0, 1) if inputs.ndim == 5 else inputs
+        with torch.no_grad() if self.frozen else nullcontext():
+            features = self.encoder(folded)
+        if inputs.ndim == 5 and self.fusion == "features":
+            features = features.unflatten(0, (count, -1)).flatten(1)
+        logits: Tensor = self.head(features)
+        return logits if len(logits) == count else logits.unflatten(0, (count, -1))
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode, but for a frozen encoder: batch statistics would drift."""
+        super().train(mode)
+        self.encoder.train(mode and not self.frozen)
+        return self
+
+
+class WindowAnswer(nn.Module):
+    """A `WindowNetwork` whose output is the window's answer in every mode: logits (B, K)."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits (B, K), the mean over a window's images where these are judged one by one."""
+        logits: Tensor = self.network(inputs)
+        return logits.mean(dim=1) if logits.ndim == 3 else logits

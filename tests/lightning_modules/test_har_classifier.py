@@ -1,0 +1,346 @@
+"""The HAR classifier: what it does in each mode, what is frozen until when, its learning rates, weights to start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import timm
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from datamodules import HARDataModule
+from datamodules.har_generator import write_generated
+from lightning_modules import HARClassifier
+
+SETTINGS: dict[str, Any] = {
+    "num_classes": 6,
+    "in_channels": 1,
+    "image_size": 16,
+    "architecture": "test_resnet",
+    "hidden": [8],
+    "head_seed": 0,
+}
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"pretrained": True, "weights": "a"}, "pretrained and weights: only one of them, got True and a"),
+    ({"pretrained": True, "architecture": "signal_resnet"}, "pretrained: timm has no weights of signal_resnet"),
+    ({"unfreeze_epoch": 2}, "unfreeze_epoch: an epoch of at least 1, with freeze: backbone, got 2 with freeze: none"),
+    ({"unfreeze_epoch": 0, "freeze": "backbone"}, "unfreeze_epoch: an epoch of at least 1, .* got 0"),
+    ({"unfreeze_lr": 0.0}, "unfreeze_lr: a factor over 0, got 0.0"),
+    ({"backbone_lr": -1.0}, "backbone_lr: a factor over 0, got -1.0"),
+    ({"min_loaded": 2.0}, "min_loaded: a share of the encoder, 0 to 1, got 2.0"),
+    ({"signals": 0}, "signals: 1 or more, got 0"),
+    ({"dropout": 1.0}, "dropout: a probability of at least 0 and under 1, got 1.0"),
+    ({"architecture": "resnet10"}, "architecture: timm has no resnet10; the nearest are"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), BAD, ids=[message[:40] for _, message in BAD])
+def test_bad_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        HARClassifier(**{**SETTINGS, **settings})
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Five training people and one to be tested, two windows of each activity."""
+    folder = tmp_path_factory.mktemp("har")
+    return str(write_generated(folder, subjects=range(1, 7), test_subjects=(2,), windows=2))
+
+
+def data_of(root: str, mode: Any = "flatten", **settings: Any) -> HARDataModule:
+    return HARDataModule(
+        root=root, mode=mode, encoder="segment_stack", image_size=16, batch_size=8, val_subjects=2, **settings
+    )
+
+
+def trainer(epochs: int = 1, *callbacks: Callback, **settings: Any) -> Trainer:
+    return Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=list(callbacks),
+        **settings,
+    )
+
+
+# ---- modes ----
+
+
+@pytest.mark.parametrize(
+    ("mode", "settings"),
+    [
+        ("flatten", {}),
+        ("flatten", {"fusion": "features"}),
+        ("grid", {}),
+        ("channels", {"in_channels": 9}),
+        ("signals", {"in_channels": 9, "image_size": 128, "architecture": "signal_resnet"}),
+    ],
+)
+def test_every_mode_is_trained_tested_and_predicted(root: str, mode: str, settings: dict[str, Any]) -> None:
+    module, data = HARClassifier(**{**SETTINGS, **settings}), data_of(root, mode)
+    run = trainer()
+    run.fit(module, datamodule=data)
+    figures = {name: float(value) for name, value in run.callback_metrics.items()}
+    assert ("val/acc_image" in figures) == (mode == "flatten" and not settings)
+    assert {"val/acc", "val/f1", "val/balanced_acc", "val/ece", "val/acc_worst_subject"} <= figures.keys()
+    assert {name for name in figures if not name.startswith("train")} <= {*module.metric_names}
+    (test,) = run.test(module, datamodule=data, verbose=False)
+    answers: Any = run.predict(module, datamodule=data)
+    index = torch.cat([answer["index"] for answer in answers])
+    logits = torch.cat([answer["logits"] for answer in answers])
+    assert logits.shape == (12, 6)
+    label = data.splits["test"]["label"][index]
+    assert test["test/acc"] == pytest.approx(float((logits.argmax(1) == label).float().mean()))
+    assert test["test/loss"] == pytest.approx(float(F.cross_entropy(logits, label)), rel=1e-5)
+
+
+def test_figures_of_windows_images_and_people_by_hand() -> None:
+    module = HARClassifier(**{**SETTINGS, "num_classes": 2}, class_names=["a", "b"], signals=3)
+    each = torch.tensor(
+        [
+            [[3.0, 0.0], [0.0, 1.0], [0.0, 1.0]],  # mean (1, 2/3): a, though two of three images say b
+            [[0.0, 1.0], [0.0, 1.0], [0.0, 1.0]],
+            [[1.0, 0.0], [1.0, 0.0], [0.0, 5.0]],
+        ]
+    )
+    module.each = lambda inputs: each  # type: ignore[method-assign]
+    batch = {
+        "image": torch.zeros(3, 3, 1, 16, 16),
+        "label": torch.tensor([0, 1, 0]),
+        "subject": torch.tensor([7, 7, 9]),
+    }
+    logged: dict[str, float] = {}
+    module.log = lambda name, value: logged.update([(name, float(value))])  # type: ignore[method-assign, assignment, misc]
+    module.log_dict = logged.update  # type: ignore[method-assign, assignment]
+    output = module.shared_step(batch, "val")
+    torch.testing.assert_close(output["logits"], torch.tensor([[1.0, 2 / 3], [0.0, 1.0], [2 / 3, 5 / 3]]))
+    module.log_epoch("val")
+    assert logged["val/acc"] == pytest.approx(2 / 3)
+    assert logged["val/acc_image"] == pytest.approx((1 + 3 + 2) / 9)
+    assert logged["val/acc_worst_subject"] == 0.0
+
+
+@pytest.mark.parametrize("image_loss", ["window", "images"])
+def test_what_is_minimised(image_loss: Any) -> None:
+    module = HARClassifier(**SETTINGS, image_loss=image_loss, label_smoothing=0.1, dropout=0.0)
+    batch = {"image": torch.randn(4, 9, 1, 16, 16), "label": torch.tensor([0, 5, 2, 1])}
+    module.eval()
+    each = torch.stack([module(batch["image"][:, s]) for s in range(9)], dim=1)
+    loss = module.shared_step(batch, "train")["loss"]
+    mean = F.cross_entropy(each.mean(1), batch["label"], label_smoothing=0.1)
+    single = torch.stack([F.cross_entropy(each[:, s], batch["label"], label_smoothing=0.1) for s in range(9)]).mean()
+    torch.testing.assert_close(loss, mean if image_loss == "window" else single)
+    assert not torch.isclose(mean, single)
+    torch.testing.assert_close(module.deployed_network(batch["image"]), each.mean(1))
+
+
+@pytest.mark.parametrize(
+    ("mode", "settings", "message"),
+    [
+        ("signals", {"in_channels": 9}, "test_resnet, but the data serves no images; take --data.mode channels"),
+        (
+            "channels",
+            {"in_channels": 9, "architecture": "signal_resnet"},
+            "the data serves images; take --data.mode sig",
+        ),
+        ("flatten", {"signals": 6}, "signals: 6, but a window has 9 images"),
+        ("grid", {"fusion": "features"}, "fusion: features joins the images of a window; take --data.mode flatten"),
+    ],
+)
+def test_data_of_another_mode(root: str, mode: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(MisconfigurationException, match=message):
+        trainer().fit(HARClassifier(**{**SETTINGS, **settings}), datamodule=data_of(root, mode))
+
+
+# ---- frozen, then trained ----
+
+
+class Watch(Callback):
+    """Notes after each optimiser step which tensors of the encoder are as they were, and the learning rates."""
+
+    def __init__(self) -> None:
+        self.same: list[bool] = []
+        self.rates: list[dict[str, float]] = []
+        self.before: dict[str, Tensor] = {}
+
+    def state(self, module: LightningModule) -> dict[str, Tensor]:
+        network: Any = module.network
+        return {name: tensor.clone() for name, tensor in network.encoder.state_dict().items()}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.before = self.state(pl_module)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        self.rates.append({group["name"]: float(group["lr"]) for group in optimizer.param_groups})
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        now = self.state(pl_module)
+        self.same.append(all(torch.equal(tensor, self.before[name]) for name, tensor in now.items()))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_frozen_for_good_is_equal_to_the_bit(root: str, optimizer: Any) -> None:
+    module, watch = HARClassifier(**SETTINGS, freeze="backbone", optimizer=optimizer, weight_decay=0.5, lr=0.1), Watch()
+    trainer(2, watch).fit(module, datamodule=data_of(root))
+    assert all(watch.same)
+    assert {name for rates in watch.rates for name in rates} == {"head_weights", "head_vectors"}
+
+
+def test_unfrozen_at_its_epoch_with_a_schedule_of_its_own(root: str) -> None:
+    module, watch = (
+        HARClassifier(
+            **SETTINGS,
+            freeze="backbone",
+            unfreeze_epoch=2,
+            unfreeze_lr=0.1,
+            backbone_lr=0.5,
+            weight_decay=0.5,
+            lr=0.01,
+            warmup_epochs=0,
+        ),
+        Watch(),
+    )
+    trainer(3, watch).fit(module, datamodule=data_of(root))
+    steps = len(watch.same) // 3
+    assert watch.same[: 2 * steps] == [True] * (2 * steps), "weights and batch statistics, for all the decay"
+    assert not any(watch.same[2 * steps :])
+    first, last, restart = watch.rates[0], watch.rates[2 * steps - 1], watch.rates[2 * steps]
+    assert first == {"head_weights": 0.01, "head_vectors": 0.01, "backbone_weights": 0.005, "backbone_vectors": 0.005}
+    assert last["head_weights"] == pytest.approx(0.0, abs=1e-12)
+    assert restart == {name: pytest.approx(value * 0.1) for name, value in first.items()}
+    module.eval()
+    assert not module.training
+
+
+@pytest.mark.parametrize("epochs", [2, 1])
+def test_unfreezing_must_come_before_the_end(root: str, epochs: int) -> None:
+    module = HARClassifier(**SETTINGS, freeze="backbone", unfreeze_epoch=2)
+    message = f"model.unfreeze_epoch: it must be before the end of the run, --trainer.max_epochs {epochs}, got 2"
+    with pytest.raises(MisconfigurationException, match=message):
+        trainer(epochs).fit(module, datamodule=data_of(root))
+
+
+class Divides(Callback):
+    """Divides the run into stages, as progressive resizing does."""
+
+    def schedule_stages(self, steps: Any) -> list[tuple[int, int, float]]:
+        return [(3, 9, 1.0)]
+
+
+def test_unfreezing_is_refused_beside_other_stages_and_in_a_plain_ddp(root: str) -> None:
+    settings: dict[str, Any] = {**SETTINGS, "freeze": "backbone", "unfreeze_epoch": 1, "warmup_epochs": 0}
+    with pytest.raises(
+        MisconfigurationException, match="unfreeze_epoch: a callback divides the run into stages already"
+    ):
+        trainer(3, Divides()).fit(HARClassifier(**settings), datamodule=data_of(root))
+    module: Any = HARClassifier(**settings)
+    module._trainer = SimpleNamespace(world_size=2, current_epoch=0, strategy=SimpleNamespace(_ddp_kwargs={}))
+    with pytest.raises(MisconfigurationException, match=r"add --trainer.strategy ddp_find_unused_parameters_true"):
+        module.on_fit_start()
+    module._trainer.strategy._ddp_kwargs["find_unused_parameters"] = True
+    module.on_fit_start()
+
+
+def test_groups_hold_every_parameter_once_and_except_what_timm_excepts() -> None:
+    module = HARClassifier(**{**SETTINGS, "architecture": "test_vit", "image_size": 32}, weight_decay=0.3)
+    groups = module.parameter_groups()
+    found = {id(parameter): group["name"] for group in groups for parameter in group["params"]}
+    assert len(found) == sum(len(group["params"]) for group in groups) == len(list(module.network.parameters()))
+    backbone: Any = module.network.encoder.network
+    assert found[id(backbone.pos_embed)] == found[id(backbone.cls_token)] == "backbone_vectors"
+    assert found[id(backbone.blocks[0].mlp.fc1.weight)] == "backbone_weights"
+    decay = {group["name"]: group["weight_decay"] for group in groups}
+    assert decay == {"head_weights": 0.3, "head_vectors": 0.0, "backbone_weights": 0.3, "backbone_vectors": 0.0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "freeze"), [("flatten", "backbone"), ("grid", "none")])
+def test_a_step_of_the_full_vit_b8(root: str, mode: Any, freeze: Any) -> None:
+    module = HARClassifier(
+        **{**SETTINGS, "hidden": [512], "in_channels": 3, "image_size": 224, "architecture": "vit_base_patch8_224"},
+        network_args={"class_token": False, "global_pool": "avg", "fc_norm": False},
+        freeze=freeze,
+        warmup_epochs=0,
+    )
+    data = HARDataModule(root=root, mode=mode, image_size=224, image_channels=3, batch_size=1, val_subjects=2)
+    watch, before = Watch(), module.network.head.state_dict()["1.layers.0.weight"].clone()
+    trainer(1, watch, limit_train_batches=1, limit_val_batches=0).fit(module, datamodule=data)
+    assert watch.same == [freeze == "backbone"]
+    assert not torch.equal(before, module.network.head.state_dict()["1.layers.0.weight"])
+
+
+# ---- weights to start from ----
+
+
+def given(module: HARClassifier) -> str:
+    return "\n".join(line for _, line in module.give_weights())
+
+
+def test_rgb_weights_of_timm_come_into_nine_channels(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    rgb: Any = timm.create_model("test_resnet", num_classes=5)
+    save_file(rgb.state_dict(), str(tmp_path / "rgb.safetensors"))
+    module = HARClassifier(**{**SETTINGS, "in_channels": 9}, weights=str(tmp_path / "rgb.safetensors"))
+    said = given(module)
+    assert "conv1.0: from 3 to 9 channels" in said
+    own: Any = module.network.encoder.network
+    torch.testing.assert_close(own.conv1[0].weight[:, 3:6], rgb.conv1[0].weight / 3)
+    assert torch.equal(own.layer1[0].conv1.weight, rgb.layer1[0].conv1.weight)
+
+
+def test_a_run_of_its_own_gives_encoder_and_head(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    first = HARClassifier(**{**SETTINGS, "head_seed": 9})
+    torch.save(first.network.state_dict(), tmp_path / "run.pt")
+    module = HARClassifier(**SETTINGS, weights=str(tmp_path / "run.pt"))
+    assert "head: taken over" in given(module)
+    state = first.network.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in module.network.state_dict().items())
+
+
+def test_weights_that_do_not_fit_and_none_at_all(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1)}, str(tmp_path / "a.safetensors"))
+    module = HARClassifier(**SETTINGS, weights=str(tmp_path / "a.safetensors"))
+    with pytest.raises(ValueError, match=r"weights: .*a.safetensors: only 0.0 % of the network outside its head could"):
+        module.give_weights()
+    assert "the frozen encoder is random" in given(HARClassifier(**SETTINGS, freeze="backbone"))
+
+
+def test_a_download_that_fails_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, pretrained: bool = False, **__: Any) -> Any:
+        raise OSError("no route\nto host")
+
+    module = HARClassifier(**SETTINGS, pretrained=True)
+    monkeypatch.setattr(timm, "create_model", fails)
+    with pytest.raises(
+        ValueError, match=r"pretrained: timm's test_resnet: the weights could not be had \(OSError: no route to"
+    ):
+        module.give_weights()
+
+
+# ---- single windows ----
+
+
+def test_windows_are_classified_by_their_images() -> None:
+    module = HARClassifier(**SETTINGS, mean=[0.5], std=[0.25]).eval()
+    images = torch.rand(2, 9, 1, 16, 16)
+    torch.testing.assert_close(module.classify(images), module((images - 0.5) / 0.25).softmax(1))
+    with pytest.raises(ValueError, match=r"images: got \(2, 9, 128\), which are signals; this run judges their images"):
+        module.classify(torch.randn(2, 9, 128))
+    settings = {**SETTINGS, "architecture": "signal_resnet", "in_channels": 9, "image_size": 128}
+    own = HARClassifier(**settings, mean=[0.0] * 9, std=[1.0] * 9).eval()
+    signal = torch.randn(2, 9, 128)
+    torch.testing.assert_close(own.classify(signal), own(signal).softmax(1))
+    with pytest.raises(ValueError, match=r"signals: a tensor of shape \(B, 9, T\), floating point.*got \(2, 6, 128\)"):
+        own.classify(torch.randn(2, 6, 128))

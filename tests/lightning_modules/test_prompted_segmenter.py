@@ -1,0 +1,239 @@
+"""The module of prompted segmentation: figures equal numpy's, thresholds belong to the weights, wrong settings are named."""
+
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import save_file
+from scipy import ndimage
+
+from callbacks.mask_writer import mask_names, overlay
+from callbacks.segmentation_pictures import SegmentationPictures
+from cli import main
+from lightning_modules import PromptedSegmenter, load_run
+from networks.segmenter_light import LightSegmenter
+from networks.tiling import Tiling, starts
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+TINY = str(ROOT / "tests" / "conf" / "segmentation_tiny.yaml")
+NAMES = ["segment taping area", "segment crack"]
+LINKS: dict[str, Any] = {
+    "class_names": NAMES,
+    "num_classes": 2,
+    "in_channels": 3,
+    "image_size": 32,
+    "mean": [0.5] * 3,
+    "std": [0.5] * 3,
+}
+
+
+def module_of(**settings: Any) -> PromptedSegmenter:
+    return PromptedSegmenter(**{"encoder": "test_resnet", "width": 8, **LINKS, **settings})
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two epochs, tested."""
+    folder = tmp_path_factory.mktemp("segmentation")
+    short = ["--trainer.max_epochs", "2", "--data.root", str(folder / "data"), "--test_after_fit"]
+    assert main(["fit", "--config", TINY, *short, "--run_dir", str(folder / "run")]) == 0
+    return folder / "run"
+
+
+def boundary(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    edge: NDArray[np.bool_] = mask & ~ndimage.binary_erosion(mask, border_value=1)
+    return edge
+
+
+def test_test_figures_are_those_of_the_predicted_masks(trained: Path) -> None:
+    """What predict writes, compared with the masks on disk by numpy alone."""
+    assert main(["predict", "--run", str(trained)]) == 0
+    figures = json.loads((trained / "test_metrics.json").read_text())["metrics"]
+    data = trained.parent / "data" / "segmentation_generated_14"
+    rows = [line.split(",") for line in (trained / "predictions.csv").read_text().splitlines()[1:]]
+    assert rows
+    pooled: dict[str, list[NDArray[np.bool_]]] = {}
+    absent: list[float] = []
+    for _, file, prompt, _, area, path in rows:
+        predicted = np.array(Image.open(trained / path)) > 127
+        truth = np.array(Image.open(data / file.replace("/images/", "/masks/"))) > 127
+        assert np.array(Image.open(data / file)).shape[:2] == predicted.shape
+        assert float(area) == pytest.approx(predicted.mean(), abs=1e-6)
+        own = prompt == NAMES["cracks" in file]
+        if own:
+            pooled.setdefault(prompt, []).append(np.stack([predicted, truth]))
+        else:
+            absent.append(predicted.mean())
+    means = {name: [] for name in ("iou", "dice", "pixel_acc", "iou_image", "boundary_f1")}  # type: ignore[var-annotated]
+    for prompt, masks in pooled.items():
+        p, t = np.concatenate(masks, axis=2)
+        each = [(m[0] & m[1]).sum() / (m[0] | m[1]).sum() if (m[0] | m[1]).any() else 1.0 for m in masks]
+        means["iou"].append((p & t).sum() / (p | t).sum())
+        means["dice"].append(2 * (p & t).sum() / (p.sum() + t.sum()))
+        means["pixel_acc"].append((p == t).mean())
+        means["iou_image"].append(np.mean(each))
+        near = np.zeros(4)
+        for mask in masks:
+            edges = [boundary(mask[0]), boundary(mask[1])]
+            for i in range(2):
+                far = (
+                    ndimage.distance_transform_edt(~edges[1 - i]) if edges[1 - i].any() else np.full(mask[0].shape, 9.0)
+                )
+                near[2 * i : 2 * i + 2] += [(edges[i] & (far <= 2)).sum(), edges[i].sum()]
+        precision, recall = near[0] / max(near[1], 1), near[2] / max(near[3], 1)
+        means["boundary_f1"].append(2 * precision * recall / max(precision + recall, 1e-9))
+        assert figures[f"test/iou/{prompt.replace(' ', '_')}"] == pytest.approx(means["iou"][-1], abs=1e-6)
+    for name, values in means.items():
+        assert figures[f"test/{name}"] == pytest.approx(np.mean(values), abs=1e-6), name
+    assert figures["test/negative_area"] == pytest.approx(np.mean(absent), abs=1e-6)
+
+
+def test_thresholds_are_those_of_the_best_checkpoint(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    best = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
+    module = load_run(trained)
+    assert isinstance(module, PromptedSegmenter)
+    assert module.thresholds == best["segmentation"]["thresholds"]
+    assert set(module.thresholds) == set(NAMES)
+    value = json.loads((trained / "checkpoints" / "best.json").read_text())["value"]
+    capsys.readouterr()
+    assert main(["validate", "--run", str(trained)]) == 0
+    judged = json.loads((trained / "validate_metrics.json").read_text())["metrics"]
+    assert judged["val/iou"] == pytest.approx(value, abs=1e-7), "the same weights at the same thresholds"
+    assert "val/boundary_f1" in judged
+    for name in ("segmentation_val.png", "segmentation_validate.png", "segmentation_test.png"):
+        assert (trained / "plots" / name).is_file()
+
+
+def test_predict_of_a_folder_with_other_prompts(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, size in (("a.jpg", (50, 30)), ("b.png", (31, 70)), ("one.png", (1, 1))):
+        (tmp_path / "new").mkdir(exist_ok=True)
+        Image.new("RGB", size, "grey").save(tmp_path / "new" / name)
+    flags = ["--data.images", str(tmp_path / "new"), "--data.prompts", "[segment wall crack, water stain]"]
+    capsys.readouterr()
+    assert main(["predict", "--run", str(trained), *flags]) == 0
+    assert "prompts that training never asked: 'water stain'; marked at 0.5" in capsys.readouterr().out
+    for name, size in (("a", (50, 30)), ("b", (31, 70)), ("one", (1, 1))):
+        for prompt in ("segment_wall_crack", "water_stain"):
+            for kind in ("masks", "overlays"):
+                with Image.open(trained / "predictions" / kind / f"{name}__{prompt}.png") as file:
+                    assert file.size == size
+    rows = [line.split(",") for line in (trained / "predictions.csv").read_text().splitlines()]
+    assert rows[0] == ["index", "file", "prompt", "threshold", "area", "mask"]
+    thresholds = {row[2]: float(row[3]) for row in rows[1:]}
+    known = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)["segmentation"]["thresholds"]
+    assert thresholds == {"segment wall crack": known["segment crack"], "water stain": 0.5}, (
+        "a synonym has its object's"
+    )
+
+
+def test_an_encoder_starts_from_a_file(tmp_path: Path) -> None:
+    source = LightSegmenter("test_resnet", width=8)
+    save_file(source.encoder.state_dict(), tmp_path / "weights.safetensors")
+    module = module_of(weights=str(tmp_path / "weights.safetensors"))
+    module._give_weights()  # type: ignore[operator]
+    assert isinstance(module.network, LightSegmenter)
+    for name, tensor in source.encoder.state_dict().items():
+        assert torch.equal(module.network.encoder.state_dict()[name], tensor)
+    with pytest.raises(ValueError, match=r"weights: .*none.safetensors: no such run folder or checkpoint"):
+        module_of(weights=str(tmp_path / "none.safetensors"))._give_weights()  # type: ignore[operator]
+
+
+def test_the_encoder_has_its_own_rate() -> None:
+    groups = {group["name"]: group for group in module_of(lr=0.1, encoder_lr=0.25).parameter_groups()}
+    assert list(groups) == ["weights", "vectors", "encoder_weights", "encoder_vectors"]
+    assert groups["encoder_weights"]["lr"] == 0.025
+    assert groups["weights"]["lr"] == 0.1
+    assert sum(len(group["params"]) for group in groups.values()) == len(list(module_of().network.parameters()))
+
+
+def test_clipseg_trains_its_decoder_alone_and_knows_its_towers(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    module = PromptedSegmenter(network="clipseg", weights="random_tiny", side=48, **LINKS)
+    assert module.eval()(torch.zeros(1, 3, 20, 30), ["crack", "tape"], torch.tensor([0, 0])).shape == (2, 1, 20, 30)
+    checkpoint: dict[str, Any] = {}
+    module.on_save_checkpoint(checkpoint)
+    module.on_load_checkpoint(checkpoint)
+    checkpoint["segmentation"]["clip_hash"] = "0"
+    with pytest.raises(
+        MisconfigurationException, match=r"model.weights: random_tiny has other CLIP towers than the run"
+    ):
+        module.on_load_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"class_names": None}, "class_names and num_classes: the prompts and their number are needed"),
+        ({"class_names": ["crack", "Crack!"]}, "prompts that differ in more than case and punctuation are needed"),
+        ({"feature_width": 8}, "PromptedSegmenter needs images of 3 channels"),
+        ({"pretrained": True, "weights": "x"}, "pretrained and weights: only one of them"),
+        ({"encoder_lr": 0.0}, "encoder_lr: a factor over 0, got 0.0"),
+        ({"tolerance": -1}, "tolerance: pixels, 0 or more, got -1"),
+        ({"side": 0}, "side: pixels, 1 or more, or null, got 0"),
+        ({"tile": 8}, "tile: pixels, 32 or more, or null, got 8"),
+        ({"decoder": "high_resolution"}, "decoder: is not of network light"),
+        (
+            {"network": "clipseg", "encoder": "resnet18"},
+            "encoder: is not of network clipseg with decoder null, got 'resnet18'",
+        ),
+        ({"pixel": "hinge"}, "pixel: one of bce, focal, none, got hinge"),
+    ],
+)
+def test_settings_that_do_not_fit(settings: dict[str, Any], message: str) -> None:
+    given = {"encoder": "mobilenetv2_100", "width": None} if settings.get("network") == "clipseg" else {}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        module_of(**{**given, **settings})
+
+
+@pytest.mark.parametrize("size", [(64, 64), (100, 64), (150, 201), (33, 250)])
+def test_tiles_of_a_pointwise_network_make_the_whole(size: tuple[int, int]) -> None:
+    image = torch.rand(2, 3, *size)
+
+    def network(image: torch.Tensor, prompts: Any, index: torch.Tensor | None) -> torch.Tensor:
+        assert max(image.shape[-2:]) <= 64
+        assert index is not None
+        return image[index].sum(dim=1, keepdim=True)
+
+    logits = Tiling(64)(network, image, ["a", "b", "c"], torch.tensor([0, 1, 1]))
+    torch.testing.assert_close(logits, image[[0, 1, 1]].sum(dim=1, keepdim=True))
+
+
+def test_tiles_overlap_by_an_eighth() -> None:
+    for length in range(65, 400, 7):
+        first = starts(length, 64)
+        assert first[0] == 0
+        assert first[-1] + 64 == length
+        assert max(b - a for a, b in itertools.pairwise(first)) <= 56
+
+
+def test_overlay_tints_inside_and_outlines() -> None:
+    pixels, mask = np.full((5, 5, 3), 100, dtype=np.uint8), np.zeros((5, 5), dtype=bool)
+    mask[1:4, 1:4] = True
+    drawn = overlay(pixels, mask, "#FF0000")
+    assert drawn[0, 0].tolist() == [100, 100, 100]
+    assert drawn[1, 1].tolist() == [255, 0, 0]
+    assert drawn[2, 2].tolist() == [round(100 * 0.65 + 255 * 0.35), 65, 65]
+
+
+def test_masks_are_named_by_their_images() -> None:
+    assert mask_names(["a/1.jpg", "b.jpg", "b.png", "c.d.png"]) == ["a/1", "b.jpg", "b.png", "c.d"]
+
+
+def test_pictures_need_masks(tmp_path: Path) -> None:
+    pictures = SegmentationPictures()
+    with pytest.raises(
+        MisconfigurationException, match="SegmentationPictures: needs batches of images, masks and prompts"
+    ):
+        pictures._add(None, None, {"logits": torch.zeros(2, 2)}, {"image": 0})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="count: 1 mask or more, got 0"):
+        SegmentationPictures(count=0)

@@ -1,0 +1,32 @@
+"""Accuracy of each group, against a count by hand and one over all samples at once."""
+
+import torch
+
+from metrics import GroupFigures, GroupSums, group_figures
+
+
+def test_by_hand() -> None:
+    sums = GroupSums()
+    logits = torch.eye(3)
+    sums.update(logits, torch.tensor([0, 1, 0]), torch.tensor([5, 5, 900_001]))
+    sums.update(logits[:1], torch.tensor([2]), torch.tensor([5]))
+    found = sums.compute()
+    assert found == {5: GroupFigures(3, 2), 900_001: GroupFigures(1, 0)}
+    assert found[5].accuracy == 2 / 3
+    sums.reset()
+    sums.update(logits, torch.tensor([0, 1, 2]), torch.tensor([4, 4, 4]))
+    assert sums.compute() == {4: GroupFigures(3, 3)}
+
+
+def test_batches_add_up() -> None:
+    random = torch.Generator().manual_seed(0)
+    logits, label = torch.randn(100, 6, generator=random), torch.randint(0, 6, (100,), generator=random)
+    group = torch.randint(0, 9, (100,), generator=random)
+    sums = GroupSums()
+    for places in torch.randperm(100, generator=random).split(7):
+        sums.update(logits[places], label[places], group[places])
+    found = sums.compute()
+    hits = logits.argmax(1) == label
+    assert found == group_figures(group, hits)
+    for number, one in found.items():
+        assert one == GroupFigures(int((group == number).sum()), int(hits[group == number].sum()))

@@ -1,0 +1,217 @@
+"""networks/segmenter_text.py, segmenter_parts.py and segmenter_light.py: prompts, pairs, sizes, and thin lines that survive."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from networks.segmenter_light import LightSegmenter
+from networks.segmenter_parts import PromptedDecoder, decoder_strides, pad_to_multiple, pairs
+from networks.segmenter_text import HashedTextEncoder, fnv1a, ngrams, prompt_weights, words_of
+
+MOBILENET = Path(__file__).resolve().parents[3] / "shared/data/weights/mobilenetv2_100_same_imagenet_fp16.safetensors"
+
+
+def small(encoder: str = "test_efficientnet", **settings: object) -> LightSegmenter:
+    torch.manual_seed(0)
+    return LightSegmenter(encoder, width=8, text_width=8, **settings)  # type: ignore[arg-type]
+
+
+def steered(net: LightSegmenter) -> LightSegmenter:
+    """With FiLM that differs between prompts, which it does not in a fresh network."""
+    for name, parameter in net.named_parameters():
+        if "film" in name:
+            nn.init.normal_(parameter, std=0.3)
+    return net.eval()
+
+
+# --- prompts
+
+
+def test_fnv1a_is_that_of_its_authors() -> None:
+    # from the test vectors of the reference code
+    assert [fnv1a(text) for text in ("", "a", "foobar")] == [0x811C9DC5, 0xE40C292C, 0xBF9CF968]
+
+
+def test_weights_of_a_prompt_by_hand() -> None:
+    rows = 2048
+    expected = torch.zeros(rows)
+    for word, parts in (("a", ["<a>"]), ("tap", ["<tap>", "<ta", "tap", "ap>", "<tap", "tap>"])):
+        assert ngrams(word) == parts
+        for part in parts:
+            expected[fnv1a(part) % rows] += 1 / (2 * len(parts))
+    assert torch.allclose(prompt_weights("A  tap", rows), expected)
+    assert float(prompt_weights("segment wall cracks", rows).sum()) == pytest.approx(1)
+
+
+def test_synonyms_that_share_words_are_near() -> None:
+    torch.manual_seed(0)
+    text = HashedTextEncoder()
+    crack, cracks, order, other = text(["segment crack", "segment cracks", "Crack, segment!", "fissure"])
+    assert torch.equal(crack, order)
+    assert (crack - cracks).norm() < 0.6 * (crack - other).norm()
+
+
+@pytest.mark.parametrize("prompt", ["", "  ", "_!?"])
+def test_a_prompt_needs_a_word(prompt: str) -> None:
+    with pytest.raises(ValueError, match="prompts: at least a letter or a digit is needed, got "):
+        small()(torch.zeros(1, 3, 8, 8), [prompt])
+
+
+def test_words_of_other_scripts() -> None:
+    assert words_of("\uff23rack in Straße, Ħoll") == ["crack", "in", "strasse", "ħoll"]  # the first is a full-width C
+
+
+# --- pairs and sizes
+
+
+@pytest.mark.parametrize("size", [(1, 1), (33, 70), (64, 64)])
+@pytest.mark.parametrize("encoder", ["test_efficientnet", "test_resnet", "test_vit", "test_convnext"])
+def test_logits_have_the_size_of_the_image(encoder: str, size: tuple[int, int]) -> None:
+    net = small(encoder).eval()
+    logits = net(torch.randn(2, 3, *size), ["crack", "tape", "crack"], torch.tensor([1, 0, 0]))
+    assert logits.shape == (3, 1, *size)
+    assert logits.isfinite().all()
+
+
+def test_all_parameters_learn() -> None:
+    net = small()
+    net(torch.randn(2, 3, 32, 32), ["a", "b"]).square().sum().backward()
+    # FiLM starts at zero, so that what is before it has gradients of zero at first, but has them
+    assert all(parameter.grad is not None for parameter in net.parameters())
+    with torch.no_grad():
+        steered(net).train()
+    net.zero_grad()
+    net(torch.randn(2, 3, 32, 32), ["a", "b"]).square().sum().backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in net.text.parameters())  # type: ignore[union-attr]
+
+
+def test_pairs_equal_one_call_each_and_the_encoder_runs_once() -> None:
+    net = steered(small())
+    images = torch.randn(2, 3, 40, 48)
+    prompts, index = pairs([["crack", "taping area"], ["taping area"]])
+    assert prompts == ["crack", "taping area", "taping area"]
+    assert index.tolist() == [0, 0, 1]
+    calls: list[int] = []
+    handle = net.encoder.register_forward_hook(lambda module, args, output: calls.append(len(args[0])))
+    logits = net(images, prompts, index)
+    handle.remove()
+    assert calls == [2]
+    for pair, (prompt, place) in enumerate(zip(prompts, index.tolist(), strict=True)):
+        assert torch.allclose(logits[pair], net(images[place : place + 1], [prompt])[0], atol=1e-5)
+    assert not torch.allclose(logits[0], logits[1], atol=1e-2), "the prompt must matter"
+
+
+def test_no_pairs() -> None:
+    assert small()(torch.zeros(2, 3, 8, 9), [], torch.zeros(0, dtype=torch.int64)).shape == (0, 1, 8, 9)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "index", "given"),
+    [(["a"], None, "got 1"), (["a", "b"], [0], "got 2"), ("ab", None, "got one text, 'ab'")],
+)
+def test_prompts_must_match_images(prompts: list[str] | str, index: list[int] | None, given: str) -> None:
+    place = None if index is None else torch.tensor(index)
+    with pytest.raises(ValueError, match=f"prompts: a list of .* is needed.* {given}"):
+        small()(torch.zeros(2, 3, 8, 8), prompts, place)
+
+
+def test_padding_repeats_edges() -> None:
+    image = torch.arange(6.0).view(1, 1, 2, 3)
+    assert pad_to_multiple(image, 4)[0, 0].tolist() == [[0, 1, 2, 2], [3, 4, 5, 5], [3, 4, 5, 5], [3, 4, 5, 5]]
+    assert pad_to_multiple(image, 1) is image
+
+
+@pytest.mark.parametrize("way", ["autocast", "bfloat16"])
+def test_half_precision(way: str) -> None:
+    net, image = steered(small()), torch.randn(2, 3, 40, 48)
+    expected = net(image, ["crack", "tape"])
+    if way == "autocast":
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = net(image, ["crack", "tape"])
+    else:
+        logits = net.bfloat16()(image.bfloat16(), ["crack", "tape"])
+    assert logits.dtype == torch.bfloat16
+    assert (logits.float() - expected).abs().max() < 0.1 * expected.std()
+
+
+# --- the decoder
+
+
+def test_a_line_of_one_pixel_reaches_the_logits() -> None:
+    """What the encoder sees is held still, so that only the path from the image can tell the images apart."""
+    torch.manual_seed(0)
+    decoder = PromptedDecoder([6], [16], text_width=4, width=8).eval()
+    image = torch.zeros(1, 3, 64, 64)
+    line = image.clone()
+    line[..., 31] = 1
+    features, text, index = [torch.randn(1, 6, 4, 4)], torch.randn(1, 4), torch.zeros(1, dtype=torch.int64)
+    change = (decoder(line, features, text, index) - decoder(image, features, text, index))[0, 0].abs()
+    near, far = change[:, 28:36].mean(), change[:, :20].mean()
+    assert near > 10 * far
+    # all four pixels of a place have logits of their own
+    assert not torch.allclose(change[:, 30], change[:, 31], rtol=1e-2)
+
+
+def test_film_is_the_identity_at_first() -> None:
+    net = small().eval()
+    image = torch.randn(1, 3, 32, 32).expand(2, -1, -1, -1)
+    logits = net(image, ["crack", "tape"])
+    assert torch.allclose(logits[0], logits[1], atol=1e-5)
+    assert torch.allclose(net.state_dict()["decoder.head.0.bias"].sigmoid(), torch.tensor(0.1))
+
+
+def test_strides_of_an_encoder_of_full_size() -> None:
+    assert decoder_strides([1, 2, 4]) == [4, 2]
+    decoder = PromptedDecoder([3, 5, 7], [1, 2, 4], text_width=4, width=8)
+    features = [torch.randn(1, 3, 16, 16), torch.randn(1, 5, 8, 8), torch.randn(1, 7, 4, 4)]
+    logits: Tensor = decoder(torch.randn(1, 3, 16, 16), features, torch.randn(1, 4), torch.tensor([0]))
+    assert logits.shape == (1, 1, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"encoder": "mobilenetv2_10"}, "encoder: timm has no mobilenetv2_10; the nearest are .*mobilenetv2_100"),
+        ({"encoder": "mixer_s32_224"}, "encoder: mixer_s32_224 takes images of one size only"),
+        ({"network_args": {"pad_typ": "same"}}, "encoder: timm cannot build .*network_args.*pad_typ"),
+        ({"network_args": {"in_chans": 1}}, "network_args: in_chans cannot be given here, images have 3 channels"),
+        ({"width": 9}, "width: an even number of channels is needed, got 9"),
+    ],
+)
+def test_wrong_settings(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LightSegmenter(**{"encoder": "test_efficientnet", **settings})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("encoder", ["test_efficientnet", "test_convnext", "test_vit"])
+def test_encoder_takes_weights_of_the_whole_network(encoder: str) -> None:
+    torch.manual_seed(1)
+    whole = timm.create_model(encoder)
+    net = small(encoder)
+    report = net.fill_encoder(whole.state_dict())
+    assert report.share == 1
+    sizes: Any = {"dynamic_img_size": True} if encoder == "test_vit" else {}
+    reference = timm.create_model(encoder, features_only=True, **sizes).eval()
+    inner = getattr(reference, "model", reference)
+    flat = {name.replace(".", "_"): tensor for name, tensor in whole.state_dict().items()}
+    inner.load_state_dict({name: flat[name.replace(".", "_")] for name in inner.state_dict()})
+    image = torch.randn(1, 3, 64, 64)
+    for mine, theirs in zip(net.eval().encoder(image), reference(image), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_weights_of_another_network_are_refused() -> None:
+    with pytest.raises(ValueError, match="and min_loaded asks for 90"):
+        small().fill_encoder(timm.create_model("test_resnet").state_dict())
+
+
+@pytest.mark.skipif(not MOBILENET.exists(), reason="weights of MobileNetV2 are not here")
+def test_real_mobilenet_and_its_size() -> None:
+    net = LightSegmenter("mobilenetv2_100", network_args={"pad_type": "same"})
+    assert net.fill_encoder(load_file(MOBILENET)).share == 1
+    assert sum(parameter.numel() for parameter in net.parameters()) < 2_050_000

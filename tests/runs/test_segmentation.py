@@ -1,0 +1,62 @@
+"""Runs of prompted segmentation: plateau, early stopping, thresholds and best checkpoint survive a kill to the bit."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from callbacks import read_metrics
+from tests.runs.killing import ROOT, Kill, differences, forked, outcome
+
+TINY = str(ROOT / "tests" / "conf" / "segmentation_tiny.yaml")
+
+
+def command(folder: Path, *flags: str) -> list[str]:
+    data = ["--data.root", str(folder.parent / "data")]
+    return ["fit", "--config", TINY, *data, "--run_dir", str(folder), *flags]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run that was never killed; not to be written to."""
+    folder = tmp_path_factory.mktemp("segmentation") / "run"
+    assert forked(command(folder), log=folder.parent / "log") == 0, (folder.parent / "log").read_text()
+    return folder
+
+
+@pytest.mark.parametrize(
+    "kill",
+    [
+        Kill("backward", 6),  # in the middle of the second epoch
+        pytest.param(Kill("val", 4, signal.SIGTERM), marks=pytest.mark.slow),
+        pytest.param(Kill("epoch_end", 2), marks=pytest.mark.slow),
+        pytest.param(Kill("between", 3), marks=pytest.mark.slow),
+        pytest.param(Kill("after_last", 3), marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_run_is_resumed_to_the_bit(unbroken: Path, kill: Kill) -> None:
+    folder = unbroken.parent / f"{kill.phase}_{kill.n}"
+    log = folder.with_suffix(".log")
+    forked(command(folder), kill, log)
+    assert (folder / "checkpoints" / "last.ckpt").is_file(), log.read_text()
+    assert not (folder / "training_summary.json").is_file()
+    assert forked(["fit", "--resume", str(folder)], log=log) == 0, log.read_text()
+    assert not differences(outcome(unbroken), outcome(folder))
+
+
+def test_plateau_and_thresholds_are_at_work(unbroken: Path) -> None:
+    rows = read_metrics(unbroken / "metrics.csv")
+    rates = [row["lr/weights"] for row in rows if "lr/weights" in row]
+    ious = [row["val/iou"] for row in rows if "val/iou" in row]
+    expected, best = 0.01, float("-inf")
+    for iou in ious:
+        expected, best = (expected, iou) if iou > best else (expected / 2, best)
+    last = torch.load(unbroken / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(expected), (rates, ious)
+    chosen = [row["val/threshold/segment_crack"] for row in rows if "val/threshold/segment_crack" in row]
+    assert last["segmentation"]["thresholds"]["segment crack"] == pytest.approx(chosen[-1])
+    best_epoch = json.loads((unbroken / "checkpoints" / "best.json").read_text())["epoch"]
+    record = torch.load(unbroken / "checkpoints" / "best.ckpt", weights_only=True)["segmentation"]
+    assert record["thresholds"]["segment crack"] == pytest.approx(chosen[best_epoch - 1])

@@ -1,0 +1,156 @@
+"""Heads trained together against each trained alone, in a loop of torch's own parts over an MLPHead."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from callbacks.ema import effective_decay
+from lightning_modules.schedules import Shape, lr_share
+from networks.mlp_head import MLPHead
+from tools.sweep_figures import figures
+from tools.sweep_training import Head, Outcome, Recipe, blocks_of, train
+
+D, K, N, B = 12, 3, 70, 16
+CPU = torch.device("cpu")
+draw = torch.Generator().manual_seed(0)
+FEATURES = torch.randn(N, D, generator=draw)
+LABELS = (FEATURES[:, :K] + torch.randn(N, K, generator=draw)).argmax(dim=1)
+VAL, VAL_LABELS = torch.randn(40, D, generator=draw), torch.arange(40) % K
+GRID = [
+    *(Head(lr, wd, 0.0, (), seed) for lr in (1e-3, 3e-2) for wd in (0.0, 0.1) for seed in (0, 1)),
+    *(Head(3e-3, 0.05, p, (8,), seed) for p in (0.0, 0.3, 0.6) for seed in (0, 1)),
+    *(Head(1e-2, 0.01, 0.3, (8, 5), seed) for seed in (0, 5)),
+    Head(1e-2, 0.1, 0.2, (1,), 0),  # whose first weight is a vector: not decayed
+]
+RECIPES = {
+    "plain": Recipe(4, 5, Shape("cosine")),
+    "all": Recipe(
+        4,
+        5,
+        Shape("cosine", warmup_steps=3, end=0.01),
+        label_smoothing=0.1,
+        class_weight=torch.tensor([0.5, 2.0, 1.0]),
+        clip=0.3,
+        ema=(0.9, True, 2),
+    ),
+    "one_cycle": Recipe(4, 5, Shape("one_cycle"), momentum_low=0.8, clip=0.01, clip_by="value"),
+}
+
+
+def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """With a short last one, in another order every epoch."""
+    order = torch.randperm(N, generator=torch.Generator().manual_seed(epoch))
+    for chosen in order.split(B):
+        yield FEATURES[chosen], LABELS[chosen]
+
+
+def validation(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    yield VAL[:25], VAL_LABELS[:25]
+    yield VAL[25:], VAL_LABELS[25:]
+
+
+def alone(head: Head, recipe: Recipe) -> tuple[MLPHead, list[float]]:
+    """The head trained by torch's own optimiser and clipping, and its validation loss after each epoch."""
+    module = MLPHead(D, K, head.hidden, head.dropout, head.seed).train()
+    decayed = [p for p in module.parameters() if p.numel() != max(p.shape)]
+    others = [p for p in module.parameters() if p.numel() == max(p.shape)]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": head.weight_decay}, {"params": others, "weight_decay": 0.0}], lr=head.lr
+    )
+    average, losses, step, updates = copy.deepcopy(module), [], 0, 0
+    cycle = torch.optim.SGD([torch.zeros(1)], lr=1.0, momentum=0.9)
+    one_cycle = torch.optim.lr_scheduler.OneCycleLR(cycle, 1.0, 20, base_momentum=0.8, max_momentum=0.9)
+    for epoch in range(recipe.epochs):
+        for features, label in batches(epoch):
+            for group in optimizer.param_groups:
+                group["lr"] = head.lr * lr_share(recipe.shape, step, 20)
+                if recipe.shape.name == "one_cycle":
+                    group["betas"] = (cycle.param_groups[0]["momentum"], 0.999)
+            loss = F.cross_entropy(
+                module(features), label, weight=recipe.class_weight, label_smoothing=recipe.label_smoothing
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            if recipe.clip is not None and recipe.clip_by == "norm":
+                torch.nn.utils.clip_grad_norm_(module.parameters(), recipe.clip)
+            elif recipe.clip is not None:
+                torch.nn.utils.clip_grad_value_(module.parameters(), recipe.clip)
+            optimizer.step()
+            cycle.step()
+            if step < 19:
+                one_cycle.step()
+            step += 1
+            decay, warmup, start = recipe.ema or (0.0, True, 10**9)
+            if step > start:
+                decay, updates = effective_decay(decay, updates, warmup), updates + 1
+            else:
+                decay = 0.0
+            with torch.no_grad():
+                for mean, p in zip(average.parameters(), module.parameters(), strict=True):
+                    mean.lerp_(p, 1 - decay)
+        losses.append(F.cross_entropy(average.eval()(VAL), VAL_LABELS).item())
+    average.forwards.copy_(module.forwards)
+    return average, losses
+
+
+def together(heads: list[Head], recipe: Recipe, monitor: str = "loss") -> list[Outcome]:
+    made = [make() for make in blocks_of(heads, D, K, recipe, B, CPU)]
+    return [outcome for _, outcome in sorted(train(made, batches, validation, recipe, monitor), key=lambda o: o[0])]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_each_head_is_what_it_would_be_alone(name: str) -> None:
+    outcomes = together(GRID, RECIPES[name])
+    assert [outcome.head for outcome in outcomes] == GRID
+    for outcome in outcomes:
+        module, losses = alone(outcome.head, RECIPES[name])
+        loaded = MLPHead(D, K, outcome.head.hidden, outcome.head.dropout, outcome.head.seed)
+        loaded.load_state_dict(outcome.weights)
+        for name_, expected in module.state_dict().items():
+            assert torch.allclose(outcome.weights[name_], expected, rtol=0, atol=2e-6), (outcome.head, name_)
+        assert outcome.final["loss"] == pytest.approx(losses[-1], abs=1e-5)
+        assert outcome.best_epoch == losses.index(min(losses))
+        assert outcome.best["loss"] == pytest.approx(min(losses), abs=1e-5)
+
+
+def test_the_settings_of_this_file_matter() -> None:
+    """Clipping is at work, and seeds, dropout and weight decay each change a head: the test above would see a mix-up."""
+    clipped, free = (together(GRID[:1], RECIPES[name])[0].weights for name in ("all", "plain"))
+    assert not torch.allclose(clipped["layers.0.weight"], free["layers.0.weight"], atol=1e-3)
+    weights = [outcome.weights["layers.0.weight"] for outcome in together(GRID, RECIPES["all"])]
+    for i, one in enumerate(weights):
+        for other in weights[:i]:
+            assert one.shape != other.shape or (one - other).abs().max() > 1e-4
+
+
+def test_a_head_that_diverges_spoils_no_other() -> None:
+    wild = Head(1e38, 0.0, 0.0, (8,), 0)
+    heads = [GRID[8], wild, GRID[10]]
+    outcomes, calm = together(heads, RECIPES["all"]), together([heads[0], heads[2]], RECIPES["all"])
+    assert [outcome.diverged for outcome in outcomes] == [False, True, False]
+    assert all(math.isnan(value) for value in outcomes[1].final.values())
+    for outcome, expected in zip((outcomes[0], outcomes[2]), calm, strict=True):
+        for name, values in expected.weights.items():
+            assert torch.allclose(outcome.weights[name], values, rtol=0, atol=1e-6)
+
+
+def test_blocks_of_one_hidden_size_and_one_seed_where_they_can() -> None:
+    heads = [Head(1e-3 * i, 0.0, 0.1, (256,), seed) for i in range(1, 5) for seed in (0, 1)]
+    made = [make() for make in blocks_of(heads, D, K, RECIPES["plain"], 512, CPU)]
+    assert [sorted({head.seed for head in block.heads}) for block in made] == [[0], [0], [1], [1]]
+    assert sorted(place for block in made for place in block.places) == list(range(8))
+
+
+def test_the_best_epoch_is_by_the_monitored_figure() -> None:
+    outcome = together(GRID[2:3], RECIPES["plain"], "acc")[0]
+    module, _ = alone(GRID[2], RECIPES["plain"])
+    assert outcome.final["acc"] == (module(VAL).argmax(1) == VAL_LABELS).double().mean().item()
+    assert outcome.best["acc"] >= outcome.final["acc"]
+    assert set(figures(torch.zeros(1, 4, 2), torch.tensor([0, 1, 0, 1]), ["auroc"])) == {"auroc"}
