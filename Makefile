@@ -39,6 +39,7 @@ bench: setup  ## measure our step and our loaders beside their peers
 	$(RUN) python -m benchmarks.step_overhead
 	$(RUN) python -m benchmarks.loader
 	$(RUN) python -m benchmarks.folder_pipeline
+	$(RUN) python -m benchmarks.cached_head
 
 clean:  ## remove what the targets made, but not runs/
 	rm -rf .venv .uv .mypy_cache .ruff_cache .pytest_cache build *.egg-info

@@ -2,6 +2,8 @@
 
 step_overhead.py  our run against a bare PyTorch loop of the same step    (tasks.py: networks and data; turns.py: the loop)
 loader.py         our in-memory loader against torchvision's per-sample pipeline
+cached_head.py    a head on cached features beside one behind its backbone, and ten epochs on a large cache
+cascade.py        two public CIFAR-10 networks as a cascade beside the larger one alone
 clipseg.py        our CLIPSeg with several prompts on an image against transformers'
 head_sweep.py     heads trained together against our own runs one after another
 logistic_path.py  our logistic regression over a grid of C against scikit-learn's

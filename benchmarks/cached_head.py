@@ -31,8 +31,8 @@ from cli import main as run
 from cli.memory import keep_freed_memory
 from datamodules import CachedFeaturesDataModule
 from features import CacheWriter, Identity
-from networks import MLPHead
 from networks.frozen_backbone import FrozenBackbone
+from networks.mlp_head import MLPHead
 
 BATCH, SIZE = 64, 224
 SAMPLES, WIDTH, LARGE_BATCH, EPOCHS = 50_000, 768, 1024, 10

@@ -4,7 +4,7 @@ resnet.py      ResNets for small images: `build_resnet`
 timm_network.py  any classification network of timm, with timm's own names; transfer.py: other trainings' weights for it;
                frozen_backbone.py: features of one that is never trained. They are not imported here, for nobody should need
                timm to read a packed network
-mlp_head.py    a small head on such features: `MLPHead`
+mlp_head.py    a small head on such features: `MLPHead`. Not imported here, for torch's compiler comes with it
 signal_encoder.py  encoder and head for windows of signals, through their images; signal_network.py: without images. Not
                imported here, as timm's are not
 ternarize.py   a plain network made ternary, and its full-precision twin: `ternarize`, `warm_start`,
@@ -25,7 +25,6 @@ in eval mode an image's logits do not depend on what else is in the batch. The l
 """
 
 from networks.folding import fold
-from networks.mlp_head import MLPHead
 from networks.packed import PackedNetwork, read_packed
 from networks.packed_header import PackedError
 from networks.packed_writer import PackedSizes, write_packed
@@ -44,7 +43,6 @@ from networks.ternary import (
 __all__ = [
     "ActivationBits",
     "Architecture",
-    "MLPHead",
     "PackedError",
     "PackedNetwork",
     "PackedSizes",

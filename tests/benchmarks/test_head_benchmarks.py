@@ -38,7 +38,7 @@ def test_the_command_of_the_path(
     monkeypatch.setattr(logistic_path, "WIDTH", 12)
     monkeypatch.setattr(logistic_path, "CS", CS)
     file = tmp_path / "path.json"
-    flags = ["--samples", "500", "--tolerances", "1e-3", "--repeats", "1", "--threads", "1", "--json", str(file)]
+    flags = ["--samples", "500", "--tolerances", "1e-3", "--repeats", "2", "--threads", "1", "--json", str(file)]
     logistic_path.main(flags)
     assert set(json.loads(file.read_text())["sides"]) == {"ours, float32", "scikit-learn, tol 0.001"}
     assert "above optimum" in capsys.readouterr().out
@@ -46,7 +46,7 @@ def test_the_command_of_the_path(
 
 def test_heads_of_a_sweep_and_of_runs_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "heads.json"
-    flags = ["--parts", "linear", "--heads", "2", "--samples", "1100", "--alone", "1", "--repeats", "1"]
+    flags = ["--parts", "linear", "--heads", "2", "--samples", "1100", "--alone", "1", "--repeats", "2"]
     head_sweep.main([*flags, "--threads", "1", "--json", str(file)])
     row = json.loads(file.read_text())["parts"]["linear"]
     assert row["weight_difference"] < 1e-5

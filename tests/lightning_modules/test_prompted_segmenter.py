@@ -19,6 +19,7 @@ from callbacks.mask_writer import mask_names, overlay
 from callbacks.segmentation_pictures import SegmentationPictures
 from cli import main
 from lightning_modules import PromptedSegmenter, load_run
+from lightning_modules.encoder_weights import fill_encoder
 from networks.segmenter_light import LightSegmenter
 from networks.tiling import Tiling, starts
 
@@ -139,13 +140,12 @@ def test_predict_of_a_folder_with_other_prompts(
 def test_an_encoder_starts_from_a_file(tmp_path: Path) -> None:
     source = LightSegmenter("test_resnet", width=8)
     save_file(source.encoder.state_dict(), tmp_path / "weights.safetensors")
-    module = module_of(weights=str(tmp_path / "weights.safetensors"))
-    module._give_weights()  # type: ignore[operator]
-    assert isinstance(module.network, LightSegmenter)
+    network = LightSegmenter("test_resnet", width=8)
+    fill_encoder(network, "test_resnet", None, str(tmp_path / "weights.safetensors"), pretrained=False)
     for name, tensor in source.encoder.state_dict().items():
-        assert torch.equal(module.network.encoder.state_dict()[name], tensor)
+        assert torch.equal(network.encoder.state_dict()[name], tensor)
     with pytest.raises(ValueError, match=r"weights: .*none.safetensors: no such run folder or checkpoint"):
-        module_of(weights=str(tmp_path / "none.safetensors"))._give_weights()  # type: ignore[operator]
+        fill_encoder(network, "test_resnet", None, str(tmp_path / "none.safetensors"), pretrained=False)
 
 
 def test_the_encoder_has_its_own_rate() -> None:

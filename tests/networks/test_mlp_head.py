@@ -122,6 +122,7 @@ def test_refused(settings: dict[str, Any], message: str) -> None:
         MLPHead(12, 2, **settings)
 
 
+@pytest.mark.slow
 def test_compiles() -> None:
     head = MLPHead(12, 2, hidden=(30,), seed=2)
     expected = [head(FEATURES) for _ in range(12)]

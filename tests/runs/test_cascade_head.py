@@ -65,6 +65,7 @@ def test_files_hold_the_head_and_load_run_takes_images(trained: Path) -> None:
 
 
 @pytest.mark.skipif(not EXPORT, reason="needs the extra `export`")
+@pytest.mark.slow
 def test_onnx_holds_backbone_and_head(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import onnxruntime
 

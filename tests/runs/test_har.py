@@ -32,13 +32,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory, command: list[str]) -> Pat
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kill",
     [
         Kill("backward", 7),  # in the second epoch: a group of the optimiser has only just got its moments
-        pytest.param(Kill("batch_end", 3), marks=pytest.mark.slow),  # still frozen
-        pytest.param(Kill("epoch_end", 1), marks=pytest.mark.slow),  # goes on with the first thawed step
-        pytest.param(Kill("val", 2), marks=pytest.mark.slow),
+        Kill("batch_end", 3),  # still frozen
+        Kill("epoch_end", 1),  # goes on with the first thawed step
+        Kill("val", 2),
     ],
 )
 def test_resumed_to_the_bit(trained: Path, command: list[str], tmp_path: Path, kill: Kill) -> None:

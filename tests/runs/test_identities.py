@@ -82,6 +82,7 @@ def test_every_checkpoint_is_plain_and_ternary(finished: Path) -> None:
 SHORT = ["--trainer.max_epochs", "2", "--model.dropout", "0.1"]
 
 
+@pytest.mark.slow
 def test_averaging_does_not_touch_training_and_decay_zero_is_none(tmp_path: Path) -> None:
     """Training with EMA, with EMA of decay 0 and without gives the same raw weights; decay 0 the same figures as without."""
     callbacks: dict[str, str] = {

@@ -26,14 +26,15 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kill",
     [
         Kill("backward", 6),  # in the middle of the second epoch
-        pytest.param(Kill("val", 4, signal.SIGTERM), marks=pytest.mark.slow),
-        pytest.param(Kill("epoch_end", 2), marks=pytest.mark.slow),
-        pytest.param(Kill("between", 3), marks=pytest.mark.slow),
-        pytest.param(Kill("after_last", 3), marks=pytest.mark.slow),
+        Kill("val", 4, signal.SIGTERM),
+        Kill("epoch_end", 2),
+        Kill("between", 3),
+        Kill("after_last", 3),
     ],
 )
 def test_a_killed_run_is_resumed_to_the_bit(unbroken: Path, kill: Kill) -> None:

@@ -211,6 +211,7 @@ def test_a_process_that_died(code: int, stderr: str, limit: int | None, status: 
 # ---- the command ----
 
 
+@pytest.mark.slow
 def test_a_small_run_in_this_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     jobs: list[Job] = []
 

@@ -48,8 +48,14 @@ def fit_alone(cache: Path, folder: Path, *flags: str) -> dict[str, Any]:
     ("flags", "compared"),
     [
         ([], (3, 5, 18)),  # one of each width, of both seeds, both rates and both dropouts
-        (["--model.schedule", "one_cycle", "--trainer.callbacks", "[]", "--model.class_weights", "none"], (9,)),
-        (["--data.drop_last", "true", "--trainer.gradient_clip_algorithm", "value"], (16,)),
+        pytest.param(
+            ["--model.schedule", "one_cycle", "--trainer.callbacks", "[]", "--model.class_weights", "none"],
+            (9,),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["--data.drop_last", "true", "--trainer.gradient_clip_algorithm", "value"], (16,), marks=pytest.mark.slow
+        ),
     ],
     ids=["all", "one_cycle", "clipped by value"],
 )
