@@ -5,7 +5,7 @@
 ResNet-20 of pytorch_resnet_cifar10 (configs/stages/) on CIFAR-10's 10,000 test images: each split gives one half to the function of
 the callback `Calibration` (temperature on a half of that, threshold on the other), and measures exit accuracy and coverage on the
 rest. These 5,000 images are a sample too: of thresholds whose true accuracy is just the target, half would seem to miss it. So the
-share that seems to miss it is reported, and gated nowhere; tests with known truth are in tests/callbacks/test_calibration_record.py.
+share that seems to miss it is reported, and gated nowhere; tests/callbacks/test_calibration_record.py has tests with known truth.
 """
 
 from __future__ import annotations
