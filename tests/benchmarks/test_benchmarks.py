@@ -34,6 +34,7 @@ def tables(printed: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
+@pytest.mark.slow
 def test_step_overhead_prints_and_writes_its_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "step.json"
     step_overhead.main([*QUICK, "--cases", "free", "head", "--steps", "50", "--json", str(file)])

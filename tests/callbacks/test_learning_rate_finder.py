@@ -43,6 +43,7 @@ def fit(config: Path | str, folder: Path, *flags: str, kill: Kill | None = None,
     return log.read_text()
 
 
+@pytest.mark.slow
 def test_a_run_with_the_finder_is_the_run_given_its_rate_and_a_resume_is_exact(
     with_finder: Path, tmp_path: Path
 ) -> None:

@@ -11,8 +11,9 @@ from tests.runs.killing import ROOT
 
 # page faults of three blocks of 40 MB, above any size that glibc keeps by itself, one after the other, each written to and freed
 SCRIPT = """
-import ctypes, resource
-from cli.memory import keep_freed_memory
+import ctypes, resource, runpy
+
+keep_freed_memory = runpy.run_path("cli/memory.py")["keep_freed_memory"]  # without what cli/__init__.py imports
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]

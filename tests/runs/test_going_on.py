@@ -17,6 +17,7 @@ from tests.runs.killing import TINY, Kill, differences, forked, outcome
 SHORT = ["--trainer.callbacks", "[]", "--model.schedule", "cosine", "--trainer.max_epochs"]
 
 
+@pytest.mark.slow
 def test_flags_win_and_the_schedule_is_that_of_a_run_planned_longer(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -49,6 +50,7 @@ def test_settings_of_null_and_flags_before_the_configuration_survive(tmp_path: P
     assert momentum == {0.9}
 
 
+@pytest.mark.slow
 def test_early_stopping_goes_on_only_with_more_patience(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -101,6 +101,7 @@ def test_the_file_holds_no_path_of_this_machine(exported: tuple[Classifier, Path
     assert b".py" not in content
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [{"activation_bits": 8, "quantizer": "absmean"}, {"quantizer": "none", "class_names": ["a", "b", "c"]}],

@@ -109,6 +109,7 @@ def test_files_winner_and_figures(cache: Path, capsys: pytest.CaptureFixture[str
     assert (output / "sweep.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_the_run(cache: Path, tmp_path: Path) -> None:
     plan = make_plan(parser().parse_args(["--cache", str(cache)]), ["--config", TINY, "--data.cache", str(cache)])
     figures = search(plan)[1][0].final
@@ -153,6 +154,7 @@ def test_a_cache_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert "nowhere does not exist" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_head_that_diverges_is_a_row(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--cache", str(cache), "--config", TINY, "--lr", "1e-3", "1e38", "--output", "found"]
     assert main(words) == 0
