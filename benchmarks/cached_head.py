@@ -28,7 +28,6 @@ from torch.optim import AdamW
 from benchmarks import measure
 from benchmarks.measure import Spread
 from cli import main as run
-from cli.memory import keep_freed_memory
 from datamodules import CachedFeaturesDataModule
 from features import CacheWriter, Identity
 from networks.frozen_backbone import FrozenBackbone
@@ -148,7 +147,6 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
     parser = measure.arguments("Cached samples beside live ones, and a head's training on a large cache.")
     parser.add_argument("--images", type=int, default=1024, help="images of a live measurement, 64 or more")
     options, before = measure.begin(parser, args)
-    keep_freed_memory()  # as main.py does
     with tempfile.TemporaryDirectory() as place:
         small, large = Path(place) / "small", Path(place) / "large"
         write_cache(small, 20 * BATCH, 1280)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from callbacks.run_folder import write_json
+from cli.memory import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("lightning", "torch", "torchvision")
@@ -112,6 +113,7 @@ def begin(parser: argparse.ArgumentParser, args: list[str] | None) -> tuple[argp
         if getattr(options, name) < least:
             parser.error(f"--{name}: {least} or more, got {getattr(options, name)}")
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as main.py does
     return options, machine()
 
 

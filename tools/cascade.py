@@ -16,15 +16,12 @@ import argparse
 import csv
 import io
 import math
-import signal
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from benchmarks.measure import Spread, interleave, machine, table
 from callbacks.figures import render, write_png
@@ -33,9 +30,8 @@ from datamodules import DataModule
 from tools import cascade_measures as measures
 from tools.cascade_picture import Point, draw
 from tools.cascade_stages import Samples, Source, Stage, open_stages, read_samples
-from tools.command_line import Parser
+from tools.command_line import Parser, run_command, start
 
-INTERRUPTED, WRONG_INPUT = 130, 2
 ROWS = 500  # of the CSV
 
 
@@ -47,23 +43,13 @@ class Choice(NamedTuple):
     places: np.ndarray[Any, np.dtype[np.int64]]
 
 
-def main(args: list[str] | None = None) -> int:
-    """Run the command with these arguments, or the process's own, and return its exit code."""
-    try:
-        cascade(_checked(_parser().parse_args(args)))
-    except (ValueError, OSError, MisconfigurationException) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return WRONG_INPUT
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        return INTERRUPTED
-    return 0
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; ``argv`` as on the command line, None takes the process's own. Returns the exit code."""
+    return run_command(lambda: cascade(_checked(_parser().parse_args(argv))))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="python -m tools.cascade", description="Measure a two-stage cascade beside each of its stages alone."
-    )
+    parser = Parser("cascade", "Measure a two-stage cascade beside each of its stages alone.")
     parser.add_argument(
         "stage1", metavar="STAGE1", type=Source.of, help="the cheap one: run folder, checkpoint or CONFIG.yaml:WEIGHTS"
     )
@@ -307,5 +293,4 @@ def _write(out: Path, report: dict[str, Any], swept: measures.Sweep, flops: list
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.exit(main())
+    start(main)

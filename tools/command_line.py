@@ -1,11 +1,41 @@
-"""What the command lines of the tools share: a wrong flag ends in one line."""
+"""What the command lines of the tools share: the form of --help, exit codes, and that whatever is wrong ends in one line.
+
+    main(argv) = run_command(lambda: tool(parser().parse_args(argv)))       `python -m tools.tool`: start(main)
+
+Nothing here brings torch, so that --help and a wrong flag do not wait for it.
+"""
+
+from __future__ import annotations
 
 import argparse
+import csv
+import signal
+import sys
+from collections.abc import Callable
 from typing import NoReturn
+
+OK, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises where argparse would print its usage and leave the process."""
+    """Flags of ``python -m tools.NAME``; raises where argparse would print its usage and leave the process.
+
+    Args:
+        tool: NAME.
+        description: What it does.
+        usage: After the command; None: argparse's own.
+        epilog: Below the flags, as it is written.
+    """
+
+    def __init__(self, tool: str, description: str, usage: str | None = None, epilog: str | None = None) -> None:
+        super().__init__(
+            prog=f"python -m tools.{tool}",
+            usage=usage and f"%(prog)s {usage}",
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
 
     def error(self, message: str) -> NoReturn:
         """One line in place of the usage and a line.
@@ -14,3 +44,44 @@ class Parser(argparse.ArgumentParser):
             ValueError: Always.
         """
         raise ValueError(f"{message}; see {self.prog} --help")
+
+
+def run_command(command: Callable[[], int | None], stopped: str = "stopped; nothing was written") -> int:
+    """Do what a command line asks for; what the user can put right ends in one line on stderr.
+
+    Args:
+        command: Parses and does it; may return an exit code.
+        stopped: The line when it is interrupted.
+
+    Returns:
+        0 when done, or the command's own exit code; 2 where the input is wrong or a file cannot be read or written; 130 when
+        stopped.
+    """
+    try:
+        return command() or OK
+    except SystemExit as help_was_printed:
+        return int(help_was_printed.code or OK)
+    except KeyboardInterrupt:
+        print(stopped, file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if not _is_wrong_input(error):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return WRONG_INPUT
+
+
+def start(main: Callable[[], int]) -> NoReturn:
+    """The process of ``python -m tools.NAME``: SIGTERM cleans up as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(main())
+
+
+def _is_wrong_input(error: Exception) -> bool:
+    if isinstance(error, (ValueError, OSError, ImportError, csv.Error)):
+        return True
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    from cli.own_flags import UsageError
+
+    return isinstance(error, (UsageError, MisconfigurationException))

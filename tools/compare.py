@@ -22,11 +22,10 @@ from rich.table import Table
 
 from callbacks.figures import render, write_png
 from callbacks.run_folder import write_text
-from tools.command_line import Parser
+from tools.command_line import Parser, run_command, start
 from tools.compare_picture import draw
 from tools.compare_runs import BROKEN, SEED, Run, Value, best_of, differing, grouped, is_run, read_run
 
-WRONG_INPUT = 2
 WIDTH = 200  # of the table where the output is no terminal
 SETTINGS, METRICS = 4, 4  # most columns of each kind on the terminal; the files have all
 
@@ -47,18 +46,13 @@ class Cell(NamedTuple):
     best: bool = False
 
 
-def main(args: list[str] | None = None) -> int:
-    """Run the command with these arguments, or the process's own, and return its exit code."""
-    try:
-        compare(_parser().parse_args(args))
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return WRONG_INPUT
-    return 0
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; ``argv`` as on the command line, None takes the process's own. Returns the exit code."""
+    return run_command(lambda: compare(_parser().parse_args(argv)))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m tools.compare", description="Compare runs, finished or not, of any system.")
+    parser = Parser("compare", "Compare runs, finished or not, of any system.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="run folders; runs/*/* names many")
     parser.add_argument("--output", type=Path, metavar="FILE", help="CSV with a row for each run")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="the table in Markdown")
@@ -289,4 +283,4 @@ def _csv(runs: Sequence[Run], groups: Sequence[Sequence[Run]], price: float | No
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

@@ -13,10 +13,9 @@ import sys
 from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from callbacks.run_folder import replace_file
@@ -33,10 +32,10 @@ from networks import (
     ternary_layers,
     write_packed,
 )
+from tools.command_line import FAILED, OK, Parser, run_command, start
 from tools.run_data import configured_data
 from transforms import normalize
 
-OK, FAILED, WRONG_INPUT = range(3)
 TOLERANCE = {32: 1e-4, 8: 0.1}
 """Largest difference to the trained network's logits, as a share of their largest or of 1; an int8 rounding may fall otherwise."""
 
@@ -60,27 +59,22 @@ class Comparison(NamedTuple):
         return f"same class on {self.same_class:,} of {self.images:,}, largest difference {self.difference:.2g}"
 
 
-def main(args: list[str] | None = None) -> int:
-    """Run the command with these arguments, or the process's own, and return its exit code."""
-    options = _parser().parse_args(args)
-    try:
-        _export(options)
-    except VerificationError as error:
-        print(f"verification failed: {error}; nothing is written", file=sys.stderr)
-        return FAILED
-    except (ValueError, OSError, MisconfigurationException, ImportError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return WRONG_INPUT
-    return OK
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; ``argv`` as on the command line, None takes the process's own. Returns the exit code."""
 
+    def command() -> int:
+        try:
+            _export(_parser().parse_args(argv))
+        except VerificationError as error:
+            print(f"verification failed: {error}; nothing is written", file=sys.stderr)
+            return FAILED
+        return OK
 
-class _OneLine(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(WRONG_INPUT, f"error: {message} (python -m tools.export --help)\n")
+    return run_command(command)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _OneLine(prog="python -m tools.export", description="Write a ternary run's network as a packed file.")
+    parser = Parser("export", "Write a ternary run's network as a packed file.")
     parser.add_argument("run", metavar="RUN_DIR", type=Path, help="run folder of a ternary network")
     parser.add_argument("--ckpt", default="best", help="best or last checkpoint (averaged weights where there are any)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: RUN_DIR/packed_<coding>.lvr")
@@ -232,4 +226,4 @@ def _test_batches(data: DataModule, packed: PackedNetwork) -> Batches:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

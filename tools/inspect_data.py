@@ -12,13 +12,12 @@ The data is read as ``python main.py fit`` would read it. Duplicates and damaged
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tools.command_line import Parser
+from tools.command_line import Parser, run_command, start
 
 if TYPE_CHECKING:  # imported where it is used: the packages bring torch, and --help should not wait for that
     from torch import Tensor
@@ -27,7 +26,6 @@ if TYPE_CHECKING:  # imported where it is used: the packages bring torch, and --
     from tools.inspect_measures import Pixels, Sample
 
 REPORT, OVERVIEW, SAMPLES = "inspect_data.json", "inspect_data.png", "samples.png"
-INTERRUPTED, WRONG_INPUT = 130, 2
 NAMED = 5  # duplicates and files that a warning lists
 COLUMNS, EPOCHS = 8, 3  # of samples.png
 EXAMPLES = """\
@@ -40,12 +38,10 @@ examples:
 def parser() -> argparse.ArgumentParser:
     """The flags of the tool itself; all others are those of ``main.py fit``."""
     parser = Parser(
-        prog="python -m tools.inspect_data",
-        usage="%(prog)s --config FILE [--config OVERLAY] [--data.NAME VALUE ...] [--out DIR]",
+        "inspect_data",
+        usage="--config FILE [--config OVERLAY] [--data.NAME VALUE ...] [--out DIR]",
         description="Classes, sizes, mean and std, duplicates, leaks between splits and damaged files of a data set.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder for the files, empty or of an earlier call (inspect/<config>)"
@@ -54,32 +50,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command.
+    """Run the command; ``argv`` as on the command line, None takes the process's own. Returns the exit code."""
+    words = sys.argv[1:] if argv is None else argv
 
-    Args:
-        argv: Command line without the program's name; None takes the process's own.
-
-    Returns:
-        0 when done; 2 with one line on stderr where the input is wrong; 130 when stopped.
-    """
-    argv = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & {*argv}:
-        parser().print_help()
-        return 0
-    from lightning.pytorch.utilities.exceptions import MisconfigurationException
-
-    from cli.own_flags import UsageError
-
-    try:
-        options, rest = parser().parse_known_args(argv)
+    def command() -> None:
+        options, rest = parser().parse_known_args(words)
         inspect_data(rest, options.out)
-    except (ValueError, OSError, UsageError, MisconfigurationException) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return WRONG_INPUT
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        return INTERRUPTED
-    return 0
+
+    return run_command(command)
 
 
 def inspect_data(arguments: list[str], out: Path | None) -> None:
@@ -265,5 +243,4 @@ def _say(what: str, text: str) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.exit(main())
+    start(main)

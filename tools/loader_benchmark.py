@@ -13,19 +13,17 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import signal
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tools.command_line import Parser
+from tools.command_line import Parser, run_command, start
 from tools.loader_grid import Progress, busy, choose, grid, overlay, powers_up_to, search, table, waiting
 
 if TYPE_CHECKING:  # imported where it is used: the packages bring torch, and --help should not wait for that
     from datamodules import ImageFolderDataModule
 
-INTERRUPTED, WRONG_INPUT = 130, 2
 EXAMPLES = """\
 how:
   Each setting is measured for --seconds after a warm-up, those that are fast a second time, and the best five times in turns. The
@@ -41,12 +39,10 @@ examples:
 def parser() -> argparse.ArgumentParser:
     """The flags of the tool itself; all others are those of ``main.py fit``."""
     parser = Parser(
-        prog="python -m tools.loader_benchmark",
-        usage="%(prog)s --config FILE [--config OVERLAY] [--data.NAME VALUE ...] [--out FILE] [flags]",
+        "loader_benchmark",
+        usage="--config FILE [--config OVERLAY] [--data.NAME VALUE ...] [--out FILE] [flags]",
         description="Measure workers x prefetch x pin_memory on the data of a configuration; write the best as an overlay.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--out", type=Path, metavar="FILE", help=f"overlay to write (default: {default_out()})")
@@ -82,32 +78,14 @@ def default_out() -> Path:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command.
+    """Run the command; ``argv`` as on the command line, None takes the process's own. Returns the exit code."""
+    words = sys.argv[1:] if argv is None else argv
 
-    Args:
-        argv: Command line without the program's name; None takes the process's own.
+    def command() -> None:
+        options, rest = parser().parse_known_args(words)
+        loader_benchmark(options, rest, words)
 
-    Returns:
-        0 when done; 2 with one line on stderr where the input is wrong; 130 when stopped.
-    """
-    argv = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & {*argv}:
-        parser().print_help()
-        return 0
-    from lightning.pytorch.utilities.exceptions import MisconfigurationException
-
-    from cli.own_flags import UsageError
-
-    try:
-        options, rest = parser().parse_known_args(argv)
-        loader_benchmark(options, rest, argv)
-    except (ValueError, OSError, UsageError, MisconfigurationException) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return WRONG_INPUT
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        return INTERRUPTED
-    return 0
+    return run_command(command)
 
 
 def loader_benchmark(options: argparse.Namespace, arguments: list[str], command: list[str]) -> None:
@@ -223,5 +201,4 @@ def _say(what: str, text: str) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.exit(main())
+    start(main)

@@ -14,20 +14,18 @@ import argparse
 import os
 import platform
 import shlex
-import signal
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tools.command_line import Parser
+from tools.command_line import Parser, run_command, start
 
 if TYPE_CHECKING:  # imported where they are used: the packages bring torch, and --help should not wait for that
     from tools.profile_bench import Measure
     from tools.profile_choice import Row
 
-INTERRUPTED, WRONG_INPUT = 130, 2
 EXAMPLES = """\
 how:
   The step is that of main.py fit with the same arguments, on one device and without accumulation, with one batch of the data again
@@ -45,12 +43,10 @@ examples:
 def parser() -> argparse.ArgumentParser:
     """The flags of the tool itself; all others are those of ``main.py fit``."""
     parser = Parser(
-        prog="python -m tools.profile_model",
-        usage="%(prog)s --config FILE [--config OVERLAY] [--SETTING VALUE ...] [flags]",
+        "profile_model",
+        usage="--config FILE [--config OVERLAY] [--SETTING VALUE ...] [flags]",
         description="Measure the training step of a configuration.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--batch_sizes", type=int, nargs="+", metavar="N", help="sizes to try (default: that of the configuration)")
@@ -71,26 +67,15 @@ def main(argv: list[str] | None = None, measure: Measure | None = None) -> int:
         measure: Does a job; None starts a fresh process for each.
 
     Returns:
-        0 when done; 2 with one line on stderr where the input is wrong; 130 when stopped.
+        The exit code.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & {*argv}:
-        parser().print_help()
-        return 0
-    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+    words = sys.argv[1:] if argv is None else argv
 
-    from cli.own_flags import UsageError
+    def command() -> None:
+        options, rest = parser().parse_known_args(words)
+        profile_model(options, rest, words, measure)
 
-    try:
-        options, rest = parser().parse_known_args(argv)
-        profile_model(options, rest, argv, measure)
-    except (ValueError, OSError, UsageError, MisconfigurationException) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return WRONG_INPUT
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        return INTERRUPTED
-    return 0
+    return run_command(command)
 
 
 def profile_model(
@@ -242,5 +227,4 @@ def _say(what: str, text: str) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.exit(main())
+    start(main)

@@ -10,12 +10,9 @@ It reads text files and pictures, never data or weights, and changes nothing of 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from tools.command_line import Parser
-
-WRONG_INPUT = 2
+from tools.command_line import Parser, run_command, start
 
 
 def write_report(run_dir: str | Path, output: str | Path | None = None) -> Path:
@@ -49,30 +46,22 @@ def write_report(run_dir: str | Path, output: str | Path | None = None) -> Path:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = Parser(prog="python -m tools.report", description="Write the report of a run as markdown and HTML.")
+    parser = Parser("report", "Write the report of a run as markdown and HTML.")
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="folder of the run, finished or not")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the report (default: RUN_DIR/report)")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command.
+    """Run the command; ``argv`` as on the command line, None takes the process's own. Returns the exit code."""
 
-    Args:
-        argv: Command line without the program's name; None takes the process's own.
-
-    Returns:
-        0 when done; 2 with one line on stderr where the input is wrong.
-    """
-    try:
+    def command() -> None:
         options = parser().parse_args(argv)
         page = write_report(options.run_dir, options.output)
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return WRONG_INPUT
-    print(f"report     {page} (one file, for any browser)\n           {page.with_suffix('.md')} with its pictures")
-    return 0
+        print(f"report     {page} (one file, for any browser)\n           {page.with_suffix('.md')} with its pictures")
+
+    return run_command(command)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

@@ -15,7 +15,7 @@ import torch
 from matplotlib.figure import Figure
 
 from callbacks.figures import BLUE, render, write_png
-from tools.command_line import Parser
+from tools.command_line import Parser, run_command, start
 from transforms import Encoder, encode
 
 ACTIVITIES = {1: "walking", 4: "sitting"}
@@ -49,18 +49,27 @@ def draw(signals: dict[str, torch.Tensor]) -> Figure:
     return figure
 
 
-def main(args: list[str] | None = None) -> None:
-    """Write the picture; ``args`` as on the command line."""
-    parser = Parser(description=__doc__.splitlines()[0] if __doc__ else "")
+def parser() -> Parser:
+    """The command line."""
+    parser = Parser("signal_pictures", "Draw what each encoder of signals makes of a window of two activities.")
     parser.add_argument("--data", type=Path, default=Path("data/har/UCI HAR Dataset"), help="folder of UCI HAR")
     parser.add_argument("--out", type=Path, default=Path("docs/images/signal_images.png"), help="PNG to write")
     parser.add_argument("--number", type=int, default=100, help="which window of an activity, from 0")
-    options = parser.parse_args(args)
-    if not options.data.is_dir():
-        parser.error(f"--data: no folder {options.data}")
-    write_png(options.out, render(draw(windows(options.data, options.number))))
-    print(options.out)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; ``argv`` as on the command line, None takes the process's own. Returns the exit code."""
+
+    def command() -> None:
+        options = parser().parse_args(argv)
+        if not options.data.is_dir():
+            raise ValueError(f"--data: no folder {options.data}")
+        write_png(options.out, render(draw(windows(options.data, options.number))))
+        print(options.out)
+
+    return run_command(command)
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

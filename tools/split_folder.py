@@ -15,8 +15,6 @@ import argparse
 import csv
 import os
 import shutil
-import signal
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -24,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from tools.command_line import Parser
+from tools.command_line import Parser, run_command, start
 
 if TYPE_CHECKING:  # imported where it is used: the package brings torch, and --help should not wait for that
     from datamodules.folder_layout import ImageFolder
@@ -34,7 +32,6 @@ T = TypeVar("T")
 SPLITS = ("train", "val", "test")
 INDEX = "split.csv"
 EVERY_S = 5.0  # between two lines of progress
-INTERRUPTED, WRONG_INPUT = 130, 2
 DONE = {"link": "hard links", "symlink": "symbolic links", "copy": "copies", "index": "rows"}
 EXAMPLES = """\
 what is guaranteed:
@@ -60,11 +57,9 @@ class Sample(NamedTuple):
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = Parser(
-        prog="python -m tools.split_folder",
+        "split_folder",
         description="Split a folder of images with one folder per class into train, val and test.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("source", metavar="SOURCE", type=Path, help="folder with one folder of images per class, at any depth below it")
@@ -104,27 +99,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        argv: Command line without the program's name; None takes the process's own.
-
-    Returns:
-        0 when done; 2 with one line on stderr where the input is wrong or a file cannot be read or written; 130 when stopped.
-    """
-    argv = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & {*argv}:
-        parser().print_help()
-        return 0
-    try:
-        split_folder(parser().parse_args(argv))
-    except (ValueError, OSError, csv.Error) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return WRONG_INPUT
-    except KeyboardInterrupt:
-        print("stopped; TARGET was not written", file=sys.stderr)
-        return INTERRUPTED
-    return 0
+    """Run the command; ``argv`` as on the command line, None takes the process's own. Returns the exit code."""
+    return run_command(lambda: split_folder(parser().parse_args(argv)), "stopped; TARGET was not written")
 
 
 def split_folder(options: argparse.Namespace) -> None:
@@ -292,5 +268,4 @@ def _watched(what: str, items: Sequence[T]) -> Iterator[T]:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it cleans up as Ctrl-C does
-    sys.exit(main())
+    start(main)

@@ -17,21 +17,19 @@ from __future__ import annotations
 import argparse
 import math
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tools.command_line import Parser
+from tools.command_line import FAILED, INTERRUPTED, Parser, run_command, start
 
 if TYPE_CHECKING:  # imported where it is used: the packages bring torch, and --help should not wait for that
     from tools.sweep_report import Setting
     from tools.sweep_settings import Plan
     from tools.sweep_training import Outcome
 
-INTERRUPTED, WRONG_INPUT = 130, 2
 EVERY_S = 5.0  # between two lines of progress
 EXAMPLES = """\
 Settings that are not swept are those of --config, and any flag of main.py fit can be added, such as --model.label_smoothing 0.1.
@@ -46,12 +44,10 @@ examples:
 def parser() -> argparse.ArgumentParser:
     """The flags of the tool itself; all others are those of ``main.py fit``."""
     parser = Parser(
-        prog="python -m tools.sweep_heads",
-        usage="%(prog)s --cache DIR [--lr LR ...] [--weight_decay WD ...] [--seeds N ...] [...] [--output DIR]",
+        "sweep_heads",
+        usage="--cache DIR [--lr LR ...] [--weight_decay WD ...] [--seeds N ...] [...] [--output DIR]",
         description="Train a grid of heads together on cached features, and the best one as a run.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--cache", metavar="DIR", required=True, help="feature cache, as main.py predict writes it")
@@ -89,32 +85,19 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        argv: Command line without the program's name; None takes the process's own.
+    """Run the command; ``argv`` as on the command line, None takes the process's own.
 
     Returns:
-        0 when done; 1 where the winner's own run failed; 2 with one line on stderr where the input is wrong; 130 when stopped.
+        The exit code; 1 where the winner's own run failed.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & {*argv}:
-        parser().print_help()
-        return 0
-    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+    words = sys.argv[1:] if argv is None else argv
 
-    from cli.own_flags import UsageError
-
-    try:
-        options, rest = parser().parse_known_args(argv)
+    def command() -> int:
+        options, rest = parser().parse_known_args(words)
         check(options)
-        return sweep_heads(options, rest, argv)
-    except (ValueError, OSError, UsageError, MisconfigurationException) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return WRONG_INPUT
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return INTERRUPTED
+        return sweep_heads(options, rest, words)
+
+    return run_command(command, "stopped")
 
 
 def check(options: argparse.Namespace) -> None:
@@ -296,7 +279,7 @@ def summarise(
 def finish(options: argparse.Namespace, arguments: list[str], plan: Plan, winner: Setting, begun: float) -> int:
     """Train the winner as a run of ours, compare it with the sweep, and say what to type next."""
     from callbacks.run_folder import write_json
-    from cli.app import main as run
+    from cli.app import main as train
     from cli.resume import read_best
     from tools.sweep_figures import LOWER_IS_BETTER
 
@@ -316,12 +299,12 @@ def finish(options: argparse.Namespace, arguments: list[str], plan: Plan, winner
         str(output / "best"),
     ]
     _say("best", f"trained as a run: python main.py {shlex.join(words)}")
-    if code := run(words):
+    if code := train(words):
         print(
             f"the winner's own run ended with exit code {code}; {output / 'best.yaml'} has its settings",
             file=sys.stderr,
         )
-        return 1 if code != INTERRUPTED else INTERRUPTED
+        return FAILED if code != INTERRUPTED else INTERRUPTED
     value = float(read_best(output / "best" / "checkpoints" / "best.ckpt")["value"])
     _say("compared", f"val/{monitor} {value:.6g} in the run, {outcome.best[monitor]:.6g} in the sweep")
     write_json(
@@ -342,5 +325,4 @@ def _say(what: str, text: str) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it cleans up as Ctrl-C does
-    sys.exit(main())
+    start(main)

@@ -1,0 +1,103 @@
+"""Which epoch's weights to keep, asked of the training people alone: the official test people are not read.
+
+    python -m benchmarks.har_folds [--data "data/har/UCI HAR Dataset"] [--config configs/har_cpu.yaml] [--folds 3] [--out DIR]
+
+    21 training people = 3 x 7;  a fold: 14 people to train and validate on as the configuration has it, 7 to judge the result
+
+Every epoch's checkpoint is judged, so that rules can be compared afterwards: the best validation accuracy, the least validation
+loss, the last epoch. The runs stay in --out and go on where they were stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import measure
+from callbacks.run_folder import write_json, write_text
+from cli import main as run
+from datamodules.har_layout import FOLDER, SIGNALS
+
+
+def write_fold(source: Path, target: Path, judged: set[int]) -> None:
+    """Write the training part of a UCI HAR folder as a data set of its own, whose test people are `judged`."""
+    if (target / "activity_labels.txt").is_file():
+        return
+    subjects = np.loadtxt(source / "train" / "subject_train.txt", dtype=int)
+    rows = {"train": ~np.isin(subjects, list(judged)), "test": np.isin(subjects, list(judged))}
+    for part, chosen in rows.items():
+        for name in ("y", "subject", *(f"Inertial Signals/{signal}" for signal in SIGNALS)):
+            lines = (source / "train" / f"{name}_train.txt").read_text(encoding="utf-8").splitlines(keepends=True)
+            path = target / part / f"{name}_{part}.txt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, "".join(lines[row] for row in np.flatnonzero(chosen)))
+    write_text(target / "activity_labels.txt", (source / "activity_labels.txt").read_text(encoding="utf-8"))
+
+
+def judge(folder: Path, epochs: int) -> list[float]:
+    """Share of the judged people's windows that each epoch's averaged weights get right."""
+    shares = []
+    for epoch in range(1, epochs + 1):
+        note = folder / f"judged_{epoch:03d}.json"
+        if not note.is_file():
+            _command(["test", "--run", str(folder), "--ckpt", str(folder / f"checkpoints/epoch={epoch:03d}.ckpt")])
+            write_json(note, json.loads((folder / "test_metrics.json").read_text(encoding="utf-8")))
+        shares.append(float(json.loads(note.read_text(encoding="utf-8"))["test/acc"]))
+    return shares
+
+
+def validated(folder: Path) -> dict[str, list[float]]:
+    """val/acc and val/loss of each epoch."""
+    with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["val/acc"]]
+    return {name: [float(row[name]) for row in rows] for name in ("val/acc", "val/loss")}
+
+
+def _command(words: list[str]) -> None:
+    if code := run(words):
+        raise SystemExit(code)
+
+
+def fold(options: argparse.Namespace, number: int, judged: set[int], settings: list[str]) -> list[float]:
+    """Train and judge a fold: the judged accuracy by best val/acc, by least val/loss, of the last epoch, of the best epoch."""
+    place = options.out / f"fold_{number}"
+    write_fold(options.data, place / FOLDER, judged)
+    folder = place / "run"
+    if not (folder / "config.yaml").is_file():
+        start = ["--config", options.config, "--data.root", str(place), "--run_dir", str(folder)]
+        _command(["fit", *start, "--seed_everything", str(number), "--checkpoint.every_n_epochs", "1", *settings])
+    elif not (folder / "training_summary.json").is_file():
+        _command(["fit", "--resume", str(folder)])
+    figures = validated(folder)
+    shares = judge(folder, len(figures["val/acc"]))
+    chosen = (int(np.argmax(figures["val/acc"])), int(np.argmin(figures["val/loss"])), -1)
+    return [*(shares[place] for place in chosen), max(shares)]
+
+
+def main(args: list[str] | None = None) -> None:
+    """Do the folds and print them; ``args`` as on the command line, unknown ones go to `main.py fit`."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--data", type=Path, default=Path("data/har/UCI HAR Dataset"), help="folder of UCI HAR")
+    parser.add_argument("--config", default="configs/har_cpu.yaml", help="what to train")
+    parser.add_argument("--folds", type=int, default=3, help="parts that the training people are cut into")
+    parser.add_argument("--out", type=Path, default=Path("runs/har_folds"), help="where the runs are kept")
+    options, settings = parser.parse_known_args(args)
+    people = np.unique(np.loadtxt(options.data / "train" / "subject_train.txt", dtype=int))
+    parts = np.array_split(np.random.default_rng(0).permutation(people), options.folds)
+    rows = []
+    for number, judged in enumerate(parts):
+        figures = fold(options, number, {int(person) for person in judged}, settings)
+        rows.append([f"{number}: {', '.join(map(str, sorted(judged)))}", *(f"{100 * share:.2f}" for share in figures)])
+    columns = np.array([[float(cell) for cell in row[1:]] for row in rows])
+    rows.append(["mean", *(f"{value:.2f}" for value in columns.mean(0))])
+    header = ["judged people", "by val/acc, %", "by val/loss, %", "last epoch, %", "best epoch (no rule finds it), %"]
+    print(measure.table(header, rows))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
