@@ -46,7 +46,7 @@ def judge(folder: Path, epochs: int) -> list[float]:
         note = folder / f"judged_{epoch:03d}.json"
         if not note.is_file():
             _command(["test", "--run", str(folder), "--ckpt", str(folder / f"checkpoints/epoch={epoch:03d}.ckpt")])
-            write_json(note, json.loads((folder / "test_metrics.json").read_text(encoding="utf-8")))
+            write_json(note, json.loads((folder / "test_metrics.json").read_text(encoding="utf-8"))["metrics"])
         shares.append(float(json.loads(note.read_text(encoding="utf-8"))["test/acc"]))
     return shares
 

@@ -28,9 +28,10 @@ from benchmarks.measure import Spread
 from cli import main as run
 from cli.app import configure_logging
 from features import CacheWriter, Identity
-from tools.sweep_heads import parser, search
+from tools.sweep_blocks import Head, Outcome
+from tools.sweep_heads import parser
+from tools.sweep_search import search
 from tools.sweep_settings import make_plan, typed
-from tools.sweep_training import Head, Outcome
 
 PARTS = ("linear", "mlp")
 

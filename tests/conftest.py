@@ -1,4 +1,4 @@
-"""What every test gets: one thread, our own working directory rules, and a check that nothing is left behind."""
+"""What every test gets: one thread, pictures that are made but not rasterised, and a check that nothing is left behind."""
 
 import os
 from collections.abc import Iterator
@@ -10,14 +10,37 @@ os.environ.setdefault(
 
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 ROOT = Path(__file__).resolve().parent.parent
+DRAW = FigureCanvasAgg.draw
 WATCHED = ("runs", "lightning_logs", "checkpoints", "caches")
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+def _blank(canvas: FigureCanvasAgg) -> None:
+    canvas.renderer = canvas.get_renderer()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _pictures_are_blank(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Leave out what takes half of a tiny run's time, in the default tests; those that look at a picture are marked `draws`."""
+    if "slow" in request.config.option.markexpr.replace("not slow", "", 1):
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FigureCanvasAgg, "draw", _blank)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _pictures_that_are_looked_at(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.get_closest_marker("draws"):
+        monkeypatch.setattr(FigureCanvasAgg, "draw", DRAW)
 
 
 @pytest.fixture(autouse=True)

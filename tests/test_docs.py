@@ -1,6 +1,7 @@
 """README.md, CONTRIBUTING.md and docs/ tell the truth: their commands, Python, overlays and links are run, parsed and followed.
 
     ... main.py COMMAND ...                parsed by the real command line; a new fit then trains one batch, the others run as is
+                                           (those of docs/ a second each: in the slow tests)
     make TARGET, python -m MODULE          the target and the module exist
     ```python                              the blocks of a page run one after another, as a reader would type them
     ```yaml                                accepted as an overlay of configs/cifar_ternary.yaml
@@ -144,6 +145,12 @@ MAIN = list({tuple(c.arguments): c for c in reversed(COMMANDS) if "main.py" in c
 OVERLAYS = [block for block in BLOCKS if block.language == "yaml"]
 
 
+def unless_quick(command: Command) -> object:
+    """A parameter of the default tests where the command stands on a page of the root."""
+    quick = (ROOT / command.place.partition(":")[0]).exists()
+    return pytest.param(command, marks=() if quick else pytest.mark.slow)
+
+
 def run(arguments: list[str]) -> int:
     """Exit code of a command, run in this process."""
     try:
@@ -232,7 +239,9 @@ def test_the_pages_are_found() -> None:
     assert {command.arguments[0] for command in MAIN} == {"fit", "validate", "test", "predict"}
 
 
-@pytest.mark.parametrize("command", MAIN, ids=lambda command: f"{command.place} {' '.join(command.arguments)}")
+@pytest.mark.parametrize(
+    "command", [unless_quick(c) for c in MAIN], ids=lambda command: f"{command.place} {' '.join(command.arguments)}"
+)
 def test_command(command: Command, workplace: Path, images: Path) -> None:
     for source in images.iterdir():
         (workplace / source.name).symlink_to(source)

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from metrics import top_label
 from metrics.confidence import Array
-from tools.cascade_stages import Samples, Stage, watched
+from tools.cascade_stages import Samples, Stage
+from tools.command_line import watched
 
 NEVER = math.inf
 
@@ -139,7 +140,7 @@ def judge(stages: Sequence[Stage], samples: Samples, batch_size: int, temperatur
     logits = []
     for number, stage in enumerate(stages, start=1):
         places = _batches(samples.image, batch_size)
-        parts = [stage.logits(samples.image[p]).cpu() for p in watched(f"stage {number}", places, len(places))]
+        parts = [stage.logits(samples.image[p]).cpu() for p in watched(f"stage {number}", places, "batches")]
         logits.append(torch.cat(parts))
     confidence, first = top_label(logits[0] / temperature)
     right = [(predicted == samples.label).numpy() for predicted in (first, logits[1].argmax(dim=1))]

@@ -7,8 +7,7 @@ CONFIG.yaml:WEIGHTS            a network of the configuration's `model` with the
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,18 +17,17 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from callbacks.eta import duration
 from datamodules import CachedFeaturesDataModule, DataModule
 from lightning_modules import load_run
 from lightning_modules.classification import Classifier
 from lightning_modules.loading import model_class, newest_config
 from lightning_modules.pretrained import read_weights
 from networks import ResNet, own_names, warm_start
+from tools.command_line import watched
 from tools.run_data import configured_data
 from transforms import normalize, resize
 
 LINKED = ("num_classes", "in_channels", "image_size", "mean", "std", "class_names")
-EVERY_S = 5.0  # between two lines of progress
 
 
 class Source(NamedTuple):
@@ -216,7 +214,7 @@ def read_samples(data: DataModule, split: str, limit: int | None, seed: int) -> 
     """
     data.setup("validate" if split == "val" else "test")
     loader = data.val_dataloader() if split == "val" else data.test_dataloader()
-    batches = list(watched(f"reading {split}", loader, len(loader)))
+    batches = list(watched(f"reading {split}", loader, "batches", len(loader)))
     if not batches:
         raise ValueError(f"--split {split}: has no samples")
     samples = Samples(torch.cat([b["image"] for b in batches]).cpu(), torch.cat([b["label"] for b in batches]).cpu())
@@ -224,15 +222,3 @@ def read_samples(data: DataModule, split: str, limit: int | None, seed: int) -> 
         return samples
     drawn = torch.randperm(len(samples.label), generator=torch.Generator().manual_seed(seed))[:limit]
     return samples.part(drawn.sort()[0])
-
-
-def watched(what: str, items: Any, count: int) -> Iterator[Any]:
-    """The items, with a line of progress and of the time left every few seconds."""
-    began = said = time.monotonic()
-    for done, item in enumerate(items):
-        now = time.monotonic()
-        if done and now - said >= EVERY_S:
-            said = now
-            left = (now - began) / done * (count - done)
-            print(f"{what}: batch {done:,} of {count:,}, {duration(left)} left", flush=True)
-        yield item

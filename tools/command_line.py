@@ -1,4 +1,4 @@
-"""What the command lines of the tools share: the form of --help, exit codes, and that whatever is wrong ends in one line.
+"""What the command lines of the tools share: --help, exit codes, one line for whatever is wrong, and lines of progress.
 
     main(argv) = run_command(lambda: tool(parser().parse_args(argv)))       `python -m tools.tool`: start(main)
 
@@ -11,10 +11,13 @@ import argparse
 import csv
 import signal
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
+from typing import NoReturn, TypeVar
 
+T = TypeVar("T")
 OK, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+EVERY_S = 5.0  # between two lines of progress
 
 
 class Parser(argparse.ArgumentParser):
@@ -75,6 +78,44 @@ def start(main: Callable[[], int]) -> NoReturn:
     """The process of ``python -m tools.NAME``: SIGTERM cleans up as Ctrl-C does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())
+
+
+def say(what: str, text: str) -> None:
+    """Print a line of a tool: what it is about, and the text."""
+    print(f"{what:<10} {text}", flush=True)
+
+
+class Progress:
+    """A line every few seconds: how much is done, and how long the rest will take.
+
+    Args:
+        what: Is going on, a word or two.
+        total: Units of all, 1 or more.
+        unit: Their name, such as ``files``.
+    """
+
+    def __init__(self, what: str, total: int, unit: str) -> None:
+        self.what, self.total, self.unit, self.done = what, total, unit, 0
+        self._begun = self._said = time.monotonic()
+
+    def __call__(self) -> None:
+        """Count one more as done."""
+        self.done, now = self.done + 1, time.monotonic()
+        if now - self._said >= EVERY_S and self.done < self.total:
+            self._said = now
+            left = round((now - self._begun) / self.done * (self.total - self.done))
+            say(self.what, f"{self.done:,} of {self.total:,} {self.unit}, {left // 60}:{left % 60:02} left")
+
+
+def watched(what: str, items: Iterable[T], unit: str, total: int | None = None) -> Iterator[T]:
+    """The items one by one, with the progress of what is done with them; `total` where they have no length."""
+    if total is None:
+        assert isinstance(items, Sized)
+        total = len(items)
+    progress = Progress(what, total, unit)
+    for item in items:
+        yield item
+        progress()
 
 
 def _is_wrong_input(error: Exception) -> bool:

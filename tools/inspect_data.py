@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tools.command_line import Parser, run_command, start
+from tools.command_line import Parser, run_command, say, start
 
 if TYPE_CHECKING:  # imported where it is used: the packages bring torch, and --help should not wait for that
     from torch import Tensor
@@ -92,9 +92,9 @@ def inspect_data(arguments: list[str], out: Path | None) -> None:
     table = measures.counts(data, samples)
     for line in counts_table(data.class_names, table):
         print(line, flush=True)
-    sizes = measures.sizes(data, samples, _say)
-    found = measures.pixels(data, samples, _say)
-    same = measures.duplicates(data, samples, _say)
+    sizes = measures.sizes(data, samples)
+    found = measures.pixels(data, samples)
+    same = measures.duplicates(data, samples)
     headers, left_out = measures.unreadable_headers(data, samples)
     report = {
         "data": type(data).__name__,
@@ -110,7 +110,7 @@ def inspect_data(arguments: list[str], out: Path | None) -> None:
     write_png(out / OVERVIEW, render(overview))
     write_png(out / SAMPLES, render(draw_samples(tiles, f"{name} · training images, file and augmented")))
     write_json(out / REPORT, report)
-    _say("written", f"{out}: {REPORT}, {OVERVIEW}, {SAMPLES}")
+    say("written", f"{out}: {REPORT}, {OVERVIEW}, {SAMPLES}")
 
 
 def check_out(out: Path) -> None:
@@ -133,7 +133,7 @@ def _set_up(data: DataModule) -> None:
     try:
         data.setup("test")
     except FileNotFoundError as error:
-        _say("test", f"none: {error}")
+        say("test", f"none: {error}")
 
 
 # ---- the report ----
@@ -236,10 +236,6 @@ def setting_lines(data: DataModule, report: dict[str, Any]) -> list[str]:
         lines += ["           to train with what was measured, write", "data:", "  init_args:"]
         lines += [f"    {name}: {report[name]['measured']}" for name in ("mean", "std")]
     return lines
-
-
-def _say(what: str, text: str) -> None:
-    print(f"{what:<10} {text}", flush=True)
 
 
 if __name__ == "__main__":

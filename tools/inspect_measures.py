@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import signal
-import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -25,14 +24,12 @@ from datamodules import DataModule
 from datamodules.decoding import FORMATS
 from datamodules.folder_layout import duplicate_groups, scan
 from datamodules.image_files import ImageFiles, cores_for_workers
+from tools.command_line import watched
 
 T = TypeVar("T")
-EVERY_S = 5.0  # between two lines of progress
 BATCH = 64  # images that are decoded or counted at a time
 ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values for a picture that lies on its side
 THREADS = 8  # opening files waits for the disk
-
-Say = Callable[[str, str], None]
 
 
 class Sample(NamedTuple):
@@ -54,16 +51,6 @@ class Pixels(NamedTuple):
 
     histogram: Tensor
     damaged: list[Sample]
-
-
-def watched(what: str, items: Sequence[T], say: Say, noun: str = "files") -> Iterator[T]:
-    """The items, with a line of progress every few seconds."""
-    said = time.monotonic()
-    for done, item in enumerate(items):
-        if time.monotonic() - said >= EVERY_S:
-            said = time.monotonic()
-            say(what, f"{done:,} of {len(items):,} {noun}")
-        yield item
 
 
 def samples_of(data: DataModule) -> list[Sample]:
@@ -100,14 +87,14 @@ def counts(data: DataModule, samples: Sequence[Sample]) -> dict[str, list[int]]:
     return table
 
 
-def sizes(data: DataModule, samples: Sequence[Sample], say: Say) -> Tensor:
+def sizes(data: DataModule, samples: Sequence[Sample]) -> Tensor:
     """Width and height (N, 2) int64 of each sample, as a viewer shows it; of files from their headers alone."""
     if not has_files(data):
         return torch.tensor([[data.image_size, data.image_size]]).expand(len(samples), 2)
     paths = [sample.path for sample in samples if sample.path is not None]
     with ThreadPoolExecutor(THREADS) as pool:
         headers = pool.map(_size, paths)
-        found = [next(headers) for _ in watched("headers", paths, say)]
+        found = [next(headers) for _ in watched("headers", paths, "files")]
     return torch.tensor(found, dtype=torch.int64).view(-1, 2)
 
 
@@ -118,22 +105,20 @@ def _size(path: Path) -> tuple[int, int]:
         return (height, width) if file.getexif().get(ORIENTATION) in TURNED else (width, height)
 
 
-def pixels(data: DataModule, samples: Sequence[Sample], say: Say) -> Pixels:
+def pixels(data: DataModule, samples: Sequence[Sample]) -> Pixels:
     """Count the pixel values of the training images, and find the files of all splits that cannot be decoded.
 
     Files are shrunk to the size that is trained at, as the network sees them; a picture in full has a larger deviation.
     """
     histogram = torch.zeros(data.in_channels, 256, dtype=torch.int64)
     if not has_files(data):
-        for part in watched(
-            "pixels", data.splits["train"]["image"].cpu().split(BATCH), say, f"batches of {BATCH} images"
-        ):
+        for part in watched("pixels", data.splits["train"]["image"].cpu().split(BATCH), f"batches of {BATCH} images"):
             histogram += _count(part)
         return Pixels(histogram, [])
     damaged: list[Sample] = []
     for split in dict.fromkeys(sample.split for sample in samples):
         chosen = [sample for sample in samples if sample.split == split]
-        for images, missing in _decoded(data, chosen, say):
+        for images, missing in _decoded(data, chosen):
             damaged += [chosen[place] for place in missing]
             if split == "train":
                 histogram += _count(images)
@@ -145,7 +130,7 @@ def _count(images: Tensor) -> Tensor:
     return torch.stack([channel.flatten().bincount(minlength=256) for channel in images.transpose(0, 1).int()])
 
 
-def _decoded(data: DataModule, samples: Sequence[Sample], say: Say) -> Iterator[tuple[Tensor, list[int]]]:
+def _decoded(data: DataModule, samples: Sequence[Sample]) -> Iterator[tuple[Tensor, list[int]]]:
     """Batches of images (B, C, S, S), and the places of samples that cannot be decoded."""
     files = ImageFiles(Path(), [str(sample.path) for sample in samples], None, data.train_size, data.in_channels)
     batches = torch.arange(len(samples)).split(BATCH)
@@ -158,7 +143,7 @@ def _decoded(data: DataModule, samples: Sequence[Sample], say: Say) -> Iterator[
         worker_init_fn=_deaf,
     )
     decoded = iter(loader)
-    for _ in watched(f"decoded {samples[0].split}", batches, say, f"batches of {BATCH} files"):
+    for _ in watched(f"decoded {samples[0].split}", batches, f"batches of {BATCH} files"):
         batch = next(decoded)
         yield batch["image"], batch["unreadable"]
 
@@ -186,19 +171,19 @@ def mean_and_std(histogram: Tensor) -> tuple[list[float], list[float]]:
     return mean.tolist(), std.tolist()
 
 
-def duplicates(data: DataModule, samples: Sequence[Sample], say: Say) -> list[list[Sample]]:
+def duplicates(data: DataModule, samples: Sequence[Sample]) -> list[list[Sample]]:
     """Sets of two or more samples that are the same: files of the same bytes, images in memory of the same pixels."""
     if has_files(data):
         by_path: dict[Path, list[Sample]] = defaultdict(list)
         for sample in samples:
             assert sample.path is not None
             by_path[sample.path].append(sample)
-        groups = duplicate_groups(list(by_path), lambda doubtful: watched("compared", doubtful, say))
+        groups = duplicate_groups(list(by_path), lambda doubtful: watched("compared", doubtful, "files"))
         return [[sample for path in same for sample in by_path[path]] for same in groups]
     by_pixels: dict[bytes, list[Sample]] = defaultdict(list)
     images = {split: data.splits[split]["image"].cpu().contiguous().numpy() for split in data.splits}
     places: dict[str, int] = defaultdict(int)
-    for sample in watched("compared", samples, say, noun="images"):
+    for sample in watched("compared", samples, "images"):
         pixels = images[sample.split][places[sample.split]]
         places[sample.split] += 1
         by_pixels[hashlib.sha256(pixels.tobytes()).digest()].append(sample)

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tools.command_line import Parser, run_command, start
+from tools.command_line import Parser, run_command, say, start
 from tools.loader_grid import Progress, busy, choose, grid, overlay, powers_up_to, search, table, waiting
 
 if TYPE_CHECKING:  # imported where it is used: the packages bring torch, and --help should not wait for that
@@ -117,29 +117,29 @@ def loader_benchmark(options: argparse.Namespace, arguments: list[str], command:
     data.prepare_data()
     data.setup("fit")
     augmented = options.with_augmentation == "true"
-    pipeline = Pipeline(data, device, options.seconds, _say)
+    pipeline = Pipeline(data, device, options.seconds, say)
     cells = grid(
         options.workers or powers_up_to(cores()), options.prefetch, [False, True] if device.type == "cuda" else [None]
     )
-    _say("machine", machine(device))
+    say("machine", machine(device))
     _say_data(data, device, augmented)
     if device.type != "cuda":
-        _say("pin", "left out: pinned memory is of use with a CUDA device only")
+        say("pin", "left out: pinned memory is of use with a CUDA device only")
     pipeline.warm_up(augmented)
     figures = search(cells, lambda cell: pipeline.images_per_s(cell, augmented), _Lines())
     winner = choose(figures.medians)
     lines = table(figures, winner)
     print("\n".join(["", *lines, ""]))
-    _say("taken", f"{winner}: of what is within 3 % of the best, the fewest workers, then the least prefetch")
+    say("taken", f"{winner}: of what is within 3 % of the best, the fewest workers, then the least prefetch")
     if warning := busy(figures, winner):
-        _say("warning", warning)
+        say("warning", warning)
     alone = pipeline.alone(winner) if augmented else figures.medians[winner]
-    _say("loader", f"{alone:,.0f} images/s by itself, without copy to the device and augmentation")
+    say("loader", f"{alone:,.0f} images/s by itself, without copy to the device and augmentation")
     if options.images_per_s:
-        _say("training", waiting(alone, options.images_per_s, winner.workers))
+        say("training", waiting(alone, options.images_per_s, winner.workers))
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, overlay(winner, lines, command, machine(device), str(out)))
-    _say("written", f"{out}: add --config {out} after the experiment")
+    say("written", f"{out}: add --config {out} after the experiment")
 
 
 def check(options: argparse.Namespace) -> Path:
@@ -180,7 +180,7 @@ def machine(device: object) -> str:
 def _say_data(data: ImageFolderDataModule, device: object, augmented: bool) -> None:
     what = f"decoded, copied to {device} and augmented" if augmented else "decoded and thrown away"
     images = len(data.splits["train"]["index"])
-    _say("data", f"{images:,} training images, batches of {data.batch_size} at {data.train_size} px, {what}")
+    say("data", f"{images:,} training images, batches of {data.batch_size} at {data.train_size} px, {what}")
 
 
 class _Lines:
@@ -193,11 +193,7 @@ class _Lines:
         left = (time.monotonic() - self.began) / progress.done * (progress.total - progress.done)
         speed = f"{progress.speed:,.0f} images/s" if progress.speed else "does not work"
         where = f"{progress.done}/{progress.total}"
-        _say(where, f"{progress.cell!s:<36} {speed:>18}   {int(left // 60)}:{int(left % 60):02} left")
-
-
-def _say(what: str, text: str) -> None:
-    print(f"{what:<10} {text}", flush=True)
+        say(where, f"{progress.cell!s:<36} {speed:>18}   {int(left // 60)}:{int(left % 60):02} left")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tools.command_line import Parser, run_command, start
+from tools.command_line import Parser, run_command, say, start
 
 if TYPE_CHECKING:  # imported where they are used: the packages bring torch, and --help should not wait for that
     from tools.profile_bench import Measure
@@ -117,15 +117,15 @@ def profile_model(
     with tempfile.TemporaryDirectory(prefix="profile_") as folder:
         torch.save(served.batch, Path(folder) / "batch.pt")
         bench = Bench(
-            arguments, served.header, Path(folder), device, limit, options.steps, _say, measure or in_subprocess
+            arguments, served.header, Path(folder), device, limit, options.steps, say, measure or in_subprocess
         )
         bench.expect(sizes, 2 * options.amp + len(ladder(amp)) * options.ladder)
-        _say("machine", machine(device))
+        say("machine", machine(device))
         if device == "cpu" and options.device == "auto":
-            _say("device", "the CPU: torch finds no CUDA device; figures hold for the CPU alone")
-        _say("data", served.what)
+            say("device", "the CPU: torch finds no CUDA device; figures hold for the CPU alone")
+        say("data", served.what)
         peaks = bench.peaks()
-        _say(
+        say(
             "peak",
             ", ".join(f"{name} {peak / 1e12:,.3g} TFLOP/s" for name, peak in peaks.items()) + ", of a matrix product",
         )
@@ -139,7 +139,7 @@ def profile_model(
             ladders[f"ladder, batch {best}"] = bench.rungs(ladder(amp), best)
     text = report(rows, again, best, ladders)
     print("\n".join(["", *text, ""]))
-    _say(
+    say(
         "best",
         f"batch {best}: add --data.batch_size {best}" if len(sizes) > 1 else f"batch {best}, the only size tried",
     )
@@ -155,7 +155,7 @@ def profile_model(
         **bench.facts,
     }
     write(output, facts, rows, again, best, ladders, text)
-    _say("written", f"{output}: profile.json, profile.txt, profile.png")
+    say("written", f"{output}: profile.json, profile.txt, profile.png")
 
 
 def check(options: argparse.Namespace) -> None:
@@ -220,10 +220,6 @@ def write(
     )
     picture = draw_profile(rows, ladders, best if len(rows) > 1 else None, f"a training step, {facts['machine']}")
     write_png(output / "profile.png", render(picture))
-
-
-def _say(what: str, text: str) -> None:
-    print(f"{what:<10} {text}", flush=True)
 
 
 if __name__ == "__main__":

@@ -16,13 +16,11 @@ import csv
 import os
 import shutil
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from tools.command_line import Parser, run_command, start
+from tools.command_line import Parser, run_command, say, start, watched
 
 if TYPE_CHECKING:  # imported where it is used: the package brings torch, and --help should not wait for that
     from datamodules.folder_layout import ImageFolder
@@ -31,7 +29,6 @@ if TYPE_CHECKING:  # imported where it is used: the package brings torch, and --
 T = TypeVar("T")
 SPLITS = ("train", "val", "test")
 INDEX = "split.csv"
-EVERY_S = 5.0  # between two lines of progress
 DONE = {"link": "hard links", "symlink": "symbolic links", "copy": "copies", "index": "rows"}
 EXAMPLES = """\
 what is guaranteed:
@@ -123,7 +120,7 @@ def split_folder(options: argparse.Namespace) -> None:
     exact_shares(options.shares)  # before files are read, which may take minutes
     folder = scan(source)
     reasons = ", ".join(f"{len(paths):,} {reason}" for reason, paths in sorted(folder.left_out.items()))
-    _say(
+    say(
         "source",
         f"{len(folder.images):,} images of {len(folder.class_names)} classes; left out: {reasons or 'nothing'}",
     )
@@ -137,7 +134,7 @@ def split_folder(options: argparse.Namespace) -> None:
         print(line)
     used = [name for name, share in zip(SPLITS, options.shares, strict=True) if share]
     _write(samples, [(name, label) for name in used for label in folder.class_names], source, target, options.mode)
-    _say(
+    say(
         "written", f"{options.target}: {len(samples):,} {DONE[options.mode]}" + f", {INDEX}" * (options.mode != "index")
     )
 
@@ -166,12 +163,12 @@ def _groups(options: argparse.Namespace, folder: ImageFolder, files: list[str]) 
         sizes = Counter(groups)
         largest, size = max(sizes.items(), key=lambda item: item[1])
         of = f"{options.group_column} in {options.groups}"
-        _say("groups", f"{len(sizes):,} of {of}; the largest is {printable(largest)} with {size:,} images")
+        say("groups", f"{len(sizes):,} of {of}; the largest is {printable(largest)} with {size:,} images")
     place = {path: index for index, (path, _) in enumerate(folder.images)}
     paths = [path for path, _ in folder.images]
     same = [
         [place[path] for path in paths]
-        for paths in duplicate_groups(paths, lambda doubtful: _watched("read", doubtful))
+        for paths in duplicate_groups(paths, lambda doubtful: watched("read", doubtful, "files"))
     ]
     if torn := [one for one in same if len({folder.images[index][1] for index in one}) > 1]:
         sets = listed([" = ".join(files[index] for index in one) for one in torn])
@@ -182,7 +179,7 @@ def _groups(options: argparse.Namespace, folder: ImageFolder, files: list[str]) 
     dropped = {index for one in same for index in one[1:]} if options.duplicates == "drop" else set()
     number = sum(len(one) for one in same)
     what = f"the first of a set is kept, {len(dropped):,} dropped" if dropped else "a set stays in one split"
-    _say(
+    say(
         "duplicates",
         f"{number:,} files of the same bytes as another, in {len(same):,} set{'s' * (len(same) > 1)}; {what}"
         if same
@@ -204,7 +201,7 @@ def _write(samples: list[Sample], folders: list[tuple[str, str]], source: Path, 
         if mode != "index":
             for split, label in folders:  # also those without an image, as classes are numbered by their folders
                 (partial / split / label).mkdir(parents=True)
-            for sample in _watched("written", samples):
+            for sample in watched("written", samples, "files"):
                 place = partial / sample.split / sample.file
                 place.parent.mkdir(parents=True, exist_ok=True)
                 _put(source / sample.file, place, mode)
@@ -251,20 +248,6 @@ def table(split: GroupedSplit) -> list[str]:
 def printable(name: str) -> str:
     """A name whose bytes are no UTF-8 with those bytes escaped."""
     return name.encode("utf-8", "backslashreplace").decode()
-
-
-def _say(what: str, text: str) -> None:
-    print(f"{what:<10} {text}", flush=True)
-
-
-def _watched(what: str, items: Sequence[T]) -> Iterator[T]:
-    """The items, with a line of progress every few seconds."""
-    said = time.monotonic()
-    for done, item in enumerate(items):
-        if time.monotonic() - said >= EVERY_S:
-            said = time.monotonic()
-            _say(what, f"{done:,} of {len(items):,} files")
-        yield item
 
 
 if __name__ == "__main__":

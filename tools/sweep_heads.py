@@ -21,16 +21,9 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from tools.command_line import FAILED, INTERRUPTED, Parser, run_command, start
+from tools.command_line import Parser, run_command, say, start
 
-if TYPE_CHECKING:  # imported where it is used: the packages bring torch, and --help should not wait for that
-    from tools.sweep_report import Setting
-    from tools.sweep_settings import Plan
-    from tools.sweep_training import Outcome
-
-EVERY_S = 5.0  # between two lines of progress
 EXAMPLES = """\
 Settings that are not swept are those of --config, and any flag of main.py fit can be added, such as --model.label_smoothing 0.1.
 
@@ -160,6 +153,7 @@ def sweep_heads(options: argparse.Namespace, rest: Sequence[str], command: list[
     from callbacks.run_folder import write_json, write_text
     from cli.app import configure_logging
     from tools.sweep_report import overlay, picture, settings_of, table, write_leaderboard
+    from tools.sweep_search import search, summarise, train_winner
     from tools.sweep_settings import make_plan
 
     configure_logging()
@@ -170,7 +164,7 @@ def sweep_heads(options: argparse.Namespace, rest: Sequence[str], command: list[
     begun = time.monotonic()
     plan = make_plan(options, arguments_of(options, rest))
     for note in plan.notes:
-        _say("note", note)
+        say("note", note)
     seconds, outcomes = search(plan)
     settings = settings_of(outcomes, plan.monitor)
     output: Path = options.output
@@ -185,143 +179,10 @@ def sweep_heads(options: argparse.Namespace, rest: Sequence[str], command: list[
     summary = summarise(plan, settings, seconds, options.price, typed_again)
     write_json(output / "sweep.json", summary)
     cost = f", {summary['cost']:.4g} at {options.price:g} an hour" if options.price is not None else ""
-    _say("searched", f"{len(outcomes):,} heads in {seconds:.1f} s, {summary['device_hours']:.4f} device hours{cost}")
-    return finish(options, arguments_of(options, rest), plan, settings[0], begun)
-
-
-def search(plan: Plan) -> tuple[float, list[Outcome]]:
-    """Train all heads of a plan, in as few passes as memory allows.
-
-    Returns:
-        Seconds, and the outcomes in the order of the grid.
-    """
-    from tools.sweep_settings import Batches
-    from tools.sweep_training import blocks_of, bytes_of, train
-
-    begun, data, heads = time.monotonic(), plan.data, plan.heads
-    batches = Batches(data, plan.device)
-    width, classes, validated = data.feature_width, data.num_classes, len(data.splits["val"]["label"])
-    largest = max(bytes_of(head, width, classes, validated) for head in heads)
-    at_once = max(1, batches.budget() // largest)
-    made = blocks_of(heads, width, classes, plan.recipe, data.batch_size, plan.device, min(len(heads), at_once))
-    passes: list[list[Any]] = [[]]
-    held = 0
-    for make in made:
-        size = len(make.args[0])
-        if held and held + size > at_once:
-            passes.append([])
-            held = 0
-        passes[-1].append(make)
-        held += size
-    named = f"{len(heads):,} heads of {len({head.setting for head in heads}):,} settings"
-    _say("sweep", f"{named} on {plan.device}, {plan.recipe.epochs} epochs of {plan.recipe.steps_per_epoch:,} steps")
-    if len(passes) > 1:
-        _say("memory", f"{len(passes)} passes over the cache, of at most {at_once:,} heads")
-    found: list[tuple[int, Outcome]] = []
-    progress = Progress(len(passes) * plan.recipe.epochs)
-    for blocks in passes:
-        ready = [make() for make in blocks]
-        found += train(ready, batches.training, batches.validation, plan.recipe, plan.monitor, progress)
-    return time.monotonic() - begun, [outcome for _, outcome in sorted(found, key=lambda pair: pair[0])]
-
-
-class Progress:
-    """A line every few seconds: epochs done, and when it will be over."""
-
-    def __init__(self, epochs: int) -> None:
-        self.epochs, self.done = epochs, 0
-        self.begun = self.said = time.monotonic()
-
-    def __call__(self, epoch: int) -> None:
-        """Count a finished epoch."""
-        self.done, now = self.done + 1, time.monotonic()
-        if now - self.said >= EVERY_S:
-            self.said = now
-            left = (now - self.begun) / self.done * (self.epochs - self.done)
-            _say("trained", f"{self.done} of {self.epochs} epochs, {left:.0f} s to go")
-
-
-def summarise(
-    plan: Plan, settings: Sequence[Setting], seconds: float, price: float | None, command: str
-) -> dict[str, Any]:
-    """What sweep.json holds, as plain values."""
-    from tools.sweep_settings import typed
-
-    winner = settings[0]
-    head, hours = winner.outcomes[0].head, seconds / 3600
-    return {
-        "command": command,
-        "heads": len(plan.heads),
-        "settings": len(settings),
-        "diverged": sum(outcome.diverged for setting in settings for outcome in setting.outcomes),
-        "epochs": plan.recipe.epochs,
-        "steps_per_epoch": plan.recipe.steps_per_epoch,
-        "batch_size": plan.data.batch_size,
-        "device": str(plan.device),
-        "seconds": round(seconds, 3),
-        "device_hours": hours,
-        "price_per_hour": price,
-        "cost": None if price is None else hours * price,
-        "monitor": f"val/{plan.monitor}",
-        "winner": {
-            "lr": head.lr,
-            "weight_decay": head.weight_decay,
-            "dropout": head.dropout,
-            "hidden": typed(head.hidden),
-            "seeds": [outcome.head.seed for outcome in winner.outcomes],
-            "mean": winner.mean,
-            "std": None if math.isnan(winner.spread) else winner.spread,
-            "best_epochs": [outcome.best_epoch + 1 for outcome in winner.outcomes],
-        },
-    }
-
-
-def finish(options: argparse.Namespace, arguments: list[str], plan: Plan, winner: Setting, begun: float) -> int:
-    """Train the winner as a run of ours, compare it with the sweep, and say what to type next."""
-    from callbacks.run_folder import write_json
-    from cli.app import main as train
-    from cli.resume import read_best
-    from tools.sweep_figures import LOWER_IS_BETTER
-
-    output, outcome, monitor = options.output, winner.outcomes[0], plan.monitor
-    mode = "min" if monitor in LOWER_IS_BETTER else "max"
-    chosen = ["--checkpoint.monitor", f"val/{monitor}", "--checkpoint.mode", mode]
-    seed = ["--model.head_seed", str(outcome.head.seed)]
-    # the overlay stands after the configurations, which flags win over
-    words = [
-        "fit",
-        *arguments,
-        "--config",
-        str(output / "best.yaml"),
-        *seed,
-        *chosen,
-        "--run_dir",
-        str(output / "best"),
-    ]
-    _say("best", f"trained as a run: python main.py {shlex.join(words)}")
-    if code := train(words):
-        print(
-            f"the winner's own run ended with exit code {code}; {output / 'best.yaml'} has its settings",
-            file=sys.stderr,
-        )
-        return FAILED if code != INTERRUPTED else INTERRUPTED
-    value = float(read_best(output / "best" / "checkpoints" / "best.ckpt")["value"])
-    _say("compared", f"val/{monitor} {value:.6g} in the run, {outcome.best[monitor]:.6g} in the sweep")
-    write_json(
-        output / "best" / "sweep.json",
-        {"sweep": str(output), f"val/{monitor}": value, f"val/{monitor} in the sweep": outcome.best[monitor]},
-    )
-    _say("took", f"{time.monotonic() - begun:.1f} s with the winner's run; {output / 'leaderboard.csv'}")
-    _say("test it", f"python main.py test --run {output / 'best'}")
-    _say(
-        "final run",
-        f"python main.py fit --config configs/cascade_train.yaml --config {output / 'best.yaml'} --data.root FOLDER",
-    )
-    return 0
-
-
-def _say(what: str, text: str) -> None:
-    print(f"{what:<10} {text}", flush=True)
+    say("searched", f"{len(outcomes):,} heads in {seconds:.1f} s, {summary['device_hours']:.4f} device hours{cost}")
+    code = train_winner(output, arguments_of(options, rest), plan, settings[0])
+    say("took", f"{time.monotonic() - begun:.1f} s with the winner's run; {output / 'leaderboard.csv'}")
+    return code
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from torch import Tensor
 from callbacks.figures import BLUE, VERMILION, render, write_png
 from callbacks.run_folder import replace_file, write_json
 from features import CachedSplit
+from tools.command_line import Progress
 from tools.logistic_path import Solution
 from tools.logistic_path import logistic_path as solve
 from tools.sweep_figures import LOWER_IS_BETTER, figures, names
@@ -29,7 +30,6 @@ from tools.sweep_settings import pick_device, read_config
 
 CS = tuple(10 ** (-6 + 11 * number / 44) for number in range(45))
 """Those of the linear evaluation of DINOv2 (arXiv 2304.07193)."""
-EVERY_S = 5.0
 
 
 def logistic_path(options: argparse.Namespace, arguments: list[str], command: list[str]) -> int:
@@ -59,14 +59,12 @@ def logistic_path(options: argparse.Namespace, arguments: list[str], command: li
     cs = sorted(set(options.c or CS))
     print(f"logistic   {len(cs)} values of C, {len(y):,} x {x.shape[1]} features on {device}", flush=True)
     rows: list[tuple[Solution, dict[str, float]]] = []
-    said = begun
+    progress = Progress("solved", len(cs), "values of C")
     for solution in solve(x, y, data.num_classes, cs):
         logits = held.float() @ solution.weight.float().T + solution.bias.float()
         judged = figures(logits[None], label, known)
         rows.append((solution, {name: float(value[0]) for name, value in judged.items()}))
-        if (now := time.monotonic()) - said >= EVERY_S:
-            said, left = now, (now - begun) / len(rows) * (len(cs) - len(rows))
-            print(f"solved     {len(rows)} of {len(cs)}, about {left:.0f} s to go", flush=True)
+        progress()
     sign = 1 if monitor in LOWER_IS_BETTER else -1
     best = min(range(len(rows)), key=lambda number: sign * rows[number][1][monitor])
     seconds = time.monotonic() - begun

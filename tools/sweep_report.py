@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 
 from callbacks.figures import BLUE, GREY, LIGHT_GREY, VERMILION
 from callbacks.run_folder import replace_file
+from tools.sweep_blocks import Outcome
 from tools.sweep_figures import LOWER_IS_BETTER
 from tools.sweep_settings import typed
-from tools.sweep_training import Outcome
 
 SWEPT = ("lr", "weight_decay", "dropout", "hidden")
 LABELS = {"lr": "learning rate", "weight_decay": "weight decay", "dropout": "dropout", "hidden": "hidden sizes"}

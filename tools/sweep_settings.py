@@ -18,8 +18,8 @@ from cli.own_flags import split_flags
 from datamodules import CachedFeaturesDataModule
 from datamodules.feature_loader import CachedFeaturesLoader, free_memory
 from lightning_modules.schedules import Shape
+from tools.sweep_blocks import Head, Recipe
 from tools.sweep_figures import names
-from tools.sweep_training import Head, Recipe
 
 UNSET: dict[str, tuple[Any, ...]] = {
     "accumulate_grad_batches": (None, 1),

@@ -86,6 +86,7 @@ def fit(tmp_path: Path, clock: Clock, *callbacks: Callback, epochs: int = 8, log
     return trainer
 
 
+@pytest.mark.draws
 def test_render_gives_the_pixels() -> None:
     pixels = render(Figure(figsize=(2, 1), facecolor="#ff8000"))
     assert pixels.shape == (DPI, 2 * DPI, 3)
@@ -130,6 +131,7 @@ def test_should_draw() -> None:
     assert flag.should_draw(15.0)
 
 
+@pytest.mark.draws
 def test_redrawn_every_ten_seconds_and_at_the_end(clock: Clock, tmp_path: Path) -> None:
     flag = Flag(every_s=10.0)
     fit(tmp_path, clock, flag, RunFolder(tmp_path / "run"))
@@ -161,6 +163,7 @@ def test_silent_without_a_folder_and_on_other_ranks(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.draws
 def test_tensorboard_gets_the_last_picture(clock: Clock, tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path, name="", version="")
     fit(tmp_path, clock, Flag(), RunFolder(tmp_path / "run"), logger=logger, epochs=5)

@@ -108,6 +108,7 @@ def test_what_a_tile_says() -> None:
     assert (np.asarray(shown) == some(1)[0].pixels).all()
 
 
+@pytest.mark.draws
 @pytest.mark.parametrize("count", [1, 3, 8, 25])
 def test_tiles_do_not_overlap(count: int) -> None:
     capitals = "THE QUICK BROWN FOX JUMPS OVER THE LAZY DOG"

@@ -305,6 +305,7 @@ def test_the_time_left_counts_the_pixels_of_later_stages(
     assert times[-1] == ("6", "9", "9", "0:00")
 
 
+@pytest.mark.slow
 def test_a_compiled_network_is_compiled_anew_in_each_stage(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A resumed run has no memory of the shapes before, so the unbroken one forgets them."""
     original, reset, resets = torch.nn.Module.compile, torch._dynamo.reset, []

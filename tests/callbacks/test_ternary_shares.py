@@ -85,6 +85,7 @@ def test_labels() -> None:
     assert all(text.get_text().endswith("%") for text in shares.get_xticklabels())
 
 
+@pytest.mark.draws
 @pytest.mark.parametrize("count", [1, 20, 54])
 def test_labels_of_many_layers_do_not_overlap(count: int) -> None:
     layers = {

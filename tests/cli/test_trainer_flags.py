@@ -32,6 +32,8 @@ FLAGS: dict[str, tuple[list[str], int, int]] = {
     "deterministic": (["--trainer.deterministic", "true", "--trainer.enable_model_summary", "true"], 8, 2),
 }
 
+DEFAULT = ("limit batches", "val_check_interval", "other logger")  # the others are of the same kind, 5 s each
+
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,7 +42,9 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.filterwarnings("ignore:Detected KeyboardInterrupt")
 @pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
-@pytest.mark.parametrize("name", FLAGS)
+@pytest.mark.parametrize(
+    "name", [name if name in DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in FLAGS]
+)
 def test_flag(name: str) -> None:
     flags, steps, validations = FLAGS[name]
     assert main([*RUN, *flags]) == 0

@@ -213,6 +213,7 @@ def test_a_folder_that_is_not_there(run: Path, tmp_path: Path, capsys: pytest.Ca
     assert {path.name: path.stat().st_mtime_ns for path in run.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_other_commands_do_not_mind(run: Path, tmp_path: Path) -> None:
     log, nowhere = tmp_path / "log", str(tmp_path / "nowhere")
     assert forked(["test", "--run", str(run), "--data.images", nowhere], log=log) == 0, log.read_text()

@@ -183,7 +183,7 @@ def outcome(path: Path, data: bytes) -> str:
     return ""
 
 
-@pytest.mark.parametrize("count", [1_000, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [500, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_damaged_files_are_refused(files: dict[str, bytes], tmp_path: Path, count: int) -> None:
     draw = random.Random(count)
     with memory_limit(50_000_000):
@@ -194,7 +194,7 @@ def test_damaged_files_are_refused(files: dict[str, bytes], tmp_path: Path, coun
             assert outcome(tmp_path / "x", mutated), f"mutation {index} was read"
 
 
-@pytest.mark.parametrize("count", [500, pytest.param(4_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [200, pytest.param(4_000, marks=pytest.mark.slow)])
 def test_forged_files_are_refused_or_read_and_nothing_else(files: dict[str, bytes], tmp_path: Path, count: int) -> None:
     draw, said = random.Random(count), []
     read_packed_once(files, tmp_path)  # what it keeps of the shapes is not counted
@@ -295,6 +295,7 @@ def test_no_ternary_layer_a_broken_stream_a_folder_and_no_file(files: dict[str, 
             read_packed(path)
 
 
+@pytest.mark.slow
 def test_the_reader_needs_neither_lightning_nor_seconds_of_imports(tmp_path: Path) -> None:
     network = resnet()
     write_packed(tmp_path / "x.lvr", network, architecture="resnet20")

@@ -308,6 +308,7 @@ def test_diverged_weight_is_not_hidden(rule: QuantizerName) -> None:
     assert effective[1].isnan().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_compiles_whole_and_equals_eager(rule: QuantizerName) -> None:
     weight = _weight(4, 3, 3, 3).requires_grad_()

@@ -39,6 +39,7 @@ def test_flags_win_and_the_schedule_is_that_of_a_run_planned_longer(
     assert (folder / "config.resume-1.yaml").is_file()
 
 
+@pytest.mark.slow
 def test_settings_of_null_and_flags_before_the_configuration_survive(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     first = ["fit", "--model.one_cycle_momentum", "null", "--model.lr", "0.01", "--config", TINY]

@@ -269,7 +269,7 @@ def test_out_of_memory_within_a_stage_names_it(
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
 
 
-@pytest.mark.parametrize(("batch_size", "code"), [(4, 0), (100, 3)])
+@pytest.mark.parametrize(("batch_size", "code"), [pytest.param(4, 0, marks=pytest.mark.slow), (100, 3)])
 def test_a_memory_limit_is_met_before_stage_one_begins(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int, code: int
 ) -> None:

@@ -68,6 +68,7 @@ def close(one: dict[str, float], other: dict[str, float]) -> None:
         assert value == pytest.approx(other[name], abs=1e-6), name
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_report_as_one(data: Path, tmp_path: Path) -> None:
     one, two, log = tmp_path / "one", tmp_path / "two", tmp_path / "log"
     ends = ["--test_after_fit", "--run_dir"]

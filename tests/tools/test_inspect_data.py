@@ -200,6 +200,7 @@ def test_no_test_split(photos: Path, folder_config: list[str], capsys: pytest.Ca
 # ---- pictures ----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.draws
 @pytest.mark.parametrize("classes", [2, 40, 41])
 def test_overview(classes: int) -> None:
     counts = {"train": [10 * (k + 1) for k in range(classes)], "val": [k + 1 for k in range(classes)]}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tools import split_folder
+from tools import command_line, split_folder
 from tools.split_folder import main
 
 Tree = dict[str, tuple[bytes, int]]
@@ -302,11 +302,11 @@ def test_images_that_are_links_themselves(tmp_path: Path) -> None:
 def test_progress_is_said_in_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(split_folder, "EVERY_S", 0.0)
+    monkeypatch.setattr(command_line, "EVERY_S", 0.0)
     assert main([str(make(tmp_path / "source", cat=10, dog=10)), str(tmp_path / "target")]) == 0
     printed = capsys.readouterr().out
-    assert "read       0 of 20 files\n" in printed
-    assert "written    19 of 20 files\n" in printed
+    assert "read       1 of 20 files, 0:00 left\n" in printed
+    assert "written    19 of 20 files, 0:00 left\n" in printed
 
 
 def no_space(old: str, new: Path) -> None:

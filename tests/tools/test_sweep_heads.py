@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from cli import main as run
 from tests.tools.sweep_cache import TINY, WIDTH, write_cache
-from tools.sweep_heads import main, parser, search
+from tools.sweep_heads import main, parser
+from tools.sweep_search import search
 from tools.sweep_settings import make_plan
 
 HEADS = ["--hidden", "none", "8", "8-5", "--lr", "3e-3", "3e-2", "--dropout", "0", "0.4", "--seeds", "0", "7"]
@@ -77,6 +78,7 @@ def test_each_head_is_what_its_own_run_gives(
             assert torch.allclose(state[f"network.head.{name}"], values, rtol=0, atol=1e-6), (head, name)
 
 
+@pytest.mark.draws
 def test_files_winner_and_figures(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     grid = ["--lr", "1e-3", "1e-2", "--weight_decay", "0", "0.1", "--hidden", "none", "8", "--seeds", "0", "1"]
     words = ["--cache", str(cache), "--config", TINY, *grid, "--epochs", "3", "--price", "2", "--output", "found"]
@@ -165,6 +167,7 @@ def test_a_head_that_diverges_is_a_row(cache: Path, capsys: pytest.CaptureFixtur
     assert "every setting diverged" in capsys.readouterr().err
 
 
+@pytest.mark.draws
 def test_logistic_path_over_a_cache(cache: Path) -> None:
     words = ["--cache", str(cache), "--config", TINY, "--logistic", "--c", "0.01", "1", "100", "--output", "path"]
     assert main(words) == 0

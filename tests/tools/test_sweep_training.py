@@ -14,8 +14,9 @@ from torch import Tensor
 from callbacks.ema import effective_decay
 from lightning_modules.schedules import Shape, lr_share
 from networks.mlp_head import MLPHead
+from tools.sweep_blocks import Head, Outcome, Recipe, blocks_of
 from tools.sweep_figures import figures
-from tools.sweep_training import Head, Outcome, Recipe, blocks_of, train
+from tools.sweep_training import train
 
 D, K, N, B = 12, 3, 70, 16
 CPU = torch.device("cpu")
