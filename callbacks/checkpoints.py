@@ -28,6 +28,15 @@ from callbacks.non_finite import NonFiniteError
 from callbacks.run_folder import replace_file, run_folder, write_json
 
 log = logging.getLogger(__name__)
+EPOCH = "epoch"
+"""The monitor that chooses nothing."""
+
+
+def validation_follows(trainer: Trainer) -> bool:
+    """Whether a validation comes after the batch that has just ended (in ``on_train_batch_end``)."""
+    loop = trainer.fit_loop
+    assert loop._data_fetcher is not None
+    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -47,7 +56,8 @@ class Checkpoints(Checkpoint):
     """Writes the checkpoints of a run and remembers the best one.
 
     Args:
-        monitor: Metric that decides which epoch is best, of the averaged weights with EMA.
+        monitor: Metric that decides which epoch is best, of the averaged weights with EMA; ``epoch``: each is better than the one
+            before, so that best.ckpt is the last, for schedules that end at rate 0 and validations that are too small to choose by.
         mode: Whether it is to be minimised or maximised.
         every_n_epochs: Keep ``epoch=NNN.ckpt`` every so many epochs; 0: none.
         last_every_minutes: Renew last.ckpt within an epoch after so many minutes; 0: at the end of epochs only.
@@ -69,6 +79,8 @@ class Checkpoints(Checkpoint):
         ):
             if value < 0:
                 raise ValueError(f"{name}: 0 or more, got {value}")
+        if (monitor, mode) == (EPOCH, "min"):
+            raise ValueError("mode: max with monitor epoch, got min")
         self.monitor, self.mode, self.every_n_epochs = monitor, mode, every_n_epochs
         self.last_every_minutes, self.last_every_n_steps = last_every_minutes, last_every_n_steps
         self.best_score: float | None = None
@@ -78,6 +90,7 @@ class Checkpoints(Checkpoint):
         self._saved_at = time.monotonic()
         self._validated = False
         self._stopped_in_epoch = False
+        self._postponed = False
 
     @property
     def best_model_path(self) -> str:
@@ -86,6 +99,13 @@ class Checkpoints(Checkpoint):
         return str(path) if path is not None and path.is_file() else ""
 
     # ---- when ----
+
+    def score(self, trainer: Trainer) -> float | None:
+        """What is monitored, as of now; None before it is known."""
+        if self.monitor == EPOCH:  # one that is over
+            return float(trainer.current_epoch + 1) if trainer.is_last_batch else None
+        value = trainer.callback_metrics.get(self.monitor)
+        return None if value is None else float(value)
 
     def is_better(self, score: float) -> bool:
         """Whether a score beats the best so far; NaN never does."""
@@ -111,7 +131,7 @@ class Checkpoints(Checkpoint):
         known |= {name for callback in trainer.callbacks for name in getattr(callback, "metric_names", ())}  # type: ignore[attr-defined]
         stoppers = [(type(c).__name__, c.monitor) for c in callbacks_of(trainer, EarlyStopping)]
         for owner, monitor in [("checkpoint", self.monitor), *stoppers]:
-            if monitor not in known:
+            if monitor not in known and (owner, monitor) != ("checkpoint", EPOCH):
                 raise MisconfigurationException(
                     f"{owner}.monitor: no metric {monitor!r}{nearest(monitor, known)}; there are {', '.join(sorted(known))}"
                 )
@@ -136,8 +156,13 @@ class Checkpoints(Checkpoint):
         if trainer.should_stop:  # max_time: Lightning goes on to the end of the epoch, and would resume at the next one
             self.save_last(trainer)
             self._stopped_in_epoch = True
-        elif trainer.global_step != self._step and self.is_due(trainer.global_step, time.monotonic()):
-            self.save_last(trainer)
+        elif self._postponed or (
+            trainer.global_step != self._step and self.is_due(trainer.global_step, time.monotonic())
+        ):
+            # a resume from before a validation within the epoch would leave it out: after the next batch instead
+            self._postponed = validation_follows(trainer)
+            if not self._postponed:
+                self.save_last(trainer)
         self._step = trainer.global_step
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -157,10 +182,11 @@ class Checkpoints(Checkpoint):
 
     def _judge(self, trainer: Trainer) -> None:
         validated, self._validated = self._validated, False
-        value = trainer.callback_metrics.get(self.monitor)
-        if value is None or not (validated or self.monitor.startswith("train/")) or not self.is_better(float(value)):
+        value = self.score(trainer)
+        due = validated or self.monitor == EPOCH or self.monitor.startswith("train/")
+        if value is None or not due or not self.is_better(value):
             return
-        self.best_score, self.best_epoch = float(value), trainer.current_epoch + 1
+        self.best_score, self.best_epoch = value, trainer.current_epoch + 1
         self._save(trainer, "best.ckpt")
         if self.folder is not None and trainer.is_global_zero:
             weights = "ema" if callbacks_of(trainer, EMA) else "raw"

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from callbacks.checkpoints import Checkpoints
+from callbacks.checkpoints import EPOCH, Checkpoints
 from callbacks.figures import render, tensorboard_writers, write_png
 from callbacks.lookup import callbacks_of
 from callbacks.run_folder import evaluation_folder, replace_file
@@ -152,7 +152,7 @@ class EvaluationPicture(Callback, ABC, Generic[Found]):
             self._show(trainer, found)
             return
         epoch, best = trainer.current_epoch + 1, next(iter(callbacks_of(trainer, Checkpoints)), None)
-        which = f"the best by {best.monitor}" if best is not None else "the last"
+        which = f"the best by {best.monitor}" if best is not None and best.monitor != EPOCH else "the last"
         self._waiting = Shown(found, f"val, epoch {epoch}: {which}")
         if not trainer.is_last_batch:
             self._judge(trainer)
@@ -220,8 +220,8 @@ class EvaluationPicture(Callback, ABC, Generic[Found]):
         if waiting is None or not trainer.is_global_zero:
             return
         for checkpoints in callbacks_of(trainer, Checkpoints):
-            value = trainer.callback_metrics.get(checkpoints.monitor)
-            if value is None or not checkpoints.is_better(float(value)):
+            value = checkpoints.score(trainer)
+            if value is None or not checkpoints.is_better(value):
                 waiting = None
         folder = evaluation_folder(trainer)
         if waiting is not None and folder is not None:

@@ -6,6 +6,7 @@
   accumulation window that is not complete.
 - A checkpoint taken during the validation at the end of an epoch: its loop counters are set so that a resume starts this validation
   anew (``rewind_validation``).
+- A resume whose batches are parts of those that the checkpoint counts (cli/out_of_memory.py): the counters are set to count parts.
 
 ``_update_count``, ``_callback_metrics`` and the loop counters are internals of torchmetrics and Lightning: pyproject.toml pins the
 window and tests/test_resume.py proves it.
@@ -51,6 +52,26 @@ def rewind_validation(loops: dict[str, Any]) -> None:
     progress["total"].update(started)
     progress["current"].update(dict.fromkeys(started, 0))
     progress["is_last_batch"] = False
+
+
+def count_in_parts(loops: dict[str, Any], parts: int) -> None:
+    """Edit the saved loop counters of a checkpoint so that they count parts of the batches that they counted.
+
+    Args:
+        loops: The checkpoint's.
+        parts: Batches of the resumed run that are one of the checkpoint's.
+
+    >>> counts = {"ready": 5, "started": 5, "processed": 5, "completed": 4}  # saved after a batch's optimiser step
+    >>> loops = {"fit_loop": {"epoch_loop.batch_progress": {"total": dict(counts), "current": dict(counts)}}}
+    >>> count_in_parts(loops, 2)
+    >>> loops["fit_loop"]["epoch_loop.batch_progress"]["current"]
+    {'ready': 10, 'started': 10, 'processed': 10, 'completed': 9}
+    """
+    progress = loops["fit_loop"]["epoch_loop.batch_progress"]
+    for counts in (progress["total"], progress["current"]):
+        # Lightning reads from the differences where in a batch the checkpoint was taken
+        more = (parts - 1) * counts["processed"]
+        counts.update({name: count + more for name, count in counts.items()})
 
 
 def epoch_is_done(trainer: Trainer) -> bool:
@@ -111,6 +132,7 @@ class ExactResume(Callback):
         checkpoint["exact_resume"] = {
             "seed": self.seed,
             "processes": trainer.world_size,
+            "accumulate": trainer.accumulate_grad_batches,
             "metrics": metrics,
             "gradients": gradients,
             # a stop in mid-epoch is a limit of this start (max_time), not an end of the run
@@ -119,9 +141,12 @@ class ExactResume(Callback):
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep it until the loops are restored."""
+        """Keep it until the loops are restored; count in the batches of this start."""
         if trainer.state.fn == "fit":
             self._saved = checkpoint.get("exact_resume")
+            accumulated = (self._saved or {}).get("accumulate", trainer.accumulate_grad_batches)
+            # gradients of an open window are right as they are: two halves add half their mean each
+            count_in_parts(checkpoint["loops"], trainer.accumulate_grad_batches // accumulated)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The last metrics: Lightning clears them after loading a checkpoint, and EarlyStopping wants them."""

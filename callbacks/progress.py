@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.text import Text
 from torch import Tensor
 
-from callbacks.checkpoints import Checkpoints
+from callbacks.checkpoints import EPOCH, Checkpoints
 from callbacks.eta import Pace, duration, estimate, later_epochs, steps_left
 from callbacks.live_bar import LiveBar
 from callbacks.lookup import callbacks_of
@@ -278,7 +278,9 @@ class Progress(ProgressBar):
         bests = [
             (checkpoints.monitor, checkpoints.best_score, checkpoints.best_epoch)
             for checkpoints in callbacks_of(trainer, Checkpoints)
-            if checkpoints.best_score is not None and checkpoints.best_epoch is not None
+            if checkpoints.best_score is not None
+            and checkpoints.best_epoch is not None
+            and checkpoints.monitor != EPOCH
         ]
         patiences = [(stopping.wait_count, stopping.patience) for stopping in callbacks_of(trainer, EarlyStopping)]
         line = epoch_line(

@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from callbacks.checkpoints import Checkpoints
+from callbacks.checkpoints import Checkpoints, validation_follows
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -74,10 +74,11 @@ class StopOnSignal(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save and stop, unless this was the epoch's last batch: then before the first validation batch or at the epoch's end."""
+        """Save and stop; where a validation follows before its first batch, and after the last batch at the epoch's end."""
         # gradients of an open accumulation window are saved for one process only
         open_window = trainer.world_size > 1 and trainer.fit_loop._should_accumulate()
-        if not trainer.is_last_batch and not open_window and self._agreed(trainer):
+        later = trainer.is_last_batch or open_window or validation_follows(trainer)
+        if not later and self._agreed(trainer):
             self._stop(trainer, save=True)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

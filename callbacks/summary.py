@@ -24,7 +24,9 @@ NETWORK = "network."  # where a module keeps its plain network
 
 def is_lower_better(name: str) -> bool:
     """Whether a metric is an error."""
-    return name.removesuffix("_calibrated").endswith(("loss", "ece", "ece_mass", "nll", "brier", "aurc"))
+    return name.removesuffix("_calibrated").endswith(
+        ("loss", "ece", "ece_mass", "nll", "brier", "aurc", "negative_area")
+    )
 
 
 def best_metrics(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
@@ -73,6 +75,21 @@ def hyperparameters(config: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if isinstance(value, (bool, int, float, str))}
 
 
+def smaller_batches(folder: Path) -> list[dict[str, Any]]:
+    """The starts of a run that went on with batches cut into parts: batch size, accumulation, and the start's configuration."""
+    resumes = sorted(folder.glob("config.resume-*.yaml"), key=lambda path: int(path.stem.rpartition("-")[2]))
+    found: list[dict[str, Any]] = []
+    was = None
+    for path in [folder / "config.yaml", *resumes]:
+        config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        batch = config.get("data", {}).get("init_args", {}).get("batch_size")
+        now = config.get("trainer", {}).get("accumulate_grad_batches")
+        if was is not None and now != was:
+            found.append({"batch_size": batch, "accumulate_grad_batches": now, "since": path.name})
+        was = now
+    return found
+
+
 class RunSummary(Callback):
     """Writes its files when a fit has come to its end, from the run folder alone.
 
@@ -111,6 +128,8 @@ class RunSummary(Callback):
             name = checkpoints.monitor.replace("/", "_")
             content[f"best_{name}"] = {"value": checkpoints.best_score, "epoch": checkpoints.best_epoch}
         content["resumes"] = run.resumes
+        if smaller := smaller_batches(run.path):
+            content["out_of_memory"] = smaller
         content["time"] = {"seconds": round(run.elapsed(), 1), "finished": time.strftime("%Y-%m-%d %H:%M:%S")}
         content["environment"] = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))
         return content

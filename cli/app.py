@@ -15,11 +15,11 @@ from pathlib import Path
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from callbacks import Interrupted, NonFiniteError, ProgressiveResizing, is_out_of_memory
-from callbacks.lookup import callbacks_of
+from callbacks import Interrupted, NonFiniteError, is_out_of_memory
 from callbacks.near import nearest
 from cli.help import print_command_help, print_help
-from cli.memory import keep_freed_memory
+from cli.memory import free_memory, keep_freed_memory
+from cli.out_of_memory import halved, hint
 from cli.own_flags import COMMANDS, OwnFlags, UsageError, split_flags
 from cli.vision_cli import VisionCLI
 
@@ -51,10 +51,15 @@ def main(args: list[str] | None = None) -> int:
             return OK
     except UsageError as error:
         return _refuse(error)
-    return _run(flags, args)
+    outcome = _run(flags, args)
+    while isinstance(outcome, OwnFlags):  # memory ran out; what held it is gone only here, outside of the failed start
+        free_memory()
+        outcome = _run(outcome, args)
+    return outcome
 
 
-def _run(flags: OwnFlags, args: list[str]) -> int:
+def _run(flags: OwnFlags, args: list[str]) -> int | OwnFlags:
+    """The exit code, or the start that goes on where this one ran out of memory."""
     cli = VisionCLI(flags, ["main.py", *args])
     try:
         cli.run()
@@ -86,20 +91,12 @@ def _refuse(error: Exception) -> int:
     return WRONG_INPUT
 
 
-def _out_of_memory(cli: VisionCLI, error: BaseException) -> int:
+def _out_of_memory(cli: VisionCLI, error: BaseException) -> int | OwnFlags:
+    if (smaller := halved(cli, error)) is not None:
+        return smaller
+    for line in hint(cli, error):
+        _say(line)
     cli.discard()  # before the first step there is nothing to keep
-    batch = getattr(cli.datamodule, "batch_size", None) if cli.datamodule is not None else None
-    trainer = getattr(cli, "trainer", None)
-    resizing = callbacks_of(trainer, ProgressiveResizing) if trainer is not None and cli.flags.command == "fit" else []
-    _say(f"out of memory: {next(iter(str(error).splitlines()), type(error).__name__)}")
-    if resizing:
-        _say(resizing[0].memory_hint())
-    elif isinstance(batch, int) and batch > 1:
-        half = batch // 2
-        _say(
-            f"try --data.batch_size {half} --trainer.accumulate_grad_batches 2 (the same effective batch of {2 * half})"
-        )
-    _say("or --trainer.precision bf16-mixed, a smaller --model.architecture, or smaller images")
     return OUT_OF_MEMORY
 
 

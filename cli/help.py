@@ -13,7 +13,7 @@ import callbacks as ours
 import datamodules
 import lightning_modules
 from cli.own_flags import COMMANDS, FLAGS, OwnFlags
-from cli.parser import below, check_configs
+from cli.parser import add_on_oom, below, check_configs
 
 OVERVIEW = """usage: python main.py COMMAND [flags]
 
@@ -47,6 +47,7 @@ def print_command_help(flags: OwnFlags) -> None:
             print(f"  {name + (' VALUE' if takes_value else ''):24}{text}")
     print(f"  {'--config FILE':24}an experiment or an overlay; may be given several times, later ones win\n")
     parser = ArgumentParser(prog="main.py", usage="", add_help=False)
+    add_on_oom(parser)
     for key, cls in _named_classes(flags.configs):
         parser.add_class_arguments(cls, key, fail_untyped=False)
     lines = parser.format_help().splitlines()

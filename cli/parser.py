@@ -11,10 +11,10 @@ import inspect
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import yaml
-from jsonargparse import _typehints
+from jsonargparse import ArgumentParser, _typehints
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
@@ -33,6 +33,17 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise UsageError instead of printing the usage and leaving."""
         raise UsageError(message)
+
+
+def add_on_oom(parser: ArgumentParser) -> None:
+    """Add the setting that says what a fit does where memory runs out (cli/out_of_memory.py)."""
+    parser.add_argument(
+        "--on_oom",
+        type=Literal["stop", "accumulate"],
+        default="stop",
+        help="What a fit does where memory runs out: stop, with exit code 3; or accumulate, which goes on from last.ckpt with half "
+        "the batch and twice the accumulation, as often as needed.",
+    )
 
 
 def prefer_ours() -> None:

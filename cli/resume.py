@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import yaml
 
+from callbacks.checkpoints import EPOCH
 from cli.own_flags import OwnFlags, UsageError
 from lightning_modules.loading import newest_config
 
@@ -21,6 +22,9 @@ log = logging.getLogger(__name__)
 
 # what cannot change besides what the classes name in ``fixed_on_resume``: all of them decide what the n-th step of the run is
 FIXED = ("seed_everything", "model.class_path", "data.class_path", "trainer.accumulate_grad_batches")
+
+# an optimiser step is of the product of these two; they may change together, see _cut_up
+STEP = ("data.batch_size", "trainer.accumulate_grad_batches")
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ def read_best(checkpoint: Path) -> dict[str, Any]:
 def describe(checkpoint: Path) -> str:
     """File, epoch and metric of a checkpoint in words."""
     best = read_best(checkpoint)
-    metric = f", {best['metric']} {best['value']:.6g}" if "metric" in best else ""
+    metric = f", {best['metric']} {best['value']:.6g}" if best.get("metric", EPOCH) != EPOCH else ""
     return f"{checkpoint} (epoch {best['epoch']}{metric}, {best['weights']} weights)"
 
 
@@ -143,6 +147,8 @@ def check_changes(source: RunCheckpoint, new: dict[str, Any], flags: OwnFlags) -
     for part in ("model", "data"):
         module, _, name = now[f"{part}.class_path"].rpartition(".")
         fixed |= {f"{part}.{key}" for key in getattr(import_module(module), name).fixed_on_resume}
+    if _cut_up(was, now):
+        fixed -= set(STEP)
     changed = [key for key in dict.fromkeys((*was, *now)) if was.get(key) != now.get(key)]
     for key in changed:
         if key in fixed or any(
@@ -153,6 +159,24 @@ def check_changes(source: RunCheckpoint, new: dict[str, Any], flags: OwnFlags) -
             )
     for key in changed:
         log.info(f"changed   {key}: {_short(was.get(key))} -> {_short(now.get(key))}")
+
+
+def _cut_up(was: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether an optimiser step stays what it is but for its batches, each of which is cut into equal parts."""
+    resizing = any("ProgressiveResizing" in entry["class_path"] for entry in now.get("trainer.callbacks") or [])
+    (batch, accumulate), (part, more) = ([settings[name] for name in STEP] for settings in (was, now))
+    return not resizing and part >= 1 and more % accumulate == 0 and part * more == batch * accumulate
+
+
+def parts(source: RunCheckpoint, accumulate: int) -> int:
+    """Batches of a resumed run that are one of its first start.
+
+    Args:
+        source: The run.
+        accumulate: Batches of an optimiser step now.
+    """
+    first = yaml.safe_load((source.folder / "config.yaml").read_text(encoding="utf-8"))
+    return int(accumulate // first["trainer"]["accumulate_grad_batches"])
 
 
 def _short(value: Any) -> str:

@@ -20,7 +20,7 @@ from callbacks.lookup import callbacks_of
 from callbacks.run_folder import write_json
 from cli import resume
 from cli.own_flags import OwnFlags, UsageError
-from cli.parser import Parser, check_configs, readable
+from cli.parser import Parser, add_on_oom, check_configs, readable
 from cli.predictions import write_predictions
 from cli.resume import RunCheckpoint
 
@@ -119,7 +119,8 @@ class VisionCLI(LightningCLI):
         return {name: skip | NOT_OURS for name, skip in LightningCLI.subcommands().items()}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Settings of the callbacks that every run has."""
+        """Settings of the callbacks that every run has, and what to do where memory runs out."""
+        add_on_oom(parser)
         parser.add_lightning_class_args(ours.Checkpoints, "checkpoint")
         parser.add_lightning_class_args(ours.StopOnNonFinite, "non_finite")
         parser.add_lightning_class_args(ours.Progress, "progress")
@@ -157,6 +158,8 @@ class VisionCLI(LightningCLI):
                     f"model.{name}: {value} is given, but the data has {found}; leave it out, it follows the data"
                 )
         self.datamodule.seed = self.config[self.subcommand].seed_everything
+        if self.source is not None and self.subcommand == "fit":
+            self.datamodule.parts = resume.parts(self.source, self.trainer.accumulate_grad_batches)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the callbacks in the order that they need, the logger of the run folder and atomic checkpoints."""

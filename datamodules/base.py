@@ -62,6 +62,9 @@ class DataModule(Extractable, ABC):
     strength: float = 1.0
     """Factor, 0 or more, of RandAugment's magnitude and of the probabilities of mixup, cutmix and erasing, which stay at most 1."""
 
+    parts: int = 1
+    """Training batches that one of the run's first configuration was cut into when memory ran out (cli/out_of_memory.py)."""
+
     _train_size: int | None = None
 
     fixed_on_resume: ClassVar[tuple[str, ...]] = (
@@ -234,7 +237,7 @@ class DataModule(Extractable, ABC):
         batch_size = self.batch_size if batch_size is None else batch_size
         n, world_size = len(self.splits["train"]["label"]), self.trainer.world_size if self.trainer else 1
         check_enough(n, world_size)
-        count = num_batches(n, batch_size, keep=self._keep_in_training, world_size=world_size)
+        count = num_batches(n, batch_size, keep=self._keep_in_training, world_size=world_size, parts=self.parts)
         if count == 0:
             devices = f" shared by {world_size} devices" if world_size > 1 else ""
             raise MisconfigurationException(
@@ -290,6 +293,7 @@ class DataModule(Extractable, ABC):
             "seed": self.seed,
             "rank": trainer.global_rank if trainer else 0,
             "world_size": trainer.world_size if trainer else 1,
+            "parts": self.parts if training else 1,
             "position": partial(training_position, trainer) if trainer and training else beginning,
         }
 

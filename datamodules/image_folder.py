@@ -23,9 +23,10 @@ from torch import Tensor
 
 from datamodules.base import DataModule
 from datamodules.extraction import Labelled
+from datamodules.file_settings import IMAGENET_MEAN, IMAGENET_STD, check, check_files, loading
 from datamodules.folder_layout import listed
 from datamodules.grouped_split import grouped_split
-from datamodules.image_files import ImageFileLoader, ImageFiles, cores_for_workers
+from datamodules.image_files import ImageFileLoader, ImageFiles
 from datamodules.image_list import image_names
 from datamodules.in_memory import InMemoryLoader
 from datamodules.labelled_files import LabelledFiles, class_folders, find_parts, read_labelled, readable
@@ -34,7 +35,6 @@ from features import data_of_files, list_files
 
 log = logging.getLogger(__name__)
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Split = Literal["train", "val", "test", "predict"]
 
 
@@ -108,19 +108,13 @@ class ImageFolderDataModule(DataModule):
         grey = channels == 1
         mean = list(mean or ((sum(IMAGENET_MEAN) / 3,) if grey else IMAGENET_MEAN))
         std = list(std or ((sum(IMAGENET_STD) / 3,) if grey else IMAGENET_STD))
-        for name, value, good, wanted in (
-            ("image_size", image_size, image_size >= 1, "1 pixel or more"),
+        check_files(image_size, channels, mean, std, workers, prefetch)
+        check(
             ("canvas", canvas, canvas >= 1, "1 or more times the size trained at"),
             ("eval_share", eval_share, 0 < eval_share <= 1, "above 0, up to 1"),
             ("test_fraction", test_fraction, 0 <= test_fraction < 1, "at least 0 and below 1"),
             ("test_fraction", test_fraction, test_fraction + self.val_fraction < 1, "below 1 with val_fraction"),
-            ("mean", mean, len(mean) == channels, f"{channels} values, one for each channel"),
-            ("std", std, len(std) == channels and min(std) > 0, f"{channels} values above 0, one for each channel"),
-            ("workers", workers, workers is None or workers >= 0, "0 or more, or null"),
-            ("prefetch", prefetch, prefetch >= 1, "1 or more"),
-        ):
-            if not good:
-                raise ValueError(f"{name} is {value!r} but must be {wanted}")
+        )
         if (groups is None) != (group_column is None):
             raise ValueError("groups and group_column belong together: a CSV, and its column with the group")
         self.augmentation = replace(
@@ -315,7 +309,6 @@ class ImageFolderDataModule(DataModule):
         trainer = self.trainer
         training = split == "train" and (self.extraction is None or self.extraction.augments(split))
         listing = self._list(self._part_of(split))
-        device = trainer.strategy.root_device if trainer else torch.device("cpu")
         size = round(self.canvas * self.train_size) if training else self.image_size
         files = ImageFiles(
             listing.folder,
@@ -325,15 +318,11 @@ class ImageFolderDataModule(DataModule):
             self.in_channels,
             None if training else self.eval_share,
         )
-        processes = len(getattr(trainer.strategy, "parallel_devices", None) or [0]) if trainer else 1
         return ImageFileLoader(
             files,
             self.splits["test" if split == "predict" and self.images is None else split]["index"],
             unreadable=partial(self._say_unreadable, listing),
-            workers=cores_for_workers(processes) if self.workers is None else self.workers,
-            prefetch=self.prefetch,
-            pin_memory=device.type == "cuda" if self.pin_memory is None else self.pin_memory,
-            persistent=self.persistent_workers,
+            **loading(trainer, self.workers, self.prefetch, self.persistent_workers, self.pin_memory),
             **self._order(split),
         )
 

@@ -46,7 +46,7 @@ def check_enough(num_samples: int, world_size: int) -> None:
         )
 
 
-def num_batches(n: int, batch_size: int, *, keep: Keep, rank: int = 0, world_size: int = 1) -> int:
+def num_batches(n: int, batch_size: int, *, keep: Keep, rank: int = 0, world_size: int = 1, parts: int = 1) -> int:
     """Return how many batches `batch_indices` gives, without making them.
 
     Args:
@@ -55,9 +55,12 @@ def num_batches(n: int, batch_size: int, *, keep: Keep, rank: int = 0, world_siz
         keep: Which batches are served, see `Keep`.
         rank: This process, 0 to `world_size - 1`.
         world_size: Number of processes.
+        parts: Batches that are kept or left out together where `keep` is `full`: they are one that was cut up (see
+            `DataModule.parts`), and an epoch keeps the samples and the optimiser steps that it had. A short last batch needs no
+            such rule: its first part alone makes as many steps as all of it.
     """
     if keep == "full":
-        return n // (batch_size * world_size)
+        return n // (batch_size * parts * world_size) * parts
     own = n // world_size if keep == "equal" else len(range(rank, n, world_size))
     return -(-own // batch_size)
 
@@ -72,6 +75,7 @@ def batch_indices(
     epoch: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    parts: int = 1,
     device: torch.device | None = None,
 ) -> tuple[Tensor, ...]:
     """Return the batches of one epoch of one rank, each a tensor of places in the data set.
@@ -85,6 +89,7 @@ def batch_indices(
         epoch: Epoch, from 0.
         rank: This process, 0 to `world_size - 1`.
         world_size: Number of processes.
+        parts: As for `num_batches`.
         device: Where the indices are put, all with one copy; None for the CPU.
 
     Returns:
@@ -92,7 +97,7 @@ def batch_indices(
     """
     order = torch.randperm(n, generator=seeded_generator("order", seed, epoch)) if shuffle else torch.arange(n)
     own = order[rank::world_size].to(device or torch.device("cpu"))
-    count = num_batches(n, batch_size, keep=keep, rank=rank, world_size=world_size)
+    count = num_batches(n, batch_size, keep=keep, rank=rank, world_size=world_size, parts=parts)
     return torch.split(own, batch_size)[:count]
 
 
@@ -125,6 +130,7 @@ class InMemoryLoader:
         seed: Seed of the order.
         rank: This process, 0 to `world_size - 1`.
         world_size: Number of processes.
+        parts: As for `num_batches`.
         position: Called at the first batch of every pass; returns the epoch and the batch to begin at.
         pin_memory: Gather into page-locked memory, from which the copy to a CUDA device does not hold up the host.
 
@@ -142,20 +148,21 @@ class InMemoryLoader:
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        parts: int = 1,
         position: Callable[[], tuple[int, int]] = beginning,
         pin_memory: bool = False,
     ) -> None:
         self.data, self.batch_size, self.keep, self.shuffle, self.seed = data, batch_size, keep, shuffle, seed
-        self.rank, self.world_size, self.position, self.pin_memory = rank, world_size, position, pin_memory
+        self.rank, self.world_size, self.parts = rank, world_size, parts
+        self.position, self.pin_memory = position, pin_memory
         first = next(iter(data.values()))
         self.num_samples, self.device = len(first), first.device
         check_enough(self.num_samples, world_size)
 
     def __len__(self) -> int:
         """Return the batches of a whole epoch, also where a resumed pass serves only the rest of it: Lightning counts so."""
-        return num_batches(
-            self.num_samples, self.batch_size, keep=self.keep, rank=self.rank, world_size=self.world_size
-        )
+        places = {"rank": self.rank, "world_size": self.world_size, "parts": self.parts}
+        return num_batches(self.num_samples, self.batch_size, keep=self.keep, **places)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         # A generator: nothing below runs before the first next(), when the counters behind `position` are right.
@@ -174,6 +181,7 @@ class InMemoryLoader:
             epoch=epoch,
             rank=self.rank,
             world_size=self.world_size,
+            parts=self.parts,
             device=self.device,
         )
         return batches[start:]

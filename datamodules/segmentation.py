@@ -20,11 +20,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from datamodules.base import DataModule
+from datamodules.file_settings import IMAGENET_MEAN, IMAGENET_STD, check, check_files, loading
 from datamodules.folder_layout import listed
 from datamodules.grouped_split import grouped_split
-from datamodules.image_files import cores_for_workers
 from datamodules.image_list import image_names
 from datamodules.labelled_files import readable
+from datamodules.segmentation_coco import read_coco
 from datamodules.segmentation_generator import GENERATED_SETS, write_generated
 from datamodules.segmentation_loader import NOTHING, Questions, SegmentationFiles, SegmentationLoader
 from datamodules.segmentation_sets import (
@@ -41,7 +42,6 @@ from datamodules.splits import stratified_split
 
 log = logging.getLogger(__name__)
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Split = Literal["train", "val", "test", "predict"]
 PARTS = ("train", "val", "test")
 
@@ -51,8 +51,9 @@ class PromptedSegmentationDataModule(DataModule):
 
     Args:
         root: Folder that the sets' folders are in.
-        sets: Data sets, each with `folder`, `prompts`, and perhaps `groups`, `group_column`, `file_column`. One whose folder is
-            not there is named and left out. Null: what `generate` writes.
+        sets: Data sets, each with `folder`, `prompts`, and perhaps `groups`, `group_column`, `file_column`; `annotations` and
+            `categories` of a COCO file in place of masks. One whose folder is not there is named and left out. Null: what
+            `generate` writes.
         generate: Write so many made-up images of each of two kinds, cracks on a wall and taped joints on a board, to
             segmentation_generated_N in `root`, and use them, whatever else is there; null: use `sets`.
         image_size: Height and width in pixels of the crops that are trained on.
@@ -127,22 +128,16 @@ class PromptedSegmentationDataModule(DataModule):
         images: str | None = None,
     ) -> None:
         mean, std = list(mean or IMAGENET_MEAN), list(std or IMAGENET_STD)
-        for name, value, good, wanted in (
-            ("image_size", image_size, image_size >= 1, "1 pixel or more"),
+        check_files(image_size, 3, mean, std, workers, prefetch)
+        check(
             ("canvas", canvas, canvas is None or canvas >= 1, "1 pixel or more, or null"),
             ("generate", generate, generate is None or generate >= 1, "1 image of each kind or more, or null"),
             ("negatives", negatives, 0 <= negatives <= 1, "a probability, 0 to 1"),
             ("near_duplicates", near_duplicates, near_duplicates is None or 0 <= near_duplicates <= 64, "0 to 64 bits, or null"),
             ("test_fraction", test_fraction, 0 < test_fraction < 1, "above 0 and below 1"),
             ("test_fraction", test_fraction, test_fraction + val_fraction < 1, "below 1 with val_fraction"),
-            ("mean", mean, len(mean) == 3, "3 values, one for each channel"),
-            ("std", std, len(std) == 3 and min(std) > 0, "3 values above 0, one for each channel"),
             ("prompts", prompts, prompts is None or are_prompts(prompts), "different texts with a letter or a digit, at least one"),
-            ("workers", workers, workers is None or workers >= 0, "0 or more, or null"),
-            ("prefetch", prefetch, prefetch >= 1, "1 or more"),
-        ):  # fmt: skip
-            if not good:
-                raise ValueError(f"{name} is {value!r} but must be {wanted}")
+        )  # fmt: skip
         super().__init__(
             batch_size=batch_size,
             eval_batch_size=batch_size if eval_batch_size is None else eval_batch_size,
@@ -230,7 +225,10 @@ class PromptedSegmentationDataModule(DataModule):
     @cached_property
     def _listings(self) -> list[list[Pair]]:
         names = self.class_names
-        return [read_set(self.root, one, names.index(one.prompts[0])) for one in self.present]
+        return [
+            (read_coco if one.annotations is not None else read_set)(self.root, one, names.index(one.prompts[0]))
+            for one in self.present
+        ]
 
     @cached_property
     def _drawn(self) -> dict[str, Tensor]:
@@ -297,7 +295,8 @@ class PromptedSegmentationDataModule(DataModule):
     @property
     def split_settings(self) -> dict[str, str | int | float | bool | None]:
         """Settings that decide which sample is in which split."""
-        tables = {one.groups: (self.root / one.groups).read_bytes() for one in self.present if one.groups is not None}
+        files = [name for one in self.present for name in (one.groups, one.annotations) if name is not None]
+        tables = {name: (self.root / name).read_bytes() for name in files}
         sets = repr([asdict(one) for one in self.present]).encode() + b"".join(tables.values())
         named = hashlib.sha256(sets).hexdigest()[:16]
         own = {"test_fraction": self.test_fraction, "near_duplicates": self.near_duplicates}
@@ -311,8 +310,6 @@ class PromptedSegmentationDataModule(DataModule):
 
     def _loader(self, split: Split) -> SegmentationLoader:
         trainer, training, of_folder = self.trainer, split == "train", split == "predict" and self.images is not None
-        device = trainer.strategy.root_device if trainer else torch.device("cpu")
-        processes = len(getattr(trainer.strategy, "parallel_devices", None) or [0]) if trainer else 1
         served: Split = "test" if split == "predict" and not of_folder else split
         predicting = trainer is not None and trainer.predicting
         asked = self.prompts or self.class_names
@@ -322,10 +319,7 @@ class PromptedSegmentationDataModule(DataModule):
             questions=Questions(self.synonyms, self.negatives, training, asked if predicting or of_folder else None),
             odd=self._say_odd,
             unreadable=partial(self._say_unreadable, of_folder),
-            workers=cores_for_workers(processes) if self.workers is None else self.workers,
-            prefetch=self.prefetch,
-            pin_memory=device.type == "cuda" if self.pin_memory is None else self.pin_memory,
-            persistent=self.persistent_workers,
+            **loading(trainer, self.workers, self.prefetch, self.persistent_workers, self.pin_memory),
             **self._order(split),
         )
 
@@ -350,8 +344,12 @@ class PromptedSegmentationDataModule(DataModule):
     # ---- batches on the device ----
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Augment or normalise; then give each prompt its mask: that of its image, or an empty one."""
-        batch = super().on_after_batch_transfer(batch, dataloader_idx)
+        """Augment or normalise; then give each prompt its mask."""
+        return self.of_prompts(super().on_after_batch_transfer(batch, dataloader_idx))
+
+    @staticmethod
+    def of_prompts(batch: dict[str, Any]) -> dict[str, Any]:
+        """A batch in which each prompt has a mask, where images have: that of its image, or an empty one."""
         if "mask" in batch:
             mask = batch["mask"][batch["image_index"]] * batch["positive"].view(-1, 1, 1, 1)
             batch = {**batch, "mask": mask}

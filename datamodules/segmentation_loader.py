@@ -25,7 +25,7 @@ from torchvision.transforms.v2 import functional as F
 
 from datamodules.decoding import FORMATS, squeezed, upright
 from datamodules.image_files import ImageFileLoader
-from datamodules.in_memory import num_batches
+from datamodules.polygons import shapes_mask
 from datamodules.segmentation_sets import Pair
 from transforms import SampleRandom
 
@@ -67,7 +67,7 @@ class SegmentationFiles(Dataset[Any]):
             pair = self.pairs[index]
             try:
                 image = self._image(pair.image)
-                mask, said = read_mask(pair.mask) if pair.mask.name else (None, None)
+                mask, said = mask_of(pair)
             except MemoryError:
                 raise
             except Exception:  # a damaged file can make a decoder raise anything
@@ -105,6 +105,13 @@ class SegmentationFiles(Dataset[Any]):
         # exact: the pixel under the new pixel's middle, as the picture's resampling has it
         squeezed_mask: Tensor = F.resize(mask, [self.canvas] * 2, interpolation=InterpolationMode.NEAREST_EXACT)
         return squeezed_mask
+
+
+def mask_of(pair: Pair) -> tuple[Tensor | None, str | None]:
+    """The mask of an image, drawn or read, and what is odd about it; None where it has none."""
+    if pair.shapes is not None:
+        return torch.from_numpy(shapes_mask(pair.shapes, *pair.size))[None], None
+    return read_mask(pair.mask) if pair.mask.name else (None, None)
 
 
 def read_mask(path: Path) -> tuple[Tensor, str | None]:
@@ -226,10 +233,7 @@ class SegmentationLoader(ImageFileLoader):
 
     def __len__(self) -> int:
         """Return the batches of a whole epoch."""
-        if self.sizes is None:
-            keep, rank, world = self.keep, self.rank, self.world_size
-            return num_batches(self.num_samples, self.batch_size, keep=keep, rank=rank, world_size=world)
-        return len(self._of_one_size())
+        return super().__len__() if self.sizes is None else len(self._of_one_size())
 
     def _of_one_size(self) -> list[Tensor]:
         assert self.sizes is not None

@@ -3,7 +3,8 @@
 FOLDER/images/a.jpg   FOLDER/masks/a.png     a mask has the name of its image without the ending, and the size of its image
 
 A mask is white (over 127) where the object is, and black elsewhere; one that is black alone says that the object is absent.
-Here only headers are read: names, sizes, groups, files of the same bytes, and on request hashes of what pictures look like.
+Polygons in place of masks are read by datamodules/segmentation_coco.py. Here only headers are read: names, sizes, groups, files
+of the same bytes, and on request hashes of what pictures look like.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from datamodules.decoding import FORMATS
 from datamodules.folder_layout import EXTENSIONS, duplicate_groups, listed, read_groups
 from datamodules.grouped_split import join_groups
 from datamodules.near_duplicates import alike
+from datamodules.polygons import Shape
 
 log = logging.getLogger(__name__)
 
@@ -36,12 +38,14 @@ class PromptSet:
     """A data set and what is asked of it.
 
     Args:
-        folder: Folder with `images` and `masks`, from `root`.
+        folder: Folder with `images` and `masks`, from `root`; with `annotations`, with `images`, or with the images themselves.
         prompts: Texts that name the object, synonyms of each other; the first one is asked in evaluation, and names it in figures.
             Sets whose first prompt is the same are of the same object.
         groups: CSV, from `root`, that says which images belong together: a group is on one side of the split only.
         group_column: Its column with the group.
         file_column: Its column with the name of the image; null: `file`, or else the first one.
+        annotations: File of polygons in COCO's format, from `root`, in place of masks; null: masks.
+        categories: Names of its categories that are the object; null: all.
     """
 
     folder: str
@@ -49,6 +53,8 @@ class PromptSet:
     groups: str | None = None
     group_column: str = "group"
     file_column: str | None = None
+    annotations: str | None = None
+    categories: list[str] | None = None
 
 
 class Pair(NamedTuple):
@@ -56,22 +62,24 @@ class Pair(NamedTuple):
 
     Attributes:
         image: Its file.
-        mask: The file of its mask.
+        mask: The file of its mask, or of its polygons.
         prompt: Number of the prompt whose object the mask shows.
         size: Height and width in pixels, as the image is seen: turned as its EXIF orientation says.
+        shapes: Its polygons; None where the mask is an image file.
     """
 
     image: Path
     mask: Path
     prompt: int
     size: tuple[int, int]
+    shapes: tuple[Shape, ...] | None = None
 
 
 def check_sets(sets: Sequence[PromptSet]) -> None:
     """Refuse sets that ask nothing.
 
     Raises:
-        ValueError: There is no set, one has no prompts, or a folder comes twice.
+        ValueError: There is no set, one has no prompts, a folder comes twice with the same masks, or categories have no file.
     """
     if not sets:
         raise ValueError("sets: at least one data set is needed, a folder with its prompts, got none")
@@ -80,9 +88,15 @@ def check_sets(sets: Sequence[PromptSet]) -> None:
             raise ValueError(
                 f"sets: {one.folder}: prompts are different texts with a letter or a digit, at least one, got {one.prompts}"
             )
-    folders = [one.folder for one in sets]
-    if twice := sorted({folder for folder in folders if folders.count(folder) > 1}):
-        raise ValueError(f"sets: each folder once, got {twice[0]} more than once")
+        if one.categories is not None and (one.annotations is None or not one.categories):
+            raise ValueError(
+                f"sets: {one.folder}: categories: names of categories in the file `annotations`, got {one.categories}"
+            )
+    sources = [(one.folder, one.annotations, str(one.categories)) for one in sets]
+    if twice := sorted({source[0] for source in sources if sources.count(source) > 1}):
+        raise ValueError(
+            f"sets: each folder once, got {twice[0]} more than once; other categories of it are another set"
+        )
 
 
 def are_prompts(texts: Sequence[str]) -> bool:
@@ -202,7 +216,7 @@ def group_names(root: Path, sets: Sequence[PromptSet], pairs: Sequence[Sequence[
     """
     groups: list[str] = []
     for one, listing in zip(sets, pairs, strict=True):
-        names = [pair.image.name for pair in listing]
+        names = [_name_in_set(root / one.folder, pair.image) for pair in listing]
         if one.groups is None:
             groups += [f"{one.folder}/{name}" for name in names]
             continue
@@ -211,9 +225,11 @@ def group_names(root: Path, sets: Sequence[PromptSet], pairs: Sequence[Sequence[
         except (ValueError, FileNotFoundError) as error:
             raise MisconfigurationException(f"sets: {one.folder}: groups: {error}") from error
         groups += [f"{one.groups}: {name}" for name in found]  # one table of two sets: a group of both is one
-    paths = [pair.image for listing in pairs for pair in listing]
-    place = {path: index for index, path in enumerate(paths)}
-    same = [[place[path] for path in paths] for paths in duplicate_groups(paths)]
+    places: dict[Path, list[int]] = {}  # an image may be in several sets, of other categories each
+    for place, path in enumerate(pair.image for listing in pairs for pair in listing):
+        places.setdefault(path, []).append(place)
+    paths = list(places)
+    same = duplicate_groups(paths)
     if same:
         log.info(
             f"duplicates {sum(map(len, same)):,} images of the same bytes as another stay on one side of the split"
@@ -223,5 +239,11 @@ def group_names(root: Path, sets: Sequence[PromptSet], pairs: Sequence[Sequence[
             f"duplicates {len({i for pair in found_alike for i in pair}):,} images look like another "
             f"(hashes at most {near} of 64 bits apart) and stay on one side of the split"
         )
-        same += found_alike
-    return join_groups(groups, same)
+        same += [[paths[i] for i in pair] for pair in found_alike]
+    together = [[place for path in group for place in places[path]] for group in same]
+    return join_groups(groups, [*together, *places.values()])
+
+
+def _name_in_set(folder: Path, image: Path) -> str:
+    within = folder / "images" if image.is_relative_to(folder / "images") else folder
+    return image.relative_to(within).as_posix()

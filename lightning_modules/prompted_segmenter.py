@@ -1,4 +1,4 @@
-"""Prompted segmentation: a text names something, the network marks its pixels; figures and a threshold for each prompt."""
+"""Prompted segmentation: a text names something, the network marks its pixels."""
 
 from __future__ import annotations
 
@@ -10,29 +10,25 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torch import Tensor
 
 from lightning_modules.base import BaseModule, Batch, StageName, StepOutput
 from lightning_modules.encoder_weights import fill_encoder
+from lightning_modules.judged_segmenter import JudgedSegmenter
 from lightning_modules.segmentation_losses import Over, PixelLoss, RegionLoss, SegmentationLoss
-from metrics import SegmentationCounts, SegmentationSums, TolerantSums, choose_thresholds, slug
 from networks.segmenter_clip import CLIPSegmenter, DecoderName
 from networks.segmenter_light import LightSegmenter
 from networks.tiling import Tiling
 
 log = logging.getLogger(__name__)
 
-FIGURES = ("iou", "dice", "pixel_acc", "iou_image", "dice_image")
 HUB_WEIGHTS = "CIDAS/clipseg-rd64-refined"
 
 
-class PromptedSegmenter(BaseModule):
+class PromptedSegmenter(JudgedSegmenter):
     """A light segmenter (any timm encoder, U-Net, FiLM by prompt) or CLIPSeg, whose towers are frozen.
 
-    Figures are those of each image's own object: pooled, as a mean over prompts, and of each prompt; those of prompts whose object
-    is absent are ``negative_area`` alone. In a fit each validation chooses the threshold of each prompt with the best IoU, at
-    which its figures are; the checkpoint has it, and test, validate and predict use it.
+    Figures and thresholds are those of :class:`JudgedSegmenter`.
 
     Args:
         network: ``light``, or ``clipseg`` (needs transformers and CLIPSeg's weights).
@@ -57,17 +53,12 @@ class PromptedSegmenter(BaseModule):
         over: Region sums of each ``sample`` or of the ``batch``.
         side: Evaluate images resized to this longer side in pixels, and masks at the stored size; null: images as they are.
         tile: Evaluate images in overlapping squares of this many pixels where a side is longer, to bound the memory; null: whole.
-        tolerance: Pixels, 0 or more, that an outline may be beside the true one in ``boundary_f1`` of validate and test.
-        num_classes: Number of prompts to tell apart in figures; linked to the data by the command line.
-        in_channels: Channels of an image, 3; linked to the data.
+        in_channels: Channels of an image, 3; linked to the data by the command line.
         image_size: Height and width of a training crop in pixels; linked to the data.
         mean: Per-channel mean of the normalisation that the data applies; linked.
         std: Per-channel standard deviation, likewise.
-        class_names: The prompts; linked to the data.
         feature_width: Linked to the data, which must not serve features here.
-
-    Attributes:
-        thresholds: Probability from which on a pixel is marked, by prompt, as the checkpoint has it.
+        **kwargs: Settings of :class:`JudgedSegmenter` and :class:`BaseModule`.
     """
 
     fixed_on_resume: ClassVar[tuple[str, ...]] = (
@@ -105,22 +96,13 @@ class PromptedSegmenter(BaseModule):
         over: Over = "sample",
         side: int | None = None,
         tile: int | None = None,
-        tolerance: int = 2,
-        num_classes: int | None = None,
         in_channels: int | None = None,
         image_size: int | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
-        class_names: list[str] | None = None,
         feature_width: int | None = None,
         **kwargs: Any,
     ) -> None:
-        if class_names is None or num_classes != len(class_names):
-            raise ValueError("class_names and num_classes: the prompts and their number are needed, from the data")
-        if len({slug(name) for name in class_names}) < len(class_names):
-            raise ValueError(
-                f"class_names: prompts that differ in more than case and punctuation are needed, got {class_names}"
-            )
         if in_channels not in (None, 3) or feature_width is not None:
             raise ValueError("PromptedSegmenter needs images of 3 channels; take PromptedSegmentationDataModule")
         if pretrained and weights is not None:
@@ -129,13 +111,10 @@ class PromptedSegmenter(BaseModule):
             raise ValueError(f"encoder_lr: a factor over 0, got {encoder_lr}")
         if side is not None and side < 1:
             raise ValueError(f"side: pixels, 1 or more, or null, got {side}")
-        if tolerance < 0:
-            raise ValueError(f"tolerance: pixels, 0 or more, got {tolerance}")
         self.kind, self.encoder, self.network_args = network, encoder, network_args
         self.pretrained, self.weights, self.encoder_lr, self.width = pretrained, weights, encoder_lr, width
-        self.decoder, self.vocabulary, self.tolerance = decoder, vocabulary, tolerance
-        self.num_classes, self.in_channels, self.image_size = num_classes, in_channels, image_size
-        self.mean, self.std, self.class_names = mean, std, list(class_names)
+        self.decoder, self.vocabulary = decoder, vocabulary
+        self.in_channels, self.image_size, self.mean, self.std = in_channels, image_size, mean, std
         self._check_kind()
         self.side, self.tiling = side, Tiling(tile) if tile is not None else None
         self.loss = SegmentationLoss(
@@ -150,7 +129,6 @@ class PromptedSegmenter(BaseModule):
             smooth=smooth,
             over=over,
         )
-        self.thresholds: dict[str, float] = {}
         self._has_weights = False
         self._clip_hash: str | None = None
         super().__init__(**kwargs)
@@ -222,104 +200,12 @@ class PromptedSegmenter(BaseModule):
                 parted.append({**group, "params": params, "name": prefix + group["name"], "lr": self.lr * factor})
         return [group for group in parted if group["params"]]
 
-    # ---- figures ----
-
-    def configure_metrics(self) -> None:
-        """Sums of each stage: of each image's own object, then of absent ones."""
-        prompts = self.num_classes
-        assert prompts is not None
-        self.sums, self.losses = nn.ModuleDict(), nn.ModuleDict()
-        for stage in ("train", "val", "val_raw", "test"):
-            self.sums[f"{stage}_sums"] = SegmentationSums(2 * prompts)
-            self.losses[f"{stage}_loss"] = MeanMetric()
-        self.boundaries = nn.ModuleDict(
-            {f"{stage}_boundary": TolerantSums(prompts, self.tolerance, "boundary") for stage in ("val", "test")}
-        )
-
-    @property
-    def metric_names(self) -> list[str]:
-        """Every figure of each stage."""
-        of_prompts = [f"{name}/{slug(prompt)}" for name in ("iou", "dice") for prompt in self.class_names]
-        names = ["loss", *FIGURES, "negative_area", *of_prompts]
-        return [f"{stage}/{name}" for stage in ("train", "val", "val_raw", "test") for name in names]
-
     def shared_step(self, batch: Batch, stage: StageName) -> StepOutput:
         """Loss and figures of one batch; see :class:`BaseModule`. ``label`` are the masks (N, 1, H, W)."""
         logits, mask = self(batch["image"], batch["prompt"], batch["image_index"]), batch["mask"]
         loss = self.loss(logits, mask)
-        cast(MeanMetric, self.losses[f"{stage}_loss"]).update(loss.detach(), len(mask))
-        # the numbers of the objects that are asked for and absent come after those of the images' own
-        place = torch.where(batch["positive"], batch["prompt_number"], batch["prompt_number"] + len(self.class_names))
-        cast(SegmentationSums, self.sums[f"{stage}_sums"]).update(logits, mask, place)
-        if stage in ("val", "test") and self.trainer.state.fn != "fit":
-            self._add_boundaries(logits.detach(), batch, stage)
+        self.count(loss, logits, batch, stage)
         return {"loss": loss, "logits": logits.detach(), "label": mask}
-
-    def _add_boundaries(self, logits: Tensor, batch: Batch, stage: StageName) -> None:
-        own = len(batch["label"])
-        number = batch["prompt_number"][:own]
-        predicted = self.marked(logits[:own], batch["prompt"][:own], number)
-        cast(TolerantSums, self.boundaries[f"{stage}_boundary"]).update(predicted, batch["mask"][:own], number)
-
-    def marked(self, logits: Tensor, prompts: Sequence[str], number: Tensor | None = None) -> Tensor:
-        """Which pixels are marked, bool, of logits (N, 1, H, W), by the threshold of each prompt.
-
-        Args:
-            logits: (N, 1, H, W).
-            prompts: N texts.
-            number: Numbers (N,) of the objects they name, as a synonym has the threshold of its object; None: by the text.
-        """
-        names = prompts if number is None else [self.class_names[n] for n in number.tolist()]
-        thresholds = [self.threshold_of(name) for name in names]
-        return torch.sigmoid(logits.float()) >= logits.new_tensor(thresholds, dtype=torch.float32).view(-1, 1, 1, 1)
-
-    def threshold_of(self, prompt: str) -> float:
-        """The threshold of a prompt, 0.5 where none was chosen."""
-        return self.thresholds.get(prompt, 0.5)
-
-    def on_train_epoch_start(self) -> None:
-        """Count anew. Not called when a run goes on in mid-epoch, where the restored sums must stay."""
-        for metric in (self.sums["train_sums"], self.losses["train_loss"]):
-            cast(SegmentationSums | MeanMetric, metric).reset()
-
-    def log_epoch(self, stage: StageName) -> None:
-        """Log a stage's figures and count anew; in a fit, choose the thresholds first."""
-        sums, loss = cast(SegmentationSums, self.sums[f"{stage}_sums"]), cast(MeanMetric, self.losses[f"{stage}_loss"])
-        if not sums.update_called:
-            return
-        own, absent = _halves(sums.compute())
-        thresholds = [self.threshold_of(prompt) for prompt in self.class_names]
-        if stage == "train":
-            thresholds = [0.5] * len(thresholds)
-        elif self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
-            thresholds = choose_thresholds(own)
-            if stage == "val":
-                self.thresholds = dict(zip(self.class_names, thresholds, strict=True))
-        mean = own.mean_over_prompts(thresholds)
-        figures = {"loss": loss.compute(), **{name: getattr(mean, name) for name in FIGURES}}
-        for number, prompt in enumerate(self.class_names):
-            if own.images[number, 0]:
-                of_prompt = own.of_prompt(number, thresholds[number])
-                figures |= {f"{name}/{slug(prompt)}": getattr(of_prompt, name) for name in ("iou", "dice")}
-                if stage == "val":
-                    figures[f"threshold/{slug(prompt)}"] = thresholds[number]
-        if (area := absent.overall(thresholds)).negatives:
-            figures["negative_area"] = area.negative_area
-        figures |= self._boundary_figures(stage)
-        self.log_dict({f"{stage}/{name}": value for name, value in figures.items()})
-        sums.reset()
-        loss.reset()
-
-    def _boundary_figures(self, stage: StageName) -> dict[str, float]:
-        name = f"{stage}_boundary"
-        metric = cast(TolerantSums, self.boundaries[name]) if name in self.boundaries else None
-        if metric is None or not metric.update_called:
-            return {}
-        rows, _ = metric.compute()
-        metric.reset()
-        known = {slug(prompt): row.f1 for prompt, row in zip(self.class_names, rows, strict=True) if row.images}
-        of_prompts = {f"boundary_f1/{name}": value for name, value in known.items()}
-        return {"boundary_f1": sum(known.values()) / len(known), **of_prompts}
 
     # ---- the checkpoint ----
 
@@ -370,9 +256,3 @@ class PromptedSegmenter(BaseModule):
             "threshold": [self.threshold_of(name) for name in asked],
             "index": batch["index"],
         }
-
-
-def _halves(counts: SegmentationCounts) -> tuple[SegmentationCounts, SegmentationCounts]:
-    """Counts of the images' own objects, and of absent ones."""
-    half = len(counts.images) // 2
-    return SegmentationCounts(*(part[:half] for part in counts)), SegmentationCounts(*(part[half:] for part in counts))

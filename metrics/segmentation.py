@@ -152,6 +152,20 @@ class SegmentationCounts(NamedTuple):
         means = [_mean([row[place] for row in rows]) for place in range(2, len(MaskFigures._fields))]
         return MaskFigures(total.images, total.negatives, *means)
 
+    def of_nothing(self) -> dict[str, float]:
+        """What predicting nothing gives: a perfect mask where there is no object, and none elsewhere; means over prompts.
+
+        Returns:
+            ``iou``, ``dice``, ``pixel_acc``, ``iou_image`` and ``dice_image``; NaN where there is no image.
+        """
+        known = [
+            (pixels.sum(axis=1), images) for pixels, images in zip(self.pixels, self.images, strict=True) if images[0]
+        ]
+        pooled = _mean([float(pixels[1] == 0) for pixels, _ in known])
+        each = _mean([int(images[1]) / int(images[0]) for _, images in known])
+        right = _mean([int(pixels[0]) / int(pixels.sum()) for pixels, _ in known])
+        return {"iou": pooled, "dice": pooled, "pixel_acc": right, "iou_image": each, "dice_image": each}
+
     def _figures(self, prompts: list[int], thresholds: list[float]) -> MaskFigures:
         places = [grid_place(threshold) for threshold in thresholds]
         counts = counts_at_thresholds(torch.from_numpy(self.pixels))

@@ -159,14 +159,15 @@ class WindowNetwork(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits (B, K), or (B, S, K) of flattened windows whose images are judged one by one."""
-        count = len(inputs)
+        count = inputs.shape[0]  # as len() it would be a constant of an exported graph
         folded = inputs.flatten(0, 1) if inputs.ndim == 5 else inputs
         with torch.no_grad() if self.frozen else nullcontext():
             features = self.encoder(folded)
         if inputs.ndim == 5 and self.fusion == "features":
             features = features.unflatten(0, (count, -1)).flatten(1)
         logits: Tensor = self.head(features)
-        return logits if len(logits) == count else logits.unflatten(0, (count, -1))
+        each = inputs.ndim == 5 and self.fusion == "logits"
+        return logits.unflatten(0, (count, -1)) if each else logits
 
     def train(self, mode: bool = True) -> Self:
         """Training mode, but for a frozen encoder: batch statistics would drift."""

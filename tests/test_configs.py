@@ -13,7 +13,7 @@ from tests.datamodules.pictures import write_classes
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.stem != "defaults")
-OVERLAYS = sorted((ROOT / "configs" / "with").glob("*.yaml"))
+OVERLAYS = sorted([*(ROOT / "configs" / "with").glob("*.yaml"), *(ROOT / "configs" / "experiments").glob("*.yaml")])
 TINY_BACKBONE = ["--model.backbone", "test_vit"]
 
 

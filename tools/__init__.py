@@ -3,6 +3,7 @@
 cascade.py       two classifiers one after the other, beside each alone            (docs/cascade_two_stage.md)
 compare.py       runs of any system: figures, settings, speed, cost                (docs/compare.md)
 export.py        a ternary run as a file as small as its symbols, verified        (docs/export.md)
+experiments.py   named overlays on a configuration: run, resumed, compared           (docs/experiments.md)
 inspect_data.py  what is in a data set, before it is trained on                     (docs/tools.md)
 loader_benchmark.py  which workers and prefetch are fastest, as an overlay         (docs/tools.md)
 profile_model.py  time, memory and the best batch size of a configuration           (docs/profile_model.md)

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import yaml
 from torch import Tensor
 
 from callbacks.run_folder import replace_file
 from datamodules import DataModule
-from lightning_modules import Classifier, TernaryClassifier, load_run
+from lightning_modules import Classifier, HARClassifier, TernaryClassifier, load_run
 from lightning_modules.loading import newest_config
 from networks import (
     PackedNetwork,
@@ -93,9 +94,8 @@ def _export(options: argparse.Namespace) -> None:
     module = load_run(options.run, options.ckpt)
     if not isinstance(module, TernaryClassifier):
         if export_onnx is not None and isinstance(module, Classifier):
-            print(
-                f"no packed file, since {options.run} is a run of {type(module).__name__}\n{export_onnx(module, options.onnx)}"
-            )
+            line = export_onnx(module, options.onnx, **_windows(module, options.run))
+            print(f"no packed file, since {options.run} is a run of {type(module).__name__}\n{line}")
             return
         raise ValueError(f"{options.run} is a run of {type(module).__name__}; only a TernaryClassifier can be packed")
     if not ternary_layers(module.network):
@@ -117,6 +117,15 @@ def _export(options: argparse.Namespace) -> None:
         lines += [export_onnx(module, options.onnx)] if export_onnx else []  # a refusal leaves no packed file either
     print(f"{output}   {module.architecture}, {module.quantizer}, checkpoint {options.ckpt}")
     print("\n".join([*_table(module, sizes), *lines]))
+
+
+def _windows(module: Classifier, run: Path) -> dict[str, tuple[int, ...]]:
+    """What the ONNX export is told of a run that judges windows of signals."""
+    if not isinstance(module, HARClassifier):
+        return {}
+    folder = run if run.is_dir() else run.resolve().parent.parent
+    config = yaml.safe_load(newest_config(folder).read_text(encoding="utf-8"))
+    return {"shape": import_module("tools.onnx_export").window_shape(module, config)}
 
 
 def _write(module: TernaryClassifier, path: Path, coding: str) -> PackedSizes:

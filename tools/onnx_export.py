@@ -2,6 +2,8 @@
 
     images (B, C, S, S) float32 in 0..1 --> normalisation --> convolutions with the effective weights --> logits (B, K)
 
+A HAR run's file takes `images` of windows, (B, S, C, N, N) in the mode flatten, or normalised `signals` (B, S, T).
+
 A ternary layer becomes a plain convolution whose weights are -1, 0 or +1 times a scale, so the file is as large as that of the
 full-precision twin. The metadata holds `class_names`, `mean` and `std` (JSON) and `architecture`.
 """
@@ -12,13 +14,15 @@ import copy
 import json
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from callbacks.run_folder import replace_file
-from lightning_modules import Classifier
+from lightning_modules import Classifier, HARClassifier
 from networks import ternary_layers
+from networks.signal_encoder import SIGNAL_NETWORK
 
 if missing := [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]:
     raise ImportError(
@@ -45,10 +49,11 @@ class _Deployed(nn.Module):
     factor: Tensor
     shift: Tensor
 
-    def __init__(self, network: nn.Module, mean: list[float], std: list[float]) -> None:
+    def __init__(self, network: nn.Module, mean: list[float], std: list[float], places: int) -> None:
         super().__init__()
         self.network = network
-        means, stds = (torch.tensor(values, dtype=torch.float64).view(-1, 1, 1) for values in (mean, std))
+        each = (-1, *[1] * places)  # of a channel, over the dimensions behind it
+        means, stds = (torch.tensor(values, dtype=torch.float64).view(each) for values in (mean, std))
         self.register_buffer("factor", (1 / stds).float())
         self.register_buffer("shift", (-means / stds).float())
 
@@ -57,12 +62,13 @@ class _Deployed(nn.Module):
         return logits
 
 
-def export_onnx(module: Classifier, path: Path) -> str:
+def export_onnx(module: Classifier, path: Path, shape: tuple[int, ...] | None = None) -> str:
     """Write a classifier as ONNX, and compare what onnxruntime makes of it with what torch does.
 
     Args:
         module: A trained classifier, as `load_run` gives it; left as it is.
         path: File to write; replaced only when the new one has been checked.
+        shape: Of one input; None: (C, S, S). Of a HAR run see :func:`window_shape`.
 
     Returns:
         A line with the size of the file and the largest difference of the logits, as a share of the largest logit.
@@ -75,8 +81,9 @@ def export_onnx(module: Classifier, path: Path) -> str:
         raise ValueError("ONNX: the module must know mean, std and image_size of its data; the command line gives them")
     if not path.parent.is_dir():
         raise ValueError(f"{path}: there is no folder {path.parent}")
-    deployed = _Deployed(_plain(module.deployed_network), module.mean, module.std).eval()
-    shape = (module.in_channels, module.image_size, module.image_size)
+    shape = shape or (module.in_channels, module.image_size, module.image_size)
+    places = 1 if len(shape) == 2 else 2
+    deployed = _Deployed(_plain(module.deployed_network), module.mean, module.std, places).eval()
     with replace_file(path) as temporary:
         _write(deployed, torch.zeros(2, *shape), temporary, _metadata(module))
         difference = max(
@@ -93,6 +100,23 @@ def export_onnx(module: Classifier, path: Path) -> str:
     return f"{path}: {size / 1e6:.2f} MB, logits of onnxruntime and torch differ by {difference:.1e} of the largest at most"
 
 
+def window_shape(module: HARClassifier, config: dict[str, Any]) -> tuple[int, ...]:
+    """Shape of what a HAR run judges at a time, without the batch.
+
+    Args:
+        module: Of the run, which knows size and channels.
+        config: The run's configuration, which knows whether a window is several images.
+
+    Returns:
+        (S, T) for signals, (S, C, N, N) in the mode flatten, else (C, N, N).
+    """
+    size = cast(int, module.image_size)
+    if module.architecture == SIGNAL_NETWORK:
+        return module.in_channels, size
+    flat = config["data"]["init_args"].get("mode") == "flatten"
+    return (*([module.signals] if flat else []), module.in_channels, size, size)
+
+
 def _plain(network: nn.Module) -> nn.Module:
     """A copy on the CPU, in float32, whose ternary layers hold their effective weights and quantise them no more."""
     network = copy.deepcopy(network).cpu().float().to(memory_format=torch.contiguous_format)
@@ -106,9 +130,9 @@ def _write(deployed: nn.Module, example: Tensor, path: Path, metadata: dict[str,
     program = torch.onnx.export(
         deployed,
         (example,),
-        input_names=["images"],
+        input_names=["signals" if example.ndim == 3 else "images"],
         output_names=["logits"],
-        dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+        dynamic_shapes={"images": {0: torch.export.Dim("batch")}},  # the argument of _Deployed.forward
         dynamo=True,
         verbose=False,
     )
@@ -133,7 +157,7 @@ def _difference(module: Classifier, path: Path, images: Tensor) -> float:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
-    found = torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+    found = torch.from_numpy(session.run(["logits"], {session.get_inputs()[0].name: images.numpy()})[0])
     expected = module.logits(images).cpu()
     return float((found - expected).abs().max() / expected.abs().max())
 

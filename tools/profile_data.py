@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -36,23 +37,36 @@ def rows(batch: Batch, size: int) -> Batch:
     """A batch of ``size`` samples: the first ones, all of them again where there are fewer.
 
     Args:
-        batch: Tensors and lists with a row for each sample; what has another length is taken as it is.
+        batch: Tensors and lists with a row for each sample; what has another length is taken as it is. With `image_index`, rows of
+            its length are of prompts, which go where their images go.
         size: Samples wanted, from 1.
 
     >>> rows({"label": torch.tensor([7, 8, 9]), "prompt": ["a", "b", "c"]}, 5)
     {'label': tensor([7, 8, 9, 7, 8]), 'prompt': ['a', 'b', 'c', 'a', 'b']}
+    >>> rows({"label": torch.tensor([7, 8]), "prompt": ["a", "b", "c"], "image_index": torch.tensor([0, 1, 0])}, 1)
+    {'label': tensor([7]), 'prompt': ['a', 'c'], 'image_index': tensor([0, 0])}
     """
     have = length(batch)
     order = torch.arange(size) % have
+    orders, asked = {have: order}, batch.get("image_index")
+    if asked is not None:
+        pairs = [
+            (new, place)
+            for new, old in enumerate(order.tolist())
+            for place in (asked == old).nonzero().flatten().tolist()
+        ]
+        images, prompts = torch.tensor(pairs).unbind(1)
+        orders = {have: order, len(asked): prompts}
 
     def taken(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.ndim and len(value) == have:
-            return value.index_select(0, order.to(value.device))
-        if isinstance(value, (list, tuple)) and len(value) == have:
-            return [value[i] for i in order.tolist()]
+        if isinstance(value, Tensor) and value.ndim and len(value) in orders:
+            return value.index_select(0, orders[len(value)].to(value.device))
+        if isinstance(value, (list, tuple)) and len(value) in orders:
+            return [value[i] for i in orders[len(value)].tolist()]
         return value
 
-    return {name: taken(value) for name, value in batch.items()}
+    found = {name: taken(value) for name, value in batch.items()}
+    return found if asked is None else {**found, "image_index": images.to(asked.device)}
 
 
 def length(batch: Batch) -> int:
@@ -76,6 +90,7 @@ def serve(data: Any) -> Served:
         data.prepare_data()
         data.setup("fit")
         batch = data.augment(next(iter(data.train_dataloader())), epoch=0)
+        batch = data.of_prompts(batch) if "image_index" in batch else batch
         return Served(batch, header_of(data), f"one training batch of {type(data).__name__}, augmented")
     except FileNotFoundError as error:
         stand_in = random_images(data)
@@ -86,8 +101,10 @@ def serve(data: Any) -> Served:
 
 
 def header_of(data: Any) -> dict[str, Any]:
-    """What the command line links, by name; what this datamodule does not have is None."""
-    return {name: plain(getattr(data, name, None)) for name in LINKED}
+    """What the command line links, by name, and what cached features are of; what this datamodule does not have is None."""
+    identity = getattr(data, "identity", None)
+    linked = {name: plain(getattr(data, name, None)) for name in LINKED}
+    return {**linked, "identity": {name: plain(value) for name, value in vars(identity).items()} if identity else None}
 
 
 def plain(value: Any) -> Any:
@@ -174,6 +191,17 @@ class ServedBatch(DataModule):
     def std(self) -> tuple[float, ...]:
         """Of the real data."""
         return tuple(self.header["std"])
+
+    @property
+    def feature_width(self) -> int | None:
+        """Of the real data."""
+        return self.header.get("feature_width")
+
+    @property
+    def identity(self) -> SimpleNamespace | None:
+        """Of the real data, where it is cached features; lists stand for tuples."""
+        found = self.header.get("identity")
+        return SimpleNamespace(**found) if found else None
 
     @property
     def class_counts(self) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from callbacks.checkpoints import EPOCH
 from callbacks.confusion import draw_confusion
 from callbacks.curves import draw_curves
 from callbacks.figures import render, write_png
@@ -78,8 +79,9 @@ def summary(run: Run) -> Section:
         ["epochs", f"{done}{planned}"],
     ]
     if run.best:
-        judged = f"{run.best.get('metric')} {number(run.best.get('value'))}"
-        rows.append(["best checkpoint", f"{judged}, epoch {run.best.get('epoch')}, {run.best.get('weights')} weights"])
+        chosen = run.best.get("metric") != EPOCH
+        judged = f"{run.best.get('metric')} {number(run.best.get('value'))}, " if chosen else "the last, "
+        rows.append(["best checkpoint", f"{judged}epoch {run.best.get('epoch')}, {run.best.get('weights')} weights"])
     for stage, content in run.evaluations.items():
         listed = ", ".join(f"{name} {number(value)}" for name, value in (content.get("metrics") or {}).items())
         rows.append([f"{stage} of {content.get('checkpoint', '?')}", listed])

@@ -9,8 +9,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from transforms.signal_scaling import Ranges, precise, resampled, unit_interval
+from transforms.signal_scaling import Ranges, neighbours, ordered, precise, resampled, unit_interval
+
+CACHED = 1 << 18
+"""Distances that are thresholded at a time: 2 MB of float64, which stays in a processor's cache from one pass to the next."""
 
 
 def gramian_angular_field(
@@ -47,13 +51,11 @@ def gramian_angular_field(
     cosine, sine = (below - above).float(), (2 * (below * above).sqrt()).float()
     # cos / sqrt(2) etc.: the halving of the image is done on the vectors
     cosine, sine = cosine * math.sqrt(0.5), sine * math.sqrt(0.5)
-    if method == "summation":
-        first, second = (cosine, cosine), (sine, sine)
-    else:
-        first, second = (sine, cosine), (cosine, sine)
-    image = first[0].unsqueeze(-1) * first[1].unsqueeze(-2)
-    image.addcmul_(second[0].unsqueeze(-1), second[1].unsqueeze(-2), value=-1)
-    return image.add_(0.5).clamp_(0, 1)
+    rows = (cosine, -sine) if method == "summation" else (sine, -cosine)
+    # both products and the 1/2 in one pass over the image
+    left = torch.stack([*rows, torch.full_like(sine, 0.5)], -1)
+    right = torch.stack([cosine, sine, torch.ones_like(sine)], -2)
+    return (left @ right).clamp_(0, 1)
 
 
 def recurrence_plot(
@@ -104,10 +106,25 @@ def recurrence_plot(
     coordinates = [resampled(values[..., i * delay : i * delay + states], size) for i in range(dimension)]
     if threshold == "none":
         return _scaled_distances(coordinates, ranges)
-    distances = _distances(coordinates)  # float64: a pixel is on one side of the threshold or the other
-    largest = distances.flatten(2).amax(-1)
-    limit = _percentile(distances, percentage) if threshold == "point" else largest * (percentage / 100)
-    return (distances < limit[..., None, None]).float()
+    images = signals.new_empty((*signals.shape[:2], size, size))
+    windows = max(1, CACHED // (signals.shape[1] * size**2))
+    parts = [coordinate.split(windows) for coordinate in coordinates]
+    for image, *some in zip(images.split(windows), *parts, strict=True):
+        distances = _distances(some)  # float64: a pixel is on one side of the threshold or the other
+        limit = (
+            _percentile(some, distances, percentage)
+            if threshold == "point"
+            else _largest(some, distances) * (percentage / 100)
+        )
+        image.copy_(distances.lt_(limit[..., None, None]))
+    return images
+
+
+def _largest(coordinates: list[Tensor], distances: Tensor) -> Tensor:
+    """Return the largest of each (N, N) of the distances between points of which each coordinate is (B, S, N)."""
+    if len(coordinates) == 1:
+        return coordinates[0].amax(-1) - coordinates[0].amin(-1)
+    return distances.flatten(2).amax(-1)
 
 
 def _distances(coordinates: list[Tensor]) -> Tensor:
@@ -121,21 +138,35 @@ def _distances(coordinates: list[Tensor]) -> Tensor:
     return squares.sqrt_()
 
 
-def _percentile(distances: Tensor, percentage: float) -> Tensor:
+def _percentile(coordinates: list[Tensor], distances: Tensor, percentage: float) -> Tensor:
     """Return the percentile of each (N, N) of the distances, of which the diagonal is 0 and each other value is there twice."""
     size = distances.shape[-1]
-    row, column = torch.triu_indices(size, size, 1, device=distances.device)
-    pairs = distances.flatten(2).index_select(-1, row * size + column)
     place = (size**2 - 1) * percentage / 100
+    lower, upper = ((number - size) // 2 for number in (math.floor(place), math.ceil(place)))
+    if upper < 0:  # the diagonal
+        return distances.new_zeros(distances.shape[:2])
+    pairs = _least_pairs(coordinates[0], upper + 1) if len(coordinates) == 1 else _pairs(distances)
+    below, above = neighbours(pairs, upper)
+    return above if lower == upper else torch.lerp(below, above, place % 1)
 
-    def smallest(number: int) -> Tensor:
-        if number < size:
-            return distances.new_zeros(distances.shape[:2])
-        rank = (number - size) // 2 + 1
-        # sorting is slower, but deterministic on an accelerator
-        return pairs.kthvalue(rank).values if pairs.device.type == "cpu" else pairs.sort(-1).values[..., rank - 1]
 
-    return torch.lerp(smallest(math.floor(place)), smallest(math.ceil(place)), place % 1)
+def _pairs(distances: Tensor) -> Tensor:
+    """Return the distances (B, S, N (N - 1) / 2) above the diagonal."""
+    size = distances.shape[-1]
+    row, column = torch.triu_indices(size, size, 1, device=distances.device)
+    return distances.flatten(2).index_select(-1, row * size + column)
+
+
+def _least_pairs(values: Tensor, count: int) -> Tensor:
+    """Return distances (B, S, M) of pairs of values (B, S, N), among them the `count` least, and some that are infinite.
+
+    Values that have g - 1 others between them in ascending order have g (g + 1) / 2 pairs from one to the other, none of them
+    farther apart than these two. So a pair is among the `count` least only where g (g + 1) / 2 is at most that.
+    """
+    apart = (math.isqrt(8 * count + 1) - 1) // 2
+    values = ordered(values)
+    following = F.pad(values, (0, apart), value=math.inf).unfold(-1, apart, 1)[..., 1 : 1 + values.shape[-1], :]
+    return (following - values.unsqueeze(-1)).flatten(2)
 
 
 def _scaled_distances(coordinates: list[Tensor], ranges: Ranges) -> Tensor:
@@ -144,11 +175,12 @@ def _scaled_distances(coordinates: list[Tensor], ranges: Ranges) -> Tensor:
         low, high = torch.as_tensor(ranges, device=coordinates[0].device).unbind(-1)
         unit = (high - low).unsqueeze(-1) * len(coordinates) ** 0.5
         return _distances([(c / unit).float() for c in coordinates]).clamp_(max=1)
-    # at most 1, so that float32 has its precision: by the largest distance in one coordinate
-    extent = torch.stack([c.amax(-1, keepdim=True) - c.amin(-1, keepdim=True) for c in coordinates]).amax(0)
+    # by the largest distance in one coordinate, to values between 0 and 1, which float32 then holds to its full precision
+    coordinates = [c - c.amin(-1, keepdim=True) for c in coordinates]
+    extent = torch.stack([c.amax(-1, keepdim=True) for c in coordinates]).amax(0)
     distances = _distances([(c / torch.where(extent > 0, extent, 1)).float() for c in coordinates])
     if len(coordinates) == 1:
-        return distances.clamp_(max=1)
+        return distances
     largest = distances.flatten(2).amax(-1)[..., None, None]
     return distances.div_(torch.where(largest > 0, largest, 1))
 
@@ -176,14 +208,16 @@ def markov_transition_field(signals: Tensor, size: int, bins: int = 8) -> Tensor
     if bins < 2:
         raise ValueError(f"bins must be 2 or more, got {bins}")
     values, length = precise(signals), signals.shape[-1]
-    order = values.sort(-1).values
+    order = ordered(values)
     edges = []
     for k in range(1, bins):
         whole, rest = divmod(k * (length - 1), bins)
         edges.append(torch.lerp(order[..., whole], order[..., whole + 1], rest / bins))
-    place = torch.searchsorted(torch.stack(edges, -1), values)  # (B, S, T), how many edges are smaller
-    member = (place.unsqueeze(-1) == torch.arange(bins, device=values.device)).float()  # (B, S, T, bins)
-    counts = member[..., :-1, :].transpose(-1, -2) @ member[..., 1:, :]
+    # (B, S, bins + 1, T): whether a sample is in this bin or a higher one; a sample on an edge is below it
+    reaches = F.pad((values.unsqueeze(-2) > torch.stack(edges, -1).unsqueeze(-1)).float(), (0, 0, 1, 1))
+    reaches[..., 0, :] = 1
+    member = reaches[..., :-1, :] - reaches[..., 1:, :]  # (B, S, bins, T)
+    counts = member[..., :-1] @ member[..., 1:].transpose(-1, -2)
     transitions = counts / counts.sum(-1, keepdim=True).clamp(min=1)
-    shares = resampled(member.transpose(-1, -2), size).transpose(-1, -2)  # (B, S, N, bins)
-    return (shares @ transitions @ shares.transpose(-1, -2)).clamp_(0, 1)
+    shares = resampled(member, size)  # (B, S, bins, N)
+    return (shares.transpose(-1, -2) @ (transitions @ shares)).clamp_(0, 1)

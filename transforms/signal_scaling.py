@@ -1,5 +1,6 @@
 """What the encoders of signals share: values brought to [0, 1], a length brought to another, images resized to a square."""
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -56,6 +57,12 @@ def resampled(values: Tensor, size: int) -> Tensor:
     if length == size:
         return values
     device = values.device
+    if length % size == 0 and length <= 8 * size:  # segments of one length: some passes over slices, without a gather
+        first, *others = values.unflatten(-1, (size, -1)).unbind(-1)
+        total: Tensor = first.clone()
+        for values in others:
+            total += values
+        return total / (length // size)
     steps = torch.arange(size + 1, device=device)
     if length > size:
         bounds = steps * length // size
@@ -69,6 +76,23 @@ def resampled(values: Tensor, size: int) -> Tensor:
     left = places.long().clamp(max=max(0, length - 2))
     right = (left + 1).clamp(max=length - 1)
     return torch.lerp(values.index_select(-1, left), values.index_select(-1, right), places - left)
+
+
+def ordered(values: Tensor) -> Tensor:
+    """Return values (..., T) in ascending order; on a CPU by numpy, whose sort is vectorised and carries no places along."""
+    if values.device.type != "cpu":
+        return values.sort(-1).values
+    return torch.from_numpy(np.sort(values.numpy(), axis=-1))
+
+
+def neighbours(values: Tensor, place: int) -> tuple[Tensor, Tensor]:
+    """Return the values that stand at `place - 1` and `place`, from 0, in the ascending order of values (..., T).
+
+    0 stands for what would be at -1.
+    """
+    least = values.topk(place + 1, largest=False, sorted=False).values
+    above, *below = least.topk(min(2, place + 1)).values.unbind(-1)
+    return below[0] if below else torch.zeros_like(above), above
 
 
 def resized(images: Tensor, size: int) -> Tensor:

@@ -18,6 +18,7 @@ from scipy import ndimage
 from callbacks.mask_writer import mask_names, overlay
 from callbacks.segmentation_pictures import SegmentationPictures
 from cli import main
+from datamodules.segmentation_generator import write_generated
 from lightning_modules import PromptedSegmenter, load_run
 from lightning_modules.encoder_weights import fill_encoder
 from networks.segmenter_light import LightSegmenter
@@ -73,6 +74,7 @@ def test_test_figures_are_those_of_the_predicted_masks(trained: Path) -> None:
             pooled.setdefault(prompt, []).append(np.stack([predicted, truth]))
         else:
             absent.append(predicted.mean())
+    check_nothing(figures, [[mask[1] for mask in masks] for masks in pooled.values()])
     means = {name: [] for name in ("iou", "dice", "pixel_acc", "iou_image", "boundary_f1")}  # type: ignore[var-annotated]
     for prompt, masks in pooled.items():
         p, t = np.concatenate(masks, axis=2)
@@ -95,6 +97,36 @@ def test_test_figures_are_those_of_the_predicted_masks(trained: Path) -> None:
     for name, values in means.items():
         assert figures[f"test/{name}"] == pytest.approx(np.mean(values), abs=1e-6), name
     assert figures["test/negative_area"] == pytest.approx(np.mean(absent), abs=1e-6)
+
+
+def check_nothing(figures: dict[str, float], truth: list[list[NDArray[np.bool_]]]) -> None:
+    """Figures of predicting nothing, of the true masks of each prompt."""
+    empty = [[float(not mask.any()) for mask in masks] for masks in truth]
+    pooled = np.mean([float(not any(mask.any() for mask in masks)) for masks in truth])
+    each = np.mean([np.mean(flags) for flags in empty])
+    right = np.mean([1 - np.mean(np.concatenate([mask.ravel() for mask in masks])) for masks in truth])
+    expected = {"iou": pooled, "dice": pooled, "pixel_acc": right, "iou_image": each, "dice_image": each}
+    found = {name: figures[f"test/nothing_{name}"] for name in expected}
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert sum(name.startswith("test/nothing") for name in figures) == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "other"), [("cracks", "taping"), pytest.param("taping", "cracks", marks=pytest.mark.slow)]
+)
+def test_one_task_alone(tmp_path: Path, name: str, other: str) -> None:
+    """The U-Net of a task: the overlay leaves one set, one text, and no absent object to ask for."""
+    write_generated(tmp_path / "data", 12)
+    overlay = str(ROOT / "configs" / "experiments" / f"segmentation_{name}_only.yaml")
+    flags = ["--data.root", str(tmp_path / "data"), "--data.generate", "null", "--trainer.max_epochs", "1"]
+    run = ["--run_dir", str(tmp_path / "run"), "--test_after_fit"]
+    assert main(["fit", "--config", TINY, "--config", overlay, *flags, *run]) == 0
+    figures = json.loads((tmp_path / "run" / "test_metrics.json").read_text())["metrics"]
+    text = {"cracks": "segment_crack", "taping": "segment_taping_area"}
+    assert f"test/iou/{text[name]}" in figures
+    assert f"test/iou/{text[other]}" not in figures
+    assert "test/negative_area" not in figures
+    assert load_run(tmp_path / "run").class_names == [text[name].replace("_", " ")]
 
 
 def test_thresholds_are_those_of_the_best_checkpoint(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -108,6 +108,23 @@ def test_empty_masks_by_hand() -> None:
     assert_equal(nothing.of_prompt(0), MaskFigures(1, 1, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0))
 
 
+def test_predicting_nothing() -> None:
+    """By hand, and as the figures of logits that mark no pixel."""
+    mask = torch.zeros(4, 1, 4, 4)
+    mask[0, :, :2, :2] = 1
+    mask[3, :, 0] = 1
+    prompt = torch.tensor([0, 0, 1, 3])  # of prompt 2 there is no image
+    sums = SegmentationSums(4)
+    sums.update(torch.full((4, 1, 4, 4), 9.0), mask, prompt)
+    nothing = sums.compute().of_nothing()
+    share = pytest.approx((28 / 32 + 1 + 12 / 16) / 3)
+    assert nothing == {"iou": 1 / 3, "dice": 1 / 3, "pixel_acc": share, "iou_image": 0.5, "dice_image": 0.5}
+    silent = SegmentationSums(4)
+    silent.update(torch.full((4, 1, 4, 4), -9.0), mask, prompt)
+    figures = silent.compute().mean_over_prompts(0.5)
+    assert nothing == pytest.approx({name: getattr(figures, name) for name in nothing})
+
+
 def test_a_probability_at_the_threshold_is_predicted_and_nan_is_not() -> None:
     logits = torch.tensor([0.0, float("nan"), float("inf"), -float("inf")]).view(1, 1, 1, 4)
     counts = counts_of(logits, torch.ones(1, 1, 1, 4), torch.zeros(1, dtype=torch.int64))

@@ -1,6 +1,7 @@
 """A run that is killed at any moment and resumed ends in what the unbroken run ends in, to the bit."""
 
 import random
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ TIMES = {
     "after_last": 17,
     "in_file": 20,
 }
+
+TWICE = ["fit", "--config", TINY, "--trainer.max_epochs", "2", "--trainer.val_check_interval", "4"]
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +63,35 @@ def test_killed_and_resumed_equals_unbroken(
     unbroken: dict[str, Any], tmp_path: Path, kills: list[Kill | float]
 ) -> None:
     check(unbroken, tmp_path / "run", kills)
+
+
+@pytest.fixture(scope="module")
+def validated_twice(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A run with a validation in the middle of each epoch, just where last.ckpt is due."""
+    folder = tmp_path_factory.mktemp("twice") / "run"
+    log = folder.parent / "log"
+    assert forked([*TWICE, "--run_dir", str(folder)], log=log) == 0, log.read_text()
+    return outcome(folder)
+
+
+@pytest.mark.parametrize(
+    "kill",
+    [
+        Kill("after_last", 2),
+        pytest.param(Kill("val", 2), marks=pytest.mark.slow),
+        pytest.param(Kill("batch_end", 4, signal.SIGTERM), marks=pytest.mark.slow),
+        pytest.param(Kill("batch_end", 5), marks=pytest.mark.slow),
+        pytest.param(Kill("val", 7, signal.SIGTERM), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_a_validation_within_an_epoch_is_not_left_out(
+    validated_twice: dict[str, Any], tmp_path: Path, kill: Kill
+) -> None:
+    folder, log = tmp_path / "run", tmp_path / "log"
+    assert forked([*TWICE, "--run_dir", str(folder)], kill, log) in (-9, 143), log.read_text()
+    assert forked(["fit", "--resume", str(folder)], log=log) == 0, log.read_text()
+    assert not differences(validated_twice, outcome(folder))[:10]
 
 
 def random_kills(seed: int) -> list[Kill | float]:

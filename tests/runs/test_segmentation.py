@@ -9,6 +9,7 @@ import torch
 
 from callbacks import read_metrics
 from tests.runs.killing import ROOT, Kill, differences, forked, outcome
+from tests.runs.test_two_processes import TWO, close, start
 
 TINY = str(ROOT / "tests" / "conf" / "segmentation_tiny.yaml")
 
@@ -61,3 +62,29 @@ def test_plateau_and_thresholds_are_at_work(unbroken: Path) -> None:
     best_epoch = json.loads((unbroken / "checkpoints" / "best.json").read_text())["epoch"]
     record = torch.load(unbroken / "checkpoints" / "best.ckpt", weights_only=True)["segmentation"]
     assert record["thresholds"]["segment crack"] == pytest.approx(chosen[best_epoch - 1])
+
+
+@pytest.mark.slow
+def test_two_processes_judge_as_one(tmp_path: Path) -> None:
+    """Pooled and per image, of an odd number of images; what two chose as thresholds and found best is what one finds."""
+    two, log = tmp_path / "two", tmp_path / "log"
+    assert start([*command(two), *TWO, "--test_after_fit"], log).wait() == 0, log.read_text()
+    figures = json.loads((two / "test_metrics.json").read_text())["metrics"]
+    best = json.loads((two / "checkpoints" / "best.json").read_text())
+    row = next(row for row in read_metrics(two / "metrics.csv") if row["epoch"] == best["epoch"] and "val/iou" in row)
+    alone = ["--run", str(two), "--trainer.devices", "1", "--trainer.strategy", "auto"]
+    for stage in ("test", "validate"):
+        assert forked([stage, *alone], log=log) == 0, log.read_text()
+    close(json.loads((two / "test_metrics.json").read_text())["metrics"], figures)
+    assert {"test/iou", "test/dice", "test/iou_image", "test/dice_image", "test/nothing_iou_image"} <= figures.keys()
+    judged = json.loads((two / "validate_metrics.json").read_text())["metrics"]
+    shared = row.keys() & judged.keys()
+    assert {
+        "val/iou",
+        "val/dice",
+        "val/iou_image",
+        "val/dice_image",
+        "val/loss",
+        "val/threshold/segment_crack",
+    } <= shared
+    close({name: row[name] for name in shared}, {name: judged[name] for name in shared})

@@ -197,6 +197,7 @@ def test_line_plot_is_nearly_the_distance_to_the_curve(length: int, size: int) -
     assert np.abs(encode(smooth, "line_plot", size)[0, 0].numpy() - expected).mean() < 1e-3
 
 
+@pytest.mark.draws
 def test_line_plot_looks_like_matplotlibs() -> None:
     from benchmarks.signal_images import matplotlib_plots
 

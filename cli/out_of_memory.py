@@ -1,0 +1,123 @@
+"""Where memory ran out in a fit: what to say, and with ``on_oom: accumulate`` the start that goes on by itself.
+
+It goes on as ``fit --resume`` from last.ckpt, with half the batch and twice the accumulation. So an optimiser step is of the same
+samples in the same order, an epoch has as many steps, and the schedule is what it was; config.resume-N.yaml has the new settings.
+Everything of the failed start is gone by then, as the memory that it holds is what the next one needs.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from callbacks import ProgressiveResizing
+from callbacks.lookup import callbacks_of
+from callbacks.run_folder import log_line
+from cli.own_flags import OwnFlags
+
+if TYPE_CHECKING:
+    from cli.vision_cli import VisionCLI
+
+log = logging.getLogger(__name__)
+
+SMALLEST_NORMALISED = 8
+"""Samples in the smallest batch whose statistics batch normalisation is left to work with."""
+
+
+def in_one_line(error: BaseException) -> str:
+    """The first line of an error, or its name."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def hint(cli: VisionCLI, error: BaseException) -> list[str]:
+    """Two or three lines: what happened and what to change."""
+    batch = getattr(cli.datamodule, "batch_size", None) if cli.datamodule is not None else None
+    trainer = getattr(cli, "trainer", None)
+    resizing = callbacks_of(trainer, ProgressiveResizing) if trainer is not None and cli.flags.command == "fit" else []
+    lines = [f"out of memory: {in_one_line(error)}"]
+    if goes_on(cli):
+        lines.append(f"on_oom: accumulate cannot go on: {obstacle(cli)}")
+    elif resizing:
+        lines.append(resizing[0].memory_hint())
+    elif isinstance(batch, int) and batch > 1:
+        flags = f"--data.batch_size {batch // 2} --trainer.accumulate_grad_batches 2"
+        lines.append(f"try {flags} (the same effective batch of {batch // 2 * 2})")
+    return [*lines, "or --trainer.precision bf16-mixed, a smaller --model.architecture, or smaller images"]
+
+
+def goes_on(cli: VisionCLI) -> bool:
+    """Whether training has begun and the run is to go on by itself."""
+    trainer = getattr(cli, "trainer", None)
+    training = trainer is not None and trainer.state.fn == "fit" and cli.flags.command == "fit"
+    return training and cli.config[cli.subcommand].on_oom == "accumulate"
+
+
+def obstacle(cli: VisionCLI) -> str | None:
+    """Why the batch of a run cannot be halved, or None."""
+    trainer, batch = cli.trainer, cli.datamodule.batch_size
+    if cli.resume_command is None or not math.isfinite(trainer.num_training_batches):
+        return "there is no last.ckpt yet, memory ran out before the first step"
+    if trainer.world_size > 1:
+        return "with several processes the others would wait for ever"
+    if callbacks_of(trainer, ProgressiveResizing):
+        return (
+            f"the stages have batch sizes of their own; {callbacks_of(trainer, ProgressiveResizing)[0].memory_hint()}"
+        )
+    if callbacks_of(trainer, GradientAccumulationScheduler):
+        return "GradientAccumulationScheduler sets the accumulation"
+    if trainer.overfit_batches:  # type: ignore[attr-defined]
+        return "trainer.overfit_batches counts batches"
+    if batch % 2:
+        return f"a batch of {batch} has no two halves" + (
+            "" if batch == 1 else ", which count alike; start with an even one"
+        )
+    if batch // 2 < SMALLEST_NORMALISED and _learns_batch_norm(cli.model):
+        return f"batch normalisation needs batches of {SMALLEST_NORMALISED} or more, half of {batch} is less"
+    return None
+
+
+def _learns_batch_norm(model: Any) -> bool:
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    return any(parameter.requires_grad for norm in norms for parameter in norm.parameters())
+
+
+def halved(cli: VisionCLI, error: BaseException) -> OwnFlags | None:
+    """The start that goes on after an error, announced on the terminal and in train.log; None where there is none."""
+    if not goes_on(cli) or obstacle(cli) is not None:
+        return None
+    trainer, data = cli.trainer, cli.datamodule
+    batch, accumulate = data.batch_size, trainer.accumulate_grad_batches
+    settings: dict[str, int] = {
+        "data.batch_size": batch // 2,
+        "trainer.accumulate_grad_batches": 2 * accumulate,
+        **_counts(cli),
+    }
+    rest = [item for name, value in settings.items() for item in (f"--{name}", str(value))]
+    values = {"resume": str(cli.run_dir)}
+    if "test_after_fit" in cli.flags.values:
+        values["test_after_fit"] = ""
+    line = (
+        f"out of memory at step {trainer.global_step}: {in_one_line(error)}; goes on from last.ckpt with batches of "
+        f"{batch // 2}, accumulated over {2 * accumulate} (were {batch} over {accumulate})"
+    )
+    log.warning(line)
+    assert cli.run_dir is not None
+    log_line(cli.run_dir, line)
+    return OwnFlags("fit", rest, values)
+
+
+def _counts(cli: VisionCLI) -> dict[str, int]:
+    """Other settings that count batches or decide their size, where they are given, for halves in place of whole ones."""
+    trainer, settings = cli.trainer, cli.config[cli.subcommand]
+    counts = {}
+    if settings.trainer.limit_train_batches not in (None, 1.0):
+        counts["trainer.limit_train_batches"] = 2 * int(trainer.num_training_batches)
+    if settings.trainer.val_check_interval not in (None, 1.0) and isinstance(trainer.val_check_batch, int):
+        counts["trainer.val_check_interval"] = 2 * int(trainer.val_check_batch)
+    if (batch := settings.data.init_args.get("eval_batch_size")) is not None:
+        counts["data.eval_batch_size"] = max(1, batch // 2)
+    return counts

@@ -1,0 +1,175 @@
+"""COCO polygons as masks: sets by category, images on one side of the split, and a line for whatever is wrong."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from PIL import Image
+
+from datamodules import PromptedSegmentationDataModule, PromptSet
+from tests.datamodules.segmentation_sets import write_pair
+
+CRACK = PromptSet(
+    "walls", ["crack", "fissure"], annotations="walls/_annotations.coco.json", categories=["crack", "split"]
+)
+STAIN = PromptSet("walls", ["stain"], annotations="walls/_annotations.coco.json", categories=["stain"])
+
+
+def write_coco(root: Path, count: int = 12) -> dict[str, Any]:
+    """Images 20 x 10; of image n a crack from column n to n + 4, and in the even ones a stain, too."""
+    (root / "walls").mkdir(parents=True)
+    images, annotations = [], []
+    for n in range(count):
+        pixels = np.random.default_rng(n).integers(0, 255, (10, 20, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / "walls" / f"w{n:02}.png")
+        images.append({"id": 100 + n, "file_name": f"w{n:02}.png", "width": 20, "height": 10})
+        box = [n, 2, n + 4, 2, n + 4, 5, n, 5]
+        annotations.append({"id": n, "image_id": 100 + n, "category_id": 1 + n % 2, "segmentation": [box]})
+        if n % 2 == 0:
+            runs = {"counts": [10 * n, 10, 190 - 10 * n], "size": [10, 20]}  # column n
+            annotations.append({"id": 50 + n, "image_id": 100 + n, "category_id": 7, "segmentation": runs})
+    names = ((1, "crack"), (2, "split"), (7, "stain"))
+    content = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": number, "name": name} for number, name in names],
+    }
+    save(root, content)
+    return content
+
+
+def save(root: Path, content: Any) -> None:
+    (root / "walls" / "_annotations.coco.json").write_text(json.dumps(content))
+
+
+def data_of(root: Path, *sets: PromptSet, **settings: Any) -> PromptedSegmentationDataModule:
+    small = {"workers": 0, "image_size": 16, "batch_size": 4, "val_fraction": 0.25, "test_fraction": 0.25}
+    return PromptedSegmentationDataModule(str(root), list(sets), **{**small, **settings})
+
+
+def test_masks_are_those_of_the_categories(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    data = data_of(tmp_path, CRACK, STAIN, negatives=0.0)
+    seen = {}
+    for stage, split in (("fit", "val"), ("test", "test")):
+        data.setup(stage)
+        for batch in getattr(data, f"{split}_dataloader")():
+            for place, index in enumerate(batch["index"].tolist()):
+                pair = data.pairs[index]
+                n = int(pair.image.stem[1:])
+                expected = np.zeros((10, 20), dtype=np.uint8)
+                if batch["prompt"][place] == "crack":
+                    expected[2:5, n : n + 4] = 1
+                elif n % 2 == 0:
+                    expected[:, n] = 1
+                assert np.array_equal(batch["mask"][place, 0], expected)
+                seen[split, pair.prompt, n] = True
+    assert len(seen) == 12
+    numbers = {
+        split: [{n for s, p, n in seen if (s, p) == (split, prompt)} for prompt in (0, 1)] for split in ("val", "test")
+    }
+    assert numbers["val"][0] == numbers["val"][1], "an image that is in two sets is on one side"
+    assert not numbers["val"][0] & numbers["test"][0]
+
+
+def test_all_categories_together_and_a_folder_of_images(tmp_path: Path) -> None:
+    """Without categories all are the object; beside a set with masks; images in a folder of their own."""
+    write_coco(tmp_path)
+    (tmp_path / "walls" / "images").mkdir()
+    for path in (tmp_path / "walls").glob("*.png"):
+        path.rename(tmp_path / "walls" / "images" / path.name)
+    for number in range(12):
+        write_pair(tmp_path / "joints", f"j{number:02}", shift=number)
+    everything = PromptSet("walls", ["damage"], annotations="walls/_annotations.coco.json")
+    data = data_of(tmp_path, PromptSet("joints", ["tape"]), everything)
+    data.setup("fit")
+    assert data.class_names == ["tape", "damage"]
+    (mask,) = [data.pairs[i] for i in range(24) if data.pairs[i].image.name == "w00.png"]
+    assert len(mask.shapes or ()) == 2
+    for batch in data.train_dataloader():
+        assert batch["mask"].shape[-1] == batch["mask"].shape[-2]
+
+
+def test_an_image_without_annotations_shows_no_object(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    content = write_coco(tmp_path)
+    content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] != 103]
+    save(tmp_path, content)
+    Image.new("RGB", (20, 10)).save(tmp_path / "walls" / "later.png")
+    data = data_of(tmp_path, CRACK)
+    with caplog.at_level("WARNING"):
+        assert [pair.shapes for pair in data.pairs if pair.image.stem == "w03"] == [()]
+    assert "1 images are not in _annotations.coco.json: later.png; not used" in caplog.text
+
+
+def of_first(key: str, value: Any, kind: str = "annotations") -> Callable[[dict[str, Any]], object]:
+    return lambda content: content[kind][0].update({key: value})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda c: c.pop("categories"), "has no list 'categories'; expected COCO's images, categories, annotations"),
+        (lambda c: c["images"].clear(), "there is no image in it"),
+        (of_first("width", "20", "images"), "images[0] has no 'width', or one of another kind"),
+        (of_first("segmentation", None), "annotations[0] has no 'segmentation', or one of another kind"),
+        (of_first("name", "joint", "categories"), "there is no category 'crack'; there are joint, split, stain"),
+        (of_first("file_name", "x.png", "images"), "1 of its 12 images are not in"),
+        (of_first("file_name", "w01.png", "images"), "w01.png: more than one image of that file_name"),
+        (of_first("id", 101, "images"), "two images have one id"),
+        (of_first("width", 21, "images"), "1 images are of another size: w00.png is 20x10, there 21x10"),
+        (of_first("image_id", 9), "annotation 0 of image 9: there is no image with the id 9"),
+        (of_first("segmentation", [[1, 2, 3, 4]]), "of image 100: a polygon is a list of 3 or more x, y, one after the"),
+        (of_first("segmentation", [[1, 2, 3, 4, 5, 6, 7]]), "a polygon is a list of 3 or more x, y"),
+        (of_first("segmentation", [[1, 2, 3, 4, 5, "6"]]), "a polygon is a list of 3 or more x, y"),
+        (of_first("segmentation", [[1, 2, 3, 4, 5, float("nan")]]), "a polygon is a list of 3 or more x, y"),
+        (of_first("segmentation", {"counts": "PQ", "size": [10, 20]}), "its run lengths are compressed; write polygons"),
+        (of_first("segmentation", {"counts": [3], "size": [10, 20]}), "its run lengths are not those of 20x10 pixels"),
+        (of_first("segmentation", {"counts": [200], "size": [20, 10]}), "its run lengths are not those of 20x10 pixels"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_in_one_line(
+    tmp_path: Path, spoil: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    content = write_coco(tmp_path)
+    spoil(content)
+    save(tmp_path, content)
+    with pytest.raises(MisconfigurationException) as caught:
+        data_of(tmp_path, CRACK).setup("fit")
+    assert message in str(caught.value)
+    assert "_annotations.coco.json" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    path = tmp_path / "walls" / "_annotations.coco.json"
+    path.write_text("{")
+    with pytest.raises(MisconfigurationException, match=r"_annotations.coco.json: cannot be read as JSON \(Expecting"):
+        data_of(tmp_path, CRACK).setup("fit")
+    path.unlink()
+    with pytest.raises(MisconfigurationException, match=r"no such file; expected annotations in COCO's format"):
+        data_of(tmp_path, CRACK).setup("fit")
+
+
+def test_a_damaged_image(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    (tmp_path / "walls" / "w00.png").write_bytes(b"no")
+    with pytest.raises(MisconfigurationException, match=r"1 files cannot be read as images: w00.png; repair"):
+        data_of(tmp_path, CRACK).setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        ([CRACK, CRACK], "sets: each folder once, got walls more than once; other categories of it are another set"),
+        ([PromptSet("walls", ["crack"], categories=["crack"])], "sets: walls: categories: names of categories in the"),
+        ([PromptSet("walls", ["crack"], annotations="a", categories=[])], r"in the file `annotations`, got \[\]"),
+    ],
+)
+def test_sets_that_do_not_fit(tmp_path: Path, sets: list[PromptSet], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        data_of(tmp_path, *sets)

@@ -1,0 +1,102 @@
+"""Report and profile of a run of every system, and the ONNX file of a HAR run: what they find in its folder and its data."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cli import main
+from datamodules.har_generator import write_generated
+from tests.datamodules.pictures import write_classes
+from tests.lightning_modules.random_photos import weights_file, write_cache
+from tests.runs.killing import ROOT, forked
+from tools import export, profile_model, report
+from tools.profile_step import measure
+
+EXPORT = all(find_spec(name) for name in ("onnx", "onnxruntime", "onnxscript"))
+
+# tiny twin -> the metric that its best checkpoint is chosen by
+SYSTEMS = {
+    "digits_ternary": "val/acc",
+    "image_folder": "val/acc",
+    "cascade_cached": "val/acc",
+    "har": "val/acc",
+    "segmentation": "val/iou",
+}
+
+
+def arguments_of(system: str, folder: Path) -> list[str]:
+    """Configuration and data of a system, as for ``main.py fit``."""
+    given = ["--config", str(ROOT / "tests" / "conf" / f"{system}_tiny.yaml"), "--trainer.max_epochs", "2"]
+    data = folder / "data"
+    if system == "image_folder":
+        data.mkdir()
+        write_classes(data, {"cat": 11, "dog": 11, "owl": 11}, suffix=".jpg")
+    elif system == "cascade_cached":
+        data.mkdir()
+        weights = weights_file(data)
+        write_cache(data / "cache", weights)
+        return [*given, "--data.cache", str(data / "cache"), "--model.weights", weights]
+    elif system == "har":
+        data.mkdir()
+        data = write_generated(data, subjects=range(1, 7), test_subjects=(2,), windows=2)
+    return given if system == "digits_ternary" else [*given, "--data.root", str(data)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_report_of_a_run(system: str, tmp_path: Path) -> None:
+    folder, log = tmp_path / "run", tmp_path / "log"
+    command = ["fit", *arguments_of(system, tmp_path), "--run_dir", str(folder), "--test_after_fit"]
+    assert forked(command, log=log) == 0, log.read_text()
+    assert report.main([str(folder)]) == 0
+    text, page = (next(folder.rglob(f"report.{kind}")).read_text() for kind in ("md", "html"))
+    headline = SYSTEMS[system]
+    summary = json.loads((folder / "training_summary.json").read_text())
+    assert headline in summary["best_metrics"]
+    for found in (text, page):
+        assert headline in found
+        assert headline.replace("val", "test") in found
+        assert summary["environment"]["versions"]["torch"] in found
+        assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["class_path"].rpartition(".")[2] in found
+    assert page.count("data:image/png;base64,") >= len(list((folder / "plots").glob("*.png")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_profile_of_a_configuration(system: str, tmp_path: Path) -> None:
+    """In this process, which is quicker than a fresh one for each figure; that these start is tested with one system."""
+    arguments, output = arguments_of(system, tmp_path), tmp_path / "profile"
+    flags = ["--batch_sizes", "2", "4", "--steps", "1", "--device", "cpu", "--output", str(output)]
+    assert profile_model.main([*arguments, *flags], measure) == 0
+    content = json.loads((output / "profile.json").read_text())
+    assert [row["status"] for row in content["sizes"]] == ["ok", "ok"]
+    assert content["parameters"] > 0
+    for row in content["sizes"]:
+        assert min(*row["parts"].values(), row["step"], row["flops"]) > 0
+    assert content["best_batch_size"] in (2, 4)
+    assert (output / "profile.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not EXPORT, reason="needs the extra `export`")
+@pytest.mark.parametrize("mode", ["flatten", "grid", "channels", "signals"])
+def test_onnx_of_a_har_run(mode: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command compares the file's logits with those of the run's own ``logits``, at two batch sizes.
+
+    The run is of this process: one that is forked beside onnxruntime's threads never ends.
+    """
+    import onnxruntime
+
+    folder, path = tmp_path / "run", tmp_path / "net.onnx"
+    flags = ["--data.mode", mode, "--data.image_size", "48"]
+    flags += ["--model.architecture", "signal_resnet"] if mode == "signals" else []
+    assert main(["fit", *arguments_of("har", tmp_path), *flags, "--run_dir", str(folder)]) == 0
+    assert export.main([str(folder), "--onnx", str(path)]) == 0
+    assert "logits of onnxruntime and torch differ by" in capsys.readouterr().out
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    shapes = {"flatten": [9, 1, 48, 48], "grid": [1, 48, 48], "channels": [9, 48, 48], "signals": [9, 128]}
+    (port,) = session.get_inputs()
+    assert (port.name, port.shape) == ("signals" if mode == "signals" else "images", ["batch", *shapes[mode]])
