@@ -82,6 +82,32 @@ class PromptedBlock(nn.Module):
         return F.relu(torch.addcmul(shift, self.norm(self.convolution(x)), 1 + scale))
 
 
+class Presence(nn.Module):
+    """One number for an image and a prompt, which is added to all logits of the pair: whether the object is there at all.
+
+    A place of the image alone cannot tell that; SAM 3 (2025, arXiv 2511.16719) has a token for it. At first it is 0.
+
+    Args:
+        channels: Of the features that it looks at.
+        text_width: Length T of a prompt's vector.
+        width: Of its hidden layer.
+    """
+
+    def __init__(self, channels: int, text_width: int, width: int) -> None:
+        super().__init__()
+        self.of_image = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, width))
+        self.of_text = nn.Linear(text_width, width)
+        self.head = nn.Linear(width, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, feature: Tensor, text: Tensor, image_index: Tensor) -> Tensor:
+        """(N, 1, 1, 1) of features (B, C, H, W), vectors (N, T) and the image of each pair (N,)."""
+        hidden = self.of_image(feature.mean(dim=(2, 3)))[image_index] + self.of_text(text)
+        score: Tensor = self.head(F.relu(hidden))
+        return score[..., None, None]
+
+
 def _groups(channels: int) -> int:
     return math.gcd(channels, 4)
 
@@ -108,7 +134,8 @@ class PromptedDecoder(nn.Module):
     a :class:`PromptedBlock`. The last level has half of the image's side and also gets convolutions of the image itself: a line of
     one or two pixels is gone from an encoder's features, and no upsampling brings it back. There each place holds the 2x2 pixels
     under it as channels, and gives their four logits (sub-pixel convolution, Shi et al. 2016, arXiv 1609.05158): nothing of the
-    image is lost, at a fraction of the cost of convolutions at its full size.
+    image is lost, at a fraction of the cost of convolutions at its full size. One number that says whether the object is in the
+    image at all comes to all logits of a pair (:class:`Presence`).
 
     Args:
         channels: Channels of each of the encoder's features.
@@ -145,6 +172,8 @@ class PromptedDecoder(nn.Module):
             PromptedBlock(count, following, text_width)
             for count, following in zip(widths, [*widths[1:], widths[-1]], strict=True)
         )
+        self.coarsest = self.feature_strides.index(max(self.feature_strides))
+        self.presence = Presence(channels[self.coarsest], text_width, width)
         self.head = nn.Sequential(nn.Conv2d(widths[-1], 4, 3, padding=1), nn.PixelShuffle(2))
         nn.init.constant_(self.head[0].bias, math.log(PRIOR / (1 - PRIOR)))  # type: ignore[arg-type]
 
@@ -170,7 +199,7 @@ class PromptedDecoder(nn.Module):
                 own = added[stride].index_select(0, image_index)
                 x = own if x is None else x + own
             x = block(x, text)
-        logits: Tensor = self.head(x)
+        logits: Tensor = self.head(x) + self.presence(features[self.coarsest], text, image_index)
         return logits
 
     def _of_images(self, image: Tensor, features: Sequence[Tensor]) -> dict[int, Tensor]:

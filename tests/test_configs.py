@@ -113,6 +113,7 @@ def test_experiment_runs(experiment: Path, data: dict[str, Path]) -> None:
     assert one_batch([experiment], data) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
 def test_overlay_runs_on_its_base(overlay: Path, data: dict[str, Path]) -> None:
     assert one_batch([base_of(overlay), overlay], data) == 0

@@ -255,9 +255,14 @@ def test_a_wrong_command_is_noticed(workplace: Path) -> None:
     assert run(["test", "--run", "runs/NAME/OTHER"]) == 2
 
 
-@pytest.mark.parametrize(
-    "page", sorted({block.page for block in BLOCKS if block.language == "python"}), ids=lambda p: p.name
-)
+def of_python() -> list[object]:
+    """Pages with Python; the one that exports, predicts and loads takes ten seconds."""
+    pages = sorted({block.page for block in BLOCKS if block.language == "python"})
+    slow = {"using_a_run.md": pytest.mark.slow}
+    return [pytest.param(page, marks=slow.get(page.name, ()), id=page.name) for page in pages]
+
+
+@pytest.mark.parametrize("page", of_python())
 def test_python(page: Path, workplace: Path) -> None:
     module = ModuleType("page")  # one name space a page; what it defines can be found by its module's name
 

@@ -44,6 +44,7 @@ def test_the_command_of_the_path(
     assert "above optimum" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_heads_of_a_sweep_and_of_runs_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "heads.json"
     flags = ["--parts", "linear", "--heads", "2", "--samples", "1100", "--alone", "1", "--repeats", "2"]

@@ -39,8 +39,8 @@ print(told, faults() < before / 100)
     ("environment", "said"),
     [
         ({}, "True True"),
-        ({"MALLOC_MMAP_MAX_": "65536"}, "False False"),
-        ({"GLIBC_TUNABLES": "glibc.malloc.check=0"}, "False False"),
+        pytest.param({"MALLOC_MMAP_MAX_": "65536"}, "False False", marks=pytest.mark.slow),
+        pytest.param({"GLIBC_TUNABLES": "glibc.malloc.check=0"}, "False False", marks=pytest.mark.slow),
     ],
     ids=["kept", "variable", "tunable"],
 )

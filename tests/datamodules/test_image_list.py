@@ -182,6 +182,7 @@ def predicted(run: Path, *flags: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_the_test_images_as_files_are_predicted_as_the_test_split(run: Path, digits: Path) -> None:
     (digits / "1" / "099.txt").write_text("no image")
     expected, found = predicted(run), predicted(run, "--data.images", str(digits))

@@ -200,6 +200,7 @@ def test_channels_last_gives_the_same_logits_and_stays_channels_last() -> None:
     assert layouts == [True]
 
 
+@pytest.mark.slow
 def test_block_compiles_without_a_graph_break() -> None:
     block = _build("resnet20", activation_bits=8).get_submodule("stages.1.0")
     features = _images(2, 16, 8, 8)

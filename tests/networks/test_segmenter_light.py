@@ -165,6 +165,28 @@ def test_film_is_the_identity_at_first() -> None:
     assert torch.allclose(net.state_dict()["decoder.head.0.bias"].sigmoid(), torch.tensor(0.1))
 
 
+def test_presence_moves_all_logits_of_a_pair_alike() -> None:
+    torch.manual_seed(0)
+    decoder = PromptedDecoder([5, 6], [8, 16], text_width=4, width=8).eval()
+    image, text, index = torch.randn(2, 3, 32, 32), torch.randn(3, 4), torch.tensor([1, 0, 1])
+    features = [torch.randn(2, 5, 4, 4), torch.randn(2, 6, 2, 2)]
+    before = decoder(image, features, text, index)
+    torch.nn.init.normal_(decoder.presence.head.weight)
+    moved = decoder(image, features, text, index) - before
+    assert torch.allclose(moved, moved.mean(dim=(1, 2, 3), keepdim=True).expand_as(moved), atol=1e-5)
+    # by hand: the mean of the coarsest feature, normalised, and the text
+    pooled = torch.nn.functional.layer_norm(features[1].mean(dim=(2, 3)), [6])[index]
+    linear = torch.nn.functional.linear
+    weights = dict(decoder.presence.named_parameters())
+    parts = [
+        linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
+        for x, name in ((pooled, "of_image.1"), (text, "of_text"))
+    ]
+    hidden = (parts[0] + parts[1]).clamp(min=0)
+    assert torch.allclose(moved.mean(dim=(1, 2, 3)), (hidden @ decoder.presence.head.weight.T)[:, 0], atol=1e-5)
+    assert moved[0].mean() != moved[2].mean(), "the same image, another prompt"
+
+
 def test_strides_of_an_encoder_of_full_size() -> None:
     assert decoder_strides([1, 2, 4]) == [4, 2]
     decoder = PromptedDecoder([3, 5, 7], [1, 2, 4], text_width=4, width=8)

@@ -68,6 +68,7 @@ def test_early_stopping_goes_on_only_with_more_patience(
     assert max(row["epoch"] for row in read_metrics(folder / "metrics.csv")) == 5
 
 
+@pytest.mark.slow
 def test_from_a_periodic_checkpoint_to_more_epochs_early_stopping_counts_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

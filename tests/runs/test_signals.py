@@ -60,6 +60,7 @@ def test_a_second_signal_quits_at_once(tmp_path: Path) -> None:
     assert not log.exists()
 
 
+@pytest.mark.slow
 def test_a_finished_run_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
     assert forked(["fit", "--config", TINY, "--run_dir", str(folder), "--trainer.max_epochs", "1"]) == 0

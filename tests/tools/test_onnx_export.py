@@ -57,6 +57,7 @@ def exported(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return module, path, export_onnx(module, path)
 
 
+@pytest.mark.slow
 def test_logits_and_metadata_of_a_run(exported: tuple[Classifier, Path, str]) -> None:
     module, path, line = exported
     images = np.random.default_rng(7).random((9, 1, 8, 8), dtype=np.float32)
@@ -81,6 +82,7 @@ def test_logits_and_metadata_of_a_run(exported: tuple[Classifier, Path, str]) ->
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+@pytest.mark.slow
 def test_the_weights_of_the_file_are_ternary(exported: tuple[Classifier, Path, str]) -> None:
     """Plain convolutions with folded batch norms: each channel has 0 and two scales (ttq) at most."""
     module, path, _ = exported
@@ -95,6 +97,7 @@ def test_the_weights_of_the_file_are_ternary(exported: tuple[Classifier, Path, s
             assert len({value for value in channel.ravel().tolist() if value}) <= 2, name
 
 
+@pytest.mark.slow
 def test_the_file_holds_no_path_of_this_machine(exported: tuple[Classifier, Path, str]) -> None:
     content = exported[1].read_bytes()
     assert str(ROOT).encode() not in content
