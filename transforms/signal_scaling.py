@@ -88,8 +88,12 @@ def ordered(values: Tensor) -> Tensor:
 def neighbours(values: Tensor, place: int) -> tuple[Tensor, Tensor]:
     """Return the values that stand at `place - 1` and `place`, from 0, in the ascending order of values (..., T).
 
-    0 stands for what would be at -1.
+    0 stands for what would be at -1. On a CPU by numpy, which selects without sorting what it selects.
     """
+    if values.device.type == "cpu":
+        wanted = [place] if place == 0 else [place - 1, place]
+        found = torch.from_numpy(np.partition(values.numpy(), wanted, axis=-1))
+        return found[..., place - 1] if place else torch.zeros_like(found[..., 0]), found[..., place]
     least = values.topk(place + 1, largest=False, sorted=False).values
     above, *below = least.topk(min(2, place + 1)).values.unbind(-1)
     return below[0] if below else torch.zeros_like(above), above
