@@ -20,8 +20,9 @@ class JudgedSegmenter(BaseModule):
     """Counts masks and logs figures.
 
     Figures are those of each image's own object: pooled, as a mean over prompts, and of each prompt; those of prompts whose object
-    is absent are ``negative_area`` alone. In a fit each validation chooses the threshold of each prompt with the best IoU, at
-    which its figures are; the checkpoint has it, and test, validate and predict use it.
+    is absent are ``negative_area`` alone. In a fit each validation chooses the threshold of each prompt with the best IoU, pixels
+    that it marks where its object is absent included, at which its figures are; the checkpoint has it, and test, validate and
+    predict use it.
 
     Args:
         tolerance: Pixels, 0 or more, that an outline may be beside the true one in ``boundary_f1`` of validate and test.
@@ -113,7 +114,9 @@ class JudgedSegmenter(BaseModule):
         if not sums.update_called:
             return
         own, absent = _halves(sums.compute())
-        thresholds = self._thresholds(own, stage)
+        # what is marked where the object is absent is as wrong as any other pixel
+        together = SegmentationCounts(*(a + b for a, b in zip(own, absent, strict=True)))
+        thresholds = self._thresholds(together, stage)
         figures: dict[str, Any] = {"loss": loss.compute(), **self._own_figures(own, thresholds, stage)}
         if (area := absent.overall(thresholds)).negatives:
             figures["negative_area"] = area.negative_area
@@ -124,12 +127,12 @@ class JudgedSegmenter(BaseModule):
         sums.reset()
         loss.reset()
 
-    def _thresholds(self, own: SegmentationCounts, stage: StageName) -> list[float]:
+    def _thresholds(self, counts: SegmentationCounts, stage: StageName) -> list[float]:
         if stage == "train":
             return [0.5] * len(self.class_names)
         if self.trainer.state.fn != "fit" or self.trainer.sanity_checking:
             return [self.threshold_of(prompt) for prompt in self.class_names]
-        thresholds = choose_thresholds(own)
+        thresholds = choose_thresholds(counts)
         if stage == "val":
             self.thresholds = dict(zip(self.class_names, thresholds, strict=True))
         return thresholds

@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -143,6 +144,25 @@ def test_thresholds_are_those_of_the_best_checkpoint(trained: Path, capsys: pyte
     assert "val/boundary_f1" in judged
     for name in ("segmentation_val.png", "segmentation_validate.png", "segmentation_test.png"):
         assert (trained / "plots" / name).is_file()
+
+
+def test_what_is_marked_where_the_object_is_absent_counts_for_its_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pixel of 0.7 that is crack and one of 0.3 that is not; in an image without cracks two of 0.6."""
+    logged: dict[str, Any] = {}
+    module: Any = module_of()
+    module.configure_metrics()
+    module._trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"), sanity_checking=False)
+    monkeypatch.setattr(module, "log_dict", logged.update)
+    logits = torch.tensor([[0.7, 0.3], [0.6, 0.6], [0.7, 0.3]]).logit().view(3, 1, 1, 2)
+    batch = {
+        "positive": torch.tensor([True, False, True]),
+        "prompt_number": torch.tensor([1, 1, 0]),
+        "mask": torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 0.0]]).view(3, 1, 1, 2),
+    }
+    module.count(torch.tensor(1.0), logits, batch, "val")
+    module.log_epoch("val")
+    assert module.thresholds == {NAMES[0]: 0.5, NAMES[1]: 0.61}
+    assert (logged["val/iou"], logged["val/negative_area"]) == (1.0, 0.0)
 
 
 def test_predict_of_a_folder_with_other_prompts(
