@@ -71,6 +71,7 @@ def test_both_sides_cut_out_as_much(tmp_path: Path) -> None:
     assert (ours - peer).abs().max() < 0.15
 
 
+@pytest.mark.slow
 @forks
 def test_it_prints_and_writes_its_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = write_classes(tmp_path / "own", {"cat": 10, "dog": 10}, suffix=".jpg")

@@ -182,7 +182,12 @@ def state(trainer: Any, module: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"accumulate_grad_batches": 3, "gradient_clip_val": 0.5}, {"precision": "bf16-mixed"}]
+    "settings",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"accumulate_grad_batches": 3, "gradient_clip_val": 0.5},
+        pytest.param({"precision": "bf16-mixed"}, marks=pytest.mark.slow),
+    ],
 )
 def test_the_sweep_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]) -> None:
     seen: list[Any] = []

@@ -50,7 +50,8 @@ def test_a_run_with_workers_is_resumed_to_the_bit(trained: Path, pictures: Path,
     assert not differences(outcome(trained), outcome(folder))
 
 
-@pytest.mark.parametrize("workers", ["0", pytest.param("2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["0", "2"])
 def test_the_number_of_workers_changes_nothing(trained: Path, pictures: Path, tmp_path: Path, workers: str) -> None:
     folder, log = tmp_path / "run", tmp_path / "log"
     command = ["fit", "--config", TINY, "--data.root", str(pictures), "--data.workers", workers]

@@ -176,6 +176,7 @@ def test_where_it_cannot_go_on(
     assert (folder / "checkpoints" / "last.ckpt").is_file()
 
 
+@pytest.mark.slow
 def test_batch_normalisation_keeps_eight(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

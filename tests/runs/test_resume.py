@@ -74,14 +74,15 @@ def validated_twice(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return outcome(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kill",
     [
         Kill("after_last", 2),
-        pytest.param(Kill("val", 2), marks=pytest.mark.slow),
-        pytest.param(Kill("batch_end", 4, signal.SIGTERM), marks=pytest.mark.slow),
-        pytest.param(Kill("batch_end", 5), marks=pytest.mark.slow),
-        pytest.param(Kill("val", 7, signal.SIGTERM), marks=pytest.mark.slow),
+        Kill("val", 2),
+        Kill("batch_end", 4, signal.SIGTERM),
+        Kill("batch_end", 5),
+        Kill("val", 7, signal.SIGTERM),
     ],
     ids=str,
 )

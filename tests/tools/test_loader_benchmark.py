@@ -265,6 +265,7 @@ def test_a_loader_that_fails_is_said_and_counts_as_nothing(root: Path, monkeypat
 # ---- the command ----
 
 
+@pytest.mark.slow
 @forks
 def test_a_real_run(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "new" / "loader.yaml"
