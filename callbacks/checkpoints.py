@@ -33,8 +33,13 @@ EPOCH = "epoch"
 
 
 def validation_follows(trainer: Trainer) -> bool:
-    """Whether a validation comes after the batch that has just ended (in ``on_train_batch_end``)."""
+    """Whether a validation comes after the batch that has just ended (in ``on_train_batch_end``), the same on all processes.
+
+    One that is due by the clock is not foreseen: it comes at no fixed batch, and processes might disagree.
+    """
     loop = trainer.fit_loop
+    if trainer._val_check_time_interval is not None:  # type: ignore[attr-defined]
+        return False
     assert loop._data_fetcher is not None
     return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
 
