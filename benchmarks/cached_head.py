@@ -30,7 +30,7 @@ from benchmarks import measure
 from benchmarks.measure import Spread
 from cli import main as run
 from datamodules import CachedFeaturesDataModule
-from features import CacheWriter, Identity
+from features import CachedSplit, CacheWriter, Identity, read_header
 from networks.frozen_backbone import FrozenBackbone
 from networks.mlp_head import MLPHead
 
@@ -133,7 +133,7 @@ def fit(cache: Path, folder: Path) -> float:
         "--trainer.enable_model_summary": "false",
         "--trainer.accelerator": "cpu",
         "--trainer.callbacks": "benchmarks.cached_head.Stopwatch",
-        "--curves.every_s": "1000000",
+        "--curves.every_s": "null",
         "--run_dir": str(folder),
     }
     with open(os.devnull, "w") as silent, contextlib.redirect_stdout(silent):
@@ -145,10 +145,9 @@ def fit(cache: Path, folder: Path) -> float:
 
 def bare(cache: Path) -> float:
     """Seconds of ten epochs of a bare loop over the features in memory."""
-    data = CachedFeaturesDataModule(str(cache), batch_size=LARGE_BATCH)
-    data.setup("fit")
-    features, label = data.splits["train"]["features"], data.splits["train"]["label"]
-    batches, step = len(data.train_dataloader()), Step(WIDTH)
+    train = CachedSplit(cache, read_header(cache), "train")
+    features, label = train.whole(torch.device("cpu")), train.label
+    batches, step = len(label) // LARGE_BATCH, Step(WIDTH)
     begin = time.perf_counter()
     for _ in range(EPOCHS):
         for chosen in torch.randperm(len(label)).split(LARGE_BATCH)[:batches]:

@@ -181,13 +181,14 @@ class Curves(Picture):
     """Draws ``plots/curves.png`` from metrics.csv.
 
     Args:
-        every_s: Seconds between two drawings during training; the end of training is always drawn.
+        every_s: Seconds between two drawings during training; the end of training is always drawn. None
+            draws nothing, which saves a second or so of a run of seconds.
         histograms: Send a histogram of every parameter to TensorBoard once an epoch.
     """
 
     name: ClassVar[str] = "curves"
 
-    def __init__(self, every_s: float = 10.0, histograms: bool = False) -> None:
+    def __init__(self, every_s: float | None = 10.0, histograms: bool = False) -> None:
         super().__init__(every_s)
         self.histograms = histograms
         self._layout: dict[str, dict[str, list[Any]]] = {}

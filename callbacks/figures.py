@@ -72,14 +72,14 @@ class Picture(Callback, ABC):
     It stands after ``MetricsLog``, which writes what is drawn. Subclasses set ``name`` and define ``draw``.
 
     Args:
-        every_s: Seconds between two drawings during training, 0 or more; the end of training is always drawn.
+        every_s: Seconds between two drawings during training, 0 or more; the end of training is always drawn. None draws nothing.
     """
 
     name: ClassVar[str]
 
-    def __init__(self, every_s: float = 10.0) -> None:
-        if every_s < 0:
-            raise ValueError(f"every_s: 0 seconds or more, got {every_s}")
+    def __init__(self, every_s: float | None = 10.0) -> None:
+        if every_s is not None and every_s < 0:
+            raise ValueError(f"every_s: 0 seconds or more, or null, got {every_s}")
         self.every_s = every_s
         self._drawn = -float("inf")  # the first epoch is always drawn
 
@@ -89,7 +89,7 @@ class Picture(Callback, ABC):
 
     def should_draw(self, now: float) -> bool:
         """Whether the last drawing is old enough; ``now`` in seconds."""
-        return now - self._drawn >= self.every_s
+        return self.every_s is not None and now - self._drawn >= self.every_s
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Redraw, if it is time to."""
@@ -108,7 +108,7 @@ class Picture(Callback, ABC):
 
     def _update(self, trainer: Trainer) -> NDArray[np.uint8] | None:
         folder = run_folder(trainer)
-        if folder is None or not trainer.is_global_zero:
+        if folder is None or not trainer.is_global_zero or self.every_s is None:
             return None
         figure = self.draw(trainer, folder)
         self._drawn = monotonic()  # after drawing: a slow machine must not spend all its time on pictures

@@ -1,4 +1,4 @@
-"""The data of a configuration, as its run had it: no command line, no trainer."""
+"""The data of a classifier's configuration, as its run had it: no command line, no trainer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from datamodules import DataModule
+from datamodules import DataModule, PromptedSegmentationDataModule
 
 
 def configured_data(config: Path, root: str | None = None, image_size: int | None = None) -> DataModule:
@@ -21,7 +21,8 @@ def configured_data(config: Path, root: str | None = None, image_size: int | Non
         image_size: Height and width of the images in pixels, where the datamodule has a setting for it; None leaves it.
 
     Raises:
-        ValueError: The file names no datamodule, or its settings do not fit, or a root is given to one that reads no folder.
+        ValueError: The file names no datamodule, or one of masks, or its settings do not fit, or a root is given to one that reads
+            no folder.
     """
     try:
         content = yaml.safe_load(config.read_text(encoding="utf-8"))["data"]
@@ -31,6 +32,8 @@ def configured_data(config: Path, root: str | None = None, image_size: int | Non
         raise ValueError(f"{config}: names no datamodule that can be made: data.class_path") from error
     if not (isinstance(cls, type) and issubclass(cls, DataModule)):
         raise ValueError(f"{config}: data.class_path: {package}.{name} is no DataModule of datamodules")
+    if issubclass(cls, PromptedSegmentationDataModule):
+        raise ValueError(f"{config}: data.class_path: {name} has masks; the data of a classifier is needed")
     known = inspect.signature(cls).parameters
     if root is not None:
         if "root" not in known:

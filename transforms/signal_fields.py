@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from transforms.signal_scaling import Ranges, neighbours, ordered, precise, resampled, unit_interval
+from transforms.signal_scaling import Ranges, neighbours, order_of, ordered, precise, resampled, unit_interval
 
 CACHED = 1 << 18
 """Distances that are thresholded at a time: 2 MB of float64, which stays in a processor's cache from one pass to the next."""
@@ -105,26 +105,60 @@ def recurrence_plot(
     coordinates = [resampled(values[..., i * delay : i * delay + states], size) for i in range(dimension)]
     if threshold == "none":
         return _scaled_distances(coordinates, ranges)
+    if dimension == 1:
+        return _near_values(coordinates[0], threshold, percentage)
     images = signals.new_empty((*signals.shape[:2], size, size))
     windows = max(1, CACHED // (signals.shape[1] * size**2))
-    parts = [coordinate.split(windows) for coordinate in coordinates]
-    for image, *some in zip(images.split(windows), *parts, strict=True):
+    for image, *some in zip(images.split(windows), *(c.split(windows) for c in coordinates), strict=True):
         distances = _distances(some)  # float64: a pixel is on one side of the threshold or the other
-        limit = (
-            _percentile(some, distances, percentage)
-            if threshold == "point"
-            else _largest(some, distances) * (percentage / 100)
-        )
+        if threshold == "point":
+            limit = _percentile(_pairs(distances), size, percentage)
+        else:
+            limit = distances.flatten(2).amax(-1) * (percentage / 100)
         # the sign of a difference survives float32, in which a comparison takes a tenth of the time
         image.copy_(distances.sub_(limit[..., None, None])).lt_(0)
     return images
 
 
-def _largest(coordinates: list[Tensor], distances: Tensor) -> Tensor:
-    """Return the largest of each (N, N) of the distances between points of which each coordinate is (B, S, N)."""
-    if len(coordinates) == 1:
-        return coordinates[0].amax(-1) - coordinates[0].amin(-1)
-    return distances.flatten(2).amax(-1)
+def _near_values(values: Tensor, threshold: Literal["point", "distance"], percentage: float) -> Tensor:
+    """Return the (B, S, N, N) float32 images of which pairs of values (B, S, N) are nearer than the threshold; no distance is made.
+
+    With e(v) the least number whose distance from v is not below the threshold, a pair v <= w is near where w < e(v). So the near
+    ones of a value are those from some place to some other in the ascending order, and places are small whole numbers, which
+    float32 holds and compares quickly, where distances would need float64: a pixel is on one side of the threshold or the other.
+    """
+    size = values.shape[-1]
+    values = values - values.amin(-1, keepdim=True)  # none below 0: `_ends` then finds e(v) beside v + limit
+    order = order_of(values)
+    values = values.gather(-1, order)  # ascending from here on
+    if threshold == "distance":
+        limit = values[..., -1] * (percentage / 100)
+    else:
+        limit = _percentile(_least_pairs(values, max(_place(size, percentage)[1], 0) + 1), size, percentage)
+    end = torch.searchsorted(values, _ends(values, limit.unsqueeze(-1)))
+    # a value is beyond the near ones of those whose end is at or before its place
+    counts = end.new_zeros(*end.shape[:2], size + 1).scatter_add_(-1, end, torch.ones_like(end))
+    begin = counts.cumsum(-1)[..., :size]
+    place = torch.empty_like(order).scatter_(-1, order, torch.arange(size, device=order.device).expand_as(order))
+    begin, width = begin.gather(-1, place), (end - begin).clamp(min=0).gather(-1, place)
+    if size < 256:  # bytes: what is before the beginning wraps around to beyond the width
+        after = place.byte().unsqueeze(-2) - begin.byte().unsqueeze(-1)
+        return after.lt_(width.byte().unsqueeze(-1)).float()
+    return (
+        (2 * place.float().unsqueeze(-2) - (2 * begin + width - 1).float().unsqueeze(-1))
+        .abs_()
+        .lt_(width.float().unsqueeze(-1))
+    )
+
+
+def _ends(values: Tensor, limit: Tensor) -> Tensor:
+    """Return the least e for which e - values, rounded, is not below the limit; values and limit are not negative."""
+    near = values + limit
+    up, down = torch.full_like(near, math.inf), torch.zeros_like(near)
+    ends = torch.nextafter(near, up)
+    for candidate in (near, torch.nextafter(near, down)):
+        ends = torch.where(candidate - values >= limit, candidate, ends)
+    return ends
 
 
 def _distances(coordinates: list[Tensor]) -> Tensor:
@@ -138,16 +172,22 @@ def _distances(coordinates: list[Tensor]) -> Tensor:
     return squares.sqrt_()
 
 
-def _percentile(coordinates: list[Tensor], distances: Tensor, percentage: float) -> Tensor:
-    """Return the percentile of each (N, N) of the distances, of which the diagonal is 0 and each other value is there twice."""
-    size = distances.shape[-1]
-    place = (size**2 - 1) * percentage / 100
-    lower, upper = ((number - size) // 2 for number in (math.floor(place), math.ceil(place)))
-    if upper < 0:  # the diagonal
-        return distances.new_zeros(distances.shape[:2])
-    pairs = _least_pairs(coordinates[0], upper + 1) if len(coordinates) == 1 else _pairs(distances)
+def _percentile(pairs: Tensor, size: int, percentage: float) -> Tensor:
+    """Return the percentile (B, S) of all distances between points, from those of the pairs (B, S, M), or the least of them."""
+    lower, upper, share = _place(size, percentage)
+    if upper < 0:  # that of a point and itself
+        return pairs.new_zeros(pairs.shape[:2])
     below, above = neighbours(pairs, upper)
-    return above if lower == upper else torch.lerp(below, above, place % 1)
+    return above if lower == upper else torch.lerp(below, above, share)
+
+
+def _place(size: int, percentage: float) -> tuple[int, int, float]:
+    """Return between which of the pairs, from 0 in ascending order, the percentile lies, and where; N distances before them are 0.
+
+    The distances of N points are N zeros and each pair's twice.
+    """
+    place = (size**2 - 1) * percentage / 100
+    return (math.floor(place) - size) // 2, (math.ceil(place) - size) // 2, place % 1
 
 
 def _pairs(distances: Tensor) -> Tensor:
@@ -158,13 +198,12 @@ def _pairs(distances: Tensor) -> Tensor:
 
 
 def _least_pairs(values: Tensor, count: int) -> Tensor:
-    """Return distances (B, S, M) of pairs of values (B, S, N), among them the `count` least, and some that are infinite.
+    """Return distances (B, S, M) of pairs of ascending values (B, S, N), among them the `count` least, and some that are infinite.
 
-    Values that have g - 1 others between them in ascending order have g (g + 1) / 2 pairs from one to the other, none of them
+    Values that have g - 1 others between them have g (g + 1) / 2 pairs from one to the other, none of them
     farther apart than these two. So a pair is among the `count` least only where g (g + 1) / 2 is at most that.
     """
     apart = (math.isqrt(8 * count + 1) - 1) // 2
-    values = ordered(values)
     following = F.pad(values, (0, apart), value=math.inf).unfold(-1, apart, 1)[..., 1 : 1 + values.shape[-1], :]
     return (following - values.unsqueeze(-1)).flatten(2)
 

@@ -85,15 +85,23 @@ def ordered(values: Tensor) -> Tensor:
     return torch.from_numpy(np.sort(values.numpy(), axis=-1))
 
 
+def order_of(values: Tensor) -> Tensor:
+    """Return the places (..., T) int64 of values (..., T) in ascending order, of equal ones in any; on a CPU by numpy, as above."""
+    if values.device.type != "cpu":
+        return values.argsort(-1)
+    return torch.from_numpy(np.argsort(values.numpy(), axis=-1))
+
+
 def neighbours(values: Tensor, place: int) -> tuple[Tensor, Tensor]:
     """Return the values that stand at `place - 1` and `place`, from 0, in the ascending order of values (..., T).
 
-    0 stands for what would be at -1. On a CPU by numpy, which selects without sorting what it selects.
+    0 stands for what would be at -1. On a CPU by numpy, which selects without sorting what it selects; values lie in another order
+    afterwards.
     """
     if values.device.type == "cpu":
         wanted = [place] if place == 0 else [place - 1, place]
-        found = torch.from_numpy(np.partition(values.numpy(), wanted, axis=-1))
-        return found[..., place - 1] if place else torch.zeros_like(found[..., 0]), found[..., place]
+        values.numpy().partition(wanted, axis=-1)
+        return values[..., place - 1] if place else torch.zeros_like(values[..., 0]), values[..., place]
     least = values.topk(place + 1, largest=False, sorted=False).values
     above, *below = least.topk(min(2, place + 1)).values.unbind(-1)
     return below[0] if below else torch.zeros_like(above), above

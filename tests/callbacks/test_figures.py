@@ -61,7 +61,7 @@ class Flag(Picture):
 
     name: ClassVar[str] = "flag"
 
-    def __init__(self, every_s: float = 10.0) -> None:
+    def __init__(self, every_s: float | None = 10.0) -> None:
         super().__init__(every_s)
         self.epochs: list[int] = []
 
@@ -186,6 +186,15 @@ def test_nothing_to_draw(clock: Clock, tmp_path: Path) -> None:
     assert EventAccumulator(str(tmp_path)).Reload().Tags()["images"] == []
 
 
+@pytest.mark.draws
+def test_none_draws_nothing(clock: Clock, tmp_path: Path) -> None:
+    flag, logger = Flag(every_s=None), TensorBoardLogger(tmp_path, name="", version="")
+    fit(tmp_path, clock, flag, RunFolder(tmp_path / "run"), logger=logger, epochs=5)
+    assert flag.epochs == []
+    assert list((tmp_path / "run" / "plots").iterdir()) == []
+    assert EventAccumulator(str(tmp_path)).Reload().Tags()["images"] == []
+
+
 def test_epoch_axis_has_whole_numbers() -> None:
     for last in (0.3, 1.0, 2.0, 7.5, 50.0, 500.0):
         axes = Figure().add_subplot()
@@ -201,7 +210,7 @@ def test_marker_for_few_points() -> None:
 
 
 def test_bad_settings() -> None:
-    with pytest.raises(ValueError, match="every_s: 0 seconds or more, got -1"):
+    with pytest.raises(ValueError, match="every_s: 0 seconds or more, or null, got -1"):
         Flag(every_s=-1)
 
 

@@ -74,6 +74,23 @@ def test_recurrence_plot_is_of_the_distances(length: int, size: int, percentage:
     close(encode(signals, "recurrence_plot", size, threshold="distance", **settings), near)
 
 
+@pytest.mark.parametrize("percentage", [0, 7, 37.5, 100])  # 0.07 * 100 is a little more than 7, and 93 + that is 100
+@pytest.mark.parametrize("length", [2, 9, 255, 256, 300])
+def test_thresholds_are_exact_among_equal_distances(length: int, percentage: float) -> None:
+    signals = torch.randint(0, 101, (2, 2, length), generator=torch.Generator().manual_seed(length)).float()
+    signals[..., 0], signals[..., -1] = 100, 0
+    values = flat(signals)
+    values = values - values[:, :1]
+    values = values - values.min(1, keepdims=True)
+    distance = np.abs(values[:, :, None] - values[:, None])
+    for threshold, limit in {
+        "point": np.percentile(distance, percentage, axis=(1, 2), keepdims=True),
+        "distance": distance.max((1, 2), keepdims=True) * (percentage / 100),
+    }.items():
+        found = encode(signals, "recurrence_plot", length, threshold=threshold, percentage=percentage)
+        close(found, distance < limit, atol=0)
+
+
 def test_recurrence_plot_of_states_is_of_the_distances() -> None:
     signals = walks(2, 2, 70)
     states = np.stack([flat(signals)[:, i : i + 60] for i in (0, 5, 10)], -1)
