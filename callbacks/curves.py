@@ -1,4 +1,4 @@
-"""The curves of a run, ``plots/curves.png``: loss, accuracy, learning rate, momentum and speed over the epochs.
+"""The curves of a run, ``plots/curves.png``: loss, accuracy or IoU, learning rate, momentum and speed over the epochs.
 
 They are drawn from metrics.csv, not from memory, so that they are whole after a resume. TensorBoard gets the charts of
 training and validation together as a layout of its Custom Scalars tab.
@@ -40,9 +40,12 @@ from callbacks.metrics_log import read_metrics
 Rows = list[dict[str, float]]
 Points = list[tuple[float, dict[str, float]]]  # epochs done, row
 SPLITS = {"train": BLUE, "val": VERMILION, "val_raw": GREEN}  # val_raw: the weights in training, beside their average
-PANELS = {  # label of the value axis
+JUDGED = ("loss", "acc", "iou", "dice")  # a panel of its own in the upper row, a line for each split
+PANELS = {  # title
     "loss": "loss",
     "acc": "accuracy",
+    "iou": "IoU, mean of the prompts",
+    "dice": "Dice, mean of the prompts",
     "lr": "learning rate",
     "momentum": "momentum",
     "speed": "training speed (images/s)",
@@ -89,11 +92,11 @@ def draw_curves(rows: Rows, title: str, best_epoch: int | None = None) -> Figure
         best_epoch: Epoch to mark, counted from 1.
 
     Returns:
-        Loss and accuracy in the upper row, learning rate, momentum and speed in the lower; only what there is. Thin lines part
+        Loss and accuracy, or IoU and Dice, in the upper row, learning rate, momentum and speed in the lower; only what there is. Thin lines part
         the stages of progressive resizing.
     """
     names, points = {name for row in rows for name in row}, list(zip(epochs_at(rows), rows, strict=True))
-    upper = [panel for panel in ("loss", "acc") if any(f"{split}/{panel}" in names for split in SPLITS)]
+    upper = [panel for panel in JUDGED if any(f"{split}/{panel}" in names for split in SPLITS)]
     lower = [panel for panel in ("lr", "momentum") if any(name.startswith(f"{panel}/") for name in names)]
     lower += ["speed"] * ("speed/images_per_s" in names)
     shown = [panels for panels in (upper, lower) if panels]
@@ -110,7 +113,7 @@ def draw_curves(rows: Rows, title: str, best_epoch: int | None = None) -> Figure
 
 
 def _draw_panel(axes: Axes, panel: str, points: Points, best_epoch: int | None) -> None:
-    if panel in ("loss", "acc"):
+    if panel in JUDGED:
         _draw_splits(axes, panel, points)
         if best_epoch is not None:
             axes.axvline(best_epoch, color=GREY, linestyle=":", label=f"best: epoch {best_epoch}")

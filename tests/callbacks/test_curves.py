@@ -107,6 +107,15 @@ def test_every_panel_shows_its_values() -> None:
     assert shown["training speed (images/s)"].get_ylim() == pytest.approx((0, 1320))
 
 
+def test_a_segmenter_shows_overlap_and_not_each_prompt() -> None:
+    one = {"epoch": 1.0, "step": 5.0, "train/iou": 0.25, "val/iou": 0.5, "val/dice": 0.75, "val/iou/segment_crack": 0.1}
+    shown = panels(draw_curves([one], "run"))
+    assert {title: lines(axes) for title, axes in shown.items()} == {
+        "IoU, mean of the prompts": {"train": [(1, 0.25)], "val": [(1, 0.5)]},
+        "Dice, mean of the prompts": {"val": [(1, 0.75)]},
+    }
+
+
 def test_axes_units_and_legends() -> None:
     figure = draw_curves(ROWS, "cifar/2025-11-20", best_epoch=2)
     render(figure)
