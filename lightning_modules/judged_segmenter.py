@@ -31,6 +31,7 @@ class JudgedSegmenter(BaseModule):
 
     Attributes:
         thresholds: Probability from which on a pixel is marked, by prompt, as the checkpoint has it.
+        raw_thresholds: The same of the weights in training, where validation judges their average too: those of ``val_raw``.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class JudgedSegmenter(BaseModule):
             raise ValueError(f"tolerance: pixels, 0 or more, got {tolerance}")
         self.tolerance, self.num_classes, self.class_names = tolerance, num_classes, list(class_names)
         self.thresholds: dict[str, float] = {}
+        self.raw_thresholds: dict[str, float] = {}
         super().__init__(**kwargs)
 
     def configure_metrics(self) -> None:
@@ -131,10 +133,14 @@ class JudgedSegmenter(BaseModule):
         if stage == "train":
             return [0.5] * len(self.class_names)
         if self.trainer.state.fn != "fit" or self.trainer.sanity_checking:
-            return [self.threshold_of(prompt) for prompt in self.class_names]
+            chosen = self.raw_thresholds if stage == "val_raw" else self.thresholds
+            return [chosen.get(prompt, 0.5) for prompt in self.class_names]
         thresholds = choose_thresholds(counts)
-        if stage == "val":
-            self.thresholds = dict(zip(self.class_names, thresholds, strict=True))
+        by_prompt = dict(zip(self.class_names, thresholds, strict=True))
+        if stage == "val_raw":
+            self.raw_thresholds = by_prompt
+        else:
+            self.thresholds = by_prompt
         return thresholds
 
     def _own_figures(self, own: SegmentationCounts, thresholds: list[float], stage: StageName) -> dict[str, float]:

@@ -211,7 +211,7 @@ class PromptedSegmenter(JudgedSegmenter):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the thresholds of the latest validation, and of CLIPSeg the hash of the towers, which are not in it."""
-        record: dict[str, Any] = {"thresholds": dict(self.thresholds)}
+        record: dict[str, Any] = {"thresholds": dict(self.thresholds), "raw_thresholds": dict(self.raw_thresholds)}
         if isinstance(self.network, CLIPSegmenter):
             self._clip_hash = self._clip_hash or self.network.clip.weights_hash()
             record["clip_hash"] = self._clip_hash
@@ -222,7 +222,7 @@ class PromptedSegmenter(JudgedSegmenter):
         super().on_load_checkpoint(checkpoint)
         self._has_weights = True
         record = checkpoint.get("segmentation", {})
-        self.thresholds = dict(record.get("thresholds", {}))
+        self.thresholds, self.raw_thresholds = (dict(record.get(name, {})) for name in ("thresholds", "raw_thresholds"))
         if isinstance(self.network, CLIPSegmenter) and record.get("clip_hash") != self.network.clip.weights_hash():
             raise MisconfigurationException(
                 f"model.weights: {self.weights or HUB_WEIGHTS} has other CLIP towers than the run; its decoder would see noise"
