@@ -92,8 +92,8 @@ def draw_curves(rows: Rows, title: str, best_epoch: int | None = None) -> Figure
         best_epoch: Epoch to mark, counted from 1.
 
     Returns:
-        Loss and accuracy, or IoU and Dice, in the upper row, learning rate, momentum and speed in the lower; only what there is. Thin lines part
-        the stages of progressive resizing.
+        Loss and accuracy, or IoU and Dice, in the upper row, learning rate, momentum and speed in the lower; only what there is.
+        Thin lines part the stages of progressive resizing.
     """
     names, points = {name for row in rows for name in row}, list(zip(epochs_at(rows), rows, strict=True))
     upper = [panel for panel in JUDGED if any(f"{split}/{panel}" in names for split in SPLITS)]
