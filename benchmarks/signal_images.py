@@ -1,11 +1,11 @@
 """Windows a second of our encoders of signals beside pyts, and of our line plot beside matplotlib.
 
-    python -m benchmarks.signal_images [--repeats 5] [--windows 16] [--sizes 64 224] [--threads 1] [--json FILE]
+    python -m benchmarks.signal_images [--repeats 5] [--windows 16] [--sizes 64 128] [--threads N] [--json FILE]
 
 A window has nine signals of 128 samples; an encoder makes nine images of it. pyts makes images of 64 and 128 pixels from them, not
 of 224: it does not lengthen signals. It gets the signals as one array, as float64, and makes no images of three channels.
 
-Times are those of a clock on the wall, so the machine should be idle; all but pyts' Markov transition fields use one thread there.
+Times are those of a clock on the wall, and ours may use all of torch's threads: the machine should be idle.
 
 matplotlib (Agg, no axes, no file) is measured twice. `new`: a figure for each image, as published pipelines do. `reused`: one
 figure, of which only the curve is replaced, which is the least that matplotlib can do.
@@ -101,7 +101,7 @@ def pyts_sides(series: Array, size: int) -> dict[str, tuple[Encoder, dict[str, A
 
 
 def seconds(action: Callable[[], Any]) -> float:
-    """Processor's seconds of a call, the mean of as many as take a fiftieth of a second: another process's do not count."""
+    """Seconds of a call, the mean of as many as take a fiftieth of a second."""
     begin, calls = perf_counter(), 0
     while calls == 0 or perf_counter() - begin < 0.02:
         action()
