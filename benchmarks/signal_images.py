@@ -1,6 +1,6 @@
 """Windows a second of our encoders of signals beside pyts, and of our line plot beside matplotlib.
 
-    python -m benchmarks.signal_images [--repeats 5] [--windows 16] [--sizes 64 128] [--threads N] [--json FILE]
+    python -m benchmarks.signal_images [--repeats 5] [--windows 64] [--sizes 64 128] [--threads N] [--json FILE]
 
 A window has nine signals of 128 samples; an encoder makes nine images of it. pyts makes images of 64 and 128 pixels from them, not
 of 224: it does not lengthen signals. It gets the signals as one array, as float64, and makes no images of three channels.
@@ -134,7 +134,9 @@ def main(args: list[str] | None = None) -> None:
     """Measure all encoders and print them; ``args`` as on the command line."""
     parser = measure.arguments(__doc__.splitlines()[0] if __doc__ else "")
     parser.set_defaults(threads=1)
-    parser.add_argument("--windows", type=int, default=16, help="windows of a batch, 1 or more")
+    parser.add_argument(
+        "--windows", type=int, default=64, help="windows of a call, 1 or more; the default is that of a batch"
+    )
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128, 224], help="pixels of the images")
     options, before = measure.begin(parser, args)
     if options.windows < 1 or min(options.sizes) < 8:

@@ -5,16 +5,19 @@ j are times, from the upper left corner; no pixel depends on another signal.
 """
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from transforms.signal_scaling import Ranges, neighbours, order_of, ordered, precise, resampled, unit_interval
+from transforms.signal_scaling import Ranges, neighbours, ordered, precise, resampled, unit_interval
 
-CACHED = 1 << 18
-"""Distances that are thresholded at a time: 2 MB of float64, which stays in a processor's cache from one pass to the next."""
+CACHE = 1 << 22
+"""Bytes of images that are made at a time on a CPU: they stay in its cache from one pass to the next."""
+DOUBT = 2.0**-23
+"""Difference from a threshold, of distances up to 1, below which float32 does not tell the side."""
 
 
 def gramian_angular_field(
@@ -44,17 +47,17 @@ def gramian_angular_field(
     """
     if method not in ("summation", "difference"):
         raise ValueError(f"method must be summation or difference, got {method}")
-    values = precise(signals)
-    if ranges is None:
-        values = values - values[..., :1]  # a constant signal stays exactly constant when it is averaged
-    below, above = unit_interval(resampled(values, size), ranges)
+    below, above = unit_interval(resampled(precise(signals), size), ranges)
     cosine, sine = (below - above).float(), (2 * (below * above).sqrt()).float()
     # cos / sqrt(2) etc.: the halving of the image is done on the vectors
     cosine, sine = cosine * math.sqrt(0.5), sine * math.sqrt(0.5)
     rows = (cosine, -sine) if method == "summation" else (sine, -cosine)
+    images = cosine.new_empty((*cosine.shape, size))
     # passes in place were faster than a product of matrices with inner dimension 3
-    image = rows[0].unsqueeze(-1) * cosine.unsqueeze(-2)
-    return image.addcmul_(rows[1].unsqueeze(-1), sine.unsqueeze(-2)).add_(0.5).clamp_(0, 1)
+    for image, first, c, second, s in _parts(images, rows[0], cosine, rows[1], sine):
+        torch.mul(first.unsqueeze(-1), c.unsqueeze(-2), out=image)
+        image.addcmul_(second.unsqueeze(-1), s.unsqueeze(-2)).add_(0.5).clamp_(0, 1)
+    return images
 
 
 def recurrence_plot(
@@ -101,16 +104,26 @@ def recurrence_plot(
             f"got {dimension} and {delay}"
         )
     values = precise(signals)
-    values = values - values[..., :1]  # keeps a constant signal exactly constant, and changes no distance
     coordinates = [resampled(values[..., i * delay : i * delay + states], size) for i in range(dimension)]
     if threshold == "none":
         return _scaled_distances(coordinates, ranges)
-    if dimension == 1:
-        return _near_values(coordinates[0], threshold, percentage)
-    images = signals.new_empty((*signals.shape[:2], size, size))
-    windows = max(1, CACHED // (signals.shape[1] * size**2))
-    for image, *some in zip(images.split(windows), *(c.split(windows) for c in coordinates), strict=True):
-        distances = _distances(some)  # float64: a pixel is on one side of the threshold or the other
+    if dimension > 1:
+        return _near(coordinates, threshold, percentage)
+    images, doubtful = _near_values(coordinates[0], threshold, percentage)
+    if doubtful.any():
+        images[doubtful] = _near([coordinates[0][doubtful].unsqueeze(1)], threshold, percentage).squeeze(1)
+    return images
+
+
+def _near(coordinates: list[Tensor], threshold: Literal["point", "distance"], percentage: float) -> Tensor:
+    """Return the (B, S, N, N) float32 images of which pairs of points are nearer than the threshold.
+
+    By float64: a pixel is on one side of the threshold or the other.
+    """
+    size = coordinates[0].shape[-1]
+    images = coordinates[0].new_empty((*coordinates[0].shape, size), dtype=torch.float32)
+    for image, *some in _parts(images, *coordinates):
+        distances = _distances(some)
         if threshold == "point":
             limit = _percentile(_pairs(distances), size, percentage)
         else:
@@ -120,65 +133,68 @@ def recurrence_plot(
     return images
 
 
-def _near_values(values: Tensor, threshold: Literal["point", "distance"], percentage: float) -> Tensor:
-    """Return the (B, S, N, N) float32 images of which pairs of values (B, S, N) are nearer than the threshold; no distance is made.
+def _near_values(values: Tensor, threshold: Literal["point", "distance"], percentage: float) -> tuple[Tensor, Tensor]:
+    """Return the same of values (B, S, N), by float32, and (B, S) where that may be wrong.
 
-    With e(v) the least number whose distance from v is not below the threshold, a pair v <= w is near where w < e(v). So the near
-    ones of a value are those from some place to some other in the ascending order, and places are small whole numbers, which
-    float32 holds and compares quickly, where distances would need float64: a pixel is on one side of the threshold or the other.
+    With values and threshold brought to [0, 1], both values, their difference and the threshold are each rounded by 2^-25 at most,
+    `DOUBT` in all, and what they differ by, where it is small, not at all: what is farther away is on the side that it should be.
     """
     size = values.shape[-1]
-    values = values - values.amin(-1, keepdim=True)  # none below 0: `_ends` then finds e(v) beside v + limit
-    order = order_of(values)
-    values = values.gather(-1, order)  # ascending from here on
+    low, high = values.aminmax(dim=-1, keepdim=True)
+    extent = high - low
     if threshold == "distance":
-        limit = values[..., -1] * (percentage / 100)
+        limit = extent * (percentage / 100)
     else:
-        limit = _percentile(_least_pairs(values, max(_place(size, percentage)[1], 0) + 1), size, percentage)
-    end = torch.searchsorted(values, _ends(values, limit.unsqueeze(-1)))
-    # a value is beyond the near ones of those whose end is at or before its place
-    counts = end.new_zeros(*end.shape[:2], size + 1).scatter_add_(-1, end, torch.ones_like(end))
-    begin = counts.cumsum(-1)[..., :size]
-    place = torch.empty_like(order).scatter_(-1, order, torch.arange(size, device=order.device).expand_as(order))
-    begin, width = begin.gather(-1, place), (end - begin).clamp(min=0).gather(-1, place)
-    if size < 256:  # bytes: what is before the beginning wraps around to beyond the width
-        after = place.byte().unsqueeze(-2) - begin.byte().unsqueeze(-1)
-        return after.lt_(width.byte().unsqueeze(-1)).float()
-    return (
-        (2 * place.float().unsqueeze(-2) - (2 * begin + width - 1).float().unsqueeze(-1))
-        .abs_()
-        .lt_(width.float().unsqueeze(-1))
-    )
+        count = max(_place(size, percentage)[1], 0) + 1
+        limit = _percentile(_least_pairs(ordered(values), count), size, percentage).unsqueeze(-1)
+    unit = torch.where(extent > 0, extent, 1)
+    values, limit = ((values - low) / unit).float(), (limit / unit).float().unsqueeze(-1)
+    images, doubtful = values.new_empty((*values.shape, size)), []
+    scratch = torch.empty_like(images[: _windows(images)])  # a new one for each would cost more than the passes over it
+    for image, some, part in _parts(images, values, limit):
+        torch.sub(some.unsqueeze(-1), some.unsqueeze(-2), out=image).abs_().sub_(part)
+        doubtful.append(torch.abs(image, out=scratch[: len(some)]).flatten(2).amin(-1) < DOUBT)
+        image.lt_(0)
+    return images, torch.cat(doubtful)
 
 
-def _ends(values: Tensor, limit: Tensor) -> Tensor:
-    """Return the least e for which e - values, rounded, is not below the limit; values and limit are not negative."""
-    near = values + limit
-    up, down = torch.full_like(near, math.inf), torch.zeros_like(near)
-    ends = torch.nextafter(near, up)
-    for candidate in (near, torch.nextafter(near, down)):
-        ends = torch.where(candidate - values >= limit, candidate, ends)
-    return ends
+def _windows(images: Tensor) -> int:
+    """How many windows of images (B, S, N, N) are made at a time; an accelerator makes all at once."""
+    return max(1, CACHE // images[0].nbytes) if images.device.type == "cpu" else len(images)
 
 
-def _distances(coordinates: list[Tensor]) -> Tensor:
+def _parts(images: Tensor, *vectors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield images (B, S, N, N) and what they are made of, each with the windows in front, in parts that fit a cache."""
+    windows = _windows(images)
+    return zip(images.split(windows), *(v.split(windows) for v in vectors), strict=True)
+
+
+def _distances(coordinates: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
     """Return the (B, S, N, N) distances between points of which each coordinate is (B, S, N)."""
-    differences = (c.unsqueeze(-1) - c.unsqueeze(-2) for c in coordinates)
-    if len(coordinates) == 1:
-        return next(differences).abs_()
-    squares = next(differences).square_()
-    for difference in differences:
-        squares.addcmul_(difference, difference)
-    return squares.sqrt_()
+    pairs = [(c.unsqueeze(-1), c.unsqueeze(-2)) for c in coordinates]
+    distances: Tensor = torch.sub(*pairs[0], out=out)
+    if len(pairs) == 1:
+        return distances.abs_()
+    distances.square_()
+    for pair in pairs[1:]:
+        difference = torch.sub(*pair)
+        distances.addcmul_(difference, difference)
+    return distances.sqrt_()
 
 
 def _percentile(pairs: Tensor, size: int, percentage: float) -> Tensor:
-    """Return the percentile (B, S) of all distances between points, from those of the pairs (B, S, M), or the least of them."""
+    """Return a value (B, S) below which are the distances that are below the percentile of all between points.
+
+    From the distances of the pairs (B, S, M), or the least of them. Where two distances differ, what lies between them parts the
+    same ones as the greater or any other of their mixtures does, and no distance is so near to it that a rounding could matter.
+    """
     lower, upper, share = _place(size, percentage)
     if upper < 0:  # that of a point and itself
         return pairs.new_zeros(pairs.shape[:2])
     below, above = neighbours(pairs, upper)
-    return above if lower == upper else torch.lerp(below, above, share)
+    middle = torch.lerp(below, above, 0.5)
+    limit = above if lower == upper else torch.lerp(below, above, share)
+    return torch.where((below < middle) & (below < limit), middle, limit)
 
 
 def _place(size: int, percentage: float) -> tuple[int, int, float]:
@@ -213,15 +229,21 @@ def _scaled_distances(coordinates: list[Tensor], ranges: Ranges) -> Tensor:
     if ranges is not None:
         low, high = torch.as_tensor(ranges, device=coordinates[0].device).unbind(-1)
         unit = (high - low).unsqueeze(-1) * len(coordinates) ** 0.5
-        return _distances([(c / unit).float() for c in coordinates]).clamp_(max=1)
-    # by the largest distance in one coordinate, to values between 0 and 1, which float32 then holds to its full precision
-    coordinates = [c - c.amin(-1, keepdim=True) for c in coordinates]
-    extent = torch.stack([c.amax(-1, keepdim=True) for c in coordinates]).amax(0)
-    distances = _distances([(c / torch.where(extent > 0, extent, 1)).float() for c in coordinates])
-    if len(coordinates) == 1:
-        return distances
-    largest = distances.flatten(2).amax(-1)[..., None, None]
-    return distances.div_(torch.where(largest > 0, largest, 1))
+        points = [(c / unit).float() for c in coordinates]
+    else:
+        # by the largest distance in one coordinate, to values between 0 and 1, which float32 then holds to its full precision
+        coordinates = [c - c.amin(-1, keepdim=True) for c in coordinates]
+        extent = torch.stack([c.amax(-1, keepdim=True) for c in coordinates]).amax(0)
+        points = [(c / torch.where(extent > 0, extent, 1)).float() for c in coordinates]
+    images: Tensor = points[0].new_empty((*points[0].shape, points[0].shape[-1]))
+    for image, *some in _parts(images, *points):
+        _distances(some, out=image)
+        if ranges is not None:
+            image.clamp_(max=1)
+        elif len(some) > 1:
+            largest = image.flatten(2).amax(-1)[..., None, None]
+            image.div_(torch.where(largest > 0, largest, 1))
+    return images
 
 
 def markov_transition_field(signals: Tensor, size: int, bins: int = 8) -> Tensor:

@@ -58,11 +58,11 @@ def resampled(values: Tensor, size: int) -> Tensor:
         return values
     device = values.device
     if length % size == 0 and length <= 8 * size:  # segments of one length: some passes over slices, without a gather
-        first, *others = values.unflatten(-1, (size, -1)).unbind(-1)
-        total: Tensor = first.clone()
+        first, second, *others = values.unflatten(-1, (size, -1)).unbind(-1)
+        total: Tensor = first + second
         for values in others:
             total += values
-        return total / (length // size)
+        return total.div_(length // size)
     steps = torch.arange(size + 1, device=device)
     if length > size:
         bounds = steps * length // size
@@ -71,7 +71,8 @@ def resampled(values: Tensor, size: int) -> Tensor:
         members = (bounds[:-1, None] + offsets).clamp(
             max=length - 1
         )  # (N, most): a segment has `most` samples or one less
-        return (values[..., members] * (offsets < counts[:, None])).sum(-1) / counts
+        first = values[..., :1]  # without it a constant signal is exactly constant in segments of any length
+        return ((values - first)[..., members] * (offsets < counts[:, None])).sum(-1) / counts + first
     places = steps[:-1].to(values.dtype) * ((length - 1) / (size - 1))
     left = places.long().clamp(max=max(0, length - 2))
     right = (left + 1).clamp(max=length - 1)
@@ -85,23 +86,11 @@ def ordered(values: Tensor) -> Tensor:
     return torch.from_numpy(np.sort(values.numpy(), axis=-1))
 
 
-def order_of(values: Tensor) -> Tensor:
-    """Return the places (..., T) int64 of values (..., T) in ascending order, of equal ones in any; on a CPU by numpy, as above."""
-    if values.device.type != "cpu":
-        return values.argsort(-1)
-    return torch.from_numpy(np.argsort(values.numpy(), axis=-1))
-
-
 def neighbours(values: Tensor, place: int) -> tuple[Tensor, Tensor]:
     """Return the values that stand at `place - 1` and `place`, from 0, in the ascending order of values (..., T).
 
-    0 stands for what would be at -1. On a CPU by numpy, which selects without sorting what it selects; values lie in another order
-    afterwards.
+    0 stands for what would be at -1.
     """
-    if values.device.type == "cpu":
-        wanted = [place] if place == 0 else [place - 1, place]
-        values.numpy().partition(wanted, axis=-1)
-        return values[..., place - 1] if place else torch.zeros_like(values[..., 0]), values[..., place]
     least = values.topk(place + 1, largest=False, sorted=False).values
     above, *below = least.topk(min(2, place + 1)).values.unbind(-1)
     return below[0] if below else torch.zeros_like(above), above

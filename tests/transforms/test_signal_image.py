@@ -14,7 +14,7 @@ from PIL import Image
 from scipy import signal as scipy_signal
 from torch import Tensor
 
-from transforms import Encoder, arrange, encode, window_mean
+from transforms import Encoder, arrange, encode, signal_fields, window_mean
 
 Array = NDArray[np.float64]
 ENCODERS: tuple[Encoder, ...] = get_args(Encoder)
@@ -89,6 +89,24 @@ def test_thresholds_are_exact_among_equal_distances(length: int, percentage: flo
     }.items():
         found = encode(signals, "recurrence_plot", length, threshold=threshold, percentage=percentage)
         close(found, distance < limit, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "settings"),
+    [
+        ("gramian_angular_field", {}),
+        ("recurrence_plot", {}),
+        ("recurrence_plot", {"threshold": "point"}),
+        ("recurrence_plot", {"threshold": "distance", "dimension": 2}),
+    ],
+)
+def test_images_made_in_parts_are_those_made_at_once(
+    encoder: Encoder, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signals = walks(7, 2, 60)
+    at_once = encode(signals, encoder, 30, **settings)
+    monkeypatch.setattr(signal_fields, "CACHE", 3 * at_once[0].nbytes)
+    assert torch.equal(encode(signals, encoder, 30, **settings), at_once)
 
 
 def test_recurrence_plot_of_states_is_of_the_distances() -> None:
