@@ -27,9 +27,10 @@ from transforms.random_erasing import random_erasing
 from transforms.resized_crop import crop_boxes, random_resized_crop, resize
 from transforms.sample_random import SampleRandom
 from transforms.signal_augmentation import channel_dropout, jitter, rotation, scaling, time_warp
-from transforms.signal_fields import gramian_angular_field, markov_transition_field, recurrence_plot
+from transforms.signal_fields import gramian_angular_field, markov_transition_field
 from transforms.signal_image import Encoder, Mode, arrange, check_signals, encode, window_mean
 from transforms.signal_line_plot import line_plot
+from transforms.signal_recurrence import recurrence_plot
 from transforms.signal_segments import log_spectrogram, segment_stack
 
 __all__ = [

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from transforms.checks import check_images
-from transforms.signal_fields import gramian_angular_field, markov_transition_field, recurrence_plot
+from transforms.signal_fields import gramian_angular_field, markov_transition_field
 from transforms.signal_line_plot import line_plot
+from transforms.signal_recurrence import recurrence_plot
 from transforms.signal_scaling import Ranges
 from transforms.signal_segments import log_spectrogram, segment_stack
 

@@ -1,11 +1,15 @@
 """What the encoders of signals share: values brought to [0, 1], a length brought to another, images resized to a square."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 Ranges = Tensor | tuple[float, float] | None
+CACHE = 1 << 22
+"""Bytes of images that are made at a time."""
 
 
 def precise(signals: Tensor) -> Tensor:
@@ -86,14 +90,16 @@ def ordered(values: Tensor) -> Tensor:
     return torch.from_numpy(np.sort(values.numpy(), axis=-1))
 
 
-def neighbours(values: Tensor, place: int) -> tuple[Tensor, Tensor]:
-    """Return the values that stand at `place - 1` and `place`, from 0, in the ascending order of values (..., T).
+def windows_at_a_time(images: Tensor) -> int:
+    """How many windows of images (B, S, N, N) are made at a time: on a CPU what stays in its cache from one pass to the next."""
+    window = images.shape[1:].numel() * images.element_size()
+    return max(1, CACHE // window if images.device.type == "cpu" else len(images))
 
-    0 stands for what would be at -1.
-    """
-    least = values.topk(place + 1, largest=False, sorted=False).values
-    above, *below = least.topk(min(2, place + 1)).values.unbind(-1)
-    return below[0] if below else torch.zeros_like(above), above
+
+def in_parts(images: Tensor, *vectors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield images (B, S, N, N) and what they are made of, each with the windows in front, in such parts."""
+    windows = windows_at_a_time(images)
+    return zip(images.split(windows), *(v.split(windows) for v in vectors), strict=True)
 
 
 def resized(images: Tensor, size: int) -> Tensor:

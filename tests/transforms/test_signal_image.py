@@ -14,7 +14,7 @@ from PIL import Image
 from scipy import signal as scipy_signal
 from torch import Tensor
 
-from transforms import Encoder, arrange, encode, signal_fields, window_mean
+from transforms import Encoder, arrange, encode, signal_scaling, window_mean
 
 Array = NDArray[np.float64]
 ENCODERS: tuple[Encoder, ...] = get_args(Encoder)
@@ -105,7 +105,7 @@ def test_images_made_in_parts_are_those_made_at_once(
 ) -> None:
     signals = walks(7, 2, 60)
     at_once = encode(signals, encoder, 30, **settings)
-    monkeypatch.setattr(signal_fields, "CACHE", 3 * at_once[0].nbytes)
+    monkeypatch.setattr(signal_scaling, "CACHE", 3 * at_once[0].nbytes)
     assert torch.equal(encode(signals, encoder, 30, **settings), at_once)
 
 
