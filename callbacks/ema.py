@@ -16,6 +16,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from callbacks.batch_statistics import check_renewable, renew_batch_statistics
+
 
 def effective_decay(decay: float, updates: int, warmup: bool) -> float:
     """Decay of the update after ``updates`` earlier ones.
@@ -43,6 +45,8 @@ class EMA(Callback):
         start_step: Optimiser steps before averaging begins; until then the average is the raw weights.
         buffers: ``average`` averages floating-point buffers (batch-norm statistics) too, ``copy`` takes the raw ones.
         validate_raw: Also validate the raw weights, as ``val_raw/*``; costs a second forward pass of the validation set.
+        batch_statistics: Training samples, in whole batches, from which the batch-norm statistics of the average are taken anew
+            before each validation; costs their forward pass. 0 keeps what `buffers` says. Needs training data in memory.
     """
 
     def __init__(
@@ -52,13 +56,16 @@ class EMA(Callback):
         start_step: int = 0,
         buffers: Literal["average", "copy"] = "average",
         validate_raw: bool = True,
+        batch_statistics: int = 0,
     ) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"decay: at least 0 and under 1, got {decay}")
         if start_step < 0:
             raise ValueError(f"start_step: 0 or more, got {start_step}")
+        if batch_statistics < 0:
+            raise ValueError(f"batch_statistics: 0 or more, got {batch_statistics}")
         self.decay, self.warmup, self.start_step = decay, warmup, start_step
-        self.buffers, self.validate_raw = buffers, validate_raw
+        self.buffers, self.validate_raw, self.batch_statistics = buffers, validate_raw, batch_statistics
         self.updates = 0
         self.average: dict[str, Tensor] = {}
         self._live: dict[str, Tensor] = {}  # the module's own tensors, under the same names
@@ -71,6 +78,8 @@ class EMA(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start from the weights, or from the checkpoint's average."""
+        if self.batch_statistics and trainer.enable_validation:
+            check_renewable(trainer, pl_module, "EMA.batch_statistics")
         self._attach(pl_module)
         if self._resumed is None:
             self.average = {name: tensor.clone() for name, tensor in self._live.items()}
@@ -147,8 +156,11 @@ class EMA(Callback):
             torch._foreach_copy_(*self._copied)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate the average."""
+        """Validate the average, in a fit with its own batch statistics."""
         self._enter(trainer, pl_module)
+        if self.batch_statistics and self._raw is not None and trainer.state.fn == "fit":
+            for name in renew_batch_statistics(trainer, pl_module, self.batch_statistics):
+                self.average[name].copy_(self._live[name])
 
     def on_validation_batch_end(
         self,

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from callbacks import read_metrics
+from callbacks.exact_resume import stable_seed
 from datamodules import DigitsDataModule
 from lightning_modules import TernaryClassifier
 from networks import build_resnet, ternary_layers
@@ -47,6 +48,28 @@ def images() -> torch.Tensor:
     data.setup("test")
     batch = next(iter(data.test_dataloader()))
     return data._normalize(batch)["image"]
+
+
+def test_the_average_has_batch_statistics_of_training_images(finished: Path) -> None:
+    """Those of the first layer, whose input depends on no other: four batches of that epoch's augmented images."""
+    data = DigitsDataModule(batch_size=16, train_fraction=0.1, mixup_prob=0.5)
+    data.seed = 3
+    data.setup("fit")
+    epoch = json.loads((finished / "checkpoints" / "best.json").read_text())["epoch"] - 1
+    generator = torch.Generator().manual_seed(stable_seed("batch statistics", 3, epoch))
+    order = torch.randperm(len(data.splits["train"]["index"]), generator=generator)[:64]
+    module = TernaryClassifier.load_from_checkpoint(finished / "checkpoints" / "best.ckpt", weights_only=True).eval()
+    norm = next(layer for layer in module.modules() if isinstance(layer, torch.nn.BatchNorm2d))
+    seen: list[torch.Tensor] = []
+    norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        for chosen in order.split(16):
+            batch = {name: values[chosen] for name, values in data.splits["train"].items()}
+            module(data.augment(batch, epoch)["image"])
+    means = torch.stack([values.mean((0, 2, 3)) for values in seen]).mean(0)
+    variances = torch.stack([values.transpose(0, 1).flatten(1).var(1) for values in seen]).mean(0)
+    torch.testing.assert_close(norm.running_mean, means)
+    torch.testing.assert_close(norm.running_var, variances)
 
 
 def test_weights_file_is_the_averaged_network_in_plain_torch(finished: Path, images: torch.Tensor) -> None:

@@ -1,0 +1,88 @@
+"""Batch-norm statistics of a network taken anew from training samples, for weights that no step has trained.
+
+An average of weights has other activations than any network that was trained, and an average of their statistics belongs to neither
+(Izmailov et al. 2018, arXiv:1803.05407, section 3.2; "precise" statistics: Wu and Johnson 2021, arXiv:2105.07576).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from callbacks.exact_resume import stable_seed
+
+
+def batch_norms(module: nn.Module) -> dict[str, _BatchNorm]:
+    """The layers that keep running statistics, by name."""
+    return {name: m for name, m in module.named_modules() if isinstance(m, _BatchNorm) and m.track_running_stats}
+
+
+def check_renewable(trainer: Trainer, pl_module: LightningModule, setting: str) -> None:
+    """Check that there are statistics to take, and samples to take them from.
+
+    Args:
+        trainer: Of the run, with its datamodule set up.
+        pl_module: Its module.
+        setting: What asks for it, named in the message.
+
+    Raises:
+        MisconfigurationException: The network has no batch norm, or its data is not in memory.
+    """
+    if not batch_norms(pl_module):
+        raise MisconfigurationException(f"{setting}: the network has no batch norm; set it to 0")
+    if _training_split(trainer) is None:
+        name = type(trainer.datamodule).__name__  # type: ignore[attr-defined]
+        raise MisconfigurationException(
+            f"{setting}: needs training data in memory, as CIFAR10DataModule has it, not {name}; set it to 0"
+        )
+
+
+def _training_split(trainer: Trainer) -> dict[str, Tensor] | None:
+    split: dict[str, Tensor] = getattr(trainer.datamodule, "splits", {}).get("train", {})  # type: ignore[attr-defined]
+    return split if split.keys() & {"image", "signal"} else None  # of files there are only places
+
+
+def _images(trainer: Trainer, device: torch.device, samples: int) -> Iterator[Tensor]:
+    """Augmented training images in whole batches, a function of (seed, epoch) alone and the same on every process."""
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    split, epoch = _training_split(trainer), trainer.current_epoch
+    assert split is not None
+    generator = torch.Generator().manual_seed(stable_seed("batch statistics", data.seed, epoch))
+    order = torch.randperm(len(split["index"]), generator=generator)
+    for chosen in order[: max(1, samples // data.batch_size) * data.batch_size].split(data.batch_size):
+        rows = {name: values[chosen.to(values.device)].to(device) for name, values in split.items()}
+        yield trainer.precision_plugin.convert_input(data.augment(rows, epoch)["image"])
+
+
+@torch.no_grad()
+def renew_batch_statistics(trainer: Trainer, pl_module: LightningModule, samples: int) -> list[str]:
+    """Replace running means and variances by those of so many training samples; all else of the module is as before.
+
+    Args:
+        trainer: Of the run, for data and precision.
+        pl_module: Holds the weights to take them for; dropout and the like stay as they are.
+        samples: Training samples, taken in whole batches, at least one.
+
+    Returns:
+        Names of the buffers that were replaced.
+    """
+    layers = batch_norms(pl_module)
+    before = {name: (layer.momentum, layer.training) for name, layer in layers.items()}
+    for layer in layers.values():
+        layer.reset_running_stats()
+        layer.momentum = None  # the plain mean over the batches
+        layer.training = True
+    try:
+        for images in _images(trainer, pl_module.device, samples):
+            with trainer.precision_plugin.forward_context():
+                pl_module(images)
+    finally:
+        for name, layer in layers.items():
+            layer.momentum, layer.training = before[name]
+    return [f"{name}.{buffer}" for name in layers for buffer in ("running_mean", "running_var")]
