@@ -18,9 +18,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from callbacks.exact_resume import stable_seed
 
 
-def batch_norms(module: nn.Module) -> dict[str, _BatchNorm]:
-    """The layers that keep running statistics, by name."""
-    return {name: m for name, m in module.named_modules() if isinstance(m, _BatchNorm) and m.track_running_stats}
+def trained_batch_norms(module: nn.Module) -> dict[str, _BatchNorm]:
+    """The layers whose running statistics training changes, by name: a module's `train` leaves what is frozen as it is."""
+    modes = {part: part.training for part in module.modules()}
+    module.train()
+    found = {
+        name: part
+        for name, part in module.named_modules()
+        if isinstance(part, _BatchNorm) and part.track_running_stats and part.training
+    }
+    for part, mode in modes.items():
+        part.training = mode
+    return found
 
 
 def check_renewable(trainer: Trainer, pl_module: LightningModule, setting: str) -> None:
@@ -32,10 +41,10 @@ def check_renewable(trainer: Trainer, pl_module: LightningModule, setting: str) 
         setting: What asks for it, named in the message.
 
     Raises:
-        MisconfigurationException: The network has no batch norm, or its data is not in memory.
+        MisconfigurationException: No batch norm is trained, or the data is not in memory.
     """
-    if not batch_norms(pl_module):
-        raise MisconfigurationException(f"{setting}: the network has no batch norm; set it to 0")
+    if not trained_batch_norms(pl_module):
+        raise MisconfigurationException(f"{setting}: no batch norm is trained in this network; set it to 0")
     if _training_split(trainer) is None:
         name = type(trainer.datamodule).__name__  # type: ignore[attr-defined]
         raise MisconfigurationException(
@@ -49,7 +58,7 @@ def _training_split(trainer: Trainer) -> dict[str, Tensor] | None:
 
 
 def _images(trainer: Trainer, device: torch.device, samples: int) -> Iterator[Tensor]:
-    """Augmented training images in whole batches, a function of (seed, epoch) alone and the same on every process."""
+    """Augmented training images, or signals, in whole batches: a function of (seed, epoch), the same on every process."""
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     split, epoch = _training_split(trainer), trainer.current_epoch
     assert split is not None
@@ -57,12 +66,15 @@ def _images(trainer: Trainer, device: torch.device, samples: int) -> Iterator[Te
     order = torch.randperm(len(split["index"]), generator=generator)
     for chosen in order[: max(1, samples // data.batch_size) * data.batch_size].split(data.batch_size):
         rows = {name: values[chosen.to(values.device)].to(device) for name, values in split.items()}
-        yield trainer.precision_plugin.convert_input(data.augment(rows, epoch)["image"])
+        batch = data.augment(rows, epoch)
+        yield trainer.precision_plugin.convert_input(batch["image"] if "image" in batch else batch["signal"])
 
 
 @torch.no_grad()
 def renew_batch_statistics(trainer: Trainer, pl_module: LightningModule, samples: int) -> list[str]:
-    """Replace running means and variances by those of so many training samples; all else of the module is as before.
+    """Replace the running means and variances that training changes by those of so many training samples.
+
+    All else of the module is as before.
 
     Args:
         trainer: Of the run, for data and precision.
@@ -72,7 +84,7 @@ def renew_batch_statistics(trainer: Trainer, pl_module: LightningModule, samples
     Returns:
         Names of the buffers that were replaced.
     """
-    layers = batch_norms(pl_module)
+    layers = trained_batch_norms(pl_module)
     before = {name: (layer.momentum, layer.training) for name, layer in layers.items()}
     for layer in layers.values():
         layer.reset_running_stats()

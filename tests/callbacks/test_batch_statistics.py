@@ -19,16 +19,15 @@ from callbacks.batch_statistics import check_renewable, renew_batch_statistics
 class Data:
     """Images of their own number, doubled by augmentation, so that a test sees which were taken."""
 
-    def __init__(self, batch_size: int = 4, seed: int = 0) -> None:
-        index = torch.arange(20)
+    def __init__(self, batch_size: int = 4, seed: int = 0, key: str = "image") -> None:
         values = torch.randn(20, 3, 5, 5, generator=torch.Generator().manual_seed(3))
-        self.splits: dict[str, Any] = {"train": {"image": values, "index": index}}
-        self.batch_size, self.seed = batch_size, seed
+        self.splits: dict[str, Any] = {"train": {key: values, "index": torch.arange(20)}}
+        self.batch_size, self.seed, self.key = batch_size, seed, key
         self.taken: list[Tensor] = []
 
     def augment(self, batch: dict[str, Tensor], epoch: int) -> dict[str, Tensor]:
         self.taken.append(batch["index"])
-        return {**batch, "image": 2 * batch["image"] + epoch}
+        return {**batch, self.key: 2 * batch[self.key] + epoch}
 
 
 class Net(nn.Module):
@@ -48,15 +47,17 @@ def trainer(data: Any, epoch: int = 1) -> Any:
     return SimpleNamespace(datamodule=data, current_epoch=epoch, precision_plugin=plugin)
 
 
-@pytest.mark.parametrize(("samples", "batches"), [(1, 1), (8, 2), (11, 2), (1000, 5)])
-def test_statistics_are_the_mean_of_the_batches(samples: int, batches: int) -> None:
-    data, net = Data(), Net().eval()
+@pytest.mark.parametrize(
+    ("samples", "batches", "key"), [(1, 1, "image"), (8, 2, "image"), (11, 2, "signal"), (1000, 5, "image")]
+)
+def test_statistics_are_the_mean_of_the_batches(samples: int, batches: int, key: str) -> None:
+    data, net = Data(key=key), Net().eval()
     net.norm.running_mean.fill_(7.0)  # type: ignore[union-attr]
     names = renew_batch_statistics(trainer(data), net, samples)  # type: ignore[arg-type]
     assert names == ["norm.running_mean", "norm.running_var"]
     assert [len(taken) for taken in data.taken] == [4] * batches
     assert len(torch.cat(data.taken).unique()) == 4 * batches
-    seen = [2 * data.splits["train"]["image"][taken].numpy() + 1 for taken in data.taken]
+    seen = [2 * data.splits["train"][key][taken].numpy() + 1 for taken in data.taken]
     mean = np.mean([images.mean((0, 2, 3)) for images in seen], 0)
     variance = np.mean([images.var((0, 2, 3), ddof=1) for images in seen], 0)
     np.testing.assert_allclose(net.norm.running_mean, mean, atol=1e-5)  # type: ignore[arg-type]
@@ -76,9 +77,32 @@ def test_samples_depend_on_seed_and_epoch_and_draw_nothing() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+class Frozen(Net):
+    """A frozen part beside a trained one, as a fine-tuned network has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen = nn.BatchNorm2d(3)
+
+    def train(self, mode: bool = True) -> Frozen:
+        super().train(mode)
+        self.frozen.eval()
+        return self
+
+    def forward(self, image: Tensor) -> Tensor:
+        return super().forward(self.frozen(image))
+
+
+def test_frozen_layers_keep_their_statistics() -> None:
+    net = Frozen().eval()
+    before = {name: buffer.clone() for name, buffer in net.frozen.named_buffers()}
+    assert renew_batch_statistics(trainer(Data()), net, 8) == ["norm.running_mean", "norm.running_var"]  # type: ignore[arg-type]
+    assert all(torch.equal(buffer, before[name]) for name, buffer in net.frozen.named_buffers())
+
+
 def test_what_cannot_be_renewed_is_refused() -> None:
     with pytest.raises(
-        MisconfigurationException, match=r"EMA.batch_statistics: the network has no batch norm; set it to 0"
+        MisconfigurationException, match=r"EMA.batch_statistics: no batch norm is trained in this network; set it to 0"
     ):
         check_renewable(trainer(Data()), nn.Linear(2, 2), "EMA.batch_statistics")  # type: ignore[arg-type]
     files = Data()
