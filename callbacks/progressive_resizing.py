@@ -16,8 +16,8 @@ import gc
 import logging
 import sys
 from bisect import bisect_right
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -25,7 +25,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks.eta import Stretch
-from callbacks.resizing_stages import SETTINGS, ResizingStage, ScheduleScope, check_run, check_same, check_stages
+from callbacks.resizing_stages import (
+    SETTINGS,
+    ResizingStage,
+    ScheduleScope,
+    check_run,
+    check_same,
+    check_stages,
+    stretched,
+)
 from callbacks.run_folder import log_line, run_folder
 from callbacks.speed import peak_memory_gb
 from callbacks.trial import Trial, generators_put_back, is_out_of_memory
@@ -41,10 +49,12 @@ class ProgressiveResizing(Callback):
     """Goes through the stages; the datamodule resizes its training images to ``train_size``.
 
     Args:
-        stages: Of which the epochs add up to the Trainer's, and the last has the size of the evaluation.
+        stages: Of which the epochs add up to the Trainer's unless stretched, and the last has the size of the evaluation.
         schedule: ``per_stage``: every stage has the schedule for itself, the warm-up is in the first; ``whole``: one over all.
         reset_momentum: Forget the optimiser's state (momentum, Adam's moments) at the start of each stage.
         try_largest: Before the first step, try the stage with the most pixels in a batch with one step on a copy.
+        stretch: The stages' epochs are shares of the Trainer's, whatever those are, to whole epochs. A resumed run that gets more
+            epochs spends them in the last stage.
     """
 
     def __init__(
@@ -53,15 +63,20 @@ class ProgressiveResizing(Callback):
         schedule: ScheduleScope = "per_stage",
         reset_momentum: bool = False,
         try_largest: bool = True,
+        stretch: bool = False,
     ) -> None:
         check_stages(stages, schedule)
-        self.stages, self.schedule = list(stages), schedule
-        self.reset_momentum, self.try_largest = reset_momentum, try_largest
-        self.firsts = [sum(stage.epochs for stage in stages[:i]) for i in range(len(stages))]
+        self.asked, self.schedule = list(stages), schedule
+        self.reset_momentum, self.try_largest, self.stretch = reset_momentum, try_largest, stretch
+        self._take(stages)
         self.index = 0
         self.batches: list[int] = []
         self._before: dict[str, Any] = {}
         self._goes_on = False
+
+    def _take(self, stages: Sequence[ResizingStage]) -> None:
+        self.stages = list(stages)
+        self.firsts = [sum(stage.epochs for stage in stages[:i]) for i in range(len(stages))]
 
     # ---- what others ask for ----
 
@@ -111,6 +126,12 @@ class ProgressiveResizing(Callback):
         """Check the stages against data and Trainer, and begin with the first."""
         if stage != "fit":
             return
+        if self.stretch and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            if (epochs := trainer.max_epochs or 0) < 1:
+                raise MisconfigurationException(
+                    f"ProgressiveResizing: stretch needs trainer.max_epochs, 1 or more, got {trainer.max_epochs}"
+                )
+            self._take(stretched(self.asked, epochs))
         self.batches = check_run(trainer, self.stages)
         self._reload = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
         self._before = {name: getattr(trainer.datamodule, name) for name in SETTINGS}  # type: ignore[attr-defined]
@@ -140,13 +161,19 @@ class ProgressiveResizing(Callback):
                 "ProgressiveResizing: this run was begun without it and cannot go on with it; start a new run"
             )
         if saved is not None:
-            check_same(self.stages, [ResizingStage(**stage) for stage in saved["stages"]], done, max(done, begun))
+            stages = [ResizingStage(**stage) for stage in saved["stages"]]
+            rest = (trainer.max_epochs or 0) - sum(stage.epochs for stage in stages[:-1])
+            if self.stretch and saved.get("asked") == self.state_dict()["asked"] and rest > 0:
+                # what is over and what has begun keeps its length
+                self._take([*stages[:-1], replace(stages[-1], epochs=rest)])
+                self.batches = check_run(trainer, self.stages)
+            check_same(self.stages, stages, done, max(done, begun))
         self._apply(trainer, self.stage_at(done))
         self._goes_on = max(done, begun) > self.firsts[self.index]
 
     def state_dict(self) -> dict[str, Any]:
-        """The stages, for a resume to compare."""
-        return {"stages": [asdict(stage) for stage in self.stages]}
+        """The stages as they are and as they were asked for, for a resume to compare."""
+        return {name: [asdict(stage) for stage in getattr(self, name)] for name in ("stages", "asked")}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Try the stage to come that needs most memory; one that begins now is tried by its first step."""

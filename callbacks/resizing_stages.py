@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 from typing import Literal
 
 from lightning.pytorch import Trainer
@@ -66,6 +67,22 @@ def check_stages(stages: Sequence[ResizingStage], schedule: ScheduleScope) -> No
                 raise ValueError(f"{name} of stage {number}: {wanted}, got {getattr(stage, name)}")
 
 
+def stretched(stages: Sequence[ResizingStage], epochs: int) -> list[ResizingStage]:
+    """The stages in the same proportions, to whole epochs, with another length together.
+
+    Args:
+        stages: Their epochs are shares.
+        epochs: Of all together, 1 or more.
+
+    Returns:
+        Those that get an epoch or more, of which the last of `stages` is always one.
+    """
+    *before, total = accumulate(stage.epochs for stage in stages)
+    ends = [min((2 * share * epochs + total) // (2 * total), epochs - 1) for share in before]
+    lengths = [end - start for start, end in pairwise([0, *ends, epochs])]
+    return [replace(stage, epochs=length) for stage, length in zip(stages, lengths, strict=True) if length]
+
+
 def check_run(trainer: Trainer, stages: Sequence[ResizingStage]) -> list[int]:
     """Check the stages against data and Trainer.
 
@@ -107,7 +124,7 @@ def _check_length(trainer: Trainer, epochs: int) -> None:
     if trainer.max_epochs != epochs:
         raise MisconfigurationException(
             f"ProgressiveResizing: the stages have {epochs} epochs together, but trainer.max_epochs is {trainer.max_epochs}; "
-            f"set --trainer.max_epochs {epochs}, or other epochs for the stages"
+            f"set --trainer.max_epochs {epochs}, other epochs for the stages, or stretch: true"
         )
     if trainer.max_steps > 0:
         raise MisconfigurationException(

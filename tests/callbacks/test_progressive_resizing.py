@@ -162,6 +162,18 @@ def test_limits_and_drop_last_are_counted(root: Path) -> None:
     assert watch.rates == pytest.approx([lr for lr, _ in one_cycles(0.1, [(4, 1.0), (4, 0.5), (8, 0.25)])], rel=1e-12)
 
 
+def test_stretched_stages_share_the_epochs_of_the_trainer(root: Path) -> None:
+    _, _, watch = run(root, [ProgressiveResizing(STAGES, stretch=True)], max_epochs=4)
+    assert [size for _, size, _ in watch.sizes] == [8] * 5 + [12] * 12 + [16] * 9  # ends at 1.3 and 2.7 epochs
+    rows = [(5, 1.0), (12, 0.5), (9, 0.25)]
+    assert watch.rates == pytest.approx([lr for lr, _ in one_cycles(0.1, rows)], rel=1e-12)
+
+
+def test_stretching_needs_a_length(root: Path) -> None:
+    with pytest.raises(MisconfigurationException, match=r"stretch needs trainer.max_epochs, 1 or more, got -1"):
+        run(root, [ProgressiveResizing(STAGES, stretch=True)], max_epochs=-1)
+
+
 @pytest.mark.parametrize("reset", [False, True])
 def test_momentum_is_kept_unless_it_is_to_be_forgotten(root: Path, reset: bool) -> None:
     _, _, watch = run(root, [ProgressiveResizing(STAGES, reset_momentum=reset)])
@@ -345,7 +357,8 @@ def test_a_checkpoint_of_the_last_batch_of_a_stage_goes_on_with_the_next(root: P
         (
             STAGES,
             {"max_epochs": 7},
-            "the stages have 6 epochs together, but trainer.max_epochs is 7; set --trainer.max_epochs 6",
+            "the stages have 6 epochs together, but trainer.max_epochs is 7; set --trainer.max_epochs 6, other epochs for the "
+            "stages, or stretch: true",
         ),
         (STAGES, {"max_steps": 5}, "trainer.max_steps: the stages .* give the length of the run, leave it out; got 5"),
         (

@@ -9,7 +9,7 @@ import pytest
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks import ProgressiveResizing
-from callbacks.resizing_stages import ResizingStage, check_same
+from callbacks.resizing_stages import ResizingStage, check_same, stretched
 
 A, B, C = ResizingStage(8, 32, 2), ResizingStage(12, 24, 3, 0.5), ResizingStage(16, 16, 2)
 SAVED = [A, B, C]
@@ -56,6 +56,23 @@ def test_what_is_behind_stays(stages: list[ResizingStage], done: int, begun: int
         f"stage {number} of ProgressiveResizing: cannot change in a resumed run of which {begun} epochs have begun "
         f"(was {SAVED[number - 1]}; now {now}); change later stages, or start a new run"
     )
+
+
+@pytest.mark.parametrize(
+    ("lengths", "epochs", "expected"),
+    [
+        ((3, 12, 6), 21, {0: 3, 1: 12, 2: 6}),
+        ((3, 12, 6), 30, {0: 4, 1: 17, 2: 9}),  # ends at 4.3 and 21.4
+        ((25, 25, 25), 10, {0: 3, 1: 4, 2: 3}),  # ends at 3.3 and 6.7
+        ((3, 12, 6), 3, {1: 2, 2: 1}),
+        ((3, 12, 6), 1, {2: 1}),
+        ((30, 1), 5, {0: 4, 1: 1}),  # the last keeps an epoch
+        ((4,), 7, {0: 7}),
+    ],
+)
+def test_stretched(lengths: tuple[int, ...], epochs: int, expected: dict[int, int]) -> None:
+    stages = [ResizingStage(8 + i, 32, length, 1 / (i + 1)) for i, length in enumerate(lengths)]
+    assert stretched(stages, epochs) == [replace(stages[i], epochs=length) for i, length in expected.items()]
 
 
 def test_pixels_and_words() -> None:

@@ -191,6 +191,34 @@ def test_later_stages_may_change(
     assert end["lr/weights"] == pytest.approx(0.1 * 0.2 / 25e4, rel=1e-12)
 
 
+def test_a_stretched_run_goes_on_in_its_last_stage(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three epochs are 1, 1 and 1; five and seven of the same proportions would be 2, 1, 2 and 2, 3, 2."""
+    path, folder = config(place, stretch=True), tmp_path / "run"
+    assert main(["fit", "--config", str(path), "--run_dir", str(folder), "--trainer.max_epochs", "3"]) == 0
+    for epochs in (5, 7):
+        capsys.readouterr()
+        assert main(["fit", "--resume", str(folder), "--trainer.max_epochs", str(epochs)]) == 0, capsys.readouterr().err
+    rows = [row for row in read_metrics(folder / "metrics.csv") if "train/loss" in row]
+    assert [row["stage/size"] for row in rows] == [8, 12, 16, 16, 16, 16, 16]
+    assert (
+        main(
+            [
+                "fit",
+                "--resume",
+                str(folder),
+                "--trainer.max_epochs",
+                "8",
+                "--config",
+                str(config(place, STAGES[1:], stretch=True)),
+            ]
+        )
+        == 2
+    )
+    assert "stage 1 of ProgressiveResizing: cannot change" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("changes", "stage"),
     [
