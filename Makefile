@@ -20,7 +20,7 @@ setup: $(filter .uv/bin/uv,$(UV))  ## bring uv where it is missing, and all pack
 fit: setup  ## train CONFIG (default: a ternary network on real digits, 2 minutes on 2 cores), then test it
 	$(RUN) python main.py fit --config $(CONFIG) --test_after_fit
 
-test: setup  ## the default tests, 4 minutes on 2 cores
+test: setup  ## the default tests, some 4 minutes on 2 cores
 	$(RUN) pytest -q -n auto --dist loadfile
 
 test-all: setup  ## all tests, the slow ones included, under 30 minutes
