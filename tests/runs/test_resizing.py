@@ -202,20 +202,8 @@ def test_a_stretched_run_goes_on_in_its_last_stage(
         assert main(["fit", "--resume", str(folder), "--trainer.max_epochs", str(epochs)]) == 0, capsys.readouterr().err
     rows = [row for row in read_metrics(folder / "metrics.csv") if "train/loss" in row]
     assert [row["stage/size"] for row in rows] == [8, 12, 16, 16, 16, 16, 16]
-    assert (
-        main(
-            [
-                "fit",
-                "--resume",
-                str(folder),
-                "--trainer.max_epochs",
-                "8",
-                "--config",
-                str(config(place, STAGES[1:], stretch=True)),
-            ]
-        )
-        == 2
-    )
+    others = ["--config", str(config(place, STAGES[1:], stretch=True)), "--trainer.max_epochs", "8"]
+    assert main(["fit", "--resume", str(folder), *others]) == 2
     assert "stage 1 of ProgressiveResizing: cannot change" in capsys.readouterr().err
 
 
