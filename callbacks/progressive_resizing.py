@@ -27,12 +27,13 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from callbacks.eta import Stretch
 from callbacks.resizing_stages import (
     SETTINGS,
+    PlannedStage,
     ResizingStage,
     ScheduleScope,
     check_run,
     check_same,
     check_stages,
-    stretched,
+    planned,
 )
 from callbacks.run_folder import log_line, run_folder
 from callbacks.speed import peak_memory_gb
@@ -59,7 +60,7 @@ class ProgressiveResizing(Callback):
 
     def __init__(
         self,
-        stages: list[ResizingStage],
+        stages: Sequence[ResizingStage],
         schedule: ScheduleScope = "per_stage",
         reset_momentum: bool = False,
         try_largest: bool = True,
@@ -68,13 +69,15 @@ class ProgressiveResizing(Callback):
         check_stages(stages, schedule)
         self.asked, self.schedule = list(stages), schedule
         self.reset_momentum, self.try_largest, self.stretch = reset_momentum, try_largest, stretch
-        self._take(stages)
+        self.stages: list[PlannedStage] = []  # these and the next two are known after ``setup``
+        self.firsts: list[int] = []
+        self.data_batch_size = 0
         self.index = 0
         self.batches: list[int] = []
         self._before: dict[str, Any] = {}
         self._goes_on = False
 
-    def _take(self, stages: Sequence[ResizingStage]) -> None:
+    def _take(self, stages: Sequence[PlannedStage]) -> None:
         self.stages = list(stages)
         self.firsts = [sum(stage.epochs for stage in stages[:i]) for i in range(len(stages))]
 
@@ -117,7 +120,7 @@ class ProgressiveResizing(Callback):
         half = f"a batch_size of {stage.batch_size // 2} or less, or " if stage.batch_size > 1 else ""
         return (
             f"give stage {self.index + 1} of ProgressiveResizing ({stage.size} px, batch {stage.batch_size}) {half}a smaller size; "
-            "--data.batch_size does not count here, and in validation --data.eval_batch_size does"
+            "--data.batch_size counts for stages without one, and in validation --data.eval_batch_size does"
         )
 
     # ---- the run ----
@@ -126,12 +129,8 @@ class ProgressiveResizing(Callback):
         """Check the stages against data and Trainer, and begin with the first."""
         if stage != "fit":
             return
-        if self.stretch and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            if (epochs := trainer.max_epochs or 0) < 1:
-                raise MisconfigurationException(
-                    f"ProgressiveResizing: stretch needs trainer.max_epochs, 1 or more, got {trainer.max_epochs}"
-                )
-            self._take(stretched(self.asked, epochs))
+        self._take(planned(trainer, self.asked, self.stretch))
+        self.data_batch_size = trainer.datamodule.batch_size  # type: ignore[attr-defined]
         self.batches = check_run(trainer, self.stages)
         self._reload = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
         self._before = {name: getattr(trainer.datamodule, name) for name in SETTINGS}  # type: ignore[attr-defined]
@@ -161,7 +160,7 @@ class ProgressiveResizing(Callback):
                 "ProgressiveResizing: this run was begun without it and cannot go on with it; start a new run"
             )
         if saved is not None:
-            stages = [ResizingStage(**stage) for stage in saved["stages"]]
+            stages = [PlannedStage(**stage) for stage in saved["stages"]]
             rest = (trainer.max_epochs or 0) - sum(stage.epochs for stage in stages[:-1])
             if self.stretch and saved.get("asked") == self.state_dict()["asked"] and rest > 0:
                 # what is over and what has begun keeps its length
@@ -173,7 +172,8 @@ class ProgressiveResizing(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The stages as they are and as they were asked for, for a resume to compare."""
-        return {name: [asdict(stage) for stage in getattr(self, name)] for name in ("stages", "asked")}
+        asked = [{**asdict(stage), "batch_size": stage.batch_size or self.data_batch_size} for stage in self.asked]
+        return {"stages": [asdict(stage) for stage in self.stages], "asked": asked}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Try the stage to come that needs most memory; one that begins now is tried by its first step."""

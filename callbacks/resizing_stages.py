@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import accumulate, pairwise
 from typing import Literal
 
@@ -14,23 +14,30 @@ ScheduleScope = Literal["per_stage", "whole"]
 SETTINGS = ("train_size", "batch_size", "strength")  # of the datamodule, set between epochs
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ResizingStage:
-    """A part of a run.
+    """A part of a run, as it is asked for.
 
     Args:
         size: Height and width of a training image in pixels, after augmentation.
-        batch_size: Training samples in a batch of one process; stands for the data's own ``batch_size``.
         epochs: Length.
+        batch_size: Training samples in a batch of one process; None: the data's own ``batch_size``.
         lr: Factor on the peak learning rate; needs ``per_stage``.
         strength: Factor on RandAugment's magnitude and on the probabilities of MixUp, CutMix and erasing.
     """
 
     size: int
-    batch_size: int
     epochs: int
+    batch_size: int | None = None
     lr: float = 1.0
     strength: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedStage(ResizingStage):
+    """A part of a run as it is trained: its length and its batch size are known."""
+
+    batch_size: int
 
     def __str__(self) -> str:
         """In words: what it trains on, and what differs from the configured peak and augmentation."""
@@ -57,7 +64,7 @@ def check_stages(stages: Sequence[ResizingStage], schedule: ScheduleScope) -> No
     for number, stage in enumerate(stages, start=1):
         for name, good, wanted in (
             ("size", stage.size >= 1, "1 pixel or more"),
-            ("batch_size", stage.batch_size >= 1, "1 or more"),
+            ("batch_size", stage.batch_size is None or stage.batch_size >= 1, "1 or more"),
             ("epochs", stage.epochs >= 1, "1 or more"),
             ("lr", stage.lr > 0, "a factor over 0"),
             ("lr", schedule == "per_stage" or stage.lr == 1, "1 with schedule whole, one curve over all stages"),
@@ -67,23 +74,49 @@ def check_stages(stages: Sequence[ResizingStage], schedule: ScheduleScope) -> No
                 raise ValueError(f"{name} of stage {number}: {wanted}, got {getattr(stage, name)}")
 
 
-def stretched(stages: Sequence[ResizingStage], epochs: int) -> list[ResizingStage]:
-    """The stages in the same proportions, to whole epochs, with another length together.
+def stretched(lengths: Sequence[int], epochs: int) -> list[int]:
+    """Lengths in the same proportions, to whole epochs, with another sum; the last is never 0.
 
     Args:
-        stages: Their epochs are shares.
-        epochs: Of all together, 1 or more.
-
-    Returns:
-        Those that get an epoch or more, of which the last of `stages` is always one.
+        lengths: Each 1 or more.
+        epochs: The sum, 1 or more.
     """
-    *before, total = accumulate(stage.epochs for stage in stages)
+    *before, total = accumulate(lengths)
     ends = [min((2 * share * epochs + total) // (2 * total), epochs - 1) for share in before]
-    lengths = [end - start for start, end in pairwise([0, *ends, epochs])]
-    return [replace(stage, epochs=length) for stage, length in zip(stages, lengths, strict=True) if length]
+    return [end - start for start, end in pairwise([0, *ends, epochs])]
 
 
-def check_run(trainer: Trainer, stages: Sequence[ResizingStage]) -> list[int]:
+def planned(trainer: Trainer, stages: Sequence[ResizingStage], stretch: bool) -> list[PlannedStage]:
+    """The stages of a run: those that get an epoch or more, the last always.
+
+    Args:
+        trainer: Of a fit, with a datamodule.
+        stages: As asked for.
+        stretch: To the Trainer's epochs.
+
+    Raises:
+        MisconfigurationException: The datamodule has no sizes to set, or there is no length to stretch to.
+    """
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    if not all(hasattr(data, name) for name in SETTINGS):
+        raise MisconfigurationException(
+            f"ProgressiveResizing: needs a datamodule with {', '.join(SETTINGS)}, got {type(data).__name__}"
+        )
+    lengths = [stage.epochs for stage in stages]
+    if stretch and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if (epochs := trainer.max_epochs or 0) < 1:
+            raise MisconfigurationException(
+                f"ProgressiveResizing: stretch needs trainer.max_epochs, 1 or more, got {trainer.max_epochs}"
+            )
+        lengths = stretched(lengths, epochs)
+    return [
+        PlannedStage(**{**asdict(stage), "epochs": length, "batch_size": stage.batch_size or data.batch_size})
+        for stage, length in zip(stages, lengths, strict=True)
+        if length
+    ]
+
+
+def check_run(trainer: Trainer, stages: Sequence[PlannedStage]) -> list[int]:
     """Check the stages against data and Trainer.
 
     Args:
@@ -97,10 +130,6 @@ def check_run(trainer: Trainer, stages: Sequence[ResizingStage]) -> list[int]:
         MisconfigurationException: They do not fit together.
     """
     data = trainer.datamodule  # type: ignore[attr-defined]
-    if not all(hasattr(data, name) for name in SETTINGS):
-        raise MisconfigurationException(
-            f"ProgressiveResizing: needs a datamodule with {', '.join(SETTINGS)}, got {type(data).__name__}"
-        )
     if not trainer.fast_dev_run:  # type: ignore[attr-defined]
         _check_length(trainer, sum(stage.epochs for stage in stages))
     if (last := stages[-1].size) != data.image_size:
@@ -133,7 +162,7 @@ def _check_length(trainer: Trainer, epochs: int) -> None:
         )
 
 
-def _count(trainer: Trainer, stage: ResizingStage, number: int) -> int:
+def _count(trainer: Trainer, stage: PlannedStage, number: int) -> int:
     """Batches in an epoch of a stage."""
     try:
         batches = trainer.datamodule.num_train_batches(stage.batch_size)  # type: ignore[attr-defined]
@@ -149,7 +178,7 @@ def _count(trainer: Trainer, stage: ResizingStage, number: int) -> int:
     return int(limited)
 
 
-def check_same(stages: Sequence[ResizingStage], saved: Sequence[ResizingStage], done: int, begun: int) -> None:
+def check_same(stages: Sequence[PlannedStage], saved: Sequence[PlannedStage], done: int, begun: int) -> None:
     """Check that what is behind a resumed run stays as it was.
 
     A stage that is over stays the same. The one that goes on keeps its size and batch size, and at least the epochs that it has

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from cli import main
 from datamodules.har_generator import write_generated
@@ -142,6 +143,17 @@ def test_overlays_append_callbacks(path: Path) -> None:
     assert not re.search(r"^\s+callbacks:", path.read_text(), re.MULTILINE), (
         "callbacks: would replace the list; write callbacks+:"
     )
+
+
+def test_quick_is_its_two_parts_in_one_file() -> None:
+    """One file for the command that a stranger types, two where a comparison wants them apart."""
+    quick, network, stages = (
+        yaml.safe_load((ROOT / "configs" / "with" / f"{name}.yaml").read_text())
+        for name in ("quick", "resnet20", "progressive_cifar")
+    )
+    assert quick.pop("trainer") == network.pop("trainer") | stages.pop("trainer") | {"max_epochs": 30}
+    assert quick == network
+    assert not stages
 
 
 def test_help_lists_every_setting_of_the_classes_named(capsys: pytest.CaptureFixture[str]) -> None:

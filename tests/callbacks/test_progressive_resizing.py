@@ -26,13 +26,15 @@ from callbacks import (
     trial,
 )
 from callbacks.eta import Pace, duration
+from callbacks.resizing_stages import PlannedStage
 from datamodules import CIFAR10DataModule
+from tests.callbacks.stages import sized
 from tests.datamodules.cifar_layout import write_cifar
 from tests.runs.killing import digest
 from tests.runs.pooled import PooledClassifier
 
 # 130 training images: 5, 6 and 9 batches, the last of which is short
-STAGES = [ResizingStage(8, 32, 2), ResizingStage(12, 24, 2, 0.5), ResizingStage(16, 16, 2, 0.25, 0.5)]
+STAGES = [sized(8, 32, 2), sized(12, 24, 2, 0.5), sized(16, 16, 2, 0.25, 0.5)]
 BATCHES = [5, 6, 9]
 
 
@@ -143,7 +145,7 @@ def test_cosine_warms_up_in_the_first_stage_only(root: Path) -> None:
 
 
 def test_one_schedule_over_the_whole_run(root: Path) -> None:
-    stages = [ResizingStage(stage.size, stage.batch_size, 2) for stage in STAGES]
+    stages = [sized(stage.size, stage.batch_size, 2) for stage in STAGES]
     _, _, watch = run(root, [ProgressiveResizing(stages, schedule="whole")])
     assert watch.rates == pytest.approx([lr for lr, _ in one_cycles(0.1, [(40, 1.0)])], rel=1e-12)
 
@@ -169,6 +171,22 @@ def test_stretched_stages_share_the_epochs_of_the_trainer(root: Path) -> None:
     assert watch.rates == pytest.approx([lr for lr, _ in one_cycles(0.1, rows)], rel=1e-12)
 
 
+def test_a_stage_without_a_batch_size_has_the_datas_and_keeps_it_in_a_resumed_run(root: Path, tmp_path: Path) -> None:
+    stages = [ResizingStage(size=8, epochs=1), ResizingStage(size=16, epochs=1, batch_size=48)]
+    saver = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1, save_weights_only=False)
+    callbacks = [ProgressiveResizing(stages, stretch=True), saver]
+    _, _, watch = run(root, callbacks, data={"batch_size": 40}, max_epochs=2, enable_checkpointing=True)
+    assert [samples for *_, samples in watch.sizes] == [40, 40, 40, 10, 48, 48, 34]
+    again: dict[str, Any] = {"max_epochs": 3, "ckpt_path": tmp_path / "epoch=1.ckpt"}
+    _, _, rest = run(root, [ProgressiveResizing(stages, stretch=True)], data={"batch_size": 40}, **again)
+    assert [samples for *_, samples in rest.sizes] == [48, 48, 34]
+    message = (
+        r"stage 1 of .*: cannot change .* \(was 8 px, batch 40, 1 epoch, lr x 1; now 8 px, batch 32, 2 epochs, lr x 1\)"
+    )
+    with pytest.raises(MisconfigurationException, match=message):
+        run(root, [ProgressiveResizing(stages, stretch=True)], data={"batch_size": 32}, **again)
+
+
 def test_stretching_needs_a_length(root: Path) -> None:
     with pytest.raises(MisconfigurationException, match=r"stretch needs trainer.max_epochs, 1 or more, got -1"):
         run(root, [ProgressiveResizing(STAGES, stretch=True)], max_epochs=-1)
@@ -183,7 +201,7 @@ def test_momentum_is_kept_unless_it_is_to_be_forgotten(root: Path, reset: bool) 
 
 def test_a_run_of_one_stage_is_the_run_without(root: Path) -> None:
     _, plain, _ = run(root, [], data={"batch_size": 24})
-    _, staged, _ = run(root, [ProgressiveResizing([ResizingStage(16, 24, 6)])])
+    _, staged, _ = run(root, [ProgressiveResizing([sized(16, 24, 6)])])
     assert digest(plain.state_dict()) == digest(staged.state_dict())
 
 
@@ -232,7 +250,7 @@ def test_the_trial_is_of_the_largest_stage_and_changes_nothing(
     monkeypatch.setattr(ProgressiveResizing, "on_fit_start", watched)
     monkeypatch.setattr(PooledClassifier, "training_step", noted)
     # 8 * 8 * 100 and 16 * 16 * 20 pixels are less than 12 * 12 * 50
-    stages = [ResizingStage(8, 100, 1), ResizingStage(12, 50, 1), ResizingStage(16, 20, 1)]
+    stages = [sized(8, 100, 1), sized(12, 50, 1), sized(16, 20, 1)]
     run(root, [ProgressiveResizing(stages)], max_epochs=3, limit_val_batches=0, **settings)
     assert seen[0] == seen[1]
     assert tried == [(50, 3, 12, 12)] * settings.get("accumulate_grad_batches", 1)
@@ -241,12 +259,12 @@ def test_the_trial_is_of_the_largest_stage_and_changes_nothing(
 @pytest.mark.parametrize(
     ("stages", "settings"),
     [
-        ([ResizingStage(16, 100, 1), ResizingStage(16, 20, 1)], {}),  # the first step tries it
+        ([sized(16, 100, 1), sized(16, 20, 1)], {}),  # the first step tries it
         (STAGES[::2], {"try_largest": False}),
     ],
 )
 def test_no_trial_where_none_is_needed(
-    root: Path, monkeypatch: pytest.MonkeyPatch, stages: list[ResizingStage], settings: dict[str, Any]
+    root: Path, monkeypatch: pytest.MonkeyPatch, stages: list[PlannedStage], settings: dict[str, Any]
 ) -> None:
     monkeypatch.setattr(trial.Trial, "step", lambda self: pytest.fail("a trial"))
     run(root, [ProgressiveResizing(stages, **settings)], max_epochs=sum(stage.epochs for stage in stages))
@@ -373,7 +391,7 @@ def test_a_checkpoint_of_the_last_batch_of_a_stage_goes_on_with_the_next(root: P
         ),
         (STAGES, {"limit_train_batches": 0.1}, "trainer.limit_train_batches: 0.1 of the 5 batches of stage 1 is none"),
         (
-            [STAGES[0], ResizingStage(16, 200, 4)],
+            [STAGES[0], sized(16, 200, 4)],
             {"data": {"drop_last": True}},
             "stage 2 of ProgressiveResizing: batch_size 200 is larger than the training set of 130",
         ),
@@ -385,7 +403,7 @@ def test_a_checkpoint_of_the_last_batch_of_a_stage_goes_on_with_the_next(root: P
     ],
 )
 def test_refused_before_the_first_step(
-    root: Path, stages: list[ResizingStage], settings: dict[str, Any], message: str
+    root: Path, stages: list[PlannedStage], settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(MisconfigurationException, match=message):
         run(root, [ProgressiveResizing(stages)], **settings)

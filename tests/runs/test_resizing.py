@@ -328,7 +328,7 @@ def test_a_memory_limit_is_met_before_stage_one_begins(
     ("stages", "message"),
     [
         ([{**STAGES[0], "size": 0}], "size of stage 1: 1 pixel or more, got 0"),
-        ([{"size": 16, "epochs": 2}], "batch_size"),
+        ([{"batch_size": 16, "epochs": 2}], "size"),
         ([{**STAGES[2], "pixels": 8}], "pixels"),
         (
             [{**STAGES[2], "batch_size": 200}],
