@@ -18,8 +18,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from callbacks import Interrupted, NonFiniteError, is_out_of_memory
 from callbacks.near import nearest
 from cli.help import print_command_help, print_help
-from cli.memory import free_memory, keep_freed_memory
-from cli.out_of_memory import halved, hint
+from cli.memory import keep_freed_memory
+from cli.out_of_memory import halved, hint, release_memory
 from cli.own_flags import COMMANDS, OwnFlags, UsageError, split_flags
 from cli.vision_cli import VisionCLI
 
@@ -53,7 +53,7 @@ def main(args: list[str] | None = None) -> int:
         return _refuse(error)
     outcome = _run(flags, args)
     while isinstance(outcome, OwnFlags):  # memory ran out; what held it is gone only here, outside of the failed start
-        free_memory()
+        release_memory()
         outcome = _run(outcome, args)
     return outcome
 

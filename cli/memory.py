@@ -5,11 +5,8 @@ which the kernel has to zero and map: on a processor this can take longer than t
 """
 
 import ctypes
-import gc
 import os
 import platform
-
-import torch
 
 # of glibc's malloc.h
 TRIM_THRESHOLD, MMAP_MAX = -1, -4
@@ -29,10 +26,3 @@ def keep_freed_memory() -> bool:
         return False
     libc = ctypes.CDLL(None)
     return bool(libc.mallopt(MMAP_MAX, 0) and libc.mallopt(TRIM_THRESHOLD, LARGEST))
-
-
-def free_memory() -> None:
-    """Let go of what a failed start left behind, in cycles of its objects and in torch's cache of the accelerator's memory."""
-    gc.collect()
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()

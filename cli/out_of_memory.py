@@ -7,10 +7,12 @@ Everything of the failed start is gone by then, as the memory that it holds is w
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -108,6 +110,13 @@ def halved(cli: VisionCLI, error: BaseException) -> OwnFlags | None:
     assert cli.run_dir is not None
     log_line(cli.run_dir, line)
     return OwnFlags("fit", rest, values)
+
+
+def release_memory() -> None:
+    """Let go of what a failed start left behind, in cycles of its objects and in torch's cache of the accelerator's memory."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def _counts(cli: VisionCLI) -> dict[str, int]:

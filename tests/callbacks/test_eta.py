@@ -137,3 +137,14 @@ def test_resume_without_a_pause() -> None:
     pace.step(1.0)
     pace.measure(1.0)
     assert pace.step_s == 1.0
+
+
+def test_a_pause_before_the_first_step_is_no_part_of_the_measurement() -> None:
+    """A run that was stopped in its validation is resumed with it."""
+    pace = Pace()
+    pace.pause(0.0)
+    pace.resume(50.0)
+    for now in (51.0, 52.0, 53.0):
+        pace.step(now)
+    pace.measure(53.0)
+    assert pace.step_s == 1.0

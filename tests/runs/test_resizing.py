@@ -43,7 +43,7 @@ def config(folder: Path, stages: list[dict[str, Any]] = STAGES, **settings: Any)
             "accumulate_grad_batches": 2,
             "log_every_n_steps": 1,
             "callbacks": [
-                {"class_path": "EMA", "init_args": {"decay": 0.8}},
+                {"class_path": "EMA", "init_args": {"decay": 0.8, "batch_statistics": 48}},
                 {"class_path": "ProgressiveResizing", "init_args": {"stages": stages, **settings}},
             ],
         },
