@@ -31,7 +31,7 @@ STAGES: list[dict[str, Any]] = [
 ]
 
 
-def config(folder: Path, stages: list[dict[str, Any]] = STAGES, **settings: Any) -> Path:
+def config(folder: Path, stages: list[dict[str, Any]] = STAGES, batch_statistics: int = 48, **settings: Any) -> Path:
     """A configuration with all that a resume could lose."""
     if not (folder / "data").exists():
         write_cifar(folder / "data" / "cifar-10-batches-py", size=16)
@@ -43,7 +43,7 @@ def config(folder: Path, stages: list[dict[str, Any]] = STAGES, **settings: Any)
             "accumulate_grad_batches": 2,
             "log_every_n_steps": 1,
             "callbacks": [
-                {"class_path": "EMA", "init_args": {"decay": 0.8, "batch_statistics": 48}},
+                {"class_path": "EMA", "init_args": {"decay": 0.8, "batch_statistics": batch_statistics}},
                 {"class_path": "ProgressiveResizing", "init_args": {"stages": stages, **settings}},
             ],
         },
@@ -311,7 +311,8 @@ def test_a_memory_limit_is_met_before_stage_one_begins(
     monkeypatch.setattr(PooledClassifier, "setup", limited)
     log = tmp_path / "log"
     stages = [{**STAGES[0], "batch_size": 4}, {**STAGES[2], "batch_size": batch_size}]
-    arguments = ["fit", "--config", str(config(place, stages)), "--run_dir", str(tmp_path / "run")]
+    path = config(place, stages, batch_statistics=0)  # that network has no batch norm
+    arguments = ["fit", "--config", str(path), "--run_dir", str(tmp_path / "run")]
     short = ["--data.eval_batch_size", "4", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]
     assert forked([*arguments, *short], log=log) == code, log.read_text()
     assert ("out of memory: stage 2/2 (16 px, batch 100" in log.read_text()) == (code == 3)
@@ -355,7 +356,7 @@ def test_image_files_and_their_workers_follow_the_stages(tmp_path: Path) -> None
         (root / name).mkdir(parents=True)
         for i in range(36):
             Image.fromarray(draw.integers(0, 255, (30, 40, 3), dtype=np.uint8)).save(root / name / f"{i}.png")
-    content = yaml.safe_load(config(tmp_path).read_text())
+    content = yaml.safe_load(config(tmp_path, batch_statistics=0).read_text())  # of files
     settings = {"root": str(root), "image_size": 16, "workers": 1, "drop_last": False, "erasing_prob": 0.5}
     content["data"] = {"class_path": "ImageFolderDataModule", "init_args": settings}
     path, whole, log = tmp_path / "folder.yaml", tmp_path / "whole", tmp_path / "log"
