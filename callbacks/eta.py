@@ -169,9 +169,8 @@ class Pace:
 
     def step(self, now: float) -> None:
         """A step has ended."""
-        if (
-            self._from is None
-        ):  # what came before is no part of the measurement: a resumed run may begin with a validation
+        if self._from is None:
+            # a pause before is no part of the measurement: a resumed run may begin with a validation
             self._from, self._excluded = now, 0.0
         else:
             self._steps += 1

@@ -66,9 +66,7 @@ def obstacle(cli: VisionCLI) -> str | None:
     if trainer.world_size > 1:
         return "with several processes the others would wait for ever"
     if callbacks_of(trainer, ProgressiveResizing):
-        return (
-            f"the stages have batch sizes of their own; {callbacks_of(trainer, ProgressiveResizing)[0].memory_hint()}"
-        )
+        return f"a stage keeps the batch size that it began with; {callbacks_of(trainer, ProgressiveResizing)[0].memory_hint()}"
     if callbacks_of(trainer, GradientAccumulationScheduler):
         return "GradientAccumulationScheduler sets the accumulation"
     if trainer.overfit_batches:  # type: ignore[attr-defined]
