@@ -12,7 +12,7 @@ from callbacks.curves import Curves
 from callbacks.ema import EMA
 from callbacks.exact_resume import ExactResume
 from callbacks.feature_writer import FeatureWriter
-from callbacks.lean_loop import NoProfiler, skip_empty_hooks
+from callbacks.lean_loop import LeanEpochLoop, NoProfiler, skip_empty_hooks
 from callbacks.learning_rate_finder import LearningRateFinder
 from callbacks.mask_writer import MaskWriter
 from callbacks.metrics_log import MetricsLog, read_metrics
@@ -41,6 +41,7 @@ __all__ = [
     "ExactResume",
     "FeatureWriter",
     "Interrupted",
+    "LeanEpochLoop",
     "LearningRateFinder",
     "MaskWriter",
     "MetricsLog",

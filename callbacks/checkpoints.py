@@ -161,9 +161,7 @@ class Checkpoints(Checkpoint):
         if trainer.should_stop:  # max_time: Lightning goes on to the end of the epoch, and would resume at the next one
             self.save_last(trainer)
             self._stopped_in_epoch = True
-        elif self._postponed or (
-            trainer.global_step != self._step and self.is_due(trainer.global_step, time.monotonic())
-        ):
+        elif self._postponed or ((step := trainer.global_step) != self._step and self.is_due(step, time.monotonic())):
             # a resume from before a validation within the epoch would leave it out: after the next batch instead
             self._postponed = validation_follows(trainer)
             if not self._postponed:

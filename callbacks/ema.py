@@ -113,9 +113,10 @@ class EMA(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Update after an optimiser step; a batch that is only accumulated takes none."""
-        if trainer.global_step == self._step:
+        step = trainer.global_step
+        if step == self._step:
             return
-        self._step = trainer.global_step
+        self._step = step
         if self._step <= self.start_step:
             update_average(*self._averaged, 0.0)
         else:

@@ -37,9 +37,12 @@ class StopOnNonFinite(Callback):
     ) -> None:
         """Count non-finite losses in a row."""
         loss = outputs["loss"].detach()
+        if loss.is_cpu and math.isfinite(loss.item()):
+            self._host_count = 0
+            return
         limit = self.patience * (10 if trainer.precision == "16-mixed" else 1)
-        if loss.device.type == "cpu":
-            self._host_count = 0 if math.isfinite(loss.item()) else self._host_count + 1
+        if loss.is_cpu:
+            self._host_count += 1
             if self._host_count >= limit:
                 self._stop(trainer, pl_module, batch)
             return

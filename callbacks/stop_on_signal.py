@@ -75,6 +75,8 @@ class StopOnSignal(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save and stop; where a validation follows before its first batch, and after the last batch at the epoch's end."""
+        if trainer.world_size == 1 and not self.received:
+            return
         # gradients of an open accumulation window are saved for one process only
         open_window = trainer.world_size > 1 and trainer.fit_loop._should_accumulate()
         later = trainer.is_last_batch or open_window or validation_follows(trainer)

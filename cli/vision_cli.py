@@ -176,7 +176,8 @@ class VisionCLI(LightningCLI):
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             options["plugins"] = [*plugins, ours.AtomicCheckpointIO()]
-        if options.get("profiler") is None:
+        lean = options.get("profiler") is None
+        if lean:
             options["profiler"] = ours.NoProfiler()
             ours.skip_empty_hooks(options["callbacks"])
         if folder is not None:
@@ -187,9 +188,12 @@ class VisionCLI(LightningCLI):
         elif self.subcommand != "fit":
             options["logger"] = False
         try:
-            return Trainer(**{**options, **kwargs})
+            trainer = Trainer(**{**options, **kwargs})
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
             raise UsageError(f"trainer: {' '.join(str(error).split())}") from error
+        if lean:
+            trainer.fit_loop.epoch_loop = ours.LeanEpochLoop(trainer)
+        return trainer
 
     def _name_cache(self, own: list[Callback]) -> None:
         writer = next((callback for callback in own if isinstance(callback, ours.FeatureWriter)), None)

@@ -7,9 +7,13 @@ A sample is mixed when none of its soft target's shares is 1. Accuracy on hard l
 out of ``acc`` and counted by their shares in ``acc_mix``.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+
+_SET_IN_A_STEP = {"samples", "sums", "mixed", "_computed", "_update_count"}
 
 
 def hit_share(logits: Tensor, label: Tensor, target: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -50,6 +54,13 @@ class ClassificationSums(Metric):
         self.add_state("sums", torch.zeros(2), dist_reduce_fx="sum")
         # of batches with mixed samples: samples, their hits, unmixed samples, hits among those
         self.add_state("mixed", torch.zeros(4), dist_reduce_fx="sum")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """States are set in every step; nn.Module's search for parameters is not needed for them."""
+        if name in _SET_IN_A_STEP:
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
 
     def update(self, loss: Tensor, logits: Tensor, label: Tensor, target: Tensor | None = None) -> None:
         """Add a batch: ``loss`` () is its mean; the others as in :func:`hit_share`."""
