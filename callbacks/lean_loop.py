@@ -104,10 +104,10 @@ def batch_hooks(trainer: Trainer) -> list[Callable[[Any], Any]]:
 class LeanEpochLoop(_TrainingEpochLoop):
     """Lightning's loop over the batches of an epoch, with the step of a plain fit written out.
 
-    Plain is: one device, fp32 or bf16-mixed, SGD or AdamW, an optimiser step for each batch, a schedule that is stepped as often,
-    and a module that leaves the optimiser and the backward pass to Lightning. There the same hooks are called in the same order and
-    the same counters move, so that weights and checkpoints are those of Lightning's step, to the bit. Every other step is
-    Lightning's own.
+    Plain is: one device, fp32 or bf16-mixed, SGD or AdamW, one schedule that is stepped with it, and a module that leaves the
+    optimiser and the backward pass to Lightning. There the same hooks are called in the same order and the same counters move, so
+    that weights and checkpoints are those of Lightning's step, to the bit. Every other step is Lightning's own, and the first after
+    a resume.
 
     Args:
         trainer: The one whose ``fit_loop.epoch_loop`` this is to be; it must have `NoProfiler`.
@@ -138,7 +138,7 @@ class LeanEpochLoop(_TrainingEpochLoop):
 
     def advance(self, data_fetcher: _DataFetcher) -> None:
         """Train on a batch; as in Lightning, StopIteration of the loader ends the epoch."""
-        if not self._plain or self.restarting or self.trainer.accumulate_grad_batches != 1:
+        if not self._plain or self.restarting:
             super().advance(data_fetcher)
             return
         if self.val_loop.restarting:
@@ -154,11 +154,13 @@ class LeanEpochLoop(_TrainingEpochLoop):
         results.batch, results.batch_size, results.dataloader_idx = batch, None, None
         self._call("on_train_batch_start", batch, batch_idx)
         progress.increment_started()
-        outputs = self._optimise(batch, batch_idx)
+        steps = not self._should_accumulate()
+        outputs = self._optimise(batch, batch_idx, steps)
         progress.increment_processed()
-        self.scheduler_progress.increment_ready()
-        self._scheduler.step()
-        self.scheduler_progress.increment_completed()
+        if steps:
+            self.scheduler_progress.increment_ready()
+            self._scheduler.step()
+            self.scheduler_progress.increment_completed()
         self._call("on_train_batch_end", outputs, batch, batch_idx)
         logged = any(not result.has_reset for result in results.values())  # by `self.log`, in this epoch
         if logged:
@@ -168,11 +170,12 @@ class LeanEpochLoop(_TrainingEpochLoop):
         if logged:
             connector.update_train_step_metrics()
 
-    def _optimise(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-        """Forward, backward and update; what the step returned, with a copy of the loss."""
-        module, optimizer = self._module, self.trainer.optimizers[0]
+    def _optimise(self, batch: Any, batch_idx: int, steps: bool) -> dict[str, Any]:
+        """Forward, backward and, where the batch ends an accumulation, update; what the step returned, with a copy of the loss."""
+        trainer, module, optimizer = self.trainer, self._module, self.trainer.optimizers[0]
         progress = self.automatic_optimization.optim_progress.optimizer
-        progress.step.increment_ready()
+        if steps:
+            progress.step.increment_ready()
         module._current_fx_name = "training_step"
         with NOTHING if self._autocast is None else self._autocast():
             output = module.training_step(batch, batch_idx)
@@ -183,21 +186,25 @@ class LeanEpochLoop(_TrainingEpochLoop):
             Closure.warning_cache.warn(
                 "`training_step` returned `None`. If this was on purpose, ignore this warning..."
             )
-        progress.zero_grad.increment_ready()
-        self._call("on_before_zero_grad", optimizer)
-        progress.zero_grad.increment_started()
-        optimizer.zero_grad()
-        progress.zero_grad.increment_completed()
+        elif trainer.accumulate_grad_batches > 1:
+            loss = loss / trainer.accumulate_grad_batches
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            progress.zero_grad.increment_ready()
+            self._call("on_before_zero_grad", optimizer)
+            progress.zero_grad.increment_started()
+            optimizer.zero_grad()
+            progress.zero_grad.increment_completed()
         if loss is not None:
             self._call("on_before_backward", loss)
             loss.backward()
             self._call("on_after_backward")
-        self._call("on_before_optimizer_step", optimizer)
-        if self._clips:
-            clip, algorithm = self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm
-            module.configure_gradient_clipping(optimizer, gradient_clip_val=clip, gradient_clip_algorithm=algorithm)
-        optimizer.step()
-        progress.step.increment_completed()
+        if steps:
+            self._call("on_before_optimizer_step", optimizer)
+            if self._clips:
+                clip, algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
+                module.configure_gradient_clipping(optimizer, gradient_clip_val=clip, gradient_clip_algorithm=algorithm)
+            optimizer.step()
+            progress.step.increment_completed()
         module._current_fx_name = None
         return {} if loss is None else {**others, "loss": loss.detach().clone()}
 

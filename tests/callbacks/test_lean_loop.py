@@ -351,6 +351,7 @@ def test_a_plain_fit_is_the_same(tmp_path: Path, kind: type[Small]) -> None:
         {"val_check_interval": 10, "check_val_every_n_epoch": None},
         {"check_val_every_n_epoch": 2},
         {"limit_val_batches": 0},
+        {"accumulate_grad_batches": 3, "gradient_clip_val": 0.1},
         {"data": HookedData},
     ],
     ids=str,
@@ -377,15 +378,8 @@ def test_other_optimisers_are_left_to_lightning(tmp_path: Path, kind: type[Small
     check_same(tmp_path, kind, steps=0)
 
 
-def test_accumulation_is_left_to_lightning(tmp_path: Path) -> None:
-    check_same(tmp_path, Small, steps=0, accumulate_grad_batches=2)
-
-
 def test_accumulation_that_ends_on_the_way(tmp_path: Path) -> None:
-    def scheduler() -> Callback:
-        return GradientAccumulationScheduler({0: 2, 1: 1})
-
-    check_same(tmp_path, Small, steps=14, makers=[scheduler])
+    check_same(tmp_path, Logs, steps=21, makers=[lambda: GradientAccumulationScheduler({0: 4, 1: 1})])
 
 
 @pytest.mark.filterwarnings("ignore:SWA is currently only supported")
