@@ -118,6 +118,13 @@ class LeanEpochLoop(_TrainingEpochLoop):
         super().__init__(trainer, usual.min_steps, usual.max_steps)
         self._plain = False
 
+    def run(self, data_fetcher: _DataFetcher) -> None:
+        """Train for an epoch; what was found out holds that long."""
+        try:
+            super().run(data_fetcher)
+        finally:
+            self._plain = False
+
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
         """Ask, once an epoch."""
         super().on_run_start(data_fetcher)
