@@ -37,13 +37,9 @@ class StopOnNonFinite(Callback):
     ) -> None:
         """Count non-finite losses in a row."""
         loss = outputs["loss"].detach()
-        if loss.is_cpu and math.isfinite(loss.item()):
-            self._host_count = 0
-            return
-        limit = self.patience * (10 if trainer.precision == "16-mixed" else 1)
         if loss.is_cpu:
-            self._host_count += 1
-            if self._host_count >= limit:
+            self._host_count = 0 if math.isfinite(loss.item()) else self._host_count + 1
+            if self._host_count and self._host_count >= self._limit(trainer):
                 self._stop(trainer, pl_module, batch)
             return
         bad = ~torch.isfinite(loss)
@@ -51,9 +47,12 @@ class StopOnNonFinite(Callback):
         self._in_a_row = count
         self._worst = count if self._worst is None else torch.maximum(self._worst, count)
         if (batch_idx + 1) % self.check_every == 0 or trainer.is_last_batch:
-            if int(self._worst) >= limit:
+            if int(self._worst) >= self._limit(trainer):
                 self._stop(trainer, pl_module, batch)
             self._worst = None
+
+    def _limit(self, trainer: Trainer) -> int:
+        return self.patience * (10 if trainer.precision == "16-mixed" else 1)
 
     def _stop(self, trainer: Trainer, pl_module: LightningModule, batch: dict[str, Any]) -> None:
         gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
