@@ -191,6 +191,7 @@ def test_later_stages_may_change(
     assert end["lr/weights"] == pytest.approx(0.1 * 0.2 / 25e4, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_a_stretched_run_goes_on_in_its_last_stage(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

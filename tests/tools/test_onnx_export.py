@@ -142,6 +142,7 @@ class OtherWhenCopied(nn.Module):
         return other
 
 
+@pytest.mark.slow
 def test_a_file_that_computes_something_else_is_not_kept(tmp_path: Path) -> None:
     module = LinearClassifier(**SETTINGS)
     module.network = OtherWhenCopied()
