@@ -2,7 +2,7 @@
 
 In each step Lightning asks which hooks there are, which of the data's are overridden, what arguments the step takes and what
 strategy, precision and profiler have to say: some 600 calls of Python, which in the step of a large network find nothing in the
-processor's caches. On a CPU that is half of what a step costs more than a bare loop's (docs/benchmarks.md).
+processor's caches. On a CPU that is a third to a half of what a step costs more than a bare loop's (docs/benchmarks.md).
 
     NoProfiler         stands in where no profiler was asked for
     skip_empty_hooks   hooks that a callback did not write are passed over
