@@ -186,7 +186,7 @@ class LeanEpochLoop(_TrainingEpochLoop):
         module._current_fx_name = "training_step"
         with NOTHING if self._autocast is None else self._autocast():
             output = module.training_step(batch, batch_idx)
-        others = output if isinstance(output, Mapping) else {}
+        others = output if isinstance(output, (dict, Mapping)) else {}  # in this order: an abstract class is slow to ask
         loss = others.get("loss", output)
         if not isinstance(loss, Tensor):  # None, which is a step without gradients, or what Lightning refuses
             loss = ClosureResult.from_training_step_output(output).closure_loss
@@ -213,7 +213,7 @@ class LeanEpochLoop(_TrainingEpochLoop):
             optimizer.step()
             progress.step.increment_completed()
         module._current_fx_name = None
-        return {} if loss is None else {**others, "loss": loss.detach().clone()}
+        return {} if loss is None else {**others, "loss": loss.detach()}
 
     def _call(self, name: str, *args: Any) -> None:
         if hooks := self._hooks[name]:
