@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from callbacks.batch_statistics import check_renewable, renew_batch_statistics
+from callbacks.side_by_side import movable, move, places
 
 
 def effective_decay(decay: float, updates: int, warmup: bool) -> float:
@@ -90,14 +91,29 @@ class EMA(Callback):
             self.average = {name: torch.empty_like(t).copy_(self.average[name]) for name, t in self._live.items()}
             self.updates, self._resumed = int(self._resumed["updates"]), None
         buffers = {name for name, _ in pl_module.named_buffers()}
-        averaged = {
+        averaged = [
             name
             for name, tensor in self._live.items()
             if tensor.is_floating_point() and (self.buffers == "average" or name not in buffers)
-        }
-        self._averaged = ([self.average[name] for name in averaged], [self._live[name] for name in averaged])
+        ]
+        if not self._join(pl_module, averaged):
+            self._averaged = ([self.average[name] for name in averaged], [self._live[name] for name in averaged])
         copied = [name for name in self._live if name not in averaged]
         self._copied = ([self.average[name] for name in copied], [self._live[name] for name in copied])
+
+    def _join(self, pl_module: LightningModule, names: list[str]) -> bool:
+        """Where it can be done, put the averaged tensors of the module into one piece of memory, and the averages likewise."""
+        state = pl_module.state_dict(keep_vars=True)
+        tensors = [state[name] for name in names]
+        if not movable(tensors, [*pl_module.parameters(), *pl_module.buffers()]):
+            return False
+        weights = move(tensors)
+        self._attach(pl_module)
+        average = torch.zeros_like(weights)
+        for name, place in zip(names, places(average, tensors), strict=True):
+            self.average[name] = place.copy_(self.average[name])
+        self._averaged = ([average], [weights])
+        return True
 
     def _attach(self, pl_module: LightningModule) -> None:
         names = {name for name, parameter in pl_module.named_parameters() if parameter.requires_grad}

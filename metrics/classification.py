@@ -116,8 +116,8 @@ class ClassificationSums(Metric):
             for batch in waiting:
                 self._count(*batch)
 
-    # Few operations, for on an accelerator they are a part of every step. Not in place, for a state that was reset in inference mode
-    # could not be changed outside it. Losses are added one by one: rounding must not depend on who read a state, and when.
+    # Few operations, for on an accelerator they are a part of every step. Not in place, for a state that was reset in inference
+    # mode could not be changed outside it. Losses are added one by one: rounding must not depend on who read a state, and when.
 
     def _count(self, loss: Tensor, logits: Tensor, label: Tensor, target: Tensor | None) -> None:
         if target is None:
