@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
@@ -304,8 +303,7 @@ class DataModule(Extractable, ABC):
         if self.extraction is not None and self.extraction.augments(self.extraction.served[dataloader_idx]):
             images = {name: values for name, values in batch.items() if name != "image"}
             return {**images, "views": views_of(batch, self._view, self.extraction.views)}  # type: ignore[dict-item]
-        # not `Trainer.training`, which compares texts; False in the validation and the sanity check of a fit
-        training = self.trainer.state.stage is RunningStage.TRAINING
+        training = self.trainer.training  # False in the validation and the sanity check of a fit
         batch = self.augment(batch, self.trainer.current_epoch) if training else self._normalize(batch)
         # Lightning converts before this hook, when the images are still uint8.
         converted: Batch = self.trainer.precision_plugin.convert_input(batch)
