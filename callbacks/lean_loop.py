@@ -215,7 +215,7 @@ class LeanEpochLoop(_TrainingEpochLoop):
             optimizer.step()
             progress.step.increment_completed()
         module._current_fx_name = None
-        return {} if loss is None else {**others, "loss": loss.detach()}
+        return {} if loss is None else {**others, "loss": loss.detach().clone()}
 
     def _call(self, name: str, *args: Any) -> None:
         if hooks := self._hooks[name]:

@@ -5,7 +5,7 @@ Each is a pure function with a ``torchmetrics.Metric`` over it that only adds up
 
 from metrics.calibration import BinnedCalibration, CalibrationSums
 from metrics.calibration_errors import bootstrap_interval, calibration_p_value
-from metrics.classification import ClassificationSums, hit_share
+from metrics.classification import ClassificationSums
 from metrics.confidence import top_label
 from metrics.confusion import ClassFigures, ConfusionSums, class_figures, confusion_matrix
 from metrics.early_exit import ExitFigures, ExitHistogram, ExitSums, aurc, excess_aurc, risk_coverage
@@ -44,7 +44,6 @@ __all__ = [
     "excess_aurc",
     "fit_temperature",
     "group_figures",
-    "hit_share",
     "ranking_figures",
     "risk_coverage",
     "slug",

@@ -18,28 +18,23 @@ from torch import Tensor
 from torchmetrics import Metric
 
 MOST_WAITING = 16  # batches
-MOST_NUMBERS = 2**20  # logits of the batches that wait: 4 MB
 
 _SET_IN_A_STEP = {"samples", "sums", "mixed", "_waiting", "_computed", "_update_count"}
 
 
-def hit_share(logits: Tensor, label: Tensor, target: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def hit_share(predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Share of each sample's target that the predicted class holds, and which samples are unmixed.
 
     Args:
-        logits: (B, K).
-        label: Class ids (B,).
-        target: Soft targets (B, K), or None when no sample is mixed.
+        predicted: Class ids (B,).
+        target: Soft targets (B, K).
 
     Returns:
         Shares (B,) float in [0, 1] (0 or 1 where unmixed) and a mask (B,) bool, True where unmixed.
 
-    >>> hit_share(torch.tensor([[2.0, 1.0], [2.0, 1.0]]), torch.tensor([0, 1]))[0]
-    tensor([1., 0.])
+    >>> hit_share(torch.tensor([0, 0]), torch.tensor([[0.7, 0.3], [0.0, 1.0]]))
+    (tensor([0.7000, 0.0000]), tensor([False,  True]))
     """
-    predicted = logits.argmax(dim=1)
-    if target is None:
-        return (predicted == label).float(), torch.ones_like(label, dtype=torch.bool)
     return target.gather(1, predicted[:, None])[:, 0].float(), target.amax(dim=1) == 1
 
 
@@ -60,9 +55,9 @@ def _state(name: str) -> property:
 class ClassificationSums(Metric):
     """Sums behind ``loss``, ``acc`` and, when samples were mixed, ``acc_mix``; see the top of the file.
 
-    ``update`` moves nothing to the host. On a CPU it only keeps the batch, and several are counted one after the other: between two
-    convolutional networks' steps the operations of one batch, small as they are, find nothing in the caches and take 10 times as
-    long. ``compute`` returns a dict of floats; a figure without samples is left out.
+    ``update`` moves nothing to the host. On a CPU it keeps what is to be counted of a few batches and counts them together: between
+    the steps of a convolutional network the operations of one batch, small as they are, find nothing in the caches. ``compute``
+    returns a dict of floats; a figure without samples is left out.
     """
 
     full_state_update = False
@@ -85,14 +80,17 @@ class ClassificationSums(Metric):
             super().__setattr__(name, value)
 
     def update(self, loss: Tensor, logits: Tensor, label: Tensor, target: Tensor | None = None) -> None:
-        """Add a batch: ``loss`` () is its mean; the others as in :func:`hit_share`. None of them may be changed afterwards."""
-        loss, logits = loss.detach(), logits.detach()
-        if not logits.is_cpu:
-            self._count(loss, logits, label, target)
-            return
-        waiting = self._waiting
-        waiting.append((loss, logits, label, target))
-        if len(waiting) == MOST_WAITING or len(waiting) * logits.numel() >= MOST_NUMBERS:
+        """Add a batch.
+
+        Args:
+            loss: Its mean loss ().
+            logits: (B, K).
+            label: Class ids (B,).
+            target: Soft targets (B, K), or None when no sample is mixed. Neither they nor loss and label may be changed later.
+        """
+        loss, predicted = loss.detach(), logits.argmax(dim=1)
+        self._waiting.append((loss, predicted, label, target))
+        if len(self._waiting) == MOST_WAITING or not predicted.is_cpu:
             self._count_waiting()
 
     def _wrap_update(self, update: Callable[..., None]) -> Callable[..., None]:
@@ -106,37 +104,37 @@ class ClassificationSums(Metric):
 
         return counted
 
+    # Few operations, for on an accelerator they are a part of every step. Not in place, for a state that was reset in inference
+    # mode could not be changed outside it. Losses are added one by one: rounding must not depend on who read a state, and when.
+
     def _count_waiting(self) -> None:
         if not self._waiting:
             return
         waiting, self._waiting = self._waiting, []
         if all(target is None for *_, target in waiting):
             self._count_unmixed([one[0] for one in waiting], [one[1] for one in waiting], [one[2] for one in waiting])
-        else:
-            for batch in waiting:
-                self._count(*batch)
-
-    # Few operations, for on an accelerator they are a part of every step. Not in place, for a state that was reset in inference
-    # mode could not be changed outside it. Losses are added one by one: rounding must not depend on who read a state, and when.
-
-    def _count(self, loss: Tensor, logits: Tensor, label: Tensor, target: Tensor | None) -> None:
-        if target is None:
-            self._count_unmixed([loss], [logits], [label])
             return
-        size = label.shape[0]
-        share, unmixed = hit_share(logits, label, target)
-        hits = share.sum()
-        self.samples = self.samples + size
-        self.sums = self.sums + torch.stack([loss.float() * size, hits])
-        self.mixed = self.mixed + torch.stack([hits.new_full((), size), hits, unmixed.sum(), (share * unmixed).sum()])
+        for loss, predicted, label, target in waiting:
+            if target is None:
+                self._count_unmixed([loss], [predicted], [label])
+            else:
+                self._count_mixed(loss, predicted, target)
 
-    def _count_unmixed(self, losses: list[Tensor], logits: list[Tensor], labels: list[Tensor]) -> None:
-        scores, label = (values[0] if len(values) == 1 else torch.cat(values) for values in (logits, labels))
+    def _count_unmixed(self, losses: list[Tensor], predictions: list[Tensor], labels: list[Tensor]) -> None:
+        predicted, label = (values[0] if len(values) == 1 else torch.cat(values) for values in (predictions, labels))
         total, hits = self.sums.unbind()
         for loss, own in zip(losses, labels, strict=True):
             total = total + loss.float() * own.shape[0]
         self.samples = self.samples + label.shape[0]
-        self.sums = torch.stack([total, hits + (scores.argmax(dim=1) == label).sum()])
+        self.sums = torch.stack([total, hits + (predicted == label).sum()])
+
+    def _count_mixed(self, loss: Tensor, predicted: Tensor, target: Tensor) -> None:
+        size = target.shape[0]
+        share, unmixed = hit_share(predicted, target)
+        hits = share.sum()
+        self.samples = self.samples + size
+        self.sums = self.sums + torch.stack([loss.float() * size, hits])
+        self.mixed = self.mixed + torch.stack([hits.new_full((), size), hits, unmixed.sum(), (share * unmixed).sum()])
 
     def compute(self) -> dict[str, float]:
         """The epoch's figures; one transfer to the host."""

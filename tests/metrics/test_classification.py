@@ -6,7 +6,7 @@ import torch
 from torchmetrics.classification import MulticlassAccuracy
 
 from metrics import ClassificationSums
-from metrics.classification import MOST_NUMBERS, MOST_WAITING
+from metrics.classification import MOST_WAITING
 
 
 def test_equals_torchmetrics_and_weighs_batches_by_size() -> None:
@@ -93,18 +93,21 @@ def test_a_state_that_is_set_is_not_added_to_by_what_came_before() -> None:
     assert sums.samples == 102
 
 
-def test_few_numbers_wait_and_no_graph() -> None:
+def test_few_batches_wait_without_their_graph_and_logits() -> None:
     sums, weight = ClassificationSums(), torch.ones(3, requires_grad=True)
     for _ in range(MOST_WAITING - 1):
         sums.update(weight.sum(), weight * torch.ones(4, 3), torch.zeros(4, dtype=torch.int64))
     assert len(sums._waiting) == MOST_WAITING - 1
-    assert not any(tensor.requires_grad for loss, logits, *_ in sums._waiting for tensor in (loss, logits))
+    assert not any(loss.requires_grad for loss, *_ in sums._waiting)
     sums.update(weight.sum(), weight * torch.ones(4, 3), torch.zeros(4, dtype=torch.int64))
     assert not sums._waiting
-    large = torch.zeros(2, MOST_NUMBERS // 4)  # half of what may wait
-    for waiting in (1, 0, 1):
-        sums.update(torch.tensor(1.0), large, torch.zeros(2, dtype=torch.int64))
-        assert len(sums._waiting) == waiting
+
+
+def test_logits_may_be_changed_once_they_were_given() -> None:
+    sums, logits = ClassificationSums(), torch.eye(2)
+    sums.update(torch.tensor(1.0), logits, torch.tensor([0, 1]))
+    logits.neg_()
+    assert sums.compute()["acc"] == 1
 
 
 def test_what_waits_is_in_a_copy() -> None:
