@@ -90,6 +90,7 @@ class ClassificationSums(Metric):
         """
         loss, predicted = loss.detach(), logits.argmax(dim=1)
         self._waiting.append((loss, predicted, label, target))
+        # what a CUDA graph (compile_mode reduce-overhead) returned is overwritten by the next step
         if len(self._waiting) == MOST_WAITING or not predicted.is_cpu:
             self._count_waiting()
 

@@ -103,6 +103,13 @@ def test_few_batches_wait_without_their_graph_and_logits() -> None:
     assert not sums._waiting
 
 
+def test_on_an_accelerator_nothing_waits() -> None:
+    sums = ClassificationSums().to("meta")
+    loss, logits, label = (values.to("meta") for values in (torch.tensor(1.0), torch.eye(2), torch.tensor([0, 1])))
+    sums.update(loss, logits, label)
+    assert not sums._waiting
+
+
 def test_logits_may_be_changed_once_they_were_given() -> None:
     sums, logits = ClassificationSums(), torch.eye(2)
     sums.update(torch.tensor(1.0), logits, torch.tensor([0, 1]))
