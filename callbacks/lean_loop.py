@@ -186,9 +186,8 @@ class LeanEpochLoop(_TrainingEpochLoop):
         module._current_fx_name = "training_step"
         with NOTHING if self._autocast is None else self._autocast():
             output = module.training_step(batch, batch_idx)
-        others = (
-            output if isinstance(output, (dict, Mapping)) else {}
-        )  # in this order: an abstract class is slow to ask
+        # a dict is recognised at once, where the abstract class is slow to answer
+        others = output if isinstance(output, (dict, Mapping)) else {}
         loss = others.get("loss", output)
         if not isinstance(loss, Tensor):  # None, which is a step without gradients, or what Lightning refuses
             loss = ClosureResult.from_training_step_output(output).closure_loss

@@ -95,7 +95,7 @@ class ClassificationSums(Metric):
             self._count_waiting()
 
     def _wrap_update(self, update: Callable[..., None]) -> Callable[..., None]:
-        """Count the call; torchmetrics' own wrapping, which also turns gradients off, is a third of what a call takes."""
+        """Count the call; gradients, which torchmetrics' own wrapping turns off here, are off while batches are counted."""
 
         @functools.wraps(update)
         def counted(*args: Tensor | None, **kwargs: Tensor | None) -> None:
@@ -108,6 +108,7 @@ class ClassificationSums(Metric):
     # Few operations, for on an accelerator they are a part of every step. Not in place, for a state that was reset in inference
     # mode could not be changed outside it. Losses are added one by one: rounding must not depend on who read a state, and when.
 
+    @torch.no_grad()
     def _count_waiting(self) -> None:
         if not self._waiting:
             return

@@ -103,6 +103,13 @@ def test_few_batches_wait_without_their_graph_and_logits() -> None:
     assert not sums._waiting
 
 
+def test_learned_targets_leave_no_graph_in_the_sums() -> None:
+    sums, target = ClassificationSums(), torch.full((2, 2), 0.5, requires_grad=True)
+    sums.update(torch.tensor(1.0), torch.eye(2), torch.tensor([0, 1]), target)
+    assert not sums.sums.requires_grad
+    assert not sums.mixed.requires_grad
+
+
 def test_on_an_accelerator_nothing_waits() -> None:
     sums = ClassificationSums().to("meta")
     loss, logits, label = (values.to("meta") for values in (torch.tensor(1.0), torch.eye(2), torch.tensor([0, 1])))
