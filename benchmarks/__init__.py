@@ -8,7 +8,7 @@ exit_guarantee.py how often a threshold with a guarantee misses its target on re
 clipseg.py        our CLIPSeg with several prompts on an image against transformers'
 head_sweep.py     heads trained together against our own runs one after another
 logistic_path.py  our logistic regression over a grid of C against scikit-learn's
-measure.py        repeats, medians, the machine, tables and JSON
+measuring.py        repeats, medians, the machine, tables and JSON
 
 They are no tests: a figure depends on the machine, so tests only check that both sides compute the same.
 """

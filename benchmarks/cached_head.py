@@ -26,11 +26,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import AdamW
 
-from benchmarks import measure
-from benchmarks.measure import Spread
 from cli import main as run
 from datamodules import CachedFeaturesDataModule
 from features import CachedSplit, CacheWriter, Identity, read_header
+from foundation import measuring
+from foundation.measuring import Spread
 from networks.frozen_backbone import FrozenBackbone
 from networks.mlp_head import MLPHead
 
@@ -157,17 +157,17 @@ def bare(cache: Path) -> float:
 
 def main(args: list[str] | None = None) -> dict[str, Any]:
     """Measure, print the table, return the figures."""
-    parser = measure.arguments("Cached samples beside live ones, and a head's training on a large cache.")
+    parser = measuring.arguments("Cached samples beside live ones, and a head's training on a large cache.")
     parser.add_argument("--images", type=int, default=1024, help="images of a live measurement, 64 or more")
-    options, before = measure.begin(parser, args)
+    options, before = measuring.begin(parser, args)
     with tempfile.TemporaryDirectory() as place:
         small, large = Path(place) / "small", Path(place) / "large"
         write_cache(small, 20 * BATCH, 1280)
         write_cache(large, SAMPLES, WIDTH)
-        measured = measure.interleave(sides(options.images, small), options.repeats)
+        measured = measuring.interleave(sides(options.images, small), options.repeats)
         runs = (Path(place) / f"run{repeat}" for repeat in range(options.repeats))
         turns = {"fit": lambda: fit(large, next(runs)), "bare": lambda: bare(large)}
-        fits = measure.interleave(turns, options.repeats)
+        fits = measuring.interleave(turns, options.repeats)
     ratio = Spread.of([live / cached for live, cached in zip(measured["live"], measured["cached"], strict=True)])
     spreads = {name: Spread.of([1e6 * value for value in values]) for name, values in measured.items()}
     rows = [
@@ -177,9 +177,9 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
         ["fit, 10 x 50,000 x 768, seconds", Spread.of(fits["fit"]).text(2), f"<= {WANTED_S:g}"],
         ["a bare loop of the same steps, seconds", Spread.of(fits["bare"]).text(2), ""],
     ]
-    print(measure.table(["", "median (least .. most)", "wanted"], rows))
+    print(measuring.table(["", "median (least .. most)", "wanted"], rows))
     content = {"seconds_a_sample": measured, "ratio": ratio._asdict(), "fit_s": fits["fit"], "bare_s": fits["bare"]}
-    measure.report(before, content, options.json)
+    measuring.report(before, content, options.json)
     return content
 
 

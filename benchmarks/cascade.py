@@ -21,11 +21,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks import measure
-from benchmarks.measure import ROOT, Spread
-from tools import cascade_measures as cascade
-from tools.cascade_measures import Judged, Sweep
-from tools.cascade_stages import Source, Stage, open_stages, read_samples
+from foundation import measuring
+from foundation.measuring import Spread
+from foundation.project import ROOT
+from tools.cascade import measures as cascade
+from tools.cascade.measures import Evaluated, Sweep
+from tools.cascade.stages import Source, Stage, open_stages, read_samples
 
 NETWORKS = ("cifar10_resnet20", "cifar10_resnet56")
 LOSS, TIME = -0.1, 0.5  # what issue 5 asks for: points of accuracy, share of the time
@@ -42,15 +43,15 @@ class Outcome(NamedTuple):
     """Share of the images that stage 2 sees."""
 
 
-def outcomes(judged: Judged, rule: Rule, splits: int) -> list[Outcome]:
+def outcomes(evaluated: Evaluated, rule: Rule, splits: int) -> list[Outcome]:
     """Both ways of each split."""
     found = []
     for seed in range(splits):
-        halves = cascade.halves(len(judged.confidence), seed)
+        halves = cascade.halves(len(evaluated.confidence), seed)
         for choosing, measured in (halves, halves[::-1]):
-            swept = cascade.sweep(judged.part(choosing))
+            swept = cascade.sweep(evaluated.part(choosing))
             threshold = float(swept.threshold[rule(swept)])
-            other = cascade.sweep(judged.part(measured))
+            other = cascade.sweep(evaluated.part(measured))
             place = other.at(threshold)
             gain = 100 * float(other.accuracy[place] - other.accuracy[0])
             found.append(Outcome(threshold, gain, 1 - float(other.coverage[place])))
@@ -74,14 +75,14 @@ def rows_of(rules: dict[str, list[Outcome]]) -> list[list[str]]:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    parser = measure.arguments(__doc__.splitlines()[0])
+    parser = measuring.arguments(__doc__.splitlines()[0])
     parser.add_argument("--weights", type=Path, required=True, metavar="DIR", help="folder of the two files of weights")
     parser.add_argument("--root", default="data", help="folder of CIFAR-10")
     parser.add_argument("--budget", type=float, default=0.45, help="most operations, as a share of ResNet-56's")
     parser.add_argument("--splits", type=int, default=10, help="times that the test set is halved")
     parser.add_argument("--timed", type=int, default=2000, help="images that are timed")
     parser.add_argument("--batch_size", type=int, default=256, help="images in a batch of either stage")
-    options, before = measure.begin(parser, list(args) if args is not None else None)
+    options, before = measuring.begin(parser, list(args) if args is not None else None)
     configs = [ROOT / "configs" / "stages" / f"{name}.yaml" for name in NETWORKS]
     sources = [
         Source(config, str(options.weights / f"{name}_fp32.safetensors"))
@@ -93,12 +94,12 @@ def main(args: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         parser.error(" ".join(str(error).split()))
     first, second = (stage.flops(samples.image) for stage in stages)
-    judged = cascade.judge(stages, samples, options.batch_size)
+    evaluated = cascade.evaluate(stages, samples, options.batch_size)
     budget = partial(cascade.choose_at_cost, first=first, second=second, share=options.budget)
     rules = {
-        f"at most {options.budget:.0%} of the operations": outcomes(judged, budget, options.splits),
+        f"at most {options.budget:.0%} of the operations": outcomes(evaluated, budget, options.splits),
         "as accurate as ResNet-56": outcomes(
-            judged, lambda swept: cascade.choose_within(swept, tolerance=0.0), options.splits
+            evaluated, lambda swept: cascade.choose_within(swept, tolerance=0.0), options.splits
         ),
     }
     best = next(iter(rules.values()))
@@ -109,21 +110,21 @@ def main(args: Sequence[str] | None = None) -> None:
     timed: dict[str, Callable[[], float]] = {
         name: partial(cascade.seconds, side, images, options.batch_size, threshold) for name, side in sides.items()
     }
-    times = measure.interleave(timed, options.repeats)
+    times = measuring.interleave(timed, options.repeats)
     shares = {
         name: Spread.of([own / other for own, other in zip(found, times["ResNet-56"], strict=True)])
         for name, found in times.items()
     }
-    alone = [100 * float(right.mean()) for right in (judged.right1, judged.right2)]
+    alone = [100 * float(right.mean()) for right in (evaluated.right1, evaluated.right2)]
     print(f"\ntest set: ResNet-20 {alone[0]:.2f} %, ResNet-56 {alone[1]:.2f} % of {len(samples.label):,} images\n")
     header = ("threshold chosen", "points to ResNet-56, mean", "range", f">= {LOSS}", "threshold", "% forwarded")
-    print(measure.table(header, rows_of(rules)))
+    print(measuring.table(header, rows_of(rules)))
     timings = [
         [name, Spread.of([1e3 * t / len(images) for t in found]).text(3), shares[name].text(3)]
         for name, found in times.items()
     ]
     print()
-    print(measure.table(("", "ms/image", "share of ResNet-56's time"), timings))
+    print(measuring.table(("", "ms/image", "share of ResNet-56's time"), timings))
     forwarded = 1 - float(exits.double().mean())
     print(f"\n{len(images):,} images, threshold {threshold:.4f}: {100 * forwarded:.1f} % forwarded")
     gain = statistics.mean(o.gain for o in best)
@@ -138,7 +139,7 @@ def main(args: Sequence[str] | None = None) -> None:
         "time_share": {name: share._asdict() for name, share in shares.items()},
         "held": held,
     }
-    measure.report(before, content, options.json)
+    measuring.report(before, content, options.json)
 
 
 if __name__ == "__main__":

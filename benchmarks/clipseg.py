@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks import measure
-from benchmarks.measure import Spread, interleave
+from foundation import measuring
+from foundation.measuring import Spread, interleave
 from networks.segmenter_clip import CLIPSegmenter
 from networks.segmenter_clip_weights import load_clipseg
 
@@ -100,7 +100,7 @@ def seconds(call: Callable[[], Tensor], device: torch.device) -> float:
 
 def main(args: list[str] | None = None) -> None:
     """Measure and print; ``args`` as on the command line."""
-    parser = measure.arguments(__doc__.splitlines()[0] if __doc__ else "")
+    parser = measuring.arguments(__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--size", type=int, default=352, help="side of the images in pixels, a multiple of 16")
     parser.add_argument(
         "--prompts", nargs="+", default=["crack", "taping area"], metavar="TEXT", help="prompts of each image"
@@ -110,7 +110,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument(
         "--weights", choices=["random_rd64", "random_tiny"], default="random_rd64", help="size of the network"
     )
-    options, before = measure.begin(parser, args)
+    options, before = measuring.begin(parser, args)
     if options.size < 16 or options.size % 16:
         parser.error(f"--size: a multiple of 16 is needed, got {options.size}")
     if options.batch < 1:
@@ -127,7 +127,7 @@ def main(args: list[str] | None = None) -> None:
         for name, values in measured.items()
     }
     rows = [[name, spreads[name].text(0), ratios[name].text(2)] for name in calls]
-    print(measure.table(("side", "ms a call", "times ours"), rows))
+    print(measuring.table(("side", "ms a call", "times ours"), rows))
     print(
         f"\n{options.batch} image(s) of {options.size} x {options.size}, {len(options.prompts)} prompts, {options.weights}, "
         f"on {options.device}; median (least .. most) of {options.repeats} repeats"
@@ -145,7 +145,7 @@ def main(args: list[str] | None = None) -> None:
         "ratio": {name: spread._asdict() for name, spread in ratios.items()},
         "differences": found._asdict(),
     }
-    measure.report(before, content, options.json)
+    measuring.report(before, content, options.json)
 
 
 if __name__ == "__main__":

@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import measure
-from benchmarks.measure import ROOT, Spread
 from callbacks.calibration_record import Rules, Samples, calibrate
 from datamodules.in_memory import seeded_generator
-from tools.cascade_stages import Source, open_stages, read_samples
+from foundation import measuring
+from foundation.measuring import Spread
+from foundation.project import ROOT
+from tools.cascade.stages import Source, open_stages, read_samples
 
 CONFIDENCE = 0.95
 
@@ -45,12 +46,12 @@ def resplit(samples: Samples, target: float, seed: int) -> tuple[float, float] |
 
 def main(args: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print the table, return the figures."""
-    parser = measure.arguments(__doc__.splitlines()[0])
+    parser = measuring.arguments(__doc__.splitlines()[0])
     parser.add_argument("--weights", type=Path, required=True, metavar="DIR", help="folder of the file of weights")
     parser.add_argument("--root", default="data", help="folder of CIFAR-10")
     parser.add_argument("--target", type=float, default=0.99, help="exit accuracy to promise")
     parser.add_argument("--splits", type=int, default=500, help="times that the test set is halved")
-    options, before = measure.begin(parser, list(args) if args is not None else None)
+    options, before = measuring.begin(parser, list(args) if args is not None else None)
     config = ROOT / "configs" / "stages" / "cifar10_resnet20.yaml"
     source = Source(config, str(options.weights / "cifar10_resnet20_fp32.safetensors"))
     try:
@@ -72,9 +73,9 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
         ["coverage on the rest", spreads[1]],
         [f"exit accuracy on the rest under {options.target:g}", f"{share:.1%} (+- {_error(share, len(outcomes)):.1%})"],
     ]
-    print(measure.table([f"target {options.target:g}, {CONFIDENCE:.0%}", "median (least .. most)"], rows))
+    print(measuring.table([f"target {options.target:g}, {CONFIDENCE:.0%}", "median (least .. most)"], rows))
     content = {"target": options.target, "splits": len(outcomes), "found": len(kept), "below": below, "outcomes": kept}
-    measure.report(before, content, options.json)
+    measuring.report(before, content, options.json)
     return content
 
 

@@ -26,11 +26,11 @@ from torch.utils.data import DataLoader
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from benchmarks import measure
 from benchmarks.loader import images_per_s
-from benchmarks.measure import Spread
 from benchmarks.photos import HEIGHT, WIDTH, write_photos
 from datamodules import ImageFolderDataModule
+from foundation import measuring
+from foundation.measuring import Spread
 
 PREFETCH = 4
 
@@ -133,15 +133,15 @@ def run(setting: Setting, repeats: int) -> tuple[int, Result]:
     num_images = data.num_train_batches() * setting.batch_size
     peer, ours = peer_epochs(data, setting), our_epochs(data)
     sides = {"peer": partial(images_per_s, peer, num_images), "ours": partial(images_per_s, ours, num_images)}
-    measure.interleave(sides, 1)
-    speed = measure.interleave(sides, repeats)
+    measuring.interleave(sides, 1)
+    speed = measuring.interleave(sides, repeats)
     ratios = [mine / theirs for mine, theirs in zip(speed["ours"], speed["peer"], strict=True)]
     return num_images, Result(Spread.of(speed["peer"]), Spread.of(speed["ours"]), Spread.of(ratios))
 
 
 def main(args: list[str] | None = None) -> None:
     """Measure both pipelines and print them; ``args`` as on the command line."""
-    parser = measure.arguments(__doc__.splitlines()[0] if __doc__ else "")
+    parser = measuring.arguments(__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--root", type=Path, metavar="DIR", help="also measure on the images of this folder")
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 224], help="sides of a training image, pixels")
     parser.add_argument("--images", type=int, default=1024, help="photographs to make up; 0 for none")
@@ -149,7 +149,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=2, help="worker processes of either side")
     parser.add_argument("--scale", type=float, default=0.35, help="smallest share of the area that a crop takes")
     parser.set_defaults(threads=1)  # the workers take the other cores; torch's threads would wait for each other
-    options, before = measure.begin(parser, args)
+    options, before = measuring.begin(parser, args)
     if options.images and options.images * 0.85 < options.batch_size:
         parser.error(
             f"--images: enough for a batch of {options.batch_size} with a tenth held out, or 0, got {options.images}"
@@ -167,13 +167,13 @@ def main(args: list[str] | None = None) -> None:
         for name, root in folders.items():
             for size in options.sizes:
                 setting = Setting(root, size, options.batch_size, options.workers, options.scale)
-                num_images, figures = run(setting, options.repeats)
-                rows.append([name, str(size), f"{num_images:,}", figures.torchvision.text(0), figures.ours.text(0)])
-                rows[-1].append(figures.ratio.text(2))
-                spreads = {key: value._asdict() for key, value in figures._asdict().items()}
+                num_images, metrics = run(setting, options.repeats)
+                rows.append([name, str(size), f"{num_images:,}", metrics.torchvision.text(0), metrics.ours.text(0)])
+                rows[-1].append(metrics.ratio.text(2))
+                spreads = {key: value._asdict() for key, value in metrics._asdict().items()}
                 content.append({"pictures": name, "size": size, "images": num_images, **spreads})
     header = ("pictures", "px", "images", "torchvision, images/s", "ours, images/s", "ratio")
-    print(measure.table(header, rows))
+    print(measuring.table(header, rows))
     print(
         f"\nmedian (least .. most) of {options.repeats} repeats; the ratio is ours by theirs in each repeat; "
         f"{options.workers} workers on either side, batches of {options.batch_size}, crops of {options.scale:g} to 1 of the area"
@@ -181,7 +181,7 @@ def main(args: list[str] | None = None) -> None:
     for line in said:
         print(line)
     settings = {name: getattr(options, name) for name in ("repeats", "workers", "batch_size", "scale")}
-    measure.report(before, {"benchmark": "folder_pipeline", **settings, "pipelines": content}, options.json)
+    measuring.report(before, {"benchmark": "folder_pipeline", **settings, "pipelines": content}, options.json)
 
 
 if __name__ == "__main__":

@@ -18,18 +18,18 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import measure
-from callbacks.run_folder import write_json, write_text
 from cli import main as run
-from datamodules.har_layout import FOLDER, SIGNALS
+from datamodules.signals.har_reader import FOLDER, SIGNALS
+from foundation import measuring
+from foundation.atomic_files import write_json, write_text
 
 
-def write_fold(source: Path, target: Path, judged: set[int]) -> None:
+def write_fold(source: Path, target: Path, evaluated: set[int]) -> None:
     """Write the training part of a UCI HAR folder as a data set of its own, whose test people are `judged`."""
     if (target / "activity_labels.txt").is_file():
         return
     subjects = np.loadtxt(source / "train" / "subject_train.txt", dtype=int)
-    rows = {"train": ~np.isin(subjects, list(judged)), "test": np.isin(subjects, list(judged))}
+    rows = {"train": ~np.isin(subjects, list(evaluated)), "test": np.isin(subjects, list(evaluated))}
     for part, chosen in rows.items():
         for name in ("y", "subject", *(f"Inertial Signals/{signal}" for signal in SIGNALS)):
             lines = (source / "train" / f"{name}_train.txt").read_text(encoding="utf-8").splitlines(keepends=True)
@@ -39,7 +39,7 @@ def write_fold(source: Path, target: Path, judged: set[int]) -> None:
     write_text(target / "activity_labels.txt", (source / "activity_labels.txt").read_text(encoding="utf-8"))
 
 
-def judge(folder: Path, epochs: int) -> list[float]:
+def evaluate(folder: Path, epochs: int) -> list[float]:
     """Share of the judged people's windows that each epoch's averaged weights get right."""
     shares = []
     for epoch in range(1, epochs + 1):
@@ -63,19 +63,19 @@ def _command(words: list[str]) -> None:
         raise SystemExit(code)
 
 
-def fold(options: argparse.Namespace, number: int, judged: set[int], settings: list[str]) -> list[float]:
+def fold(options: argparse.Namespace, number: int, evaluated: set[int], settings: list[str]) -> list[float]:
     """Train and judge a fold: the judged accuracy by best val/acc, by least val/loss, of the last epoch, of the best epoch."""
     place = options.out / f"fold_{number}"
-    write_fold(options.data, place / FOLDER, judged)
+    write_fold(options.data, place / FOLDER, evaluated)
     folder = place / "run"
     if not (folder / "config.yaml").is_file():
         start = ["--config", options.config, "--data.root", str(place), "--run_dir", str(folder)]
         _command(["fit", *start, "--seed_everything", str(number), "--checkpoint.every_n_epochs", "1", *settings])
     elif not (folder / "training_summary.json").is_file():
         _command(["fit", "--resume", str(folder)])
-    figures = validated(folder)
-    shares = judge(folder, len(figures["val/acc"]))
-    chosen = (int(np.argmax(figures["val/acc"])), int(np.argmin(figures["val/loss"])), -1)
+    metrics = validated(folder)
+    shares = evaluate(folder, len(metrics["val/acc"]))
+    chosen = (int(np.argmax(metrics["val/acc"])), int(np.argmin(metrics["val/loss"])), -1)
     return [*(shares[place] for place in chosen), max(shares)]
 
 
@@ -90,13 +90,15 @@ def main(args: list[str] | None = None) -> None:
     people = np.unique(np.loadtxt(options.data / "train" / "subject_train.txt", dtype=int))
     parts = np.array_split(np.random.default_rng(0).permutation(people), options.folds)
     rows = []
-    for number, judged in enumerate(parts):
-        figures = fold(options, number, {int(person) for person in judged}, settings)
-        rows.append([f"{number}: {', '.join(map(str, sorted(judged)))}", *(f"{100 * share:.2f}" for share in figures)])
+    for number, evaluated in enumerate(parts):
+        metrics = fold(options, number, {int(person) for person in evaluated}, settings)
+        rows.append(
+            [f"{number}: {', '.join(map(str, sorted(evaluated)))}", *(f"{100 * share:.2f}" for share in metrics)]
+        )
     columns = np.array([[float(cell) for cell in row[1:]] for row in rows])
     rows.append(["mean", *(f"{value:.2f}" for value in columns.mean(0))])
     header = ["judged people", "by val/acc, %", "by val/loss, %", "last epoch, %", "best epoch (no rule finds it), %"]
-    print(measure.table(header, rows))
+    print(measuring.table(header, rows))
 
 
 if __name__ == "__main__":

@@ -23,15 +23,15 @@ import torch
 import yaml
 from torch import Tensor
 
-from benchmarks import measure
-from benchmarks.measure import Spread
 from cli import main as run
 from cli.app import configure_logging
 from features import CacheWriter, Identity
-from tools.sweep_blocks import Head, Outcome
-from tools.sweep_heads import parser
-from tools.sweep_search import search
-from tools.sweep_settings import make_plan, typed
+from foundation import measuring
+from foundation.measuring import Spread
+from tools.sweep_heads.__main__ import parser
+from tools.sweep_heads.head_groups import Head, Outcome
+from tools.sweep_heads.search import search
+from tools.sweep_heads.settings import make_plan, typed
 
 PARTS = ("linear", "mlp")
 
@@ -150,9 +150,9 @@ def heads_row(hidden: str, options: Any) -> dict[str, Any]:
     """Measure one kind of head."""
     with tempfile.TemporaryDirectory() as folder:
         task = Heads(Path(folder), options.heads, hidden, options.samples, options.alone or options.heads)
-        figures = measure.interleave({"alone": task.one_after_another, "sweep": task.sweep}, options.repeats)
-        ratio = [alone / sweep for alone, sweep in zip(figures["alone"], figures["sweep"], strict=True)]
-        spreads = {name: Spread.of(values) for name, values in (*figures.items(), ("ratio", ratio))}
+        metrics = measuring.interleave({"alone": task.one_after_another, "sweep": task.sweep}, options.repeats)
+        ratio = [alone / sweep for alone, sweep in zip(metrics["alone"], metrics["sweep"], strict=True)]
+        spreads = {name: Spread.of(values) for name, values in (*metrics.items(), ("ratio", ratio))}
         timed = len(task.outcomes[:: math.ceil(len(task.outcomes) / task.alone)])
         return {"what": f"{options.heads} heads, hidden {typed(task.outcomes[0].head.hidden)}", "runs_timed": timed} | {
             **spreads,
@@ -162,23 +162,23 @@ def heads_row(hidden: str, options: Any) -> dict[str, Any]:
 
 def main(args: list[str] | None = None) -> None:
     """Measure and print; ``args`` as on the command line."""
-    parser = measure.arguments(__doc__.splitlines()[0] if __doc__ else "")
+    parser = measuring.arguments(__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
     parser.add_argument("--heads", type=int, default=52, help="heads of a sweep")
     parser.add_argument("--samples", type=int, default=20_000, help="training samples of the heads")
     parser.add_argument("--alone", type=int, help="runs of their own that are timed, and scaled to all (default: all)")
-    options, before = measure.begin(parser, args)
+    options, before = measuring.begin(parser, args)
     content: dict[str, Any] = {}
     rows = []
     for part in options.parts:
-        figures = heads_row("none" if part == "linear" else "256", options)
-        content[part] = {n: v._asdict() if isinstance(v, Spread) else v for n, v in figures.items()}
-        rows.append([figures["what"], *(figures[name].text(1) for name in ("alone", "sweep", "ratio"))])
-        rows[-1].append(f"weights within {figures['weight_difference']:.1e}; {figures['runs_timed']} runs timed")
-    print(measure.table(("what", "one after another, s", "ours, s", "ratio", "proof"), rows))
+        metrics = heads_row("none" if part == "linear" else "256", options)
+        content[part] = {n: v._asdict() if isinstance(v, Spread) else v for n, v in metrics.items()}
+        rows.append([metrics["what"], *(metrics[name].text(1) for name in ("alone", "sweep", "ratio"))])
+        rows[-1].append(f"weights within {metrics['weight_difference']:.1e}; {metrics['runs_timed']} runs timed")
+    print(measuring.table(("what", "one after another, s", "ours, s", "ratio", "proof"), rows))
     print(f"\nheads: median (least .. most) of {options.repeats} repeats in turns")
     settings = {"heads": options.heads, "samples": options.samples, "repeats": options.repeats}
-    measure.report(before, {"benchmark": "head_sweep", **settings, "parts": content}, options.json)
+    measuring.report(before, {"benchmark": "head_sweep", **settings, "parts": content}, options.json)
 
 
 if __name__ == "__main__":

@@ -22,10 +22,10 @@ from torch.utils.data import DataLoader
 from torchvision import datasets
 from torchvision import transforms as per_sample
 
-from benchmarks import measure
-from benchmarks.measure import Spread
 from benchmarks.tasks import RandomImages
 from datamodules import InMemoryLoader
+from foundation import measuring
+from foundation.measuring import Spread
 
 BATCH_SIZE, PADDING = 128, 4
 SLOWER = 5  # times fewer images for RandAugment
@@ -114,8 +114,8 @@ def run(policy: Policy, num_images: int, workers: int, repeats: int) -> Result:
     """
     peer, ours = peer_epochs(num_images, policy, workers), our_epochs(num_images, policy)
     sides = {"peer": partial(images_per_s, peer, num_images), "ours": partial(images_per_s, ours, num_images)}
-    measure.interleave(sides, 1)
-    speed = measure.interleave(sides, repeats)
+    measuring.interleave(sides, 1)
+    speed = measuring.interleave(sides, repeats)
     ratios = [mine / theirs for mine, theirs in zip(speed["ours"], speed["peer"], strict=True)]
     return Result(Spread.of(speed["peer"]), Spread.of(speed["ours"]), Spread.of(ratios))
 
@@ -128,25 +128,25 @@ PIPELINES: dict[Policy, str] = {
 
 def main(args: list[str] | None = None) -> None:
     """Measure both pipelines and print them; ``args`` as on the command line."""
-    parser = measure.arguments(__doc__.splitlines()[0] if __doc__ else "")
+    parser = measuring.arguments(__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--images", type=int, default=50_000, help=f"images of an epoch; RandAugment: a {SLOWER}th")
     parser.add_argument("--workers", type=int, default=2, help="worker processes of torchvision's side")
-    options, before = measure.begin(parser, args)
+    options, before = measuring.begin(parser, args)
     if options.images < SLOWER or options.workers < 0:
         parser.error(f"--images: {SLOWER} or more, --workers: 0 or more, got {options.images} and {options.workers}")
     rows, content = [], []
     for policy, pipeline in PIPELINES.items():
         num_images = options.images if policy == "none" else options.images // SLOWER
-        figures = run(policy, num_images, options.workers, options.repeats)
-        rows.append([pipeline, f"{num_images:,}", figures.torchvision.text(0), figures.ours.text(0)])
-        rows[-1].append(figures.ratio.text(1))
-        spreads = {name: spread._asdict() for name, spread in figures._asdict().items()}
+        metrics = run(policy, num_images, options.workers, options.repeats)
+        rows.append([pipeline, f"{num_images:,}", metrics.torchvision.text(0), metrics.ours.text(0)])
+        rows[-1].append(metrics.ratio.text(1))
+        spreads = {name: spread._asdict() for name, spread in metrics._asdict().items()}
         content.append({"policy": policy, "pipeline": pipeline, "images": num_images, **spreads})
     peer = f"torchvision, {options.workers} workers, images/s"
-    print(measure.table(("pipeline", "images", peer, "ours, images/s", "ratio"), rows))
+    print(measuring.table(("pipeline", "images", peer, "ours, images/s", "ratio"), rows))
     print(f"\nmedian (least .. most) of {options.repeats} repeats; the ratio is ours by theirs in each repeat")
     settings = {"repeats": options.repeats, "workers": options.workers, "batch_size": BATCH_SIZE}
-    measure.report(before, {"benchmark": "loader", **settings, "pipelines": content}, options.json)
+    measuring.report(before, {"benchmark": "loader", **settings, "pipelines": content}, options.json)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python -m benchmarks.logistic_path [--samples 40000] [--tolerances 1e-4 1e-6] [--repeats 3] [--json FILE]
 
-Both solve the 45 values of tools/sweep_logistic.py on made-up features of a frozen network. Our solver in float64, run to the end,
-says where the optimum is: each side's objectives are held against it. scikit-learn runs once for each of the tolerances.
+Both solve the 45 values of tools/sweep_heads/logistic.py on made-up features of a frozen network. Our solver in float64, run to
+the end, gives the optimum that the objectives of both sides are compared with. scikit-learn runs once for each of the tolerances.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks import measure
-from benchmarks.measure import Spread
-from tools.logistic_path import logistic_path
-from tools.sweep_logistic import CS
+from foundation import measuring
+from foundation.measuring import Spread
+from tools.sweep_heads.logistic import CS
+from tools.sweep_heads.logistic_path import logistic_path
 
 WIDTH, CLASSES, LATENT = 384, 10, 48
 NEAR = 1e-6
@@ -54,7 +54,7 @@ def network_features(n: int, seed: int, width: int, classes: int) -> tuple[Tenso
 
 
 def ours(x: Tensor, y: Tensor, cs: Sequence[float], **settings: Any) -> Path:
-    """Solve by tools/logistic_path.py."""
+    """Solve by tools/sweep_heads/logistic_path.py."""
     wall, cpu = perf_counter(), process_time()
     solutions = list(logistic_path(x, y, int(y.max()) + 1, cs, **settings))
     weights = [(solution.weight, solution.bias) for solution in solutions]
@@ -91,7 +91,7 @@ def objectives(path: Path, x: Tensor, y: Tensor, cs: Sequence[float]) -> Tensor:
     return torch.stack(found)
 
 
-def judge(
+def evaluate(
     path: Path, best: Path, x: Tensor, y: Tensor, held: Tensor, label: Tensor, cs: Sequence[float]
 ) -> dict[str, Any]:
     """How near a path is to the best one."""
@@ -115,22 +115,22 @@ def judge(
 
 def main(args: list[str] | None = None) -> None:
     """Measure and print; ``args`` as on the command line."""
-    parser = measure.arguments(__doc__.splitlines()[0] if __doc__ else "")
+    parser = measuring.arguments(__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument(
         "--samples", type=int, default=40_000, help="of the training split; a fifth as many are held out"
     )
     parser.add_argument("--tolerances", type=float, nargs="*", default=[1e-4, 1e-6], help="of scikit-learn, a run each")
-    options, before = measure.begin(parser, args)
+    options, before = measuring.begin(parser, args)
     x, y = network_features(options.samples, 0, WIDTH, CLASSES)
     held, label = network_features(options.samples // 5, 1, WIDTH, CLASSES)
     best = ours(x, y, CS, tolerance=1e-11, dtype=torch.float64)
     runs = [ours(x, y, CS) for _ in range(options.repeats)]
     times = {name: Spread.of([getattr(run, name) for run in runs]) for name in ("seconds", "cpu_seconds")}
-    sides = {"ours, float32": judge(runs[-1], best, x, y, held, label, CS)}
+    sides = {"ours, float32": evaluate(runs[-1], best, x, y, held, label, CS)}
     sides["ours, float32"] |= {name: spread.median for name, spread in times.items()}
     for tolerance in options.tolerances:
         found = scikit_learn(x, y, CS, tolerance)
-        sides[f"scikit-learn, tol {tolerance:g}"] = judge(found, best, x, y, held, label, CS)
+        sides[f"scikit-learn, tol {tolerance:g}"] = evaluate(found, best, x, y, held, label, CS)
     rows = []
     for name, side in sides.items():
         ratio = side["seconds"] / times["seconds"].median
@@ -148,7 +148,7 @@ def main(args: list[str] | None = None) -> None:
         f"within {NEAR:g}",
         "same class",
     )
-    print(measure.table(titles, rows))
+    print(measuring.table(titles, rows))
     print(
         f"\n{options.samples:,} x {WIDTH} features, {CLASSES} classes, best accuracy {sides['ours, float32']['accuracy']:.1%}"
     )
@@ -159,7 +159,7 @@ def main(args: list[str] | None = None) -> None:
         "above optimum, same class: the worst of the 45; of validation samples, against our solver run to the end in float64"
     )
     content = {"benchmark": "logistic_path", "samples": options.samples, "repeats": options.repeats, "sides": sides}
-    measure.report(before, content, options.json)
+    measuring.report(before, content, options.json)
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from benchmarks import measure
-from benchmarks.measure import Spread
+from foundation import measuring
+from foundation.measuring import Spread
 from transforms import Encoder, encode
 
 SIGNALS, LENGTH, PYTS_LARGEST = 9, 128, 128
@@ -121,24 +121,24 @@ def compare(
         repeats: Timed calls of each.
     """
     sides = {"ours": partial(seconds, ours), **({"peer": partial(seconds, peer)} if peer else {})}
-    measure.interleave(sides, 1)
-    times = measure.interleave(sides, repeats)
+    measuring.interleave(sides, 1)
+    times = measuring.interleave(sides, repeats)
     speeds = {name: [windows[name] / value for value in values] for name, values in times.items()}
-    figures = {name: Spread.of(values) for name, values in speeds.items()}
+    metrics = {name: Spread.of(values) for name, values in speeds.items()}
     if peer:
-        figures["ratio"] = Spread.of([a / b for a, b in zip(speeds["ours"], speeds["peer"], strict=True)])
-    return figures
+        metrics["ratio"] = Spread.of([a / b for a, b in zip(speeds["ours"], speeds["peer"], strict=True)])
+    return metrics
 
 
 def main(args: list[str] | None = None) -> None:
     """Measure all encoders and print them; ``args`` as on the command line."""
-    parser = measure.arguments(__doc__.splitlines()[0] if __doc__ else "")
+    parser = measuring.arguments(__doc__.splitlines()[0] if __doc__ else "")
     parser.set_defaults(threads=1)
     parser.add_argument(
         "--windows", type=int, default=64, help="windows of a call, 1 or more; the default is that of a batch"
     )
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128, 224], help="pixels of the images")
-    options, before = measure.begin(parser, args)
+    options, before = measuring.begin(parser, args)
     if options.windows < 1 or min(options.sizes) < 8:
         parser.error(f"--windows: 1 or more, --sizes: 8 or more, got {options.windows} and {options.sizes}")
     steps = torch.randn(options.windows, SIGNALS, LENGTH, generator=torch.Generator().manual_seed(0))
@@ -148,13 +148,13 @@ def main(args: list[str] | None = None) -> None:
 
     def add(name: str, size: int, peer_name: str, ours: Callable[[], Any], peer: Callable[[], Any] | None) -> None:
         drawn = min(options.windows, PLOTTED) if peer_name.startswith("matplotlib") else options.windows
-        figures = compare(ours, peer, {"ours": options.windows, "peer": drawn}, options.repeats)
+        metrics = compare(ours, peer, {"ours": options.windows, "peer": drawn}, options.repeats)
         cells = [
-            figures[key].text(digits) if key in figures else "-"
+            metrics[key].text(digits) if key in metrics else "-"
             for key, digits in (("peer", 1), ("ours", 0), ("ratio", 1))
         ]
         rows.append([name, str(size), peer_name, *cells])
-        spreads = {key: spread._asdict() for key, spread in figures.items()}
+        spreads = {key: spread._asdict() for key, spread in metrics.items()}
         content.append({"encoder": name, "size": size, "peer": peer_name, **spreads})
 
     for size in options.sizes:
@@ -168,10 +168,10 @@ def main(args: list[str] | None = None) -> None:
             add("line plot", size, name, partial(encode, signals, "line_plot", size), peer)
         for other in ("log_spectrogram", "segment_stack"):
             add(other.replace("_", " "), size, "-", partial(encode, signals, other, size), None)
-    print(measure.table(("encoder", "pixels", "peer", "peer, windows/s", "ours, windows/s", "ratio"), rows))
+    print(measuring.table(("encoder", "pixels", "peer", "peer, windows/s", "ours, windows/s", "ratio"), rows))
     print(f"\nmedian (least .. most) of {options.repeats} repeats of {options.windows} windows")
     settings = {"repeats": options.repeats, "windows": options.windows}
-    measure.report(before, {"benchmark": "signal_images", **settings, "encoders": content}, options.json)
+    measuring.report(before, {"benchmark": "signal_images", **settings, "encoders": content}, options.json)
 
 
 if __name__ == "__main__":

@@ -25,9 +25,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from benchmarks import measure
-from benchmarks.measure import Spread
 from cli import main as run_main
+from foundation import measuring
+from foundation.measuring import Spread
 
 LOG_EVERY = 50  # steps; the default of configs/defaults.yaml
 EPOCH_SAMPLES = 45_000  # CIFAR-10 with a tenth held out
@@ -169,53 +169,53 @@ HEADER = (
 )
 
 
-def row(case: Case, figures: Result) -> list[str]:
+def row(case: Case, metrics: Result) -> list[str]:
     """A line of the table."""
     return [
         case.network,
         str(case.batch_size),
-        f"{figures.bare.median:.3f}",
-        f"{figures.ours.median:.3f}",
-        figures.overhead.text(3),
-        figures.rest.text(3),
-        f"{figures.ratio.median:.3f}",
-        f"{figures.epoch_end.median:.0f}",
-        f"{figures.with_epoch_end:.3f}",
+        f"{metrics.bare.median:.3f}",
+        f"{metrics.ours.median:.3f}",
+        metrics.overhead.text(3),
+        metrics.rest.text(3),
+        f"{metrics.ratio.median:.3f}",
+        f"{metrics.epoch_end.median:.0f}",
+        f"{metrics.with_epoch_end:.3f}",
     ]
 
 
-def as_json(case: Case, figures: Result) -> dict[str, Any]:
+def as_json(case: Case, metrics: Result) -> dict[str, Any]:
     """The same as plain values."""
     content = {
-        name: value._asdict() if isinstance(value, Spread) else value for name, value in figures._asdict().items()
+        name: value._asdict() if isinstance(value, Spread) else value for name, value in metrics._asdict().items()
     }
     return {"name": case.name, "network": case.network, "batch_size": case.batch_size, "steps": case.steps, **content}
 
 
 def main(args: list[str] | None = None) -> None:
     """Measure the cases and print them; ``args`` as on the command line."""
-    parser = measure.arguments(__doc__.splitlines()[0] if __doc__ else "")
+    parser = measuring.arguments(__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument(
         "--steps", type=int, help=f"timed steps of a repeat, a multiple of {LOG_EVERY}; default by case"
     )
     names = [case.name for case in CASES]
     parser.add_argument("--cases", nargs="+", choices=names, default=names, help="what to measure")
-    options, before = measure.begin(parser, args)
+    options, before = measuring.begin(parser, args)
     if options.steps is not None and (options.steps < LOG_EVERY or options.steps % LOG_EVERY):
         parser.error(f"--steps: a multiple of {LOG_EVERY}, so that each repeat logs as often, got {options.steps}")
     cases = [case for case in CASES if case.name in options.cases]
     if options.steps is not None:
         cases = [Case(**{**vars(case), "steps": options.steps}) for case in cases]
-    figures = [run(case, options.repeats) for case in cases]
-    print(measure.table(HEADER, [row(*pair) for pair in zip(cases, figures, strict=True)]))
+    metrics = [run(case, options.repeats) for case in cases]
+    print(measuring.table(HEADER, [row(*pair) for pair in zip(cases, metrics, strict=True)]))
     print(
         f"\noverhead: median (least .. most) of {options.repeats} repeats; the first network costs nothing, so that its"
     )
-    print("overhead is the framework's own; that of a large network is a small difference of two large figures.")
-    for case, each in zip(cases, figures, strict=True):
+    print("overhead is the framework's own; that of a large network is a small difference of two large metrics.")
+    for case, each in zip(cases, metrics, strict=True):
         print(f"{case.name}: largest difference between the weights of both sides {each.weight_difference:g}")
-    content = [as_json(*pair) for pair in zip(cases, figures, strict=True)]
-    measure.report(before, {"benchmark": "step_overhead", "repeats": options.repeats, "cases": content}, options.json)
+    content = [as_json(*pair) for pair in zip(cases, metrics, strict=True)]
+    measuring.report(before, {"benchmark": "step_overhead", "repeats": options.repeats, "cases": content}, options.json)
 
 
 if __name__ == "__main__":

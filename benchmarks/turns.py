@@ -30,9 +30,9 @@ from torch.nn import functional as F
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 
-from callbacks.run_folder import write_json
 from datamodules import DataModule
 from datamodules.in_memory import batch_indices
+from foundation.atomic_files import write_json
 
 
 class BareLoop:

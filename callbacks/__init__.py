@@ -7,29 +7,29 @@ datamodules. From a module it may call ``log_epoch(stage)``, ``shared_step(batch
 
 from callbacks.calibration import Calibration
 from callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
-from callbacks.confusion import ConfusionMatrix
-from callbacks.curves import Curves
+from callbacks.dry_run import is_out_of_memory
 from callbacks.ema import EMA
 from callbacks.exact_resume import ExactResume
+from callbacks.fast_loop import FastEpochLoop, NoProfiler, skip_empty_hooks
 from callbacks.feature_writer import FeatureWriter
-from callbacks.lean_loop import LeanEpochLoop, NoProfiler, skip_empty_hooks
 from callbacks.learning_rate_finder import LearningRateFinder
-from callbacks.mask_writer import MaskWriter
 from callbacks.metrics_log import MetricsLog, read_metrics
-from callbacks.mistakes import WorstMistakes
 from callbacks.non_finite import NonFiniteError, StopOnNonFinite
-from callbacks.progress import Progress
+from callbacks.pictures.confusion_matrix import ConfusionMatrix
+from callbacks.pictures.curves import Curves
+from callbacks.pictures.predicted_masks import MaskWriter
+from callbacks.pictures.segmentation import SegmentationPictures
+from callbacks.pictures.subject_accuracy import SubjectAccuracy
+from callbacks.pictures.ternary_shares import TernaryShares
+from callbacks.pictures.worst_mistakes import WorstMistakes
+from callbacks.progress.progress import Progress
+from callbacks.progress.speed import Speed
 from callbacks.progressive_resizing import ProgressiveResizing, StageOutOfMemoryError
 from callbacks.resizing_stages import ResizingStage
 from callbacks.run_folder import RunFolder, run_folder
-from callbacks.segmentation_pictures import SegmentationPictures
-from callbacks.speed import Speed
 from callbacks.stop_on_signal import Interrupted, StopOnSignal
-from callbacks.subjects import SubjectAccuracy
 from callbacks.summary import RunSummary
 from callbacks.tensorboard import RunTensorBoard
-from callbacks.ternary_shares import TernaryShares
-from callbacks.trial import is_out_of_memory
 
 __all__ = [
     "EMA",
@@ -39,9 +39,9 @@ __all__ = [
     "ConfusionMatrix",
     "Curves",
     "ExactResume",
+    "FastEpochLoop",
     "FeatureWriter",
     "Interrupted",
-    "LeanEpochLoop",
     "LearningRateFinder",
     "MaskWriter",
     "MetricsLog",

@@ -2,7 +2,7 @@
 
     fit        logs val/ece, val/ece_mass, val/nll;    checkpoint["calibration"] (callbacks/calibration_record.py)
     test       logs test/ece, test/ece_calibrated, ... with the checkpoint's temperature and threshold; validate does as val/*
-    all        plots/reliability_STAGE.png, reliability_STAGE.csv, exit_STAGE.csv    (callbacks/evaluation_pictures.py)
+    all        plots/reliability_STAGE.png, reliability_STAGE.csv, exit_STAGE.csv    (callbacks/pictures/evaluation.py)
 
 The record is of the weights of the latest validation: the averaged ones with EMA, and those of best.ckpt in best.ckpt.
 """
@@ -20,11 +20,11 @@ from lightning.pytorch import LightningModule, Trainer
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from callbacks.calibration_record import Record, Rules, Samples, calibrate, in_words, judged, next_level
+from callbacks.calibration_record import Record, Rules, Samples, calibrate, evaluated, in_words, next_level
 from callbacks.checkpoints import Checkpoints
-from callbacks.evaluation_pictures import EvaluationPicture, class_names_of
-from callbacks.lookup import callbacks_of
-from callbacks.reliability import Judgement, draw_reliability, write_tables
+from callbacks.find_callbacks import find_callbacks
+from callbacks.pictures.evaluation import EvaluationPicture, class_names_of
+from callbacks.pictures.reliability import Evaluation, draw_reliability, write_tables
 from callbacks.run_folder import log_line, run_folder
 from metrics import aurc, bootstrap_interval
 
@@ -47,7 +47,7 @@ def validations_planned(trainer: Trainer) -> int:
     return max(1, int(epochs // every) * max(1, int(batches // between)))
 
 
-class Calibration(EvaluationPicture[Judgement]):
+class Calibration(EvaluationPicture[Evaluation]):
     """Measures calibration, fits a temperature and chooses an exit threshold; of any classifier.
 
     Args:
@@ -84,7 +84,7 @@ class Calibration(EvaluationPicture[Judgement]):
         self.record: Record | None = None
         self._validations, self._spent = 0, 0.0
         self._parts: list[Samples] = []
-        self._judgement: Judgement | None = None
+        self._evaluation: Evaluation | None = None
 
     # ---- an evaluation ----
 
@@ -111,7 +111,7 @@ class Calibration(EvaluationPicture[Judgement]):
         if not self._wanted(trainer):
             return
         if trainer.state.fn != "fit":
-            self._judge_weights(trainer, pl_module, "val")
+            self._evaluated_weights(trainer, pl_module, "val")
             return
         samples = self._gathered(trainer, pl_module)
         level = next_level(1 - self.rules.confidence, self._spent, validations_planned(trainer) - self._validations)
@@ -119,22 +119,22 @@ class Calibration(EvaluationPicture[Judgement]):
         seed = getattr(getattr(trainer, "datamodule", None), "split_seed", 0)
         self.record, found = calibrate(samples, self.rules, level, seed)
         self._validations, self._spent = self._validations + 1, self._spent + level
-        self._judgement = found._replace(names=class_names_of(trainer, pl_module, samples.logits.shape[1]))
-        whole = judged(samples, 1.0, None, None).before.figures()
+        self._evaluation = found._replace(names=class_names_of(trainer, pl_module, samples.logits.shape[1]))
+        whole = evaluated(samples, 1.0, None, None).before.metrics()
         _log(pl_module, {name: whole[name.partition("/")[2]] for name in self.metric_names})
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what the checkpoint's temperature and threshold do on the test split."""
         if self._wanted(trainer):
-            self._judge_weights(trainer, pl_module, "test")
+            self._evaluated_weights(trainer, pl_module, "test")
 
-    def _judge_weights(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def _evaluated_weights(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         samples = self._gathered(trainer, pl_module)
         temperature, threshold = getattr(pl_module, "temperature", 1.0), getattr(pl_module, "chosen_threshold", None)
         target = self.record["target"] if self.record is not None else None
-        found = judged(samples, temperature, threshold, target)
-        self._judgement = found._replace(names=class_names_of(trainer, pl_module, samples.logits.shape[1]))
-        _log(pl_module, {f"{stage}/{name}": value for name, value in evaluation_figures(found).items()})
+        found = evaluated(samples, temperature, threshold, target)
+        self._evaluation = found._replace(names=class_names_of(trainer, pl_module, samples.logits.shape[1]))
+        _log(pl_module, {f"{stage}/{name}": value for name, value in evaluation_metrics(found).items()})
 
     def _gathered(self, trainer: Trainer, pl_module: LightningModule) -> Samples:
         """Logits and labels of all processes, by place: how many there are and how batches were cut changes nothing."""
@@ -153,16 +153,16 @@ class Calibration(EvaluationPicture[Judgement]):
             samples = Samples(*(values[held] for values in gathered))
         return samples.where(samples.place.argsort(stable=True))
 
-    def collect(self, trainer: Trainer, pl_module: LightningModule) -> Judgement:
+    def collect(self, trainer: Trainer, pl_module: LightningModule) -> Evaluation:
         """What was found when the evaluation was logged."""
-        assert self._judgement is not None
-        return self._judgement
+        assert self._evaluation is not None
+        return self._evaluation
 
-    def write(self, folder: Path, stage: str, found: Judgement) -> None:
+    def write(self, folder: Path, stage: str, found: Evaluation) -> None:
         """Reliability bins, and exits of each class."""
         write_tables(folder, stage, found)
 
-    def draw(self, found: Judgement, title: str) -> Figure:
+    def draw(self, found: Evaluation, title: str) -> Figure:
         """All of it."""
         return draw_reliability(found, title)
 
@@ -171,7 +171,7 @@ class Calibration(EvaluationPicture[Judgement]):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what the best checkpoint has, or the last one where nothing says which is best; below the last epoch's line."""
         record = self.record
-        best = next((c.best_model_path for c in callbacks_of(trainer, Checkpoints) if c.best_model_path), None)
+        best = next((c.best_model_path for c in find_callbacks(trainer, Checkpoints) if c.best_model_path), None)
         if best is not None and trainer.is_global_zero:
             content = torch.load(best, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(best))
             record = content.get("calibration")
@@ -202,32 +202,32 @@ class Calibration(EvaluationPicture[Judgement]):
         self._validations, self._spent = state_dict["validations"], state_dict["spent"]
 
 
-def evaluation_figures(found: Judgement) -> dict[str, float]:
+def evaluation_metrics(found: Evaluation) -> dict[str, float]:
     """What validate and test log, without the stage; ``_calibrated`` where there is a temperature, exits where a threshold is.
 
     ``ece_floor`` is the mean ECE of a perfectly calibrated network with these confidences; ``ece_low`` and ``ece_high`` are the
     95 % interval of the ECE without noise. An exit accuracy of no exits is left out.
     """
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     calibrated = [("_calibrated", found.after)] if found.temperature != 1 else []
     for suffix, sums in [("", found.before), *calibrated]:
-        measured = sums.figures()
+        measured = sums.metrics()
         low, high = bootstrap_interval(sums.width) if not sums.lost else (math.nan, math.nan)
-        figures |= {f"{name}{suffix}": measured[name] for name in ("ece", "ece_mass", "ece_floor", "nll", "brier")}
-        figures |= {f"ece_low{suffix}": low, f"ece_high{suffix}": high}
-    figures["aurc"] = aurc(*found.exits.overall())
+        metrics |= {f"{name}{suffix}": measured[name] for name in ("ece", "ece_mass", "ece_floor", "nll", "brier")}
+        metrics |= {f"ece_low{suffix}": low, f"ece_high{suffix}": high}
+    metrics["aurc"] = aurc(*found.exits.overall())
     if found.threshold is not None:
         exits = found.exits.at(found.threshold)
-        figures["exit_coverage"] = exits.coverage
+        metrics["exit_coverage"] = exits.coverage
         if exits.exits:
-            figures["exit_acc"] = exits.accuracy
-    return figures
+            metrics["exit_acc"] = exits.accuracy
+    return metrics
 
 
-def _log(pl_module: LightningModule, figures: dict[str, float]) -> None:
+def _log(pl_module: LightningModule, metrics: dict[str, float]) -> None:
     """Log what the module does not log itself."""
     taken = set(getattr(pl_module, "metric_names", ()))
-    pl_module.log_dict({name: value for name, value in figures.items() if name not in taken})
+    pl_module.log_dict({name: value for name, value in metrics.items() if name not in taken})
 
 
 def _padded(values: Tensor, rows: int, classes: int) -> Tensor:

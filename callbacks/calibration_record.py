@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, TypedDict
 import torch
 from torch import Tensor
 
-from callbacks.reliability import Judgement
+from callbacks.pictures.reliability import Evaluation
 from metrics import BinnedCalibration, ExitSums, choose_exit_threshold, fit_temperature
 from metrics.exit_threshold import start_exits
 from metrics.temperature import mean_nll
@@ -104,17 +104,17 @@ def fitted_temperature(samples: Samples) -> float:
     return fit_temperature(samples.logits, samples.label) if usable else 1.0
 
 
-def judged(samples: Samples, temperature: float, threshold: float | None, target: float | None) -> Judgement:
+def evaluated(samples: Samples, temperature: float, threshold: float | None, target: float | None) -> Evaluation:
     """Calibration of samples before and after a temperature, and what exits."""
     before, after, exits = BinnedCalibration(), BinnedCalibration(), ExitSums(samples.logits.shape[1])
     for sums, divisor in ((before, 1.0), (after, temperature), (exits, temperature)):
         sums.to(samples.logits.device).update(samples.logits / divisor, samples.label)
     # the class's own function: that of the object would add up all processes, each of which has all samples already
     counted = (BinnedCalibration.compute(before), BinnedCalibration.compute(after), ExitSums.compute(exits))
-    return Judgement(*counted, temperature, threshold, target)
+    return Evaluation(*counted, temperature, threshold, target)
 
 
-def calibrate(samples: Samples, rules: Rules, level: float, seed: int) -> tuple[Record, Judgement]:
+def calibrate(samples: Samples, rules: Rules, level: float, seed: int) -> tuple[Record, Evaluation]:
     """Fit a temperature and choose a threshold.
 
     Args:
@@ -132,13 +132,13 @@ def calibrate(samples: Samples, rules: Rules, level: float, seed: int) -> tuple[
     fitted = samples.where((~held if both else everything).to(samples.label.device))
     chosen_on = samples.where(held.to(samples.label.device))
     temperature = fitted_temperature(fitted) if rules.temperature else 1.0
-    found = judged(chosen_on, temperature, None, rules.target)
+    found = evaluated(chosen_on, temperature, None, rules.target)
     chosen = None
     if rules.target is not None and 1 - level < 1:
         # samples whose logits are not finite have confidence 0: they never exit
         chosen = choose_exit_threshold(found.exits.thresholds, *found.exits.overall(), rules.target, 1 - level)
     threshold = chosen.threshold if chosen is not None else None if rules.target is None else float("inf")
-    before, after = found.before.figures(), found.after.figures()
+    before, after = found.before.metrics(), found.after.metrics()
     nlls = [mean_nll(fitted.logits.cpu(), fitted.label.cpu(), divisor) for divisor in (1.0, temperature)]
     record = Record(
         temperature=temperature,

@@ -22,10 +22,11 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks.ema import EMA
-from callbacks.lookup import callbacks_of
-from callbacks.near import nearest
+from callbacks.find_callbacks import find_callbacks
 from callbacks.non_finite import NonFiniteError
-from callbacks.run_folder import replace_file, run_folder, write_json
+from callbacks.run_folder import run_folder
+from foundation.atomic_files import replace_file, write_json
+from foundation.suggestions import nearest
 
 log = logging.getLogger(__name__)
 EPOCH = "epoch"
@@ -134,7 +135,7 @@ class Checkpoints(Checkpoint):
         """Refuse a monitor that nothing will ever log, and one that judges other weights than those that are kept."""
         known = {name for name in pl_module.metric_names if not name.startswith(("test/", "val_raw/"))}  # type: ignore[union-attr]
         known |= {name for callback in trainer.callbacks for name in getattr(callback, "metric_names", ())}  # type: ignore[attr-defined]
-        stoppers = [(type(c).__name__, c.monitor) for c in callbacks_of(trainer, EarlyStopping)]
+        stoppers = [(type(c).__name__, c.monitor) for c in find_callbacks(trainer, EarlyStopping)]
         for owner, monitor in [("checkpoint", self.monitor), *stoppers]:
             if monitor not in known and (owner, monitor) != ("checkpoint", EPOCH):
                 raise MisconfigurationException(
@@ -172,18 +173,18 @@ class Checkpoints(Checkpoint):
         """A validation within the epoch may find the best weights; that at its end is judged in ``on_train_epoch_end``."""
         self._validated = not trainer.sanity_checking
         if trainer.state.fn == "fit" and self._validated and not trainer.is_last_batch:
-            self._judge(trainer)
+            self._evaluate(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Best first, then last: whichever of them a kill loses is made again by the resume."""
-        self._judge(trainer)
+        self._evaluate(trainer)
         epoch = trainer.current_epoch + 1
         if self.every_n_epochs and epoch % self.every_n_epochs == 0:
             self._save(trainer, f"epoch={epoch:03d}.ckpt")
         if not self._stopped_in_epoch:
             self.save_last(trainer)
 
-    def _judge(self, trainer: Trainer) -> None:
+    def _evaluate(self, trainer: Trainer) -> None:
         validated, self._validated = self._validated, False
         value = self.score(trainer)
         due = validated or self.monitor == EPOCH or self.monitor.startswith("train/")
@@ -192,7 +193,7 @@ class Checkpoints(Checkpoint):
         self.best_score, self.best_epoch = value, trainer.current_epoch + 1
         self._save(trainer, "best.ckpt")
         if self.folder is not None and trainer.is_global_zero:
-            weights = "ema" if callbacks_of(trainer, EMA) else "raw"
+            weights = "ema" if find_callbacks(trainer, EMA) else "raw"
             best = {"metric": self.monitor, "mode": self.mode, "value": self.best_score, "epoch": self.best_epoch}
             write_json(self.folder / "best.json", {**best, "step": trainer.global_step, "weights": weights})
 

@@ -17,7 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from callbacks.batch_statistics import check_renewable, renew_batch_statistics
-from callbacks.side_by_side import movable, move, places
+from callbacks.flat_parameters import can_flatten, flatten, views_in
 
 
 def effective_decay(decay: float, updates: int, warmup: bool) -> float:
@@ -105,12 +105,12 @@ class EMA(Callback):
         """Where it can be done, put the averaged tensors of the module into one piece of memory, and the averages likewise."""
         state = pl_module.state_dict(keep_vars=True)
         tensors = [state[name] for name in names]
-        if not movable(tensors, [*pl_module.parameters(), *pl_module.buffers()]):
+        if not can_flatten(tensors, [*pl_module.parameters(), *pl_module.buffers()]):
             return False
-        weights = move(tensors)
+        weights = flatten(tensors)
         self._attach(pl_module)
         average = torch.zeros_like(weights)
-        for name, place in zip(names, places(average, tensors), strict=True):
+        for name, place in zip(names, views_in(average, tensors), strict=True):
             self.average[name] = place.copy_(self.average[name])
         self._averaged = ([average], [weights])
         return True

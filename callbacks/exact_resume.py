@@ -25,7 +25,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor
 from torchmetrics import Metric
 
-from callbacks.lookup import callbacks_of
+from callbacks.find_callbacks import find_callbacks
 
 
 def stable_seed(*parts: object) -> int:
@@ -98,11 +98,11 @@ class ExactResume(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Note the patience that this start was given; EarlyStopping takes over the checkpoint's."""
-        self._patience = {id(callback): callback.patience for callback in callbacks_of(trainer, EarlyStopping)}
+        self._patience = {id(callback): callback.patience for callback in find_callbacks(trainer, EarlyStopping)}
 
     def _restore_patience(self, trainer: Trainer) -> bool:
         """Put the configured patience back; True when every early stopping that had run out now has some left."""
-        stoppers = callbacks_of(trainer, EarlyStopping)
+        stoppers = find_callbacks(trainer, EarlyStopping)
         ran_out = [callback for callback in stoppers if callback.wait_count >= callback.patience]
         for callback in stoppers:
             callback.patience = self._patience[id(callback)]
@@ -160,11 +160,11 @@ class ExactResume(Callback):
             return
         trainer.should_stop = saved["should_stop"] and not self._restore_patience(trainer)
         modules = dict(pl_module.named_modules())
-        for name, figures in saved["metrics"].items():
+        for name, values in saved["metrics"].items():
             metric = modules[name]
-            for key, value in figures["states"].items():
+            for key, value in values["states"].items():
                 setattr(metric, key, value[trainer.global_rank].to(pl_module.device))
-            metric._update_count, metric._computed = figures["updates"], None
+            metric._update_count, metric._computed = values["updates"], None
         for name, parameter in pl_module.named_parameters():
             if name in saved["gradients"]:
                 parameter.grad = saved["gradients"][name].to(parameter.device)

@@ -2,8 +2,8 @@
 
     on_fit_start:  copy of module and optimiser --sweep--> rate --> module.lr --> optimiser and schedule are built anew
 
-The sweep touches nothing of the run (callbacks/trial.py). So a run with the finder is the run that was given its rate, to the bit,
-and a crash in the sweep leaves nothing behind. Ratios between parameter groups are kept.
+The sweep touches nothing of the run (callbacks/dry_run.py). So a run with the finder is the run that was given its rate, to
+the bit, and a crash in the sweep leaves nothing behind. Ratios between parameter groups are kept.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from typing import Any, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from callbacks.figures import render, write_png
+from callbacks.dry_run import DryRun, generators_restored
 from callbacks.lr_curve import RULES, Rule, Suggestion, draw_sweep, ladder, smooth, suggest
-from callbacks.run_folder import replace_file, run_folder, write_json
-from callbacks.trial import Trial, generators_put_back
+from callbacks.run_folder import run_folder
+from foundation.atomic_files import replace_file, write_json
+from foundation.plotting import render, write_png
 
 log = logging.getLogger(__name__)
 
@@ -105,8 +106,8 @@ class LearningRateFinder(Callback):
     ) -> tuple[list[float], list[float]]:
         """Learning rates and the loss at each, up to where the loss explodes."""
         rates, losses = [], []
-        with generators_put_back():
-            trial = Trial(trainer, pl_module)
+        with generators_restored():
+            trial = DryRun(trainer, pl_module)
             lowest, shown = math.inf, time.monotonic()
             for i, rate in enumerate(ladder(self.lowest, self.highest, self.steps)):
                 loss = trial.step(rate / configured)

@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from callbacks.figures import BLUE, GREEN, LIGHT_GREY, ORANGE, VERMILION
+from foundation.plotting import BLUE, GREEN, LIGHT_GREY, ORANGE, VERMILION
 
 Rule = Literal["valley", "steepest", "minimum"]
 RULES: tuple[Rule, ...] = ("valley", "steepest", "minimum")

@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from callbacks.lookup import callbacks_of
+from callbacks.find_callbacks import find_callbacks
+from callbacks.progress.speed import Speed
 from callbacks.progressive_resizing import ProgressiveResizing
-from callbacks.run_folder import run_folder, write_text
-from callbacks.speed import Speed
+from callbacks.run_folder import run_folder
+from foundation.atomic_files import write_text
 
 KEYS = ("epoch", "step")
 GROUPS = ("train", "val", "val_raw", "lr", "momentum", "stage", "speed", "memory")
@@ -114,15 +115,15 @@ class MetricsLog(Callback):
         if not every or step % every:
             return
         # Lightning divides the loss by the number of accumulated batches
-        figures = {
+        metrics = {
             "train/loss_step": float(outputs["loss"]) * trainer.accumulate_grad_batches,
-            **optimiser_figures(trainer),
+            **optimiser_metrics(trainer),
         }
         speed = Speed.of(trainer)
         timing = speed.snapshot() if speed is not None else {}
         for logger in trainer.loggers:
-            logger.log_metrics({**figures, **timing}, step=step)
-        self._write(trainer, {**figures, **timing})
+            logger.log_metrics({**metrics, **timing}, step=step)
+        self._write(trainer, {**metrics, **timing})
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the figures for the epoch's row; a validation within the epoch gets a row of its own."""
@@ -139,22 +140,22 @@ class MetricsLog(Callback):
         """A row with every figure of the epoch."""
         pl_module.log_epoch("train")  # type: ignore[operator]
         # callback_metrics keeps the figures of the last validation for ever: an epoch without one must not repeat them
-        figures = {name: value.item() for name, value in trainer.callback_metrics.items() if not is_validation(name)}
+        metrics = {name: value.item() for name, value in trainer.callback_metrics.items() if not is_validation(name)}
         speed = Speed.of(trainer)
         timing = speed.snapshot() if speed is not None else {}
         stage = {
             k: v
-            for c in callbacks_of(trainer, ProgressiveResizing)
-            for k, v in c.figures(trainer.current_epoch).items()
+            for c in find_callbacks(trainer, ProgressiveResizing)
+            for k, v in c.metrics(trainer.current_epoch).items()
         }
         for logger in trainer.loggers if stage else []:
             logger.log_metrics(stage, step=trainer.global_step)
-        self._write(trainer, {**figures, **self._validation, **optimiser_figures(trainer), **timing, **stage})
+        self._write(trainer, {**metrics, **self._validation, **optimiser_metrics(trainer), **timing, **stage})
         self._validation = {}
 
-    def _write(self, trainer: Trainer, figures: dict[str, float]) -> None:
+    def _write(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         if self.table is not None:
-            self.table.append({"epoch": trainer.current_epoch + 1, "step": trainer.global_step, **figures})
+            self.table.append({"epoch": trainer.current_epoch + 1, "step": trainer.global_step, **metrics})
 
     def state_dict(self) -> dict[str, Any]:
         """Length and columns of the table."""
@@ -172,12 +173,12 @@ def is_validation(name: str) -> bool:
     return name.startswith(("val/", "val_raw/"))
 
 
-def optimiser_figures(trainer: Trainer) -> dict[str, float]:
+def optimiser_metrics(trainer: Trainer) -> dict[str, float]:
     """``lr/<group>`` and ``momentum/<group>`` that the next optimiser step will use."""
-    figures = {}
+    metrics = {}
     for group in (group for optimizer in trainer.optimizers for group in optimizer.param_groups):
         name = group.get("name", "parameters")
-        figures[f"lr/{name}"] = float(group["lr"])
+        metrics[f"lr/{name}"] = float(group["lr"])
         momentum = group["betas"][0] if "betas" in group else group.get("momentum", 0.0)
-        figures[f"momentum/{name}"] = momentum.item() if isinstance(momentum, torch.Tensor) else float(momentum)
-    return figures
+        metrics[f"momentum/{name}"] = momentum.item() if isinstance(momentum, torch.Tensor) else float(momentum)
+    return metrics

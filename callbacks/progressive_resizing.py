@@ -5,7 +5,7 @@
     after epoch 9, in on_train_epoch_end: datamodule.train_size, batch_size and strength are set, one new loader is asked for
 
 The schedule's table comes from here (``schedule_stages``), so that each stage ends at its schedule's end value. The stage that
-needs most memory is tried with one optimiser step on a copy before the run begins (callbacks/trial.py). Everything follows from
+needs most memory is tried with one optimiser step on a copy before the run begins (callbacks/dry_run.py). Everything follows from
 the number of epochs done, so a resumed run goes on in its stage. Method: Howard, fast.ai's DAWNBench entry, 2018; Tan & Le 2021,
 arXiv 2104.00298.
 """
@@ -24,7 +24,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from callbacks.eta import Stretch
+from callbacks.dry_run import DryRun, generators_restored, is_out_of_memory
+from callbacks.progress.eta import Stretch
+from callbacks.progress.speed import peak_memory_gb
 from callbacks.resizing_stages import (
     SETTINGS,
     PlannedStage,
@@ -36,8 +38,6 @@ from callbacks.resizing_stages import (
     planned,
 )
 from callbacks.run_folder import log_line, run_folder
-from callbacks.speed import peak_memory_gb
-from callbacks.trial import Trial, generators_put_back, is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class ProgressiveResizing(Callback):
         rows = [(stage.epochs, stage.epochs * steps_per_epoch(stage.batch_size), stage.lr) for stage in self.stages]
         return rows if self.schedule == "per_stage" else [(self.epochs, sum(steps for _, steps, _ in rows), 1.0)]
 
-    def figures(self, epoch: int) -> dict[str, float]:
+    def metrics(self, epoch: int) -> dict[str, float]:
         """``stage/number`` (from 1), ``stage/size`` in pixels and ``stage/batch_size`` of an epoch, from 0."""
         index = self.stage_at(epoch)
         stage = self.stages[index]
@@ -189,8 +189,8 @@ class ProgressiveResizing(Callback):
         cause: Exception | None = None
         name = f"stage {self.index + 1}/{len(self.stages)} ({self.stages[self.index]})"
         try:
-            with generators_put_back():
-                Trial(trainer, pl_module).step()
+            with generators_restored():
+                DryRun(trainer, pl_module).step()
         except Exception as error:
             if not is_out_of_memory(error):
                 raise

@@ -3,7 +3,7 @@
 config.yaml, config.resume-N.yaml   the whole configuration, of the first start and of each resume
 environment.json                    git revision, versions, device, seed, command line of the last start
 train.log                           what the terminal said, a line an epoch and a stage
-metrics.csv, events.out.*, plots/   figures (callbacks/metrics_log.py, TensorBoard, callbacks/curves.py)
+metrics.csv, events.out.*, plots/   figures (callbacks/metrics_log.py, TensorBoard, callbacks/pictures/curves.py)
 checkpoints/                        best.ckpt, last.ckpt, best.json, epoch=NNN.ckpt (callbacks/checkpoints.py)
 weights.safetensors                 the best weights (the averaged ones with EMA), readable without Lightning
 training_summary.json               best and final figures, epochs, settings, time, environment
@@ -12,14 +12,12 @@ training_summary.json               best and final figures, epochs, settings, ti
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -29,40 +27,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from callbacks.lookup import callbacks_of
+from callbacks.find_callbacks import find_callbacks
+from foundation.atomic_files import write_json, write_text
+from foundation.project import ROOT
 
 PACKAGES = ("lightning", "torch", "torchvision", "torchmetrics", "jsonargparse", "numpy", "timm")
-
-
-@contextlib.contextmanager
-def replace_file(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside ``path`` to write to; on success it is synchronised to disk and renamed to ``path``."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())  # some libraries make their files private
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    with replace_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON whole or not at all."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def log_line(folder: Path, line: str) -> None:
@@ -73,27 +42,26 @@ def log_line(folder: Path, line: str) -> None:
 
 def run_folder(trainer: Trainer) -> Path | None:
     """The run folder of a fit, or None where nothing may be written (``fast_dev_run``, or no ``RunFolder`` callback)."""
-    return next((callback.path for callback in callbacks_of(trainer, RunFolder)), None)
+    return next((callback.path for callback in find_callbacks(trainer, RunFolder)), None)
 
 
 def evaluation_folder(trainer: Trainer) -> Path | None:
     """Where an evaluation puts its files: the run folder of a fit, or that of the checkpoint which a command judges."""
-    return next((callback.path or callback.judged for callback in callbacks_of(trainer, RunFolder)), None)
+    return next((callback.path or callback.evaluated for callback in find_callbacks(trainer, RunFolder)), None)
 
 
 def environment(trainer: Trainer, seed: int | None, command: list[str]) -> dict[str, Any]:
     """Machine, versions, code and command of this start, as plain JSON values."""
     device = trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    root = Path(__file__).resolve().parent.parent
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
     return {
         "command": command,
-        "git_revision": _git(root, "rev-parse", "HEAD"),
-        "git_dirty": bool(_git(root, "status", "--porcelain", "--untracked-files=no")),
+        "git_revision": _git(ROOT, "rev-parse", "HEAD"),
+        "git_dirty": bool(_git(ROOT, "status", "--porcelain", "--untracked-files=no")),
         "seed": seed,
         "device": f"{device.type}: {name}",
         "devices": trainer.world_size,
@@ -133,7 +101,9 @@ class RunFolder(Callback):
         resumed: bool = False,
     ) -> None:
         self.path, self.config, self.seed, self.command, self.resumed = path, config, seed, command or sys.argv, resumed
-        self.judged: Path | None = None  # set by the commands that train nothing, of which no other file may be touched
+        self.evaluated: Path | None = (
+            None  # set by the commands that train nothing, of which no other file may be touched
+        )
         self.resumes = 0
         self.seconds = 0.0  # of earlier starts, up to the checkpoint that this one goes on from
         self._made: list[Path] = []

@@ -15,9 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from callbacks.checkpoints import Checkpoints
-from callbacks.lookup import callbacks_of
+from callbacks.find_callbacks import find_callbacks
 from callbacks.metrics_log import read_metrics
-from callbacks.run_folder import RunFolder, replace_file, write_json
+from callbacks.run_folder import RunFolder
+from foundation.atomic_files import replace_file, write_json
 
 NETWORK = "network."  # where a module keeps its plain network
 
@@ -98,17 +99,17 @@ class RunSummary(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write them."""
-        run = next(iter(callbacks_of(trainer, RunFolder)), None)
+        run = next(iter(find_callbacks(trainer, RunFolder)), None)
         if run is None or run.path is None or not trainer.is_global_zero or not (run.path / "metrics.csv").is_file():
             return
         rows = read_metrics(run.path / "metrics.csv")
         write_weights(run.path)
         summary = self.summary(trainer, run, rows)
         write_json(run.path / "training_summary.json", summary)
-        figures = {f"best/{k}": best["value"] for k, best in summary["best_metrics"].items() if k.startswith("val/")}
+        metrics = {f"best/{k}": best["value"] for k, best in summary["best_metrics"].items() if k.startswith("val/")}
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(hyperparameters(summary["training_args"]), figures)
+                logger.log_hyperparams(hyperparameters(summary["training_args"]), metrics)
 
     def summary(self, trainer: Trainer, run: RunFolder, rows: list[dict[str, float]]) -> dict[str, Any]:
         """Content of training_summary.json."""

@@ -16,12 +16,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from callbacks import Interrupted, NonFiniteError, is_out_of_memory
-from callbacks.near import nearest
 from cli.help import print_command_help, print_help
-from cli.memory import keep_freed_memory
 from cli.out_of_memory import halved, hint, release_memory
-from cli.own_flags import COMMANDS, OwnFlags, UsageError, split_flags
+from cli.run_flags import COMMANDS, RunFlags, UsageError, split_flags
 from cli.vision_cli import VisionCLI
+from foundation.allocator import keep_freed_memory
+from foundation.suggestions import nearest
 
 OK, FAILED, WRONG_INPUT, OUT_OF_MEMORY, NON_FINITE = range(5)
 OUR_PACKAGES = ("cli", "callbacks", "datamodules", "lightning_modules")
@@ -52,13 +52,13 @@ def main(args: list[str] | None = None) -> int:
     except UsageError as error:
         return _refuse(error)
     outcome = _run(flags, args)
-    while isinstance(outcome, OwnFlags):  # memory ran out; what held it is gone only here, outside of the failed start
+    while isinstance(outcome, RunFlags):  # memory ran out; what held it is gone only here, outside of the failed start
         release_memory()
         outcome = _run(outcome, args)
     return outcome
 
 
-def _run(flags: OwnFlags, args: list[str]) -> int | OwnFlags:
+def _run(flags: RunFlags, args: list[str]) -> int | RunFlags:
     """The exit code, or the start that goes on where this one ran out of memory."""
     cli = VisionCLI(flags, ["main.py", *args])
     try:
@@ -91,7 +91,7 @@ def _refuse(error: Exception) -> int:
     return WRONG_INPUT
 
 
-def _out_of_memory(cli: VisionCLI, error: BaseException) -> int | OwnFlags:
+def _out_of_memory(cli: VisionCLI, error: BaseException) -> int | RunFlags:
     if (smaller := halved(cli, error)) is not None:
         return smaller
     for line in hint(cli, error):

@@ -12,8 +12,8 @@ from lightning.pytorch import Callback, Trainer
 import callbacks as ours
 import datamodules
 import lightning_modules
-from cli.own_flags import COMMANDS, FLAGS, OwnFlags
 from cli.parser import add_on_oom, below, check_configs
+from cli.run_flags import COMMANDS, FLAGS, RunFlags
 
 OVERVIEW = """usage: python main.py COMMAND [flags]
 
@@ -38,7 +38,7 @@ def print_help() -> None:
     print(OVERVIEW.format(experiments=" ".join(names) or "none here", overlays=" ".join(overlays) or "none here"))
 
 
-def print_command_help(flags: OwnFlags) -> None:
+def print_command_help(flags: RunFlags) -> None:
     """Our flags, every setting of the classes that the configurations name, and three examples."""
     check_configs(flags.configs)
     print(f"usage: python main.py {flags.command} [flags]\n\nflags:")
@@ -85,7 +85,7 @@ def _named_classes(configs: list[str]) -> list[tuple[str, type]]:
     return classes
 
 
-def _examples(flags: OwnFlags) -> str:
+def _examples(flags: RunFlags) -> str:
     config = " ".join(f"--config {path}" for path in flags.configs) or "--config configs/digits_ternary.yaml"
     if flags.command == "fit":
         examples = [

@@ -17,9 +17,9 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from callbacks import ProgressiveResizing
-from callbacks.lookup import callbacks_of
+from callbacks.find_callbacks import find_callbacks
 from callbacks.run_folder import log_line
-from cli.own_flags import OwnFlags
+from cli.run_flags import RunFlags
 
 if TYPE_CHECKING:
     from cli.vision_cli import VisionCLI
@@ -39,7 +39,9 @@ def hint(cli: VisionCLI, error: BaseException) -> list[str]:
     """Two or three lines: what happened and what to change."""
     batch = getattr(cli.datamodule, "batch_size", None) if cli.datamodule is not None else None
     trainer = getattr(cli, "trainer", None)
-    resizing = callbacks_of(trainer, ProgressiveResizing) if trainer is not None and cli.flags.command == "fit" else []
+    resizing = (
+        find_callbacks(trainer, ProgressiveResizing) if trainer is not None and cli.flags.command == "fit" else []
+    )
     lines = [f"out of memory: {in_one_line(error)}"]
     if goes_on(cli):
         lines.append(f"on_oom: accumulate cannot go on: {obstacle(cli)}")
@@ -65,9 +67,9 @@ def obstacle(cli: VisionCLI) -> str | None:
         return "there is no last.ckpt yet, memory ran out before the first step"
     if trainer.world_size > 1:
         return "with several processes the others would wait for ever"
-    if callbacks_of(trainer, ProgressiveResizing):
-        return f"a stage keeps the batch size that it began with; {callbacks_of(trainer, ProgressiveResizing)[0].memory_hint()}"
-    if callbacks_of(trainer, GradientAccumulationScheduler):
+    if find_callbacks(trainer, ProgressiveResizing):
+        return f"a stage keeps the batch size that it began with; {find_callbacks(trainer, ProgressiveResizing)[0].memory_hint()}"
+    if find_callbacks(trainer, GradientAccumulationScheduler):
         return "GradientAccumulationScheduler sets the accumulation"
     if trainer.overfit_batches:  # type: ignore[attr-defined]
         return "trainer.overfit_batches counts batches"
@@ -85,7 +87,7 @@ def _learns_batch_norm(model: Any) -> bool:
     return any(parameter.requires_grad for norm in norms for parameter in norm.parameters())
 
 
-def halved(cli: VisionCLI, error: BaseException) -> OwnFlags | None:
+def halved(cli: VisionCLI, error: BaseException) -> RunFlags | None:
     """The start that goes on after an error, announced on the terminal and in train.log; None where there is none."""
     if not goes_on(cli) or obstacle(cli) is not None:
         return None
@@ -107,7 +109,7 @@ def halved(cli: VisionCLI, error: BaseException) -> OwnFlags | None:
     log.warning(line)
     assert cli.run_dir is not None
     log_line(cli.run_dir, line)
-    return OwnFlags("fit", rest, values)
+    return RunFlags("fit", rest, values)
 
 
 def release_memory() -> None:

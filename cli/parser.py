@@ -20,8 +20,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
 import callbacks
-from callbacks.near import nearest
-from cli.own_flags import FLAGS, UsageError
+from cli.run_flags import FLAGS, UsageError
+from foundation.suggestions import nearest
 
 KINDS = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "text"}
 NOISE = ("Expected a <class 'NoneType'>", "Not a valid subclass of", "Expected a path but", "Does not validate against")

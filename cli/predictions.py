@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from callbacks.run_folder import replace_file
+from foundation.atomic_files import replace_file
 
 CLASSES = 5
 
@@ -40,14 +40,14 @@ def write_predictions(
     with replace_file(path) as temporary, temporary.open("w", **options) as file:
         writer = csv.writer(file)
         writer.writerow([*header, *(["exit"] if threshold is not None else []), *further])
-        for index, ranking, exits in _judged(outputs, getattr(module, "temperature", 1.0), threshold):
+        for index, ranking, exits in _evaluated(outputs, getattr(module, "temperature", 1.0), threshold):
             first, *others = [(names[number], f"{chance:.6f}") for number, chance in ranking]
             row = [index, *([files[index]] if files is not None else []), *first]
             row += [] if threshold is None else ["yes" if exits else "no"]
             writer.writerow([*row, *(cell for pair in others for cell in pair)])
 
 
-def _judged(
+def _evaluated(
     outputs: Iterable[Any], temperature: float, threshold: float | None
 ) -> Iterator[tuple[int, list[tuple[int, float]], bool]]:
     """Index, surest classes with their probabilities, and whether it exits, of each sample."""

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from callbacks.checkpoints import EPOCH
-from cli.own_flags import OwnFlags, UsageError
+from cli.run_flags import RunFlags, UsageError
 from lightning_modules.loading import newest_config
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class RunCheckpoint:
     processes: int
 
 
-def find(target: str, flags: OwnFlags) -> RunCheckpoint:
+def find(target: str, flags: RunFlags) -> RunCheckpoint:
     """Resolve ``--resume`` or ``--run``: a run folder, or a checkpoint in one.
 
     Raises:
@@ -135,7 +135,7 @@ def flatten(content: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def check_changes(source: RunCheckpoint, new: dict[str, Any], flags: OwnFlags) -> None:
+def check_changes(source: RunCheckpoint, new: dict[str, Any], flags: RunFlags) -> None:
     """Print what differs from the run's own configuration; refuse what cannot change.
 
     Raises:

@@ -16,17 +16,17 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 import callbacks as ours
 import datamodules
 import lightning_modules
-from callbacks.lookup import callbacks_of
-from callbacks.run_folder import write_json
+from callbacks.find_callbacks import find_callbacks
 from cli import resume
-from cli.own_flags import OwnFlags, UsageError
 from cli.parser import Parser, add_on_oom, check_configs, readable
 from cli.predictions import write_predictions
 from cli.resume import RunCheckpoint
+from cli.run_flags import RunFlags, UsageError
+from foundation.atomic_files import write_json
+from foundation.project import ROOT
 
 log = logging.getLogger(__name__)
 
-ROOT = Path(__file__).resolve().parent.parent
 DEFAULTS = ROOT / "configs" / "defaults.yaml"
 LINKED = ("num_classes", "in_channels", "image_size", "mean", "std", "class_names", "feature_width")
 NOT_OURS = {"ckpt_path", "weights_only", "verbose", "return_predictions"}  # --resume, --run and --ckpt stand for these
@@ -40,7 +40,7 @@ class VisionCLI(LightningCLI):
         command: The command line as it was typed, for environment.json.
     """
 
-    def __init__(self, flags: OwnFlags, command: list[str]) -> None:
+    def __init__(self, flags: RunFlags, command: list[str]) -> None:
         self.flags, self.command_line = flags, command
         self.source: RunCheckpoint | None = None
         self.run_folder: ours.RunFolder | None = None
@@ -192,7 +192,7 @@ class VisionCLI(LightningCLI):
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
             raise UsageError(f"trainer: {' '.join(str(error).split())}") from error
         if lean:
-            trainer.fit_loop.epoch_loop = ours.LeanEpochLoop(trainer)
+            trainer.fit_loop.epoch_loop = ours.FastEpochLoop(trainer)
         return trainer
 
     def _name_cache(self, own: list[Callback]) -> None:
@@ -274,7 +274,7 @@ class VisionCLI(LightningCLI):
             return
         log.info(f"run folder   {folder}")
         log.info(f"look at it   tensorboard --logdir {folder.parent}   or {folder / 'plots' / 'curves.png'}")
-        left = [timer.time_remaining() for timer in callbacks_of(self.trainer, Timer)]
+        left = [timer.time_remaining() for timer in find_callbacks(self.trainer, Timer)]
         if any(seconds is not None and seconds <= 0 for seconds in left):
             log.info(
                 f"go on        python main.py fit --resume {folder} --trainer.max_time null   (max_time stopped it)"
@@ -299,14 +299,14 @@ class VisionCLI(LightningCLI):
     def _evaluate(self, command: str, model: LightningModule, datamodule: Any) -> None:
         checkpoint, folder = self._checkpoint()
         assert self.run_folder is not None
-        self.run_folder.judged = folder
+        self.run_folder.evaluated = folder
         run = getattr(self.trainer, command)
         results = run(model, datamodule=datamodule, ckpt_path=str(checkpoint), weights_only=True, verbose=False)
         self._report(command, checkpoint, results, folder)
 
     def predict(self, model: LightningModule, datamodule: Any) -> None:
         """Predict every image of the test split, or of the folder --data.images, into predictions.csv; or extract features."""
-        if writers := callbacks_of(self.trainer, ours.FeatureWriter):
+        if writers := find_callbacks(self.trainer, ours.FeatureWriter):
             writers[0].claim(datamodule)
             self.trainer.predict(model, datamodule=datamodule, return_predictions=False)
             return
@@ -344,9 +344,9 @@ class VisionCLI(LightningCLI):
     def _report(self, command: str, checkpoint: Path, results: Any, folder: Path | None) -> None:
         if not self.trainer.is_global_zero:
             return
-        figures = {name: value for result in results for name, value in result.items()}
-        listed = "  ".join(f"{name} {value:.6g}" for name, value in figures.items())
+        metrics = {name: value for result in results for name, value in result.items()}
+        listed = "  ".join(f"{name} {value:.6g}" for name, value in metrics.items())
         log.info(f"{command}  {resume.describe(checkpoint)}\n      {listed}")
         if folder is not None:
-            content = {"checkpoint": checkpoint.name, **resume.read_best(checkpoint), "metrics": figures}
+            content = {"checkpoint": checkpoint.name, **resume.read_best(checkpoint), "metrics": metrics}
             write_json(folder / f"{command}_metrics.json", content)

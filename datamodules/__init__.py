@@ -47,12 +47,12 @@ from datamodules.base import DataModule
 from datamodules.cached_features import CachedFeaturesDataModule
 from datamodules.cifar10 import CIFAR10DataModule
 from datamodules.digits import DigitsDataModule
-from datamodules.har import HARDataModule
-from datamodules.image_folder import ImageFolderDataModule
+from datamodules.images.datamodule import ImageFolderDataModule
 from datamodules.in_memory import InMemoryLoader
-from datamodules.segmentation import PromptedSegmentationDataModule
-from datamodules.segmentation_sets import PromptSet
-from datamodules.signal_files import SignalFileDataModule
+from datamodules.segmentation.datamodule import PromptedSegmentationDataModule
+from datamodules.segmentation.prompt_sets import PromptSet
+from datamodules.signals.files import SignalFileDataModule
+from datamodules.signals.har import HARDataModule
 
 __all__ = [
     "CIFAR10DataModule",

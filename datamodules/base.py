@@ -19,9 +19,9 @@ from torch import Tensor
 import transforms
 from datamodules.augmentation import Augmentation
 from datamodules.extraction import Extractable, views_of
-from datamodules.image_list import read_images
+from datamodules.images.unlabelled import read_images
 from datamodules.in_memory import InMemoryLoader, Keep, beginning, check_enough, num_batches, training_position
-from datamodules.splits import check_labels, count_classes, stratified_split
+from datamodules.splitting.stratified import check_labels, count_classes, stratified_split
 
 Batch = dict[str, Tensor]
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from datamodules.base import Batch, DataModule
 from datamodules.feature_loader import CachedFeaturesLoader, free_memory
-from datamodules.splits import count_classes
+from datamodules.splitting.stratified import count_classes
 from features import MEANING, CachedSplit, CacheError, Header, Identity, check_fits, read_header
 
 log = logging.getLogger(__name__)

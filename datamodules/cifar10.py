@@ -1,7 +1,7 @@
 """CIFAR-10 (Krizhevsky, 2009): 50,000 + 10,000 colour images of 32 px in ten classes, or anyone's own data in its layout.
 
 Training data are the data batches in the order of their numbers, of which a seeded part is held out for validation; the test split
-is the official one. The layout is described in `datamodules.python_batches`.
+is the official one. The layout is described in `datamodules.cifar_reader`.
 """
 
 from functools import cached_property
@@ -15,7 +15,7 @@ from torchvision import datasets
 from torchvision.datasets.utils import check_integrity, download_and_extract_archive
 
 from datamodules.base import DataModule
-from datamodules.python_batches import FOLDER, Header, find_folder, read_batch, read_header
+from datamodules.cifar_reader import FOLDER, Header, find_folder, read_batch, read_header
 
 OFFICIAL = Header(
     ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"], image_size=32

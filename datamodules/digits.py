@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from datamodules.base import DataModule
-from datamodules.splits import stratified_split
+from datamodules.splitting.stratified import stratified_split
 
 TEST_FRACTION = 0.2
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from features.fingerprint import hash_tensors
 from features.header import Shard
 from features.identity import CacheError, Identity, Split
+from foundation.atomic_files import replace_file
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 NAMES = ("features", "label", "index")
@@ -38,7 +39,7 @@ def sample_bytes(identity: Identity, split: str) -> int:
 
 
 def write_file(path: Path, data: bytes, writer: str) -> None:
-    """Write a file whole or not at all: under a temporary name, synchronised to disk, then renamed.
+    """Write a file of a cache whole or not at all (`foundation.atomic_files`), and sync its folder.
 
     Args:
         path: The file.
@@ -48,20 +49,13 @@ def write_file(path: Path, data: bytes, writer: str) -> None:
     Raises:
         CacheError: It could not be written, such as on a full disk; nothing of it is left.
     """
-    temporary = path.with_name(f".{path.name}.{writer}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with replace_file(path, writer) as temporary:
+            temporary.write_bytes(data)
     except OSError as error:
         raise CacheError(
             f"{path}: cannot be written ({error.strerror}); all shards before it are kept: make room, then {AGAIN}"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
     with contextlib.suppress(
         OSError
     ):  # the new name, too, should outlive a power cut; not every file system can say so

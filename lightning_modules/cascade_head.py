@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_modules.backbone_weights import COMPARED, DEFAULT, BackboneSettings, check_same, describe
 from lightning_modules.base import BaseModule, Batch
-from lightning_modules.judged_classifier import JudgedClassifier
+from lightning_modules.early_exit_classifier import EarlyExitClassifier
 from lightning_modules.schedules import ScheduleName
 from networks.frozen_backbone import FrozenBackbone, full_name, parse_name
 from networks.mlp_head import MLPHead
@@ -34,7 +34,7 @@ class Cascade(nn.Module):
         return logits
 
 
-class CascadeHead(JudgedClassifier):
+class CascadeHead(EarlyExitClassifier):
     """A head over the features of a frozen network of timm, with the figures of an early exit.
 
     Where the data serves images, they go through the backbone; where it serves features from a cache, no backbone is built. Both

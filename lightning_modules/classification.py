@@ -109,9 +109,9 @@ class Classifier(BaseModule):
 
     def shared_step(self, batch: Batch, stage: StageName) -> StepOutput:
         """Cross-entropy and accuracy of one batch; see :class:`BaseModule`."""
-        return self.judged(self(self.inputs(batch)), batch, stage)
+        return self.evaluated(self(self.inputs(batch)), batch, stage)
 
-    def judged(self, logits: Tensor, batch: Batch, stage: StageName) -> StepOutput:
+    def evaluated(self, logits: Tensor, batch: Batch, stage: StageName) -> StepOutput:
         """Loss and figures of a batch whose logits (B, K) are known: what a step returns."""
         label, target = batch["label"], batch.get("target")
         loss = self.training_loss(logits, batch) if stage == "train" else classification_loss(logits, label)

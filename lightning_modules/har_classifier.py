@@ -11,18 +11,18 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from lightning_modules.base import Batch, StageName, StepOutput
+from lightning_modules.early_exit_classifier import EVALUATION_STAGES, EarlyExitClassifier
 from lightning_modules.frozen_then_trained import FrozenThenTrained
-from lightning_modules.judged_classifier import JUDGED, JudgedClassifier
+from lightning_modules.har_weights import backbone_of, downloaded, fill
 from lightning_modules.pretrained import StartsFromWeights, read_weights
 from lightning_modules.schedules import ScheduleName
-from lightning_modules.window_weights import backbone_of, downloaded, fill
 from metrics import ClassificationSums, GroupSums
 from networks.signal_encoder import SIGNAL_NETWORK, WindowAnswer, WindowNetwork, build_encoder, feature_width
 
 log = logging.getLogger(__name__)
 
 
-class HARClassifier(StartsFromWeights, FrozenThenTrained, JudgedClassifier):
+class HARClassifier(StartsFromWeights, FrozenThenTrained, EarlyExitClassifier):
     """A network of timm over the images of a window, or a 1-D network over its signals, and a small head.
 
     What a batch holds decides: `image` (B, C, N, N) is judged as it is, of `image` (B, S, C, N, N), the mode `flatten`, the answer
@@ -189,20 +189,23 @@ class HARClassifier(StartsFromWeights, FrozenThenTrained, JudgedClassifier):
     def configure_metrics(self) -> None:
         """Those of a judged classifier, and accuracy by image and by person."""
         super().configure_metrics()
-        self.image_sums = nn.ModuleDict({f"{stage}_images": ClassificationSums() for stage in JUDGED})
-        self.subject_sums = nn.ModuleDict({f"{stage}_subjects": GroupSums() for stage in JUDGED})
+        self.image_sums = nn.ModuleDict({f"{stage}_images": ClassificationSums() for stage in EVALUATION_STAGES})
+        self.subject_sums = nn.ModuleDict({f"{stage}_subjects": GroupSums() for stage in EVALUATION_STAGES})
 
     @property
     def metric_names(self) -> list[str]:
         """Those of a judged classifier; accuracy of single images (flatten) and of the person with the lowest."""
-        return [*super().metric_names, *(f"{s}/{name}" for s in JUDGED for name in ("acc_image", "acc_worst_subject"))]
+        return [
+            *super().metric_names,
+            *(f"{s}/{name}" for s in EVALUATION_STAGES for name in ("acc_image", "acc_worst_subject")),
+        ]
 
     def shared_step(self, batch: Batch, stage: StageName) -> StepOutput:
         """Loss and figures of one batch; see :class:`BaseModule`."""
         each = self.each(self.inputs(batch))
         flat = each.ndim == 3
         logits = each.mean(dim=1) if flat else each
-        output = self.judged(logits, {**batch, "image_logits": each} if flat else batch, stage)
+        output = self.evaluated(logits, {**batch, "image_logits": each} if flat else batch, stage)
         if stage != "train":
             label = batch["label"]
             if flat:

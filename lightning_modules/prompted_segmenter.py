@@ -14,8 +14,8 @@ from torch import Tensor
 
 from lightning_modules.base import BaseModule, Batch, StageName, StepOutput
 from lightning_modules.encoder_weights import fill_encoder
-from lightning_modules.judged_segmenter import JudgedSegmenter
 from lightning_modules.segmentation_losses import Over, PixelLoss, RegionLoss, SegmentationLoss
+from lightning_modules.segmentation_module import SegmentationModule
 from networks.segmenter_clip import CLIPSegmenter, DecoderName
 from networks.segmenter_light import LightSegmenter
 from networks.tiling import Tiling
@@ -25,10 +25,10 @@ log = logging.getLogger(__name__)
 HUB_WEIGHTS = "CIDAS/clipseg-rd64-refined"
 
 
-class PromptedSegmenter(JudgedSegmenter):
+class PromptedSegmenter(SegmentationModule):
     """A light segmenter (any timm encoder, U-Net, FiLM by prompt) or CLIPSeg, whose towers are frozen.
 
-    Figures and thresholds are those of :class:`JudgedSegmenter`.
+    Figures and thresholds are those of :class:`SegmentationModule`.
 
     Args:
         network: ``light``, or ``clipseg`` (needs transformers and CLIPSeg's weights).
@@ -58,7 +58,7 @@ class PromptedSegmenter(JudgedSegmenter):
         mean: Per-channel mean of the normalisation that the data applies; linked.
         std: Per-channel standard deviation, likewise.
         feature_width: Linked to the data, which must not serve features here.
-        **kwargs: Settings of :class:`JudgedSegmenter` and :class:`BaseModule`.
+        **kwargs: Settings of :class:`SegmentationModule` and :class:`BaseModule`.
     """
 
     fixed_on_resume: ClassVar[tuple[str, ...]] = (

@@ -139,5 +139,5 @@ class TernaryClassifier(StartsFromWeights):
         if first:
             layers = ternary_shares(self.network).items()
             self.log_dict(
-                {f"ternary/{layer}/{name}": value for layer, figures in layers for name, value in figures.items()}
+                {f"ternary/{layer}/{name}": value for layer, metrics in layers for name, value in metrics.items()}
             )

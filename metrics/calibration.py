@@ -69,9 +69,9 @@ class CalibrationSums(NamedTuple):
     brier: float
     lost: int
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """``ece``, ``ece_mass``, ``mce``, ``ece_debiased``, ``ece_floor``, ``nll`` and ``brier``; all NaN without samples."""
-        figures = {
+        metrics = {
             "ece": expected_calibration_error(self.width),
             "ece_mass": expected_calibration_error(self.mass),
             "mce": maximum_calibration_error(self.width),
@@ -80,7 +80,7 @@ class CalibrationSums(NamedTuple):
             "nll": self.nll,
             "brier": self.brier,
         }
-        return {name: float("nan") for name in figures} if self.lost else figures
+        return {name: float("nan") for name in metrics} if self.lost else metrics
 
 
 class BinnedCalibration(Metric):

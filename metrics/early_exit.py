@@ -6,7 +6,7 @@
     E-AURC = AURC - AURC of an order that puts all errors last (Geifman, Uziel and El-Yaniv 2019)
 
 Samples are counted on the grid of metrics/confidence.py: figures are exact at its thresholds. AUROC, average precision, F1 and
-balanced accuracy: metrics/ranking.py.
+balanced accuracy: metrics/auroc_ap_f1.py.
 """
 
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from torchmetrics import Metric
 from metrics.confidence import Array, confidence_grid, grid_bin, top_label
 
 
-class ExitFigures(NamedTuple):
+class ExitMetrics(NamedTuple):
     """What exits at a threshold.
 
     Attributes:
@@ -39,7 +39,7 @@ class ExitFigures(NamedTuple):
     accuracy: float
 
 
-def exit_figures(thresholds: Array, count: Array, correct: Array, threshold: float) -> ExitFigures:
+def exit_metrics(thresholds: Array, count: Array, correct: Array, threshold: float) -> ExitMetrics:
     """Coverage and accuracy of the exits at a threshold.
 
     Args:
@@ -48,13 +48,13 @@ def exit_figures(thresholds: Array, count: Array, correct: Array, threshold: flo
         correct: Those of them that were predicted rightly (F,).
         threshold: Any number; above 1 nothing exits.
 
-    >>> exit_figures(np.array([0.0, 0.5, 0.9]), np.array([2, 4, 4]), np.array([1, 2, 4]), 0.5)
-    ExitFigures(threshold=0.5, samples=10, exits=8, coverage=0.8, accuracy=0.75)
+    >>> exit_metrics(np.array([0.0, 0.5, 0.9]), np.array([2, 4, 4]), np.array([1, 2, 4]), 0.5)
+    ExitMetrics(threshold=0.5, samples=10, exits=8, coverage=0.8, accuracy=0.75)
     """
     # as float32, which confidences are: 0.93 reaches the threshold 0.93
     first = int(np.searchsorted(thresholds.astype(np.float32), np.float32(threshold)))
     samples, exits, right = round(count.sum()), round(count[first:].sum()), correct[first:].sum()
-    return ExitFigures(
+    return ExitMetrics(
         float(thresholds[first]) if first < len(thresholds) else float("inf"),
         samples,
         exits,
@@ -140,14 +140,14 @@ class ExitHistogram(NamedTuple):
         """Counts and correct counts (F,) of all classes together."""
         return self.samples.sum(axis=0), self.correct.sum(axis=0)
 
-    def at(self, threshold: float) -> ExitFigures:
+    def at(self, threshold: float) -> ExitMetrics:
         """What exits at a threshold, all classes together."""
-        return exit_figures(self.thresholds, *self.overall(), threshold)
+        return exit_metrics(self.thresholds, *self.overall(), threshold)
 
-    def of_classes(self, threshold: float) -> list[ExitFigures]:
+    def of_classes(self, threshold: float) -> list[ExitMetrics]:
         """The same of each true class: how much of it leaves early, and how much of that is recognised."""
         pairs = zip(self.samples, self.correct, strict=True)
-        return [exit_figures(self.thresholds, *pair, threshold) for pair in pairs]
+        return [exit_metrics(self.thresholds, *pair, threshold) for pair in pairs]
 
 
 class ExitSums(Metric):

@@ -10,7 +10,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 
-class GroupFigures(NamedTuple):
+class GroupAccuracy(NamedTuple):
     """Samples and hits (0 or more) of a group, and their quotient, 0 to 1."""
 
     n: int
@@ -22,7 +22,7 @@ class GroupFigures(NamedTuple):
         return self.hits / self.n
 
 
-def group_figures(groups: Tensor, hits: Tensor) -> dict[int, GroupFigures]:
+def group_accuracies(groups: Tensor, hits: Tensor) -> dict[int, GroupAccuracy]:
     """Figures of each group.
 
     Args:
@@ -32,13 +32,13 @@ def group_figures(groups: Tensor, hits: Tensor) -> dict[int, GroupFigures]:
     Returns:
         By number of the group, ascending.
 
-    >>> group_figures(torch.tensor([7, 3, 7]), torch.tensor([True, True, False]))
-    {3: GroupFigures(n=1, hits=1), 7: GroupFigures(n=2, hits=1)}
+    >>> group_accuracies(torch.tensor([7, 3, 7]), torch.tensor([True, True, False]))
+    {3: GroupAccuracy(n=1, hits=1), 7: GroupAccuracy(n=2, hits=1)}
     """
     names, places, counts = groups.unique(return_inverse=True, return_counts=True)
     sums = torch.zeros_like(counts).index_add_(0, places, hits.to(counts))
     rows = zip(names.tolist(), counts.tolist(), sums.tolist(), strict=True)
-    return {name: GroupFigures(n, right) for name, n, right in rows}
+    return {name: GroupAccuracy(n, right) for name, n, right in rows}
 
 
 class GroupSums(Metric):
@@ -58,6 +58,6 @@ class GroupSums(Metric):
         self.groups.append(group)
         self.hits.append(logits.argmax(dim=1) == label)
 
-    def compute(self) -> dict[int, GroupFigures]:
+    def compute(self) -> dict[int, GroupAccuracy]:
         """Figures of each group."""
-        return group_figures(dim_zero_cat(self.groups), dim_zero_cat(self.hits))
+        return group_accuracies(dim_zero_cat(self.groups), dim_zero_cat(self.hits))

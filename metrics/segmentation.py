@@ -28,7 +28,7 @@ PER_IMAGE = ("iou", "dice", "pixel_acc", "negative_area")
 Array = NDArray[np.int64]
 
 
-class MaskFigures(NamedTuple):
+class MaskMetrics(NamedTuple):
     """Figures of some pairs of an image and a prompt; NaN where there are none.
 
     Attributes:
@@ -123,15 +123,15 @@ class SegmentationCounts(NamedTuple):
     per_image: Array
     images: Array
 
-    def of_prompt(self, prompt: int, threshold: float = 0.5) -> MaskFigures:
+    def of_prompt(self, prompt: int, threshold: float = 0.5) -> MaskMetrics:
         """Figures of one prompt at a threshold of the grid.
 
         Raises:
             ValueError: The threshold is not on the grid.
         """
-        return self._figures([prompt], [threshold])
+        return self._metrics([prompt], [threshold])
 
-    def overall(self, thresholds: float | Sequence[float] = 0.5) -> MaskFigures:
+    def overall(self, thresholds: float | Sequence[float] = 0.5) -> MaskMetrics:
         """Figures of all pairs together, at one threshold or at each prompt's own.
 
         Raises:
@@ -141,16 +141,16 @@ class SegmentationCounts(NamedTuple):
         own = [thresholds] * prompts if isinstance(thresholds, float) else list(thresholds)
         if len(own) != prompts:
             raise ValueError(f"thresholds: one for each of the {prompts} prompts is needed, got {len(own)}")
-        return self._figures(list(range(prompts)), own)
+        return self._metrics(list(range(prompts)), own)
 
-    def mean_over_prompts(self, thresholds: float | Sequence[float] = 0.5) -> MaskFigures:
+    def mean_over_prompts(self, thresholds: float | Sequence[float] = 0.5) -> MaskMetrics:
         """Mean of the figures of those prompts that have images, so that a rare prompt counts as much as a frequent one."""
         prompts = len(self.images)
         own = [thresholds] * prompts if isinstance(thresholds, float) else list(thresholds)
         total = self.overall(own)
         rows = [self.of_prompt(p, own[p]) for p in range(prompts) if self.images[p, 0]]
-        means = [_mean([row[place] for row in rows]) for place in range(2, len(MaskFigures._fields))]
-        return MaskFigures(total.images, total.negatives, *means)
+        means = [_mean([row[place] for row in rows]) for place in range(2, len(MaskMetrics._fields))]
+        return MaskMetrics(total.images, total.negatives, *means)
 
     def of_nothing(self) -> dict[str, float]:
         """What predicting nothing gives: a perfect mask where there is no object, and none elsewhere; means over prompts.
@@ -166,7 +166,7 @@ class SegmentationCounts(NamedTuple):
         right = _mean([int(pixels[0]) / int(pixels.sum()) for pixels, _ in known])
         return {"iou": pooled, "dice": pooled, "pixel_acc": right, "iou_image": each, "dice_image": each}
 
-    def _figures(self, prompts: list[int], thresholds: list[float]) -> MaskFigures:
+    def _metrics(self, prompts: list[int], thresholds: list[float]) -> MaskMetrics:
         places = [grid_place(threshold) for threshold in thresholds]
         counts = counts_at_thresholds(torch.from_numpy(self.pixels))
         pairs = list(zip(prompts, places, strict=True))
@@ -174,9 +174,9 @@ class SegmentationCounts(NamedTuple):
         iou, dice, right, area = (sum(int(self.per_image[p, i, k]) for p, k in pairs) / UNIT for i in range(4))
         images, negatives = (sum(int(self.images[p, i]) for p in prompts) for i in range(2))
         if not images:
-            return MaskFigures(0, 0, *[float("nan")] * 7)
+            return MaskMetrics(0, 0, *[float("nan")] * 7)
         wrong = fp + fn
-        return MaskFigures(
+        return MaskMetrics(
             images,
             negatives,
             tp / (tp + wrong) if tp + wrong else 1.0,
@@ -256,7 +256,7 @@ class SegmentationSums(Metric):
         wrong, pixels = fp + fn, histograms.sum(dim=(1, 2))[:, None]
         negative = histograms[:, 1].sum(dim=1) == 0
         area = _share(fp, pixels.expand_as(fp), 0) * negative[:, None]
-        figures = [
+        metrics = [
             _share(tp, tp + wrong, 1),
             _share(2 * tp, 2 * tp + wrong, 1),
             _share(tp + tn, pixels.expand_as(tp), 1),
@@ -264,7 +264,7 @@ class SegmentationSums(Metric):
         ]
         # not in place, for a state that was reset in inference mode could not be changed outside it
         self.pixels = self.pixels.index_add(0, prompt, histograms)
-        self.per_image = self.per_image.index_add(0, prompt, torch.stack(figures, dim=1))
+        self.per_image = self.per_image.index_add(0, prompt, torch.stack(metrics, dim=1))
         self.images = self.images.index_add(0, prompt, torch.stack([torch.ones_like(negative), negative], dim=1).long())
 
     def compute(self) -> SegmentationCounts:

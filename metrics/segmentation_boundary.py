@@ -57,7 +57,7 @@ def tolerant_counts(predicted: Tensor, true: Tensor, radius: int) -> Tensor:
     return torch.stack([mask.sum(dim=(1, 2, 3)) for mask in masks], dim=1)
 
 
-class TolerantFigures(NamedTuple):
+class TolerantMetrics(NamedTuple):
     """Figures of one prompt, or of all; NaN where there are no images.
 
     Attributes:
@@ -117,11 +117,11 @@ class TolerantSums(Metric):
         self.counts = self.counts.index_add(0, prompt, counts)
         self.images = self.images.index_add(0, prompt, torch.stack([torch.ones_like(f1), f1], dim=1))
 
-    def compute(self) -> tuple[list[TolerantFigures], TolerantFigures]:
+    def compute(self) -> tuple[list[TolerantMetrics], TolerantMetrics]:
         """Figures of each prompt, and of all pairs together."""
         counts, images = self.counts.cpu().double(), self.images.cpu()
-        rows = [_figures(*row) for row in zip(counts, images, strict=True)]
-        return rows, _figures(counts.sum(dim=0), images.sum(dim=0))
+        rows = [_metrics(*row) for row in zip(counts, images, strict=True)]
+        return rows, _metrics(counts.sum(dim=0), images.sum(dim=0))
 
 
 def _shares(counts: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,9 +143,9 @@ def f1_of(counts: Tensor) -> Tensor:
     return torch.where(total > 0, 2 * precision * recall / total.clamp(min=1e-30), 0.0)
 
 
-def _figures(counts: Tensor, images: Tensor) -> TolerantFigures:
+def _metrics(counts: Tensor, images: Tensor) -> TolerantMetrics:
     number, f1 = int(images[0]), int(images[1]) / UNIT
     if not number:
-        return TolerantFigures(0, *[float("nan")] * 4)
+        return TolerantMetrics(0, *[float("nan")] * 4)
     precision, recall = _shares(counts)
-    return TolerantFigures(number, float(precision), float(recall), float(f1_of(counts)), f1 / number)
+    return TolerantMetrics(number, float(precision), float(recall), float(f1_of(counts)), f1 / number)

@@ -5,7 +5,7 @@
 Nothing here draws from torch's global generator. Initial weights depend on (seed, layer) alone, and the mask of a dropout is
 `u >= p` with u from (seed, layer, number of training forwards before, process). So a head that goes on after a stop drops what it
 would have dropped, and heads that differ in dropout rate, learning rate or weight decay share u: what tells them apart is the
-setting, not the draw. tools/sweep_heads.py trains many of them at once by the two functions of this file.
+setting, not the draw. tools/sweep_heads/__main__.py trains many of them at once by the two functions of this file.
 """
 
 import hashlib

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from cli import main
-from datamodules.har_generator import write_generated
+from datamodules.signals.har_generator import write_generated
 from tests.datamodules.pictures import write_classes
 
 ROOT = Path(__file__).resolve().parent.parent

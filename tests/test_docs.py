@@ -29,7 +29,7 @@ from PIL import Image
 
 from benchmarks.cached_head import write_cache
 from cli import main
-from datamodules.har_generator import write_generated
+from datamodules.signals.har_generator import write_generated
 from tests.datamodules.cifar_layout import write_cifar
 from tests.datamodules.pictures import write_classes
 

@@ -123,6 +123,6 @@ def _is_wrong_input(error: Exception) -> bool:
         return True
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-    from cli.own_flags import UsageError
+    from cli.run_flags import UsageError
 
     return isinstance(error, (UsageError, MisconfigurationException))

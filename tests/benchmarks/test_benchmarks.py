@@ -14,10 +14,11 @@ import pytest
 import torch
 from torchvision.transforms import functional as per_image
 
-from benchmarks import loader, measure, step_overhead, turns
+from benchmarks import loader, step_overhead, turns
 from benchmarks.step_overhead import CASES, Case, Result
 from benchmarks.tasks import RandomImages
 from datamodules import InMemoryLoader
+from foundation import measuring
 
 QUICK = ["--repeats", "2", "--threads", "1"]
 SPREAD = {"median", "least", "most"}
@@ -72,8 +73,8 @@ def test_bare_loop_and_run_with_everything_on_end_in_the_same_weights(monkeypatc
     original = turns.Turns.on_train_start
     monkeypatch.setattr(turns.Turns, "on_train_start", look)
     # validation swaps the average in and out at the end of each epoch
-    figures = step_overhead.run(case_of("resnet20-twn", batch_size=4, steps=4, turn=2), repeats=2)
-    assert figures.weight_difference == 0.0
+    metrics = step_overhead.run(case_of("resnet20-twn", batch_size=4, steps=4, turn=2), repeats=2)
+    assert metrics.weight_difference == 0.0
     wanted = (
         "ExactResume RunFolder StopOnNonFinite Speed MetricsLog EMA Progress Curves RunSummary Checkpoints StopOnSignal"
     )
@@ -104,15 +105,15 @@ def test_figures_of_a_case_by_hand() -> None:
         "epoch_end": [9.0, 0.310, 0.510],  # with one step of 210
         "weight_difference": 0.5,
     }
-    figures = step_overhead.result(case, seconds)
-    assert figures.bare == pytest.approx((200, 100, 300))
-    assert figures.ours == pytest.approx((210, 150, 400))
-    assert figures.overhead == pytest.approx((50, 10, 100))
-    assert figures.rest == pytest.approx((2, 1, 3))
-    assert figures.ratio == pytest.approx((4 / 3, 1.05, 1.5))
-    assert figures.epoch_end == pytest.approx((200, 100, 300))
-    assert figures.with_epoch_end == pytest.approx(50 + 200 / 10)
-    assert figures.weight_difference == 0.5
+    metrics = step_overhead.result(case, seconds)
+    assert metrics.bare == pytest.approx((200, 100, 300))
+    assert metrics.ours == pytest.approx((210, 150, 400))
+    assert metrics.overhead == pytest.approx((50, 10, 100))
+    assert metrics.rest == pytest.approx((2, 1, 3))
+    assert metrics.ratio == pytest.approx((4 / 3, 1.05, 1.5))
+    assert metrics.epoch_end == pytest.approx((200, 100, 300))
+    assert metrics.with_epoch_end == pytest.approx(50 + 200 / 10)
+    assert metrics.weight_difference == 0.5
 
 
 @forks
@@ -167,8 +168,8 @@ def test_an_epoch_that_does_not_serve_every_image_is_no_measurement() -> None:
         loader.images_per_s(lambda: 256, 300)
 
 
-def test_doctests_of_measure() -> None:
-    results = doctest.testmod(measure)
+def test_doctests_of_measuring() -> None:
+    results = doctest.testmod(measuring)
     assert results.attempted >= 5
     assert not results.failed
 

@@ -11,21 +11,21 @@ from safetensors.torch import save_file
 from benchmarks import cascade
 from networks import build_resnet
 from tests.datamodules.cifar_layout import write_cifar
-from tools.cascade_measures import Judged, choose_within, halves
+from tools.cascade.measures import Evaluated, choose_within, halves
 
 
 def test_what_is_chosen_on_one_half_is_measured_on_the_other() -> None:
     random = np.random.default_rng(0)
     confidence = random.random(400).astype(np.float32)
-    judged = Judged(confidence, random.random(400) < confidence, random.random(400) < 0.8)
-    found = cascade.outcomes(judged, lambda swept: choose_within(swept, 0.0), splits=2)
+    evaluated = Evaluated(confidence, random.random(400) < confidence, random.random(400) < 0.8)
+    found = cascade.outcomes(evaluated, lambda swept: choose_within(swept, 0.0), splits=2)
     assert len(found) == 4
     for seed in range(2):
         for way, measured in enumerate(halves(400, seed)[::-1]):
             threshold, gain, forwarded = found[2 * seed + way]
             leaves = confidence[measured] >= np.float32(threshold)
-            right = np.where(leaves, judged.right1[measured], judged.right2[measured])
-            assert gain == pytest.approx(100 * (right.mean() - judged.right2[measured].mean()))
+            right = np.where(leaves, evaluated.right1[measured], evaluated.right2[measured])
+            assert gain == pytest.approx(100 * (right.mean() - evaluated.right2[measured].mean()))
             assert forwarded == pytest.approx(1 - leaves.mean())
 
 
@@ -39,10 +39,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     monkeypatch.setattr(cascade, "LOSS", -100.0)
     flags = ["--weights", str(tmp_path), "--root", str(tmp_path), "--splits", "2", "--repeats", "2", "--timed", "8"]
     cascade.main([*flags, "--threads", "1", "--json", str(tmp_path / "figures.json")])
-    figures = json.loads((tmp_path / "figures.json").read_text())
-    assert figures["flops"] == {"cifar10_resnet20": 81_102_080, "cifar10_resnet56": 250_971_392}
-    assert figures["held"]
-    assert {len(rule) for rule in figures["rules"].values()} == {4}
+    metrics = json.loads((tmp_path / "figures.json").read_text())
+    assert metrics["flops"] == {"cifar10_resnet20": 81_102_080, "cifar10_resnet56": 250_971_392}
+    assert metrics["held"]
+    assert {len(rule) for rule in metrics["rules"].values()} == {4}
     assert "asked for: -100.0 points" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         cascade.main([*flags, "--weights", str(tmp_path / "none")])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks import folder_pipeline, loader, photos
 from benchmarks.folder_pipeline import Result, Setting, our_data, our_epochs, peer_epochs, peer_loader
-from benchmarks.measure import Spread
+from foundation.measuring import Spread
 from tests.datamodules.pictures import write_classes
 
 # forked workers: Python 3.12 and later warn of threads in the parent

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.har_folds import write_fold
-from datamodules.har_generator import write_generated
-from datamodules.har_layout import FOLDER, SIGNALS
+from datamodules.signals.har_generator import write_generated
+from datamodules.signals.har_reader import FOLDER, SIGNALS
 
 
 def test_a_fold_parts_people_and_keeps_their_windows(tmp_path: Path) -> None:

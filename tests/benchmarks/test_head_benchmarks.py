@@ -25,11 +25,11 @@ def test_a_path_that_stops_early_is_seen() -> None:
     held, label = logistic_path.network_features(200, 1, width=12, classes=4)
     best = logistic_path.ours(x, y, CS)
     stopped = best._replace(weights=[(w / 2, b) for w, b in best.weights])
-    judged = logistic_path.judge(stopped, best, x, y, held, label, CS)
-    assert judged["most_above"] > 1e-3
-    assert judged["reached"] < len(CS)
-    assert judged["same_class"] < 1
-    assert logistic_path.judge(best, best, x, y, held, label, CS)["reached"] == len(CS)
+    evaluated = logistic_path.evaluate(stopped, best, x, y, held, label, CS)
+    assert evaluated["most_above"] > 1e-3
+    assert evaluated["reached"] < len(CS)
+    assert evaluated["same_class"] < 1
+    assert logistic_path.evaluate(best, best, x, y, held, label, CS)["reached"] == len(CS)
 
 
 def test_the_command_of_the_path(

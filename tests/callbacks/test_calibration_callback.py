@@ -187,9 +187,9 @@ def test_nothing_is_logged_twice_and_a_monitor_may_be_ours(tmp_path: Path) -> No
     assert row["val/ece"] == 7.0
     assert checkpoints.best_score == pytest.approx(row["val/nll"])
     best = fit.checkpoint_callback.best_model_path  # type: ignore[union-attr]
-    (figures,) = fit.test(model, digits(), ckpt_path=best, weights_only=True, verbose=False)
-    assert figures["test/exit_acc"] == 7.0
-    assert figures["test/exit_coverage"] == 0, "after one epoch no threshold reaches it"
+    (metrics,) = fit.test(model, digits(), ckpt_path=best, weights_only=True, verbose=False)
+    assert metrics["test/exit_acc"] == 7.0
+    assert metrics["test/exit_coverage"] == 0, "after one epoch no threshold reaches it"
 
 
 def test_never_and_without_a_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: Any) -> None:
@@ -206,9 +206,9 @@ def test_never_and_without_a_folder(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert read(tmp_path / "own.ckpt")["calibration"]["threshold"] == "never"
     model = LinearClassifier.load_from_checkpoint(tmp_path / "own.ckpt", weights_only=True)
     assert model.chosen_threshold == math.inf
-    (figures,) = fit.test(model, digits(), ckpt_path=tmp_path / "own.ckpt", weights_only=True, verbose=False)
-    assert figures["test/exit_coverage"] == 0
-    assert "test/exit_acc" not in figures
+    (metrics,) = fit.test(model, digits(), ckpt_path=tmp_path / "own.ckpt", weights_only=True, verbose=False)
+    assert metrics["test/exit_coverage"] == 0
+    assert "test/exit_acc" not in metrics
 
 
 # ---- what uses the record ----------------------------------------------------------------------------------------------------
@@ -239,9 +239,9 @@ def test_an_evaluation_uses_the_checkpoints_record(run: Path, tmp_path: Path, co
     record = read(run / "checkpoints" / "best.ckpt")["calibration"]
     again = trainer(tmp_path / "run")
     folder = cast(RunFolder, again.callbacks[0])  # type: ignore[attr-defined]
-    folder.path, folder.judged = None, tmp_path
+    folder.path, folder.evaluated = None, tmp_path
     options: dict[str, Any] = {"ckpt_path": run / "checkpoints" / "best.ckpt", "weights_only": True, "verbose": False}
-    (figures,) = getattr(again, command)(module(), digits(), **options)
+    (metrics,) = getattr(again, command)(module(), digits(), **options)
     stage = "test" if command == "test" else "val"
     source = digits()
     source.setup("fit" if command == "validate" else "test")
@@ -249,19 +249,19 @@ def test_an_evaluation_uses_the_checkpoints_record(run: Path, tmp_path: Path, co
     logits, label = loaded(run).logits(split["image"]), split["label"]
     for suffix, divisor in (("", 1.0), ("_calibrated", record["temperature"])):
         nll = torch.nn.functional.cross_entropy(logits / divisor, label)
-        assert figures[f"{stage}/nll{suffix}"] == pytest.approx(float(nll), abs=1e-5)
+        assert metrics[f"{stage}/nll{suffix}"] == pytest.approx(float(nll), abs=1e-5)
         chances = (logits / divisor).softmax(dim=1)
         brier = (chances - torch.nn.functional.one_hot(label, 10)).square().sum(dim=1).mean()
-        assert figures[f"{stage}/brier{suffix}"] == pytest.approx(float(brier), abs=1e-5)
-        assert figures[f"{stage}/ece_low{suffix}"] <= figures[f"{stage}/ece{suffix}"]
-        assert 0 < figures[f"{stage}/ece_floor{suffix}"] < 0.2
+        assert metrics[f"{stage}/brier{suffix}"] == pytest.approx(float(brier), abs=1e-5)
+        assert metrics[f"{stage}/ece_low{suffix}"] <= metrics[f"{stage}/ece{suffix}"]
+        assert 0 < metrics[f"{stage}/ece_floor{suffix}"] < 0.2
     exits = chances.amax(dim=1) >= record["threshold"]
     hits = (chances.argmax(dim=1) == label)[exits]
-    assert figures[f"{stage}/exit_coverage"] == pytest.approx(float(exits.float().mean()), abs=1e-6)
-    assert figures[f"{stage}/exit_acc"] == pytest.approx(float(hits.float().mean()), abs=1e-6)
+    assert metrics[f"{stage}/exit_coverage"] == pytest.approx(float(exits.float().mean()), abs=1e-6)
+    assert metrics[f"{stage}/exit_acc"] == pytest.approx(float(hits.float().mean()), abs=1e-6)
     wrong = (chances.argmax(dim=1) != label)[chances.amax(dim=1).argsort(descending=True, stable=True)].double()
     aurc = float((wrong.cumsum(0) / torch.arange(1, len(wrong) + 1)).mean())
-    assert figures[f"{stage}/aurc"] == pytest.approx(aurc, abs=2e-3)  # confidences are counted on a grid
+    assert metrics[f"{stage}/aurc"] == pytest.approx(aurc, abs=2e-3)  # confidences are counted on a grid
     assert (tmp_path / "plots" / f"reliability_{command}.png").is_file()
     assert int(table(tmp_path / f"exit_{command}.csv")[0]["exits"]) == int(exits.sum())
 
@@ -275,10 +275,10 @@ def test_a_checkpoint_without_a_record_takes_the_temperature_back(run: Path, tmp
     torch.save(content, tmp_path / "old.ckpt")
     again = trainer(tmp_path / "run")
     folder = cast(RunFolder, again.callbacks[0])  # type: ignore[attr-defined]
-    folder.path, folder.judged = None, tmp_path
+    folder.path, folder.evaluated = None, tmp_path
     (tmp_path / "exit_test.csv").write_text("older")
-    (figures,) = again.test(model, digits(), ckpt_path=tmp_path / "old.ckpt", weights_only=True, verbose=False)
-    assert not any("calibrated" in name or "exit" in name for name in figures)
+    (metrics,) = again.test(model, digits(), ckpt_path=tmp_path / "old.ckpt", weights_only=True, verbose=False)
+    assert not any("calibrated" in name or "exit" in name for name in metrics)
     assert len(table(tmp_path / "reliability_test.csv")) == 15
     assert not (tmp_path / "exit_test.csv").exists(), "it would contradict what is now known"
 
@@ -356,6 +356,6 @@ def test_two_processes_find_what_one_finds(data: Path, tmp_path: Path) -> None: 
         records = [read(folder / "checkpoints" / name)["calibration"] for folder in (one, two)]
         assert records[0] == pytest.approx(records[1], abs=1e-5)
         assert records[0]["samples"] + records[0]["fitted"] == 21
-    figures = [json.loads((folder / "test_metrics.json").read_text())["metrics"] for folder in (one, two)]
-    assert figures[0] == pytest.approx(figures[1], abs=1e-5)
-    assert figures[0]["test/ece"] > 0
+    metrics = [json.loads((folder / "test_metrics.json").read_text())["metrics"] for folder in (one, two)]
+    assert metrics[0] == pytest.approx(metrics[1], abs=1e-5)
+    assert metrics[0]["test/ece"] > 0

@@ -1,4 +1,4 @@
-"""callbacks/curves.py: what is drawn is what the run logged."""
+"""callbacks/pictures/curves.py: what is drawn is what the run logged."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
-from callbacks import curves
 from callbacks.checkpoints import Checkpoints
-from callbacks.curves import Curves, draw_curves, epoch_rows, epochs_at, scalar_layout, stage_ends
-from callbacks.figures import render
 from callbacks.metrics_log import MetricsLog, read_metrics
+from callbacks.pictures import curves
+from callbacks.pictures.curves import Curves, draw_curves, epoch_rows, epochs_at, scalar_layout, stage_ends
 from callbacks.run_folder import RunFolder
+from foundation.plotting import render
 
 # two epochs of 10 steps and a third of 20 (as progressive resizing makes them), a row every 5 steps; the fourth is not finished
 ROWS: list[dict[str, float]] = [

@@ -1,4 +1,4 @@
-"""callbacks/eta.py: hand-computed cases."""
+"""callbacks/progress/eta.py: hand-computed cases."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from callbacks.eta import Eta, Later, Pace, Stretch, duration, estimate, later_epochs, steps_left
+from callbacks.progress.eta import Eta, Later, Pace, Stretch, estimate, later_epochs, steps_left
+from foundation.durations import clock_time
 
 INF = math.inf
 
@@ -82,7 +83,7 @@ def test_estimate_with_later_epochs_of_another_length() -> None:
     [(0, "0:00"), (59.4, "0:59"), (59.6, "1:00"), (130, "2:10"), (3599.7, "1:00:00"), (100_000, "27:46:40")],
 )
 def test_duration(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+    assert clock_time(seconds) == text
 
 
 def test_the_first_step_is_not_measured() -> None:

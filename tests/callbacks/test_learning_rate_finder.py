@@ -15,7 +15,7 @@ import yaml
 from lightning.pytorch import Callback, Trainer
 
 from callbacks import LearningRateFinder, read_metrics
-from callbacks.trial import Trial
+from callbacks.dry_run import DryRun
 from cli import main
 from datamodules import DigitsDataModule
 from lightning_modules import TernaryClassifier
@@ -208,14 +208,14 @@ def test_the_sweep_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_crash_in_the_sweep_leaves_nothing(
     with_finder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = Trial.step
+    step = DryRun.step
 
     def failing(self: Any, factor: float) -> float | None:
         if self._taken >= 10:
             raise RuntimeError("no luck")
         return step(self, factor)
 
-    monkeypatch.setattr(Trial, "step", failing)
+    monkeypatch.setattr(DryRun, "step", failing)
     folder = tmp_path / "run"
     assert forked(["fit", "--config", str(with_finder), "--run_dir", str(folder)], log=tmp_path / "log") == 1
     assert "no luck" in (tmp_path / "log").read_text()

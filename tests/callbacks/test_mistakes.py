@@ -1,4 +1,4 @@
-"""callbacks/mistakes.py: a set whose worst mistakes are known, their pixels and their files."""
+"""callbacks/pictures/worst_mistakes.py: a set whose worst mistakes are known, their pixels and their files."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from matplotlib.figure import Figure
 from torch import Tensor, tensor
 
-from callbacks import mistakes
-from callbacks.confusion import ConfusionMatrix
-from callbacks.figures import render
-from callbacks.mistakes import Mistake, Worst, WorstMistakes, draw_mistakes, merged, pixels_of, worst_mistakes
+from callbacks.pictures import worst_mistakes as mistakes
+from callbacks.pictures.confusion_matrix import ConfusionMatrix
+from callbacks.pictures.image_pixels import image_pixels
+from callbacks.pictures.worst_mistakes import Mistake, Worst, WorstMistakes, draw_mistakes, merged, worst_mistakes
 from callbacks.run_folder import RunFolder
+from foundation.plotting import render
 from tests.runs.killing import forked
 from tests.runs.test_two_processes import TWO, data, settings, start  # noqa: F401  (data is a fixture)
 
@@ -80,9 +81,14 @@ def test_pixels_are_those_of_the_file() -> None:
     pixels = torch.randint(256, (2, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     normalised = (pixels / 255 - tensor(MEAN).view(-1, 1, 1)) / tensor(STD).view(-1, 1, 1)
     for images in (normalised, normalised.to(memory_format=torch.channels_last)):
-        assert (pixels_of(images, MEAN, STD) == pixels.permute(0, 2, 3, 1).numpy()).all()
-    assert pixels_of(tensor([[[[-3.0, 1.0]]]]), None, None).tolist() == [[[[0], [255]]]]  # stretched
-    assert pixels_of(torch.ones(1, 2, 1, 1), [0, 0], [1, 1]).shape == (1, 1, 1, 1)  # two channels: the first is shown
+        assert (image_pixels(images, MEAN, STD) == pixels.permute(0, 2, 3, 1).numpy()).all()
+    assert image_pixels(tensor([[[[-3.0, 1.0]]]]), None, None).tolist() == [[[[0], [255]]]]  # stretched
+    assert image_pixels(torch.ones(1, 2, 1, 1), [0, 0], [1, 1]).shape == (
+        1,
+        1,
+        1,
+        1,
+    )  # two channels: the first is shown
 
 
 # ---- the picture -------------------------------------------------------------------------------------------------------------

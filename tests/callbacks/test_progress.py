@@ -1,4 +1,4 @@
-"""callbacks/progress.py: what a real Trainer shows, on a clock that only moves when the test says so."""
+"""callbacks/progress/progress.py: what a real Trainer shows, on a clock that only moves when the test says so."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from rich.console import Console
 from torch import Tensor, nn
 
-from callbacks import progress
 from callbacks.checkpoints import Checkpoints
-from callbacks.eta import duration
 from callbacks.exact_resume import ExactResume
-from callbacks.progress import Progress
+from callbacks.progress import progress
+from callbacks.progress.progress import Progress
 from callbacks.run_folder import RunFolder
+from foundation.durations import clock_time
 
 STEP, VALIDATION = 1.0, 0.5  # seconds a batch
 ACCURACY = [0.5, 0.75, 0.625, 0.625, 0.875, 0.8]  # of the epochs
@@ -335,7 +335,7 @@ def test_nothing_is_read_from_the_device_unless_something_is_shown(
         callback.on_train_batch_end(trainer, None, {"loss": torch.ones(())}, None, number)  # type: ignore[arg-type]
     clock.now = 10.0
     with pytest.raises(AssertionError, match="read from the device"):
-        callback._figures(trainer)
+        callback._metrics(trainer)
 
 
 @pytest.mark.parametrize(
@@ -523,7 +523,7 @@ def test_a_bar_for_an_evaluation(terminal: io.StringIO, clock: Clock, tmp_path: 
     trainer = trainer_of(tmp_path, Progress())
     keywords: dict[str, Any] = {"return_predictions": False} if verb == "predict" else {"verbose": False}
     getattr(trainer, verb)(Module(clock), Loader(5), **keywords)
-    assert re.search(f"{verb} [━╸╺ ]+ step 4/5 eta {duration(seconds)}", terminal.getvalue())
+    assert re.search(f"{verb} [━╸╺ ]+ step 4/5 eta {clock_time(seconds)}", terminal.getvalue())
     assert screen(terminal.getvalue()) == [""]
 
 

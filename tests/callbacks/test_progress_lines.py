@@ -1,4 +1,4 @@
-"""callbacks/progress_lines.py: exact texts."""
+"""callbacks/progress/lines.py: exact texts."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pytest
 from rich.console import Console
 from torch import tensor
 
-from callbacks.progress_lines import View, epoch_line, epoch_metrics, of_total, speed_text
+from callbacks.progress.lines import View, epoch_line, epoch_metrics, of_total, speed_text
 
 VIEW = View("epoch 4/18", "step 120/352", "train/loss 2.31 lr 0.41", "eta 0:43 (run 2:10)", done=1176, total=6336)
 
 
 def test_line() -> None:
     assert VIEW.line() == "epoch 4/18 step 120/352 train/loss 2.31 lr 0.41 eta 0:43 (run 2:10)"
-    assert VIEW._replace(figures="").line() == "epoch 4/18 step 120/352 eta 0:43 (run 2:10)"
+    assert VIEW._replace(values="").line() == "epoch 4/18 step 120/352 eta 0:43 (run 2:10)"
 
 
 def drawn(view: View, width: int) -> list[str]:
@@ -62,7 +62,7 @@ def test_of_total() -> None:
 
 
 @pytest.mark.parametrize(
-    ("figures", "text"),
+    ("values", "text"),
     [
         ({}, ""),
         ({"memory/gb": 0.04}, "mem 0.0 GB"),
@@ -73,8 +73,8 @@ def test_of_total() -> None:
         ),
     ],
 )
-def test_speed_text(figures: dict[str, float], text: str) -> None:
-    assert speed_text(figures) == text
+def test_speed_text(values: dict[str, float], text: str) -> None:
+    assert speed_text(values) == text
 
 
 METRICS: dict[str, SupportsFloat] = {

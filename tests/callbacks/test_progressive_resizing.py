@@ -22,12 +22,13 @@ from callbacks import (
     ProgressiveResizing,
     ResizingStage,
     StageOutOfMemoryError,
-    progress,
-    trial,
+    dry_run,
 )
-from callbacks.eta import Pace, duration
+from callbacks.progress import progress
+from callbacks.progress.eta import Pace
 from callbacks.resizing_stages import PlannedStage
 from datamodules import CIFAR10DataModule
+from foundation.durations import clock_time
 from tests.callbacks.stages import sized
 from tests.datamodules.cifar_layout import write_cifar
 from tests.runs.killing import digest
@@ -266,12 +267,12 @@ def test_the_trial_is_of_the_largest_stage_and_changes_nothing(
 def test_no_trial_where_none_is_needed(
     root: Path, monkeypatch: pytest.MonkeyPatch, stages: list[PlannedStage], settings: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(trial.Trial, "step", lambda self: pytest.fail("a trial"))
+    monkeypatch.setattr(dry_run.DryRun, "step", lambda self: pytest.fail("a trial"))
     run(root, [ProgressiveResizing(stages, **settings)], max_epochs=sum(stage.epochs for stage in stages))
 
 
 def test_no_trial_of_one_batch(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial.Trial, "step", lambda self: pytest.fail("a trial"))
+    monkeypatch.setattr(dry_run.DryRun, "step", lambda self: pytest.fail("a trial"))
     _, _, watch = run(root, [ProgressiveResizing(STAGES)], fast_dev_run=True)
     assert watch.sizes == [(0, 8, 32)]
 
@@ -330,8 +331,8 @@ def test_the_time_left_counts_the_pixels_of_later_stages(
     run(root, [ProgressiveResizing(STAGES), Progress(every_s=1e-9)], limit_val_batches=0, enable_progress_bar=True)
     times = re.findall(r"epoch (\d)/6 step (\d)/(\d) .*\(run (\S+)\)", capsys.readouterr().out)
     # 4 batches here, 5 of the next epoch, 12 that cost 24 * 144 / (32 * 64) times as much and 18 that cost twice as much
-    assert times[0] == ("1", "1", "5", duration(4 + 5 + 12 * 1.6875 + 18 * 2))
-    assert times[12] == ("3", "3", "6", duration(3 + 6 + 18 * 2 / 1.6875))
+    assert times[0] == ("1", "1", "5", clock_time(4 + 5 + 12 * 1.6875 + 18 * 2))
+    assert times[12] == ("3", "3", "6", clock_time(3 + 6 + 18 * 2 / 1.6875))
     assert times[-1] == ("6", "9", "9", "0:00")
 
 

@@ -1,4 +1,4 @@
-"""callbacks/speed.py: exact figures of a real Trainer loop on a clock that only moves when the test says so."""
+"""callbacks/progress/speed.py: exact figures of a real Trainer loop on a clock that only moves when the test says so."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.profilers import SimpleProfiler
 from torch import Tensor, nn
 
-from callbacks import speed
-from callbacks.speed import Speed, peak_memory_gb
+from callbacks.progress import speed
+from callbacks.progress.speed import Speed, peak_memory_gb
 
 FETCH, STEP, VALIDATION, SAVE, HOOK = 0.25, 0.75, 1000.0, 5000.0, 0.125  # seconds; sums of these are exact in binary
 
@@ -107,10 +107,10 @@ def test_images_per_second_and_data_share_of_a_real_loop(clock: Clock, tmp_path:
     trainer.fit(Module(clock), Loader(clock, 6))
     # nothing is known after the first, compiling step; then each takes FETCH + STEP and the other callback's HOOK
     assert watch.seen[0].keys() == {"memory/gb"}
-    for figures in watch.seen[1:]:
-        assert figures["speed/images_per_s"] == 4 / (FETCH + STEP + HOOK)
+    for metrics in watch.seen[1:]:
+        assert metrics["speed/images_per_s"] == 4 / (FETCH + STEP + HOOK)
         # the other callback's time is not waiting for data, though it lies between batch end and batch start
-        assert figures["speed/data_share"] == FETCH / (FETCH + STEP + HOOK)
+        assert metrics["speed/data_share"] == FETCH / (FETCH + STEP + HOOK)
 
 
 def test_the_figures_do_not_depend_on_the_place_in_the_list(clock: Clock, tmp_path: Path) -> None:
@@ -127,9 +127,9 @@ def test_validation_and_checkpoints_are_left_out(clock: Clock, tmp_path: Path) -
     trainer = trainer_of(tmp_path, callbacks, enable_checkpointing=True, val_check_interval=2, max_epochs=2)
     trainer.fit(Validated(clock), Loader(clock, 8), Loader(clock, 1))
     assert clock.now > 8 * VALIDATION + 5 * SAVE
-    figures = callbacks[0].snapshot()  # type: ignore[attr-defined]
-    assert figures["speed/images_per_s"] == 4 / (FETCH + STEP)
-    assert figures["speed/data_share"] == FETCH / (FETCH + STEP)
+    metrics = callbacks[0].snapshot()  # type: ignore[attr-defined]
+    assert metrics["speed/images_per_s"] == 4 / (FETCH + STEP)
+    assert metrics["speed/data_share"] == FETCH / (FETCH + STEP)
 
 
 def test_starting_the_loader_of_an_epoch_is_waiting_for_data(clock: Clock, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""callbacks/ternary_shares.py: bars as long as the shares, in the order of the network."""
+"""callbacks/pictures/ternary_shares.py: bars as long as the shares, in the order of the network."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 from torch import Tensor, nn, tensor
 
-from callbacks.figures import render
 from callbacks.metrics_log import MetricsLog, read_metrics
+from callbacks.pictures.ternary_shares import Layer, TernaryShares, draw_shares, layers_of
 from callbacks.run_folder import RunFolder
-from callbacks.ternary_shares import Layer, TernaryShares, draw_shares, layers_of
+from foundation.plotting import render
 
 LAYERS = {
     "stem.conv": Layer(0.25, 0.5, 0.25, 0.125),
@@ -32,11 +32,11 @@ LAYERS = {
 
 def metrics(**zeros: float) -> dict[str, float]:
     """Metrics of layers with the given shares of zeros."""
-    figures = {}
+    values = {}
     for name, zero in zeros.items():
         for field, value in zip(Layer._fields, ((1 - zero) / 2, zero, (1 - zero) / 2, 0.1), strict=True):
-            figures[f"ternary/{name}/{field}"] = value
-    return figures
+            values[f"ternary/{name}/{field}"] = value
+    return values
 
 
 def bars(figure: Figure, panel: int) -> list[list[tuple[float, float]]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from callbacks import LeanEpochLoop, read_metrics
+from callbacks import FastEpochLoop, read_metrics
 from cli import main
 
 TINY = str(Path(__file__).resolve().parent.parent / "conf" / "digits_ternary_tiny.yaml")
@@ -67,8 +67,8 @@ def test_the_step_is_written_out_unless_it_is_profiled(
     flags: list[str], steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = []
-    usual = LeanEpochLoop._optimise
-    monkeypatch.setattr(LeanEpochLoop, "_optimise", lambda *args: written.append(args) or usual(*args))  # type: ignore[func-returns-value]
+    usual = FastEpochLoop._optimise
+    monkeypatch.setattr(FastEpochLoop, "_optimise", lambda *args: written.append(args) or usual(*args))  # type: ignore[func-returns-value]
     assert main([*RUN, "--trainer.fast_dev_run", "true", *flags]) == 0
     assert len(written) == steps
 

@@ -1,4 +1,4 @@
-"""Writes small data sets in the layout of CIFAR-10's python version, as `datamodules.python_batches` describes it."""
+"""Writes small data sets in the layout of CIFAR-10's python version, as `datamodules.cifar_reader` describes it."""
 
 import pickle
 from pathlib import Path

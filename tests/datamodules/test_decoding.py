@@ -1,4 +1,4 @@
-"""Tests of `datamodules.decoding`: pixels against Pillow's and torchvision's."""
+"""Tests of `datamodules.images.decoding`: pixels against Pillow's and torchvision's."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from datamodules.decoding import central, squeezed, why_unreadable
+from datamodules.images.decoding import central, squeezed, why_unreadable
 from tests.datamodules.pictures import picture
 
 

@@ -7,7 +7,7 @@ from math import ceil, floor
 
 import pytest
 
-from datamodules.grouped_split import grouped_split, join_groups
+from datamodules.splitting.grouped import grouped_split, join_groups
 
 SHARES = (0.8, 0.1, 0.1)
 

@@ -15,10 +15,11 @@ import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from datamodules import HARDataModule, har_archive
-from datamodules.har_generator import ACTIVITIES, write_generated
-from datamodules.har_layout import FOLDER, SIGNALS
+from datamodules import HARDataModule
 from datamodules.in_memory import seeded_generator
+from datamodules.signals import har_download
+from datamodules.signals.har_generator import ACTIVITIES, write_generated
+from datamodules.signals.har_reader import FOLDER, SIGNALS
 
 REAL = Path(__file__).resolve().parents[2] / "data" / "har" / FOLDER
 PEOPLE, TESTED = range(1, 9), (2, 4)
@@ -88,7 +89,7 @@ def test_no_person_and_no_window_is_in_two_splits(generated: Path, settings: dic
 
 
 def test_who_is_held_out() -> None:
-    from datamodules.signal_windows import held_out_subjects
+    from datamodules.signals.windows import held_out_subjects
 
     known = [5, 1, 3, 30, 7, 3]
     order = torch.randperm(5, generator=seeded_generator("subjects", "val", 4)).tolist()
@@ -385,9 +386,9 @@ def archive(generated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         file.writestr(f"{FOLDER}/train/X_train.txt", "features")
         file.writestr(f"__MACOSX/{FOLDER}/._train", "macOS")
     with zipfile.ZipFile(outer, "w") as file:
-        file.writestr(har_archive.INNER, inner.getvalue())
-    monkeypatch.setattr(har_archive, "URL", outer.as_uri())
-    monkeypatch.setattr(har_archive, "SHA256", hashlib.sha256(outer.read_bytes()).hexdigest())
+        file.writestr(har_download.INNER, inner.getvalue())
+    monkeypatch.setattr(har_download, "URL", outer.as_uri())
+    monkeypatch.setattr(har_download, "SHA256", hashlib.sha256(outer.read_bytes()).hexdigest())
     return outer
 
 
@@ -397,7 +398,7 @@ def test_download_fetches_once(generated: Path, tmp_path: Path, monkeypatch: pyt
     assert data.class_names == list(ACTIVITIES)  # known without a network
     assert not (tmp_path / "data").exists()
     data.prepare_data()
-    monkeypatch.setattr(har_archive, "URL", "file:///nowhere")
+    monkeypatch.setattr(har_download, "URL", "file:///nowhere")
     data.prepare_data()
     data.setup("fit")
     copied = {path.relative_to(tmp_path / "data" / FOLDER) for path in (tmp_path / "data").rglob("*.txt")}
@@ -413,7 +414,7 @@ def test_no_network_and_damage_are_explained(archive: Path, tmp_path: Path, monk
         FileNotFoundError, match=r"could not fetch .*its SHA-256 is .*; put the folder UCI HAR Dataset from elsewhere"
     ):
         data.prepare_data()
-    monkeypatch.setattr(har_archive, "URL", "file:///nowhere")
+    monkeypatch.setattr(har_download, "URL", "file:///nowhere")
     with pytest.raises(FileNotFoundError, match=r"could not fetch file:///nowhere \(.*\); put the folder"):
         data.prepare_data()
     assert not (tmp_path / "data").exists()

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from datamodules import HARDataModule
-from datamodules.har_generator import ACTIVITIES, generate, write_generated
-from datamodules.har_layout import FOLDER
+from datamodules.signals.har_generator import ACTIVITIES, generate, write_generated
+from datamodules.signals.har_reader import FOLDER
 
 
 def test_what_is_read_is_what_was_made(tmp_path: Path) -> None:

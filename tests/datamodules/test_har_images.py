@@ -11,8 +11,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 import transforms
 from datamodules import HARDataModule
 from datamodules.extraction import everything
-from datamodules.har_generator import write_generated
-from datamodules.signal_images import PIXELS, SignalImages
+from datamodules.signals.har_generator import write_generated
+from datamodules.signals.images import PIXELS, SignalImages
 
 MODES = {
     "signals": (9, 128, None),

@@ -11,9 +11,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from cli.data_only import read_data
+from cli.load_datamodule import load_datamodule
 from datamodules import HARDataModule
-from datamodules.har_generator import write_generated
+from datamodules.signals.har_generator import write_generated
 
 
 class Vote(LightningModule):
@@ -101,7 +101,7 @@ def test_settings_of_the_command_line(root: str, tmp_path: Path) -> None:
         f"data:\n  class_path: HARDataModule\n  init_args:\n    root: {root}\n    mode: channels\n    val_subjects: 2\n"
         "    encoder: line_plot\n    encoder_args: {width: 2.0}\n"
     )
-    data = read_data(["--config", str(config), "--data.val_subjects", "0.5", "--data.rotation", "10"])
+    data = load_datamodule(["--config", str(config), "--data.val_subjects", "0.5", "--data.rotation", "10"])
     assert isinstance(data, HARDataModule)
     assert (data.val_subjects, data.signal_augmentation.rotation, data.signal_images.encoder_args) == (
         0.5,

@@ -14,8 +14,8 @@ from torchvision.transforms.v2 import functional as F
 
 import transforms
 from datamodules import ImageFolderDataModule
-from datamodules.decoding import central, squeezed
-from datamodules.image_files import ImageFileLoader
+from datamodules.images.decoding import central, squeezed
+from datamodules.images.loader import ImageFileLoader
 from tests.datamodules.pictures import write_class, write_classes
 
 COUNTS = {"cat": 20, "dog": 10, "owl": 10}

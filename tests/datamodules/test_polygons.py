@@ -5,7 +5,7 @@ import pytest
 from matplotlib.path import Path as Outline
 from numpy.typing import NDArray
 
-from datamodules.polygons import polygon_mask, run_mask, shapes_mask
+from datamodules.segmentation.polygons import polygon_mask, run_mask, shapes_mask
 
 
 def picture(mask: NDArray[np.uint8]) -> list[str]:

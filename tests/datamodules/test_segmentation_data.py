@@ -13,10 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from datamodules import PromptedSegmentationDataModule, PromptSet
-from datamodules.near_duplicates import alike
-from datamodules.segmentation_generator import picture
-from datamodules.segmentation_loader import Questions, SegmentationFiles, SegmentationLoader, read_mask
-from datamodules.segmentation_sets import Pair
+from datamodules.images.near_duplicates import alike
+from datamodules.segmentation.generator import picture
+from datamodules.segmentation.loader import Questions, SegmentationFiles, SegmentationLoader, read_mask
+from datamodules.segmentation.prompt_sets import Pair
 from tests.datamodules.pictures import picture as smooth_picture
 from tests.datamodules.segmentation_sets import TWO, write_two
 from transforms import SampleRandom

@@ -114,24 +114,24 @@ def test_resume_is_exact(tmp_path: Path, weights: str, cache: CachedFeaturesData
     assert int(found["network.head.forwards"]) == 16
 
 
-def judge(folder: Path, module: CascadeHead, data: Any, path: Path) -> Any:
+def evaluate(folder: Path, module: CascadeHead, data: Any, path: Path) -> Any:
     return quiet(folder).test(module, datamodule=data, ckpt_path=path, weights_only=True, verbose=False)[0]
 
 
 def test_each_is_judged_as_the_other(
     tmp_path: Path, runs: dict[str, Any], weights: str, cache: CachedFeaturesDataModule
 ) -> None:
-    figures = [
-        judge(tmp_path, live_head(weights), photos(), runs["cached"][1]),
-        judge(tmp_path, cached_head(cache.feature_width), fresh(cache), runs["live"][1]),
-        judge(tmp_path, live_head(weights), photos(), runs["live"][1]),
+    metrics = [
+        evaluate(tmp_path, live_head(weights), photos(), runs["cached"][1]),
+        evaluate(tmp_path, cached_head(cache.feature_width), fresh(cache), runs["live"][1]),
+        evaluate(tmp_path, live_head(weights), photos(), runs["live"][1]),
     ]
-    assert figures[0] == pytest.approx(figures[2], abs=1e-4)
-    assert figures[1] == pytest.approx(figures[2], abs=1e-4)
-    assert {"test/auroc", "test/ap", "test/f1", "test/balanced_acc", "test/ece", "test/exit_coverage"} <= figures[
+    assert metrics[0] == pytest.approx(metrics[2], abs=1e-4)
+    assert metrics[1] == pytest.approx(metrics[2], abs=1e-4)
+    assert {"test/auroc", "test/ap", "test/f1", "test/balanced_acc", "test/ece", "test/exit_coverage"} <= metrics[
         0
     ].keys()
-    assert figures[0].keys() <= set(live_head(weights).metric_names)
+    assert metrics[0].keys() <= set(live_head(weights).metric_names)
 
 
 def test_other_weights_are_refused_in_both_directions(tmp_path: Path, runs: dict[str, Any]) -> None:
@@ -139,11 +139,11 @@ def test_other_weights_are_refused_in_both_directions(tmp_path: Path, runs: dict
     message = r"backbone: weights_hash is \w{12} in this run, but the head was trained on \w{12}"
     for name in ("live", "cached"):
         with pytest.raises(MisconfigurationException, match=message):
-            judge(tmp_path, live_head(other), photos(), runs[name][1])
+            evaluate(tmp_path, live_head(other), photos(), runs[name][1])
     of_others = write_cache(tmp_path / "cache", other)
     for name in ("live", "cached"):
         with pytest.raises(MisconfigurationException, match="weights_hash is"):
-            judge(tmp_path, cached_head(of_others.feature_width), fresh(of_others), runs[name][1])
+            evaluate(tmp_path, cached_head(of_others.feature_width), fresh(of_others), runs[name][1])
 
 
 def test_another_network_is_refused_before_its_weights_are_read(tmp_path: Path, runs: dict[str, Any]) -> None:
@@ -151,7 +151,7 @@ def test_another_network_is_refused_before_its_weights_are_read(tmp_path: Path, 
     with pytest.raises(
         MisconfigurationException, match='backbone is "test_resnet" in this run, but the head was trained on "test_vit"'
     ):
-        judge(tmp_path, module, photos(), runs["live"][1])
+        evaluate(tmp_path, module, photos(), runs["live"][1])
 
 
 IDENTITY: dict[str, Any] = {
@@ -186,7 +186,7 @@ def test_the_first_difference_is_named(name: str) -> None:
 def test_weights_that_are_gone(tmp_path: Path, runs: dict[str, Any]) -> None:
     needed = r"weights: gone.pt is not there; needed are those of test_vit with hash \w{12}"
     with pytest.raises(MisconfigurationException, match=needed):
-        judge(tmp_path, live_head("gone.pt"), photos(), runs["live"][1])
+        evaluate(tmp_path, live_head("gone.pt"), photos(), runs["live"][1])
 
 
 @pytest.mark.parametrize("name", ["live", "cached"])
@@ -290,7 +290,7 @@ def test_a_checkpoint_that_names_no_backbone(tmp_path: Path, runs: dict[str, Any
     torch.save(checkpoint, tmp_path / "other.ckpt")
     message = "the checkpoint does not say of which backbone its head is"
     with pytest.raises(MisconfigurationException, match=message):
-        judge(tmp_path, live_head(weights), photos(), tmp_path / "other.ckpt")
+        evaluate(tmp_path, live_head(weights), photos(), tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match=message):
         CascadeHead.load_from_checkpoint(tmp_path / "other.ckpt", weights_only=True)
 

@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 
 from callbacks import FeatureWriter
 from datamodules import CachedFeaturesDataModule, HARDataModule
-from datamodules.har_generator import write_generated
+from datamodules.signals.har_generator import write_generated
 from lightning_modules import FeatureExtractor
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from datamodules import HARDataModule
-from datamodules.har_generator import write_generated
+from datamodules.signals.har_generator import write_generated
 from lightning_modules import HARClassifier
 
 SETTINGS: dict[str, Any] = {
@@ -91,10 +91,10 @@ def test_every_mode_is_trained_tested_and_predicted(root: str, mode: str, settin
     module, data = HARClassifier(**{**SETTINGS, **settings}), data_of(root, mode)
     run = trainer()
     run.fit(module, datamodule=data)
-    figures = {name: float(value) for name, value in run.callback_metrics.items()}
-    assert ("val/acc_image" in figures) == (mode == "flatten" and not settings)
-    assert {"val/acc", "val/f1", "val/balanced_acc", "val/ece", "val/acc_worst_subject"} <= figures.keys()
-    assert {name for name in figures if not name.startswith("train")} <= {*module.metric_names}
+    metrics = {name: float(value) for name, value in run.callback_metrics.items()}
+    assert ("val/acc_image" in metrics) == (mode == "flatten" and not settings)
+    assert {"val/acc", "val/f1", "val/balanced_acc", "val/ece", "val/acc_worst_subject"} <= metrics.keys()
+    assert {name for name in metrics if not name.startswith("train")} <= {*module.metric_names}
     (test,) = run.test(module, datamodule=data, verbose=False)
     answers: Any = run.predict(module, datamodule=data)
     index = torch.cat([answer["index"] for answer in answers])

@@ -16,10 +16,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from scipy import ndimage
 
-from callbacks.mask_writer import mask_names, overlay
-from callbacks.segmentation_pictures import SegmentationPictures
+from callbacks.pictures.image_pixels import overlay
+from callbacks.pictures.predicted_masks import mask_names
+from callbacks.pictures.segmentation import SegmentationPictures
 from cli import main
-from datamodules.segmentation_generator import write_generated
+from datamodules.segmentation.generator import write_generated
 from lightning_modules import PromptedSegmenter, load_run
 from lightning_modules.encoder_weights import fill_encoder
 from networks.segmenter_light import LightSegmenter
@@ -59,7 +60,7 @@ def boundary(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 def test_test_figures_are_those_of_the_predicted_masks(trained: Path) -> None:
     """What predict writes, compared with the masks on disk by numpy alone."""
     assert main(["predict", "--run", str(trained)]) == 0
-    figures = json.loads((trained / "test_metrics.json").read_text())["metrics"]
+    metrics = json.loads((trained / "test_metrics.json").read_text())["metrics"]
     data = trained.parent / "data" / "segmentation_generated_14"
     rows = [line.split(",") for line in (trained / "predictions.csv").read_text().splitlines()[1:]]
     assert rows
@@ -75,7 +76,7 @@ def test_test_figures_are_those_of_the_predicted_masks(trained: Path) -> None:
             pooled.setdefault(prompt, []).append(np.stack([predicted, truth]))
         else:
             absent.append(predicted.mean())
-    check_nothing(figures, [[mask[1] for mask in masks] for masks in pooled.values()])
+    check_nothing(metrics, [[mask[1] for mask in masks] for masks in pooled.values()])
     means = {name: [] for name in ("iou", "dice", "pixel_acc", "iou_image", "boundary_f1")}  # type: ignore[var-annotated]
     for prompt, masks in pooled.items():
         p, t = np.concatenate(masks, axis=2)
@@ -94,22 +95,22 @@ def test_test_figures_are_those_of_the_predicted_masks(trained: Path) -> None:
                 near[2 * i : 2 * i + 2] += [(edges[i] & (far <= 2)).sum(), edges[i].sum()]
         precision, recall = near[0] / max(near[1], 1), near[2] / max(near[3], 1)
         means["boundary_f1"].append(2 * precision * recall / max(precision + recall, 1e-9))
-        assert figures[f"test/iou/{prompt.replace(' ', '_')}"] == pytest.approx(means["iou"][-1], abs=1e-6)
+        assert metrics[f"test/iou/{prompt.replace(' ', '_')}"] == pytest.approx(means["iou"][-1], abs=1e-6)
     for name, values in means.items():
-        assert figures[f"test/{name}"] == pytest.approx(np.mean(values), abs=1e-6), name
-    assert figures["test/negative_area"] == pytest.approx(np.mean(absent), abs=1e-6)
+        assert metrics[f"test/{name}"] == pytest.approx(np.mean(values), abs=1e-6), name
+    assert metrics["test/negative_area"] == pytest.approx(np.mean(absent), abs=1e-6)
 
 
-def check_nothing(figures: dict[str, float], truth: list[list[NDArray[np.bool_]]]) -> None:
+def check_nothing(metrics: dict[str, float], truth: list[list[NDArray[np.bool_]]]) -> None:
     """Figures of predicting nothing, of the true masks of each prompt."""
     empty = [[float(not mask.any()) for mask in masks] for masks in truth]
     pooled = np.mean([float(not any(mask.any() for mask in masks)) for masks in truth])
     each = np.mean([np.mean(flags) for flags in empty])
     right = np.mean([1 - np.mean(np.concatenate([mask.ravel() for mask in masks])) for masks in truth])
     expected = {"iou": pooled, "dice": pooled, "pixel_acc": right, "iou_image": each, "dice_image": each}
-    found = {name: figures[f"test/nothing_{name}"] for name in expected}
+    found = {name: metrics[f"test/nothing_{name}"] for name in expected}
     assert found == pytest.approx(expected, abs=1e-6)
-    assert sum(name.startswith("test/nothing") for name in figures) == 5
+    assert sum(name.startswith("test/nothing") for name in metrics) == 5
 
 
 @pytest.mark.parametrize(
@@ -122,11 +123,11 @@ def test_one_task_alone(tmp_path: Path, name: str, other: str) -> None:
     flags = ["--data.root", str(tmp_path / "data"), "--data.generate", "null", "--trainer.max_epochs", "1"]
     run = ["--run_dir", str(tmp_path / "run"), "--test_after_fit"]
     assert main(["fit", "--config", TINY, "--config", overlay, *flags, *run]) == 0
-    figures = json.loads((tmp_path / "run" / "test_metrics.json").read_text())["metrics"]
+    metrics = json.loads((tmp_path / "run" / "test_metrics.json").read_text())["metrics"]
     text = {"cracks": "segment_crack", "taping": "segment_taping_area"}
-    assert f"test/iou/{text[name]}" in figures
-    assert f"test/iou/{text[other]}" not in figures
-    assert "test/negative_area" not in figures
+    assert f"test/iou/{text[name]}" in metrics
+    assert f"test/iou/{text[other]}" not in metrics
+    assert "test/negative_area" not in metrics
     assert load_run(tmp_path / "run").class_names == [text[name].replace("_", " ")]
 
 
@@ -139,9 +140,9 @@ def test_thresholds_are_those_of_the_best_checkpoint(trained: Path, capsys: pyte
     value = json.loads((trained / "checkpoints" / "best.json").read_text())["value"]
     capsys.readouterr()
     assert main(["validate", "--run", str(trained)]) == 0
-    judged = json.loads((trained / "validate_metrics.json").read_text())["metrics"]
-    assert judged["val/iou"] == pytest.approx(value, abs=1e-7), "the same weights at the same thresholds"
-    assert "val/boundary_f1" in judged
+    evaluated = json.loads((trained / "validate_metrics.json").read_text())["metrics"]
+    assert evaluated["val/iou"] == pytest.approx(value, abs=1e-7), "the same weights at the same thresholds"
+    assert "val/boundary_f1" in evaluated
     for name in ("segmentation_val.png", "segmentation_validate.png", "segmentation_test.png"):
         assert (trained / "plots" / name).is_file()
 

@@ -46,7 +46,7 @@ def measured(logits: Tensor, label: Tensor, bins: int = 15, parts: int = 3) -> C
     return metric.compute()
 
 
-def numpy_figures(logits: Tensor, label: Tensor, bins: int = 15) -> dict[str, float]:
+def numpy_metrics(logits: Tensor, label: Tensor, bins: int = 15) -> dict[str, float]:
     """The figures in float64 straight from their definitions, one bin after another."""
     x = logits.float().numpy().astype(np.float64)
     p = np.exp(x - x.max(axis=1, keepdims=True))
@@ -102,15 +102,15 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("bins", [10, 15])
 def test_equals_numpy(name: str, bins: int) -> None:
-    figures = measured(*CASES[name], bins=bins).figures()
-    for key, expected in numpy_figures(*CASES[name], bins=bins).items():
-        assert figures[key] == pytest.approx(expected, abs=2e-6, rel=2e-6), key
+    metrics = measured(*CASES[name], bins=bins).metrics()
+    for key, expected in numpy_metrics(*CASES[name], bins=bins).items():
+        assert metrics[key] == pytest.approx(expected, abs=2e-6, rel=2e-6), key
 
 
 def test_the_saturated_case_by_hand() -> None:
     sums = measured(*saturated())
     # three samples at 1, one of them wrong; the half is right: (|3 - 2| + |0.5 - 1|) / 4
-    assert sums.figures()["ece"] == (1 + 0.5) / 4
+    assert sums.metrics()["ece"] == (1 + 0.5) / 4
     assert sums.width.samples.tolist() == [0] * 7 + [1] + [0] * 6 + [3]
     assert sums.nll == pytest.approx((200 + np.log(2)) / 4)
     assert sums.brier == pytest.approx((2 + 0.5) / 4)
@@ -120,9 +120,9 @@ def test_equals_torchmetrics_and_scikit_learn() -> None:
     logits, label = draw(800, truth=0.6)
     theirs = MulticlassCalibrationError(5, n_bins=15)
     theirs.update(logits.softmax(dim=1), label)
-    figures = measured(logits, label).figures()
-    assert figures["ece"] == pytest.approx(float(theirs.compute()), abs=1e-6)
-    assert figures["nll"] == pytest.approx(log_loss(label, logits.double().softmax(dim=1)), abs=1e-6)
+    metrics = measured(logits, label).metrics()
+    assert metrics["ece"] == pytest.approx(float(theirs.compute()), abs=1e-6)
+    assert metrics["nll"] == pytest.approx(log_loss(label, logits.double().softmax(dim=1)), abs=1e-6)
     two, answers = draw(200, classes=2)
     assert measured(two, answers).brier == pytest.approx(
         2 * brier_score_loss(answers, two.softmax(dim=1)[:, 1]), abs=1e-6
@@ -131,7 +131,7 @@ def test_equals_torchmetrics_and_scikit_learn() -> None:
 
 def test_logits_between_0_and_1_are_logits() -> None:
     logits, label = torch.rand(200, 4, generator=torch.Generator().manual_seed(0)), draw(200, 4)[1]
-    assert measured(logits, label).figures()["ece"] == pytest.approx(numpy_figures(logits, label)["ece"], abs=1e-6)
+    assert measured(logits, label).metrics()["ece"] == pytest.approx(numpy_metrics(logits, label)["ece"], abs=1e-6)
 
 
 def test_a_border_belongs_to_the_bin_above() -> None:
@@ -151,7 +151,7 @@ def test_equal_mass_is_near_that_of_sorted_samples(samples: int, scale: float) -
     assert sums.mass.correct.sum() == pytest.approx(sums.width.correct.sum())
     # a cut fine bin holds a few samples of this grid, and each cut counts half of them
     limit = 14 / samples
-    assert sums.figures()["ece_mass"] == pytest.approx(equal_mass_error(logits, label), abs=limit)
+    assert sums.metrics()["ece_mass"] == pytest.approx(equal_mass_error(logits, label), abs=limit)
 
 
 def test_equal_mass_does_not_depend_on_the_order_of_ties() -> None:
@@ -160,14 +160,14 @@ def test_equal_mass_does_not_depend_on_the_order_of_ties() -> None:
     confidence = float(logits[0].softmax(dim=0)[1])
     # one confidence: every bin has the gap of the whole
     for order in (label, label.flip(0)):
-        assert measured(logits, order).figures()["ece_mass"] == pytest.approx(abs(confidence - 0.88), abs=1e-7)
+        assert measured(logits, order).metrics()["ece_mass"] == pytest.approx(abs(confidence - 0.88), abs=1e-7)
 
 
 def test_any_order_and_batches_give_the_same_bits() -> None:
     logits, label = draw(500)
     order = torch.randperm(500, generator=torch.Generator().manual_seed(1))
     one, other = measured(logits, label, parts=1), measured(logits[order], label[order], parts=7)
-    assert one.figures() == other.figures()
+    assert one.metrics() == other.metrics()
 
 
 def test_nothing_counted_is_nan_and_said() -> None:
@@ -175,7 +175,7 @@ def test_nothing_counted_is_nan_and_said() -> None:
     with pytest.warns(UserWarning, match="was called before the ``update``"):
         sums = metric.compute()
     assert sums.samples == 0
-    assert all(np.isnan(value) for value in sums.figures().values())
+    assert all(np.isnan(value) for value in sums.metrics().values())
     assert np.isnan([*bootstrap_interval(sums.width), calibration_p_value(sums.width)]).all()
 
 
@@ -185,10 +185,10 @@ def test_logits_that_are_not_finite_make_the_figures_nan() -> None:
     logits[5, 0] = float("inf")
     sums = measured(logits, label)
     assert (sums.samples, sums.lost, sums.width.samples.sum()) == (20, 2, 18)
-    assert all(np.isnan(value) for value in sums.figures().values())
+    assert all(np.isnan(value) for value in sums.metrics().values())
     # a class that is masked out is no such case
     masked = torch.tensor([[1.0, 2.0, -float("inf")]])
-    assert measured(masked, torch.tensor([1])).figures()["nll"] == pytest.approx(np.log1p(np.exp(-1)), abs=1e-6)
+    assert measured(masked, torch.tensor([1])).metrics()["nll"] == pytest.approx(np.log1p(np.exp(-1)), abs=1e-6)
 
 
 def test_wrong_arguments() -> None:
@@ -208,7 +208,7 @@ def test_counts_on_after_a_reset_in_inference_mode_and_ignores_casts_of_its_modu
         metric.reset()
         metric.update(logits, label)
     metric.update(logits, label)
-    found, expected = metric.compute().figures(), measured(logits, label).figures()
+    found, expected = metric.compute().metrics(), measured(logits, label).metrics()
     assert all(found[name] == expected[name] for name in ("ece", "mce", "nll", "brier"))
 
 

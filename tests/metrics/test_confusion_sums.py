@@ -1,4 +1,4 @@
-"""metrics/confusion.py beside scikit-learn, and a matrix worked out by hand."""
+"""metrics/confusion_matrix.py beside scikit-learn, and a matrix worked out by hand."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from sklearn.metrics import confusion_matrix as sklearn_matrix
 from sklearn.metrics import precision_score, recall_score
 from torch import Tensor
 
-from metrics import ClassFigures, ConfusionSums, class_figures, confusion_matrix
+from metrics import ClassMetrics, ConfusionSums, class_metrics, confusion_matrix
 
 
 def draw(samples: int, classes: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -63,17 +63,17 @@ def test_counts_on_after_a_reset_in_inference_mode() -> None:
 def test_class_figures_by_hand() -> None:
     # of 10 cats 7 were recognised, 2 taken for dogs, 1 for a fox; there is no dog; of 4 foxes none was recognised
     counts = torch.tensor([[7, 2, 1, 0], [0, 0, 0, 0], [3, 1, 0, 0], [0, 0, 0, 4]])
-    assert class_figures(counts) == [
-        ClassFigures(10, 0.7, 0.7, 1),
-        ClassFigures(0, None, 0.0, None),
-        ClassFigures(4, 0.0, 0.0, 0),
-        ClassFigures(4, 1.0, 1.0, None),
+    assert class_metrics(counts) == [
+        ClassMetrics(10, 0.7, 0.7, 1),
+        ClassMetrics(0, None, 0.0, None),
+        ClassMetrics(4, 0.0, 0.0, 0),
+        ClassMetrics(4, 1.0, 1.0, None),
     ]
 
 
 def test_class_figures_beside_scikit_learn() -> None:
     logits, label = draw(400, 6)
-    found = class_figures(confusion_matrix(logits, label))
+    found = class_metrics(confusion_matrix(logits, label))
     predicted = logits.argmax(dim=1)
     assert np.allclose([one.accuracy for one in found], recall_score(label, predicted, average=None))  # type: ignore[arg-type]
     assert np.allclose([one.precision for one in found], precision_score(label, predicted, average=None))  # type: ignore[arg-type]

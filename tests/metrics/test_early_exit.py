@@ -51,23 +51,23 @@ def test_figures_equal_those_of_the_samples(threshold: float, dtype: torch.dtype
     logits = logits.to(dtype)
     found = counted(logits, label, 4)
     confidence, predicted = top_label(logits)
-    for class_id, figures in [(None, found.at(threshold)), *enumerate(found.of_classes(threshold))]:
+    for class_id, metrics in [(None, found.at(threshold)), *enumerate(found.of_classes(threshold))]:
         of_class = torch.ones_like(label, dtype=torch.bool) if class_id is None else label == class_id
         exits = (confidence >= threshold) & of_class
-        assert figures.threshold == threshold
-        assert (figures.samples, figures.exits) == (int(of_class.sum()), int(exits.sum()))
-        assert figures.coverage == pytest.approx(float(exits.sum() / of_class.sum()))
+        assert metrics.threshold == threshold
+        assert (metrics.samples, metrics.exits) == (int(of_class.sum()), int(exits.sum()))
+        assert metrics.coverage == pytest.approx(float(exits.sum() / of_class.sum()))
         right = (predicted == label)[exits].float().mean()
-        assert figures.accuracy == pytest.approx(float(right), nan_ok=True)
+        assert metrics.accuracy == pytest.approx(float(right), nan_ok=True)
 
 
 def test_threshold_0_gives_torchmetrics_accuracy() -> None:
     logits, label = draw(500)
     accuracy = MulticlassAccuracy(4, average="micro")
     accuracy.update(logits, label)
-    figures = counted(logits, label).at(0)
-    assert figures.coverage == 1
-    assert figures.accuracy == pytest.approx(float(accuracy.compute()))
+    metrics = counted(logits, label).at(0)
+    assert metrics.coverage == 1
+    assert metrics.accuracy == pytest.approx(float(accuracy.compute()))
 
 
 def test_between_two_thresholds_the_next_one_is_used_and_named() -> None:
@@ -80,9 +80,9 @@ def test_between_two_thresholds_the_next_one_is_used_and_named() -> None:
 def test_nothing_exits_is_no_accuracy() -> None:
     found = counted(torch.zeros(3, 2), torch.zeros(3, dtype=torch.long))
     for threshold in (0.6, 1.0, 1.1, float("inf")):
-        figures = found.at(threshold)
-        assert (figures.samples, figures.exits, figures.coverage) == (3, 0, 0.0)
-        assert np.isnan(figures.accuracy)
+        metrics = found.at(threshold)
+        assert (metrics.samples, metrics.exits, metrics.coverage) == (3, 0, 0.0)
+        assert np.isnan(metrics.accuracy)
     assert found.at(1.1).threshold == float("inf")
 
 
@@ -103,8 +103,8 @@ def test_logits_that_are_not_finite_never_exit() -> None:
 
 def test_p_of_1_exits_at_1() -> None:
     found = counted(torch.tensor([[0.0, 300.0], [300.0, 0.0], [0.0, 9.0]]), torch.tensor([1, 1, 1]))
-    figures = found.at(1.0)
-    assert (figures.exits, figures.accuracy) == (2, 0.5)
+    metrics = found.at(1.0)
+    assert (metrics.exits, metrics.accuracy) == (2, 0.5)
 
 
 @pytest.mark.parametrize("samples", [1, 2, 37, 400])

@@ -2,7 +2,7 @@
 
 import torch
 
-from metrics import GroupFigures, GroupSums, group_figures
+from metrics import GroupAccuracy, GroupSums, group_accuracies
 
 
 def test_by_hand() -> None:
@@ -11,11 +11,11 @@ def test_by_hand() -> None:
     sums.update(logits, torch.tensor([0, 1, 0]), torch.tensor([5, 5, 900_001]))
     sums.update(logits[:1], torch.tensor([2]), torch.tensor([5]))
     found = sums.compute()
-    assert found == {5: GroupFigures(3, 2), 900_001: GroupFigures(1, 0)}
+    assert found == {5: GroupAccuracy(3, 2), 900_001: GroupAccuracy(1, 0)}
     assert found[5].accuracy == 2 / 3
     sums.reset()
     sums.update(logits, torch.tensor([0, 1, 2]), torch.tensor([4, 4, 4]))
-    assert sums.compute() == {4: GroupFigures(3, 3)}
+    assert sums.compute() == {4: GroupAccuracy(3, 3)}
 
 
 def test_batches_add_up() -> None:
@@ -27,6 +27,6 @@ def test_batches_add_up() -> None:
         sums.update(logits[places], label[places], group[places])
     found = sums.compute()
     hits = logits.argmax(1) == label
-    assert found == group_figures(group, hits)
+    assert found == group_accuracies(group, hits)
     for number, one in found.items():
-        assert one == GroupFigures(int((group == number).sum()), int(hits[group == number].sum()))
+        assert one == GroupAccuracy(int((group == number).sum()), int(hits[group == number].sum()))

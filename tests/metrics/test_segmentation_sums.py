@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metrics.segmentation import (
     THRESHOLDS,
-    MaskFigures,
+    MaskMetrics,
     SegmentationCounts,
     SegmentationSums,
     choose_thresholds,
@@ -40,7 +40,7 @@ def counts_of(logits: Tensor, mask: Tensor, prompt: Tensor, valid: Tensor | None
     return counts
 
 
-def by_numpy(logits: Tensor, mask: Tensor, thresholds: Sequence[float]) -> MaskFigures:
+def by_numpy(logits: Tensor, mask: Tensor, thresholds: Sequence[float]) -> MaskMetrics:
     """The figures of some pairs, each with its threshold, one image after another."""
     rows, totals = [], np.zeros(4)
     for one, truth, threshold in zip(logits.numpy(), mask.numpy() != 0, thresholds, strict=True):
@@ -61,7 +61,7 @@ def by_numpy(logits: Tensor, mask: Tensor, thresholds: Sequence[float]) -> MaskF
     areas = [row[3] for row in rows if not math.isnan(row[3])]
     area = float(np.mean(areas)) if areas else float("nan")
     iou, dice, accuracy = map(float, means)
-    return MaskFigures(len(rows), len(areas), *shares(*totals), iou, dice, accuracy, area)
+    return MaskMetrics(len(rows), len(areas), *shares(*totals), iou, dice, accuracy, area)
 
 
 def shares(tp: float, fp: float, fn: float, tn: float) -> tuple[float, float, float]:
@@ -69,7 +69,7 @@ def shares(tp: float, fp: float, fn: float, tn: float) -> tuple[float, float, fl
     return (tp / union if union else 1.0), (2 * tp / (tp + union) if union else 1.0), (tp + tn) / (union + tn)
 
 
-def assert_equal(found: MaskFigures, expected: MaskFigures) -> None:
+def assert_equal(found: MaskMetrics, expected: MaskMetrics) -> None:
     assert found == pytest.approx(expected, abs=1e-8, nan_ok=True)
 
 
@@ -103,9 +103,9 @@ def test_empty_masks_by_hand() -> None:
     mask = torch.tensor([[0, 0], [0, 0], [0, 1], [1, 0]]).view(4, 1, 1, 2)
     counts = counts_of(logits, mask, torch.zeros(4, dtype=torch.int64))
     # images: both empty 1, only predicted 0, only true 0, equal 1; pooled TP 1, FP 1, FN 1, TN 5
-    assert_equal(counts.of_prompt(0), MaskFigures(4, 2, 1 / 3, 0.5, 6 / 8, 0.5, 0.5, 0.75, 0.25))
+    assert_equal(counts.of_prompt(0), MaskMetrics(4, 2, 1 / 3, 0.5, 6 / 8, 0.5, 0.5, 0.75, 0.25))
     nothing = counts_of(logits[:1], mask[:1], torch.zeros(1, dtype=torch.int64))
-    assert_equal(nothing.of_prompt(0), MaskFigures(1, 1, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0))
+    assert_equal(nothing.of_prompt(0), MaskMetrics(1, 1, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0))
 
 
 def test_predicting_nothing() -> None:
@@ -121,8 +121,8 @@ def test_predicting_nothing() -> None:
     assert nothing == {"iou": 1 / 3, "dice": 1 / 3, "pixel_acc": share, "iou_image": 0.5, "dice_image": 0.5}
     silent = SegmentationSums(4)
     silent.update(torch.full((4, 1, 4, 4), -9.0), mask, prompt)
-    figures = silent.compute().mean_over_prompts(0.5)
-    assert nothing == pytest.approx({name: getattr(figures, name) for name in nothing})
+    metrics = silent.compute().mean_over_prompts(0.5)
+    assert nothing == pytest.approx({name: getattr(metrics, name) for name in nothing})
 
 
 def test_a_probability_at_the_threshold_is_predicted_and_nan_is_not() -> None:

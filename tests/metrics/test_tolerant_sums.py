@@ -36,7 +36,7 @@ def test_boundary_by_hand() -> None:
     assert torch.equal(boundary(mask), expected)
 
 
-def figures(predicted: np.ndarray[Any, Any], true: np.ndarray[Any, Any], radius: int) -> tuple[float, float, float]:
+def metrics(predicted: np.ndarray[Any, Any], true: np.ndarray[Any, Any], radius: int) -> tuple[float, float, float]:
     """Precision, recall and F1 by distances, a list of images as one."""
     near: list[np.ndarray[Any, Any]] = []
     for one, other in ((predicted, true), (true, predicted)):
@@ -67,9 +67,9 @@ def test_equals_distances(radius: int, of: Any) -> None:
     for number in range(2):
         own = prompt == number
         one, other = mine[own].numpy(), others[own].numpy()
-        each = [figures(one[i : i + 1], other[i : i + 1], radius)[2] for i in range(4)]
-        assert rows[number] == pytest.approx((4, *figures(one, other, radius), np.mean(each)), abs=1e-6)
-    assert overall[:4] == pytest.approx((8, *figures(mine.numpy(), others.numpy(), radius)), abs=1e-6)
+        each = [metrics(one[i : i + 1], other[i : i + 1], radius)[2] for i in range(4)]
+        assert rows[number] == pytest.approx((4, *metrics(one, other, radius), np.mean(each)), abs=1e-6)
+    assert overall[:4] == pytest.approx((8, *metrics(mine.numpy(), others.numpy(), radius)), abs=1e-6)
     assert rows[2].images == 0
     assert math.isnan(rows[2].f1)
 

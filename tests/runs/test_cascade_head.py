@@ -44,13 +44,13 @@ def test_resumed_to_the_bit(trained: Path, command: list[str], tmp_path: Path, k
 
 
 def test_test_in_a_fresh_process_says_the_same(trained: Path, tmp_path: Path) -> None:
-    figures, log = trained / "test_metrics.json", tmp_path / "log"
-    before = json.loads(figures.read_text())
+    metrics, log = trained / "test_metrics.json", tmp_path / "log"
+    before = json.loads(metrics.read_text())
     assert {"test/auroc", "test/ap", "test/f1", "test/balanced_acc", "test/ece", "test/exit_coverage"} <= before[
         "metrics"
     ].keys()
     assert forked(["test", "--run", str(trained)], log=log) == 0, log.read_text()
-    assert json.loads(figures.read_text()) == before
+    assert json.loads(metrics.read_text()) == before
 
 
 def test_files_hold_the_head_and_load_run_takes_images(trained: Path) -> None:
@@ -69,7 +69,7 @@ def test_files_hold_the_head_and_load_run_takes_images(trained: Path) -> None:
 def test_onnx_holds_backbone_and_head(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import onnxruntime
 
-    from tools.export import main
+    from tools.export.__main__ import main
 
     path = tmp_path / "cascade.onnx"
     assert main([str(trained), "--onnx", str(path)]) == 0, capsys.readouterr().err

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from datamodules.har_generator import write_generated
+from datamodules.signals.har_generator import write_generated
 from lightning_modules import HARClassifier, load_run
 from tests.runs.killing import ROOT, Kill, differences, forked, outcome
 
@@ -50,11 +50,11 @@ def test_resumed_to_the_bit(trained: Path, command: list[str], tmp_path: Path, k
 
 
 def test_what_a_run_leaves(trained: Path, tmp_path: Path) -> None:
-    log, figures = tmp_path / "log", trained / "test_metrics.json"
+    log, metrics = tmp_path / "log", trained / "test_metrics.json"
     said = (trained.parent / "log").read_text()
     assert "baseline   always answering" in said
     assert "unfrozen   the encoder is trained from epoch 1 on" in said
-    before = json.loads(figures.read_text())
+    before = json.loads(metrics.read_text())
     assert {"test/acc", "test/acc_image", "test/acc_worst_subject", "test/f1"} <= before["metrics"].keys()
     with (trained / "per_subject_test.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -62,7 +62,7 @@ def test_what_a_run_leaves(trained: Path, tmp_path: Path) -> None:
     assert float(rows[0]["accuracy"]) == pytest.approx(before["metrics"]["test/acc"], abs=1e-6)
     assert (trained / "plots" / "subjects_val.png").is_file()
     assert forked(["test", "--run", str(trained)], log=log) == 0, log.read_text()
-    assert json.loads(figures.read_text()) == before
+    assert json.loads(metrics.read_text()) == before
     assert forked(["predict", "--run", str(trained)], log=log) == 0, log.read_text()
     with (trained / "predictions.csv").open() as file:
         answers = list(csv.DictReader(file))

@@ -21,8 +21,8 @@ def metrics_of(folder: Path, command: str, tmp_path: Path) -> dict[str, float]:
     log = tmp_path / "log"
     assert forked([command, "--run", str(folder)], log=log) == 0, log.read_text()
     content: dict[str, Any] = json.loads((folder / f"{command}_metrics.json").read_text())
-    figures: dict[str, float] = content["metrics"]
-    return figures
+    metrics: dict[str, float] = content["metrics"]
+    return metrics
 
 
 def test_a_fresh_process_tests_what_fit_tested(finished: Path, tmp_path: Path) -> None:
@@ -34,11 +34,11 @@ def test_validate_gives_the_figures_of_the_best_epoch(finished: Path, tmp_path: 
     best = json.loads((finished / "checkpoints" / "best.json").read_text())
     rows = read_metrics(finished / "metrics.csv")
     row = next(row for row in rows if row["epoch"] == best["epoch"] and "val/acc" in row)
-    figures = metrics_of(finished, "validate", tmp_path)
-    assert set(figures) == {"val/loss", "val/acc", "val_raw/loss", "val_raw/acc"}
-    assert figures == {name: row[name] for name in figures}
-    assert figures["val/loss"] != figures["val_raw/loss"]
-    assert best["value"] == figures["val/acc"]
+    metrics = metrics_of(finished, "validate", tmp_path)
+    assert set(metrics) == {"val/loss", "val/acc", "val_raw/loss", "val_raw/acc"}
+    assert metrics == {name: row[name] for name in metrics}
+    assert metrics["val/loss"] != metrics["val_raw/loss"]
+    assert best["value"] == metrics["val/acc"]
     assert best["weights"] == "ema"
 
 
@@ -113,13 +113,13 @@ def test_averaging_does_not_touch_training_and_decay_zero_is_none(tmp_path: Path
         "zero": '[{"class_path": "EMA", "init_args": {"decay": 0.0}}]',
         "none": "[]",
     }
-    raw, figures = {}, {}
+    raw, metrics = {}, {}
     for name, value in callbacks.items():
         folder, log = tmp_path / name, tmp_path / f"{name}.log"
         arguments = ["fit", "--config", TINY, "--run_dir", str(folder), *SHORT, "--trainer.callbacks", value]
         assert forked(arguments, log=log) == 0, log.read_text()
         raw[name] = digest(torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"])
         rows = [row for row in read_metrics(folder / "metrics.csv") if "val/loss" in row]
-        figures[name] = [(row["val/loss"], row["val/acc"]) for row in rows]
+        metrics[name] = [(row["val/loss"], row["val/acc"]) for row in rows]
     assert raw["ema"] == raw["zero"] == raw["none"]
-    assert figures["zero"] == figures["none"] != figures["ema"]
+    assert metrics["zero"] == metrics["none"] != metrics["ema"]

@@ -69,16 +69,16 @@ def test_two_processes_judge_as_one(tmp_path: Path) -> None:
     """Pooled and per image, of an odd number of images; what two chose as thresholds and found best is what one finds."""
     two, log = tmp_path / "two", tmp_path / "log"
     assert start([*command(two), *TWO, "--test_after_fit"], log).wait() == 0, log.read_text()
-    figures = json.loads((two / "test_metrics.json").read_text())["metrics"]
+    metrics = json.loads((two / "test_metrics.json").read_text())["metrics"]
     best = json.loads((two / "checkpoints" / "best.json").read_text())
     row = next(row for row in read_metrics(two / "metrics.csv") if row["epoch"] == best["epoch"] and "val/iou" in row)
     alone = ["--run", str(two), "--trainer.devices", "1", "--trainer.strategy", "auto"]
     for stage in ("test", "validate"):
         assert forked([stage, *alone], log=log) == 0, log.read_text()
-    close(json.loads((two / "test_metrics.json").read_text())["metrics"], figures)
-    assert {"test/iou", "test/dice", "test/iou_image", "test/dice_image", "test/nothing_iou_image"} <= figures.keys()
-    judged = json.loads((two / "validate_metrics.json").read_text())["metrics"]
-    shared = row.keys() & judged.keys()
+    close(json.loads((two / "test_metrics.json").read_text())["metrics"], metrics)
+    assert {"test/iou", "test/dice", "test/iou_image", "test/dice_image", "test/nothing_iou_image"} <= metrics.keys()
+    evaluated = json.loads((two / "validate_metrics.json").read_text())["metrics"]
+    shared = row.keys() & evaluated.keys()
     assert {
         "val/iou",
         "val/dice",
@@ -87,4 +87,4 @@ def test_two_processes_judge_as_one(tmp_path: Path) -> None:
         "val/loss",
         "val/threshold/segment_crack",
     } <= shared
-    close({name: row[name] for name in shared}, {name: judged[name] for name in shared})
+    close({name: row[name] for name in shared}, {name: evaluated[name] for name in shared})

@@ -88,9 +88,9 @@ def test_two_processes_train_and_report_as_one(data: Path, tmp_path: Path) -> No
         first, second = (state[part].get("state_dict", state[part]) for state in states)
         for name, tensor in first.items():
             torch.testing.assert_close(second[name], tensor, atol=1e-6, rtol=0)
-    figures = [json.loads((folder / "test_metrics.json").read_text())["metrics"] for folder in (one, two)]
-    close(*figures)
-    assert figures[1]["test/acc"] * 21 == pytest.approx(round(figures[1]["test/acc"] * 21), abs=1e-4)
+    metrics = [json.loads((folder / "test_metrics.json").read_text())["metrics"] for folder in (one, two)]
+    close(*metrics)
+    assert metrics[1]["test/acc"] * 21 == pytest.approx(round(metrics[1]["test/acc"] * 21), abs=1e-4)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A small cache of two or three classes for the tests of tools/sweep_heads.py."""
+"""A small cache of two or three classes for the tests of tools/sweep_heads/__main__.py."""
 
 from pathlib import Path
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from lightning_modules import TernaryClassifier
 from networks import ResNet, build_resnet, own_names
-from tools import cascade_measures as measures
-from tools.cascade import main
-from tools.cascade_measures import NEVER, Judged, Sweep, alone, answer, judge, sweep
-from tools.cascade_stages import Samples, Source, Stage, open_stages, read_samples
+from tools.cascade import measures
+from tools.cascade.__main__ import main
+from tools.cascade.measures import NEVER, Evaluated, Sweep, alone, answer, evaluate, sweep
+from tools.cascade.stages import Samples, Source, Stage, open_stages, read_samples
 from tools.run_data import configured_data
 
 CPU = torch.device("cpu")
@@ -134,14 +134,14 @@ def test_flops_are_those_of_the_layers(samples: Samples) -> None:
 # ---- sweep and choice ----
 
 
-def judged_by_chance(n: int = 200) -> Judged:
+def at_chance(n: int = 200) -> Evaluated:
     random = np.random.default_rng(0)
     confidence = (random.integers(0, 40, n) / 40).astype(np.float32)  # many are equal
-    return Judged(confidence, random.random(n) < confidence, random.random(n) < 0.8)
+    return Evaluated(confidence, random.random(n) < confidence, random.random(n) < 0.8)
 
 
 def test_the_sweep_is_what_counting_gives() -> None:
-    given = judged_by_chance()
+    given = at_chance()
     swept = sweep(given)
     assert swept.threshold.tolist() == [NEVER, *sorted({float(c) for c in given.confidence}, reverse=True)]
     for i, threshold in enumerate(swept.threshold):
@@ -236,9 +236,8 @@ def test_a_run_is_a_stage_and_does_what_its_test_did(finished: Path) -> None:
     (stage, _), data = open_stages([Source.of(str(finished))] * 2, finished / "config.yaml", None, CPU, False)
     samples = read_samples(data, "test", None, 0)
     tested = json.loads((finished / "test_metrics.json").read_text())
-    flat = json.dumps(tested)
-    accuracy = judge([stage, stage], samples, 64).right1.mean()
-    assert f"{accuracy:.4f}"[:6] in flat
+    accuracy = evaluate([stage, stage], samples, 64).right1.mean()
+    assert accuracy == pytest.approx(tested["metrics"]["test/acc"], abs=1e-6)
 
 
 # ---- the command ----

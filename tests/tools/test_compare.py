@@ -11,9 +11,9 @@ import pytest
 import yaml
 from matplotlib.figure import Figure
 
-from tools.compare import main
-from tools.compare_picture import draw
-from tools.compare_runs import Run, best_of, differing, flat, grouped, read_run
+from tools.compare.__main__ import main
+from tools.compare.picture import draw
+from tools.compare.runs import Run, best_of, differing, flat, grouped, read_run
 
 CLASSIFIER = {
     "model": {"class_path": "lightning_modules.TernaryClassifier", "init_args": {"lr": 0.1, "layers": ["stem"]}},
@@ -108,8 +108,8 @@ def test_the_table_is_a_by_hand_reading_of_the_folders(runs: list[Path], tmp_pat
     assert [row["run"] for row in rows] == [str(folder) for folder in runs]
     for folder, row in zip(runs[:5], rows, strict=False):
         expected = by_hand(folder)
-        figures = {name: float(row[name]) for name in expected}
-        assert figures == pytest.approx(expected), folder.name
+        metrics = {name: float(row[name]) for name in expected}
+        assert metrics == pytest.approx(expected), folder.name
         known = {*expected, "run", "status", "group", "seed_everything", "device_hours", "cost"}
         others = {name for name, cell in row.items() if cell and name not in known}
         assert all(name.startswith(("model", "data", "trainer", "checkpoint")) for name in others)

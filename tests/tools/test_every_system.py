@@ -8,12 +8,14 @@ import pytest
 import yaml
 
 from cli import main
-from datamodules.har_generator import write_generated
+from datamodules.signals.har_generator import write_generated
 from tests.datamodules.pictures import write_classes
 from tests.lightning_modules.random_photos import weights_file, write_cache
 from tests.runs.killing import ROOT, forked
-from tools import export, profile_model, report
-from tools.profile_step import measure
+from tools.export import __main__ as export
+from tools.profile_model import __main__ as profile_model
+from tools.profile_model.step import measure
+from tools.report import __main__ as report
 
 EXPORT = all(find_spec(name) for name in ("onnx", "onnxruntime", "onnxscript"))
 

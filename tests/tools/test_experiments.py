@@ -16,10 +16,10 @@ import yaml
 
 from tests.runs.killing import ROOT, TINY
 from tests.tools.test_compare import by_hand, table
-from tools import experiment_jobs
-from tools.experiment_files import choose
-from tools.experiment_jobs import Job, environment_of, epochs_of, state_of
-from tools.experiments import FOLDER, main
+from tools.experiments import jobs as experiment_jobs
+from tools.experiments.__main__ import FOLDER, main
+from tools.experiments.files import choose
+from tools.experiments.jobs import Job, environment_of, epochs_of, state_of
 
 # stands for main.py: two epochs as files; what it is to do is in the overlay: {first: ok, fail, kill, refuse or wait}
 FAKE = """
@@ -386,8 +386,8 @@ def test_real_runs(tmp_path: Path) -> None:
         expected = by_hand(folder)
         assert {name: float(row[name]) for name in expected} == pytest.approx(expected), folder.name
         assert row["status"] == "finished"
-    figures = {path.parent.name: last_loss(path) for path in out.glob("*/metrics.csv")}
-    assert figures["crash"] == figures["kill"] == figures["baseline"] != figures["seed_1"]
+    metrics = {path.parent.name: last_loss(path) for path in out.glob("*/metrics.csv")}
+    assert metrics["crash"] == metrics["kill"] == metrics["baseline"] != metrics["seed_1"]
 
 
 def crash(marker: Path, signum: int) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from datamodules import DigitsDataModule
 from lightning_modules import TernaryClassifier, load_run
 from networks import PackedNetwork, ResNet, effective_state_dict, fold, read_packed, write_packed
 from networks.packed import checksum
-from tools import export
-from tools.export import main
+from tools.export import __main__ as export
+from tools.export.__main__ import main
 from transforms import normalize
 
 
@@ -232,7 +232,7 @@ def test_weights_in_another_memory_format_are_noticed(
 
 @pytest.fixture
 def onnx(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Path]]:
-    """Stands for tools/onnx_export.py, which needs packages of its own; says what it was called with."""
+    """Stands for tools/export/onnx.py, which needs packages of its own; says what it was called with."""
     calls: list[tuple[Any, Path]] = []
 
     def export_onnx(module: Any, path: Path) -> str:
@@ -241,9 +241,9 @@ def onnx(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Path]]:
             raise ValueError("ONNX needs onnx, which is not installed")
         return "a line on the ONNX file"
 
-    stub = ModuleType("tools.onnx_export")
+    stub = ModuleType("tools.export.onnx")
     stub.export_onnx = export_onnx  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "tools.onnx_export", stub)
+    monkeypatch.setitem(sys.modules, "tools.export.onnx", stub)
     return calls
 
 

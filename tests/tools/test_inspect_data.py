@@ -1,4 +1,4 @@
-"""tools/inspect_data.py: figures beside numpy's, every duplicate and damaged file by name, the pictures, and every message."""
+"""tools/inspect_data: figures beside numpy's, every duplicate and damaged file by name, the pictures, and every message."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from matplotlib.container import BarContainer
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from callbacks.figures import render
 from datamodules import DigitsDataModule
+from foundation.plotting import render
 from tests.datamodules.cifar_layout import write_cifar
 from tests.runs.killing import ROOT
-from tools import inspect_measures
-from tools.inspect_data import counts_table, main
-from tools.inspect_measures import mean_and_std
-from tools.inspect_pictures import draw_overview, draw_samples
-from tools.inspect_samples import Tile, training_tiles
+from tools.inspect_data import measures as inspect_measures
+from tools.inspect_data.__main__ import counts_table, main
+from tools.inspect_data.measures import mean_and_std
+from tools.inspect_data.pictures import draw_overview, draw_samples
+from tools.inspect_data.samples import Tile, training_tiles
 
 DIGITS = ["--config", str(ROOT / "configs" / "digits_ternary.yaml")]
 CIFAR = ["--config", str(ROOT / "configs" / "cifar_ternary.yaml")]
@@ -160,7 +160,7 @@ def test_a_folder(photos: Path, folder_config: list[str], capsys: pytest.Capture
     )
     assert "left out   1 not an image" in said
     # the twelve training images squeezed to 16 pixels, as the datamodule decodes them
-    from datamodules.decoding import squeezed
+    from datamodules.images.decoding import squeezed
 
     names = [path for path in (photos / "train").rglob("*.*") if path.name not in ("no_image.jpg", "notes.txt")]
     pixels = torch.stack([squeezed(path, 16, 3)[0] for path in names]).numpy() / 255

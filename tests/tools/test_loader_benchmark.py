@@ -14,13 +14,26 @@ from typing import Any
 import pytest
 import torch
 
-from cli.data_only import read_data
+from cli.load_datamodule import load_datamodule
 from datamodules import ImageFolderDataModule
 from tests.datamodules.pictures import write_classes
-from tools import loader_benchmark, loader_grid, loader_speed
-from tools.loader_benchmark import main
-from tools.loader_grid import Cell, Figures, Progress, choose, finalists, grid, overlay, search, table, waiting
-from tools.loader_speed import Pipeline
+from tools.loader_benchmark import __main__ as loader_benchmark
+from tools.loader_benchmark import search as loader_search
+from tools.loader_benchmark import timing
+from tools.loader_benchmark.__main__ import main
+from tools.loader_benchmark.search import (
+    Cell,
+    Measurements,
+    Progress,
+    choose,
+    finalists,
+    grid,
+    overlay,
+    search,
+    table,
+    waiting,
+)
+from tools.loader_benchmark.timing import Pipeline
 
 GRID = grid([0, 1, 2, 4, 8], [2, 4, 8], [None])
 forks = pytest.mark.filterwarnings("ignore:.*is multi-threaded, use of fork:DeprecationWarning")
@@ -50,8 +63,8 @@ def config(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_doctests() -> None:
-    assert doctest.testmod(loader_grid).attempted >= 2
-    assert not doctest.testmod(loader_grid).failed
+    assert doctest.testmod(loader_search).attempted >= 2
+    assert not doctest.testmod(loader_search).failed
 
 
 def test_the_grid_has_no_two_settings_that_differ_in_nothing() -> None:
@@ -97,10 +110,10 @@ def test_the_order_of_the_measurements() -> None:
         calls.append(cell)
         return speeds[cell]
 
-    figures = search(list(speeds), timer, said.append, repeats=3)
+    metrics = search(list(speeds), timer, said.append, repeats=3)
     a, b, c, d = speeds
     assert calls == [a, b, c, d, d, c, b, c, d, d, c, c, d]  # all; the promising ones backwards; two finalists in turns
-    assert figures.finals == {c: [100] * 3, d: [95] * 3}
+    assert metrics.finals == {c: [100] * 3, d: [95] * 3}
     assert [progress.done for progress in said] == list(range(1, 14))
     assert [said[i].total for i in (0, 4, 7, 12)] == [20, 19, 13, 13]
 
@@ -132,9 +145,9 @@ def test_the_choice_is_near_the_best_of_the_grid_however_the_machine_jitters(see
 
 def test_settings_that_do_not_work_are_left_out() -> None:
     speeds = cells((1, 2, 80), (2, 2, 0), (4, 2, 0))
-    figures = search(list(speeds), lambda cell: speeds[cell])
-    assert [*figures.finals] == [Cell(1, 2, None)]
-    assert [line.split() for line in table(figures, Cell(1, 2, None))[2:]] == [
+    metrics = search(list(speeds), lambda cell: speeds[cell])
+    assert [*metrics.finals] == [Cell(1, 2, None)]
+    assert [line.split() for line in table(metrics, Cell(1, 2, None))[2:]] == [
         [workers, "2", "0", "does", "not", "work"] for workers in ("2", "4")
     ]
     with pytest.raises(ValueError, match="not one of the settings works; what was wrong is said above"):
@@ -143,8 +156,8 @@ def test_settings_that_do_not_work_are_left_out() -> None:
 
 def test_the_table() -> None:
     a, b, c = Cell(0, None, False), Cell(2, 2, False), Cell(2, 4, True)
-    figures = Figures({a: 210.0, b: 3100.0, c: 3000.0}, {b: [2900.0, 3200, 3000], c: [3050.0, 3100, 3000]})
-    assert [line.split() for line in table(figures, b)] == [
+    metrics = Measurements({a: 210.0, b: 3100.0, c: 3000.0}, {b: [2900.0, 3200, 3000], c: [3050.0, 3100, 3000]})
+    assert [line.split() for line in table(metrics, b)] == [
         ["workers", "prefetch", "pinned", "images/s", "measured"],
         ["2", "4", "yes", "3,050", *["3", "times", "in", "turns,", "3,000", "..", "3,100"]],
         ["2", "2", "no", "3,000", *["3", "times", "in", "turns,", "2,900", "..", "3,200", "<-", "taken"]],
@@ -154,8 +167,8 @@ def test_the_table() -> None:
 
 def test_a_busy_machine_is_named() -> None:
     cell = Cell(2, 2, None)
-    assert loader_grid.busy(Figures({}, {cell: [100.0, 90, 110]}), cell) is None
-    assert "differ by 21% from one" in str(loader_grid.busy(Figures({}, {cell: [100.0, 90, 111]}), cell))
+    assert loader_search.busy(Measurements({}, {cell: [100.0, 90, 110]}), cell) is None
+    assert "differ by 21% from one" in str(loader_search.busy(Measurements({}, {cell: [100.0, 90, 111]}), cell))
 
 
 @pytest.mark.parametrize(
@@ -187,7 +200,7 @@ def test_the_overlay_reaches_the_datamodule(
 ) -> None:
     file = tmp_path / "loader.yaml"
     file.write_text(overlay(winner, ["head", "line"], ["--config", "a b.yaml"], "vm, 2 cores", "x/loader.yaml"))
-    data = read_data(["--config", str(config), "--config", str(file)])
+    data = load_datamodule(["--config", str(config), "--config", str(file)])
     assert isinstance(data, ImageFolderDataModule)
     assert (data.workers, data.prefetch, data.pin_memory) == settings
     comment = [line for line in file.read_text().splitlines() if line.startswith("#")]
@@ -212,7 +225,7 @@ class Ticking:
 
 def test_whole_rounds_are_timed_after_a_warm_up(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Ticking()
-    monkeypatch.setattr(loader_speed, "perf_counter", clock)
+    monkeypatch.setattr(timing, "perf_counter", clock)
     data = ImageFolderDataModule(root=str(root), image_size=12, batch_size=3)
 
     def batches() -> Any:
@@ -277,7 +290,7 @@ def test_a_real_run(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "pin        left out: pinned memory is of use with a CUDA device only" in printed
     assert "<- taken" in printed
     assert "the network would wait" in printed
-    data = read_data(["--config", str(config), "--config", str(out)])
+    data = load_datamodule(["--config", str(config), "--config", str(out)])
     assert isinstance(data, ImageFolderDataModule)
     assert data.workers in (0, 1)
     assert [path.name for path in out.parent.iterdir()] == ["loader.yaml"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from tools.logistic_path import logistic_path
+from tools.sweep_heads.logistic_path import logistic_path
 
 N, D = 400, 16
 CS = [1e-4, 1e-2, 0.3, 1.0, 30.0, 1e3]

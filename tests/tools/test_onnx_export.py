@@ -23,8 +23,8 @@ if not MISSING:
     import onnx
     import onnxruntime
 
-    from tools import onnx_export
-    from tools.onnx_export import export_onnx
+    from tools.export import onnx as onnx_export
+    from tools.export.onnx import export_onnx
 
 Array = np.ndarray[Any, Any]
 SETTINGS: dict[str, Any] = {"num_classes": 3, "in_channels": 2, "image_size": 4, "mean": [0.2, 0.7], "std": [0.5, 0.25]}

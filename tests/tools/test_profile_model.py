@@ -11,9 +11,10 @@ from typing import Any, cast
 import pytest
 import torch
 
-from tools import profile_bench, profile_choice, profile_data, profile_step
-from tools.profile_bench import Bench, died
-from tools.profile_choice import (
+from tools.profile_model import batches, processes, results, step
+from tools.profile_model.__main__ import main
+from tools.profile_model.processes import Bench, died
+from tools.profile_model.results import (
     ABSENT,
     Row,
     amp_pair,
@@ -26,15 +27,14 @@ from tools.profile_choice import (
     size_table,
     turns,
 )
-from tools.profile_clock import Block
-from tools.profile_model import main
-from tools.profile_step import Job, Result, measure
+from tools.profile_model.step import Job, Result, measure
+from tools.profile_model.timers import Block
 
 TINY = str(Path(__file__).resolve().parent.parent / "conf" / "digits_ternary_tiny.yaml")
 PARTS = {"forward": [0.25, 0.75, 0.5], "backward": [1.0, 1.0, 1.0], "optimizer": [0.5, 0.25, 0.125]}
 
 
-def figures(size: int, seconds: list[float], **given: Any) -> Result:
+def metrics(size: int, seconds: list[float], **given: Any) -> Result:
     """A result as a process writes it: JSON makes the sizes text."""
     result: Any = {
         "status": "ok",
@@ -50,7 +50,7 @@ def figures(size: int, seconds: list[float], **given: Any) -> Result:
     return cast(Result, result)
 
 
-@pytest.mark.parametrize("module", [profile_bench, profile_choice, profile_data, profile_step])
+@pytest.mark.parametrize("module", [processes, results, batches, step])
 def test_doctests(module: Any) -> None:
     result = doctest.testmod(module)
     assert result.attempted
@@ -61,17 +61,17 @@ def test_doctests(module: Any) -> None:
 
 
 def test_a_row_has_medians_spread_and_the_share_of_the_peak() -> None:
-    row = row_of("4", 4, [figures(4, [2.0, 8.0, 3.0]), figures(4, [4.0], memory=300)], {"fp32": 100.0})
+    row = row_of("4", 4, [metrics(4, [2.0, 8.0, 3.0]), metrics(4, [4.0], memory=300)], {"fp32": 100.0})
     assert (row.step, row.spread, row.memory, row.flops) == (3.5, (2.0, 8.0), 300, 120.0)
     assert row.parts == {"forward": 0.5, "backward": 1.0, "optimizer": 0.25}
     assert row.parts_spread["forward"] == (0.25, 0.75)
     assert row.speed == pytest.approx(4 / 3.5)
     assert row.share == pytest.approx(120 / 3.5 / 100)
-    assert row_of("4", 4, [figures(4, [2.0], flops={})], {"fp32": 100.0}).share is None
+    assert row_of("4", 4, [metrics(4, [2.0], flops={})], {"fp32": 100.0}).share is None
 
 
 def test_the_slow_neighbour_of_one_block_does_not_move_the_median() -> None:
-    row = row_of("8", 8, [figures(8, [1.0, 1.0, 1.0, 50.0, 1.0])], {})
+    row = row_of("8", 8, [metrics(8, [1.0, 1.0, 1.0, 50.0, 1.0])], {})
     assert row.step == 1.0
 
 
@@ -128,7 +128,7 @@ class Machine:
             if block.kind == "whole":
                 seconds = block.size / self.speeds[block.size] * (1 + self.noise * self.random.random())
                 whole.setdefault(block.size, []).append(seconds)
-        return figures(plan[0].size, [0.0], whole=whole)
+        return metrics(plan[0].size, [0.0], whole=whole)
 
 
 def bench(machine: Any, tmp_path: Path, said: list[str] | None = None) -> Bench:
@@ -275,7 +275,7 @@ def test_errors_of_a_step(monkeypatch: pytest.MonkeyPatch, error: Exception, sta
     def fail(job: Job) -> None:
         raise error
 
-    monkeypatch.setattr(profile_step, "ProfileCLI", fail)
+    monkeypatch.setattr(step, "ProfileCLI", fail)
     job: Any = {"gemm": []}
     assert measure(job)["status"] == status
 
@@ -284,7 +284,7 @@ def test_other_errors_are_not_called_out_of_memory(monkeypatch: pytest.MonkeyPat
     def fail(job: Job) -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(profile_step, "ProfileCLI", fail)
+    monkeypatch.setattr(step, "ProfileCLI", fail)
     job: Any = {"gemm": []}
     with pytest.raises(RuntimeError, match="shapes"):
         measure(job)
@@ -326,7 +326,7 @@ def test_a_cuda_device_that_is_not_there_is_said(capsys: pytest.CaptureFixture[s
 
 
 def test_the_table_says_what_was_not_measured() -> None:
-    rows = [row_of("8", 8, [figures(8, [0.5, 0.25, 1.0])], {"fp32": 960.0}), Row("16", "oom", "too large", 16)]
+    rows = [row_of("8", 8, [metrics(8, [0.5, 0.25, 1.0])], {"fp32": 960.0}), Row("16", "oom", "too large", 16)]
     lines = size_table(rows, {8: [16.0, 20.0, 12.0]}, 8)
     assert "16 (12 .. 20)  <- best" in lines[1]
     assert "50.0%" in lines[1]

@@ -14,11 +14,14 @@ import pytest
 import torch
 from sklearn.metrics import classification_report
 
-from tools import report_page, report_run, report_sections
-from tools.report import main, write_report
-from tools.report_page import Code, Picture, Section, Table, Text, to_html, to_markdown
-from tools.report_run import class_report, epoch_seconds, read_confusion, read_run
-from tools.report_sections import duration, number, speed
+from foundation.durations import in_words
+from tools.report import page as report_page
+from tools.report import run as report_run
+from tools.report import sections as report_sections
+from tools.report.__main__ import main, write_report
+from tools.report.page import Code, Picture, Section, Table, Text, to_html, to_markdown
+from tools.report.run import class_report, epoch_seconds, read_confusion, read_run
+from tools.report.sections import number, speed
 
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
@@ -127,8 +130,8 @@ def test_the_class_report_is_that_of_scikit_learn() -> None:
     found = class_report(counts, names)
     assert len(found) == 9
     for row in found:
-        figures = expected[labels.get(row.name, row.name)]
-        wanted = [figures[name] for name in ("precision", "recall", "f1-score", "support")]
+        metrics = expected[labels.get(row.name, row.name)]
+        wanted = [metrics[name] for name in ("precision", "recall", "f1-score", "support")]
         assert list(row[1:]) == pytest.approx(wanted, abs=1e-12)
 
 
@@ -162,7 +165,7 @@ def test_speed_is_the_median_with_lowest_and_highest(run: Path) -> None:
 
 def test_numbers_and_durations_are_short() -> None:
     assert [number(True), number(float("nan")), number(123456)] == ["True", "nan", "123,456"]
-    assert duration(59.96) == "60.0 s"
+    assert in_words(59.96) == "60.0 s"
 
 
 # ---- the page ----

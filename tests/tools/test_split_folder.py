@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tools import command_line, split_folder
-from tools.split_folder import main
+from tools import command_line
+from tools.split_folder import __main__ as split_folder
+from tools.split_folder.__main__ import main
 
 Tree = dict[str, tuple[bytes, int]]
 
@@ -399,7 +400,10 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 
 
 def test_help_is_quick_and_lists_every_flag() -> None:
-    program = "import sys; from tools.split_folder import main; assert main(['--help']) == 0; assert 'torch' not in sys.modules"
+    program = (
+        "import sys; from tools.split_folder.__main__ import main; "
+        "assert main(['--help']) == 0; assert 'torch' not in sys.modules"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     for flag in ("--shares TRAIN VAL TEST", "--seed", "--mode", "--groups CSV", "--group_column", "--duplicates"):
         assert flag in done.stdout

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from cli import main as run
 from tests.tools.sweep_cache import TINY, WIDTH, write_cache
-from tools.sweep_heads import main, parser
-from tools.sweep_search import search
-from tools.sweep_settings import make_plan
+from tools.sweep_heads.__main__ import main, parser
+from tools.sweep_heads.search import search
+from tools.sweep_heads.settings import make_plan
 
 HEADS = ["--hidden", "none", "8", "8-5", "--lr", "3e-3", "3e-2", "--dropout", "0", "0.4", "--seeds", "0", "7"]
 
@@ -114,11 +114,11 @@ def test_files_winner_and_figures(cache: Path, capsys: pytest.CaptureFixture[str
 @pytest.mark.slow
 def test_figures_are_those_of_the_run(cache: Path, tmp_path: Path) -> None:
     plan = make_plan(parser().parse_args(["--cache", str(cache)]), ["--config", TINY, "--data.cache", str(cache)])
-    figures = search(plan)[1][0].final
+    values = search(plan)[1][0].final
     fit_alone(cache, tmp_path / "run", "--model.head_seed", "0")
     assert run(["validate", "--run", str(tmp_path / "run"), "--ckpt", "last"]) == 0
     metrics = json.loads((tmp_path / "run" / "validate_metrics.json").read_text())["metrics"]
-    for name, value in figures.items():
+    for name, value in values.items():
         assert value == pytest.approx(metrics[f"val/{name}"], abs=1e-6), name
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from callbacks.ema import effective_decay
 from lightning_modules.schedules import Shape, lr_share
 from networks.mlp_head import MLPHead
-from tools.sweep_blocks import Head, Outcome, Recipe, blocks_of
-from tools.sweep_figures import figures
-from tools.sweep_training import train
+from tools.sweep_heads.batched_metrics import metrics
+from tools.sweep_heads.head_groups import Head, Outcome, Recipe, blocks_of
+from tools.sweep_heads.training import train
 
 D, K, N, B = 12, 3, 70, 16
 CPU = torch.device("cpu")
@@ -154,4 +154,4 @@ def test_the_best_epoch_is_by_the_monitored_figure() -> None:
     module, _ = alone(GRID[2], RECIPES["plain"])
     assert outcome.final["acc"] == (module(VAL).argmax(1) == VAL_LABELS).double().mean().item()
     assert outcome.best["acc"] >= outcome.final["acc"]
-    assert set(figures(torch.zeros(1, 4, 2), torch.tensor([0, 1, 0, 1]), ["auroc"])) == {"auroc"}
+    assert set(metrics(torch.zeros(1, 4, 2), torch.tensor([0, 1, 0, 1]), ["auroc"])) == {"auroc"}

@@ -1,0 +1,118 @@
+"""Optimiser steps on a copy of everything, as the Trainer would take them: what they cost and do is seen without taking them.
+
+    with generators_restored():
+        loss = DryRun(trainer, pl_module).step()
+
+The run is not touched: weights, batch statistics, metrics, gradients and optimiser are those of the copy, the loader is one of its
+own, and the global generators are put back. So there is nothing to undo, and a crash leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import copy
+import errno
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+from torch.optim import Optimizer
+
+# what torch's allocators and libraries say where they raise a plain RuntimeError
+NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "not enough memory", "status_alloc_failed")
+
+
+class DryRun:
+    """Optimiser steps of a copy of the module at learning rates of one's choice.
+
+    Args:
+        trainer: Of the run that is about to begin: ``on_fit_start`` is the place, and the datamodule is set as it is to be tried.
+        pl_module: What is copied, with its optimiser.
+
+    Raises:
+        MisconfigurationException: There is no datamodule to take a loader from.
+    """
+
+    def __init__(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.trainer = trainer
+        self.module, (self.optimizer,) = copy.deepcopy((pl_module, trainer.optimizers))
+        self.module.trainer = trainer
+        # without a running loop there is nowhere to log to
+        self.module.__dict__["log"] = self.module.__dict__["log_dict"] = lambda *_, **__: None
+        self.module.train()
+        self.peaks = [float(group.get("initial_lr", group["lr"])) for group in self.optimizer.param_groups]
+        enabled = trainer.precision == "16-mixed"
+        self.scaler = torch.amp.GradScaler(trainer.strategy.root_device.type, enabled=enabled)
+        self._batches = _endless(trainer)
+        self._taken = 0
+
+    def step(self, factor: float = 1.0) -> float | None:
+        """One optimiser step at ``factor`` times the configured rates; the mean loss of its batches, None where it was skipped."""
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * factor
+        accumulate = self.trainer.accumulate_grad_batches
+        total = sum(self._backward(accumulate) for _ in range(accumulate))
+        scale = self.scaler.get_scale()
+        self.scaler.unscale_(self.optimizer)
+        self._clip(self.optimizer)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        return float(total) if self.scaler.get_scale() >= scale else None
+
+    def _backward(self, accumulate: int) -> Tensor:
+        plugin = self.trainer.precision_plugin
+        batch, number = next(self._batches), self._taken
+        self._taken += 1
+        batch = self.trainer.strategy.batch_to_device(plugin.convert_input(batch), dataloader_idx=0)
+        with plugin.train_step_context():
+            output = cast(dict[str, Tensor], self.module.training_step(batch, number))
+            loss = output["loss"] / accumulate
+        self.scaler.scale(loss).backward()
+        return loss.detach()
+
+    def _clip(self, optimizer: Optimizer) -> None:
+        self.module.configure_gradient_clipping(
+            optimizer, self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm
+        )
+
+
+def _endless(trainer: Trainer) -> Iterator[Any]:
+    """Training batches; no method, so that copy and loader are gone, with its workers, as soon as the trial is."""
+    datamodule = trainer.datamodule  # type: ignore[attr-defined]
+    if datamodule is None:
+        raise MisconfigurationException(
+            "steps on a copy need a datamodule, from which they take a loader of their own: fit(model, datamodule=...)"
+        )
+    while True:
+        yield from datamodule.train_dataloader()
+
+
+@contextmanager
+def generators_restored() -> Iterator[None]:
+    """Give Python's, numpy's and torch's generators, of all devices, the state back that they have now."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[] if not torch.cuda.is_available() else None):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, of the device or of the process.
+
+    >>> is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."))
+    True
+    """
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
+        return any(words in str(error).lower() for words in NO_MEMORY)
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError))

@@ -1,0 +1,55 @@
+"""Images as a picture shows them: normalisation undone, masks tinted, and the colours of true and predicted masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from foundation.plotting import BLUE, VERMILION
+
+TRUE_MASK, PREDICTED_MASK = BLUE, VERMILION
+MASK_LEGEND = "true mask blue, predicted mask vermilion"
+
+
+def image_pixels(images: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> NDArray[np.uint8]:
+    """Undo the normalisation of a batch.
+
+    Args:
+        images: (n, C, H, W), normalised.
+        mean: Of the C channels in units of 0..1; None where it is unknown: each image is then stretched to the whole range.
+        std: Likewise.
+
+    Returns:
+        (n, H, W, 1 or 3): of other numbers of channels only the first is shown.
+    """
+    values = images.float().cpu()
+    if mean is not None and std is not None:
+        values = values * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1)
+    else:
+        low, high = values.amin(dim=(1, 2, 3), keepdim=True), values.amax(dim=(1, 2, 3), keepdim=True)
+        values = (values - low) / (high - low).clamp(min=1e-6)
+    values = values if values.shape[1] == 3 else values[:, :1]
+    return (values * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
+def overlay(pixels: NDArray[np.uint8], mask: NDArray[np.bool_], colour: str = PREDICTED_MASK) -> NDArray[np.uint8]:
+    """Tint the pixels of a mask and outline it in the full colour.
+
+    Args:
+        pixels: (H, W, 3).
+        mask: (H, W), True where the object is.
+        colour: As ``#RRGGBB``.
+
+    Returns:
+        (H, W, 3).
+    """
+    tint = np.array([int(colour[place : place + 2], 16) for place in (1, 3, 5)], dtype=np.float32)
+    padded = np.pad(mask, 1, mode="edge")
+    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    share = (np.where(inner, 0.35, 1.0) * mask)[..., None]
+    tinted: NDArray[np.uint8] = (pixels * (1 - share) + tint * share).round().astype(np.uint8)
+    return tinted

@@ -1,0 +1,82 @@
+"""Pictures of a run: redrawn at most every few seconds, replaced whole on disk, shown in TensorBoard at the end.
+
+A picture is a pure function that returns a matplotlib ``Figure`` and a ``Picture`` callback that feeds it. ``Figure`` is
+used without pyplot, so nothing is global, no window opens, and no figure has to be closed.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from callbacks.run_folder import run_folder
+from foundation.plotting import render, write_png
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+def tensorboard_writers(trainer: Trainer) -> list[SummaryWriter]:
+    """The event writers of the trainer's TensorBoard loggers."""
+    return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+
+
+class Picture(Callback, ABC):
+    """Base of the callbacks that draw: writes ``plots/<name>.png`` in the run folder.
+
+    It stands after ``MetricsLog``, which writes what is drawn. Subclasses set ``name`` and define ``draw``.
+
+    Args:
+        every_s: Seconds between two drawings during training, 0 or more; the end of training is always drawn. None draws nothing.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, every_s: float | None = 10.0) -> None:
+        if every_s is not None and every_s < 0:
+            raise ValueError(f"every_s: 0 seconds or more, or null, got {every_s}")
+        self.every_s = every_s
+        self._drawn = -float("inf")  # the first epoch is always drawn
+
+    @abstractmethod
+    def draw(self, trainer: Trainer, folder: Path) -> Figure | None:
+        """The picture as of now, or None where there is nothing to show."""
+
+    def should_draw(self, now: float) -> bool:
+        """Whether the last drawing is old enough; ``now`` in seconds."""
+        return self.every_s is not None and now - self._drawn >= self.every_s
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Redraw, if it is time to."""
+        if self.should_draw(monotonic()):
+            self._update(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the final state, and hand it to TensorBoard.
+
+        Only now: every redrawing would stay in the event file, which would outgrow all else in the run folder.
+        """
+        pixels = self._update(trainer)
+        if pixels is not None:
+            for writer in tensorboard_writers(trainer):
+                writer.add_image(f"plots/{self.name}", pixels, trainer.global_step, dataformats="HWC")
+
+    def _update(self, trainer: Trainer) -> NDArray[np.uint8] | None:
+        folder = run_folder(trainer)
+        if folder is None or not trainer.is_global_zero or self.every_s is None:
+            return None
+        figure = self.draw(trainer, folder)
+        self._drawn = monotonic()  # after drawing: a slow machine must not spend all its time on pictures
+        if figure is None:
+            return None
+        pixels = render(figure)
+        write_png(folder / "plots" / f"{self.name}.png", pixels)
+        return pixels

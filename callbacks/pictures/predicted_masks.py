@@ -1,0 +1,92 @@
+"""Masks that `main.py predict` finds, as pictures of the images' own sizes, and as a table.
+
+predictions/masks/IMAGE__PROMPT.png      255 where the prompt's object is, 0 elsewhere
+predictions/overlays/IMAGE__PROMPT.png   the image with these pixels tinted and outlined
+predictions.csv                          index, file, prompt, threshold, area (share of the image, 0 to 1), mask
+
+IMAGE is the file's name without its ending, in the folders that it lies in; where two files differ by the ending alone, with it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
+from numpy.typing import NDArray
+from PIL import Image
+
+from callbacks.pictures.evaluation import write_table
+from callbacks.pictures.image_pixels import image_pixels, overlay
+from foundation.atomic_files import replace_file
+from metrics import slug
+
+HEADER = ("index", "file", "prompt", "threshold", "area", "mask")
+
+
+def mask_names(files: Sequence[str]) -> list[str]:
+    """Names of images as their masks have them.
+
+    >>> mask_names(["a/1.jpg", "b.jpg", "b.png"])
+    ['a/1', 'b.jpg', 'b.png']
+    """
+    stems = [PurePosixPath(file).with_suffix("").as_posix() for file in files]
+    count = Counter(stems)
+    return [stem if count[stem] == 1 else file for stem, file in zip(stems, files, strict=True)]
+
+
+class MaskWriter(Callback):
+    """Writes each batch as it comes, so that no more than a batch is held.
+
+    Args:
+        folder: Where `predictions` and `predictions.csv` are written; those of another predict are replaced name by name.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._rows: list[tuple[object, ...]] = []
+        self._names: list[str] = []
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin anew."""
+        self._files: list[str] = trainer.datamodule.predicted_files()  # type: ignore[attr-defined]
+        self._names, self._rows = mask_names(self._files), []
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Write the masks of a batch and its pictures."""
+        masks = outputs["mask"].cpu().numpy()
+        images = image_pixels(batch["image"], pl_module.mean, pl_module.std)  # type: ignore[arg-type]
+        index = outputs["index"].tolist()
+        for place, (prompt, image, threshold) in enumerate(
+            zip(outputs["prompt"], outputs["image_index"].tolist(), outputs["threshold"], strict=True)
+        ):
+            name = f"{self._names[index[image]]}__{slug(prompt)}.png"
+            mask = masks[place, 0]
+            self._save("masks", name, mask.astype(np.uint8) * 255)
+            self._save("overlays", name, overlay(images[image], mask))
+            area = f"{mask.mean():.6f}"
+            self._rows.append(
+                (index[image], self._files[index[image]], prompt, threshold, area, f"predictions/masks/{name}")
+            )
+
+    def _save(self, kind: str, name: str, pixels: NDArray[np.uint8]) -> None:
+        path = self.folder / "predictions" / kind / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replace_file(path) as temporary:
+            Image.fromarray(pixels).save(temporary, format="PNG")
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the table, in the order of the images."""
+        self._rows.sort(key=lambda row: (row[0], row[5]))
+        write_table(self.folder / "predictions.csv", HEADER, self._rows)

@@ -1,0 +1,208 @@
+"""The worst and the best masks of an evaluation: image, truth and prediction beside each other.
+
+plots/segmentation_val.png   segmentation_val.csv      see callbacks/pictures/evaluation.py for which evaluation
+
+Of each image's own prompt; images whose truth and prediction are both empty are passed over. In a fit predictions are drawn at
+0.5, as the thresholds are chosen when the validation is over; validate and test draw at the checkpoint's thresholds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+from callbacks.pictures.evaluation import EvaluationPicture, class_names_of, label_text, write_table
+from callbacks.pictures.image_pixels import MASK_LEGEND, PREDICTED_MASK, TRUE_MASK, image_pixels, overlay
+
+SIDE = 192  # pixels of a tile; pictures are kept small, not whole
+
+
+class Extremes(NamedTuple):
+    """The n images of the lowest or highest scores so far, the most extreme first; missing ones have a score of infinity.
+
+    Attributes:
+        score: (n,) float32, IoU for the worst, minus IoU for the best.
+        place: (n,) int64 index in the data set.
+        number: (n,) int64 number of the prompt.
+        image: (n, 3, SIDE, SIDE) float32 as the network saw them, made small.
+        mask: (n, 2, SIDE, SIDE) bool, truth and prediction.
+    """
+
+    score: Tensor
+    place: Tensor
+    number: Tensor
+    image: Tensor
+    mask: Tensor
+
+    def first(self, count: int) -> Extremes:
+        """The most extreme ones."""
+        order = self.score.argsort(stable=True)[:count]
+        return Extremes(*(values[order] for values in self))
+
+
+class Drawn(NamedTuple):
+    """One mask of the picture: pixels of the image (H, W, 3), truth and prediction (H, W), what it is, and its IoU."""
+
+    pixels: NDArray[np.uint8]
+    truth: NDArray[np.bool_]
+    predicted: NDArray[np.bool_]
+    prompt: str
+    file: str
+    iou: float
+
+
+class Masks(NamedTuple):
+    """The worst and the best, the most extreme first."""
+
+    worst: list[Drawn]
+    best: list[Drawn]
+
+
+class SegmentationPictures(EvaluationPicture[Masks]):
+    """Draws the masks of lowest and of highest IoU.
+
+    Args:
+        count: Masks of each, 1 or more.
+        every_s: Seconds between two drawings during training; the end of training is always drawn.
+
+    Raises:
+        ValueError: A setting is out of its range.
+    """
+
+    name: ClassVar[str] = "segmentation"
+
+    def __init__(self, count: int = 6, every_s: float = 30.0) -> None:
+        super().__init__(every_s)
+        if count < 1:
+            raise ValueError(f"count: 1 mask or more, got {count}")
+        self.count = count
+        self._kept: list[Extremes] = []
+
+    def _add(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any) -> None:
+        if not isinstance(batch, dict) or "prompt_number" not in batch or "mask" not in batch:
+            raise MisconfigurationException(
+                "SegmentationPictures: needs batches of images, masks and prompts; remove it from trainer.callbacks"
+            )
+        self.add(trainer, pl_module, outputs["logits"].detach(), outputs["label"], batch)
+
+    def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the masks of before."""
+        device = pl_module.device
+        none = torch.zeros(0, dtype=torch.int64, device=device)
+        image, mask = torch.zeros(0, 3, SIDE, SIDE, device=device), torch.zeros(0, 2, SIDE, SIDE, device=device)
+        self._kept = [Extremes(none.float(), none, none, image, mask.bool())] * 2
+
+    def add(
+        self, trainer: Trainer, pl_module: LightningModule, logits: Tensor, label: Tensor, batch: dict[str, Any]
+    ) -> None:
+        """Keep the extremes of a batch."""
+        own = len(batch["index"])
+        number, truth = batch["prompt_number"][:own], label[:own] != 0
+        if trainer.state.fn == "fit":
+            predicted = torch.sigmoid(logits[:own].float()) >= 0.5
+        else:
+            predicted = pl_module.marked(logits[:own], batch["prompt"][:own], number)  # type: ignore[operator]
+        union = (truth | predicted).sum(dim=(1, 2, 3))
+        iou = (truth & predicted).sum(dim=(1, 2, 3)) / union.clamp(min=1)
+        score = torch.where(union > 0, iou, torch.inf)
+        image = F.interpolate(batch["image"].float(), size=(SIDE, SIDE), mode="bilinear", antialias=True)
+        masks = (
+            F.interpolate(torch.cat([truth, predicted], dim=1).float(), size=(SIDE, SIDE), mode="nearest-exact") > 0.5
+        )
+        for which, sign in enumerate((1, -1)):
+            found = Extremes(torch.where(union > 0, sign * score, torch.inf), batch["index"], number, image, masks)
+            both = Extremes(*(torch.cat(values) for values in zip(self._kept[which], found, strict=True)))
+            self._kept[which] = both.first(self.count)
+
+    def collect(self, trainer: Trainer, pl_module: LightningModule) -> Masks:
+        """The extremes of all processes."""
+        files = getattr(trainer.datamodule, "predicted_files", lambda: None)()  # type: ignore[attr-defined]
+        names = class_names_of(trainer, pl_module, len(pl_module.class_names))  # type: ignore[arg-type]
+        drawn = []
+        for kept in self._kept:
+            if trainer.world_size > 1:
+                gathered = [pl_module.all_gather(values) for values in _filled(kept, self.count)]
+                kept = Extremes(*(values.flatten(0, 1) for values in gathered)).first(self.count)  # type: ignore[union-attr]
+            kept = Extremes(*(values[kept.score.isfinite()].cpu() for values in kept))
+            drawn.append(
+                [
+                    Drawn(
+                        image_pixels(image[None], pl_module.mean, pl_module.std)[0],  # type: ignore[arg-type]
+                        mask[0].numpy(),
+                        mask[1].numpy(),
+                        names[number],
+                        files[place] if files else str(place),
+                        abs(score),
+                    )
+                    for score, place, number, image, mask in zip(
+                        kept.score.tolist(),
+                        kept.place.tolist(),
+                        kept.number.tolist(),
+                        kept.image,
+                        kept.mask,
+                        strict=True,
+                    )
+                ]
+            )
+        return Masks(*drawn)
+
+    def write(self, folder: Path, stage: str, found: Masks) -> None:
+        """A row for each mask that is drawn."""
+        rows = [(kind, m.file, m.prompt, f"{m.iou:.6f}") for kind, ms in found._asdict().items() for m in ms]
+        write_table(folder / f"segmentation_{stage}.csv", ("which", "file", "prompt", "iou"), rows)
+
+    def draw(self, found: Masks, title: str) -> Figure | None:
+        """Two rows of masks each for the worst and the best."""
+        return draw_masks(found, title) if found.worst else None
+
+
+def _filled(kept: Extremes, count: int) -> Extremes:
+    """Filled up to `count`, so that all processes have the same shape to exchange."""
+    missing = count - len(kept.score)
+    score = F.pad(kept.score, (0, missing), value=torch.inf)
+    rest = [torch.cat([values, values.new_zeros(missing, *values.shape[1:])]) for values in kept[1:]]
+    return Extremes(score, *rest)
+
+
+def draw_masks(found: Masks, title: str) -> Figure:
+    """The figure: for each mask the image with the truth outlined, and with the prediction.
+
+    Args:
+        found: What to draw.
+        title: Line above the picture.
+    """
+    columns = max(len(found.worst), len(found.best))
+    figure = Figure(figsize=(1.0 + 1.75 * columns, 8.6), layout="constrained")
+    figure.suptitle(f"{label_text(title, 200)}\n{MASK_LEGEND}; IoU at the stored size", fontsize=10)
+    grid = figure.subplots(4, columns, squeeze=False)
+    for row, (kind, masks) in enumerate((("worst", found.worst), ("best", found.best))):
+        for column in range(columns):
+            pair = (grid[2 * row, column], grid[2 * row + 1, column])
+            _draw_pair(pair, masks[column] if column < len(masks) else None)
+        for offset, what in enumerate(("truth", "prediction")):
+            grid[2 * row + offset, 0].set_ylabel(f"{kind}: {what}", fontsize=9)
+    return figure
+
+
+def _draw_pair(axes: Sequence[Axes], mask: Drawn | None) -> None:
+    for one in axes:
+        one.set_xticks([])
+        one.set_yticks([])
+        one.spines[:].set_visible(False)
+    if mask is None:
+        return
+    axes[0].imshow(overlay(mask.pixels, mask.truth, TRUE_MASK))
+    axes[1].imshow(overlay(mask.pixels, mask.predicted, PREDICTED_MASK))
+    file = label_text(mask.file.rpartition("/")[2], 22)
+    axes[0].set_title(f"{file}\n{label_text(mask.prompt, 22)}\nIoU {mask.iou:.3f}", fontsize=7)

@@ -1,0 +1,115 @@
+"""For whom it works: the accuracy of each person, over all activities and for each, as picture and table.
+
+plots/subjects_val.png   per_subject_val.csv      see callbacks/pictures/evaluation.py for which evaluation
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+from torch import Tensor
+
+from callbacks.pictures.evaluation import EvaluationPicture, class_names_of, label_text, write_table
+from metrics import GroupAccuracy, GroupSums
+
+
+class SubjectTable(NamedTuple):
+    """Figures of each person, of each person and true class, and the names of the classes."""
+
+    subjects: dict[int, GroupAccuracy]
+    cells: dict[tuple[int, int], GroupAccuracy]
+    names: list[str]
+
+
+def draw_subjects(found: SubjectTable, title: str) -> Figure:
+    """Persons as rows, the worst on top; activities as columns, all of them in the first.
+
+    Args:
+        found: Figures of at least one person.
+        title: Line above the picture.
+    """
+    subjects = sorted(found.subjects, key=lambda subject: found.subjects[subject].accuracy)
+    columns = ["all", *(label_text(name) for name in found.names)]
+    shares = np.full((len(subjects), len(columns)), np.nan)
+    for row, subject in enumerate(subjects):
+        shares[row, 0] = found.subjects[subject].accuracy
+        for k in range(len(found.names)):
+            if (cell := found.cells.get((subject, k))) is not None:
+                shares[row, k + 1] = cell.accuracy
+    figure = Figure(figsize=(2.4 + 0.8 * len(columns), 2.6 + 0.3 * len(subjects)), layout="constrained")
+    figure.suptitle(label_text(title, 200))
+    axes = figure.add_subplot()
+    # half is as bad as it usually gets: the scale would otherwise show nothing
+    image = axes.imshow(shares, cmap="Blues", vmin=0.5, vmax=1.0, aspect="auto")
+    for row, column in zip(*np.nonzero(~np.isnan(shares)), strict=True):
+        colour = "white" if shares[row, column] > 0.8 else "black"
+        axes.text(column, row, f"{shares[row, column]:.0%}", ha="center", va="center", fontsize=8, color=colour)
+    axes.axvline(0.5, color="white", linewidth=4)
+    axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right", fontsize=8)
+    axes.set_yticks(range(len(subjects)), [f"{one} (n={found.subjects[one].n})" for one in subjects], fontsize=8)
+    axes.set_xlabel("true activity")
+    axes.set_ylabel("subject (windows), the worst on top")
+    figure.colorbar(image, ax=axes, format=PercentFormatter(1.0, decimals=0), label="accuracy", extend="min")
+    return figure
+
+
+class SubjectAccuracy(EvaluationPicture[SubjectTable]):
+    """Draws ``plots/subjects_val.png`` of the best epoch and ``subjects_test.png``, and writes the figures as CSV.
+
+    Batches must say by `subject` (B,) whom a sample is of.
+
+    Args:
+        every_s: Seconds between two drawings during training; the end of training is always drawn.
+    """
+
+    name: ClassVar[str] = "subjects"
+
+    def __init__(self, every_s: float = 10.0) -> None:
+        super().__init__(every_s)
+        self._sums: GroupSums | None = None
+        self._classes = 0
+
+    def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Made at the first batch, which says how many classes there are."""
+        self._sums = None
+
+    def add(
+        self, trainer: Trainer, pl_module: LightningModule, logits: Tensor, label: Tensor, batch: dict[str, Any]
+    ) -> None:
+        """Take in hits, by person and class in one number."""
+        if "subject" not in batch:
+            raise MisconfigurationException(
+                "SubjectAccuracy: the data does not say whom a sample is of; remove it from trainer.callbacks"
+            )
+        if self._sums is None:
+            self._sums, self._classes = GroupSums().to(logits.device), logits.shape[1]
+        self._sums.update(logits, label, batch["subject"] * self._classes + label)
+
+    def collect(self, trainer: Trainer, pl_module: LightningModule) -> SubjectTable:
+        """Figures over all processes."""
+        assert self._sums is not None
+        cells = {divmod(number, self._classes): one for number, one in self._sums.compute().items()}
+        subjects: dict[int, GroupAccuracy] = {}
+        for (subject, _), one in cells.items():
+            so_far = subjects.get(subject, GroupAccuracy(0, 0))
+            subjects[subject] = GroupAccuracy(so_far.n + one.n, so_far.hits + one.hits)
+        return SubjectTable(subjects, cells, class_names_of(trainer, pl_module, self._classes))
+
+    def write(self, folder: Path, stage: str, found: SubjectTable) -> None:
+        """A row for each person; a class without windows of a person is left empty."""
+        rows = []
+        for subject, one in found.subjects.items():
+            cells = [found.cells.get((subject, k)) for k in range(len(found.names))]
+            shares = ["" if cell is None else f"{cell.accuracy:.6f}" for cell in cells]
+            rows.append((subject, one.n, f"{one.accuracy:.6f}", *shares))
+        write_table(folder / f"per_subject_{stage}.csv", ("subject", "n", "accuracy", *found.names), rows)
+
+    def draw(self, found: SubjectTable, title: str) -> Figure:
+        """All of it."""
+        return draw_subjects(found, title)

@@ -1,0 +1,214 @@
+"""The images that a classifier gets wrong while it is surest of itself: a grid of them, and their places and files as a table.
+
+    plots/mistakes_test.png   mistakes_test.csv       see callbacks/pictures/evaluation.py for which evaluation
+
+Such images are where wrong labels are found, and classes that cannot be told apart. Only the worst of each batch are looked at
+further and only ``count`` images are kept, on the device, without waiting for it. Several processes exchange theirs at the end.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+from callbacks.pictures.evaluation import EvaluationPicture, class_names_of, label_text, stage_of, write_table
+from callbacks.pictures.image_pixels import image_pixels
+
+log = logging.getLogger(__name__)
+
+NAME_LENGTH = 20  # of a class, in letters: what the width of a tile holds
+
+
+class Worst(NamedTuple):
+    """The worst mistakes so far, the worst first; with fewer than n the rest has odds of minus infinity.
+
+    Attributes:
+        odds: log(p / (1 - p)) of the wrong class that was predicted (n,); unlike p itself it tells sure mistakes apart in float32.
+        label: True class (n,).
+        predicted: Predicted class (n,).
+        place: Index in the data set (n,), -1 where the batches do not say.
+        image: As the network saw them, (n, C, H, W).
+    """
+
+    odds: Tensor
+    label: Tensor
+    predicted: Tensor
+    place: Tensor
+    image: Tensor
+
+
+class Mistake(NamedTuple):
+    """A wrongly classified image: uint8 pixels (H, W, C), true and predicted class, its probability in 0..1, index and file."""
+
+    pixels: NDArray[np.uint8]
+    true: str
+    predicted: str
+    probability: float
+    place: int
+    file: str | None
+
+
+class Mistakes(NamedTuple):
+    """The worst mistakes, the worst first."""
+
+    worst: list[Mistake]
+
+
+def worst_mistakes(logits: Tensor, label: Tensor, place: Tensor, image: Tensor, count: int) -> Worst:
+    """The mistakes of a batch with the highest probability of the predicted class.
+
+    Args:
+        logits: (B, K).
+        label: Class ids (B,).
+        place: Indices in the data set (B,).
+        image: (B, C, H, W).
+        count: How many to keep at most.
+    """
+    top, predicted = logits.float().max(dim=1)
+    others = logits.float().scatter(1, predicted[:, None], -math.inf).logsumexp(dim=1)
+    odds = torch.where((predicted == label) | top.isnan(), -math.inf, top - others)
+    return first_of(Worst(odds, label, predicted, place, image), count)
+
+
+def first_of(mistakes: Worst, count: int) -> Worst:
+    """The worst ``count`` of them; of equals those that come first."""
+    order = mistakes.odds.sort(descending=True, stable=True).indices[:count]
+    return Worst(*(values.index_select(0, order) for values in mistakes))
+
+
+def merged(parts: Sequence[Worst], count: int) -> Worst:
+    """The worst of several."""
+    return first_of(Worst(*(torch.cat(values) for values in zip(*parts, strict=True))), count)
+
+
+def draw_mistakes(mistakes: Sequence[Mistake], title: str) -> Figure:
+    """A grid of images, the worst first, in rows; under each what it is, what it was taken for, and how surely.
+
+    Args:
+        mistakes: At least one.
+        title: Line above the picture.
+    """
+    columns = min(len(mistakes), max(3, math.ceil(math.sqrt(len(mistakes)))))
+    rows = math.ceil(len(mistakes) / columns)
+    figure = Figure(figsize=(max(5.0, 2.0 * columns), 2.45 * rows + 0.7), layout="constrained")
+    figure.suptitle(label_text(title, 200), fontsize=11)
+    for number, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+        if number < len(mistakes):
+            _draw_mistake(axes, mistakes[number])
+        else:
+            axes.set_axis_off()
+    return figure
+
+
+def _draw_mistake(axes: Axes, mistake: Mistake) -> None:
+    axes.imshow(
+        mistake.pixels.squeeze(-1) if mistake.pixels.shape[2] == 1 else mistake.pixels, cmap="gray", vmin=0, vmax=255
+    )
+    axes.set_xticks([])
+    axes.set_yticks([])
+    true, predicted = label_text(mistake.true, NAME_LENGTH), label_text(mistake.predicted, NAME_LENGTH)
+    one_line = f"{true} \N{RIGHTWARDS ARROW} {predicted}  {mistake.probability:.0%}"
+    two_lines = f"{true}\n\N{RIGHTWARDS ARROW} {predicted}  {mistake.probability:.0%}"
+    axes.set_xlabel(one_line if len(one_line) <= NAME_LENGTH else two_lines, fontsize=8.5)
+    place = (
+        Path(mistake.file).name if mistake.file is not None else f"no. {mistake.place}" if mistake.place >= 0 else ""
+    )
+    axes.set_title(label_text(place, 26), fontsize=7, color="#555555", pad=2)
+
+
+class WorstMistakes(EvaluationPicture[Mistakes]):
+    """Draws ``plots/mistakes_val.png`` of the best epoch and ``mistakes_test.png``, and lists the same images as CSV.
+
+    Where nothing is wrong, a line says so and there is no file.
+
+    Args:
+        count: Images to show, from 1.
+        every_s: Seconds between two drawings during training; the end of training is always drawn.
+    """
+
+    name: ClassVar[str] = "mistakes"
+
+    def __init__(self, count: int = 25, every_s: float = 10.0) -> None:
+        super().__init__(every_s)
+        if not 1 <= count <= 400:
+            raise ValueError(f"count: 1 to 400 images, got {count}")
+        self.count = count
+        self._worst: Worst | None = None
+        self._classes = 0
+
+    def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep nothing."""
+        self._worst = None
+
+    def add(
+        self, trainer: Trainer, pl_module: LightningModule, logits: Tensor, label: Tensor, batch: dict[str, Any]
+    ) -> None:
+        """Merge a batch's worst with those kept."""
+        self._classes = logits.shape[1]
+        place = batch.get("index", torch.full_like(label, -1))
+        worst = worst_mistakes(logits, label, place, batch["image"], self.count)
+        self._worst = worst if self._worst is None else merged([self._worst, worst], self.count)
+
+    def collect(self, trainer: Trainer, pl_module: LightningModule) -> Mistakes:
+        """The worst of all processes, as pixels and names."""
+        assert self._worst is not None
+        worst, self._worst = self._worst, None
+        if trainer.world_size > 1:
+            padded = (_padded(values, self.count, -math.inf if field == 0 else 0) for field, values in enumerate(worst))
+            parts = [pl_module.all_gather(values) for values in padded]  # (processes, n, ...)
+            worst = first_of(Worst(*(values.flatten(0, 1) for values in parts)), self.count)  # type: ignore[union-attr]
+        worst = Worst(*(values[worst.odds > -math.inf].cpu() for values in worst))
+        data = getattr(trainer, "datamodule", None)
+        mean, std = ((getattr(pl_module, name, None) or getattr(data, name, None)) for name in ("mean", "std"))
+        list_files = getattr(data, "files", None)
+        files = list_files("test" if stage_of(trainer) == "test" else "val") if list_files is not None else None
+        names = class_names_of(trainer, pl_module, self._classes)
+        rows = zip(
+            image_pixels(worst.image, mean, std),
+            worst.label.tolist(),
+            worst.predicted.tolist(),
+            worst.odds.sigmoid().tolist(),
+            worst.place.tolist(),
+            strict=True,
+        )
+        return Mistakes(
+            [
+                Mistake(pixels, names[label], names[other], chance, index, files[index] if files is not None else None)
+                for pixels, label, other, chance, index in rows
+            ]
+        )
+
+    def write(self, folder: Path, stage: str, found: Mistakes) -> None:
+        """One row an image, the worst first."""
+        path = folder / f"mistakes_{stage}.csv"
+        if not found.worst:
+            log.info(f"mistakes   none ({stage})")
+            path.unlink(missing_ok=True)
+            return
+        with_files = any(one.file is not None for one in found.worst)
+        header = ("index", *(["file"] if with_files else []), "true", "predicted", "probability")
+        rows = (
+            (one.place, *([one.file] if with_files else []), one.true, one.predicted, f"{one.probability:.6f}")
+            for one in found.worst
+        )
+        write_table(path, header, rows)
+
+    def draw(self, found: Mistakes, title: str) -> Figure | None:
+        """The grid."""
+        return draw_mistakes(found.worst, f"{title} · the surest mistakes") if found.worst else None
+
+
+def _padded(values: Tensor, count: int, fill: float) -> Tensor:
+    """Filled up to (count, ...), so that all processes have the same shape to exchange."""
+    return torch.cat([values, values.new_full((count - len(values), *values.shape[1:]), fill)])

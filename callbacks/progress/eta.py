@@ -1,0 +1,187 @@
+"""How long training still takes: the pace of steps and of the pauses between them, measured, and what follows from them.
+
+|-- steps of epoch 1 --|- pause -|-- steps of epoch 2 --|- pause -| ...        a pause is validation, checkpoints,
+                                                                              pictures, the start of the next loader
+left in the epoch = steps left in it x seconds a step + what is left of its pause
+left in the run   = that + steps of later epochs x seconds a step + later epochs x seconds a pause
+
+In a run of stages (progressive resizing) a step of a later epoch counts by its cost, as a multiple of a step of this epoch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+MEMORY = 0.7  # weight of the past when a new measurement of the pace comes in, a few seconds of training each
+
+
+class Eta(NamedTuple):
+    """Seconds left, None where nobody can know."""
+
+    epoch: float | None
+    run: float | None
+
+
+class Stretch(NamedTuple):
+    """A part of the run with epochs of its own length: ``epochs`` of ``steps`` batches, each of a ``cost`` in any unit."""
+
+    epochs: int
+    steps: int
+    cost: float
+
+
+class Later(NamedTuple):
+    """What comes after this epoch: epochs, batches, and these batches as so many of this epoch's."""
+
+    epochs: int
+    steps: int
+    work: float
+
+
+def later_epochs(stretches: Sequence[Stretch], epoch: int) -> Later:
+    """What comes after an epoch.
+
+    Args:
+        stretches: The whole run.
+        epoch: This epoch, counted from 1, within the run.
+
+    Example:
+        Two epochs of 10 batches, then two of 20 batches that cost four times as much each: in the first epoch
+
+        >>> later_epochs([Stretch(2, 10, 1.0), Stretch(2, 20, 4.0)], epoch=1)
+        Later(epochs=3, steps=50, work=170.0)
+    """
+    end, later, now = 0, [], stretches[0]
+    for stretch in stretches:
+        begin, end = end, end + stretch.epochs
+        if begin < epoch <= end:
+            now = stretch
+        later.append(max(0, end - max(begin, epoch)))
+    steps = [epochs * stretch.steps for epochs, stretch in zip(later, stretches, strict=True)]
+    work = sum(count * stretch.cost / now.cost for count, stretch in zip(steps, stretches, strict=True))
+    return Later(sum(later), sum(steps), work)
+
+
+def steps_left(
+    step: int, steps: float, epoch: int, epochs: float, optimizer_steps: int, max_steps: float, accumulate: int
+) -> float:
+    """Training batches left in the run, by whichever limit comes first; infinite where there is none.
+
+    Args:
+        step: Batches done in this epoch.
+        steps: Batches in an epoch, infinite if not known.
+        epoch: This epoch, counted from 1.
+        epochs: Epochs of the run, infinite if not limited.
+        optimizer_steps: Optimiser steps done in the run.
+        max_steps: Optimiser steps of the run, infinite if not limited.
+        accumulate: Batches per optimiser step.
+
+    Example:
+        >>> steps_left(step=30, steps=100, epoch=3, epochs=5, optimizer_steps=230, max_steps=math.inf, accumulate=1)
+        270
+        >>> steps_left(step=30, steps=100, epoch=3, epochs=5, optimizer_steps=115, max_steps=120, accumulate=2)
+        10
+    """
+    by_epochs = math.inf if math.isinf(steps) else (epochs - epoch) * steps + steps - step
+    return max(0, min(by_epochs, (max_steps - optimizer_steps) * accumulate))
+
+
+def estimate(
+    step: int,
+    steps: float,
+    left: float,
+    step_s: float | None,
+    pause_s: float = 0.0,
+    paused_s: float = 0.0,
+    later: Later | None = None,
+) -> Eta:
+    """Time left in the epoch and in the run.
+
+    Args:
+        step: Batches done in this epoch.
+        steps: Batches in an epoch, infinite if not known.
+        left: Batches left in the run (``steps_left``), infinite if not known.
+        step_s: Seconds per batch; None: not yet measured, nothing is estimated.
+        pause_s: Seconds per epoch outside of training steps.
+        paused_s: How much of this epoch's pause is already over.
+        later: The epochs after this one, where they are of another length or cost; ``left`` does not matter then.
+
+    Example:
+        Half of an epoch of 100 batches at 0.5 s, one more epoch to come, 10 s of validation each.
+
+        >>> estimate(step=50, steps=100, left=150, step_s=0.5, pause_s=10.0)
+        Eta(epoch=35.0, run=95.0)
+    """
+    if step_s is None:
+        return Eta(None, None)
+    here = min(steps - step, left) if later is None else steps - step
+    if math.isinf(here):
+        return Eta(None, None)
+    epoch = here * step_s + max(pause_s - paused_s, 0.0)
+    if later is not None:
+        return Eta(epoch, epoch + later.work * step_s + later.epochs * pause_s)
+    if math.isinf(left):
+        return Eta(epoch, None)
+    rest = left - here
+    return Eta(epoch, epoch + rest * step_s + (math.ceil(rest / steps) * pause_s if rest else 0.0))
+
+
+class Pace:
+    """Measures seconds per step and seconds of pause per epoch. The first step, which compiles, is left out.
+
+    All times are given in seconds of any one clock; a step costs one comparison and one addition.
+    """
+
+    def __init__(self) -> None:
+        self.step_s: float | None = None
+        self._from: float | None = None  # start of the running measurement
+        self._steps = 0
+        self._excluded = 0.0  # seconds of pauses within it
+        self._paused_at: float | None = None
+        self._paused = 0.0  # seconds of this epoch's pauses that are over
+        self._pauses: list[float] = []  # of earlier epochs
+        self._epoch_over = False
+
+    @property
+    def pause_s(self) -> float | None:
+        """Mean pause of an epoch, None as long as none has ended."""
+        return sum(self._pauses) / len(self._pauses) if self._pauses else None
+
+    def paused_s(self, now: float) -> float:
+        """Pause of this epoch so far."""
+        return self._paused + (now - self._paused_at if self._paused_at is not None else 0.0)
+
+    def step(self, now: float) -> None:
+        """A step has ended."""
+        if self._from is None:
+            # a pause before is no part of the measurement: a resumed run may begin with a validation
+            self._from, self._excluded = now, 0.0
+        else:
+            self._steps += 1
+
+    def pause(self, now: float, epoch_over: bool = False) -> None:
+        """Training pauses, or goes on pausing, until ``resume``; at the end of an epoch the pause belongs to that epoch."""
+        self._paused_at = now if self._paused_at is None else self._paused_at
+        self._epoch_over |= epoch_over
+
+    def resume(self, now: float) -> None:
+        """A training step starts."""
+        if self._paused_at is None:
+            return
+        self._excluded += now - self._paused_at
+        self._paused += now - self._paused_at
+        self._paused_at = None
+        if self._epoch_over:
+            self._pauses.append(self._paused)
+            self._paused, self._epoch_over = 0.0, False
+
+    def measure(self, now: float) -> None:
+        """Take the steps since the last measurement into account."""
+        if self._from is None or not self._steps:
+            return
+        until = now if self._paused_at is None else self._paused_at
+        step_s = (until - self._from - self._excluded) / self._steps
+        self.step_s = step_s if self.step_s is None else MEMORY * self.step_s + (1 - MEMORY) * step_s
+        self._from, self._steps, self._excluded = until, 0, 0.0

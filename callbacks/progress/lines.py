@@ -1,0 +1,120 @@
+"""The words of ``callbacks/progress/progress.py``: pure functions from figures to text.
+
+epoch 4/18 ━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━ step 120/352 eta 0:43 (run 2:10)     on a terminal
+train/loss 2.31 lr 0.41 812 img/s data 6 % mem 1.2 GB
+epoch 4/18 step 120/352 train/loss 2.31 lr 0.41 812 img/s data 6 % mem 1.2 GB eta 0:43 (run 2:10)     elsewhere
+epoch 4/18 train/loss 2.28 val/acc 0.481 lr 0.41 best val/acc 0.49 (epoch 3) patience 1/10      after an epoch
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple, SupportsFloat
+
+from rich.console import Group
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+MOST_METRICS = 6
+
+
+class View(NamedTuple):
+    """What is shown at a moment: the parts of a line, and how much of the run is done (``total`` None: unknown)."""
+
+    stage: str
+    step: str
+    values: str
+    times: str
+    done: float
+    total: float | None
+
+    def line(self) -> str:
+        """All on one line."""
+        return " ".join(part for part in (self.stage, self.step, self.values, self.times) if part)
+
+    def drawing(self) -> Group:
+        """A bar between stage and step, and the figures below it."""
+        grid = Table.grid(padding=(0, 1), expand=True)
+        for ratio in (None, 1, None, None):
+            grid.add_column(ratio=ratio, no_wrap=True)
+        bar = ProgressBar(total=self.total, completed=self.done, pulse=self.total is None)
+        grid.add_row(Text(self.stage), bar, Text(self.step), Text(self.times))
+        values = [Text(self.values, no_wrap=True, overflow="ellipsis")] if self.values else []
+        return Group(grid, *values)
+
+
+def of_total(number: int, total: float) -> str:
+    """A number and what it goes up to, if that is known.
+
+    Example:
+        >>> of_total(3, 18), of_total(3, math.inf)
+        ('3/18', '3')
+    """
+    return f"{number}/{total:.0f}" if math.isfinite(total) else f"{number}"
+
+
+def speed_text(values: Mapping[str, float]) -> str:
+    """What ``Speed.snapshot`` knows, in words.
+
+    Example:
+        >>> speed_text({"speed/images_per_s": 811.6, "speed/data_share": 0.06, "memory/gb": 1.23})
+        '812 img/s data 6 % mem 1.2 GB'
+    """
+    parts = []
+    if "speed/images_per_s" in values:
+        speed = values["speed/images_per_s"]
+        parts.append(f"{speed:.{0 if speed >= 10 else 2}f} img/s")
+    if "speed/data_share" in values:
+        parts.append(f"data {100 * values['speed/data_share']:.0f} %")
+    if "memory/gb" in values:
+        parts.append(f"mem {values['memory/gb']:.1f} GB")
+    return " ".join(parts)
+
+
+def epoch_metrics(metrics: Mapping[str, SupportsFloat], validated: bool) -> dict[str, float]:
+    """The training and validation figures of an epoch, at most six: loss and accuracy first, then in order of logging.
+
+    Args:
+        metrics: All logged metrics; Lightning keeps the figures of the last validation for ever.
+        validated: Whether that was in this epoch.
+
+    Example:
+        >>> epoch_metrics({"val/acc": 0.5, "train/loss": 2.0, "train/loss_step": 1.5, "ternary/a/zero": 0.4}, True)
+        {'train/loss': 2.0, 'val/acc': 0.5}
+    """
+    splits = ("train", "val") if validated else ("train",)
+    known = [name for name in metrics if name.split("/")[0] in splits and not name.endswith(("_step", "_epoch"))]
+    order = {"loss": 0, "acc": 1}
+    chosen = sorted(known, key=lambda name: order.get(name.partition("/")[2], 2))[:MOST_METRICS]
+    return {name: float(metrics[name]) for split in splits for name in chosen if name.startswith(f"{split}/")}
+
+
+def epoch_line(
+    epoch: int,
+    epochs: float,
+    metrics: Mapping[str, float],
+    lr: float | None = None,
+    best: tuple[str, float, int] | None = None,
+    patience: tuple[int, int] | None = None,
+) -> str:
+    """The line that remains of an epoch.
+
+    Args:
+        epoch: The epoch, counted from 1.
+        epochs: Epochs of the run, infinite if not limited.
+        metrics: Figures by name.
+        lr: Learning rate of the epoch's last step.
+        best: Name and value of the best score so far, and its epoch, counted from 1.
+        patience: Epochs without improvement, and after how many training stops.
+
+    Example:
+        >>> epoch_line(12, 50, {"train/loss": 0.4119, "val/acc": 0.8712}, 0.0123, ("val/acc", 0.8731, 9), (3, 10))
+        'epoch 12/50 train/loss 0.4119 val/acc 0.8712 lr 0.0123 best val/acc 0.8731 (epoch 9) patience 3/10'
+    """
+    parts = [f"epoch {of_total(epoch, epochs)}", *(f"{name} {value:.4g}" for name, value in metrics.items())]
+    parts += [f"lr {lr:.3g}"] if lr is not None else []
+    parts += [f"best {best[0]} {best[1]:.4g} (epoch {best[2]})"] if best else []
+    parts += [f"patience {patience[0]}/{patience[1]}"] if patience else []
+    return " ".join(parts)

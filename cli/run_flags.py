@@ -1,0 +1,89 @@
+"""Flags of our own, which decide where a configuration comes from and so are read before one is parsed."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+COMMANDS = ("fit", "validate", "test", "predict")
+
+
+class UsageError(Exception):
+    """The command line or a configuration is wrong; the message is what the user sees."""
+
+
+# flag -> (commands that have it, takes a value, help)
+FLAGS: dict[str, tuple[tuple[str, ...], bool, str]] = {
+    "--run_dir": (("fit",), True, "folder of the run, empty or new (default: runs/<config>/<date-time>)"),
+    "--resume": (("fit",), True, "go on with a run: its folder, or one of its checkpoints"),
+    "--test_after_fit": (("fit",), False, "test the best checkpoint when training has ended"),
+    "--run": (COMMANDS[1:], True, "folder of the run whose configuration and checkpoint are used"),
+    "--ckpt": (COMMANDS[1:], True, "best (default), last, or the path of a checkpoint"),
+    "--cache": (("predict",), True, "folder of the feature cache that FeatureWriter writes"),
+}
+
+
+@dataclass
+class RunFlags:
+    """A command line taken apart.
+
+    Args:
+        command: fit, validate, test or predict.
+        rest: Arguments for the parser, without ours.
+        values: Our flags by name, without the dashes.
+        configs: Paths given by --config, in order.
+        help: Whether help was asked for.
+    """
+
+    command: str
+    rest: list[str] = field(default_factory=list)
+    values: dict[str, str] = field(default_factory=dict)
+    configs: list[str] = field(default_factory=list)
+    help: bool = False
+
+    @property
+    def experiment(self) -> str:
+        """Name of the experiment: the first configuration that is not an overlay."""
+        stems = [Path(config) for config in self.configs]
+        first = next((path.stem for path in stems if path.parent.name not in ("with", "experiments")), None)
+        return first or (stems[0].stem if stems else "run")
+
+    def new_run_dir(self) -> Path:
+        """Folder of a new run."""
+        if "run_dir" in self.values:
+            return Path(self.values["run_dir"])
+        return Path("runs") / self.experiment / time.strftime("%Y-%m-%d_%H-%M-%S")
+
+
+def split_flags(args: list[str]) -> RunFlags:
+    """Take our flags out of a command line.
+
+    Raises:
+        UsageError: A flag without its value, or one that the command does not have.
+    """
+    flags = RunFlags(command=args[0])
+    others: list[str] = []
+    iterator = iter(args[1:])
+    for argument in iterator:
+        name, equals, value = argument.partition("=")
+        if argument in ("-h", "--help"):
+            flags.help = True
+        elif name in FLAGS:
+            commands, takes_value, _ = FLAGS[name]
+            if flags.command not in commands:
+                raise UsageError(f"{name}: is a flag of {', '.join(commands)}, not of {flags.command}")
+            if takes_value and not equals:
+                value = next(iterator, "")
+            if takes_value and (not value or value.startswith("--")):
+                raise UsageError(f"{name}: needs a value")
+            flags.values[name.removeprefix("--")] = value
+        else:
+            if name not in ("--config", "-c"):
+                others.append(argument)
+                continue
+            value = value if equals else next(iterator, "")
+            flags.configs.append(value)
+    # flags win over configurations wherever they stand
+    flags.rest = [item for config in flags.configs for item in ("--config", config)] + others
+    return flags

@@ -1,0 +1,337 @@
+"""Image files in one folder per class, decoded by workers: train/val/test folders, or one folder that is split here.
+
+ROOT/train/CLASS/IMAGE  ROOT/val/CLASS/IMAGE  ROOT/test/CLASS/IMAGE     without val/, it is held out from train/
+ROOT/CLASS/IMAGE                                                        val and test are held out
+
+file --worker: decode, squeeze to the canvas--> uint8 --device--> random resized crop to train_size, flip, policy, normalise,
+     erasing, mixup or cutmix;        validation, test, predict: the central square at image_size, normalise
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+from datamodules.base import DataModule
+from datamodules.extraction import Labelled
+from datamodules.images.class_folders import listed
+from datamodules.images.labelled import LabelledFiles, class_folders, find_parts, read_labelled, readable
+from datamodules.images.loader import ImageFileLoader, ImageFiles
+from datamodules.images.settings import IMAGENET_MEAN, IMAGENET_STD, check, check_files, loading
+from datamodules.images.unlabelled import image_names
+from datamodules.in_memory import InMemoryLoader
+from datamodules.splitting.grouped import grouped_split
+from datamodules.splitting.stratified import stratified_split
+from features import data_of_files, list_files
+
+log = logging.getLogger(__name__)
+
+Split = Literal["train", "val", "test", "predict"]
+
+
+class ImageFolderDataModule(DataModule):
+    """Image files in one folder per class.
+
+    Args:
+        root: Folder with train/ and perhaps val/ and test/, each with a folder per class; or with one folder per class.
+        image_size: Height and width in pixels of the images that the network sees.
+        canvas: Side of the square that workers shrink a training image to, as a multiple of the size trained at, 1 or more. A
+            larger one keeps more detail for small crops and costs time and memory.
+        crop_scale: Smallest share of a picture's area that the random resized crop cuts out, above 0, up to 1.
+        crop_ratio: Largest ratio of the crop's longer side to its shorter one, 1 or more.
+        eval_share: Side of the central square that is evaluated, as a share of the picture's shorter side, above 0, up to 1.
+        flip: Mirror each training image left to right with probability one half.
+        erasing_prob: Probability of random erasing for each training image, 0 to 1 (arXiv:1708.04896).
+        test_fraction: Share of every class held out for testing where `root` holds classes, 0 to below 1.
+        groups: CSV that says which images belong together, such as one person's: a group is on one side of a split only.
+        group_column: Its column with the group; the column `file`, or the first one, names the image.
+        unreadable: What to do with files that cannot be read as images: `skip` names them and leaves them out, `refuse` ends the
+            run.
+        channels: 3 reads images as RGB, 1 as grey.
+        mean: Mean of each channel for the normalisation, in units of 0..1; null takes that of ImageNet.
+        std: Standard deviation of each channel, likewise.
+        workers: Processes that decode, for each training process; null takes as many as there are cores for it, at most 16.
+        prefetch: Batches that each worker has ready, 1 or more.
+        persistent_workers: Keep the workers from one epoch to the next.
+        pin_memory: Put batches into page-locked memory, from which the copy to a CUDA device does not hold up the host; null does
+            so where the device is one.
+        **kwargs: Settings of every datamodule, see `DataModule`.
+
+    Raises:
+        ValueError: A setting is out of its range.
+        FileNotFoundError: The data is not there (found when it is first needed, class names included).
+        MisconfigurationException: The folder is not laid out as above, or files cannot be read.
+    """
+
+    fixed_on_resume: ClassVar[tuple[str, ...]] = (
+        *DataModule.fixed_on_resume,
+        "image_size",  # a transformer's position embeddings have its grid
+        "test_fraction",
+        "groups",
+        "group_column",
+        "unreadable",
+    )
+
+    def __init__(
+        self,
+        root: str = "data",
+        image_size: int = 224,
+        canvas: float = 1.15,
+        crop_scale: float = 0.35,
+        crop_ratio: float = 4 / 3,
+        eval_share: float = 0.875,
+        flip: bool = True,
+        erasing_prob: float = 0.0,
+        test_fraction: float = 0.1,
+        groups: str | None = None,
+        group_column: str | None = None,
+        unreadable: Literal["skip", "refuse"] = "skip",
+        channels: Literal[1, 3] = 3,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        workers: int | None = None,
+        prefetch: int = 4,
+        persistent_workers: bool = True,
+        pin_memory: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(crop_padding=0, shrink="resize", on_device=False, flip=flip, **kwargs)
+        grey = channels == 1
+        mean = list(mean or ((sum(IMAGENET_MEAN) / 3,) if grey else IMAGENET_MEAN))
+        std = list(std or ((sum(IMAGENET_STD) / 3,) if grey else IMAGENET_STD))
+        check_files(image_size, channels, mean, std, workers, prefetch)
+        check(
+            ("canvas", canvas, canvas >= 1, "1 or more times the size trained at"),
+            ("eval_share", eval_share, 0 < eval_share <= 1, "above 0, up to 1"),
+            ("test_fraction", test_fraction, 0 <= test_fraction < 1, "at least 0 and below 1"),
+            ("test_fraction", test_fraction, test_fraction + self.val_fraction < 1, "below 1 with val_fraction"),
+        )
+        if (groups is None) != (group_column is None):
+            raise ValueError("groups and group_column belong together: a CSV, and its column with the group")
+        self.augmentation = replace(
+            self.augmentation, erasing_prob=erasing_prob, crop_scale=crop_scale, crop_ratio=crop_ratio
+        )
+        self.root, self._image_size, self._channels, self._mean, self._std = (
+            Path(root),
+            image_size,
+            channels,
+            mean,
+            std,
+        )
+        self.canvas, self.eval_share, self.test_fraction, self.unreadable = (
+            canvas,
+            eval_share,
+            test_fraction,
+            unreadable,
+        )
+        self.groups, self.group_column = Path(groups) if groups else None, group_column
+        self.workers, self.prefetch, self.persistent_workers = workers, prefetch, persistent_workers
+        self.pin_memory = pin_memory
+        self._lists: dict[str, LabelledFiles] = {}  # by the name of their folder: train, val, test, predict, or all
+        self._held_out: dict[str, Tensor] | None = None
+
+    # ---- the header ----
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of an image in evaluation."""
+        return self._image_size
+
+    @property
+    def in_channels(self) -> int:
+        """1 for grey, 3 for RGB."""
+        return self._channels
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Mean of each channel that the normalisation takes."""
+        return tuple(self._mean)
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Standard deviation of each channel that the normalisation takes."""
+        return tuple(self._std)
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        """Names of the class folders, sorted; those of train/ where there is one."""
+        return class_folders(self._parts.get("train", self.root))
+
+    @cached_property
+    def _parts(self) -> dict[str, Path]:
+        return find_parts(self.root)
+
+    # ---- files and splits ----
+
+    def files(self, split: Split) -> list[str]:
+        """Names of the files of a data set, relative to its folder: the sample of `index` i is the i-th. Known after setup."""
+        return self._list(self._part_of(split)).names
+
+    def folder(self, split: Split) -> Path:
+        """The folder that `files` are relative to."""
+        return self._list(self._part_of(split)).folder
+
+    def _part_of(self, split: Split) -> str:
+        if split == "predict" and self.images is not None:
+            return "predict"
+        wanted = {"predict": "test"}.get(split, split)
+        if "train" not in self._parts:
+            return "all"
+        if wanted == "test" and "test" not in self._parts:
+            raise FileNotFoundError(
+                f"{self.root}: has train/ but no test/, so there is nothing to test on; add ROOT/test/CLASS/IMAGE"
+            )
+        return wanted if wanted in self._parts else "train"
+
+    def _list(self, part: str) -> LabelledFiles:
+        if part not in self._lists:
+            self._lists[part] = read_labelled(self._parts.get(part, self.root), self.class_names, self.unreadable)
+        return self._lists[part]
+
+    def read_part(self, part: Literal["train", "test"]) -> dict[str, Tensor]:
+        """List all training samples, the validation split among them where it is held out, or all test samples.
+
+        Returns:
+            `label` (N,) int64 and `index` (N,) int64, each sample's place in `files`.
+        """
+        labels = self._list(self._part_of(part)).labels
+        index = torch.arange(len(labels))
+        if "train" not in self._parts:
+            index = self._drawn()["test"] if part == "test" else torch.cat([self._drawn()[s] for s in ("train", "val")])
+        return {"label": labels[index], "index": index}
+
+    def _split_training_data(self) -> None:
+        train = self._drawn()["train"]
+        labels = self._list(self._part_of("train")).labels
+        used, _ = stratified_split(
+            labels[train], 0.0, seed=self.split_seed, name="train_fraction", used=self.train_fraction
+        )
+        train = train[used]
+        self.splits["train"] = {"label": labels[train], "index": train}
+        if "val" in self._parts:
+            labels = self._list("val").labels
+            self.splits["val"] = {"label": labels, "index": torch.arange(len(labels))}
+        else:
+            val = self._drawn()["val"]
+            self.splits["val"] = {"label": labels[val], "index": val}
+        _ = self.class_counts  # refuses a class without a training image
+
+    def _drawn(self) -> dict[str, Tensor]:
+        """Places of the training data in each of the splits that it is divided into, ascending."""
+        if self._held_out is None:
+            source = self._list(self._part_of("train"))
+            test = 0.0 if "train" in self._parts else self.test_fraction
+            val = 0.0 if "val" in self._parts else self.val_fraction
+            groups = source.groups(self.groups, self.group_column)
+            names = [self.class_names[label] for label in source.labels.tolist()]
+            try:
+                split = grouped_split(names, groups, [round(1 - val - test, 12), val, test], self.split_seed)
+            except ValueError as error:
+                raise MisconfigurationException(
+                    f"{source.folder}, divided into train, val and test (--data.val_fraction, --data.test_fraction): {error}"
+                ) from error
+            if absent := split.absent():
+                shown = listed([f"{name!r} in {('train', 'val', 'test')[s]}" for name, s in absent])
+                log.warning(f"classes without an image: {shown}; they have too few images or groups")
+            assignment = torch.tensor(split.assignment)
+            self._held_out = {
+                name: (assignment == s).nonzero().flatten() for s, name in enumerate(("train", "val", "test"))
+            }
+        return self._held_out
+
+    # ---- extraction of features ----
+
+    @property
+    def labelled_splits(self) -> tuple[Labelled, ...]:
+        """The splits that there are."""
+        has_test = "test" in self._parts if self._parts else self.test_fraction > 0
+        return ("train", "val", "test") if has_test else ("train", "val")
+
+    @property
+    def split_settings(self) -> dict[str, str | int | float | bool | None]:
+        """Settings that decide which sample is in which split."""
+        table = None if self.groups is None else hashlib.sha256(self.groups.read_bytes()).hexdigest()[:16]
+        own = {"test_fraction": self.test_fraction, "groups": table, "group_column": self.group_column}
+        return {**super().split_settings, **own}
+
+    @property
+    def transform_settings(self) -> dict[str, str | int | float | bool | None]:
+        """How much of a picture is evaluated; of augmented views, how large a canvas they are cut from."""
+        views = self.extraction.views if self.extraction is not None else 1
+        return {"eval_share": self.eval_share, **({"views.canvas": self.canvas} if views > 1 else {})}
+
+    def _fingerprint(self) -> tuple[str, dict[str, int]]:
+        parts = sorted({self._part_of(split) for split in self.labelled_splits})
+        lists = [(self._list(part), "" if part == "all" else part) for part in parts]
+        files = {
+            name: size
+            for listing, part in lists
+            for name, size in list_files(listing.folder, listing.names, part).items()
+        }
+        return data_of_files(files), files
+
+    def unreadable_of(self, split: Labelled) -> int:
+        """Samples of a split of which this process found that they cannot be read, though their headers can."""
+        return int(
+            torch.isin(self.splits[split]["index"], torch.tensor(sorted(self._list(self._part_of(split)).named))).sum()
+        )
+
+    def setup(self, stage: str) -> None:
+        """List and split what the stage needs, once; no image is decoded."""
+        if stage == "predict" and self.extraction is None and self.images is not None:
+            if self._files is None:
+                names = readable(self.images, image_names(self.images, self.in_channels), self.unreadable)
+                self._files = names
+                self._lists["predict"] = LabelledFiles(self.images, names, torch.full((len(names),), -1))
+                self.splits["predict"] = {"index": torch.arange(len(names))}
+            return
+        super().setup(stage)
+        if stage == "predict" and self.extraction is not None:
+            return  # each of its splits has said what it has
+        of_stage = {"fit": ("train", "val"), "validate": ("train", "val") if self.extraction else ("val",)}.get(
+            stage, ("test",)
+        )
+        counts = " and ".join(f"{len(self.splits[split]['index']):,} {split}" for split in of_stage)
+        log.info(f"data       {counts} images of {self.num_classes} classes in {self.root}")
+
+    # ---- loaders ----
+
+    def _loader(self, split: Split) -> InMemoryLoader:
+        trainer = self.trainer
+        training = split == "train" and (self.extraction is None or self.extraction.augments(split))
+        listing = self._list(self._part_of(split))
+        size = round(self.canvas * self.train_size) if training else self.image_size
+        files = ImageFiles(
+            listing.folder,
+            listing.names,
+            None if split == "predict" and self.images is not None else listing.labels,
+            size,
+            self.in_channels,
+            None if training else self.eval_share,
+        )
+        return ImageFileLoader(
+            files,
+            self.splits["test" if split == "predict" and self.images is None else split]["index"],
+            unreadable=partial(self._say_unreadable, listing),
+            **loading(trainer, self.workers, self.prefetch, self.persistent_workers, self.pin_memory),
+            **self._order(split),
+        )
+
+    def _say_unreadable(self, listing: LabelledFiles, missing: Sequence[int]) -> None:
+        names = [listing.names[index] for index in missing]
+        text = f"{len(names)} of the files in {listing.folder} cannot be read as images: {listed(names)}"
+        if self.unreadable == "refuse":
+            raise MisconfigurationException(f"{text}; remove them, or leave them out with --data.unreadable skip")
+        new = [index for index in missing if index not in listing.named]
+        if new:
+            listing.named.update(new)
+            log.warning(f"{text}; left out")

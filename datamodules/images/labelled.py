@@ -1,0 +1,170 @@
+"""The files of an image folder with their classes, and where its splits lie: what `ImageFolderDataModule` knows before it decodes.
+
+Problems of the folder end in one line: what is wrong, where, what would be right. Of each file only the header is read.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+from datamodules.images.class_folders import LAYOUT, duplicate_groups, listed, read_groups, scan
+from datamodules.images.decoding import why_unreadable
+from datamodules.splitting.grouped import join_groups
+
+log = logging.getLogger(__name__)
+
+NAMES_OF = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
+THREADS = 8  # opening files waits for the disk
+EVERY_S = 5.0  # between two lines of progress
+Unreadable = Literal["skip", "refuse"]
+
+
+@dataclass
+class LabelledFiles:
+    """Image files and their classes.
+
+    Attributes:
+        folder: What the names are relative to.
+        names: (N,) names with forward slashes, by class and then by name.
+        labels: (N,) int64.
+        named: Indices of files that turned out to be unreadable and that the user was told of.
+    """
+
+    folder: Path
+    names: list[str]
+    labels: Tensor
+    named: set[int] = field(default_factory=set)
+
+    def groups(self, table: Path | None, column: str | None) -> list[str]:
+        """The group of each file, its own where there is no table; files of the same bytes are in one.
+
+        Raises:
+            MisconfigurationException: The table does not fit the files.
+        """
+        groups = list(self.names)
+        if table is not None and column is not None:
+            try:
+                groups = read_groups(table, column, self.names)
+            except ValueError as error:
+                raise MisconfigurationException(f"--data.groups {error}") from error
+        place = {self.folder / name: index for index, name in enumerate(self.names)}
+        same = [[place[path] for path in paths] for paths in duplicate_groups(list(place))]
+        if same:
+            log.info(
+                f"duplicates {sum(map(len, same)):,} files of the same bytes as another stay on one side of the split"
+            )
+        return join_groups(groups, same)
+
+
+def find_parts(root: Path) -> dict[str, Path]:
+    """Return the folders of the splits by the names train, val and test; none where `root` holds classes.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or it has other splits but no train.
+    """
+    folders = {path.name.lower(): path for path in _folders(root)}
+    parts = {part: folders[name] for part, names in NAMES_OF.items() for name in names if name in folders}
+    if parts and "train" not in parts and {path.name for path in parts.values()} == {p.name for p in folders.values()}:
+        raise FileNotFoundError(f"{root}: has {', '.join(sorted(parts))} but no train; expected ROOT/train/CLASS/IMAGE")
+    return parts if "train" in parts else {}
+
+
+def class_folders(folder: Path) -> list[str]:
+    """Return the sorted names of the class folders.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or no class folder in it.
+    """
+    names = sorted(path.name for path in _folders(folder))
+    if not names:
+        raise FileNotFoundError(f"{folder}: there is no class folder in it; {LAYOUT}")
+    return names
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The folders in a folder that are not hidden."""
+    if not folder.is_dir():
+        what = "is no folder" if folder.exists() else "does not exist"
+        raise FileNotFoundError(
+            f"--data.root {folder} {what}; expected ROOT/CLASS/IMAGE, or ROOT/train/CLASS/IMAGE with val/ and test/ beside train/"
+        )
+    try:
+        return [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".") and p.name != "__MACOSX"]
+    except OSError as error:
+        raise FileNotFoundError(f"--data.root {folder}: cannot be read ({error.strerror})") from error
+
+
+def read_labelled(folder: Path, class_names: Sequence[str], unreadable: Unreadable) -> LabelledFiles:
+    """List the images of a folder with their classes, and check that each begins as an image does.
+
+    Args:
+        folder: Holds the class folders.
+        class_names: The classes that are known, in the order of the labels.
+        unreadable: What to do with files that are no images.
+
+    Returns:
+        The files that can be read.
+
+    Raises:
+        MisconfigurationException: A class is unknown, the folder is not laid out by classes, or a file is refused.
+    """
+    try:
+        found = scan(folder)
+    except (ValueError, OSError) as error:
+        raise MisconfigurationException(f"--data.root {' '.join(str(error).split())}") from error
+    unknown = [name for name in found.class_names if name not in class_names]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], class_names, n=1)
+        meant = f" (did you mean {near[0]!r}?)" if near else ""
+        raise MisconfigurationException(
+            f"{folder}: there is no class {unknown[0]!r} in training{meant}; the classes are {listed(list(class_names))}"
+        )
+    if found.left_out:
+        reasons = ", ".join(f"{len(paths):,} {reason}" for reason, paths in sorted(found.left_out.items()))
+        log.info(f"left out   {reasons}, in {folder}")
+    names = [path.relative_to(folder).as_posix() for path, _ in found.images]
+    label_of = {name: place for place, name in enumerate(class_names)}
+    labels = {name: label_of[label] for name, (_, label) in zip(names, found.images, strict=True)}
+    kept = readable(folder, names, unreadable)
+    listing = LabelledFiles(folder, kept, torch.tensor([labels[name] for name in kept]))
+    bare = sorted(set(found.class_names) - {class_names[label] for label in listing.labels.unique().tolist()})
+    if bare:
+        raise MisconfigurationException(f"{folder}: class {bare[0]!r} has no image that can be read")
+    return listing
+
+
+def readable(folder: Path, names: Sequence[str], unreadable: Unreadable) -> list[str]:
+    """Return the files whose headers are those of images, and say which are not.
+
+    Raises:
+        MisconfigurationException: There are others and `unreadable` is `refuse`, or there is no image at all.
+    """
+    wrong: dict[str, str] = {}
+    said = time.monotonic()
+    with ThreadPoolExecutor(THREADS) as pool:
+        reasons = pool.map(lambda name: why_unreadable(folder / name), names)
+        for done, (name, reason) in enumerate(zip(names, reasons, strict=True)):
+            if reason is not None:
+                wrong[name] = reason
+            if time.monotonic() - said > EVERY_S:
+                said = time.monotonic()
+                log.info(f"headers    {done:,} of {len(names):,} files in {folder} read")
+    if not wrong:
+        return list(names)
+    shown = listed([f"{name} ({reason})" for name, reason in wrong.items()])
+    text = f"{len(wrong):,} of the {len(names):,} files in {folder} cannot be read as images: {shown}"
+    if unreadable == "refuse" or len(wrong) == len(names):
+        raise MisconfigurationException(f"{text}; remove them, or leave them out with --data.unreadable skip")
+    log.warning(f"{text}; left out")
+    return [name for name in names if name not in wrong]

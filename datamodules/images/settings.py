@@ -1,0 +1,57 @@
+"""What the datamodules of image files share: settings in range, means of ImageNet, and how their workers load."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+
+from datamodules.images.loader import cores_for_workers
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+Check = tuple[str, object, bool, str]  # a setting, its value, whether that is right, and what would be
+
+
+def check(*settings: Check) -> None:
+    """Refuse the first setting that is not right.
+
+    Raises:
+        ValueError: With its name, its value and what it must be.
+    """
+    for name, value, good, wanted in settings:
+        if not good:
+            raise ValueError(f"{name} is {value!r} but must be {wanted}")
+
+
+def check_files(
+    image_size: int, channels: int, mean: list[float], std: list[float], workers: int | None, prefetch: int
+) -> None:
+    """Refuse settings of images and of workers that are out of their range.
+
+    Raises:
+        ValueError: See :func:`check`.
+    """
+    many = f"{channels} values" if channels > 1 else "1 value"
+    each = ", one for each channel"
+    check(
+        ("image_size", image_size, image_size >= 1, "1 pixel or more"),
+        ("mean", mean, len(mean) == channels, f"{many}{each}"),
+        ("std", std, len(std) == channels and min(std) > 0, f"{many} above 0{each}"),
+        ("workers", workers, workers is None or workers >= 0, "0 or more, or null"),
+        ("prefetch", prefetch, prefetch >= 1, "1 or more"),
+    )
+
+
+def loading(
+    trainer: Trainer | None, workers: int | None, prefetch: int, persistent: bool, pin_memory: bool | None
+) -> dict[str, Any]:
+    """How an `ImageFileLoader` loads, with what is null decided: by the cores of this process and by its device."""
+    device = trainer.strategy.root_device if trainer else torch.device("cpu")
+    processes = len(getattr(trainer.strategy, "parallel_devices", None) or [0]) if trainer else 1
+    return {
+        "workers": cores_for_workers(processes) if workers is None else workers,
+        "prefetch": prefetch,
+        "persistent": persistent,
+        "pin_memory": device.type == "cuda" if pin_memory is None else pin_memory,
+    }

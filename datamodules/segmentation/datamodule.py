@@ -1,0 +1,356 @@
+"""Images, masks and prompts: several data sets in one run, absent objects, and a split that keeps copies together.
+
+file --worker: decode, squeeze to the canvas--> uint8 --device--> random resized crop to image_size, flip, normalise;  mask: nearest
+     validation, test, predict: whole images at their stored size, normalise
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+from datamodules.base import DataModule
+from datamodules.images.class_folders import listed
+from datamodules.images.labelled import readable
+from datamodules.images.settings import IMAGENET_MEAN, IMAGENET_STD, check, check_files, loading
+from datamodules.images.unlabelled import image_names
+from datamodules.segmentation.coco import read_coco
+from datamodules.segmentation.generator import GENERATED_SETS, write_generated
+from datamodules.segmentation.loader import NOTHING, Questions, SegmentationFiles, SegmentationLoader
+from datamodules.segmentation.prompt_sets import (
+    Pair,
+    PromptSet,
+    are_prompts,
+    check_sets,
+    group_names,
+    read_set,
+    size_of,
+    synonyms_of,
+)
+from datamodules.splitting.grouped import grouped_split
+from datamodules.splitting.stratified import stratified_split
+
+log = logging.getLogger(__name__)
+
+Split = Literal["train", "val", "test", "predict"]
+PARTS = ("train", "val", "test")
+
+
+class PromptedSegmentationDataModule(DataModule):
+    """Data sets of images, masks and prompts. Batches are described in docs/prompted_segmentation.md.
+
+    Args:
+        root: Folder that the sets' folders are in.
+        sets: Data sets, each with `folder`, `prompts`, and perhaps `groups`, `group_column`, `file_column`; `annotations` and
+            `categories` of a COCO file in place of masks. One whose folder is not there is named and left out. Null: what
+            `generate` writes.
+        generate: Write so many made-up images of each of two kinds, cracks on a wall and taped joints on a board, to
+            segmentation_generated_N in `root`, and use them, whatever else is there; null: use `sets`.
+        image_size: Height and width in pixels of the crops that are trained on.
+        canvas: Side in pixels of the square that a training image is squeezed to before it is cropped; null takes the median of the
+            images' longer sides, so that objects are about as large in training as in evaluation.
+        crop_scale: Smallest share of a picture's area that the random resized crop cuts out, above 0, up to 1.
+        crop_ratio: Largest ratio of the crop's longer side to its shorter one, 1 or more.
+        flip: Mirror each training image left to right with probability one half.
+        negatives: Probability that a training image is also asked for the object of another set, with an empty mask as the answer;
+            above 0 each image of validation and test is asked for one, too. Right only where no image shows the object of another
+            set: else set it to 0.
+        near_duplicates: Keep pictures that look alike on one side of the split: largest distance of their hashes that counts so,
+            in bits, 0 to 64; 2 is strict. Null: only files of the same bytes are kept together.
+        test_fraction: Share of each object's images held out for testing, above 0 and below 1.
+        mean: Mean of each channel for the normalisation, in units of 0..1; null takes that of ImageNet.
+        std: Standard deviation of each channel, likewise.
+        prompts: What predict asks of each image, also what training never asked; null asks for each object by its first prompt.
+        workers: Processes that decode, for each training process; null takes as many as there are cores for it, at most 16.
+        prefetch: Batches that each worker has ready, 1 or more.
+        persistent_workers: Keep the workers from one epoch to the next.
+        pin_memory: Put batches into page-locked memory, from which the copy to a CUDA device does not hold up the host; null does
+            so where the device is one.
+        batch_size: Training images in a batch of one process.
+        eval_batch_size: Images in a batch of validation, test and predict, all of one size; null: as many as `batch_size`.
+        val_fraction: Share of each object's images held out for validation, above 0 and below 1.
+        train_fraction: Share of the rest that is trained on, above 0, up to 1.
+        split_seed: Seed of the split, apart from the training seed.
+        drop_last: Leave out the last training batch of an epoch where it is not full.
+        images: Folder of images that predict reads in place of the test split, each at its own size.
+
+    Raises:
+        ValueError: A setting is out of its range.
+        FileNotFoundError: None of the sets is there.
+        MisconfigurationException: A set is not laid out as above, or files cannot be read.
+    """
+
+    fixed_on_resume: ClassVar[tuple[str, ...]] = (
+        *DataModule.fixed_on_resume,
+        "root",
+        "sets",
+        "generate",
+        "near_duplicates",
+        "test_fraction",
+    )
+
+    def __init__(
+        self,
+        root: str = "data",
+        sets: list[PromptSet] | None = None,
+        generate: int | None = None,
+        image_size: int = 256,
+        canvas: int | None = None,
+        crop_scale: float = 0.35,
+        crop_ratio: float = 4 / 3,
+        flip: bool = True,
+        negatives: float = 0.25,
+        near_duplicates: int | None = None,
+        test_fraction: float = 0.15,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        prompts: list[str] | None = None,
+        workers: int | None = None,
+        prefetch: int = 2,
+        persistent_workers: bool = True,
+        pin_memory: bool | None = None,
+        batch_size: int = 8,
+        eval_batch_size: int | None = None,
+        val_fraction: float = 0.15,
+        train_fraction: float = 1.0,
+        split_seed: int = 0,
+        drop_last: bool = True,
+        images: str | None = None,
+    ) -> None:
+        mean, std = list(mean or IMAGENET_MEAN), list(std or IMAGENET_STD)
+        check_files(image_size, 3, mean, std, workers, prefetch)
+        check(
+            ("canvas", canvas, canvas is None or canvas >= 1, "1 pixel or more, or null"),
+            ("generate", generate, generate is None or generate >= 1, "1 image of each kind or more, or null"),
+            ("negatives", negatives, 0 <= negatives <= 1, "a probability, 0 to 1"),
+            ("near_duplicates", near_duplicates, near_duplicates is None or 0 <= near_duplicates <= 64, "0 to 64 bits, or null"),
+            ("test_fraction", test_fraction, 0 < test_fraction < 1, "above 0 and below 1"),
+            ("test_fraction", test_fraction, test_fraction + val_fraction < 1, "below 1 with val_fraction"),
+            ("prompts", prompts, prompts is None or are_prompts(prompts), "different texts with a letter or a digit, at least one"),
+        )  # fmt: skip
+        super().__init__(
+            batch_size=batch_size,
+            eval_batch_size=batch_size if eval_batch_size is None else eval_batch_size,
+            val_fraction=val_fraction,
+            train_fraction=train_fraction,
+            split_seed=split_seed,
+            drop_last=drop_last,
+            flip=flip,
+            images=images,
+        )
+        if generate is not None:
+            self.root, self.sets = Path(root) / f"segmentation_generated_{generate}", list(GENERATED_SETS)
+        elif sets is None:
+            raise ValueError("sets: data sets are needed, each a folder with its prompts (or --data.generate 40)")
+        else:
+            self.root, self.sets = Path(root), list(sets)
+        check_sets(self.sets)
+        self.augmentation = replace(self.augmentation, crop_scale=crop_scale, crop_ratio=crop_ratio)
+        self.generate, self.canvas, self._image_size, self._mean, self._std = generate, canvas, image_size, mean, std
+        self.negatives, self.near_duplicates, self.test_fraction = negatives, near_duplicates, test_fraction
+        self.prompts, self.workers, self.prefetch = prompts, workers, prefetch
+        self.persistent_workers, self.pin_memory = persistent_workers, pin_memory
+        self._named: set[Path] = set()  # masks with odd values that the user was told of
+        self._predicted: list[Pair] = []
+
+    # ---- the header ----
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of a training crop; evaluation is at the images' own sizes."""
+        return self._image_size
+
+    @property
+    def in_channels(self) -> int:
+        """Three: images are read as RGB."""
+        return 3
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Mean of each channel that the normalisation takes."""
+        return tuple(self._mean)
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Standard deviation of each channel that the normalisation takes."""
+        return tuple(self._std)
+
+    @property
+    def class_names(self) -> list[str]:
+        """The first prompt of each object, in the order of the sets that are there."""
+        return [texts[0] for texts in self.synonyms]
+
+    @property
+    def synonyms(self) -> list[list[str]]:
+        """The prompts of each object."""
+        return synonyms_of(self.present)
+
+    @cached_property
+    def present(self) -> list[PromptSet]:
+        """The sets whose folders are there; where predict has images of its own, all of them if none is."""
+        if self.generate is not None:
+            write_generated(self.root, self.generate)
+        found = [one for one in self.sets if (self.root / one.folder).is_dir()]
+        if not found and self.images is not None:
+            return self.sets
+        absent = [str(self.root / one.folder) for one in self.sets if one not in found]
+        if not found:
+            raise FileNotFoundError(
+                f"--data.root {self.root}: none of the data sets is there: {listed(absent)}; "
+                "give --data.root, or use made-up images with --data.generate 40"
+            )
+        if absent:
+            log.warning(
+                f"data sets that are not there: {listed(absent)}; going on with {listed([one.folder for one in found])}"
+            )
+        return found
+
+    # ---- files and splits ----
+
+    @cached_property
+    def pairs(self) -> list[Pair]:
+        """All images, set by set: the sample of `index` i is the i-th."""
+        return [pair for listing in self._listings for pair in listing]
+
+    @cached_property
+    def _listings(self) -> list[list[Pair]]:
+        names = self.class_names
+        return [
+            (read_coco if one.annotations is not None else read_set)(self.root, one, names.index(one.prompts[0]))
+            for one in self.present
+        ]
+
+    @cached_property
+    def _drawn(self) -> dict[str, Tensor]:
+        """Places of the images of each split, ascending."""
+        groups = group_names(self.root, self.present, self._listings, self.near_duplicates)
+        labels = [one.folder for one, listing in zip(self.present, self._listings, strict=True) for _ in listing]
+        shares = [round(1 - self.val_fraction - self.test_fraction, 12), self.val_fraction, self.test_fraction]
+        try:
+            split = grouped_split(labels, groups, shares, self.split_seed)
+        except ValueError as error:
+            raise MisconfigurationException(
+                f"{self.root}, divided into train, val and test (--data.val_fraction, --data.test_fraction): {error}"
+            ) from error
+        if absent := split.absent():
+            shown = listed([f"{name!r} in {PARTS[s]}" for name, s in absent])
+            log.warning(f"data sets without an image: {shown}; they have too few images or groups")
+        assignment = torch.tensor(split.assignment)
+        return {name: (assignment == s).nonzero().flatten() for s, name in enumerate(PARTS)}
+
+    def read_part(self, part: Literal["train", "test"]) -> dict[str, Tensor]:
+        """List all training samples, the validation split among them, or all test samples.
+
+        Returns:
+            `label` (N,) int64, the number of the object's prompt, and `index` (N,) int64, each image's place in `pairs`.
+        """
+        index = self._drawn["test"] if part == "test" else torch.cat([self._drawn["train"], self._drawn["val"]])
+        return self._rows(index)
+
+    def _rows(self, index: Tensor) -> dict[str, Tensor]:
+        labels = torch.tensor([self.pairs[place].prompt for place in index.tolist()], dtype=torch.int64)
+        return {"label": labels, "index": index}
+
+    def _split_training_data(self) -> None:
+        train = self._rows(self._drawn["train"])
+        used, _ = stratified_split(
+            train["label"], 0.0, seed=self.split_seed, name="train_fraction", used=self.train_fraction
+        )
+        self.splits["train"] = {name: values[used] for name, values in train.items()}
+        self.splits["val"] = self._rows(self._drawn["val"])
+
+    def setup(self, stage: str) -> None:
+        """List, check and split what the stage needs, once; no image is decoded."""
+        if stage == "predict" and self.images is not None:
+            if self._files is None:
+                self._list_images(self.images)
+            return
+        super().setup(stage)
+        of_stage = {"fit": ("train", "val"), "validate": ("val",)}.get(stage, ("test",))
+        counts = " and ".join(f"{len(self.splits[split]['index']):,} {split}" for split in of_stage)
+        log.info(f"data       {counts} images of {listed([repr(name) for name in self.class_names])} in {self.root}")
+
+    def _list_images(self, folder: Path) -> None:
+        self._files = readable(folder, image_names(folder, 3), "skip")
+        # no mask, and no object of their own
+        self._predicted = [Pair(folder / name, Path(), -1, size_of(folder / name) or (0, 0)) for name in self._files]
+        self.splits["predict"] = {"index": torch.arange(len(self._files))}
+
+    def predicted_files(self) -> list[str]:
+        """Files that predict serves, relative to `images`, or to `root` for the test split: `index` is a place in this list."""
+        if self._files is not None:
+            return self._files
+        return [pair.image.relative_to(self.root).as_posix() for pair in self.pairs]
+
+    @property
+    def split_settings(self) -> dict[str, str | int | float | bool | None]:
+        """Settings that decide which sample is in which split."""
+        files = [name for one in self.present for name in (one.groups, one.annotations) if name is not None]
+        tables = {name: (self.root / name).read_bytes() for name in files}
+        sets = repr([asdict(one) for one in self.present]).encode() + b"".join(tables.values())
+        named = hashlib.sha256(sets).hexdigest()[:16]
+        own = {"test_fraction": self.test_fraction, "near_duplicates": self.near_duplicates}
+        return {**super().split_settings, **own, "sets": named}
+
+    # ---- loaders ----
+
+    def _canvas(self) -> int:
+        longer = [max(self.pairs[place].size) for place in self.splits["train"]["index"].tolist()]
+        return self.canvas if self.canvas is not None else round(statistics.median(longer))
+
+    def _loader(self, split: Split) -> SegmentationLoader:
+        trainer, training, of_folder = self.trainer, split == "train", split == "predict" and self.images is not None
+        served: Split = "test" if split == "predict" and not of_folder else split
+        predicting = trainer is not None and trainer.predicting
+        asked = self.prompts or self.class_names
+        return SegmentationLoader(
+            SegmentationFiles(self._predicted if of_folder else self.pairs, self._canvas() if training else None),
+            self.splits[served]["index"],
+            questions=Questions(self.synonyms, self.negatives, training, asked if predicting or of_folder else None),
+            odd=self._say_odd,
+            unreadable=partial(self._say_unreadable, of_folder),
+            **loading(trainer, self.workers, self.prefetch, self.persistent_workers, self.pin_memory),
+            **self._order(split),
+        )
+
+    def _say_unreadable(self, of_folder: bool, missing: Sequence[int]) -> None:
+        files = self.predicted_files()
+        text = f"{len(missing)} of the images or their masks cannot be read: {listed([files[i] for i in missing])}"
+        if not of_folder:
+            raise MisconfigurationException(f"{self.root}: {text}; repair or remove them")
+        log.warning(f"{self.images}: {text}; left out")
+
+    def _say_odd(self, odd: dict[int, str]) -> None:
+        for index, said in odd.items():
+            mask = self.pairs[index].mask
+            if said.startswith(NOTHING):
+                raise MisconfigurationException(
+                    f"{mask}: {said}; a mask is 255 where the object is, 0 elsewhere: multiply it, or make it black if it is empty"
+                )
+            if mask not in self._named:
+                self._named.add(mask)
+                log.warning(f"{mask}: {said}; what is over 127 is taken for the object")
+
+    # ---- batches on the device ----
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Augment or normalise; then give each prompt its mask."""
+        return self.of_prompts(super().on_after_batch_transfer(batch, dataloader_idx))
+
+    @staticmethod
+    def of_prompts(batch: dict[str, Any]) -> dict[str, Any]:
+        """A batch in which each prompt has a mask, where images have: that of its image, or an empty one."""
+        if "mask" in batch:
+            mask = batch["mask"][batch["image_index"]] * batch["positive"].view(-1, 1, 1, 1)
+            batch = {**batch, "mask": mask}
+        return batch

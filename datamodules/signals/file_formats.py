@@ -1,0 +1,170 @@
+"""Windows of signals of your own, from one file with the persons' numbers, as arrays or as a table.
+
+    FILE.npz   signal (N, S, T), label (N,), subject (N,); if wanted class_names (K,) and signal_names (S,)
+    FILE.csv   a line for each sample: the columns window, time, label and subject, in any order; every other column is a signal
+
+Labels are the numbers 0 to K - 1 or names; `class_names` gives their order, else names go by the alphabet. Persons are whole
+numbers; names become 0, 1, 2, ... in the order of the alphabet. In a table, lines of equal `window` are one window, sorted by
+`time`; all windows have the same number of lines. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from datamodules.signals.windows import Windows
+
+OWN_COLUMNS = ("window", "time", "label", "subject")
+Array = np.ndarray[Any, Any]
+
+
+class SignalFile(NamedTuple):
+    """What a file holds: windows, names of the K classes and of the S signals."""
+
+    windows: Windows
+    class_names: list[str]
+    signal_names: list[str]
+
+
+def read_signal_file(path: Path) -> SignalFile:
+    """Read a file of windows.
+
+    Args:
+        path: File that ends in .npz or .csv.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        MisconfigurationException: It is not of this form, or holds what it must not.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no file {path.absolute()}: expected windows of signals, a .npz with signal (N, S, T), label and subject, or a .csv "
+            "with the columns window, time, label, subject and one for each signal; name it with --data.file"
+        )
+    readers = {".npz": _read_arrays, ".csv": _read_table}
+    if path.suffix.lower() not in readers:
+        raise MisconfigurationException(f"--data.file {path} must end in .npz or .csv")
+    try:
+        arrays = readers[path.suffix.lower()](path)
+    except (ValueError, OSError, UnicodeDecodeError) as error:
+        raise MisconfigurationException(f"{path} is damaged or of another form: {error}") from error
+    signal, labels, subjects = (arrays[name] for name in ("signal", "label", "subject"))
+    if signal.ndim != 3 or signal.dtype.kind not in "fiu" or 0 in signal.shape:
+        raise MisconfigurationException(
+            f"{path}: signal is {signal.dtype} of shape {signal.shape}, expected numbers (N, S, T)"
+        )
+    for name in ("label", "subject"):
+        if arrays[name].shape != (len(signal),):
+            raise MisconfigurationException(
+                f"{path}: {len(signal)} windows in signal, but {name} has the shape {arrays[name].shape}; one for each is needed"
+            )
+    finite = np.isfinite(signal)
+    if not finite.all():
+        window, channel, sample = (int(found[0]) for found in np.nonzero(~finite))
+        raise MisconfigurationException(
+            f"{path}: sample {sample} of signal {channel} in window {window} is {signal[window, channel, sample]}, "
+            "no measurement; mend or remove the window"
+        )
+    if subjects.dtype.kind not in "iu":
+        subjects = np.unique(subjects, return_inverse=True)[1]
+    names, label = _classes(path, labels, arrays.get("class_names"))
+    signal_names = [str(name) for name in arrays.get("signal_names", [f"signal {i}" for i in range(signal.shape[1])])]
+    if len(signal_names) != signal.shape[1]:
+        raise MisconfigurationException(f"{path}: {len(signal_names)} signal_names for {signal.shape[1]} signals")
+    windows = {
+        "signal": torch.from_numpy(signal.astype(np.float32)),
+        "label": torch.from_numpy(label),
+        "subject": torch.from_numpy(subjects.astype(np.int64)),
+        "index": torch.arange(len(signal)),
+    }
+    return SignalFile(windows, names, signal_names)
+
+
+def _classes(path: Path, labels: Array, given: Array | None) -> tuple[list[str], Array]:
+    """Return the names of the classes and the label (N,) int64 of each window."""
+    numbered = labels.dtype.kind in "iu"
+    if given is not None:
+        names = [str(name) for name in given]
+    elif numbered:
+        names = [str(number) for number in range(int(labels.max()) + 1)]
+    else:
+        names = sorted({str(label) for label in labels})
+    places = {number if numbered else name: number for number, name in enumerate(names)}
+    for row, label in enumerate(labels.tolist()):
+        if label not in places:
+            known = f"0 to {len(names) - 1}" if numbered else ", ".join(names)
+            raise MisconfigurationException(f"{path}: label {label!r} of window {row} is unknown; there are {known}")
+    return names, np.array([places[label] for label in labels.tolist()], dtype=np.int64)
+
+
+def _read_arrays(path: Path) -> dict[str, Array]:
+    with np.load(path, allow_pickle=False) as file:
+        if missing := [name for name in ("signal", "label", "subject") if name not in file.files]:
+            raise ValueError(f"it has no {', '.join(missing)}, only {', '.join(file.files)}")
+        return {name: file[name] for name in file.files}
+
+
+def _read_table(path: Path) -> dict[str, Array]:
+    """Read the long form; np.loadtxt is in C, so a million lines take seconds."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        lines = csv.reader(file)
+        header, first_line = [name.strip() for name in next(lines, [])], next(lines, None)
+    if missing := [name for name in OWN_COLUMNS if name not in header]:
+        raise ValueError(f"its first line names no column {', '.join(missing)}; it has {', '.join(header)}")
+    signal_names = [name for name in header if name not in OWN_COLUMNS]
+    if not signal_names:
+        raise ValueError("it has no column besides window, time, label and subject; each other one is a signal")
+    if first_line is None:
+        raise ValueError("it has no lines below the first")
+
+    def columns(names: list[str], dtype: type[Any]) -> Array:
+        places = [header.index(name) for name in names]
+        return np.loadtxt(
+            path,
+            dtype=dtype,
+            delimiter=",",
+            skiprows=1,
+            usecols=places,
+            ndmin=2,
+            quotechar='"',
+            comments=None,
+            encoding="utf-8-sig",
+        )
+
+    values = columns(["time", *signal_names], np.float64)
+    text = np.char.strip(columns(["window", "label", "subject"], str))
+    _, first, window = np.unique(text[:, 0], return_index=True, return_inverse=True)
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))  # windows are numbered as they first appear
+    window = rank[window]
+    lengths = np.bincount(window)
+    if (lengths != lengths[0]).any():
+        wrong = int((lengths != lengths[0]).argmax())
+        name = text[np.sort(first)[wrong], 0]
+        raise ValueError(
+            f"window {name} has {lengths[wrong]} samples, but the first has {lengths[0]}; all must have the same"
+        )
+    order = np.lexsort((values[:, 0], window))
+    shape = (len(lengths), int(lengths[0]))
+    owners = text[order, 1:].reshape(*shape, 2)
+    mixed = (owners != owners[:, :1]).any((1, 2))
+    if mixed.any():
+        raise ValueError(f"window {text[np.sort(first)[int(mixed.argmax())], 0]} has several labels or subjects")
+    label, subject = owners[:, 0, 0], owners[:, 0, 1]
+    return {
+        "signal": values[order, 1:].reshape(*shape, -1).transpose(0, 2, 1),
+        "label": _whole(label),
+        "subject": _whole(subject),
+        "signal_names": np.array(signal_names),
+    }
+
+
+def _whole(values: Array) -> Array:
+    """Return texts as whole numbers where all are."""
+    return values.astype(np.int64) if np.char.isdigit(values).all() else values

@@ -1,0 +1,68 @@
+"""Fetches UCI HAR from the UCI repository: a zip within a zip, of which nothing but the layout's own files is unpacked."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import urllib.request
+import zipfile
+from pathlib import Path
+
+from datamodules.signals.har_reader import FOLDER
+
+URL = "https://archive.ics.uci.edu/static/public/240/human+activity+recognition+using+smartphones.zip"
+SHA256 = "c00b803081a5c797cd5e4b83700a9810b38d53d9d84e01917e090e1fdbc81031"
+"""Of the archive behind URL, as two independent public projects have it."""
+INNER = f"{FOLDER}.zip"
+TIMEOUT = 60  # seconds without a byte
+
+
+def fetch(root: Path) -> Path:
+    """Download and unpack the data set.
+
+    Args:
+        root: Folder in which `UCI HAR Dataset` is made.
+
+    Returns:
+        That folder.
+
+    Raises:
+        FileNotFoundError: There is no network, or what came is not the archive; the message says what to do.
+    """
+    try:
+        with urllib.request.urlopen(URL, timeout=TIMEOUT) as response:
+            archive = response.read()  # 60 MB
+        if (found := hashlib.sha256(archive).hexdigest()) != SHA256:
+            raise OSError(f"its SHA-256 is {found} and not {SHA256}: damaged, or another version")
+    except OSError as error:
+        raise FileNotFoundError(
+            f"could not fetch {URL} ({error}); put the folder {FOLDER} from elsewhere into {root.absolute()}"
+        ) from error
+    return unpack(archive, root)
+
+
+def unpack(archive: bytes, root: Path) -> Path:
+    """Unpack the archive's text files of windows.
+
+    Args:
+        archive: The outer zip.
+        root: Folder in which `UCI HAR Dataset` is made.
+
+    Returns:
+        That folder.
+    """
+    unfinished = root / f"{FOLDER}.unfinished-{os.getpid()}"  # in place only when it is whole
+    with zipfile.ZipFile(io.BytesIO(archive)) as outer, zipfile.ZipFile(io.BytesIO(outer.read(INNER))) as inner:
+        for member in inner.infolist():
+            top, _, name = member.filename.partition("/")
+            # the rest are the 561 features, and what macOS left behind
+            if top == FOLDER and name.endswith(".txt") and not name.endswith(("X_train.txt", "X_test.txt")):
+                target = unfinished / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with inner.open(member) as source, target.open("wb") as file:
+                    shutil.copyfileobj(source, file)
+    folder = root / FOLDER
+    unfinished.replace(folder)
+    return folder

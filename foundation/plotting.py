@@ -1,0 +1,52 @@
+"""Colours, axes and PNG files of all pictures.
+
+``Figure`` is used without pyplot, so that nothing is global, no window opens, and no figure has to be closed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.image import imsave
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from foundation.atomic_files import replace_file
+
+# Okabe and Ito, "Color Universal Design", 2008: told apart with any colour vision, and in grey by their lightness
+BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
+GREY, LIGHT_GREY = "#555555", "#D9D9D9"
+DPI = 110
+
+
+def epoch_axis(axes: Axes, last: float) -> None:
+    """A horizontal axis of epochs from 0 to the last, with whole numbers, and a quiet frame."""
+    axes.set_xlabel("epoch")
+    axes.set_xlim(0, 1.02 * last)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def marker(points: Sized) -> str:
+    """Dots where the points of a line are few, and in place of a line that has one point only."""
+    return "." if len(points) <= 30 else ""
+
+
+def render(figure: Figure) -> NDArray[np.uint8]:
+    """Pixels (H, W, 3) of a figure, 0 to 255."""
+    figure.set_dpi(DPI)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def write_png(path: Path, pixels: NDArray[np.uint8]) -> None:
+    """Write a PNG whole or not at all, so that a viewer never sees half a picture."""
+    with replace_file(path) as temporary:
+        imsave(temporary, pixels, format="png", dpi=DPI)

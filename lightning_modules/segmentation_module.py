@@ -1,0 +1,172 @@
+"""Figures of a prompted segmentation: of each prompt, at thresholds that validation chooses, beside those of predicting nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from lightning_modules.base import BaseModule, Batch, StageName
+from metrics import SegmentationCounts, SegmentationSums, TolerantSums, choose_thresholds, slug
+
+STAGES: tuple[StageName, ...] = ("train", "val", "val_raw", "test")
+METRIC_NAMES = ("iou", "dice", "pixel_acc", "iou_image", "dice_image")
+
+
+class SegmentationModule(BaseModule):
+    """Counts masks and logs figures.
+
+    Figures are those of each image's own object: pooled, as a mean over prompts, and of each prompt; those of prompts whose object
+    is absent are ``negative_area`` alone. In a fit each validation chooses the threshold of each prompt with the best IoU, pixels
+    that it marks where its object is absent included, at which its figures are; the checkpoint has it, and test, validate and
+    predict use it.
+
+    Args:
+        tolerance: Pixels, 0 or more, that an outline may be beside the true one in ``boundary_f1`` of validate and test.
+        num_classes: Number of prompts to tell apart in figures; linked to the data by the command line.
+        class_names: The prompts; linked to the data.
+
+    Attributes:
+        thresholds: Probability from which on a pixel is marked, by prompt, as the checkpoint has it.
+        raw_thresholds: The same of the weights in training, where validation judges their average too: those of ``val_raw``.
+    """
+
+    def __init__(
+        self,
+        *,
+        tolerance: int = 2,
+        num_classes: int | None = None,
+        class_names: list[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if class_names is None or num_classes != len(class_names):
+            raise ValueError("class_names and num_classes: the prompts and their number are needed, from the data")
+        if len({slug(name) for name in class_names}) < len(class_names):
+            raise ValueError(
+                f"class_names: prompts that differ in more than case and punctuation are needed, got {class_names}"
+            )
+        if tolerance < 0:
+            raise ValueError(f"tolerance: pixels, 0 or more, got {tolerance}")
+        self.tolerance, self.num_classes, self.class_names = tolerance, num_classes, list(class_names)
+        self.thresholds: dict[str, float] = {}
+        self.raw_thresholds: dict[str, float] = {}
+        super().__init__(**kwargs)
+
+    def configure_metrics(self) -> None:
+        """Sums of each stage: of each image's own object, then of absent ones."""
+        prompts = len(self.class_names)
+        self.sums = nn.ModuleDict({f"{stage}_sums": SegmentationSums(2 * prompts) for stage in STAGES})
+        self.losses = nn.ModuleDict({f"{stage}_loss": MeanMetric() for stage in STAGES})
+        self.boundaries = nn.ModuleDict(
+            {f"{stage}_boundary": TolerantSums(prompts, self.tolerance, "boundary") for stage in ("val", "test")}
+        )
+
+    @property
+    def metric_names(self) -> list[str]:
+        """Every figure of each stage."""
+        of_prompts = [f"{name}/{slug(prompt)}" for name in ("iou", "dice") for prompt in self.class_names]
+        return [f"{stage}/{name}" for stage in STAGES for name in ("loss", *METRIC_NAMES, "negative_area", *of_prompts)]
+
+    # ---- counting ----
+
+    def count(self, loss: Tensor, logits: Tensor, batch: Batch, stage: StageName) -> None:
+        """Add a batch to the figures of a stage; logits (N, 1, H, W), the loss its mean."""
+        cast(MeanMetric, self.losses[f"{stage}_loss"]).update(loss.detach(), len(logits))
+        # the numbers of the objects that are asked for and absent come after those of the images' own
+        place = torch.where(batch["positive"], batch["prompt_number"], batch["prompt_number"] + len(self.class_names))
+        cast(SegmentationSums, self.sums[f"{stage}_sums"]).update(logits, batch["mask"], place)
+        if stage in ("val", "test") and self.trainer.state.fn != "fit":
+            self._add_boundaries(logits.detach(), batch, stage)
+
+    def _add_boundaries(self, logits: Tensor, batch: Batch, stage: StageName) -> None:
+        own = len(batch["label"])
+        number = batch["prompt_number"][:own]
+        predicted = self.marked(logits[:own], batch["prompt"][:own], number)
+        cast(TolerantSums, self.boundaries[f"{stage}_boundary"]).update(predicted, batch["mask"][:own], number)
+
+    def marked(self, logits: Tensor, prompts: Sequence[str], number: Tensor | None = None) -> Tensor:
+        """Which pixels are marked, bool, of logits (N, 1, H, W), by the threshold of each prompt.
+
+        Args:
+            logits: (N, 1, H, W).
+            prompts: N texts.
+            number: Numbers (N,) of the objects they name, as a synonym has the threshold of its object; None: by the text.
+        """
+        names = prompts if number is None else [self.class_names[n] for n in number.tolist()]
+        thresholds = [self.threshold_of(name) for name in names]
+        return torch.sigmoid(logits.float()) >= logits.new_tensor(thresholds, dtype=torch.float32).view(-1, 1, 1, 1)
+
+    def threshold_of(self, prompt: str) -> float:
+        """The threshold of a prompt, 0.5 where none was chosen."""
+        return self.thresholds.get(prompt, 0.5)
+
+    # ---- the figures of an epoch ----
+
+    def on_train_epoch_start(self) -> None:
+        """Count anew. Not called when a run goes on in mid-epoch, where the restored sums must stay."""
+        for metric in (self.sums["train_sums"], self.losses["train_loss"]):
+            cast(SegmentationSums | MeanMetric, metric).reset()
+
+    def log_epoch(self, stage: StageName) -> None:
+        """Log a stage's figures and count anew; in a fit, choose the thresholds first."""
+        sums, loss = cast(SegmentationSums, self.sums[f"{stage}_sums"]), cast(MeanMetric, self.losses[f"{stage}_loss"])
+        if not sums.update_called:
+            return
+        own, absent = _halves(sums.compute())
+        # what is marked where the object is absent is as wrong as any other pixel
+        together = SegmentationCounts(*(a + b for a, b in zip(own, absent, strict=True)))
+        thresholds = self._thresholds(together, stage)
+        metrics: dict[str, Any] = {"loss": loss.compute(), **self._own_metrics(own, thresholds, stage)}
+        if (area := absent.overall(thresholds)).negatives:
+            metrics["negative_area"] = area.negative_area
+        metrics |= self._boundary_metrics(stage)
+        if stage == "test":
+            metrics |= {f"nothing_{name}": value for name, value in own.of_nothing().items()}
+        self.log_dict({f"{stage}/{name}": value for name, value in metrics.items()})
+        sums.reset()
+        loss.reset()
+
+    def _thresholds(self, counts: SegmentationCounts, stage: StageName) -> list[float]:
+        if stage == "train":
+            return [0.5] * len(self.class_names)
+        if self.trainer.state.fn != "fit" or self.trainer.sanity_checking:
+            chosen = self.raw_thresholds if stage == "val_raw" else self.thresholds
+            return [chosen.get(prompt, 0.5) for prompt in self.class_names]
+        thresholds = choose_thresholds(counts)
+        by_prompt = dict(zip(self.class_names, thresholds, strict=True))
+        if stage == "val_raw":
+            self.raw_thresholds = by_prompt
+        else:
+            self.thresholds = by_prompt
+        return thresholds
+
+    def _own_metrics(self, own: SegmentationCounts, thresholds: list[float], stage: StageName) -> dict[str, float]:
+        mean = own.mean_over_prompts(thresholds)
+        metrics = {name: getattr(mean, name) for name in METRIC_NAMES}
+        for number, prompt in enumerate(self.class_names):
+            if own.images[number, 0]:
+                of_prompt = own.of_prompt(number, thresholds[number])
+                metrics |= {f"{name}/{slug(prompt)}": getattr(of_prompt, name) for name in ("iou", "dice")}
+                if stage == "val":
+                    metrics[f"threshold/{slug(prompt)}"] = thresholds[number]
+        return metrics
+
+    def _boundary_metrics(self, stage: StageName) -> dict[str, float]:
+        name = f"{stage}_boundary"
+        metric = cast(TolerantSums, self.boundaries[name]) if name in self.boundaries else None
+        if metric is None or not metric.update_called:
+            return {}
+        rows, _ = metric.compute()
+        metric.reset()
+        known = {slug(prompt): row.f1 for prompt, row in zip(self.class_names, rows, strict=True) if row.images}
+        of_prompts = {f"boundary_f1/{name}": value for name, value in known.items()}
+        return {"boundary_f1": sum(known.values()) / len(known), **of_prompts}
+
+
+def _halves(counts: SegmentationCounts) -> tuple[SegmentationCounts, SegmentationCounts]:
+    """Counts of the images' own objects, and of absent ones."""
+    half = len(counts.images) // 2
+    return SegmentationCounts(*(part[:half] for part in counts)), SegmentationCounts(*(part[half:] for part in counts))

@@ -1,0 +1,60 @@
+"""Accuracy of each person and activity: what is counted, written and drawn."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from callbacks.pictures.subject_accuracy import SubjectAccuracy, SubjectTable, draw_subjects
+from foundation.plotting import render
+from metrics import GroupAccuracy
+
+MODULE: Any = SimpleNamespace(class_names=["walk", "sit", "lie"])
+TRAINER: Any = SimpleNamespace(datamodule=None)
+
+
+def counted() -> tuple[SubjectAccuracy, SubjectTable]:
+    """Subject 7: two of three right, no window of lying; subject 30: one of one; in two batches."""
+    callback = SubjectAccuracy()
+    callback.begin(TRAINER, MODULE)
+    for logits, label, subject in (
+        (torch.eye(3), [0, 1, 2], [7, 7, 30]),
+        (torch.eye(3)[:1], [1], [7]),
+    ):
+        callback.add(TRAINER, MODULE, logits, torch.tensor(label), {"subject": torch.tensor(subject)})
+    return callback, callback.collect(TRAINER, MODULE)
+
+
+def test_people_and_their_activities_by_hand(tmp_path: Path) -> None:
+    callback, found = counted()
+    assert found.subjects == {7: GroupAccuracy(3, 2), 30: GroupAccuracy(1, 1)}
+    assert found.cells == {(7, 0): GroupAccuracy(1, 1), (7, 1): GroupAccuracy(2, 1), (30, 2): GroupAccuracy(1, 1)}
+    callback.write(tmp_path, "val", found)
+    with (tmp_path / "per_subject_val.csv").open() as file:
+        rows = list(csv.reader(file))
+    assert rows == [
+        ["subject", "n", "accuracy", "walk", "sit", "lie"],
+        ["7", "3", "0.666667", "1.000000", "0.500000", ""],
+        ["30", "1", "1.000000", "", "", "1.000000"],
+    ]
+
+
+def test_the_worst_stands_on_top() -> None:
+    _, found = counted()
+    axes = draw_subjects(found, "a run").axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["7 (n=3)", "30 (n=1)"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["all", "walk", "sit", "lie"]
+    texts = {(text.get_position()[1], text.get_position()[0]): text.get_text() for text in axes.texts}
+    assert texts == {(0, 0): "67%", (0, 1): "100%", (0, 2): "50%", (1, 0): "100%", (1, 3): "100%"}
+    assert render(draw_subjects(found, "a run")).ndim == 3
+
+
+def test_data_without_people() -> None:
+    with pytest.raises(MisconfigurationException, match="SubjectAccuracy: the data does not say whom a sample is of"):
+        SubjectAccuracy().add(TRAINER, MODULE, torch.eye(3), torch.tensor([0, 1, 2]), {})

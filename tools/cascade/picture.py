@@ -1,0 +1,62 @@
+"""The picture of tools.cascade: accuracy against operations, and against time as it was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from callbacks.pictures.evaluation import label_text
+from foundation.plotting import BLUE, GREEN, GREY, VERMILION
+from metrics.confidence import Array
+
+
+class Point(NamedTuple):
+    """A stage alone or the cascade: accuracy (a share), operations an image, seconds an image."""
+
+    accuracy: float
+    flops: float
+    seconds: float
+
+
+def draw(curve: tuple[Array, Array], points: Mapping[str, Point], title: str, chosen: str) -> Figure:
+    """Two panels: the swept threshold against operations, and what was measured against time.
+
+    Args:
+        curve: Operations an image and accuracy at each threshold.
+        points: ``stage 1``, ``stage 2`` and ``cascade``.
+        title: Line above the picture.
+        chosen: What the legend says of the threshold.
+    """
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    figure.suptitle(label_text(title, 160))
+    left, right = figure.subplots(1, 2, sharey=True)
+    left.plot(curve[0] / 1e6, 100 * curve[1], color=BLUE, linewidth=1.5, label="cascade, threshold swept")
+    first, second = points["stage 1"], points["stage 2"]
+    # what the threshold would cost in time follows from the stages alone; the cascade's own point is measured
+    time = first.seconds + (curve[0] - first.flops) / second.flops * second.seconds
+    right.plot(1e3 * time, 100 * curve[1], color=BLUE, linewidth=1, linestyle="--", label="from the stages' times")
+    looks = {"stage 1": (GREEN, "s"), "stage 2": (VERMILION, "D"), "cascade": (BLUE, "o")}
+    for name, point in points.items():
+        colour, shape = looks[name]
+        text = chosen if name == "cascade" else f"{name} alone"
+        for axes, cost in ((left, point.flops / 1e6), (right, 1e3 * point.seconds)):
+            label = text if axes is right else None
+            axes.plot([cost], [100 * point.accuracy], shape, color=colour, markersize=9, label=label)
+    _finish(left, "million operations an image (a multiplication and an addition are two)")
+    _finish(right, "milliseconds an image, measured")
+    left.set_ylabel("accuracy (%)")
+    for axes in (left, right):
+        axes.legend(frameon=False, loc="lower right")
+    left.axhline(100 * second.accuracy, color=GREY, linewidth=0.8, linestyle=":")
+    right.axhline(100 * second.accuracy, color=GREY, linewidth=0.8, linestyle=":")
+    return figure
+
+
+def _finish(axes: Axes, label: str) -> None:
+    axes.set_xlabel(label)
+    axes.set_xlim(left=0)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,55 @@
+"""The picture of tools.compare: the curve of each run's main metric, a panel for each metric, a colour for each group of seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from callbacks.pictures.evaluation import label_text
+from foundation.plotting import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, epoch_axis, marker
+from tools.compare.runs import Run
+
+COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, GREY)
+STYLES = ("-", "--", ":", "-.")
+LISTED = 14  # most entries of a legend
+
+
+def draw(groups: Sequence[Sequence[Run]]) -> Figure:
+    """Curves over epochs; a dot is the best epoch. Runs that differ in the seed alone have one colour and one entry.
+
+    Args:
+        groups: Runs without a curve are left out.
+    """
+    metrics = list(dict.fromkeys(run.main for group in groups for run in group if run.curve and run.main))
+    figure = Figure(figsize=(8.5, max(4.2 * len(metrics), 2.0)), layout="constrained")
+    if not metrics:
+        figure.suptitle("no run has finished an epoch")
+        return figure
+    for axes, metric in zip(figure.subplots(len(metrics), 1, squeeze=False)[:, 0], metrics, strict=True):
+        entries, last = 0, 1.0
+        for number, group in enumerate(groups):
+            drawn = [run for run in group if run.main == metric and run.curve]
+            colour, style = COLOURS[number % len(COLOURS)], STYLES[number // len(COLOURS) % len(STYLES)]
+            for run in drawn:
+                epochs, values = zip(*run.curve, strict=True)
+                last = max(last, *epochs)
+                label = _label(group) if run is drawn[0] and entries < LISTED else None
+                entries += run is drawn[0]
+                axes.plot(
+                    epochs, values, color=colour, linestyle=style, marker=marker(epochs), label=label, linewidth=1.3
+                )
+                best = run.best[metric]
+                axes.plot([best["epoch"]], [best["value"]], "o", color=colour, markersize=6)
+        epoch_axis(axes, last)
+        axes.set_ylabel(metric)
+        axes.set_title(f"{metric} of each run; a large dot is its best epoch", fontsize=10)
+        title = f"{entries - LISTED} more than are listed" if entries > LISTED else None
+        legend = axes.legend(frameon=False, fontsize=8, title=title, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        legend.get_title().set_fontsize(8)
+    return figure
+
+
+def _label(group: Sequence[Run]) -> str:
+    seeds = f" and {len(group) - 1} more of its settings" if len(group) > 1 else ""
+    return label_text(f"{group[0].name[-40:]}{seeds}", 70)

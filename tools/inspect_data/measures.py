@@ -1,0 +1,205 @@
+"""What there is to know of a data set before training: samples, sizes, pixel values, duplicates, files that cannot be read.
+
+All of it comes from what every datamodule has: ``splits`` with labels and indices, and either uint8 images in memory or files
+(``folder(split)`` and ``files(split)``). Pixels are counted into a histogram, so that mean and deviation are exact.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from datamodules import DataModule
+from datamodules.images.class_folders import duplicate_groups, scan
+from datamodules.images.decoding import FORMATS
+from datamodules.images.loader import ImageFiles, cores_for_workers
+from tools.command_line import watched
+
+T = TypeVar("T")
+BATCH = 64  # images that are decoded or counted at a time
+ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values for a picture that lies on its side
+THREADS = 8  # opening files waits for the disk
+
+
+class Sample(NamedTuple):
+    """A sample of a data set: the split it is in, its class, its index in the data set, and its file where it has one."""
+
+    split: str
+    label: int
+    place: int
+    path: Path | None
+
+
+class Pixels(NamedTuple):
+    """Pixel values of the training images, and the files that could not be decoded.
+
+    Attributes:
+        histogram: (C, 256) int64, how often each value occurs in each channel.
+        damaged: Samples of any split.
+    """
+
+    histogram: Tensor
+    damaged: list[Sample]
+
+
+def samples_of(data: DataModule) -> list[Sample]:
+    """Every sample of the splits that were set up, train, val and test in this order."""
+    found: list[Sample] = []
+    for split in [split for split in ("train", "val", "test") if split in data.splits]:
+        labels, indices = data.splits[split]["label"].tolist(), data.splits[split]["index"].tolist()
+        paths = _paths(data, split)
+        found += [
+            Sample(split, label, index, paths[index] if paths else None)
+            for label, index in zip(labels, indices, strict=True)
+        ]
+    return found
+
+
+def _paths(data: DataModule, split: str) -> list[Path] | None:
+    """The file of each index, None for data in memory."""
+    if not has_files(data):
+        return None
+    folder = data.folder(split)  # type: ignore[attr-defined]
+    return [folder / name for name in data.files(split)]  # type: ignore[attr-defined]
+
+
+def has_files(data: DataModule) -> bool:
+    """Whether the samples are files, and not tensors in memory."""
+    return hasattr(data, "files") and hasattr(data, "folder")
+
+
+def counts(data: DataModule, samples: Sequence[Sample]) -> dict[str, list[int]]:
+    """Samples of each class in each split."""
+    table = {split: [0] * data.num_classes for split in dict.fromkeys(sample.split for sample in samples)}
+    for sample in samples:
+        table[sample.split][sample.label] += 1
+    return table
+
+
+def sizes(data: DataModule, samples: Sequence[Sample]) -> Tensor:
+    """Width and height (N, 2) int64 of each sample, as a viewer shows it; of files from their headers alone."""
+    if not has_files(data):
+        return torch.tensor([[data.image_size, data.image_size]]).expand(len(samples), 2)
+    paths = [sample.path for sample in samples if sample.path is not None]
+    with ThreadPoolExecutor(THREADS) as pool:
+        headers = pool.map(_size, paths)
+        found = [next(headers) for _ in watched("headers", paths, "files")]
+    return torch.tensor(found, dtype=torch.int64).view(-1, 2)
+
+
+def _size(path: Path) -> tuple[int, int]:
+    with warnings.catch_warnings(), Image.open(path, formats=FORMATS) as file:
+        warnings.simplefilter("ignore")
+        width, height = file.size
+        return (height, width) if file.getexif().get(ORIENTATION) in TURNED else (width, height)
+
+
+def pixels(data: DataModule, samples: Sequence[Sample]) -> Pixels:
+    """Count the pixel values of the training images, and find the files of all splits that cannot be decoded.
+
+    Files are shrunk to the size that is trained at, as the network sees them; a picture in full has a larger deviation.
+    """
+    histogram = torch.zeros(data.in_channels, 256, dtype=torch.int64)
+    if not has_files(data):
+        for part in watched("pixels", data.splits["train"]["image"].cpu().split(BATCH), f"batches of {BATCH} images"):
+            histogram += _count(part)
+        return Pixels(histogram, [])
+    damaged: list[Sample] = []
+    for split in dict.fromkeys(sample.split for sample in samples):
+        chosen = [sample for sample in samples if sample.split == split]
+        for images, missing in _decoded(data, chosen):
+            damaged += [chosen[place] for place in missing]
+            if split == "train":
+                histogram += _count(images)
+    return Pixels(histogram, damaged)
+
+
+def _count(images: Tensor) -> Tensor:
+    """Histogram (C, 256) of uint8 images (B, C, H, W)."""
+    return torch.stack([channel.flatten().bincount(minlength=256) for channel in images.transpose(0, 1).int()])
+
+
+def _decoded(data: DataModule, samples: Sequence[Sample]) -> Iterator[tuple[Tensor, list[int]]]:
+    """Batches of images (B, C, S, S), and the places of samples that cannot be decoded."""
+    files = ImageFiles(Path(), [str(sample.path) for sample in samples], None, data.train_size, data.in_channels)
+    batches = torch.arange(len(samples)).split(BATCH)
+    workers = data.workers if getattr(data, "workers", None) is not None else cores_for_workers()  # type: ignore[attr-defined]
+    loader: DataLoader[Any] = DataLoader(
+        files,
+        batch_sampler=[batch.tolist() for batch in batches],
+        num_workers=workers if len(batches) > 1 else 0,
+        collate_fn=_as_it_is,
+        worker_init_fn=_deaf,
+    )
+    decoded = iter(loader)
+    for _ in watched(f"decoded {samples[0].split}", batches, f"batches of {BATCH} files"):
+        batch = next(decoded)
+        yield batch["image"], batch["unreadable"]
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _deaf(worker: int) -> None:
+    """A worker ends with its parent, which Ctrl-C stops."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def mean_and_std(histogram: Tensor) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel in units of 0..1.
+
+    Args:
+        histogram: (C, 256) counts of the values 0 to 255.
+    """
+    weights = histogram.double() / histogram.sum(dim=1, keepdim=True).clamp(min=1)
+    values = torch.arange(256, dtype=torch.float64) / 255
+    mean = weights @ values
+    std = ((weights * (values - mean[:, None]) ** 2).sum(dim=1)).sqrt()
+    return mean.tolist(), std.tolist()
+
+
+def duplicates(data: DataModule, samples: Sequence[Sample]) -> list[list[Sample]]:
+    """Sets of two or more samples that are the same: files of the same bytes, images in memory of the same pixels."""
+    if has_files(data):
+        by_path: dict[Path, list[Sample]] = defaultdict(list)
+        for sample in samples:
+            assert sample.path is not None
+            by_path[sample.path].append(sample)
+        groups = duplicate_groups(list(by_path), lambda doubtful: watched("compared", doubtful, "files"))
+        return [[sample for path in same for sample in by_path[path]] for same in groups]
+    by_pixels: dict[bytes, list[Sample]] = defaultdict(list)
+    images = {split: data.splits[split]["image"].cpu().contiguous().numpy() for split in data.splits}
+    places: dict[str, int] = defaultdict(int)
+    for sample in watched("compared", samples, "images"):
+        pixels = images[sample.split][places[sample.split]]
+        places[sample.split] += 1
+        by_pixels[hashlib.sha256(pixels.tobytes()).digest()].append(sample)
+    return [same for same in by_pixels.values() if len(same) > 1]
+
+
+def unreadable_headers(data: DataModule, samples: Sequence[Sample]) -> tuple[list[Path], dict[str, int]]:
+    """Files that the datamodule left out as they do not begin as an image does, and how many it left out for other reasons."""
+    missing: list[Path] = []
+    left_out: dict[str, int] = defaultdict(int)
+    if not has_files(data):
+        return [], {}
+    for folder in dict.fromkeys(data.folder(split) for split in dict.fromkeys(s.split for s in samples)):  # type: ignore[attr-defined]
+        listed = {folder / name for split in data.splits if data.folder(split) == folder for name in data.files(split)}  # type: ignore[attr-defined]
+        found = scan(folder)
+        missing += [path for path, _ in found.images if path not in listed]
+        for reason, paths in found.left_out.items():
+            left_out[reason] += len(paths)
+    return missing, dict(left_out)

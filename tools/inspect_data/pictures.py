@@ -1,0 +1,136 @@
+"""The pictures of tools.inspect_data: how many, how large, how bright; and samples as the file has them and as the network does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+from callbacks.pictures.evaluation import label_text
+from foundation.plotting import BLUE, GREEN, GREY, ORANGE, VERMILION
+from tools.inspect_data.samples import Tile
+
+COLOURS = {"train": BLUE, "val": VERMILION, "test": GREEN}
+WITH_NAMES = 40  # most classes that have a name on the axis
+ABOVE_LEGEND = 26  # points between a panel and its title
+POINTS = 5_000  # most points of the size panel
+
+
+def draw_overview(
+    names: Sequence[str], counts: dict[str, list[int]], sizes: Tensor, histogram: Tensor, network_size: int, title: str
+) -> Figure:
+    """Samples of each class, sizes of the images, and values of their pixels.
+
+    Args:
+        names: Of the K classes.
+        counts: Samples of each class in each split.
+        sizes: Width and height (N, 2).
+        histogram: (C, 256) counts of pixel values in the training images.
+        network_size: Height and width of what is trained on, marked among the sizes.
+        title: Line above the picture.
+    """
+    classes = len(names)
+    height = max(4.0, 0.24 * classes * (classes <= WITH_NAMES) + 1.6)
+    figure = Figure(figsize=(15, height), layout="constrained")
+    figure.suptitle(label_text(title, 200))
+    bars, size_axes, values = figure.subplots(1, 3, width_ratios=(1.3, 1, 1))
+    _draw_counts(bars, names, counts)
+    _draw_sizes(size_axes, sizes, network_size)
+    _draw_values(values, histogram)
+    return figure
+
+
+def _draw_counts(axes: Axes, names: Sequence[str], counts: dict[str, list[int]]) -> None:
+    """Stacked bars, one a class; of many classes only their outline, the largest first."""
+    total = np.sum(list(counts.values()), axis=0)
+    axes.set_title("samples of each class", pad=ABOVE_LEGEND)
+    if len(names) > WITH_NAMES:
+        order = np.argsort(-total, kind="stable")
+        for split, column in counts.items():
+            axes.plot(np.asarray(column)[order], color=COLOURS[split], drawstyle="steps-mid", label=split)
+        axes.set_xlabel("classes, the largest first")
+        axes.set_ylabel("samples")
+        axes.set_ylim(bottom=0)
+    else:
+        left = np.zeros(len(names))
+        for split, column in counts.items():
+            axes.barh(range(len(names)), column, left=left, height=0.8, color=COLOURS[split], label=split)
+            left += np.asarray(column)
+        axes.set_yticks(range(len(names)), [label_text(name) for name in names], fontsize=8)
+        axes.set_ylim(len(names) - 0.4, -0.6)  # the first class on top
+        axes.bar_label(axes.containers[-1], [f"{count:,}" for count in total], padding=3, fontsize=8)  # type: ignore[arg-type]
+        axes.margins(x=0.12)  # room for the labels
+        axes.set_xlabel("samples")
+    axes.legend(ncols=3, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_sizes(axes: Axes, sizes: Tensor, network_size: int) -> None:
+    axes.set_title("sizes of the images", pad=ABOVE_LEGEND)
+    if len(sizes) == 0 or (sizes == sizes[0]).all():
+        text = "no images" if len(sizes) == 0 else f"all {len(sizes):,} images\n{sizes[0, 0]} x {sizes[0, 1]} pixels"
+        axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, fontsize=12)
+        axes.set_axis_off()
+        return
+    shown = sizes[:: math.ceil(len(sizes) / POINTS)].numpy()
+    # equal sizes lie upon each other: the darker, the more
+    axes.scatter(shown[:, 0], shown[:, 1], s=12, color=BLUE, alpha=0.25, linewidths=0, label="an image")
+    axes.plot([network_size], [network_size], "+", markersize=14, color=VERMILION, label="trained at")
+    axes.set_xlim(0, 1.05 * max(int(sizes[:, 0].max()), network_size))
+    axes.set_ylim(0, 1.05 * max(int(sizes[:, 1].max()), network_size))
+    axes.set_xlabel("width (pixels)")
+    axes.set_ylabel("height (pixels)")
+    axes.grid(alpha=0.3)
+    legend = axes.legend(ncols=2, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    for handle in legend.legend_handles:
+        if handle is not None:
+            handle.set_alpha(1)
+
+
+def _draw_values(axes: Axes, histogram: Tensor) -> None:
+    channels = len(histogram)
+    known = (("red", VERMILION), ("green", GREEN), ("blue", BLUE)) if channels == 3 else (("grey", GREY),)
+    many = known if channels == len(known) else tuple((f"channel {i}", ORANGE) for i in range(channels))
+    shares = histogram.double() / histogram.sum(dim=1, keepdim=True).clamp(min=1)
+    for (name, colour), values in zip(many, shares, strict=True):
+        axes.plot(range(256), values.numpy(), color=colour, label=name, linewidth=1)
+    inner = float(shares[:, 1:-1].max())  # black and white borders would flatten all else
+    axes.set_ylim(0, 1.1 * inner if inner > 0 else 1)
+    axes.set_xlim(0, 255)
+    axes.set_title("pixel values of the training images", pad=ABOVE_LEGEND)
+    axes.set_xlabel("value")
+    axes.set_ylabel("share of the pixels")
+    axes.legend(ncols=channels, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_samples(tiles: Sequence[Tile], title: str) -> Figure:
+    """A column for each sample: as the file has it, and below as the network sees it in each epoch.
+
+    Args:
+        tiles: At least one, all with the same number of epochs.
+        title: Line above the picture.
+    """
+    rows = 1 + len(tiles[0].augmented)
+    figure = Figure(figsize=(1.7 * len(tiles) + 0.6, 1.8 * rows + 0.8), layout="constrained")
+    figure.suptitle(label_text(title, 200), fontsize=11)
+    grid = figure.subplots(rows, len(tiles), squeeze=False)
+    for column, tile in enumerate(tiles):
+        grid[0, column].set_title(label_text(tile.label, 18), fontsize=9)
+        for row, image in enumerate((tile.original, *tile.augmented)):
+            _draw_image(grid[row, column], image)
+    for row in range(rows):
+        grid[row, 0].set_ylabel("file" if row == 0 else f"epoch {row}", fontsize=9)
+    return figure
+
+
+def _draw_image(axes: Axes, image: NDArray[np.uint8]) -> None:
+    axes.imshow(image[..., 0] if image.shape[2] == 1 else image, cmap="gray", vmin=0, vmax=255)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)

@@ -1,0 +1,1 @@
+"""Measures loader settings and names the fastest. The command is `__main__.py`."""

@@ -1,0 +1,1 @@
+"""Time, memory and operations of a training step. The command is `__main__.py`."""

@@ -1,0 +1,245 @@
+"""What the report of a run says: one function a section, of what ``read_run`` found; what is not there is left out with a line."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from callbacks.checkpoints import EPOCH
+from callbacks.metrics_log import column_order
+from callbacks.pictures.confusion_matrix import draw_confusion
+from callbacks.pictures.curves import draw_curves
+from callbacks.summary import best_metrics, hyperparameters
+from foundation.atomic_files import replace_file
+from foundation.durations import in_words
+from foundation.plotting import render, write_png
+from tools.report.page import Block, Code, Picture, Section, Table, Text
+from tools.report.run import STAGES, Run, class_report, epoch_seconds, read_confusion, read_table, spread
+
+LONG = 40  # rows; a longer table is folded
+MOST = 200  # rows of a table that is taken over from a CSV
+DRAWN = ("confusion", "per_class")  # tables that the report says in its own way
+CAPTIONS = {"mistakes": "the most confident mistakes", "reliability": "reliability", "lr_find": "learning-rate sweep"}
+
+
+def sections(run: Run, target: Path) -> list[Section]:
+    """All of the report; pictures are written to ``target``."""
+    parts = [summary(run), metrics(run), curves(run, target), *evaluations(run, target), *other_pictures(run, target)]
+    parts += [settings(run), speed(run), environment(run), commands(run)]
+    if run.missing:
+        parts.append(
+            Section("Not in the folder", [Text("Left out, as the run has no " + ", ".join(run.missing) + ".")])
+        )
+    return parts
+
+
+def number(value: object) -> str:
+    """A figure as short as it can be read.
+
+    >>> number(0.86713284), number(1371.30335), number(12), number(4e-07), number("sgd")
+    ('0.8671', '1,371', '12', '4e-07', 'sgd')
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e12 else f"{value:.4g}"
+
+
+def short(path: object) -> str:
+    """The last part of a class path."""
+    return str(path or "?").rpartition(".")[2]
+
+
+def summary(run: Run) -> Section:
+    """The run in ten lines."""
+    done = int(run.epochs[-1]["epoch"]) if run.epochs else 0
+    planned = f" of {run.planned}" if run.planned else ""
+    rows = [
+        ["state", "finished" if run.finished else "not finished: the figures are those so far"],
+        ["model", short((run.config.get("model") or {}).get("class_path"))],
+        ["data", short((run.config.get("data") or {}).get("class_path"))],
+        ["epochs", f"{done}{planned}"],
+    ]
+    if run.best:
+        chosen = run.best.get("metric") != EPOCH
+        evaluated = f"{run.best.get('metric')} {number(run.best.get('value'))}, " if chosen else "the last, "
+        rows.append(["best checkpoint", f"{evaluated}epoch {run.best.get('epoch')}, {run.best.get('weights')} weights"])
+    for stage, content in run.evaluations.items():
+        listed = ", ".join(f"{name} {number(value)}" for name, value in (content.get("metrics") or {}).items())
+        rows.append([f"{stage} of {content.get('checkpoint', '?')}", listed])
+    if "time" in run.summary:
+        rows.append(["training time", in_words(run.summary["time"]["seconds"])])
+        rows.append(["ended", str(run.summary["time"].get("finished"))])
+    rows.append(["device", str(run.environment.get("device", "unknown"))])
+    return Section("Summary", [Table(["", ""], rows)])
+
+
+def metrics(run: Run) -> Section:
+    """Best and last value of everything that was measured."""
+    if not run.rows:
+        return Section("Metrics", [Text("No figures yet: metrics.csv is missing or empty.")])
+    best = run.summary.get("best_metrics") if run.finished else None
+    best = best or best_metrics(run.rows)
+    last: Mapping[str, float] = run.epochs[-1] if run.epochs else {}
+    rows = [[name, number(one["value"]), str(one["epoch"]), number(last.get(name, ""))] for name, one in best.items()]
+    blocks: list[Block] = []
+    if not any(name.startswith("val/") for name in best):
+        blocks.append(Text("The run has no validation: there is no best epoch, and the last weights are the result."))
+    epoch = int(last["epoch"]) if last else 0
+    blocks.append(Table(["metric", "best", "epoch", f"last (epoch {epoch})"], rows))
+    other = sorted({*last} - {*best, "epoch", "step"}, key=column_order)
+    if other:
+        rest = [[name, number(last[name])] for name in other]
+        blocks.append(Table(["figure", "value"], rest, fold=f"{len(rest)} other figures of epoch {epoch}"))
+    return Section("Metrics", blocks)
+
+
+def curves(run: Run, target: Path) -> Section:
+    """Drawn anew from metrics.csv, so that an unfinished run has them too."""
+    if not run.rows:
+        return Section("Curves", [Text("No figures yet.")])
+    title = f"{run.folder.resolve().parent.name}/{run.folder.resolve().name}"
+    figure = draw_curves(run.rows, title, run.best.get("epoch"))
+    write_png(target / "curves.png", render(figure))
+    return Section("Curves", [Picture("curves.png", "Loss, accuracy and settings over the epochs")])
+
+
+def evaluations(run: Run, target: Path) -> list[Section]:
+    """Of each stage: confusion matrix, figures of the classes, and every other table and picture that it left."""
+    found: list[Section] = []
+    for stage, title in STAGES.items():
+        blocks: list[Block] = []
+        if content := run.evaluations.get(stage):
+            rows = [[name, number(value)] for name, value in (content.get("metrics") or {}).items()]
+            blocks += [Text(evaluated(content)), Table(["metric", "value"], rows)]
+        if confusion := read_confusion(run.folder, stage):
+            blocks += _confusion(*confusion, stage, title, target)
+        own = sorted((run.folder / "plots").glob(f"*_{stage}.png"))
+        blocks += [_copied(path, target) for path in own if not path.stem.startswith(DRAWN)]
+        blocks += _tables(run.folder, stage)
+        if blocks:
+            found.append(Section(title, blocks))
+    if not found:
+        found.append(Section("Evaluations", [Text("No evaluation left a table or a picture in this folder.")]))
+    return found
+
+
+def evaluated(content: Mapping[str, Any]) -> str:
+    """Which checkpoint an evaluation was of."""
+    weights = f", {content['weights']} weights" if content.get("weights") else ""
+    return f"Of {content.get('checkpoint', 'a checkpoint')}, epoch {content.get('epoch', '?')}{weights}."
+
+
+def _confusion(counts: Tensor, names: list[str], stage: str, title: str, target: Path) -> list[Block]:
+    name = f"confusion_{stage}.png"
+    write_png(target / name, render(draw_confusion(counts, names, title)))
+    rows = [
+        [one.name, *(f"{share:.4f}" for share in (one.precision, one.recall, one.f1)), f"{one.support:,}"]
+        for one in class_report(counts, names)
+    ]
+    fold = f"Figures of {len(names)} classes" if len(rows) > LONG else ""
+    table = Table(["class", "precision", "recall", "F1", "support"], rows, fold)
+    return [Picture(name, f"Confusion matrix: {title.lower()}"), table]
+
+
+def _tables(folder: Path, stage: str) -> list[Block]:
+    """CSV files of a stage that the report does not know."""
+    blocks: list[Block] = []
+    for path in sorted(folder.glob(f"*_{stage}.csv")):
+        content = read_table(path) if not path.stem.startswith(DRAWN) else []
+        if len(content) < 2:
+            continue
+        header, rows = content[0], [row for row in content[1:] if len(row) == len(content[0])]
+        cut = f", the first {MOST}" if len(rows) > MOST else ""
+        blocks.append(Table(header, rows[:MOST], fold=f"{path.name}: {len(rows):,} rows{cut}"))
+    return blocks
+
+
+def other_pictures(run: Run, target: Path) -> list[Section]:
+    """Pictures of the run that belong to no evaluation."""
+    known = {f"_{stage}" for stage in STAGES}
+    paths = [
+        path
+        for path in sorted((run.folder / "plots").glob("*.png"))
+        if path.stem != "curves" and not path.stem.endswith(tuple(known))
+    ]
+    return [Section("Other pictures", [_copied(path, target) for path in paths])] if paths else []
+
+
+def _copied(path: Path, target: Path) -> Picture:
+    if path.resolve() != (target / path.name).resolve():
+        with replace_file(target / path.name) as temporary:
+            shutil.copyfile(path, temporary)
+    kind = next((caption for start, caption in CAPTIONS.items() if path.stem.startswith(start)), "")
+    return Picture(path.name, f"{path.stem}{': ' * bool(kind)}{kind}")
+
+
+def settings(run: Run) -> Section:
+    """What a table of runs is sorted by, then the whole configuration."""
+    rows = [[name, number(value)] for name, value in sorted(hyperparameters(run.config).items())]
+    blocks: list[Block] = [Table(["setting", "value"], rows, fold=f"{len(rows)} settings of model, data and trainer")]
+    blocks.append(Code(run.config_text, "yaml", fold=f"The whole configuration ({run.config_name})"))
+    return Section("Settings", blocks)
+
+
+def speed(run: Run) -> Section:
+    """Images a second, waiting, memory, time of an epoch."""
+    rows = []
+    kinds: Iterable[tuple[str, str, float]] = (
+        ("speed/images_per_s", "images a second", 1),
+        ("speed/data_share", "share of the time that waits for data (%)", 100),
+        ("memory/gb", "peak memory (GB)", 1),
+    )
+    for name, label, factor in kinds:
+        if values := spread([factor * row[name] for row in run.rows if name in row]):
+            rows.append([label, *(number(value) for value in values)])
+    if values := spread(epoch_seconds(run)):
+        rows.append(["time of an epoch, validation and checkpoints included (s)", *(number(value) for value in values)])
+    if not rows:
+        return Section("Speed and memory", [Text("Not measured.")])
+    device = (
+        "of the device's tensors" if str(run.environment.get("device")).startswith("cuda") else "of the whole process"
+    )
+    return Section(
+        "Speed and memory",
+        [Table(["", "median", "lowest", "highest"], rows), Text(f"Memory is the most that was held so far, {device}.")],
+    )
+
+
+def environment(run: Run) -> Section:
+    """Machine, versions and code."""
+    if not run.environment:
+        return Section("Environment", [Text("environment.json is missing: the run never began to train.")])
+    content = dict(run.environment)
+    content.pop("command", None)
+    versions = content.pop("versions", {})
+    dirty = content.pop("git_dirty", False)
+    revision = content.get("git_revision")
+    content["git_revision"] = (
+        f"{revision}{' with changes that were not committed' * bool(dirty)}" if revision else "unknown"
+    )
+    rows = [[name.replace("_", " "), str(value)] for name, value in content.items()]
+    return Section("Environment", [Table(["", ""], [*rows, *([name, str(one)] for name, one in versions.items())])])
+
+
+def commands(run: Run) -> Section:
+    """How to make it again, go on with it and judge it."""
+    folder = shlex.quote(str(run.folder))
+    blocks: list[Block] = []
+    if command := run.environment.get("command"):
+        blocks += [Text("The command of the last start:"), Code(f"python {shlex.join(map(str, command))}", "bash")]
+    revision = run.environment.get("git_revision")
+    lines = [f"git checkout {revision}"] if revision else []
+    lines.append(f"python main.py fit --config {folder}/{run.config_name}        # the same run anew")
+    if not run.finished:
+        lines.append(f"python main.py fit --resume {folder}        # go on where it stopped")
+    last = "" if run.best else " --ckpt last"
+    lines.append(f"python main.py test --run {folder}{last}        # test figures")
+    blocks += [Text("Reproduce, go on, test:"), Code("\n".join(lines), "bash")]
+    return Section("Commands", blocks)

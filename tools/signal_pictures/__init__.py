@@ -1,0 +1,1 @@
+"""Draws what each encoder makes of a window of signals. The command is `__main__.py`."""

@@ -1,0 +1,189 @@
+"""Trains a grid of heads together in one pass over a feature cache, ranks the settings, and trains the best as a run.
+
+    python -m tools.sweep_heads --cache DIR --lr 1e-4 3e-4 1e-3 --weight_decay 0 0.01 --seeds 0 1 2 [--output DIR] [...]
+    python -m tools.sweep_heads --cache DIR --logistic [--c 0.01 0.1 1 ...]
+
+    OUTPUT/leaderboard.csv   every head: its settings, its figures on the validation split, its rank
+    OUTPUT/sweep.png         the settings with the spread of their seeds
+    OUTPUT/sweep.json        what was searched, how long it took, what it cost, the winner
+    OUTPUT/best.yaml         the winner as an overlay, for the final run with augmented images
+    OUTPUT/best/             the winner as a run of `main.py fit`, on the same cache
+
+The winner is the setting with the best mean over its seeds, not the luckiest head. docs/sweep_heads.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tools.command_line import Parser, run_command, say, start
+
+EXAMPLES = """\
+Settings that are not swept are those of --config, and any flag of main.py fit can be added, such as --model.label_smoothing 0.1.
+
+examples:
+  python -m tools.sweep_heads --cache caches/NAME --lr 1e-4 3e-4 1e-3 3e-3 --weight_decay 0 0.01 0.1 --seeds 0 1 2
+  python -m tools.sweep_heads --cache caches/NAME --hidden none 256 512-256 --dropout 0 0.3 0.5 --epochs 10 --price 2.5
+  python -m tools.sweep_heads --cache caches/NAME --logistic
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of the tool itself; all others are those of ``main.py fit``."""
+    parser = Parser(
+        "sweep_heads",
+        usage="--cache DIR [--lr LR ...] [--weight_decay WD ...] [--seeds N ...] [...] [--output DIR]",
+        description="Train a grid of heads together on cached features, and the best one as a run.",
+        epilog=EXAMPLES,
+    )
+    add = parser.add_argument
+    add("--cache", metavar="DIR", required=True, help="feature cache, as main.py predict writes it")
+    add(
+        "--config",
+        action="append",
+        metavar="FILE",
+        help="configuration of the heads, and overlays (default: configs/cascade_cached.yaml)",
+    )
+    add("--lr", type=float, nargs="*", metavar="LR", help="peak learning rates")
+    add("--weight_decay", type=float, nargs="*", metavar="WD", help="decoupled weight decays")
+    add("--dropout", type=float, nargs="*", metavar="P", help="probabilities of dropping a hidden value")
+    add("--hidden", nargs="*", metavar="SIZES", help="none (a linear head), 256, 512-256, ...")
+    add("--seeds", type=int, nargs="*", default=[0], metavar="N", help="of initial weights and dropout (default: 0)")
+    add("--epochs", type=int, metavar="N", help="passes over the training split")
+    add("--batch_size", type=int, metavar="B", help="training samples in a batch")
+    add(
+        "--monitor",
+        default="val/loss",
+        metavar="FIGURE",
+        help="decides the best epoch and the winner: val/loss (default), val/acc, val/balanced_acc, val/ece; of two classes "
+        "also val/auroc, val/ap",
+    )
+    add("--logistic", action="store_true", help="instead: logistic regression over a grid of C, by L-BFGS")
+    add(
+        "--c",
+        type=float,
+        nargs="*",
+        metavar="C",
+        help="of --logistic: inverse strengths of the penalty (45, 1e-6 to 1e5)",
+    )
+    add("--price", type=float, metavar="P", help="of an hour of the device, to say what the search cost")
+    add("--output", type=Path, metavar="DIR", help="folder, empty or new (default: sweeps/<cache>/<date-time>)")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; ``argv`` as on the command line, None takes the process's own.
+
+    Returns:
+        The exit code; 1 where the winner's own run failed.
+    """
+    words = sys.argv[1:] if argv is None else argv
+
+    def command() -> int:
+        options, rest = parser().parse_known_args(words)
+        check(options)
+        return sweep_heads(options, rest, words)
+
+    return run_command(command, "stopped")
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse what can be refused before anything is read, and fill in what depends on other flags.
+
+    Raises:
+        ValueError: A flag is out of its range.
+    """
+    if options.price is not None and not (math.isfinite(options.price) and options.price >= 0):
+        raise ValueError(f"--price: 0 or more for an hour of the device, got {options.price}")
+    for name in ("lr", "weight_decay", "dropout", "hidden", "seeds", "c"):
+        values = getattr(options, name)
+        if values is not None and not values:
+            raise ValueError(f"--{name}: one value or more is needed, got none")
+    swept = [
+        name for name in ("lr", "weight_decay", "dropout", "hidden", "epochs") if getattr(options, name) is not None
+    ]
+    if options.logistic and swept:
+        raise ValueError(f"--{swept[0]}: is of no use with --logistic, whose only setting is --c")
+    if options.c is not None and not options.logistic:
+        raise ValueError("--c: is of use with --logistic only")
+    if options.c is not None and min(options.c) <= 0:
+        raise ValueError(f"--c: must be above 0, got {min(options.c)}")
+    output = options.output or Path("sweeps", Path(options.cache).name, time.strftime("%Y-%m-%d_%H-%M-%S"))
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"--output {output}: is there already and nothing is overwritten; give a folder, empty or new")
+    options.output = output
+
+
+def arguments_of(options: argparse.Namespace, rest: Sequence[str]) -> list[str]:
+    """What ``main.py fit`` is given for the heads of this sweep, swept settings aside."""
+    configs = [word for path in options.config or ["configs/cascade_cached.yaml"] for word in ("--config", path)]
+    flags = {
+        "--data.cache": options.cache,
+        "--trainer.max_epochs": options.epochs,
+        "--data.batch_size": options.batch_size,
+    }
+    given = [word for name, value in flags.items() if value is not None for word in (name, str(value))]
+    return [*configs, *given, *rest]
+
+
+def sweep_heads(options: argparse.Namespace, rest: Sequence[str], command: list[str]) -> int:
+    """Search, write, train the winner and say what to type next.
+
+    Args:
+        options: As parsed and checked.
+        rest: Further flags of ``main.py fit``.
+        command: The whole command line.
+
+    Returns:
+        0, or 1 where the winner's own run failed.
+
+    Raises:
+        UsageError: The configuration is wrong.
+        ValueError: A flag is out of its range, or every head diverged.
+        OSError: A file cannot be read or written.
+        MisconfigurationException: The cache is not finished, or damaged.
+    """
+    from cli.app import configure_logging
+    from foundation.atomic_files import write_json, write_text
+    from foundation.plotting import render, write_png
+    from tools.sweep_heads.report import overlay, picture, settings_of, table, write_leaderboard
+    from tools.sweep_heads.search import search, summarise, train_winner
+    from tools.sweep_heads.settings import make_plan
+
+    configure_logging()
+    if options.logistic:
+        from tools.sweep_heads.logistic import logistic_path
+
+        return logistic_path(options, arguments_of(options, rest), command)
+    begun = time.monotonic()
+    plan = make_plan(options, arguments_of(options, rest))
+    for note in plan.notes:
+        say("note", note)
+    seconds, outcomes = search(plan)
+    settings = settings_of(outcomes, plan.monitor)
+    output: Path = options.output
+    output.mkdir(parents=True, exist_ok=True)
+    write_leaderboard(output / "leaderboard.csv", outcomes, plan.monitor)
+    print("\n".join(["", *table(settings, plan.monitor), ""]))
+    if math.isnan(settings[0].mean):
+        raise ValueError(f"every setting diverged with a seed or more; give lower --lr ({output / 'leaderboard.csv'})")
+    write_png(output / "sweep.png", render(picture(settings, plan.monitor)))
+    typed_again = f"python -m tools.sweep_heads {shlex.join(command)}"
+    write_text(output / "best.yaml", overlay(settings[0], plan.recipe.epochs, typed_again))
+    summary = summarise(plan, settings, seconds, options.price, typed_again)
+    write_json(output / "sweep.json", summary)
+    cost = f", {summary['cost']:.4g} at {options.price:g} an hour" if options.price is not None else ""
+    say("searched", f"{len(outcomes):,} heads in {seconds:.1f} s, {summary['device_hours']:.4f} device hours{cost}")
+    code = train_winner(output, arguments_of(options, rest), plan, settings[0])
+    say("took", f"{time.monotonic() - begun:.1f} s with the winner's run; {output / 'leaderboard.csv'}")
+    return code
+
+
+if __name__ == "__main__":
+    start(main)
