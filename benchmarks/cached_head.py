@@ -1,13 +1,16 @@
-"""What a cached sample costs beside one that goes through the backbone, and how long a head trains on a large cache.
+"""Benchmark: training a head on cached features against running the frozen backbone, and training time on a large cache.
 
     python -m benchmarks.cached_head [--images 1024] [--repeats 5] [--threads N] [--json FILE]
 
-1. MobileNetV2 at 224 px with random weights, 1280-256-2 head, batches of 64, fp32, in turns: `live` is a pass of the frozen
-   backbone and a training step of the head, images in memory, no decoding and no augmentation, which only makes it cheaper;
-   `cached` is an epoch of `CachedFeaturesDataModule`, loading and training step. Seconds a sample, and their ratio.
-2. `main.py fit` on 50,000 samples of 768 numbers, 768-256-2 head, batches of 1,024, fp32, ten epochs, validation, plots, EMA and
-   progress bar off: seconds of the Trainer's fit, from its first hook to its last, of each repeat; in turns with a bare loop of as
-   many steps of the same head, on the same features by index: what this machine could do at best.
+1. MobileNetV2 at 224 px with random weights, 1280-256-2 head, batches of 64, fp32. `live` is a forward pass of the frozen backbone
+and
+   a training step of the head, with images in memory, without decoding and augmentation, which makes it cheaper than in practice.
+   `cached` is an epoch of `CachedFeaturesDataModule`: loading and training steps. Both alternate. Reported: seconds per sample and
+   their ratio.
+2. `main.py fit` on 50,000 samples with 768 features, 768-256-2 head, batches of 1,024, fp32, ten epochs, without validation, plots,
+EMA
+   and progress bar. Reported: seconds of the Trainer's fit, from its first hook to its last, in each repeat. It alternates with a
+   bare loop of as many steps of the same head on the same features, selected by index, which is the best this machine can do.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ WANTED_RATIO, WANTED_S = 100, 6.0
 
 
 def write_cache(folder: Path, samples: int, width: int) -> None:
-    """Random features of two classes as a cache; a tenth more is its validation split."""
+    """Writes a cache of random features with two classes; its validation split has a tenth as many samples."""
     identity = Identity(
         backbone="random",
         weights_hash="0" * 64,
@@ -67,14 +70,14 @@ def write_cache(folder: Path, samples: int, width: int) -> None:
 
 
 class Step:
-    """A head and its optimiser."""
+    """Training step of a head with its own optimiser."""
 
     def __init__(self, width: int) -> None:
         self.head = MLPHead(width, 2)
         self.optimizer = AdamW(self.head.parameters(), fused=True)
 
     def __call__(self, features: Tensor, label: Tensor) -> None:
-        """Train on a batch."""
+        """Trains on one batch."""
         loss = F.cross_entropy(self.head(features), label)
         self.optimizer.zero_grad()
         loss.backward()
@@ -82,7 +85,7 @@ class Step:
 
 
 def sides(images: int, cache: Path) -> dict[str, Any]:
-    """Seconds a sample, live and cached."""
+    """Measuring functions for `live` and `cached`; each returns seconds per sample."""
     backbone = FrozenBackbone("mobilenetv2_100", {"pad_type": "same"}, SIZE, 3, (-1,), "native")
     backbone.to(memory_format=torch.channels_last)
     pictures = torch.randn(BATCH, 3, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
@@ -107,21 +110,21 @@ def sides(images: int, cache: Path) -> dict[str, Any]:
 
 
 class Stopwatch(Callback):
-    """Seconds of the fit."""
+    """Callback that measures the seconds of a fit, from the first hook to the last."""
 
     seconds: float = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """The first hook."""
+        """Starts the clock in the first hook."""
         type(self).seconds = -time.perf_counter()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """The last hook."""
+        """Stops the clock in the last hook."""
         type(self).seconds += time.perf_counter()
 
 
 def fit(cache: Path, folder: Path) -> float:
-    """Seconds of ten epochs of ours."""
+    """Seconds of ten epochs of `main.py fit`."""
     flags = {
         "--model": "CascadeHead",
         "--data": "CachedFeaturesDataModule",
@@ -139,7 +142,7 @@ def fit(cache: Path, folder: Path) -> float:
     with open(os.devnull, "w") as silent, contextlib.redirect_stdout(silent):
         code = run(["fit", *(item for pair in flags.items() for item in pair)])
     assert code == 0
-    # the class that the command line imported, which python -m does not share
+    # with python -m, this module is __main__; the command line imported another copy of the class, which holds the time
     return float(importlib.import_module("benchmarks.cached_head").Stopwatch.seconds)
 
 
@@ -156,8 +159,10 @@ def bare(cache: Path) -> float:
 
 
 def main(args: list[str] | None = None) -> dict[str, Any]:
-    """Measure, print the table, return the figures."""
-    parser = measuring.arguments("Cached samples beside live ones, and a head's training on a large cache.")
+    """Measures, prints the table and returns the results."""
+    parser = measuring.arguments(
+        "Training a head on cached features against running the frozen backbone, and training time on a large cache."
+    )
     parser.add_argument("--images", type=int, default=1024, help="images of a live measurement, 64 or more")
     options, before = measuring.begin(parser, args)
     with tempfile.TemporaryDirectory() as place:
@@ -171,13 +176,13 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
     ratio = Spread.of([live / cached for live, cached in zip(measured["live"], measured["cached"], strict=True)])
     spreads = {name: Spread.of([1e6 * value for value in values]) for name, values in measured.items()}
     rows = [
-        ["live, MobileNetV2 224 px, microseconds a sample", spreads["live"].text(0), ""],
-        ["cached, microseconds a sample", spreads["cached"].text(1), ""],
+        ["live, MobileNetV2 224 px, microseconds per sample", spreads["live"].text(0), ""],
+        ["cached, microseconds per sample", spreads["cached"].text(1), ""],
         ["live / cached", ratio.text(0), f">= {WANTED_RATIO}"],
         ["fit, 10 x 50,000 x 768, seconds", Spread.of(fits["fit"]).text(2), f"<= {WANTED_S:g}"],
         ["a bare loop of the same steps, seconds", Spread.of(fits["bare"]).text(2), ""],
     ]
-    print(measuring.table(["", "median (least .. most)", "wanted"], rows))
+    print(measuring.table(["", "median (least .. most)", "target"], rows))
     content = {"seconds_a_sample": measured, "ratio": ratio._asdict(), "fit_s": fits["fit"], "bare_s": fits["bare"]}
     measuring.report(before, content, options.json)
     return content

@@ -1,14 +1,14 @@
-"""Several prompts on an image: our CLIPSeg beside transformers', with the same weights.
+"""Benchmark: our CLIPSeg against transformers' CLIPSeg for several prompts per image, with the same weights.
 
     python -m benchmarks.clipseg [--repeats 5] [--size 352] [--prompts TEXT ...] [--batch 1] [--threads N] [--json FILE]
 
-Weights are random, of the size of CLIPSeg rd64-refined: neither speed nor equality depends on their values. Sides:
+Weights are random, with the size of CLIPSeg rd64-refined; neither speed nor equality depends on their values. The sides:
 
-- ours: the image tower once per image and up to the last layer that is used, the text vectors from the cache
-- once per prompt: transformers' `CLIPSegForImageSegmentation` called for each prompt, with texts that are tokens already
-- in one batch: the same called once, with the images repeated for each prompt
+- ours: image tower once per image, only up to the last layer that is used; text vectors from the cache
+- once per prompt: transformers' `CLIPSegForImageSegmentation` called for each prompt, with tokenised texts
+- in one batch: the same network called once, with the images repeated for each prompt
 
-Differences are those of the logits, as a share of their standard deviation, and of the probabilities.
+Reported differences: of the logits, relative to their standard deviation, and of the probabilities.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ OURS, EACH, BATCHED = "ours", "transformers, once per prompt", "transformers, in
 
 
 class Sides(NamedTuple):
-    """What is compared: each call gives the logits (B, P, H, W) of B images and P prompts."""
+    """The compared implementations; each call returns logits (B, P, H, W) of B images and P prompts."""
 
     ours: Callable[[], Tensor]
     each: Callable[[], Tensor]
@@ -38,14 +38,14 @@ class Sides(NamedTuple):
 
 
 def sides(weights: str, prompts: Sequence[str], batch: int, size: int, device: torch.device) -> Sides:
-    """Both networks with the same weights, and an input.
+    """Builds both networks with the same weights, and the input.
 
     Args:
         weights: `random_rd64` or `random_tiny`.
         prompts: P texts.
-        batch: B, images in a call.
-        size: Their height and width in pixels, a multiple of 16.
-        device: Where to compute.
+        batch: Number of images B in a call.
+        size: Height and width of the images in pixels, a multiple of 16.
+        device: Device of networks and input.
     """
     ours = CLIPSegmenter(weights).to(device).eval()
     theirs, tokenizer = load_clipseg(weights)
@@ -74,7 +74,7 @@ def sides(weights: str, prompts: Sequence[str], batch: int, size: int, device: t
 
 
 class Differences(NamedTuple):
-    """Largest ones between our logits and transformers', called once per prompt."""
+    """Largest differences between our output and transformers' called once per prompt: relative logits, and probabilities."""
 
     relative: float
     probability: float
@@ -82,14 +82,14 @@ class Differences(NamedTuple):
 
 @torch.inference_mode()
 def differences(both: Sides) -> Differences:
-    """Compare the outputs; see the top of the file."""
+    """Compares the outputs of both networks; the module docstring defines the differences."""
     mine, theirs = both.ours(), both.each()
     relative = float((mine - theirs).abs().max() / theirs.std())
     return Differences(relative, float((mine.sigmoid() - theirs.sigmoid()).abs().max()))
 
 
 def seconds(call: Callable[[], Tensor], device: torch.device) -> float:
-    """How long a call takes until its result is there."""
+    """Seconds of a call, including synchronisation with a GPU."""
     begin = perf_counter()
     with torch.inference_mode():
         call()
@@ -99,7 +99,7 @@ def seconds(call: Callable[[], Tensor], device: torch.device) -> float:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Measure and print; ``args`` as on the command line."""
+    """Measures and prints the table; ``args`` as on the command line."""
     parser = measuring.arguments(__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--size", type=int, default=352, help="side of the images in pixels, a multiple of 16")
     parser.add_argument(
@@ -117,7 +117,7 @@ def main(args: list[str] | None = None) -> None:
         parser.error(f"--batch: 1 or more, got {options.batch}")
     device = torch.device(options.device)
     both = sides(options.weights, options.prompts, options.batch, options.size, device)
-    found = differences(both)  # which also warms up
+    found = differences(both)  # also warms up
     seconds(both.batched, device)
     calls = {OURS: both.ours, EACH: both.each, BATCHED: both.batched}
     measured = interleave({name: partial(seconds, call, device) for name, call in calls.items()}, options.repeats)
@@ -127,12 +127,14 @@ def main(args: list[str] | None = None) -> None:
         for name, values in measured.items()
     }
     rows = [[name, spreads[name].text(0), ratios[name].text(2)] for name in calls]
-    print(measuring.table(("side", "ms a call", "times ours"), rows))
+    print(measuring.table(("side", "ms per call", "time / ours"), rows))
     print(
         f"\n{options.batch} image(s) of {options.size} x {options.size}, {len(options.prompts)} prompts, {options.weights}, "
         f"on {options.device}; median (least .. most) of {options.repeats} repeats"
     )
-    print(f"largest difference: {found.relative:.1e} of the logits' deviation, {found.probability:.1e} in probability")
+    print(
+        f"largest difference: {found.relative:.1e} of the logits' standard deviation, {found.probability:.1e} in probability"
+    )
     content = {
         "benchmark": "clipseg",
         "repeats": options.repeats,

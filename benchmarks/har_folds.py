@@ -1,11 +1,13 @@
-"""Which epoch's weights to keep, asked of the training people alone: the official test people are not read.
+"""Benchmark: compares rules for choosing the best epoch on UCI HAR, by cross-validation over the training people only.
 
     python -m benchmarks.har_folds [--data "data/har/UCI HAR Dataset"] [--config configs/har_cpu.yaml] [--folds 3] [--out DIR]
 
-    21 training people = 3 x 7;  a fold: 14 people to train and validate on as the configuration has it, 7 to judge the result
+    21 training people = 3 x 7;  a fold: 14 people for training and validation as in the configuration, 7 held-out people for
+    testing
 
-Every epoch's checkpoint is judged, so that rules can be compared afterwards: the best validation accuracy, the least validation
-loss, the last epoch. The runs stay in --out and go on where they were stopped.
+The official test people are not used. The checkpoint of every epoch is evaluated on the held-out people, so that the rules can be
+compared afterwards: best validation accuracy, least validation loss, last epoch. The runs are kept in --out, and an interrupted
+benchmark continues from them.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from foundation.atomic_files import write_json, write_text
 
 
 def write_fold(source: Path, target: Path, evaluated: set[int]) -> None:
-    """Write the training part of a UCI HAR folder as a data set of its own, whose test people are `judged`."""
+    """Writes the training part of a UCI HAR folder as a new data set whose test people are `evaluated`."""
     if (target / "activity_labels.txt").is_file():
         return
     subjects = np.loadtxt(source / "train" / "subject_train.txt", dtype=int)
@@ -40,7 +42,7 @@ def write_fold(source: Path, target: Path, evaluated: set[int]) -> None:
 
 
 def evaluate(folder: Path, epochs: int) -> list[float]:
-    """Share of the judged people's windows that each epoch's averaged weights get right."""
+    """Accuracy of each epoch's averaged weights on the held-out people, 0 to 1."""
     shares = []
     for epoch in range(1, epochs + 1):
         note = folder / f"judged_{epoch:03d}.json"
@@ -52,7 +54,7 @@ def evaluate(folder: Path, epochs: int) -> list[float]:
 
 
 def validated(folder: Path) -> dict[str, list[float]]:
-    """val/acc and val/loss of each epoch."""
+    """Reads val/acc and val/loss of each epoch from metrics.csv."""
     with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["val/acc"]]
     return {name: [float(row[name]) for row in rows] for name in ("val/acc", "val/loss")}
@@ -64,7 +66,10 @@ def _command(words: list[str]) -> None:
 
 
 def fold(options: argparse.Namespace, number: int, evaluated: set[int], settings: list[str]) -> list[float]:
-    """Train and judge a fold: the judged accuracy by best val/acc, by least val/loss, of the last epoch, of the best epoch."""
+    """Trains and evaluates a fold.
+
+    Returns the accuracy on the held-out people of four epochs: best val/acc, least val/loss, last, and best on the held-out people.
+    """
     place = options.out / f"fold_{number}"
     write_fold(options.data, place / FOLDER, evaluated)
     folder = place / "run"
@@ -80,12 +85,12 @@ def fold(options: argparse.Namespace, number: int, evaluated: set[int], settings
 
 
 def main(args: list[str] | None = None) -> None:
-    """Do the folds and print them; ``args`` as on the command line, unknown ones go to `main.py fit`."""
+    """Runs all folds and prints the table; ``args`` as on the command line, unknown arguments are passed to `main.py fit`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--data", type=Path, default=Path("data/har/UCI HAR Dataset"), help="folder of UCI HAR")
-    parser.add_argument("--config", default="configs/har_cpu.yaml", help="what to train")
-    parser.add_argument("--folds", type=int, default=3, help="parts that the training people are cut into")
-    parser.add_argument("--out", type=Path, default=Path("runs/har_folds"), help="where the runs are kept")
+    parser.add_argument("--config", default="configs/har_cpu.yaml", help="configuration of the runs")
+    parser.add_argument("--folds", type=int, default=3, help="number of folds of the training people")
+    parser.add_argument("--out", type=Path, default=Path("runs/har_folds"), help="folder in which the runs are kept")
     options, settings = parser.parse_known_args(args)
     people = np.unique(np.loadtxt(options.data / "train" / "subject_train.txt", dtype=int))
     parts = np.array_split(np.random.default_rng(0).permutation(people), options.folds)
@@ -97,7 +102,7 @@ def main(args: list[str] | None = None) -> None:
         )
     columns = np.array([[float(cell) for cell in row[1:]] for row in rows])
     rows.append(["mean", *(f"{value:.2f}" for value in columns.mean(0))])
-    header = ["judged people", "by val/acc, %", "by val/loss, %", "last epoch, %", "best epoch (no rule finds it), %"]
+    header = ["held-out people", "by val/acc, %", "by val/loss, %", "last epoch, %", "best epoch (upper bound), %"]
     print(measuring.table(header, rows))
 
 

@@ -1,12 +1,13 @@
-"""A sweep of heads in one pass against our own runs one after another.
+"""Benchmark: training many heads in one sweep (tools.sweep_heads) against one `main.py fit` run per head.
 
     python -m benchmarks.head_sweep [--parts linear mlp] [--heads 52] [--repeats 3] [--alone N] [--json FILE]
 
-    linear  52 linear heads on 20,000 x 768 features, 2 classes, 10 epochs, batch 1,024, validated on 4,000 every epoch
-    mlp     as many heads of one hidden layer of 256
+    linear  52 linear heads on 20,000 x 768 features, 2 classes, 10 epochs, batch 1,024, validated on 4,000 samples every epoch
+    mlp     as many heads with one hidden layer of 256
 
-A run of its own is `main.py fit` on the same cache, in this process, without progress bar, average and pictures of evaluation. The
-weights of both are compared: they must agree to 1e-5. The features are random, with the falling spectrum of a frozen network's.
+A separate run is `main.py fit` on the same cache, in this process, without progress bar, averaged weights and evaluation plots. The
+final weights of both sides are compared: they must agree to 1e-5. The features are random, with a decaying spectrum like that of a
+frozen network's features.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ PARTS = ("linear", "mlp")
 
 
 def samples(n: int, width: int, classes: int, seed: int, noise: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Features (n, D) and labels (n,) of classes that overlap; all seeds draw from the same classes."""
+    """Random features (n, D) and labels (n,) of overlapping classes; all seeds draw from the same classes."""
     fixed, draw = torch.Generator().manual_seed(0), torch.Generator().manual_seed(1 + seed)
     spectrum = torch.arange(1, width + 1).float().rsqrt()
     turned = torch.linalg.qr(torch.randn(width, width, generator=fixed))[0]
@@ -47,7 +48,7 @@ def samples(n: int, width: int, classes: int, seed: int, noise: float = 1.0) -> 
 
 
 def write_cache(folder: Path, training: int, validation: int, width: int, classes: int) -> None:
-    """A cache of such features in float32."""
+    """Writes a cache of such features in float32."""
     about = Identity(
         backbone="random",
         weights_hash="0" * 64,
@@ -72,7 +73,7 @@ def write_cache(folder: Path, training: int, validation: int, width: int, classe
 
 
 def write_config(path: Path, epochs: int) -> None:
-    """The configuration of both sides: clipped AdamW with warm-up and cosine, class weights, no average."""
+    """Writes the configuration of both sides: AdamW, gradient clipping, warm-up and cosine, class weights, no averaged weights."""
     trainer = {"accelerator": "cpu", "max_epochs": epochs, "gradient_clip_val": 1.0, "enable_progress_bar": False}
     model = {"class_path": "CascadeHead", "init_args": {"hidden": [], "class_weights": "balanced"}}
     data = {"class_path": "CachedFeaturesDataModule", "init_args": {"batch_size": 1024, "verify": False}}
@@ -80,14 +81,14 @@ def write_config(path: Path, epochs: int) -> None:
 
 
 class Heads:
-    """A sweep and the runs that it stands for, on one cache.
+    """A sweep of heads, and the equivalent separate runs, on one cache.
 
     Args:
-        folder: Empty; for cache and runs.
-        heads: Heads of the sweep, a learning rate each.
-        hidden: Their hidden sizes as they are typed.
-        samples: Of the training split.
-        alone: Runs of their own that are timed; the time of all is scaled from these.
+        folder: Empty folder for cache and runs.
+        heads: Number of heads of the sweep, each with its own learning rate.
+        hidden: Hidden sizes of the heads, in the syntax of the command line.
+        samples: Number of training samples.
+        alone: Number of separate runs that are timed; the time of all runs is extrapolated from these.
     """
 
     def __init__(self, folder: Path, heads: int, hidden: str, samples: int, alone: int) -> None:
@@ -100,14 +101,14 @@ class Heads:
         self.outcomes: list[Outcome] = []
 
     def sweep(self) -> float:
-        """Seconds of all heads in one pass, reading of configuration and cache included."""
+        """Seconds of a sweep over all heads, including reading of configuration and cache."""
         begin = perf_counter()
         with quiet():
             self.outcomes = search(make_plan(self.options, self.arguments))[1]
         return perf_counter() - begin
 
     def one_after_another(self) -> float:
-        """Seconds of as many runs as the sweep has heads."""
+        """Seconds of one run per head of the sweep, extrapolated from the runs that are timed."""
         if not self.outcomes:
             self.sweep()
         heads = [outcome.head for outcome in self.outcomes]
@@ -128,7 +129,7 @@ class Heads:
             raise RuntimeError(f"a run ended with exit code {code}")
 
     def difference(self) -> float:
-        """The largest between the final weights of a run of its own, the last one, and those of the sweep."""
+        """Largest difference between the final weights of the last separate run and those of the same head in the sweep."""
         path = self.folder / f"run{self.runs}"
         content = yaml.safe_load((path / "config.yaml").read_text())["model"]["init_args"]
         state = torch.load(path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
@@ -139,15 +140,15 @@ class Heads:
 
 @contextlib.contextmanager
 def quiet() -> Any:
-    """Without what runs and sweeps say."""
+    """Suppresses the output of runs and sweeps."""
     with contextlib.redirect_stdout(io.StringIO()):
-        configure_logging()  # whose lines go where standard output goes now
+        configure_logging()  # log lines follow the redirected standard output
         yield
     configure_logging()
 
 
 def heads_row(hidden: str, options: Any) -> dict[str, Any]:
-    """Measure one kind of head."""
+    """Measures one kind of head."""
     with tempfile.TemporaryDirectory() as folder:
         task = Heads(Path(folder), options.heads, hidden, options.samples, options.alone or options.heads)
         metrics = measuring.interleave({"alone": task.one_after_another, "sweep": task.sweep}, options.repeats)
@@ -161,12 +162,12 @@ def heads_row(hidden: str, options: Any) -> dict[str, Any]:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Measure and print; ``args`` as on the command line."""
+    """Measures and prints the table; ``args`` as on the command line."""
     parser = measuring.arguments(__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
-    parser.add_argument("--heads", type=int, default=52, help="heads of a sweep")
-    parser.add_argument("--samples", type=int, default=20_000, help="training samples of the heads")
-    parser.add_argument("--alone", type=int, help="runs of their own that are timed, and scaled to all (default: all)")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="kinds of heads to measure")
+    parser.add_argument("--heads", type=int, default=52, help="number of heads in a sweep")
+    parser.add_argument("--samples", type=int, default=20_000, help="number of training samples")
+    parser.add_argument("--alone", type=int, help="separate runs that are timed; extrapolated to all (default: all)")
     options, before = measuring.begin(parser, args)
     content: dict[str, Any] = {}
     rows = []
@@ -175,8 +176,8 @@ def main(args: list[str] | None = None) -> None:
         content[part] = {n: v._asdict() if isinstance(v, Spread) else v for n, v in metrics.items()}
         rows.append([metrics["what"], *(metrics[name].text(1) for name in ("alone", "sweep", "ratio"))])
         rows[-1].append(f"weights within {metrics['weight_difference']:.1e}; {metrics['runs_timed']} runs timed")
-    print(measuring.table(("what", "one after another, s", "ours, s", "ratio", "proof"), rows))
-    print(f"\nheads: median (least .. most) of {options.repeats} repeats in turns")
+    print(measuring.table(("heads", "separate runs, s", "sweep, s", "ratio", "check"), rows))
+    print(f"\nmedian (least .. most) of {options.repeats} alternating repeats")
     settings = {"heads": options.heads, "samples": options.samples, "repeats": options.repeats}
     measuring.report(before, {"benchmark": "head_sweep", **settings, "parts": content}, options.json)
 

@@ -1,12 +1,13 @@
-"""Images a second of our in-memory loader with augmentation of whole batches, beside torchvision's per-sample pipeline.
+"""Benchmark: images per second of our in-memory loader with batch augmentation against torchvision's per-sample pipeline.
 
     python -m benchmarks.loader [--repeats 5] [--images 50000] [--workers 2] [--threads N] [--json FILE]
 
     ours         uint8 tensors --index--> batch --[RandAugment], crop, flip, normalise--> float batch       in this process
     torchvision  uint8 array -> PIL -> [RandAugment], RandomCrop, RandomHorizontalFlip, ToTensor, Normalize      in workers
 
-Both serve every image once a repeat, in a new random order, in batches of 128 on the CPU, while nothing trains. The images are
-random, which costs both the same as real ones. The workers live through all repeats, and an epoch before the first is not counted.
+Both serve every image once per repeat, in a new random order, in batches of 128 on the CPU, without training. The images are
+random, which takes both sides the same time as real images. The workers stay alive over all repeats, and a first epoch is not
+counted.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ from foundation import measuring
 from foundation.measuring import Spread
 
 BATCH_SIZE, PADDING = 128, 4
-SLOWER = 5  # times fewer images for RandAugment
+SLOWER = 5  # RandAugment is measured on 1/5 of the images
 Policy = Literal["none", "randaugment"]
 
 
 class InMemoryCIFAR10(datasets.CIFAR10):  # type: ignore[misc]  # torchvision has no types
-    """torchvision's CIFAR10 with given images instead of files; what a sample goes through is torchvision's own.
+    """torchvision's CIFAR10 with given images instead of files; samples are processed by torchvision's code.
 
     Args:
         image: (N, 3, 32, 32) uint8.
@@ -47,7 +48,7 @@ class InMemoryCIFAR10(datasets.CIFAR10):  # type: ignore[misc]  # torchvision ha
 
 
 def peer_transform(mean: tuple[float, ...], std: tuple[float, ...], policy: Policy) -> per_sample.Compose:
-    """The usual CIFAR recipe. The first generation of torchvision's transforms: the second is slower on single PIL images."""
+    """The usual CIFAR transforms, from torchvision's first generation (v1), because v2 is slower on single PIL images."""
     return per_sample.Compose(
         [
             *([per_sample.RandAugment()] if policy == "randaugment" else []),
@@ -60,7 +61,7 @@ def peer_transform(mean: tuple[float, ...], std: tuple[float, ...], policy: Poli
 
 
 def peer_epochs(num_images: int, policy: Policy, workers: int) -> Callable[[], int]:
-    """An epoch of torchvision's pipeline; each call serves one and returns the number of images."""
+    """Returns a function that runs one epoch of torchvision's pipeline and returns the number of images."""
     module = RandomImages(num_images)
     data = module.read_part("train")
     samples = InMemoryCIFAR10(data["image"], data["label"], peer_transform(module.mean, module.std, policy))
@@ -71,7 +72,7 @@ def peer_epochs(num_images: int, policy: Policy, workers: int) -> Callable[[], i
 
 
 def our_epochs(num_images: int, policy: Policy) -> Callable[[], int]:
-    """An epoch of our loader and augmentation; each call serves one and returns the number of images."""
+    """Returns a function that runs one epoch of our loader and augmentation and returns the number of images."""
     module = RandomImages(num_images, crop_padding=PADDING, flip=True, policy=policy)
     epochs = count()
     epoch = 0
@@ -86,7 +87,7 @@ def our_epochs(num_images: int, policy: Policy) -> Callable[[], int]:
 
 
 def images_per_s(epochs: Callable[[], int], num_images: int) -> float:
-    """Speed of one epoch."""
+    """Runs one epoch and returns its images per second."""
     begin = perf_counter()
     served = epochs()
     seconds = perf_counter() - begin
@@ -96,7 +97,7 @@ def images_per_s(epochs: Callable[[], int], num_images: int) -> float:
 
 
 class Result(NamedTuple):
-    """Images a second of both sides over the repeats, and ours by theirs in each repeat."""
+    """Images per second of both sides over the repeats, and the ratio ours / theirs in each repeat."""
 
     torchvision: Spread
     ours: Spread
@@ -104,13 +105,13 @@ class Result(NamedTuple):
 
 
 def run(policy: Policy, num_images: int, workers: int, repeats: int) -> Result:
-    """Measure both sides in turn.
+    """Measures both sides in alternation.
 
     Args:
         policy: Automatic augmentation before crop and flip.
-        num_images: Images of an epoch.
-        workers: Worker processes of torchvision's side; 0 means this process.
-        repeats: Epochs of each side that are measured.
+        num_images: Number of images in an epoch.
+        workers: Worker processes of torchvision's side; 0 uses this process.
+        repeats: Number of measured epochs of each side.
     """
     peer, ours = peer_epochs(num_images, policy, workers), our_epochs(num_images, policy)
     sides = {"peer": partial(images_per_s, peer, num_images), "ours": partial(images_per_s, ours, num_images)}
@@ -127,9 +128,9 @@ PIPELINES: dict[Policy, str] = {
 
 
 def main(args: list[str] | None = None) -> None:
-    """Measure both pipelines and print them; ``args`` as on the command line."""
+    """Measures both pipelines and prints the table; ``args`` as on the command line."""
     parser = measuring.arguments(__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--images", type=int, default=50_000, help=f"images of an epoch; RandAugment: a {SLOWER}th")
+    parser.add_argument("--images", type=int, default=50_000, help=f"images in an epoch; RandAugment: 1/{SLOWER} of it")
     parser.add_argument("--workers", type=int, default=2, help="worker processes of torchvision's side")
     options, before = measuring.begin(parser, args)
     if options.images < SLOWER or options.workers < 0:
@@ -144,7 +145,7 @@ def main(args: list[str] | None = None) -> None:
         content.append({"policy": policy, "pipeline": pipeline, "images": num_images, **spreads})
     peer = f"torchvision, {options.workers} workers, images/s"
     print(measuring.table(("pipeline", "images", peer, "ours, images/s", "ratio"), rows))
-    print(f"\nmedian (least .. most) of {options.repeats} repeats; the ratio is ours by theirs in each repeat")
+    print(f"\nmedian (least .. most) of {options.repeats} repeats; the ratio is ours / theirs in each repeat")
     settings = {"repeats": options.repeats, "workers": options.workers, "batch_size": BATCH_SIZE}
     measuring.report(before, {"benchmark": "loader", **settings, "pipelines": content}, options.json)
 

@@ -1,9 +1,10 @@
-"""Logistic regression over a grid of C: ours against scikit-learn's lbfgs in float64, each value begun where the last one ended.
+"""Benchmark: our logistic regression over a grid of C against scikit-learn's lbfgs in float64, both with warm starts.
 
     python -m benchmarks.logistic_path [--samples 40000] [--tolerances 1e-4 1e-6] [--repeats 3] [--json FILE]
 
-Both solve the 45 values of tools/sweep_heads/logistic.py on made-up features of a frozen network. Our solver in float64, run to
-the end, gives the optimum that the objectives of both sides are compared with. scikit-learn runs once for each of the tolerances.
+Both solve the 45 values of C in tools/sweep_heads/logistic.py on synthetic features that resemble those of a frozen network. Our
+solver in float64, run to convergence, gives the optimum with which the objectives of both sides are compared. scikit-learn runs
+once per tolerance.
 """
 
 from __future__ import annotations
@@ -23,24 +24,25 @@ from tools.sweep_heads.logistic_path import logistic_path
 
 WIDTH, CLASSES, LATENT = 384, 10, 48
 NEAR = 1e-6
-"""Share of the optimum within which an objective counts as reached."""
+"""Relative distance to the optimum within which an objective counts as reached."""
 
 
 class Path(NamedTuple):
-    """What a side found, and what that took."""
+    """Solutions of one side, and the time and number of steps they took."""
 
     seconds: float
     cpu_seconds: float
     steps: int
     weights: list[tuple[Tensor, Tensor]]
-    """(K, D) and (K,) float64 of each C."""
+    """Weights (K, D) and biases (K,) for each C, float64."""
 
 
 def network_features(n: int, seed: int, width: int, classes: int) -> tuple[Tensor, Tensor]:
-    """Features (n, D) and labels (n,) as a frozen network has them; all seeds draw from the same network and classes.
+    """Synthetic features (n, D) and labels (n,) like those of a frozen network; all seeds draw from the same network and classes.
 
-    48 normal values around the centre of a class go through a random layer, GELU, another one, and get a little noise. Features
-    are correlated, 60 directions hold most of the variance, and classes overlap: about 77 % can be told apart.
+    48 normal values around a class centre pass through a random layer, GELU and another random layer; a little noise is added.
+    Features are correlated, 60 directions hold most of the variance, and classes overlap: about 77 % of the samples can be
+    classified correctly.
     """
     fixed, draw = torch.Generator().manual_seed(0), torch.Generator().manual_seed(1 + seed)
     falling = 1.2 * torch.arange(1, LATENT + 1).float().rsqrt()
@@ -54,7 +56,7 @@ def network_features(n: int, seed: int, width: int, classes: int) -> tuple[Tenso
 
 
 def ours(x: Tensor, y: Tensor, cs: Sequence[float], **settings: Any) -> Path:
-    """Solve by tools/sweep_heads/logistic_path.py."""
+    """Solves for all C with tools/sweep_heads/logistic_path.py."""
     wall, cpu = perf_counter(), process_time()
     solutions = list(logistic_path(x, y, int(y.max()) + 1, cs, **settings))
     weights = [(solution.weight, solution.bias) for solution in solutions]
@@ -62,7 +64,7 @@ def ours(x: Tensor, y: Tensor, cs: Sequence[float], **settings: Any) -> Path:
 
 
 def scikit_learn(x: Tensor, y: Tensor, cs: Sequence[float], tolerance: float = 1e-4) -> Path:
-    """Solve by LogisticRegression(solver="lbfgs", warm_start=True) in float64; the copy to float64 is not timed."""
+    """Solves for all C with LogisticRegression(solver="lbfgs", warm_start=True) in float64; the copy to float64 is not timed."""
     from sklearn.linear_model import LogisticRegression
 
     rows, label = x.double().numpy(), y.numpy()
@@ -72,7 +74,7 @@ def scikit_learn(x: Tensor, y: Tensor, cs: Sequence[float], tolerance: float = 1
         model.C = c
         begin = perf_counter(), process_time()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of line searches that end in rounding
+            warnings.simplefilter("ignore")  # line searches that stop because of rounding
             model.fit(rows, label)
         wall, cpu = wall + perf_counter() - begin[0], cpu + process_time() - begin[1]
         steps += int(model.n_iter_.max())
@@ -81,7 +83,7 @@ def scikit_learn(x: Tensor, y: Tensor, cs: Sequence[float], tolerance: float = 1
 
 
 def objectives(path: Path, x: Tensor, y: Tensor, cs: Sequence[float]) -> Tensor:
-    """The objective of each C in float64, of three classes or more."""
+    """Objective for each C in float64, for three classes or more."""
     x = x.double()
     loss = torch.nn.functional.cross_entropy
     found = [
@@ -94,7 +96,7 @@ def objectives(path: Path, x: Tensor, y: Tensor, cs: Sequence[float]) -> Tensor:
 def evaluate(
     path: Path, best: Path, x: Tensor, y: Tensor, held: Tensor, label: Tensor, cs: Sequence[float]
 ) -> dict[str, Any]:
-    """How near a path is to the best one."""
+    """Compares a path with the optimal one: objectives, predicted classes, best C and accuracy on held-out samples."""
     away = objectives(path, x, y, cs) / objectives(best, x, y, cs) - 1
     classes, wanted = (
         torch.stack([(held.double() @ w.T + b).argmax(1) for w, b in found.weights]) for found in (path, best)
@@ -114,12 +116,12 @@ def evaluate(
 
 
 def main(args: list[str] | None = None) -> None:
-    """Measure and print; ``args`` as on the command line."""
+    """Measures and prints the table; ``args`` as on the command line."""
     parser = measuring.arguments(__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument(
-        "--samples", type=int, default=40_000, help="of the training split; a fifth as many are held out"
+        "--samples", type=int, default=40_000, help="training samples; a fifth as many are held out for validation"
     )
-    parser.add_argument("--tolerances", type=float, nargs="*", default=[1e-4, 1e-6], help="of scikit-learn, a run each")
+    parser.add_argument("--tolerances", type=float, nargs="*", default=[1e-4, 1e-6], help="scikit-learn, one run each")
     options, before = measuring.begin(parser, args)
     x, y = network_features(options.samples, 0, WIDTH, CLASSES)
     held, label = network_features(options.samples // 5, 1, WIDTH, CLASSES)
@@ -142,7 +144,7 @@ def main(args: list[str] | None = None) -> None:
         "45 values of C",
         "wall, s",
         "CPU, s",
-        "by ours",
+        "time / ours",
         "steps",
         "above optimum",
         f"within {NEAR:g}",
@@ -156,7 +158,7 @@ def main(args: list[str] | None = None) -> None:
         f"ours: median of {options.repeats} repeats, {times['seconds'].text(1)} s; scikit-learn: once for each tolerance"
     )
     print(
-        "above optimum, same class: the worst of the 45; of validation samples, against our solver run to the end in float64"
+        "above optimum, same class: the worst of the 45; same class on held-out samples; the optimum is our solver in float64"
     )
     content = {"benchmark": "logistic_path", "samples": options.samples, "repeats": options.repeats, "sides": sides}
     measuring.report(before, content, options.json)

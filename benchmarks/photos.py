@@ -1,6 +1,6 @@
-"""Made-up photographs: JPEGs of the size, the detail and the bytes of real ones, for benchmarks that must decode something.
+"""Generates synthetic photographs: JPEGs with the dimensions, detail and file size of real ones, for decoding benchmarks.
 
-clouds of noise, coarse ones strong and fine ones weak --> a few filled shapes with sharp edges --> a little grain --> JPEG
+noise at several scales, coarse ones strong and fine ones weak --> a few filled shapes with sharp edges --> a little grain --> JPEG
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ SHAPES, GRAIN = 12, 5.0
 
 
 def photo(number: int, width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
-    """A picture, another one for each number.
+    """Generates one picture; each number gives a different picture.
 
     Args:
-        number: Which one, from 0.
-        width: Pixels.
-        height: Pixels.
+        number: Number of the picture, from 0.
+        width: Width in pixels.
+        height: Height in pixels.
     """
     random = np.random.default_rng(number)
     clouds = np.full((height, width, 3), 128, dtype=np.float32)
@@ -40,15 +40,15 @@ def photo(number: int, width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
 
 
 def write_photos(root: Path, count: int, classes: int = 2) -> list[int]:
-    """Write JPEGs into a folder for each class, in turns.
+    """Writes JPEGs into one folder per class, distributed evenly.
 
     Args:
-        root: Folder, made where it is missing.
-        count: Pictures in all.
-        classes: Folders.
+        root: Parent folder; created if it does not exist.
+        count: Total number of pictures.
+        classes: Number of class folders.
 
     Returns:
-        The bytes of each file.
+        Size of each file in bytes.
     """
     sizes = []
     for number in range(count):

@@ -1,14 +1,15 @@
-"""Windows a second of our encoders of signals beside pyts, and of our line plot beside matplotlib.
+"""Benchmark: windows per second of our signal encoders against pyts, and of our line plot against matplotlib.
 
     python -m benchmarks.signal_images [--repeats 5] [--windows 64] [--sizes 64 128] [--threads N] [--json FILE]
 
-A window has nine signals of 128 samples; an encoder makes nine images of it. pyts makes images of 64 and 128 pixels from them, not
-of 224: it does not lengthen signals. It gets the signals as one array, as float64, and makes no images of three channels.
+A window has nine signals of 128 samples; an encoder creates nine images from it. pyts creates images of 64 and 128 pixels, but not
+of 224, because it does not lengthen signals. It gets the signals as one float64 array and does not create images with three
+channels.
 
-Times are those of a clock on the wall, and ours may use all of torch's threads: the machine should be idle.
+Times are wall-clock times, and our encoders may use all of torch's threads, so the machine should be idle.
 
-matplotlib (Agg, no axes, no file) is measured twice. `new`: a figure for each image, as published pipelines do. `reused`: one
-figure, of which only the curve is replaced, which is the least that matplotlib can do.
+matplotlib (Agg, no axes, no file) is measured twice. `new`: a new Figure for each image, as in published pipelines. `reused`: one
+Figure in which only the curve is replaced, which is the least work matplotlib can do.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ from foundation.measuring import Spread
 from transforms import Encoder, encode
 
 SIGNALS, LENGTH, PYTS_LARGEST = 9, 128, 128
-PLOTTED = 1  # windows that matplotlib draws in a call: each is slow enough to be timed alone
+PLOTTED = 1  # windows that matplotlib draws in a call; one is slow enough to be timed by itself
 Array = NDArray[np.float64]
 
 
 def blank(length: int, size: int, width: float) -> tuple[FigureCanvasAgg, Line2D]:
-    """A figure of so many pixels whose axes fill it, with limits at which its curve covers the pixels that ours does."""
+    """Creates a Figure of size x size pixels filled by its axes, with limits at which its curve covers the same pixels as ours."""
     figure = Figure(figsize=(size / 100, size / 100), dpi=100, facecolor="black")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1), frameon=False)
@@ -47,13 +48,13 @@ def blank(length: int, size: int, width: float) -> tuple[FigureCanvasAgg, Line2D
 
 
 def matplotlib_plots(series: Array, size: int, width: float, reuse: bool = True) -> NDArray[np.float32]:
-    """Draw each of (N, T) signals by matplotlib, scaled as `line_plot` does.
+    """Draws each signal with matplotlib, scaled as in `line_plot`.
 
     Args:
-        series: (N, T).
-        size: Pixels.
-        width: Of the line in pixels.
-        reuse: One figure for all.
+        series: Signals (N, T).
+        size: Height and width of the images in pixels.
+        width: Width of the line in pixels.
+        reuse: Use one Figure for all signals instead of a new Figure each.
 
     Returns:
         (N, size, size) in [0, 1].
@@ -73,7 +74,7 @@ def matplotlib_plots(series: Array, size: int, width: float, reuse: bool = True)
 
 
 def pyts_sides(series: Array, size: int) -> dict[str, tuple[Encoder, dict[str, Any], Callable[[], Any]]]:
-    """Encoder, its settings, and what pyts does for the same image."""
+    """Encoders that pyts has too, by name: our encoder, its settings, and the call of pyts for the same image."""
     from pyts.approximation import PiecewiseAggregateApproximation
     from pyts.image import GramianAngularField, MarkovTransitionField, RecurrencePlot
 
@@ -101,7 +102,7 @@ def pyts_sides(series: Array, size: int) -> dict[str, tuple[Encoder, dict[str, A
 
 
 def seconds(action: Callable[[], Any]) -> float:
-    """Seconds of a call, the mean of as many as take a fiftieth of a second."""
+    """Mean seconds of a call, over as many calls as fit into a fiftieth of a second."""
     begin, calls = perf_counter(), 0
     while calls == 0 or perf_counter() - begin < 0.02:
         action()
@@ -112,13 +113,13 @@ def seconds(action: Callable[[], Any]) -> float:
 def compare(
     ours: Callable[[], Any], peer: Callable[[], Any] | None, windows: dict[str, int], repeats: int
 ) -> dict[str, Spread]:
-    """Windows a second of each side and their ratio, the sides in turn; one call of each before the first counts for nothing.
+    """Windows per second of each side and their ratio. The sides alternate; a first call of each side is a warm-up.
 
     Args:
-        ours: Encodes the windows.
-        peer: Likewise, or None.
-        windows: Of one call of `ours` and of `peer`.
-        repeats: Timed calls of each.
+        ours: Encodes the windows with our encoder.
+        peer: Encodes the windows with the peer, or None.
+        windows: Number of windows in one call of `ours` and of `peer`.
+        repeats: Number of timed calls of each side.
     """
     sides = {"ours": partial(seconds, ours), **({"peer": partial(seconds, peer)} if peer else {})}
     measuring.interleave(sides, 1)
@@ -131,13 +132,11 @@ def compare(
 
 
 def main(args: list[str] | None = None) -> None:
-    """Measure all encoders and print them; ``args`` as on the command line."""
+    """Measures all encoders and prints the table; ``args`` as on the command line."""
     parser = measuring.arguments(__doc__.splitlines()[0] if __doc__ else "")
     parser.set_defaults(threads=1)
-    parser.add_argument(
-        "--windows", type=int, default=64, help="windows of a call, 1 or more; the default is that of a batch"
-    )
-    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128, 224], help="pixels of the images")
+    parser.add_argument("--windows", type=int, default=64, help="windows in a call, 1 or more; the default is a batch")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128, 224], help="image sizes in pixels")
     options, before = measuring.begin(parser, args)
     if options.windows < 1 or min(options.sizes) < 8:
         parser.error(f"--windows: 1 or more, --sizes: 8 or more, got {options.windows} and {options.sizes}")

@@ -1,16 +1,17 @@
-"""What our run costs a step beside a bare PyTorch loop of the same step: Lightning, all callbacks, EMA, metrics and logging.
+"""Benchmark: time per training step of our run (Lightning, callbacks, EMA, metrics, logging) against a bare PyTorch loop.
 
     python -m benchmarks.step_overhead [--repeats 5] [--steps N] [--threads N] [--cases NAME ...] [--json FILE]
 
-The run is made by `main.py fit`'s own code from a configuration, so that it has the callbacks, logger and checkpoints that every
-run has, and writes its run folder into a temporary one. turns.py says what the bare loop does and how the two are interleaved.
-A repeat is an epoch; the first, which warms up and draws the curves, is left out.
+The run is started by the code of `main.py fit` from a configuration, so it has the callbacks, logger and checkpoints of every run.
+It writes its run folder into a temporary folder. turns.py describes the bare loop and how the two sides are interleaved. A repeat
+is an epoch; the first epoch, which warms up and draws the curves, is not counted.
 
-- overhead: per step within an epoch, ours less bare; a row of metrics.csv and TensorBoard every 50 steps included.
-- rest: the same without the large operations that both have (augmentation, network, loss, backward, update), timed on either side:
-  where a step is long, the difference without most of its noise.
-- epoch end: from the last batch to the first of the next epoch: validation (of ten samples), best and last checkpoint, metrics.
-- with epoch end: both, for epochs of 45,000 samples.
+- overhead: time per step within an epoch, ours minus bare; includes a row of metrics.csv and TensorBoard every 50 steps.
+- rest: overhead without the large operations that both sides have (augmentation, network, loss, backward, update), which are timed
+  on each side and subtracted. For long steps, this removes most of the noise.
+- epoch end: time from the last batch to the first batch of the next epoch: validation (of ten samples), best and last checkpoint,
+  metrics.
+- with epoch end: overhead plus epoch end per step, for epochs of 45,000 samples.
 """
 
 from __future__ import annotations
@@ -35,16 +36,16 @@ EPOCH_SAMPLES = 45_000  # CIFAR-10 with a tenth held out
 
 @dataclass(frozen=True)
 class Case:
-    """A network on data of its shape.
+    """A network and its data.
 
     Args:
-        name: What the table calls it.
-        network: The same in words.
+        name: Name of the case for `--cases`.
+        network: Description for the table.
         batch_size: Samples in a batch.
-        turn: Steps of a turn: a second or less, but not so few that a turn begins with cold caches.
+        turn: Steps of a turn: a second or less, but long enough that cold caches at its start do not matter.
         steps: Timed steps of an epoch.
         model: `class_path` and `init_args` of the module.
-        data: Likewise of the datamodule, without `num_images`.
+        data: `class_path` and `init_args` of the datamodule, without `num_images`.
     """
 
     name: str
@@ -79,7 +80,7 @@ CASES = [
 
 
 class Result(NamedTuple):
-    """Figures of a case over the repeats, in milliseconds but for ratio and difference."""
+    """Measurements of a case over the repeats, in milliseconds except for ratio and weight difference."""
 
     bare: Spread
     ours: Spread
@@ -92,7 +93,7 @@ class Result(NamedTuple):
 
 
 def config(case: Case, repeats: int, folder: Path) -> dict[str, Any]:
-    """The configuration of the run: EMA on, the rest as every run has it; `folder` is where the times go."""
+    """Configuration of the run: EMA is enabled, everything else is as in every run; the times are written to `folder`."""
     batches = case.steps + 1
     classes = case.data["init_args"].get("classes", 10)
     per_class = -(-batches * case.batch_size // classes) + 1  # one for validation
@@ -111,25 +112,25 @@ def config(case: Case, repeats: int, folder: Path) -> dict[str, Any]:
         },
         "model": case.model,
         "data": {**case.data, "init_args": {**case.data["init_args"], **data, "val_fraction": 1 / per_class}},
-        "curves": {"every_s": 1e9},  # drawn in the first epoch, which is left out, and at the end
+        "curves": {"every_s": 1e9},  # drawn in the first epoch, which is not counted, and at the end
     }
 
 
 def run(case: Case, repeats: int) -> Result:
-    """Measure a case.
+    """Measures a case.
 
     Args:
-        case: What to train.
-        repeats: Timed epochs, at least 2.
+        case: Network and data.
+        repeats: Number of timed epochs, at least 2.
 
     Raises:
-        RuntimeError: The run failed; with what it printed.
+        RuntimeError: The run failed; the message contains its output.
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         path = folder / "benchmark.yaml"
         path.write_text(yaml.safe_dump(config(case, repeats, folder)), encoding="utf-8")
-        printed = io.StringIO()  # not the terminal, where the progress bar's speed would be that of both sides
+        printed = io.StringIO()  # not shown: the progress bar would show the speed of both sides together
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             code = run_main(["fit", "--config", str(path), "--run_dir", str(folder / "run")])
         if code:
@@ -138,11 +139,11 @@ def run(case: Case, repeats: int) -> Result:
 
 
 def result(case: Case, seconds: dict[str, Any]) -> Result:
-    """Figures of a case from the seconds of all epochs, of which the first is left out."""
+    """Computes the measurements of a case from the seconds of all epochs; the first epoch is not counted."""
     sides = ("bare", "ours", "bare_rest", "ours_rest")
     bare, ours, bare_rest, ours_rest = ([1000 * s / case.steps for s in seconds[side][1:]] for side in sides)
     overhead = Spread.of([mine - theirs for mine, theirs in zip(ours, bare, strict=True)])
-    step = Spread.of(ours).median  # the epoch's last one is timed with its end
+    step = Spread.of(ours).median  # subtracted, because the last step of an epoch is timed together with the epoch end
     epoch_end = Spread.of([1000 * s - step for s in seconds["epoch_end"][1:]])
     return Result(
         bare=Spread.of(bare),
@@ -170,7 +171,7 @@ HEADER = (
 
 
 def row(case: Case, metrics: Result) -> list[str]:
-    """A line of the table."""
+    """Row of the table for a case."""
     return [
         case.network,
         str(case.batch_size),
@@ -185,7 +186,7 @@ def row(case: Case, metrics: Result) -> list[str]:
 
 
 def as_json(case: Case, metrics: Result) -> dict[str, Any]:
-    """The same as plain values."""
+    """Measurements of a case as plain JSON values."""
     content = {
         name: value._asdict() if isinstance(value, Spread) else value for name, value in metrics._asdict().items()
     }
@@ -193,13 +194,13 @@ def as_json(case: Case, metrics: Result) -> dict[str, Any]:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Measure the cases and print them; ``args`` as on the command line."""
+    """Measures the cases and prints the table; ``args`` as on the command line."""
     parser = measuring.arguments(__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument(
-        "--steps", type=int, help=f"timed steps of a repeat, a multiple of {LOG_EVERY}; default by case"
+        "--steps", type=int, help=f"timed steps of a repeat, a multiple of {LOG_EVERY}; default depends on the case"
     )
     names = [case.name for case in CASES]
-    parser.add_argument("--cases", nargs="+", choices=names, default=names, help="what to measure")
+    parser.add_argument("--cases", nargs="+", choices=names, default=names, help="cases to measure")
     options, before = measuring.begin(parser, args)
     if options.steps is not None and (options.steps < LOG_EVERY or options.steps % LOG_EVERY):
         parser.error(f"--steps: a multiple of {LOG_EVERY}, so that each repeat logs as often, got {options.steps}")
@@ -208,10 +209,8 @@ def main(args: list[str] | None = None) -> None:
         cases = [Case(**{**vars(case), "steps": options.steps}) for case in cases]
     metrics = [run(case, options.repeats) for case in cases]
     print(measuring.table(HEADER, [row(*pair) for pair in zip(cases, metrics, strict=True)]))
-    print(
-        f"\noverhead: median (least .. most) of {options.repeats} repeats; the first network costs nothing, so that its"
-    )
-    print("overhead is the framework's own; that of a large network is a small difference of two large metrics.")
+    print(f"\noverhead: median (least .. most) of {options.repeats} repeats; the linear layer takes almost no time,")
+    print("so its overhead is that of the framework; for a large network it is a small difference of two large times.")
     for case, each in zip(cases, metrics, strict=True):
         print(f"{case.name}: largest difference between the weights of both sides {each.weight_difference:g}")
     content = [as_json(*pair) for pair in zip(cases, metrics, strict=True)]

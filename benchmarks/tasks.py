@@ -1,4 +1,4 @@
-"""Networks and random data of the benchmarks: what is trained on does not matter, only how long a step of it takes."""
+"""Random image and feature datamodules and a perceptron for the benchmarks, which measure only time, not accuracy."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from lightning_modules import Classifier
 
 
 class RandomImages(DataModule):
-    """Random uint8 images in memory, as many of each class.
+    """Random uint8 images in memory, equally many of each class.
 
     Args:
-        num_images: Images of the training data, the validation split included.
+        num_images: Images of the training data, including the validation split.
         size: Height and width in pixels.
         channels: Channels of an image.
         classes: Number of classes.
@@ -28,7 +28,7 @@ class RandomImages(DataModule):
 
     @property
     def class_names(self) -> list[str]:
-        """Numbers."""
+        """Class numbers as text."""
         return [str(number) for number in range(self.classes)]
 
     @property
@@ -52,7 +52,7 @@ class RandomImages(DataModule):
         return (12**-0.5,) * self.channels
 
     def read_part(self, part: Literal["train", "test"]) -> dict[str, Tensor]:
-        """Draw the images from a fixed seed; see `DataModule.read_part`."""
+        """Draws the images from a fixed seed; see `DataModule.read_part`."""
         shape, generator = (self.num_images, self.channels, self.size, self.size), torch.Generator().manual_seed(0)
         index = torch.arange(self.num_images)
         image = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
@@ -60,20 +60,20 @@ class RandomImages(DataModule):
 
 
 class RandomFeatures(RandomImages):
-    """Random feature vectors (B, channels) in place of images, which go to the module as they are: no augmentation."""
+    """Random feature vectors (B, channels) instead of images, without augmentation and normalisation."""
 
     def read_part(self, part: Literal["train", "test"]) -> dict[str, Tensor]:
-        """Draw the vectors from a fixed seed."""
+        """Draws the vectors from a fixed seed."""
         generator, index = torch.Generator().manual_seed(0), torch.arange(self.num_images)
         image = torch.randn(self.num_images, self.channels, generator=generator)
         return {"image": image, "label": index % self.classes, "index": index}
 
     def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
-        """Features are ready to be used."""
+        """Returns the batch unchanged."""
         return batch
 
     def augment(self, batch: dict[str, Tensor], epoch: int) -> dict[str, Tensor]:
-        """Features are ready to be used."""
+        """Returns the batch unchanged."""
         return batch
 
 
@@ -81,7 +81,7 @@ class Perceptron(Classifier):
     """Linear layers with ReLU between them on the flattened input.
 
     Args:
-        hidden: Width of each hidden layer; none makes it a linear classifier.
+        hidden: Width of each hidden layer; an empty list gives a linear classifier.
         **kwargs: Settings of every classifier, see `Classifier`.
     """
 
@@ -90,7 +90,7 @@ class Perceptron(Classifier):
         super().__init__(**kwargs)
 
     def configure_network(self) -> None:
-        """Build the layers."""
+        """Builds the layers."""
         assert self.in_channels is not None
         assert self.image_size is not None
         assert self.num_classes is not None

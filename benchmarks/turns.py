@@ -1,14 +1,14 @@
-"""A bare PyTorch loop that does the same step as a run of ours, and a callback that lets the two take turns.
+"""Bare PyTorch training loop, and a callback that interleaves it with a run of ours and measures both (for step_overhead.py).
 
     bare x T | ours x T | bare x T | ours x T | ...  an epoch of `steps` steps each, then validation, checkpoints, next epoch
 
-Both start from the same weights and see the same batches, so that they must end in the same weights, to the bit on a CPU: the
-proof that both did the same work. Turns of a second or less, rather than whole runs one after the other, keep a machine that
-slows down or has a visitor from counting for one side only. The bare loop's time is taken out of ours; what the callback itself
-costs, some microseconds a step, is left in.
+Both start from the same weights and see the same batches, so they must end with the same weights, to the bit on a CPU. This proves
+that both did the same work. The sides alternate in turns of a second or less instead of whole runs, so that a slow-down of the
+machine or another process affects both. The time of the bare loop is excluded from ours; the cost of the callback itself, a few
+microseconds per step, is included.
 
-Where a step is long, the difference of the two is lost in the noise of its convolutions. `SharedWork` therefore also times the
-large operations that both loops have, in the turns of either: the difference of what is left over has little noise.
+If a step is long, the difference between the sides is hidden by the noise of its convolutions. `SharedWork` therefore also times
+the large operations that both loops have, in the turns of both sides. The difference of the remaining times has little noise.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ from foundation.atomic_files import write_json
 
 
 class BareLoop:
-    """The step of `Classifier` with its default settings as one would write it by hand: no metrics, no average, no logging.
+    """Hand-written equivalent of a `Classifier` step with default settings, without metrics, averaged weights and logging.
 
     batch by index -> augmentation -> forward -> cross-entropy -> backward -> fused Nesterov SGD -> cosine schedule
 
     Args:
-        network: Where to start from; copied.
-        data: Its training split, order of batches and augmentation are used.
-        batches: Batches of an epoch.
-        epochs: Epochs of the run, which the schedule is planned for.
+        network: Initial network; it is copied.
+        data: Datamodule whose training split, batch order and augmentation are used.
+        batches: Number of batches in an epoch.
+        epochs: Number of epochs of the run, which sets the length of the learning-rate schedule.
         lr: Peak learning rate.
-        weight_decay: Weight decay of matrices and kernels; vectors have none.
+        weight_decay: Weight decay of matrices and kernels; vectors are not decayed.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class BareLoop:
         self.optimizer = SGD(groups, lr=lr, momentum=0.9, nesterov=True, fused=True)
         last = batches * epochs - 1
         self.schedule = LambdaLR(self.optimizer, lambda step: (1 + math.cos(math.pi * (step / last))) / 2)
-        # made beforehand: a new epoch costs the loop nothing
+        # computed in advance, so that a new epoch costs the loop no time
         self._batches = (
             (epoch, chosen)
             for epoch, order in enumerate([self._order(batches, epoch) for epoch in range(epochs)])
@@ -74,7 +74,7 @@ class BareLoop:
         return batch_indices(n, size, keep="full", shuffle=True, seed=self.data.seed, epoch=epoch)[:batches]
 
     def advance(self, steps: int) -> None:
-        """Do the next steps."""
+        """Runs the next steps."""
         split = self.data.splits["train"]
         for _ in range(steps):
             epoch, chosen = next(self._batches)
@@ -91,12 +91,13 @@ class BareLoop:
 
 
 class SharedWork:
-    """Times what a run of ours and a bare loop both do: augmentation, network, loss, backward and the update of the weights.
+    """Times the operations that our run and the bare loop share: augmentation, network, loss, backward and weight update.
 
-    The rest of a bare loop's step is rows by index, zeroing of gradients, the optimiser's and the schedule's Python.
+    The rest of a bare loop's step is the selection of rows by index, zeroing of gradients, and Python code of optimiser and
+    schedule.
 
     Attributes:
-        seconds: Spent so far, by either.
+        seconds: Seconds spent in these operations so far, by both sides.
     """
 
     def __init__(self) -> None:
@@ -104,7 +105,7 @@ class SharedWork:
         self._patches = contextlib.ExitStack()
 
     def start(self, data: DataModule, *networks: nn.Module) -> None:
-        """Put a clock around each of the operations."""
+        """Wraps each of the operations with a timer."""
         operations: list[tuple[Any, str]] = [
             (data, "augment"),
             *((network, "forward") for network in networks),
@@ -116,7 +117,7 @@ class SharedWork:
             self._patches.enter_context(mock.patch.object(owner, name, self._timed(getattr(owner, name))))
 
     def stop(self) -> None:
-        """Take the clocks away."""
+        """Removes the timers."""
         self._patches.close()
 
     def _timed(self, operation: Callable[..., Any]) -> Callable[..., Any]:
@@ -131,16 +132,17 @@ class SharedWork:
 
 
 class Turns(Callback):
-    """Lets a bare loop and the run that this callback is part of take turns, and writes how long each took.
+    """Callback that alternates between a bare loop and the run it belongs to, and writes the times of both sides to a file.
 
-    An epoch must have `steps` + 1 batches. The last one is timed with the end of the epoch: until the first batch of the next.
+    An epoch must have `steps` + 1 batches. The last batch is timed together with the end of the epoch, up to the first batch of the
+    next.
 
     Args:
         turn: Steps of a turn.
         steps: Timed steps of an epoch, a multiple of `turn`.
-        path: JSON file for the seconds: `bare` and `ours` of `steps` steps, each epoch; `bare_rest` and `ours_rest`, of these
-            what was not spent in `SharedWork`; `epoch_end` of all epochs but the last;
-            `weight_difference`, the largest between the two networks at the end.
+        path: JSON file for the seconds: `bare` and `ours` for `steps` steps, per epoch; `bare_rest` and `ours_rest`, the part of it
+            outside `SharedWork`; `epoch_end` of all epochs but the last; and `weight_difference`, the largest difference between
+            the weights of the two networks at the end.
     """
 
     def __init__(self, turn: int, steps: int, path: str) -> None:
@@ -153,11 +155,11 @@ class Turns(Callback):
         self.ours_rest_s: list[float] = []
         self.epoch_end_s: list[float] = []
         self.shared = SharedWork()
-        self._since: float | None = None  # when our turn, or the end of our epoch, began
+        self._since: float | None = None  # time at which our turn, or the end of our epoch, began
         self._shared_since = 0.0  # seconds of shared work at that time
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the bare loop from our weights."""
+        """Creates the bare loop with the initial weights of the run."""
         assert trainer.max_epochs is not None
         settings = pl_module.hparams
         self.loop = BareLoop(
@@ -171,7 +173,7 @@ class Turns(Callback):
         self.shared.start(self.loop.data, self.loop.network, pl_module.network)  # type: ignore[arg-type]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Our turn is over when it had its steps: the bare loop's turn, then ours again."""
+        """At the end of our turn, records its time, runs the turn of the bare loop, and starts our next turn."""
         if batch_idx % self.turn:
             return
         now = perf_counter()
@@ -197,7 +199,7 @@ class Turns(Callback):
         self._shared_since, self._since = self.shared.seconds, perf_counter()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare the weights and write the times."""
+        """Compares the weights and writes the times."""
         self.shared.stop()
         ours, bare = pl_module.network.state_dict(), self.loop.network.state_dict()  # type: ignore[union-attr]
         difference = max(float((ours[name].double() - bare[name].double()).abs().max()) for name in bare)

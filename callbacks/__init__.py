@@ -1,7 +1,7 @@
-"""What happens around training: averaging, checkpoints, exact resume, logs, pictures, progress, stopping.
+"""Lightning callbacks: EMA, checkpoints, exact resume, metric logs, plots, progress bar, LR finder, calibration, stopping.
 
-A callback reads step outputs, logged metrics and the run folder; it never knows the task, and imports neither modules nor
-datamodules. From a module it may call ``log_epoch(stage)``, ``shared_step(batch, stage)`` and ``metric_names``
+A callback reads step outputs, logged metrics and the run folder. It does not depend on the task, and imports neither
+lightning_modules nor datamodules. On a module it may use ``log_epoch(stage)``, ``shared_step(batch, stage)`` and ``metric_names``
 (lightning_modules/base.py).
 """
 

@@ -1,7 +1,7 @@
-"""Batch-norm statistics of a network taken anew from training samples, for weights that no step has trained.
+"""Recomputes the batch-norm statistics of averaged (EMA) weights from training samples.
 
-An average of weights has other activations than any network that was trained, and an average of their statistics belongs to neither
-(Izmailov et al. 2018, arXiv:1803.05407, section 3.2; "precise" statistics: Wu and Johnson 2021, arXiv:2105.07576).
+Averaged weights produce other activations than any of the networks that were averaged, so the averaged batch-norm statistics do not
+match them (Izmailov et al. 2018, arXiv:1803.05407, section 3.2; "precise" statistics: Wu and Johnson 2021, arXiv:2105.07576).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from callbacks.exact_resume import stable_seed
 
 
 def trained_batch_norms(module: nn.Module) -> dict[str, _BatchNorm]:
-    """The layers whose running statistics training changes, by name: a module's `train` leaves what is frozen as it is."""
+    """Return the batch-norm layers whose running statistics training updates, by name; frozen layers are left out."""
     modes = {part: part.training for part in module.modules()}
     module.train()
     found = {
@@ -33,12 +33,12 @@ def trained_batch_norms(module: nn.Module) -> dict[str, _BatchNorm]:
 
 
 def check_renewable(trainer: Trainer, pl_module: LightningModule, setting: str) -> None:
-    """Check that there are statistics to take, and samples to take them from.
+    """Check that the network trains a batch norm and that the training samples are in memory.
 
     Args:
-        trainer: Of the run, with its datamodule set up.
-        pl_module: Its module.
-        setting: What asks for it, named in the message.
+        trainer: Trainer of the run; its datamodule is set up.
+        pl_module: Module of the run.
+        setting: Name of the setting that needs the statistics, for the error message.
 
     Raises:
         MisconfigurationException: No batch norm is trained, or the data is not in memory.
@@ -48,17 +48,17 @@ def check_renewable(trainer: Trainer, pl_module: LightningModule, setting: str) 
     if _training_split(trainer) is None:
         name = type(trainer.datamodule).__name__  # type: ignore[attr-defined]
         raise MisconfigurationException(
-            f"{setting}: needs training data in memory, as CIFAR10DataModule has it, not {name}; set it to 0"
+            f"{setting}: needs training data in memory, as CIFAR10DataModule provides, not {name}; set it to 0"
         )
 
 
 def _training_split(trainer: Trainer) -> dict[str, Tensor] | None:
     split: dict[str, Tensor] = getattr(trainer.datamodule, "splits", {}).get("train", {})  # type: ignore[attr-defined]
-    return split if split.keys() & {"image", "signal"} else None  # of files there are only places
+    return split if split.keys() & {"image", "signal"} else None  # for files, a split holds only indices
 
 
 def _images(trainer: Trainer, device: torch.device, samples: int) -> Iterator[Tensor]:
-    """Augmented training images, or signals, in whole batches: a function of (seed, epoch), the same on every process."""
+    """Yield augmented training images, or signals, in full batches; determined by (seed, epoch), identical on every process."""
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     split, epoch = _training_split(trainer), trainer.current_epoch
     assert split is not None
@@ -72,14 +72,14 @@ def _images(trainer: Trainer, device: torch.device, samples: int) -> Iterator[Te
 
 @torch.no_grad()
 def renew_batch_statistics(trainer: Trainer, pl_module: LightningModule, samples: int) -> list[str]:
-    """Replace the running means and variances that training changes by those of so many training samples.
+    """Recompute the running means and variances of the trained batch norms from training samples.
 
-    All else of the module is as before.
+    Nothing else in the module changes.
 
     Args:
-        trainer: Of the run, for data and precision.
-        pl_module: Holds the weights to take them for; dropout and the like stay as they are.
-        samples: Training samples, taken in whole batches, at least one.
+        trainer: Trainer of the run, for its data and precision.
+        pl_module: Module with the weights to recompute the statistics for; dropout and other layers keep their mode.
+        samples: Number of training samples; rounded down to full batches, at least one batch.
 
     Returns:
         Names of the buffers that were replaced.
@@ -88,7 +88,7 @@ def renew_batch_statistics(trainer: Trainer, pl_module: LightningModule, samples
     before = {name: (layer.momentum, layer.training) for name, layer in layers.items()}
     for layer in layers.values():
         layer.reset_running_stats()
-        layer.momentum = None  # the plain mean over the batches
+        layer.momentum = None  # cumulative mean over the batches
         layer.training = True
     try:
         for images in _images(trainer, pl_module.device, samples):

@@ -1,10 +1,11 @@
-"""How far confidences can be trusted: ECE at every validation, a temperature and an exit threshold in every checkpoint.
+"""The Calibration callback: logs ECE and NLL, fits a temperature and chooses an early-exit threshold at every validation.
 
-    fit        logs val/ece, val/ece_mass, val/nll;    checkpoint["calibration"] (callbacks/calibration_record.py)
-    test       logs test/ece, test/ece_calibrated, ... with the checkpoint's temperature and threshold; validate does as val/*
-    all        plots/reliability_STAGE.png, reliability_STAGE.csv, exit_STAGE.csv    (callbacks/pictures/evaluation.py)
+    fit        logs val/ece, val/ece_mass, val/nll; stores checkpoint["calibration"] (callbacks/calibration_record.py)
+    test       logs test/ece, test/ece_calibrated, ... with the checkpoint's temperature and threshold; validate logs val/*
+    all        writes plots/reliability_STAGE.png, reliability_STAGE.csv, exit_STAGE.csv (callbacks/pictures/evaluation.py)
 
-The record is of the weights of the latest validation: the averaged ones with EMA, and those of best.ckpt in best.ckpt.
+A checkpoint's record describes the weights of the latest validation (with EMA, the averaged weights). In best.ckpt these are the
+best weights. The ECE bins are defined in metrics/calibration.py.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ from metrics import aurc, bootstrap_interval
 log = logging.getLogger(__name__)
 
 UNPLANNED = 1000
-"""Validations that a run without a planned end is taken to have before it."""
+"""Number of validations assumed for a run without a planned end."""
 
 
 def validations_planned(trainer: Trainer) -> int:
-    """How many validations a fit is to make by its settings; ``UNPLANNED`` where they do not say."""
+    """Number of validations that a fit's settings plan; ``UNPLANNED`` if they set no end."""
     batches, between, every = trainer.num_training_batches, trainer.val_check_batch, trainer.check_val_every_n_epoch
     epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else math.inf
     if trainer.max_steps >= 0:
@@ -48,15 +49,15 @@ def validations_planned(trainer: Trainer) -> int:
 
 
 class Calibration(EvaluationPicture[Evaluation]):
-    """Measures calibration, fits a temperature and chooses an exit threshold; of any classifier.
+    """Measures the calibration of a classifier, fits a temperature and chooses an early-exit threshold.
 
     Args:
-        target_exit_accuracy: Share of right answers to promise among the samples that exit early, between 0 and 1; null: choose no
+        target_exit_accuracy: Accuracy to guarantee for samples that exit early, between 0 and 1 (both excluded); null: choose no
             threshold.
-        confidence: Probability with which the promise holds, whichever epoch of the run is taken, between 0 and 1.
-        temperature: Fit one. With a threshold it is fitted to the samples that are not held out for that.
-        holdout: Share of the validation samples that the threshold is chosen on, above 0 and below 1, where a temperature is
-            fitted to the others; without a temperature it is chosen on all of them.
+        confidence: Probability that the guarantee holds for every epoch of the run at once, between 0 and 1 (both excluded).
+        temperature: Fit a temperature. If a threshold is chosen too, the temperature is fitted on the samples not held out for it.
+        holdout: Share of the validation samples held out to choose the threshold on, between 0 and 1 (both excluded); the
+            temperature is fitted on the others. Without a temperature, all samples are used for the threshold.
         every_s: Seconds between two drawings during training; the end of training is always drawn.
 
     Raises:
@@ -65,7 +66,7 @@ class Calibration(EvaluationPicture[Evaluation]):
 
     name: ClassVar[str] = "reliability"
     metric_names: ClassVar[tuple[str, ...]] = ("val/ece", "val/ece_mass", "val/nll")
-    """What every validation logs, unless the module does."""
+    """Metrics logged at every validation, unless the module logs them itself."""
 
     def __init__(
         self,
@@ -89,25 +90,25 @@ class Calibration(EvaluationPicture[Evaluation]):
     # ---- an evaluation ----
 
     def _wanted(self, trainer: Trainer) -> bool:
-        # a run without a folder logs, and its checkpoints have the record too
+        # a run without a folder also logs, and its checkpoints hold the record too
         return not trainer.sanity_checking
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the logits of before."""
+        """Drop the logits of the previous evaluation."""
         self._parts = []
 
     def add(
         self, trainer: Trainer, pl_module: LightningModule, logits: Tensor, label: Tensor, batch: dict[str, Any]
     ) -> None:
-        """Keep a copy on the device: a compiled network writes its next output over this one."""
+        """Keep a copy of the logits on the device: a compiled network overwrites its output in the next step."""
         place = batch.get("index")
-        if place is None:  # the order that one process would see
+        if place is None:  # the order in which a single process would see the samples
             seen = sum(len(part.label) for part in self._parts)
             place = (seen + torch.arange(len(label), device=label.device)) * trainer.world_size + trainer.global_rank
         self._parts.append(Samples(logits.to(torch.float32, copy=True), label, place))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log, and in a fit renew the record."""
+        """Log the metrics; in a fit, also update the record."""
         if not self._wanted(trainer):
             return
         if trainer.state.fn != "fit":
@@ -115,7 +116,7 @@ class Calibration(EvaluationPicture[Evaluation]):
             return
         samples = self._gathered(trainer, pl_module)
         level = next_level(1 - self.rules.confidence, self._spent, validations_planned(trainer) - self._validations)
-        # the same split in each run of the same data
+        # every run on the same data gets the same held-out samples
         seed = getattr(getattr(trainer, "datamodule", None), "split_seed", 0)
         self.record, found = calibrate(samples, self.rules, level, seed)
         self._validations, self._spent = self._validations + 1, self._spent + level
@@ -124,7 +125,7 @@ class Calibration(EvaluationPicture[Evaluation]):
         _log(pl_module, {name: whole[name.partition("/")[2]] for name in self.metric_names})
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log what the checkpoint's temperature and threshold do on the test split."""
+        """Log the metrics of the test split with the checkpoint's temperature and threshold."""
         if self._wanted(trainer):
             self._evaluated_weights(trainer, pl_module, "test")
 
@@ -137,7 +138,7 @@ class Calibration(EvaluationPicture[Evaluation]):
         _log(pl_module, {f"{stage}/{name}": value for name, value in evaluation_metrics(found).items()})
 
     def _gathered(self, trainer: Trainer, pl_module: LightningModule) -> Samples:
-        """Logits and labels of all processes, by place: how many there are and how batches were cut changes nothing."""
+        """Gather logits and labels of all processes, sorted by index; independent of number of processes and batch size."""
         parts, self._parts = self._parts, []
         if parts:
             samples = Samples(*(torch.cat(values) for values in zip(*parts, strict=True)))
@@ -154,22 +155,22 @@ class Calibration(EvaluationPicture[Evaluation]):
         return samples.where(samples.place.argsort(stable=True))
 
     def collect(self, trainer: Trainer, pl_module: LightningModule) -> Evaluation:
-        """What was found when the evaluation was logged."""
+        """Return the result of the evaluation that was logged."""
         assert self._evaluation is not None
         return self._evaluation
 
     def write(self, folder: Path, stage: str, found: Evaluation) -> None:
-        """Reliability bins, and exits of each class."""
+        """Write the tables of reliability bins and of exits per class."""
         write_tables(folder, stage, found)
 
     def draw(self, found: Evaluation, title: str) -> Figure:
-        """All of it."""
+        """Draw the reliability diagram."""
         return draw_reliability(found, title)
 
     # ---- the record ----
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say what the best checkpoint has, or the last one where nothing says which is best; below the last epoch's line."""
+        """Log the record of the best checkpoint, or of the last one if no best checkpoint exists; follows the last epoch's line."""
         record = self.record
         best = next((c.best_model_path for c in find_callbacks(trainer, Checkpoints) if c.best_model_path), None)
         if best is not None and trainer.is_global_zero:
@@ -184,29 +185,30 @@ class Calibration(EvaluationPicture[Evaluation]):
                 log_line(folder, line)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the record of the latest validation."""
+        """Store the record of the latest validation."""
         if self.record is not None:
             checkpoint["calibration"] = dict(self.record)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take the record over."""
+        """Restore the record."""
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
         self.record = checkpoint.get("calibration")
 
     def state_dict(self) -> dict[str, Any]:
-        """How many validations there were, and how much of the error allowed they have spent."""
+        """Number of validations so far, and how much of the allowed error probability they have used."""
         return {"validations": self._validations, "spent": self._spent}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on spending."""
+        """Restore both counts."""
         self._validations, self._spent = state_dict["validations"], state_dict["spent"]
 
 
 def evaluation_metrics(found: Evaluation) -> dict[str, float]:
-    """What validate and test log, without the stage; ``_calibrated`` where there is a temperature, exits where a threshold is.
+    """Metrics that validate and test log, without the stage prefix.
 
+    A temperature adds the calibrated values with the suffix ``_calibrated``; a threshold adds the exit metrics.
     ``ece_floor`` is the mean ECE of a perfectly calibrated network with these confidences; ``ece_low`` and ``ece_high`` are the
-    95 % interval of the ECE without noise. An exit accuracy of no exits is left out.
+    95 % interval of the ECE without noise. The exit accuracy is left out if no sample exits.
     """
     metrics: dict[str, float] = {}
     calibrated = [("_calibrated", found.after)] if found.temperature != 1 else []
@@ -225,13 +227,13 @@ def evaluation_metrics(found: Evaluation) -> dict[str, float]:
 
 
 def _log(pl_module: LightningModule, metrics: dict[str, float]) -> None:
-    """Log what the module does not log itself."""
+    """Log the metrics that the module does not log itself."""
     taken = set(getattr(pl_module, "metric_names", ()))
     pl_module.log_dict({name: value for name, value in metrics.items() if name not in taken})
 
 
 def _padded(values: Tensor, rows: int, classes: int) -> Tensor:
-    """Filled up to (rows,) or (rows, classes), so that all processes have the same shape to exchange."""
+    """Zero-pad to (rows,) or (rows, classes), so that all processes gather tensors of the same shape."""
     padded = values.new_zeros((rows, classes) if values.ndim == 2 else (rows,))
     if len(values):
         padded[: len(values)] = values

@@ -1,10 +1,10 @@
-"""What a checkpoint says of its own confidence: a temperature and an exit threshold, from two parts of the validation samples.
+"""The calibration record of a checkpoint: temperature and exit threshold, computed from two parts of the validation samples.
 
-    checkpoint["calibration"] = a :class:`Record` of plain values; lightning_modules/classification.py reads it
+    checkpoint["calibration"] = a :class:`Record` of plain values; read by lightning_modules/classification.py
 
-A threshold keeps its promise with probability 1 - level over the draw of its samples. A run looks at the same samples at each
-validation and takes the epoch that looks best; with levels that add up to 1 - confidence the promise holds for all its epochs at
-once, so for the one taken too (union bound). docs/calibration.md says what that covers and what it does not.
+A threshold reaches its target accuracy with probability 1 - level over the draw of its samples. A run uses the same samples at each
+validation and keeps the best epoch. The levels of all validations add up to at most 1 - confidence, so the guarantee holds for all
+epochs at once, and therefore for the one that is kept (union bound). docs/calibration.md lists what the guarantee covers.
 """
 
 from __future__ import annotations
@@ -24,25 +24,37 @@ Never = Literal["never"]
 
 
 class Samples(NamedTuple):
-    """Logits (N, K) float32, class ids (N,) and places in the data set (N,), ordered by place; on one device."""
+    """Logits (N, K) float32, class ids (N,) and data set indices (N,), sorted by index; on one device."""
 
     logits: Tensor
     label: Tensor
     place: Tensor
 
     def where(self, chosen: Tensor) -> Samples:
-        """Those of a mask (N,)."""
+        """Select the samples of a boolean mask (N,) or of an index (N,)."""
         return Samples(*(values[chosen] for values in self))
 
 
 class Record(TypedDict):
-    """What is known after a validation; NaN where there were no samples or logits were not finite.
+    """Calibration results of one validation; NaN if there were no samples or logits were not finite.
 
-    ``fitted`` samples gave the temperature, and their NLL in nats never rises by it. All else is of the ``samples`` held out:
-    their ECE and NLL with raw and with divided logits, the ECE that a perfectly calibrated network would show
-    (``ece_floor``), and what exits at the threshold, which is compared with calibrated confidences. ``level`` is the part of
-    1 - ``confidence`` that this validation spent. The last four are None where no target was set, the last also where
-    no threshold reaches it.
+    Attributes:
+        temperature: Divisor of the logits.
+        fitted: Number of samples that the temperature was fitted on; 0 without a temperature.
+        fitted_nll_before: Their NLL in nats with raw logits.
+        fitted_nll_after: Their NLL in nats with divided logits, never higher.
+        samples: Number of samples held out; ECE, NLL, coverage and exit accuracy below are computed on them.
+        ece_before: ECE with raw logits.
+        ece_after: ECE with divided logits.
+        ece_floor: ECE that a perfectly calibrated network would show.
+        nll_before: NLL in nats with raw logits.
+        nll_after: NLL in nats with divided logits.
+        threshold: Exit threshold on the calibrated confidence; "never" if no threshold reaches the target, None without a target.
+        target: Exit accuracy to reach, or None.
+        confidence: Probability of the guarantee over the whole run.
+        level: Part of 1 - ``confidence`` that this validation used.
+        coverage: Share of the samples that exit; None without a target.
+        exit_accuracy: Accuracy of the samples that exit; None without a target or if no threshold reaches it.
     """
 
     temperature: float
@@ -64,7 +76,7 @@ class Record(TypedDict):
 
 
 class Rules(NamedTuple):
-    """Settings of the callback ``Calibration``, which explains them."""
+    """Settings of the ``Calibration`` callback; its docstring describes them."""
 
     target: float | None = 0.99
     confidence: float = 0.95
@@ -73,12 +85,13 @@ class Rules(NamedTuple):
 
 
 def held_out(place: Tensor, share: float, seed: int) -> Tensor:
-    """Which samples the temperature is not fitted on.
+    """Draw the samples to hold out from fitting the temperature.
 
     Args:
-        place: Places in the data set (N,) int64.
-        share: How many of them, 0 to 1; rounded to whole samples.
-        seed: Of the draw, which depends on nothing else: it is the same in each epoch, run and number of processes.
+        place: Data set indices (N,) int64.
+        share: Share of the samples to hold out, 0 to 1; rounded to whole samples.
+        seed: Seed of the draw. The draw depends only on seed and indices, so it is the same in every epoch and run, and for any
+            number of processes.
 
     Returns:
         Mask (N,) on the CPU.
@@ -90,7 +103,7 @@ def held_out(place: Tensor, share: float, seed: int) -> Tensor:
 
 
 def next_level(allowed: float, spent: float, left: int) -> float:
-    """What the next of ``left`` planned validations may spend: equal shares, of which one is kept back for a run that is extended.
+    """Error probability for the next of ``left`` planned validations: equal shares, one kept in reserve for an extended run.
 
     >>> next_level(0.05, 0.0, 4), next_level(0.05, 0.03, 1)
     (0.01, 0.010000000000000002)
@@ -99,17 +112,17 @@ def next_level(allowed: float, spent: float, left: int) -> float:
 
 
 def fitted_temperature(samples: Samples) -> float:
-    """The temperature of samples; 1 where they say nothing: there are none, or logits are not finite."""
+    """Fit a temperature; 1 if there are no samples or logits are not finite."""
     usable = len(samples.label) > 0 and bool(samples.logits.isfinite().all())
     return fit_temperature(samples.logits, samples.label) if usable else 1.0
 
 
 def evaluated(samples: Samples, temperature: float, threshold: float | None, target: float | None) -> Evaluation:
-    """Calibration of samples before and after a temperature, and what exits."""
+    """Compute calibration sums before and after a temperature, and exit counts."""
     before, after, exits = BinnedCalibration(), BinnedCalibration(), ExitSums(samples.logits.shape[1])
     for sums, divisor in ((before, 1.0), (after, temperature), (exits, temperature)):
         sums.to(samples.logits.device).update(samples.logits / divisor, samples.label)
-    # the class's own function: that of the object would add up all processes, each of which has all samples already
+    # torchmetrics wraps the instance's compute to sum over processes; here every process already holds all samples
     counted = (BinnedCalibration.compute(before), BinnedCalibration.compute(after), ExitSums.compute(exits))
     return Evaluation(*counted, temperature, threshold, target)
 
@@ -119,12 +132,12 @@ def calibrate(samples: Samples, rules: Rules, level: float, seed: int) -> tuple[
 
     Args:
         samples: The whole validation split.
-        rules: What is wanted.
+        rules: Settings of the callback.
         level: Probability with which the threshold may miss the target, 0 or more.
-        seed: Of the split into two parts; with one thing to find there is one part, of all samples.
+        seed: Seed of the split into two parts. If only a temperature or only a threshold is wanted, all samples are used for it.
 
     Returns:
-        The record, and the sums of the samples held out, from which pictures are drawn.
+        The record, and the sums of the held-out samples for plots and tables.
     """
     everything = torch.ones(len(samples.label), dtype=torch.bool)
     both = rules.temperature and rules.target is not None
@@ -135,7 +148,7 @@ def calibrate(samples: Samples, rules: Rules, level: float, seed: int) -> tuple[
     found = evaluated(chosen_on, temperature, None, rules.target)
     chosen = None
     if rules.target is not None and 1 - level < 1:
-        # samples whose logits are not finite have confidence 0: they never exit
+        # samples with non-finite logits have confidence 0 and never exit
         chosen = choose_exit_threshold(found.exits.thresholds, *found.exits.overall(), rules.target, 1 - level)
     threshold = chosen.threshold if chosen is not None else None if rules.target is None else float("inf")
     before, after = found.before.metrics(), found.after.metrics()
@@ -162,7 +175,7 @@ def calibrate(samples: Samples, rules: Rules, level: float, seed: int) -> tuple[
 
 
 def in_words(record: Record) -> list[str]:
-    """Lines for the log: the temperature and what it changes, the threshold and its promise."""
+    """Log lines: the temperature and its effect on NLL and ECE, the threshold and its guarantee."""
     lines, samples = [], f"{record['samples']:,} samples held out"
     if record["fitted"]:
         ece, floor = (_percent(record[name], 2) for name in ("ece_after", "ece_floor"))

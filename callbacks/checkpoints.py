@@ -1,11 +1,11 @@
-"""Checkpoints: best, last and periodic, as real files that are there whole or not at all.
+"""The Checkpoints callback: writes best.ckpt, last.ckpt and periodic checkpoints atomically.
 
-    checkpoints/last.ckpt        at step 0, every few minutes or steps, at the end of each epoch, and when a run is asked to stop
-    checkpoints/best.ckpt        the best epoch by the monitored metric; best.json says which metric, value, epoch and weights
+    checkpoints/last.ckpt        at step 0, every few minutes or steps, at the end of each epoch, and when a signal stops the run
+    checkpoints/best.ckpt        the best epoch by the monitored metric; best.json holds metric, value, epoch and kind of weights
     checkpoints/epoch=012.ckpt   after epoch 12, every N epochs
 
-Lightning resumes exactly from two places only: between two batches, and the end of an epoch. A save after the last batch of an
-epoch would lose its validation, so none is made there.
+Lightning resumes exactly only from a checkpoint taken between two batches or at the end of an epoch. A checkpoint taken right after
+the last batch of an epoch would skip its validation on resume, so none is written there.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from foundation.suggestions import nearest
 
 log = logging.getLogger(__name__)
 EPOCH = "epoch"
-"""The monitor that chooses nothing."""
+"""Value of ``monitor`` for which every epoch counts as better than the one before."""
 
 
 def validation_follows(trainer: Trainer) -> bool:
-    """Whether a validation comes after the batch that has just ended (in ``on_train_batch_end``), the same on all processes.
+    """Whether a validation follows the batch that has just ended (in ``on_train_batch_end``); the same on all processes.
 
-    One that is due by the clock is not foreseen: it comes at no fixed batch, and processes might disagree.
+    A validation that is due by time is not predicted: it comes at no fixed batch, and processes might disagree.
     """
     loop = trainer.fit_loop
     if trainer._val_check_time_interval is not None:  # type: ignore[attr-defined]
@@ -46,13 +46,14 @@ def validation_follows(trainer: Trainer) -> bool:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, synchronises, renames.
+    """Writes a checkpoint to a temporary file next to the target, syncs it to disk, then renames it.
 
-    Lightning's own way goes through the system's temporary folder, which on another file system is a copy that a kill cuts in half.
+    Lightning writes to the system's temporary folder. If that is on another file system, the final step is a copy, which a kill can
+    leave incomplete.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Save, whole or not at all."""
+        """Save the checkpoint atomically."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with replace_file(Path(path)) as temporary:
             torch.save(checkpoint, temporary)
@@ -62,12 +63,13 @@ class Checkpoints(Checkpoint):
     """Writes the checkpoints of a run and remembers the best one.
 
     Args:
-        monitor: Metric that decides which epoch is best, of the averaged weights with EMA; ``epoch``: each is better than the one
-            before, so that best.ckpt is the last, for schedules that end at rate 0 and validations that are too small to choose by.
-        mode: Whether it is to be minimised or maximised.
-        every_n_epochs: Keep ``epoch=NNN.ckpt`` every so many epochs; 0: none.
-        last_every_minutes: Renew last.ckpt within an epoch after so many minutes; 0: at the end of epochs only.
-        last_every_n_steps: Likewise after so many optimiser steps; 0: by time only.
+        monitor: Metric that selects the best epoch; with EMA, of the averaged weights. ``epoch`` makes each epoch better than the
+            one before, so that best.ckpt is the last epoch: for schedules that end at learning rate 0, and for validation splits
+            that are too small to select by.
+        mode: Whether to minimise or maximise the metric.
+        every_n_epochs: Write ``epoch=NNN.ckpt`` every this many epochs; 0: never.
+        last_every_minutes: Within an epoch, rewrite last.ckpt after this many minutes; 0: only at the end of epochs.
+        last_every_n_steps: Within an epoch, rewrite last.ckpt every this many optimiser steps; 0: only by time.
     """
 
     def __init__(
@@ -107,8 +109,8 @@ class Checkpoints(Checkpoint):
     # ---- when ----
 
     def score(self, trainer: Trainer) -> float | None:
-        """What is monitored, as of now; None before it is known."""
-        if self.monitor == EPOCH:  # one that is over
+        """Current value of the monitored metric; None if it is not known yet."""
+        if self.monitor == EPOCH:  # only a finished epoch counts
             return float(trainer.current_epoch + 1) if trainer.is_last_batch else None
         value = trainer.callback_metrics.get(self.monitor)
         return None if value is None else float(value)
@@ -120,7 +122,7 @@ class Checkpoints(Checkpoint):
         return score > self.best_score if self.mode == "max" else score < self.best_score
 
     def is_due(self, step: int, now: float) -> bool:
-        """Whether last.ckpt is to be renewed within an epoch at an optimiser step and a time in seconds."""
+        """Whether to rewrite last.ckpt within an epoch, given the optimiser step and the time in seconds."""
         by_step = self.last_every_n_steps > 0 and step % self.last_every_n_steps == 0
         return by_step or (self.last_every_minutes > 0 and now - self._saved_at >= 60 * self.last_every_minutes)
 
@@ -132,7 +134,7 @@ class Checkpoints(Checkpoint):
         self.folder = folder / "checkpoints" if folder is not None else None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a monitor that nothing will ever log, and one that judges other weights than those that are kept."""
+        """Raise an error for a monitor that is never logged, or that describes other weights than those saved (``val_raw/*``)."""
         known = {name for name in pl_module.metric_names if not name.startswith(("test/", "val_raw/"))}  # type: ignore[union-attr]
         known |= {name for callback in trainer.callbacks for name in getattr(callback, "metric_names", ())}  # type: ignore[attr-defined]
         stoppers = [(type(c).__name__, c.monitor) for c in find_callbacks(trainer, EarlyStopping)]
@@ -147,7 +149,7 @@ class Checkpoints(Checkpoint):
             log.warning(f"no validation: {self.monitor} is never known, and best.ckpt will not be written")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A checkpoint before the first step, so that a run can be resumed whenever it is killed."""
+        """Write last.ckpt before the first step, so that a run killed at any time can be resumed."""
         self._step = trainer.global_step
         self._stopped_in_epoch = False
         if self.folder is not None and not (self.folder / "last.ckpt").exists():
@@ -156,27 +158,28 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Renew last.ckpt when due: between two batches, with no accumulation window open."""
+        """Rewrite last.ckpt when due: between two batches, with no open accumulation window."""
         if trainer.is_last_batch:
             return
-        if trainer.should_stop:  # max_time: Lightning goes on to the end of the epoch, and would resume at the next one
+        if trainer.should_stop:
+            # max_time: Lightning continues to the end of the epoch, and would resume at the next one
             self.save_last(trainer)
             self._stopped_in_epoch = True
         elif self._postponed or ((step := trainer.global_step) != self._step and self.is_due(step, time.monotonic())):
-            # a resume from before a validation within the epoch would leave it out: after the next batch instead
+            # a resume from just before a mid-epoch validation would skip it: save after the next batch instead
             self._postponed = validation_follows(trainer)
             if not self._postponed:
                 self.save_last(trainer)
         self._step = trainer.global_step
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A validation within the epoch may find the best weights; that at its end is judged in ``on_train_epoch_end``."""
+        """Compare a mid-epoch validation with the best so far; ``on_train_epoch_end`` handles the one at the end of the epoch."""
         self._validated = not trainer.sanity_checking
         if trainer.state.fn == "fit" and self._validated and not trainer.is_last_batch:
             self._evaluate(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Best first, then last: whichever of them a kill loses is made again by the resume."""
+        """Write best.ckpt first, then last.ckpt: a resume repeats whichever write a kill prevented."""
         self._evaluate(trainer)
         epoch = trainer.current_epoch + 1
         if self.every_n_epochs and epoch % self.every_n_epochs == 0:
@@ -214,10 +217,10 @@ class Checkpoints(Checkpoint):
         return self.folder / name
 
     def state_dict(self) -> dict[str, Any]:
-        """The best so far."""
+        """The best score and epoch so far."""
         return {"best_score": self.best_score, "best_epoch": self.best_epoch, "validated": self._validated}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the best so far."""
+        """Restore the best score and epoch."""
         self.best_score, self.best_epoch = state_dict["best_score"], state_dict["best_epoch"]
         self._validated = state_dict["validated"]

@@ -1,10 +1,10 @@
-"""Optimiser steps on a copy of everything, as the Trainer would take them: what they cost and do is seen without taking them.
+"""Runs optimiser steps on a deep copy of module and optimiser, to measure loss and memory without touching the run.
 
     with generators_restored():
         loss = DryRun(trainer, pl_module).step()
 
-The run is not touched: weights, batch statistics, metrics, gradients and optimiser are those of the copy, the loader is one of its
-own, and the global generators are put back. So there is nothing to undo, and a crash leaves nothing behind.
+The steps use the copy's weights, batch-norm statistics, metrics, gradients and optimiser, and a separate data loader. The global
+random generators are restored. So there is nothing to undo, even after a crash.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import Optimizer
 
-# what torch's allocators and libraries say where they raise a plain RuntimeError
+# messages of torch's allocators and libraries that raise a plain RuntimeError when memory runs out
 NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "not enough memory", "status_alloc_failed")
 
 
 class DryRun:
-    """Optimiser steps of a copy of the module at learning rates of one's choice.
+    """Runs optimiser steps on a copy of the module, at any learning rate.
 
     Args:
-        trainer: Of the run that is about to begin: ``on_fit_start`` is the place, and the datamodule is set as it is to be tried.
-        pl_module: What is copied, with its optimiser.
+        trainer: Trainer of a run that is about to start (``on_fit_start``). Its datamodule has the settings to try.
+        pl_module: Module to copy together with its optimiser.
 
     Raises:
         MisconfigurationException: There is no datamodule to take a loader from.
@@ -42,7 +42,7 @@ class DryRun:
         self.trainer = trainer
         self.module, (self.optimizer,) = copy.deepcopy((pl_module, trainer.optimizers))
         self.module.trainer = trainer
-        # without a running loop there is nowhere to log to
+        # outside a running loop, Lightning's log calls would fail
         self.module.__dict__["log"] = self.module.__dict__["log_dict"] = lambda *_, **__: None
         self.module.train()
         self.peaks = [float(group.get("initial_lr", group["lr"])) for group in self.optimizer.param_groups]
@@ -52,7 +52,11 @@ class DryRun:
         self._taken = 0
 
     def step(self, factor: float = 1.0) -> float | None:
-        """One optimiser step at ``factor`` times the configured rates; the mean loss of its batches, None where it was skipped."""
+        """Run one optimiser step at ``factor`` times the configured learning rates.
+
+        Returns:
+            Mean loss of the step's batches; None if the loss scaler skipped the step.
+        """
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor
         accumulate = self.trainer.accumulate_grad_batches
@@ -83,11 +87,11 @@ class DryRun:
 
 
 def _endless(trainer: Trainer) -> Iterator[Any]:
-    """Training batches; no method, so that copy and loader are gone, with its workers, as soon as the trial is."""
+    """Yield training batches endlessly. Not a method, so that copy, loader and workers are freed with the ``DryRun``."""
     datamodule = trainer.datamodule  # type: ignore[attr-defined]
     if datamodule is None:
         raise MisconfigurationException(
-            "steps on a copy need a datamodule, from which they take a loader of their own: fit(model, datamodule=...)"
+            "a dry run needs a datamodule to create a data loader from: fit(model, datamodule=...)"
         )
     while True:
         yield from datamodule.train_dataloader()
@@ -95,7 +99,7 @@ def _endless(trainer: Trainer) -> Iterator[Any]:
 
 @contextmanager
 def generators_restored() -> Iterator[None]:
-    """Give Python's, numpy's and torch's generators, of all devices, the state back that they have now."""
+    """Restore the state of Python's, numpy's and torch's random generators (all devices) on exit."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[] if not torch.cuda.is_available() else None):
@@ -106,7 +110,7 @@ def generators_restored() -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, of the device or of the process.
+    """Whether an error means that the device or the process ran out of memory.
 
     >>> is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."))
     True

@@ -1,10 +1,10 @@
-"""Exponential moving average of the weights, used wherever a figure or a file of the run is made.
+"""The EMA callback: exponential moving average of the weights, used for validation, test, prediction and saved weights.
 
     average <- average + (1 - d) * (weights - average)      after every optimiser step,     d = min(decay, (1 + t) / (10 + t))
 
-The half-life is log(1/2) / log(decay) steps: 69 at 0.99, 693 at 0.999. The warm-up of d (t counts updates) lets a short run profit
-too. Validation and test see the average, ``val_raw/*`` has the raw weights beside it. A checkpoint holds both by name:
-``state_dict`` is raw, ``ema`` is the average; resuming a fit restores both, every other use takes the average
+The half-life is log(1/2) / log(decay) steps: 69 at 0.99, 693 at 0.999. The warm-up of d (t counts updates) makes the average useful
+in short runs too. Validation and test use the averaged weights; ``val_raw/*`` reports the raw weights for comparison. A checkpoint
+holds both: ``state_dict`` is raw, ``ema`` is the average. Resuming a fit restores both; every other use loads the average
 (lightning_modules/base.py). Polyak & Juditsky 1992; warm-up as in TensorFlow's ExponentialMovingAverage.
 """
 
@@ -21,7 +21,7 @@ from callbacks.flat_parameters import can_flatten, flatten, views_in
 
 
 def effective_decay(decay: float, updates: int, warmup: bool) -> float:
-    """Decay of the update after ``updates`` earlier ones.
+    """Decay of the next update, after ``updates`` earlier ones.
 
     >>> [round(effective_decay(0.999, t, True), 3) for t in (0, 10, 10_000)]
     [0.1, 0.55, 0.999]
@@ -30,7 +30,7 @@ def effective_decay(decay: float, updates: int, warmup: bool) -> float:
 
 
 def update_average(average: list[Tensor], weights: list[Tensor], decay: float) -> None:
-    """Average <- decay * average + (1 - decay) * weights, in place, for tensors in pairs; decay 0 copies bit for bit."""
+    """Update in place, pair by pair: average <- decay * average + (1 - decay) * weights; decay 0 copies exactly."""
     if decay == 0:
         torch._foreach_copy_(average, weights)
     else:
@@ -41,13 +41,14 @@ class EMA(Callback):
     """Averages the trainable weights and the floating-point buffers of the network after every optimiser step.
 
     Args:
-        decay: Share of the old average that is kept at each step, 0 to 1; 0 is no averaging.
+        decay: Share of the old average that is kept at each step, at least 0 and under 1; 0 disables averaging.
         warmup: Start with a small decay that grows with the number of updates.
-        start_step: Optimiser steps before averaging begins; until then the average is the raw weights.
-        buffers: ``average`` averages floating-point buffers (batch-norm statistics) too, ``copy`` takes the raw ones.
-        validate_raw: Also validate the raw weights, as ``val_raw/*``; costs a second forward pass of the validation set.
-        batch_statistics: Training samples, in whole batches, from which the batch-norm statistics of the average are taken anew
-            before each validation; costs their forward pass. 0 keeps what `buffers` says. Needs training data in memory.
+        start_step: Optimiser steps before averaging begins; until then the average equals the raw weights.
+        buffers: ``average`` also averages floating-point buffers (batch-norm statistics), ``copy`` copies the raw ones.
+        validate_raw: Also validate the raw weights, as ``val_raw/*``; costs a second forward pass over the validation set.
+        batch_statistics: Number of training samples (in full batches) used to recompute the batch-norm statistics of the average
+            before each validation; costs a forward pass over them. 0 uses the statistics given by `buffers`. Needs training data
+            in memory.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class EMA(Callback):
         else:
             saved = self._resumed["state_dict"]
             self.average = {name: saved[name].to(tensor.device) for name, tensor in self._live.items()}
-            # as the module has it, whatever memory format the file had
+            # use the memory format of the module, not of the file
             self.average = {name: torch.empty_like(t).copy_(self.average[name]) for name, t in self._live.items()}
             self.updates, self._resumed = int(self._resumed["updates"]), None
         buffers = {name for name, _ in pl_module.named_buffers()}
@@ -102,7 +103,7 @@ class EMA(Callback):
         self._copied = ([self.average[name] for name in copied], [self._live[name] for name in copied])
 
     def _join(self, pl_module: LightningModule, names: list[str]) -> bool:
-        """Where it can be done, put the averaged tensors of the module into one piece of memory, and the averages likewise."""
+        """If possible, move the averaged tensors of the module into one contiguous buffer, and the averages into another."""
         state = pl_module.state_dict(keep_vars=True)
         tensors = [state[name] for name in names]
         if not can_flatten(tensors, [*pl_module.parameters(), *pl_module.buffers()]):
@@ -122,13 +123,13 @@ class EMA(Callback):
         self._live = {name: tensor.detach() for name, tensor in state.items() if name in names}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count optimiser steps from here."""
+        """Remember the current optimiser step."""
         self._step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Update after an optimiser step; a batch that is only accumulated takes none."""
+        """Update the average after an optimiser step; not after a batch that only accumulates gradients."""
         step = trainer.global_step
         if step == self._step:
             return
@@ -143,16 +144,15 @@ class EMA(Callback):
 
     def _enter(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the average into the module and keep the raw weights."""
-        if self._checkpoint_raw is not None:  # the module took the average from a checkpoint by itself
+        if self._checkpoint_raw is not None:  # the module has loaded the average from a checkpoint itself
             self._attach(pl_module)
             self.average = {name: tensor.clone() for name, tensor in self._live.items()}
             self._raw = {name: self._checkpoint_raw[name].to(tensor.device) for name, tensor in self._live.items()}
             self._checkpoint_raw = None
         elif self.average and not trainer.sanity_checking:
             self._copy_rest()
-            if (
-                trainer.world_size > 1
-            ):  # batch statistics differ between processes; the checkpoint has those of the first
+            # batch statistics differ between processes; the checkpoint holds those of the first
+            if trainer.world_size > 1:
                 for tensor in self.average.values():
                     torch.distributed.broadcast(tensor, src=0)
             self._raw = {name: tensor.clone() for name, tensor in self._live.items()}
@@ -173,7 +173,7 @@ class EMA(Callback):
             torch._foreach_copy_(*self._copied)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate the average, in a fit with its own batch statistics."""
+        """Switch to the average; in a fit, recompute its batch statistics if requested."""
         self._enter(trainer, pl_module)
         if self.batch_statistics and self._raw is not None and trainer.state.fn == "fit":
             for name in renew_batch_statistics(trainer, pl_module, self.batch_statistics):
@@ -195,34 +195,34 @@ class EMA(Callback):
             self._put(self.average)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the raw figures and go back to training the raw weights."""
+        """Log the metrics of the raw weights and restore the raw weights for training."""
         pl_module.log_epoch("val_raw")  # type: ignore[operator]
         self._leave()
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Test the average."""
+        """Switch to the average."""
         self._enter(trainer, pl_module)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the raw weights back."""
+        """Restore the raw weights."""
         self._leave()
 
     def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Predict with the average."""
+        """Switch to the average."""
         self._enter(trainer, pl_module)
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the raw weights back."""
+        """Restore the raw weights."""
         self._leave()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Whoever looks at the module after a crash finds the raw weights."""
+        """Restore the raw weights, so that the module holds them after a crash."""
         self._leave()
 
     # ---- checkpoint ----
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Write both by name, whichever is in the module at the moment."""
+        """Store raw weights and average, whichever is in the module at the moment."""
         if not self.average:
             return
         self._copy_rest()
@@ -231,7 +231,7 @@ class EMA(Callback):
         checkpoint["ema"] = {"state_dict": self.average, "updates": self.updates}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Continue the average of a resumed fit; elsewhere remember the raw weights for ``val_raw``."""
+        """In a resumed fit, restore the average; otherwise keep the raw weights for ``val_raw/*``."""
         if trainer.state.fn != "fit":
             self._checkpoint_raw = checkpoint.get("raw_state_dict")
             self.average = {}

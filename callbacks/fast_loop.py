@@ -1,19 +1,20 @@
-"""A training step without Lightning's questions that have the same answer in every step of a plain fit.
+"""Fast path of Lightning's epoch loop: checks whose result is constant are done once per epoch, not once per step.
 
-In each step Lightning asks which hooks there are, which of the data's are overridden, what arguments the step takes and what
-strategy, precision and profiler have to say: some 600 calls of Python, which in the step of a large network find nothing in the
-processor's caches. On a CPU that is a third to a half of what a step costs more than a bare loop's (docs/benchmarks.md).
+Lightning checks in each step which hooks exist, which hooks of the data are overridden, which arguments the step takes, and calls
+its strategy, precision plugin and profiler: some 600 Python calls, which miss the processor's caches in a step of a large network.
+On a CPU they are a third to a half of the overhead per step over a bare PyTorch loop (docs/benchmarks.md).
 
-    NoProfiler         stands in where no profiler was asked for
-    skip_empty_hooks   hooks that a callback did not write are passed over
-    FastEpochLoop      asks once an epoch
+    NoProfiler         replaces the default profiler, if no profiler was requested
+    skip_empty_hooks   lets Lightning skip hooks that a callback does not implement
+    FastEpochLoop      the loop; it checks once an epoch whether the fast path applies
 
-These are internals of Lightning: pyproject.toml pins the window, and tests/callbacks/test_fast_loop.py holds a fit with this loop
-to one with Lightning's own.
+The fast path copies internals of Lightning. callbacks/lightning_internals.py compares their source with the version it was written
+for, and `--fast_loop false` uses Lightning's own loop. tests/callbacks/test_fast_loop.py compares both loops to the bit.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -28,7 +29,9 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
-from torch.optim import SGD, AdamW
+from torch.optim import LBFGS, Optimizer
+
+log = logging.getLogger(__name__)
 
 NOTHING: AbstractContextManager[None] = nullcontext()
 STEP_HOOKS = (
@@ -42,29 +45,35 @@ STEP_HOOKS = (
 
 
 class NoProfiler(PassThroughProfiler):
-    """Stands in where no profiler was asked for; Lightning's own makes a generator for each of its empty contexts."""
+    """Used if no profiler was requested: Lightning's default creates a generator for each of its empty contexts."""
 
     def profile(self, action_name: str) -> AbstractContextManager[None]:  # type: ignore[override]
-        """The context that does nothing."""
+        """Return a context that does nothing."""
         return NOTHING
 
 
 def skip_empty_hooks(callbacks: Iterable[Callback]) -> None:
-    """Set the hooks of a step that a callback did not write to None, which Lightning passes over."""
+    """Set the step hooks that a callback does not implement to None, so that Lightning skips them."""
     for callback in callbacks:
         for name in STEP_HOOKS:
             if getattr(callback, name).__func__ is getattr(Callback, name):
                 setattr(callback, name, None)
 
 
+def takes_closure_first(optimizer: Optimizer) -> bool:
+    """Whether ``step(closure)`` equals ``closure()`` followed by ``step()``: all optimisers of torch and timm, except LBFGS."""
+    return type(optimizer).__module__.startswith(("torch.optim.", "timm.optim.")) and not isinstance(optimizer, LBFGS)
+
+
 def is_plain(trainer: Trainer) -> bool:
-    """Whether a step of this fit is one device's forward, backward and update, with no hook of the module around them."""
+    """Whether a step is one forward, backward and update on one device, without module hooks around them."""
     module, precision = trainer.lightning_module, trainer.precision_plugin
     unscaled = type(precision) is Precision or (type(precision) is MixedPrecision and precision.scaler is None)
     return (
         unscaled
         and type(trainer.strategy) is SingleDeviceStrategy
-        and [type(optimizer) for optimizer in trainer.optimizers] in ([SGD], [AdamW])
+        and len(trainer.optimizers) == 1
+        and takes_closure_first(trainer.optimizers[0])
         and module.automatic_optimization
         and not trainer.fit_loop._skip_backward
         and not any(
@@ -75,7 +84,7 @@ def is_plain(trainer: Trainer) -> bool:
 
 
 def step_scheduler(trainer: Trainer) -> Any | None:
-    """The schedule that is stepped after each optimiser step, if there is that one and no other."""
+    """The schedule that is stepped after each optimiser step; None if there is another one or none."""
     configs = trainer.lr_scheduler_configs
     plain = len(configs) == 1 and not is_overridden("lr_scheduler_step", trainer.lightning_module)
     if not plain or configs[0].interval != "step" or configs[0].frequency != 1 or configs[0].reduce_on_plateau:
@@ -84,7 +93,7 @@ def step_scheduler(trainer: Trainer) -> Any | None:
 
 
 def batch_hooks(trainer: Trainer) -> list[Callable[[Any], Any]]:
-    """What a batch goes through before the step, in order: the data's hooks, or the module's where the data has none."""
+    """The functions applied to a batch before the step, in order: hooks of the datamodule, or of the module if it has none."""
     selector, device = trainer._data_connector._datahook_selector, trainer.strategy.root_device
     assert selector is not None
     before, transfer, after = (
@@ -102,36 +111,37 @@ def batch_hooks(trainer: Trainer) -> list[Callable[[Any], Any]]:
 
 
 class FastEpochLoop(_TrainingEpochLoop):
-    """Lightning's loop over the batches of an epoch, with the step of a plain fit written out.
+    """Lightning's loop over the batches of an epoch, with a fast path for plain steps.
 
-    Plain is: one device, fp32 or bf16-mixed, SGD or AdamW, one schedule that is stepped with it, and a module that leaves the
-    optimiser and the backward pass to Lightning. There the same hooks are called in the same order and the same counters move, so
-    that weights and checkpoints are those of Lightning's step, to the bit. Every other step is Lightning's own, and the first after
-    a resume.
+    A step is plain if it runs on one device in fp32 or bf16-mixed, with one optimiser of torch or timm (not LBFGS), one schedule
+    that is stepped after it, and a module that does not override the optimiser step or the backward pass. The fast path calls the
+    same hooks in the same order and updates the same counters, so weights and checkpoints are equal to the bit. All other steps,
+    and the first step after a resume, are Lightning's own.
 
     Args:
-        trainer: The one whose ``fit_loop.epoch_loop`` this is to be; it must have `NoProfiler`.
+        trainer: Its ``fit_loop.epoch_loop`` is to be replaced by this loop. Its profiler must be `NoProfiler`.
     """
 
     def __init__(self, trainer: Trainer) -> None:
         usual = trainer.fit_loop.epoch_loop
         super().__init__(trainer, usual.min_steps, usual.max_steps)
-        self._plain = False
+        self._plain = self._reported = False
 
     def run(self, data_fetcher: _DataFetcher) -> None:
-        """Train for an epoch; what was found out holds that long."""
+        """Train for an epoch; the results of the checks hold for that epoch."""
         try:
             super().run(data_fetcher)
         finally:
             self._plain = False
 
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
-        """Ask, once an epoch."""
+        """Check once an epoch whether the fast path applies."""
         super().on_run_start(data_fetcher)
         trainer, module, precision = self.trainer, self.trainer.lightning_module, self.trainer.precision_plugin
         self._scheduler: Any = step_scheduler(trainer)
-        alone = self._scheduler is not None and not isinstance(data_fetcher, _DataLoaderIterDataFetcher)
-        self._plain = alone and is_plain(trainer)
+        usual = self._scheduler is not None and not isinstance(data_fetcher, _DataLoaderIterDataFetcher)
+        self._plain = usual and is_plain(trainer)
+        self._report(trainer)
         if not self._plain:
             return
         self._module: LightningModule = module
@@ -143,8 +153,15 @@ class FastEpochLoop(_TrainingEpochLoop):
         self._validates = super()._should_check_val_epoch()
         data_fetcher._start_profiler = data_fetcher._stop_profiler = _profile_nothing
 
+    def _report(self, trainer: Trainer) -> None:
+        """Print once that an optimiser of another library is trained by Lightning's own step."""
+        others = [type(one) for one in trainer.optimizers if not takes_closure_first(one)]
+        if others and not self._reported:
+            log.info(f"fast loop  off: the step of {others[0].__module__}.{others[0].__name__} is Lightning's own")
+        self._reported = True
+
     def advance(self, data_fetcher: _DataFetcher) -> None:
-        """Train on a batch; as in Lightning, StopIteration of the loader ends the epoch."""
+        """Train on a batch. As in Lightning, StopIteration of the loader ends the epoch."""
         if not self._plain or self.restarting:
             super().advance(data_fetcher)
             return
@@ -178,7 +195,7 @@ class FastEpochLoop(_TrainingEpochLoop):
             connector.update_train_step_metrics()
 
     def _optimise(self, batch: Any, batch_idx: int, steps: bool) -> dict[str, Any]:
-        """Forward, backward and, where the batch ends an accumulation, update; what the step returned, with a copy of the loss."""
+        """Forward, backward and, at the end of an accumulation, update. Returns the output of the step with a copy of the loss."""
         trainer, module, optimizer = self.trainer, self._module, self.trainer.optimizers[0]
         progress = self.automatic_optimization.optim_progress.optimizer
         if steps:
@@ -224,11 +241,11 @@ class FastEpochLoop(_TrainingEpochLoop):
                 hook(trainer, module, *args)
             module._current_fx_name = None
 
-    # ---- what else is the same all through an epoch ----
+    # ---- other results that are constant during an epoch ----
 
     @property
     def global_step(self) -> int:
-        """Optimiser steps done."""
+        """Number of optimiser steps so far."""
         return (
             self.automatic_optimization.optim_progress.optimizer.step.total.completed
             if self._plain
@@ -239,6 +256,6 @@ class FastEpochLoop(_TrainingEpochLoop):
         return self._validates if self._plain else super()._should_check_val_epoch()
 
     def update_lr_schedulers(self, interval: str, update_plateau_schedulers: bool) -> None:
-        """Nothing that ``advance`` has not done, but around Lightning's own step."""
+        """Step the schedules around Lightning's own step; the fast path has done it in ``advance``."""
         if not self._plain or not update_plateau_schedulers:
             super().update_lr_schedulers(interval, update_plateau_schedulers)

@@ -1,8 +1,9 @@
-"""Writes the features that a frozen backbone makes of a data set into a cache on disk, once; heads then train on it in seconds.
+"""The FeatureWriter callback: writes the features of a frozen backbone to a cache on disk during predict.
 
     python main.py predict --config configs/cascade_extract.yaml --data.root FOLDER --cache caches/NAME
 
-The same command goes on where an extraction was interrupted, with any number of processes. The format is docs/feature_cache.md.
+The same command continues an interrupted extraction, with any number of processes. Heads then train on the cache in seconds.
+docs/feature_cache.md describes the format.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from features import CacheError, CacheWriter, Header, Identity, read_header
+from foundation.project import MAIN
 
 log = logging.getLogger(__name__)
 
@@ -26,23 +28,22 @@ Split = Literal["train", "val", "test"]
 
 
 class FeatureWriter(Callback):
-    """Writes step outputs `features`, `label` and `index` of predict.
+    """Writes the predict-step outputs `features`, `label` and `index` to a feature cache.
 
     Args:
-        cache: Folder of the cache; null is caches/NAME/FINGERPRINT, a folder for each backbone, data set and setting.
-        dtype: Type in which features are stored; what goes beyond float16's 65,504 is refused, not clipped.
-        splits: Labelled splits to do; null means all that the data has.
-        views: Feature vectors of each training sample, each of its image augmented in another way; 1 takes the image as it is
-            evaluated.
-        shard_mb: Largest size of a file in megabytes (1e6 bytes), above 0; what is lost when a process is killed is at most that,
-            for each split.
+        cache: Folder of the cache; null is caches/NAME/FINGERPRINT, one folder per combination of backbone, data and settings.
+        dtype: Type in which features are stored; values beyond float16's 65,504 raise an error and are not clipped.
+        splits: Labelled splits to extract; null means all splits of the data.
+        views: Feature vectors per training sample, each from another augmentation of its image; 1 uses the image without
+            augmentation, as in evaluation.
+        shard_mb: Largest size of a file in megabytes (1e6 bytes), above 0; a killed process loses at most this much per split.
 
     Raises:
         ValueError: A setting is out of its range.
     """
 
     name = "features"
-    """Names the folder within caches/; main.py sets it to the name of the configuration."""
+    """Name of the folder within caches/; main.py sets it to the name of the configuration."""
 
     def __init__(
         self,
@@ -68,41 +69,41 @@ class FeatureWriter(Callback):
         self.cache = Path(cache) if cache is not None else None
         self.dtype, self.splits, self.views, self.shard_mb = dtype, splits, views, shard_mb
         self.header: Header | None = None
-        """What the cache holds, once it is whole; known to the first process."""
+        """Header of the complete cache; set on the first process only, None before."""
         self._writer: CacheWriter | None = None
         self._trainer: Trainer | None = None
         self._new = 0
 
-    # ---- what is to be done ----
+    # ---- which samples to extract ----
 
     def claim(self, datamodule: Any) -> None:
-        """Have predict serve the labelled splits; before the datamodule's setup, for it would look for the test split."""
+        """Make predict load the labelled splits; must run before the datamodule's setup, which would look for the test split."""
         if datamodule.extraction is None:
             datamodule.extract(self.splits, self.views, self._left)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what is no extraction."""
+        """Check that this is a predict with a FeatureExtractor, and prepare the datamodule."""
         if stage != "predict" or not hasattr(pl_module, "backbone_identity"):
             raise MisconfigurationException(
-                f"FeatureWriter: is for python main.py predict with model FeatureExtractor, not for {stage} of "
+                f"FeatureWriter: is for {MAIN} predict with model FeatureExtractor, not for {stage} of "
                 f"{type(pl_module).__name__}; remove it from trainer.callbacks"
             )
         self._trainer, self._new, self.header = trainer, 0, None
-        # where everything is done and only the header is missing, predict has no loader
+        # if all samples are done and only the header is missing, predict has no loader
         warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        if datamodule.extraction is None:  # a notebook: main.py claims earlier
+        if datamodule.extraction is None:  # in a notebook; main.py calls claim earlier
             self.claim(datamodule)
             datamodule.setup("predict")
 
     def _left(self, split: Split, index: Tensor) -> Tensor:
-        """Which samples are not on disk; the first call, when backbone and data are there, opens the cache."""
+        """Mask of the samples that are not on disk; the first call opens the cache, when backbone and data are set up."""
         assert self._trainer is not None
         if self._trainer.fast_dev_run:  # type: ignore[attr-defined]
             return torch.ones_like(index, dtype=torch.bool)
         if self._writer is None:
             self._writer = self._opened(self._trainer)
-            # nobody writes before all have looked, or they would deal what is left differently
+            # no process writes before all have read the cache, or they would divide the missing samples differently
             self._trainer.strategy.barrier()
         return self._writer.missing(split, index)
 
@@ -134,7 +135,7 @@ class FeatureWriter(Callback):
             raise MisconfigurationException(str(error)) from error
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say what is about to happen."""
+        """Log how many samples are to be extracted."""
         if self._writer is None:
             return
         extraction = trainer.datamodule.extraction  # type: ignore[attr-defined]
@@ -145,7 +146,7 @@ class FeatureWriter(Callback):
         }
         listed = ", ".join(f"{missing[split]:,} of {count:,} {split}" for split, count in counts.items())
         views = f", {self.views} views of each training sample" if self.views > 1 else ""
-        log.info(f"extraction {listed} to be done{views}, into {self._writer.folder}")
+        log.info(f"extraction {listed} samples to do{views}, into {self._writer.folder}")
 
     # ---- writing ----
 
@@ -158,7 +159,7 @@ class FeatureWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Take a batch; whole shards go to disk."""
+        """Append a batch; full shards are written to disk."""
         if self._writer is None:
             return
         split = trainer.datamodule.extraction.served[dataloader_idx]  # type: ignore[attr-defined]
@@ -168,17 +169,17 @@ class FeatureWriter(Callback):
             raise MisconfigurationException(str(error)) from error
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Keep what is done."""
+        """Write the unfinished shards to disk."""
         if self._writer is None:
             return
         try:
             self._writer.flush()
-        except CacheError:  # a full disk: what went wrong first is said already
+        except CacheError:  # a full disk: the first error is already reported
             return
-        log.info(f"kept       what was done lies in {self._writer.folder}; the same command goes on")
+        log.info(f"kept       the features so far are in {self._writer.folder}; the same command continues")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Complete the cache, also where nothing was left to be done but the header."""
+        """Complete the cache, even if only the header was missing."""
         writer, self._writer = self._writer, None
         if writer is None:
             return
@@ -193,7 +194,7 @@ class FeatureWriter(Callback):
             raise MisconfigurationException(str(error)) from error
 
     def _unreadable(self, trainer: Trainer) -> dict[Split, int]:
-        """Samples that any of the processes could not read, of each split."""
+        """Number of unreadable samples per split, summed over the processes."""
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         counts = {split: datamodule.unreadable_of(split) for split in datamodule.extraction.splits}
         device = trainer.strategy.root_device
@@ -207,7 +208,7 @@ class FeatureWriter(Callback):
         limit = trainer.limit_predict_batches
         if isinstance(limit, int) or limit < 1:
             log.warning(
-                f"{writer.folder}: not finished, for limit_predict_batches left samples out; the same command goes on"
+                f"{writer.folder}: not finished, because limit_predict_batches left samples out; the same command continues"
             )
             return
         whole = writer.finished
@@ -217,9 +218,9 @@ class FeatureWriter(Callback):
         self.header = read_header(writer.folder) if whole else writer.finish(wanted)
         counts = ", ".join(f"{entry.count:,} {split}" for split, entry in self.header.splits.items())
         size = sum(shard.bytes for entry in self.header.splits.values() for shard in entry.shards)
-        done = "was whole already" if whole else f"{self._new:,} samples new in this process"
+        done = "was already complete" if whole else f"{self._new:,} new samples in this process"
         log.info(
-            f"cache      {writer.folder}: {counts}, {self.header.identity.feature_width} {self.dtype} numbers each, "
+            f"cache      {writer.folder}: {counts}, {self.header.identity.feature_width} {self.dtype} values each, "
             f"{size / 1e6:,.1f} MB; {done}"
         )
-        log.info(f"train on it  python main.py fit --config configs/cascade_cached.yaml --data.cache {writer.folder}")
+        log.info(f"train on it  {MAIN} fit --config configs/cascade_cached.yaml --data.cache {writer.folder}")

@@ -1,4 +1,4 @@
-"""Finding a Trainer's callbacks by their type."""
+"""Finds the callbacks of a Trainer by type."""
 
 from typing import TypeVar
 
@@ -8,5 +8,5 @@ Kind = TypeVar("Kind", bound=Callback)
 
 
 def find_callbacks(trainer: Trainer, kind: type[Kind]) -> list[Kind]:
-    """The Trainer's callbacks of a type, in their order."""
+    """Return the Trainer's callbacks that are instances of ``kind``, in order."""
     return [callback for callback in trainer.callbacks if isinstance(callback, kind)]  # type: ignore[attr-defined]

@@ -1,9 +1,9 @@
-"""Finds the learning rate of a new run by a sweep on a copy of everything, and gives it to the optimiser and its schedule.
+"""The LearningRateFinder callback: sweeps the learning rate on a copy of the model and trains with the rate it finds.
 
-    on_fit_start:  copy of module and optimiser --sweep--> rate --> module.lr --> optimiser and schedule are built anew
+    on_fit_start:  copy of module and optimiser --sweep--> rate --> module.lr --> optimiser and schedule are rebuilt
 
-The sweep touches nothing of the run (callbacks/dry_run.py). So a run with the finder is the run that was given its rate, to
-the bit, and a crash in the sweep leaves nothing behind. Ratios between parameter groups are kept.
+The sweep does not touch the run (callbacks/dry_run.py). A run with the finder is therefore bit-identical to a run configured with
+the rate found, and a crash in the sweep leaves nothing behind. Ratios between parameter groups are kept.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ REPORT_EVERY_S = 5.0
 class LearningRateFinder(Callback):
     """Sweeps the learning rate before the first step of a new run and trains with the rate found; a resumed run keeps it.
 
-    Writes `lr_find.csv`, `lr_find.json` and `plots/lr_find.png` into the run folder. Where the loss never falls, the rate that was
-    configured stays, and a line says so.
+    Writes `lr_find.csv`, `lr_find.json` and `plots/lr_find.png` into the run folder. If the loss never falls, it keeps the
+    configured rate and logs a message.
 
     Args:
         lowest: First learning rate of the sweep (of the first parameter group).
-        highest: Last one.
+        highest: Last learning rate of the sweep.
         steps: Optimiser steps of the sweep, at least 20.
-        rule: Which of the suggestions is taken: `steepest`, `valley` or `minimum` (callbacks/lr_curve.py).
-        stop_at: The sweep ends where the averaged loss is so many times its lowest value.
-        smoothing: Share of the past in the running average of the loss, 0 to 1.
+        rule: Suggestion to use: `steepest`, `valley` or `minimum` (callbacks/lr_curve.py).
+        stop_at: Stop the sweep when the averaged loss exceeds this multiple of its lowest value, over 1.
+        smoothing: Weight of the past in the running average of the loss, at least 0 and under 1.
     """
 
     def __init__(
@@ -67,20 +67,20 @@ class LearningRateFinder(Callback):
         self._saved: dict[str, float] = {}  # lr_configured and lr
 
     def state_dict(self) -> dict[str, Any]:
-        """The rate that was configured and the one the run has."""
+        """The configured learning rate and the one that the run uses."""
         return dict(self._saved)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep them for `on_fit_start`, which comes later."""
+        """Keep both for `on_fit_start`, which runs later."""
         self._saved = dict(state_dict)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sweep, or after a resume take the rate of the first start."""
+        """Run the sweep; in a resumed run, use the rate of the first start."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         configured = float(cast(float, pl_module.lr))
         if trainer.ckpt_path is not None:
-            # a rate that the user gives to the resumed run wins over the one found
+            # a rate that the user changes for the resumed run takes precedence over the one found
             if self._saved and self._saved["lr_configured"] == configured:
                 _train_with(trainer, pl_module, self._saved["lr"])
             return
@@ -94,7 +94,7 @@ class LearningRateFinder(Callback):
         taken = float(trainer.strategy.broadcast(taken))
         self._saved = {"lr_configured": configured, "lr": taken}
         _train_with(trainer, pl_module, taken)
-        self._say(suggestion, configured, taken, len(rates), time.monotonic() - begin)
+        self._report(suggestion, configured, taken, len(rates), time.monotonic() - begin)
         folder = run_folder(trainer)
         if folder is not None and trainer.is_global_zero:
             self._write(folder, rates, losses, smoothed, suggestion, configured, taken)
@@ -104,7 +104,7 @@ class LearningRateFinder(Callback):
     def _sweep(
         self, trainer: Trainer, pl_module: LightningModule, configured: float
     ) -> tuple[list[float], list[float]]:
-        """Learning rates and the loss at each, up to where the loss explodes."""
+        """Return the learning rates and the loss at each, up to where the loss diverges."""
         rates, losses = [], []
         with generators_restored():
             trial = DryRun(trainer, pl_module)
@@ -126,13 +126,15 @@ class LearningRateFinder(Callback):
                     log.info(f"learning-rate finder: step {i + 1}/{self.steps}, lr {rate:.3g}, loss {average:.4g}")
         return rates, losses
 
-    # ---- the outcome ----
+    # ---- the result ----
 
-    def _say(self, suggestion: Suggestion | None, configured: float, taken: float, steps: int, seconds: float) -> None:
+    def _report(
+        self, suggestion: Suggestion | None, configured: float, taken: float, steps: int, seconds: float
+    ) -> None:
         if suggestion is None:
             log.info(
                 f"learning-rate finder: the loss never fell between lr {self.lowest:.3g} and {self.highest:.3g} ({steps} steps); "
-                f"training goes on with the configured lr {configured:.3g}; is the range too low, or the data at fault?"
+                f"training uses the configured lr {configured:.3g}; check the range and the data"
             )
             return
         others = ", ".join(f"{rule} {rate:.3g}" for rule, rate in suggestion._asdict().items() if rule != self.rule)
@@ -169,7 +171,7 @@ class LearningRateFinder(Callback):
 
 
 def _train_with(trainer: Trainer, pl_module: LightningModule, lr: float) -> None:
-    """Build optimiser and schedule anew as a run that was given this rate would have them."""
+    """Set the learning rate of the module and rebuild optimiser and schedule from it."""
     pl_module.lr = lr  # type: ignore[assignment]
     if "lr" in pl_module.hparams:
         pl_module.hparams["lr"] = lr

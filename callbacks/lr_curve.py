@@ -1,10 +1,10 @@
-"""What a learning-rate sweep says: the smoothed loss over the learning rate, the rate to take, and a picture of both.
+"""Evaluates a learning-rate sweep: smooths the loss, suggests a learning rate by three rules, and plots both.
 
 The sweep raises the rate geometrically from step to step (Smith 2017, arXiv 1506.01186). Where the loss falls, the rate works;
 where it rises again, the rate is too high. Three rules pick a rate from the falling part:
 
     steepest   where the loss falls fastest over log(lr)
-    valley     the middle of the longest fall (after fastai's rule of that name)
+    valley     the middle of the longest fall (after fastai's rule of the same name)
     minimum    a tenth of the rate with the lowest loss
 """
 
@@ -22,12 +22,12 @@ from foundation.plotting import BLUE, GREEN, LIGHT_GREY, ORANGE, VERMILION
 
 Rule = Literal["valley", "steepest", "minimum"]
 RULES: tuple[Rule, ...] = ("valley", "steepest", "minimum")
-FEWEST = 8  # points that a curve needs to be read
-A_FALL = 0.02  # of the first losses, by which the average must come down
+FEWEST = 8  # points that a curve needs for a suggestion
+A_FALL = 0.02  # share of the initial loss by which the average must fall
 
 
 class Suggestion(NamedTuple):
-    """What the rules make of a sweep: a learning rate each."""
+    """The learning rate that each rule suggests."""
 
     valley: float
     steepest: float
@@ -35,7 +35,7 @@ class Suggestion(NamedTuple):
 
 
 def smooth(losses: Sequence[float], keep: float) -> list[float]:
-    """Running average with its start corrected, so that the first value is the first loss.
+    """Exponential running average with bias correction, so that the first value is the first loss.
 
     >>> smooth([1.0, 0.0], 0.5)
     [1.0, 0.3333333333333333]
@@ -48,27 +48,27 @@ def smooth(losses: Sequence[float], keep: float) -> list[float]:
 
 
 def suggest(rates: Sequence[float], losses: Sequence[float], smoothing: float) -> Suggestion | None:
-    """Learning rates that a sweep suggests.
+    """Suggest learning rates from a sweep.
 
     Args:
-        rates: Ascending learning rates.
-        losses: The loss of the step at each of them, finite.
-        smoothing: Share of the past in the running average that the rules read, at least 0 and under 1.
+        rates: Learning rates in ascending order.
+        losses: Loss of the step at each rate, finite.
+        smoothing: Weight of the past in the running average that the rules use, at least 0 and under 1.
 
     Returns:
-        A rate by each rule, or None: the loss does not fall by more than it scatters, or there are too few points to tell.
+        A rate by each rule; None if the loss does not fall by more than its noise, or if there are too few points.
     """
     if len(losses) < FEWEST:
         return None
     smoothed = np.asarray(smooth(losses, smoothing))
     lowest = int(np.argmin(smoothed))
-    first = len(losses) // 10 + 2  # where the rate is too low to change anything
+    first = len(losses) // 10 + 2  # below this, the rate is too low to change the loss
     scatter = float(np.std(np.diff(losses[: len(losses) // 2]))) / math.sqrt(2)
     scatter *= math.sqrt((1 - smoothing) / (1 + smoothing) + 1 / first)
     start_loss = float(np.mean(losses[:first]))
     if lowest < first or start_loss - smoothed[lowest] < max(A_FALL * abs(start_loss), 4 * scatter):
         return None
-    # the running average begins with single losses: what it does there says nothing
+    # the running average starts with single losses, so its first values are noise
     begin = int(np.argmax(smoothed[: lowest + 1]))
     rate, curve = np.asarray(rates[begin : lowest + 1]), smoothed[begin : lowest + 1]
     start, end = _longest_fall(curve)
@@ -80,14 +80,13 @@ def suggest(rates: Sequence[float], losses: Sequence[float], smoothing: float) -
 
 
 def _longest_fall(losses: NDArray[np.float64]) -> tuple[int, int]:
-    """First and last place of the longest descending subsequence, the steps of which need not be neighbours."""
+    """First and last index of the longest descending subsequence (not necessarily contiguous)."""
     length, before = np.ones(len(losses), dtype=int), np.arange(len(losses))
     for i in range(1, len(losses)):
         higher = np.flatnonzero(losses[:i] > losses[i])
         if len(higher):
-            best = higher[length[higher] == length[higher].max()][
-                -1
-            ]  # the last: a plateau before a fall is no part of it
+            # the last one: a plateau before a fall is not part of it
+            best = higher[length[higher] == length[higher].max()][-1]
             length[i], before[i] = length[best] + 1, best
     end = start = int(np.argmax(length))
     while before[start] != start:
@@ -102,14 +101,14 @@ def draw_sweep(
     suggestion: Suggestion | None,
     taken: float,
 ) -> Figure:
-    """The loss of each step and its running average over the learning rate, with what the rules suggest.
+    """Plot the loss of each step and its running average over the learning rate, with the suggested rates marked.
 
     Args:
-        rates: Learning rates, ascending.
-        losses: Loss at each of them.
-        smoothed: Their running average.
-        suggestion: What to mark, or None.
-        taken: The rate that the run trains with.
+        rates: Learning rates in ascending order.
+        losses: Loss at each rate.
+        smoothed: Running average of the losses.
+        suggestion: Rates to mark, or None.
+        taken: Rate that the run trains with.
     """
     figure = Figure(figsize=(8, 4.6), layout="constrained")
     axes = figure.subplots()
@@ -121,7 +120,7 @@ def draw_sweep(
     axes.axvline(taken, color="black", linewidth=1, label=f"taken: {taken:.3g}")
     low, high = min(smoothed), smoothed[0]
     margin = max(high - low, 1e-6)
-    axes.set_ylim(low - 0.15 * margin, high + 0.75 * margin)  # the end of a sweep shoots out of any picture
+    axes.set_ylim(low - 0.15 * margin, high + 0.75 * margin)  # cuts off the end of the sweep, where the loss diverges
     axes.set_xscale("log")
     axes.set_xlabel("learning rate (of the first group)")
     axes.set_ylabel("training loss")
@@ -133,7 +132,7 @@ def draw_sweep(
 
 
 def ladder(lowest: float, highest: float, steps: int) -> list[float]:
-    """Rates in equal ratios from the lowest to the highest.
+    """Learning rates from the lowest to the highest, in geometric progression.
 
     >>> [round(rate, 6) for rate in ladder(0.001, 1.0, 4)]
     [0.001, 0.01, 0.1, 1.0]

@@ -1,9 +1,9 @@
-"""metrics.csv: one wide table of a run that survives being killed.
+"""The MetricsLog callback: writes metrics.csv, one row per logged step and per epoch, exact across kills and resumes.
 
-Columns are ``epoch`` (the first is 1), ``step``, then metrics: training, validation, settings, speed, the rest. A step row (every
+Columns are ``epoch`` (starts at 1), ``step``, then metrics: training, validation, settings, speed, the rest. A step row (every
 ``log_every_n_steps`` optimiser steps) holds the step's loss, learning rate, momentum, speed and memory; an epoch row holds the
-figures of the epoch. Blank means not known at that moment. A checkpoint remembers how many rows there were; a resume cuts the file
-back to them, so that the table of a resumed run equals that of an unbroken one (but for speed and memory).
+metrics of the epoch. A blank cell means the value was not known at that moment. A checkpoint stores the number of rows; a resume
+truncates the file to it, so the table of a resumed run equals that of an uninterrupted one (except for speed and memory).
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.find_callbacks import find_callbacks
@@ -22,31 +21,32 @@ from callbacks.progress.speed import Speed
 from callbacks.progressive_resizing import ProgressiveResizing
 from callbacks.run_folder import run_folder
 from foundation.atomic_files import write_text
+from foundation.param_groups import get_momentum
 
 KEYS = ("epoch", "step")
 GROUPS = ("train", "val", "val_raw", "lr", "momentum", "stage", "speed", "memory")
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Rows of a metrics.csv as numbers; blank cells are left out."""
+    """Read the rows of a metrics.csv as numbers; blank cells are left out."""
     with path.open(newline="") as file:
         return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
 
 
 def column_order(name: str) -> tuple[int, str]:
-    """Key that sorts metrics by what they are about."""
+    """Sort key that orders metrics by group, then by name."""
     group = name.partition("/")[0]
     return (GROUPS.index(group) if group in GROUPS else len(GROUPS), name)
 
 
 class MetricsTable:
-    """An append-only CSV file whose columns may grow; a killed process loses none of its rows."""
+    """An append-only CSV file that can gain columns; a killed process loses no row."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.columns, self.rows = path, list(KEYS), 0
 
     def append(self, row: dict[str, float | int]) -> None:
-        """Add a row; a new column rewrites the file, whole or not at all."""
+        """Add a row; a new column rewrites the file atomically."""
         new = [name for name in row if name not in self.columns]
         if new or not self.path.exists():
             # sorted, so that the order does not depend on which row came first after a resume
@@ -57,13 +57,13 @@ class MetricsTable:
         self.rows += 1
 
     def sync(self) -> None:
-        """Put the rows on the disk, before a checkpoint counts them: a kill loses no row, but a power cut might."""
+        """Flush the rows to disk (fsync) before a checkpoint counts them: a kill loses no row, but a power cut might."""
         if self.path.exists():
             with self.path.open("rb+") as file:
                 os.fsync(file.fileno())
 
     def cut(self, rows: int, columns: list[str]) -> None:
-        """Keep the first ``rows`` rows and the given columns."""
+        """Truncate the file to its first ``rows`` rows and the given columns."""
         self.rows, self.columns = rows, list(columns)
         if self.path.exists():
             self._rewrite(self._read()[:rows])
@@ -78,15 +78,15 @@ class MetricsTable:
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, self.columns, restval="", extrasaction="ignore")
         writer.writeheader()
-        # a killed process may have left half a line, which reads as a row with cells missing
+        # a killed process may have left half a line, which is read as a row with missing cells
         writer.writerows({name: cell or "" for name, cell in row.items()} for row in rows)
         write_text(self.path, text.getvalue())
 
 
 class MetricsLog(Callback):
-    """Writes metrics.csv, hands the step figures to the loggers, and lets the module log its training figures.
+    """Writes metrics.csv, sends the step metrics to the loggers, and makes the module log its training metrics.
 
-    It stands before every callback that reads metrics and after EMA.
+    It must come after EMA and before every callback that reads metrics.
     """
 
     def __init__(self) -> None:
@@ -96,7 +96,7 @@ class MetricsLog(Callback):
         self._validation: dict[str, float] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the table, cut back to the checkpoint that is resumed."""
+        """Open the table, truncated to the rows of the resumed checkpoint."""
         self._step = trainer.global_step
         folder = run_folder(trainer)
         if folder is not None and trainer.is_global_zero:
@@ -106,7 +106,7 @@ class MetricsLog(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Every ``log_every_n_steps`` optimiser steps: loss, learning rate, momentum, speed, memory."""
+        """Every ``log_every_n_steps`` optimiser steps, log loss, learning rate, momentum, speed and memory."""
         step = trainer.global_step
         if step == self._step:
             return
@@ -126,7 +126,7 @@ class MetricsLog(Callback):
         self._write(trainer, {**metrics, **timing})
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the figures for the epoch's row; a validation within the epoch gets a row of its own."""
+        """Keep the metrics for the epoch's row; a mid-epoch validation gets its own row."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         self._validation = {
@@ -137,9 +137,9 @@ class MetricsLog(Callback):
             self._validation = {}
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A row with every figure of the epoch."""
+        """Write a row with all metrics of the epoch."""
         pl_module.log_epoch("train")  # type: ignore[operator]
-        # callback_metrics keeps the figures of the last validation for ever: an epoch without one must not repeat them
+        # callback_metrics keeps the values of the last validation: an epoch without one must not repeat them
         metrics = {name: value.item() for name, value in trainer.callback_metrics.items() if not is_validation(name)}
         speed = Speed.of(trainer)
         timing = speed.snapshot() if speed is not None else {}
@@ -158,27 +158,27 @@ class MetricsLog(Callback):
             self.table.append({"epoch": trainer.current_epoch + 1, "step": trainer.global_step, **metrics})
 
     def state_dict(self) -> dict[str, Any]:
-        """Length and columns of the table."""
+        """Number of rows and columns of the table."""
         if self.table is not None:
             self.table.sync()
         return {"rows": self.table.rows, "columns": self.table.columns} if self.table is not None else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember where to cut."""
+        """Remember them for ``on_train_start``."""
         self._saved = state_dict
 
 
 def is_validation(name: str) -> bool:
-    """Whether a metric belongs to a validation."""
+    """Whether a metric name belongs to validation."""
     return name.startswith(("val/", "val_raw/"))
 
 
 def optimiser_metrics(trainer: Trainer) -> dict[str, float]:
-    """``lr/<group>`` and ``momentum/<group>`` that the next optimiser step will use."""
+    """Learning rate and momentum that the next optimiser step will use, as ``lr/<group>`` and ``momentum/<group>``."""
     metrics = {}
     for group in (group for optimizer in trainer.optimizers for group in optimizer.param_groups):
         name = group.get("name", "parameters")
         metrics[f"lr/{name}"] = float(group["lr"])
-        momentum = group["betas"][0] if "betas" in group else group.get("momentum", 0.0)
-        metrics[f"momentum/{name}"] = momentum.item() if isinstance(momentum, torch.Tensor) else float(momentum)
+        if (momentum := get_momentum(group)) is not None:
+            metrics[f"momentum/{name}"] = momentum
     return metrics

@@ -1,4 +1,4 @@
-"""Stops a run whose loss is no longer a number, with what is needed to find out why, and before a bad checkpoint is written."""
+"""The StopOnNonFinite callback: stops a run with a NaN or infinite loss before a bad checkpoint is written, and reports details."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from callbacks.run_folder import run_folder
 
 
 class NonFiniteError(RuntimeError):
-    """The loss or the weights are not finite; the program ends with exit code 4."""
+    """Raised when the loss or the weights are not finite; the program ends with exit code 4."""
 
 
 class StopOnNonFinite(Callback):
-    """Checks the loss of every step on its device; looks at the result every few steps so that a GPU is not made to wait.
+    """Checks the loss of every step on its device; reads the result only every few steps, to avoid GPU synchronisation.
 
     Args:
-        patience: Non-finite losses in a row that end the run. A loss scaler (fp16) skips such a step, so there more are
-            tolerated: 10 times as many.
-        check_every: Steps between two looks at the result on an accelerator; on the CPU every step is looked at.
+        patience: Number of consecutive non-finite losses that end the run; with a loss scaler (fp16), which skips such steps, 10
+            times as many.
+        check_every: Steps between two reads of the result on an accelerator; on the CPU every step is checked.
     """
 
     def __init__(self, patience: int = 1, check_every: int = 20) -> None:
@@ -35,7 +35,7 @@ class StopOnNonFinite(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count non-finite losses in a row."""
+        """Count consecutive non-finite losses."""
         loss = outputs["loss"].detach()
         if loss.is_cpu:
             self._host_count = 0 if math.isfinite(loss.item()) else self._host_count + 1
@@ -69,5 +69,5 @@ class StopOnNonFinite(Callback):
 
 
 def batch_idx_of(trainer: Trainer) -> int:
-    """Batch within the epoch, from 1."""
+    """Number of the batch within the epoch, from 1."""
     return trainer.fit_loop.epoch_loop.batch_progress.current.ready

@@ -1,4 +1,4 @@
-"""A stage of progressive resizing, and which stages make sense: alone, for a run and its data, and in a resumed run."""
+"""The stages of progressive resizing: their settings, their lengths, and checks against the run, the data and a resumed run."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 ScheduleScope = Literal["per_stage", "whole"]
-SETTINGS = ("train_size", "batch_size", "strength")  # of the datamodule, set between epochs
+SETTINGS = ("train_size", "batch_size", "strength")  # attributes of the datamodule that change between epochs
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResizingStage:
-    """A part of a run, as it is asked for.
+    """A stage as configured.
 
     Args:
         size: Height and width of a training image in pixels, after augmentation.
-        epochs: Length.
-        batch_size: Training samples in a batch of one process; None: the data's own ``batch_size``.
-        lr: Factor on the peak learning rate; needs ``per_stage``.
+        epochs: Number of epochs.
+        batch_size: Training samples per batch and process; None: the data's own ``batch_size``.
+        lr: Factor on the peak learning rate; other values than 1 need the ``per_stage`` schedule.
         strength: Factor on RandAugment's magnitude and on the probabilities of MixUp, CutMix and erasing.
     """
 
@@ -35,24 +35,24 @@ class ResizingStage:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedStage(ResizingStage):
-    """A part of a run as it is trained: its length and its batch size are known."""
+    """A stage as trained: the length is final and the batch size is known."""
 
     batch_size: int
 
     def __str__(self) -> str:
-        """In words: what it trains on, and what differs from the configured peak and augmentation."""
+        """Describe size, batch size, epochs, learning-rate factor and, unless 1, augmentation strength."""
         epochs = f"{self.epochs} epoch" if self.epochs == 1 else f"{self.epochs} epochs"
         strength = "" if self.strength == 1 else f", strength x {self.strength:g}"
         return f"{self.size} px, batch {self.batch_size}, {epochs}, lr x {self.lr:g}{strength}"
 
     @property
     def pixels(self) -> int:
-        """Pixels of a batch of one channel, to which its time and memory are about proportional."""
+        """Pixels per batch and channel; time and memory of a step are roughly proportional to it."""
         return self.batch_size * self.size**2
 
 
 def check_stages(stages: Sequence[ResizingStage], schedule: ScheduleScope) -> None:
-    """Check what needs neither data nor Trainer.
+    """Check the settings that do not depend on data or Trainer.
 
     Raises:
         ValueError: A setting is out of its range.
@@ -75,11 +75,11 @@ def check_stages(stages: Sequence[ResizingStage], schedule: ScheduleScope) -> No
 
 
 def stretched(lengths: Sequence[int], epochs: int) -> list[int]:
-    """Lengths in the same proportions, to whole epochs, with another sum; the last is never 0.
+    """Scale lengths to another sum, rounded to whole epochs; the last length is never 0.
 
     Args:
-        lengths: Each 1 or more.
-        epochs: The sum, 1 or more.
+        lengths: Epochs of each stage, 1 or more.
+        epochs: The new sum, 1 or more.
     """
     *before, total = accumulate(lengths)
     ends = [min((2 * share * epochs + total) // (2 * total), epochs - 1) for share in before]
@@ -87,15 +87,15 @@ def stretched(lengths: Sequence[int], epochs: int) -> list[int]:
 
 
 def planned(trainer: Trainer, stages: Sequence[ResizingStage], stretch: bool) -> list[PlannedStage]:
-    """The stages of a run: those that get an epoch or more, the last always.
+    """Plan the stages of a run. Stages that get no epoch after stretching are left out; the last is always kept.
 
     Args:
-        trainer: Of a fit, with a datamodule.
-        stages: As asked for.
-        stretch: To the Trainer's epochs.
+        trainer: Trainer of a fit, with a datamodule.
+        stages: The configured stages.
+        stretch: Scale the stages to the Trainer's epochs.
 
     Raises:
-        MisconfigurationException: The datamodule has no sizes to set, or there is no length to stretch to.
+        MisconfigurationException: The datamodule lacks the attributes to set, or ``stretch`` is set without ``max_epochs``.
     """
     data = trainer.datamodule  # type: ignore[attr-defined]
     if not all(hasattr(data, name) for name in SETTINGS):
@@ -120,27 +120,27 @@ def check_run(trainer: Trainer, stages: Sequence[PlannedStage]) -> list[int]:
     """Check the stages against data and Trainer.
 
     Args:
-        trainer: Of a fit, with a datamodule that is set up.
-        stages: Of this start.
+        trainer: Trainer of a fit, whose datamodule is set up.
+        stages: The planned stages of this start.
 
     Returns:
-        Batches in an epoch of each stage.
+        Batches per epoch of each stage.
 
     Raises:
-        MisconfigurationException: They do not fit together.
+        MisconfigurationException: Stages, data and Trainer do not fit together.
     """
     data = trainer.datamodule  # type: ignore[attr-defined]
     if not trainer.fast_dev_run:  # type: ignore[attr-defined]
         _check_length(trainer, sum(stage.epochs for stage in stages))
     if (last := stages[-1].size) != data.image_size:
         raise MisconfigurationException(
-            f"size of stage {len(stages)}: validation and test are at the data's {data.image_size} px, so must the last stage be, "
+            f"size of stage {len(stages)}: validation and test use the data's {data.image_size} px, so the last stage must too, "
             f"got {last}"
         )
     batches = [_count(trainer, stage, number) for number, stage in enumerate(stages, start=1)]
     every, fewest = trainer.val_check_interval, min(batches)
     within_epochs = trainer.check_val_every_n_epoch is not None
-    # Lightning finds this out when the stage begins
+    # Lightning would raise this error only when the stage begins
     if isinstance(every, int) and within_epochs and trainer.limit_val_batches and every > fewest:
         raise MisconfigurationException(
             f"trainer.val_check_interval: at most the {fewest} batches of an epoch of stage {batches.index(fewest) + 1}, "
@@ -157,41 +157,42 @@ def _check_length(trainer: Trainer, epochs: int) -> None:
         )
     if trainer.max_steps > 0:
         raise MisconfigurationException(
-            "trainer.max_steps: the stages of ProgressiveResizing give the length of the run, leave it out; "
+            "trainer.max_steps: the stages of ProgressiveResizing set the length of the run, leave it out; "
             f"got {trainer.max_steps}"
         )
 
 
 def _count(trainer: Trainer, stage: PlannedStage, number: int) -> int:
-    """Batches in an epoch of a stage."""
+    """Batches per epoch of a stage, after limits."""
     try:
         batches = trainer.datamodule.num_train_batches(stage.batch_size)  # type: ignore[attr-defined]
     except MisconfigurationException as error:
-        said = str(error).replace("--data.batch_size", "batch_size")
-        raise MisconfigurationException(f"stage {number} of ProgressiveResizing: {said}") from error
+        message = str(error).replace("--data.batch_size", "batch_size")
+        raise MisconfigurationException(f"stage {number} of ProgressiveResizing: {message}") from error
     limit = trainer.overfit_batches or trainer.limit_train_batches  # type: ignore[attr-defined]
     limited = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
     if not limited:
         raise MisconfigurationException(
-            f"trainer.limit_train_batches: {limit} of the {batches} batches of stage {number} is none; give more"
+            f"trainer.limit_train_batches: {limit} of the {batches} batches of stage {number} leaves none; give more"
         )
     return int(limited)
 
 
 def check_same(stages: Sequence[PlannedStage], saved: Sequence[PlannedStage], done: int, begun: int) -> None:
-    """Check that what is behind a resumed run stays as it was.
+    """Check that a resumed run does not change stages that have already been trained.
 
-    A stage that is over stays the same. The one that goes on keeps its size and batch size, and at least the epochs that it has
-    had; so does the last one of a run that is over, which may be made longer. Stages that have not begun are free.
+    A stage that is over must stay the same. The current stage must keep its size and batch size, and must have at least the epochs
+    that it has already trained. The same holds for the last stage of a finished run, which may be made longer. Stages that have not
+    begun may change freely.
 
     Args:
-        stages: Of this start.
-        saved: Of the checkpoint.
-        done: Epochs that are over.
-        begun: Epochs that have begun, ``done`` or one more.
+        stages: Stages of this start.
+        saved: Stages of the checkpoint.
+        done: Number of completed epochs.
+        begun: Number of epochs that have begun, ``done`` or one more.
 
     Raises:
-        MisconfigurationException: A stage changed that cannot.
+        MisconfigurationException: A stage that must not change has changed.
     """
     first = 0
     for number, was in enumerate(saved, start=1):
@@ -206,7 +207,7 @@ def check_same(stages: Sequence[PlannedStage], saved: Sequence[PlannedStage], do
             same = same and now is not None and first + now.epochs >= begun
         if not same:
             raise MisconfigurationException(
-                f"stage {number} of ProgressiveResizing: cannot change in a resumed run of which {begun} epochs have begun "
+                f"stage {number} of ProgressiveResizing: cannot change in a resumed run after {begun} epochs have begun "
                 f"(was {was}; now {now or 'missing'}); change later stages, or start a new run"
             )
         first = end

@@ -1,12 +1,12 @@
-"""The run folder: what was run, where, on what, how long, and what came of it.
+"""The RunFolder callback: creates the run folder and writes its configuration and environment files.
 
-config.yaml, config.resume-N.yaml   the whole configuration, of the first start and of each resume
+config.yaml, config.resume-N.yaml   the full configuration, of the first start and of each resume
 environment.json                    git revision, versions, device, seed, command line of the last start
-train.log                           what the terminal said, a line an epoch and a stage
-metrics.csv, events.out.*, plots/   figures (callbacks/metrics_log.py, TensorBoard, callbacks/pictures/curves.py)
+train.log                           log lines with time stamps: one per epoch and per stage
+metrics.csv, events.out.*, plots/   metrics and plots (callbacks/metrics_log.py, TensorBoard, callbacks/pictures/)
 checkpoints/                        best.ckpt, last.ckpt, best.json, epoch=NNN.ckpt (callbacks/checkpoints.py)
 weights.safetensors                 the best weights (the averaged ones with EMA), readable without Lightning
-training_summary.json               best and final figures, epochs, settings, time, environment
+training_summary.json               best and final metrics, epochs, settings, time, environment (callbacks/summary.py)
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ PACKAGES = ("lightning", "torch", "torchvision", "torchmetrics", "jsonargparse",
 
 
 def log_line(folder: Path, line: str) -> None:
-    """Append a line with the time to train.log of a run folder."""
+    """Append a line with a time stamp to train.log of a run folder."""
     with (folder / "train.log").open("a", encoding="utf-8") as file:
         file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
 
 
 def run_folder(trainer: Trainer) -> Path | None:
-    """The run folder of a fit, or None where nothing may be written (``fast_dev_run``, or no ``RunFolder`` callback)."""
+    """Return the run folder of a fit, or None if nothing may be written (``fast_dev_run``, or no ``RunFolder`` callback)."""
     return next((callback.path for callback in find_callbacks(trainer, RunFolder)), None)
 
 
 def evaluation_folder(trainer: Trainer) -> Path | None:
-    """Where an evaluation puts its files: the run folder of a fit, or that of the checkpoint which a command judges."""
+    """Return the folder for evaluation files: the run folder of a fit, or of the checkpoint that a command evaluates."""
     return next((callback.path or callback.evaluated for callback in find_callbacks(trainer, RunFolder)), None)
 
 
 def environment(trainer: Trainer, seed: int | None, command: list[str]) -> dict[str, Any]:
-    """Machine, versions, code and command of this start, as plain JSON values."""
+    """Describe machine, versions, git revision and command of this start, as JSON values."""
     device = trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     versions = {"python": platform.python_version()}
@@ -82,14 +82,17 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 
 class RunFolder(Callback):
-    """Makes the run folder when training is about to start, and says what became of the run when it ends.
+    """Creates the run folder and writes config.yaml and environment.json when training starts.
 
     Args:
-        path: The folder; None in a run that writes nothing.
+        path: The folder; None for a run that writes nothing.
         config: The configuration as YAML text.
         seed: The seed, for environment.json.
         command: The command line, for environment.json.
-        resumed: Whether the folder belongs to the run that goes on; else it must be empty or absent.
+        resumed: Whether the folder belongs to a run that is resumed; otherwise it must be empty or absent.
+
+    Raises:
+        MisconfigurationException: A new run is given a folder that is not empty.
     """
 
     def __init__(
@@ -101,11 +104,10 @@ class RunFolder(Callback):
         resumed: bool = False,
     ) -> None:
         self.path, self.config, self.seed, self.command, self.resumed = path, config, seed, command or sys.argv, resumed
-        self.evaluated: Path | None = (
-            None  # set by the commands that train nothing, of which no other file may be touched
-        )
+        # set by commands that only evaluate: the checkpoint's run folder, whose existing files they must not change
+        self.evaluated: Path | None = None
         self.resumes = 0
-        self.seconds = 0.0  # of earlier starts, up to the checkpoint that this one goes on from
+        self.seconds = 0.0  # of earlier starts, up to the checkpoint that is resumed
         self._made: list[Path] = []
         self._found = False
         self._started = time.monotonic()
@@ -113,13 +115,13 @@ class RunFolder(Callback):
         if path is not None and getattr(rank_zero_only, "rank", 0) == 0:
             if not resumed and path.is_dir() and any(path.iterdir()):
                 raise MisconfigurationException(
-                    f"run folder {path} is not empty: give another --run_dir, or go on with it by --resume {path}"
+                    f"run folder {path} is not empty: give another --run_dir, or continue its run with --resume {path}"
                 )
             self._found = path.is_dir()
             self._made = [folder for folder in (path, *path.parents) if not folder.exists()]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Agree on the folder between processes and make it; rank zero only writes."""
+        """Broadcast the path to all processes; rank zero creates the folder."""
         if stage != "fit" or self.path is None:
             return
         self.path = Path(trainer.strategy.broadcast(str(self.path)))
@@ -129,7 +131,7 @@ class RunFolder(Callback):
         (self.path / "checkpoints").mkdir(exist_ok=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the configuration and the environment: all checks are behind us, the first batch is next."""
+        """Write the configuration and the environment, after all checks and before the first batch."""
         self._started = time.monotonic()
         self._begun = True
         if self.path is None or not trainer.is_global_zero:
@@ -142,7 +144,7 @@ class RunFolder(Callback):
         write_json(self.path / "environment.json", environment(trainer, self.seed, self.command))
 
     def discard(self) -> None:
-        """Remove what this start made, if training never began: a refused command leaves nothing behind."""
+        """Remove what this start created, if training never began, so that a failed command leaves nothing behind."""
         if self._begun or self.resumed or self.path is None or not (self._made or self._found):
             return
         for entry in list(self.path.iterdir()) if self.path.is_dir() else []:  # it was empty when this start found it
@@ -152,13 +154,13 @@ class RunFolder(Callback):
                 folder.rmdir()
 
     def elapsed(self) -> float:
-        """Seconds of training in all starts of this run."""
+        """Seconds of training over all starts of this run."""
         return self.seconds + time.monotonic() - self._started
 
     def state_dict(self) -> dict[str, Any]:
-        """Seconds so far."""
+        """Training time so far."""
         return {"seconds": self.elapsed()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting."""
+        """Restore the training time of earlier starts."""
         self.seconds = float(state_dict["seconds"])

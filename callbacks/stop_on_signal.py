@@ -1,8 +1,8 @@
-"""SIGTERM and SIGINT end a fit at the next batch, with a checkpoint from which it goes on as if nothing had happened.
+"""The StopOnSignal callback: on SIGTERM or SIGINT, saves a checkpoint for an exact resume and ends the fit.
 
-The handler only sets a flag. It is looked at after each training batch and before each validation batch; with several processes
-all agree on it first. A second signal quits at once. Outside training there is nothing to save, and the first signal ends the run:
-the command line installs the handler when a command begins, and gives the signals back when it ends.
+The handler only sets a flag. It is checked after each training batch and before each validation batch; with several processes, all
+of them agree on it first. A second signal quits at once. Outside training there is nothing to save, so the first signal ends the
+run. The command line installs the handlers when a command begins, and restores the previous ones when it ends.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(BaseException):
-    """A signal ended the run; ``signum`` says which. Not an Exception, so that nothing on the way takes it for an error."""
+    """Raised when the signal ``signum`` ends the run. A BaseException, so that ``except Exception`` does not catch it."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"ended by {signal.Signals(signum).name}")
@@ -31,7 +31,10 @@ class Interrupted(BaseException):
 
 
 class StopOnSignal(Checkpoint):
-    """A ``Checkpoint`` by type only so that its hooks run after those of every callback with state to save."""
+    """Stops the fit after SIGTERM or SIGINT.
+
+    It is a ``Checkpoint`` only so that its hooks run after the hooks of every callback with state to save.
+    """
 
     def __init__(self) -> None:
         self.received = 0
@@ -41,20 +44,20 @@ class StopOnSignal(Checkpoint):
         self._process = os.getpid()
 
     def install(self) -> None:
-        """Take over the signals; in the main thread only, where Python allows it."""
+        """Install the signal handlers; only in the main thread, as Python requires."""
         if threading.current_thread() is threading.main_thread():
             for signum in SIGNALS:
                 previous = signal.signal(signum, self._handle)
                 self._previous.setdefault(signum, previous)
 
     def uninstall(self) -> None:
-        """Give the signals back."""
+        """Restore the previous signal handlers."""
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
         self._previous = {}
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a forked loader worker: it ends with its parent
+        if os.getpid() != self._process:  # a forked data loader worker: it ends with its parent
             if signum == signal.SIGTERM:
                 os._exit(128 + signum)
             return
@@ -67,14 +70,14 @@ class StopOnSignal(Checkpoint):
     # ---- hooks ----
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on there is something to save. Lightning has put its own handlers over ours by now."""
+        """Install the handlers again, because Lightning has replaced them; from here on a checkpoint can be saved."""
         self.install()
         self._training = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save and stop; where a validation follows before its first batch, and after the last batch at the epoch's end."""
+        """Save and stop; before a validation wait for its first batch, after the last batch for the end of the epoch."""
         if trainer.world_size == 1 and not self.received:
             return
         # gradients of an open accumulation window are saved for one process only
@@ -84,7 +87,7 @@ class StopOnSignal(Checkpoint):
             self._stop(trainer, save=True)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Processes may have one batch more or less: they can agree only during those that all have."""
+        """Find the smallest number of batches over the processes: they can agree only during the batches that all of them have."""
         batches = torch.tensor(int(sum(trainer.num_val_batches)), device=pl_module.device)
         if trainer.world_size > 1:
             torch.distributed.all_reduce(batches, op=torch.distributed.ReduceOp.MIN)
@@ -93,25 +96,25 @@ class StopOnSignal(Checkpoint):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Save and stop; a resume starts this validation anew."""
+        """Save and stop; a resume restarts this validation."""
         if self._training and batch_idx < self._shared_batches and self._agreed(trainer):
             self._stop(trainer, save=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop; last.ckpt was written a moment ago."""
+        """Stop; last.ckpt has just been written."""
         if self._agreed(trainer):
             self._stop(trainer, save=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing more to save."""
+        """From here on there is nothing to save."""
         self._training = False
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Nothing more to save."""
+        """From here on there is nothing to save."""
         self._training = False
 
     def _agreed(self, trainer: Trainer) -> int:
-        """The signal that any of the processes received, or 0."""
+        """Return the signal that any process received, or 0."""
         if trainer.world_size > 1:
             flag = torch.tensor(int(self.received), device=trainer.strategy.root_device)
             torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)

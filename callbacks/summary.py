@@ -1,4 +1,4 @@
-"""What remains of a run when it has ended: training_summary.json, weights.safetensors, and the hyperparameters in TensorBoard."""
+"""The RunSummary callback: writes training_summary.json, weights.safetensors and TensorBoard hyperparameters after a fit."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from callbacks.metrics_log import read_metrics
 from callbacks.run_folder import RunFolder
 from foundation.atomic_files import replace_file, write_json
 
-NETWORK = "network."  # where a module keeps its plain network
+NETWORK = "network."  # prefix of the network's tensors in a module's state_dict
 
 
 def is_lower_better(name: str) -> bool:
-    """Whether a metric is an error."""
+    """Whether lower values of a metric are better."""
     return name.removesuffix("_calibrated").endswith(
         ("loss", "ece", "ece_mass", "nll", "brier", "aurc", "negative_area")
     )
 
 
 def best_metrics(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Best value and epoch of every training and validation metric.
+    """Return the best value and its epoch for every training and validation metric.
 
     >>> best_metrics([{"epoch": 1, "step": 5, "val/acc": 0.5}, {"epoch": 2, "step": 10, "val/acc": 0.4}])
     {'val/acc': {'value': 0.5, 'epoch': 1}}
@@ -48,7 +48,7 @@ def best_metrics(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
 
 
 def best_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """The plain network's tensors in a checkpoint: the averaged ones where there are any."""
+    """Return the network's tensors in a checkpoint: the averaged ones if the checkpoint has them, else the raw ones."""
     state = {**checkpoint["state_dict"], **checkpoint.get("ema", {}).get("state_dict", {})}
     return {
         name.removeprefix(NETWORK): tensor.contiguous() for name, tensor in state.items() if name.startswith(NETWORK)
@@ -56,7 +56,7 @@ def best_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def write_weights(folder: Path) -> None:
-    """weights.safetensors from the best checkpoint, or the last where there was no validation."""
+    """Write weights.safetensors from the best checkpoint, or from the last one if there is no best."""
     path = folder / "checkpoints" / "best.ckpt"
     path = path if path.is_file() else path.with_name("last.ckpt")
     if not path.is_file():  # a run without checkpoints
@@ -67,7 +67,7 @@ def write_weights(folder: Path) -> None:
 
 
 def hyperparameters(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run that a table of runs is sorted by, flat: ``lr``, ``data/batch_size``, ``trainer/precision``."""
+    """Flatten a run's settings for TensorBoard's hyperparameter table: ``lr``, ``data/batch_size``, ``trainer/precision``."""
     settings = {"seed": config.get("seed_everything"), **config.get("model", {}).get("init_args", {})}
     settings |= {f"data/{name}": value for name, value in config.get("data", {}).get("init_args", {}).items()}
     trainer = config.get("trainer", {})
@@ -77,7 +77,7 @@ def hyperparameters(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def smaller_batches(folder: Path) -> list[dict[str, Any]]:
-    """The starts of a run that went on with batches cut into parts: batch size, accumulation, and the start's configuration."""
+    """List the resumes that cut batches into parts after running out of memory: batch size, accumulation, configuration file."""
     resumes = sorted(folder.glob("config.resume-*.yaml"), key=lambda path: int(path.stem.rpartition("-")[2]))
     found: list[dict[str, Any]] = []
     was = None
@@ -92,13 +92,13 @@ def smaller_batches(folder: Path) -> list[dict[str, Any]]:
 
 
 class RunSummary(Callback):
-    """Writes its files when a fit has come to its end, from the run folder alone.
+    """Writes the summary files at the end of a fit, using only the files in the run folder.
 
-    So a run that was killed while it wrote them is finished by resuming it.
+    If a run is killed while it writes them, resuming it writes them again.
     """
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write them."""
+        """Write the summary files."""
         run = next(iter(find_callbacks(trainer, RunFolder)), None)
         if run is None or run.path is None or not trainer.is_global_zero or not (run.path / "metrics.csv").is_file():
             return
@@ -112,7 +112,7 @@ class RunSummary(Callback):
                 logger.log_hyperparams(hyperparameters(summary["training_args"]), metrics)
 
     def summary(self, trainer: Trainer, run: RunFolder, rows: list[dict[str, float]]) -> dict[str, Any]:
-        """Content of training_summary.json."""
+        """Build the content of training_summary.json."""
         assert run.path is not None
         epochs = [row for row in rows if "train/loss" in row or any(name.startswith("val/") for name in row)]
         final = {name: value for name, value in (epochs[-1] if epochs else {}).items() if name not in ("epoch", "step")}

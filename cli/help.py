@@ -12,10 +12,11 @@ from lightning.pytorch import Callback, Trainer
 import callbacks as ours
 import datamodules
 import lightning_modules
-from cli.parser import add_on_oom, below, check_configs
+from cli.parser import add_run_settings, below, check_configs
 from cli.run_flags import COMMANDS, FLAGS, RunFlags
+from foundation.project import MAIN, configs_folder
 
-OVERVIEW = """usage: python main.py COMMAND [flags]
+OVERVIEW = """usage: {program} COMMAND [flags]
 
   fit       --config FILE [--config OVERLAY ...] [--SETTING VALUE ...]   train, into a new run folder
   fit       --resume RUN_DIR | CHECKPOINT                                go on with a run exactly where it was
@@ -23,7 +24,7 @@ OVERVIEW = """usage: python main.py COMMAND [flags]
   test      --run RUN_DIR [--ckpt best|last|PATH]                        test figures of a checkpoint
   predict   --run RUN_DIR [--ckpt best|last|PATH] [--data.images DIR]    predictions.csv, of the test split or of a folder
 
-Every setting of an experiment:  python main.py fit --config FILE --help
+Every setting of an experiment:  {program} fit --config FILE --help
 Experiments: {experiments}
 Overlays, given after an experiment: {overlays}
 """
@@ -31,23 +32,26 @@ Overlays, given after an experiment: {overlays}
 
 def print_help() -> None:
     """Commands, experiments and overlays."""
-    names = sorted(str(path) for path in Path("configs").glob("*.yaml") if path.stem != "defaults")
-    overlays = sorted(
-        str(path) for folder in ("with", "experiments") for path in Path("configs", folder).glob("*.yaml")
+    folder = configs_folder()
+    names = sorted(str(path) for path in folder.glob("*.yaml") if path.stem != "defaults")
+    overlays = sorted(str(path) for room in ("with", "experiments") for path in (folder / room).glob("*.yaml"))
+    print(
+        OVERVIEW.format(
+            program=MAIN, experiments=" ".join(names) or "none here", overlays=" ".join(overlays) or "none here"
+        )
     )
-    print(OVERVIEW.format(experiments=" ".join(names) or "none here", overlays=" ".join(overlays) or "none here"))
 
 
 def print_command_help(flags: RunFlags) -> None:
     """Our flags, every setting of the classes that the configurations name, and three examples."""
     check_configs(flags.configs)
-    print(f"usage: python main.py {flags.command} [flags]\n\nflags:")
+    print(f"usage: {MAIN} {flags.command} [flags]\n\nflags:")
     for name, (commands, takes_value, text) in FLAGS.items():
         if flags.command in commands:
             print(f"  {name + (' VALUE' if takes_value else ''):24}{text}")
     print(f"  {'--config FILE':24}an experiment or an overlay; may be given several times, later ones win\n")
     parser = ArgumentParser(prog="main.py", usage="", add_help=False)
-    add_on_oom(parser)
+    add_run_settings(parser)
     for key, cls in _named_classes(flags.configs):
         parser.add_class_arguments(cls, key, fail_untyped=False)
     lines = parser.format_help().splitlines()
@@ -89,14 +93,12 @@ def _examples(flags: RunFlags) -> str:
     config = " ".join(f"--config {path}" for path in flags.configs) or "--config configs/digits_ternary.yaml"
     if flags.command == "fit":
         examples = [
-            f"python main.py fit {config}",
-            f"python main.py fit {config} --model.lr 0.05 --trainer.max_epochs 20 --seed_everything 1",
-            "python main.py fit --resume runs/NAME/DATE-TIME",
+            f"{MAIN} fit {config}",
+            f"{MAIN} fit {config} --model.lr 0.05 --trainer.max_epochs 20 --seed_everything 1",
+            f"{MAIN} fit --resume runs/NAME/DATE-TIME",
         ]
     else:
-        examples = [
-            f"python main.py {flags.command} --run runs/NAME/DATE-TIME{extra}" for extra in ("", " --ckpt last")
-        ]
-        examples.append(f"python main.py {flags.command} {config} --ckpt PATH")
+        examples = [f"{MAIN} {flags.command} --run runs/NAME/DATE-TIME{extra}" for extra in ("", " --ckpt last")]
+        examples.append(f"{MAIN} {flags.command} {config} --ckpt PATH")
     assert flags.command in COMMANDS
     return "\nexamples:\n" + "\n".join(f"  {example}" for example in examples)

@@ -8,6 +8,7 @@ from typing import Any
 from cli.run_flags import UsageError, split_flags
 from cli.vision_cli import VisionCLI
 from datamodules import DataModule
+from foundation.project import MAIN
 
 
 class DataOnlyCLI(VisionCLI):
@@ -43,7 +44,7 @@ def load_datamodule(arguments: list[str]) -> DataModule:
     """
     flags = split_flags(["fit", *arguments])
     if not flags.configs:
-        raise UsageError("--config: which data? give --config FILE, as for python main.py fit")
+        raise UsageError(f"--config: which data? give --config FILE, as for {MAIN} fit")
     cli = DataOnlyCLI(flags, ["main.py", "fit", *arguments])
     cli.run()
     data: DataModule = cli.datamodule

@@ -35,8 +35,15 @@ class Parser(LightningArgumentParser):
         raise UsageError(message)
 
 
-def add_on_oom(parser: ArgumentParser) -> None:
-    """Add the setting that says what a fit does where memory runs out (cli/out_of_memory.py)."""
+def add_run_settings(parser: ArgumentParser) -> None:
+    """Add the settings of a run that belong to no class: ``on_oom`` (cli/out_of_memory.py) and ``fast_loop``."""
+    parser.add_argument(
+        "--fast_loop",
+        type=bool,
+        default=True,
+        help="Use the fast path of the epoch loop (callbacks/fast_loop.py), which gives the same weights to the bit; false uses "
+        "Lightning's own loop.",
+    )
     parser.add_argument(
         "--on_oom",
         type=Literal["stop", "accumulate"],

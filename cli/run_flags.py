@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from foundation.project import find_config
+
 COMMANDS = ("fit", "validate", "test", "predict")
 
 
@@ -83,7 +85,7 @@ def split_flags(args: list[str]) -> RunFlags:
                 others.append(argument)
                 continue
             value = value if equals else next(iterator, "")
-            flags.configs.append(value)
+            flags.configs.append(str(find_config(value)))
     # flags win over configurations wherever they stand
     flags.rest = [item for config in flags.configs for item in ("--config", config)] + others
     return flags

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ import callbacks as ours
 import datamodules
 import lightning_modules
 from callbacks.find_callbacks import find_callbacks
+from callbacks.lightning_internals import first_difference
 from cli import resume
-from cli.parser import Parser, add_on_oom, check_configs, readable
+from cli.parser import Parser, add_run_settings, check_configs, readable
 from cli.predictions import write_predictions
 from cli.resume import RunCheckpoint
 from cli.run_flags import RunFlags, UsageError
 from foundation.atomic_files import write_json
-from foundation.project import ROOT
+from foundation.project import MAIN, ROOT
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +63,7 @@ class VisionCLI(LightningCLI):
         folder = self.run_dir
         if self.flags.command != "fit" or folder is None or not (folder / "checkpoints" / "last.ckpt").is_file():
             return None
-        return f"python main.py fit --resume {folder}"
+        return f"{MAIN} fit --resume {folder}"
 
     def discard(self) -> None:
         """Remove what a refused command made."""
@@ -120,7 +122,7 @@ class VisionCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Settings of the callbacks that every run has, and what to do where memory runs out."""
-        add_on_oom(parser)
+        add_run_settings(parser)
         parser.add_lightning_class_args(ours.Checkpoints, "checkpoint")
         parser.add_lightning_class_args(ours.StopOnNonFinite, "non_finite")
         parser.add_lightning_class_args(ours.Progress, "progress")
@@ -176,8 +178,8 @@ class VisionCLI(LightningCLI):
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             options["plugins"] = [*plugins, ours.AtomicCheckpointIO()]
-        lean = options.get("profiler") is None
-        if lean:
+        fast = options.get("profiler") is None and self._fast_loop()
+        if fast:
             options["profiler"] = ours.NoProfiler()
             ours.skip_empty_hooks(options["callbacks"])
         if folder is not None:
@@ -191,9 +193,19 @@ class VisionCLI(LightningCLI):
             trainer = Trainer(**{**options, **kwargs})
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
             raise UsageError(f"trainer: {' '.join(str(error).split())}") from error
-        if lean:
+        if fast:
             trainer.fit_loop.epoch_loop = ours.FastEpochLoop(trainer)
         return trainer
+
+    def _fast_loop(self) -> bool:
+        """Whether the fast epoch loop may be used: it is on, and Lightning's internals are those it was written for."""
+        if not self.config_init[self.subcommand].fast_loop:
+            return False
+        if changed := first_difference():
+            log.info(
+                f"fast loop  off: lightning {version('lightning')} has another {changed}; Lightning's own loop is used"
+            )
+        return changed is None
 
     def _name_cache(self, own: list[Callback]) -> None:
         writer = next((callback for callback in own if isinstance(callback, ours.FeatureWriter)), None)
@@ -276,11 +288,9 @@ class VisionCLI(LightningCLI):
         log.info(f"look at it   tensorboard --logdir {folder.parent}   or {folder / 'plots' / 'curves.png'}")
         left = [timer.time_remaining() for timer in find_callbacks(self.trainer, Timer)]
         if any(seconds is not None and seconds <= 0 for seconds in left):
-            log.info(
-                f"go on        python main.py fit --resume {folder} --trainer.max_time null   (max_time stopped it)"
-            )
+            log.info(f"go on        {MAIN} fit --resume {folder} --trainer.max_time null   (max_time stopped it)")
         last = "" if self.run_best().name == "best.ckpt" else " --ckpt last"
-        log.info(f"test it      python main.py test --run {folder}{last}")
+        log.info(f"test it      {MAIN} test --run {folder}{last}")
 
     def run_best(self) -> Path:
         """The best checkpoint of the run that has ended, or its last where there was no validation."""

@@ -1,46 +1,46 @@
-"""What the data is, how it is split and how it is loaded.
+"""Lightning datamodules: reading, splitting, augmenting and loading the data.
 
-The contract of a batch, a dict of tensors on the module's device with one row for each of B samples:
+Contract of a batch: a dict of tensors on the module's device, with one row for each of B samples:
 
     image   (B, C, H, W)  float32, normalised; augmented in training only
-    label   (B,)          int64, 0 to num_classes - 1; also in training the true one, whatever was mixed
+    label   (B,)          int64, 0 to num_classes - 1; the sample's true class, even where mixup or cutmix mixed its image
     target  (B, K)        float32 soft labels that sum to 1; only in training batches, and only with mixup or cutmix
-    index   (B,)          int64, the sample's place in its data set, the same whatever the splits are
+    index   (B,)          int64, the sample's position in its data set, independent of the splits
 
-in batches of windows of signals, where `image` is there only in the modes of images (docs/har_data.md):
+Batches of signal windows; `image` is present only in the image modes (docs/har_data.md):
 
-    signal  (B, S, T)     float32, normalised by the training persons; augmented in training only
+    signal  (B, S, T)     float32, normalised with the statistics of the training subjects; augmented in training only
     subject (B,)          int64, number of the person
-    image   (B, S, C, H, W) in the mode flatten: the images of a window's S signals, which belong together
+    image   (B, S, C, H, W) in mode flatten: one image for each of the window's S signals, kept together
 
-and in batches of cached features, in place of image and target:
+Batches of cached features have, in place of image and target:
 
-    features (B, D)       float32, what a frozen backbone made of the image
+    features (B, D)       float32, the frozen backbone's output for the image
 
-and in batches of prompted segmentation, in which N prompts are asked of B images, the first B prompts being the images' own:
+Batches of prompted segmentation have N prompts for B images; prompt i < B is the image's own prompt:
 
-    mask          (N, 1, H, W) uint8, 1 where the object is, moved with its image; all 0 where the object is absent
+    mask          (N, 1, H, W) uint8, 1 on the object, transformed together with its image; all 0 if the object is absent
     prompt        N texts
-    image_index   (N,)      int64, the image that a prompt is asked of
-    prompt_number (N,)      int64, number of the object that it names
-    positive      (N,) bool, whether that is the object of the image's data set
+    image_index   (N,)      int64, the image that the prompt refers to
+    prompt_number (N,)      int64, number of the object that the prompt names
+    positive      (N,) bool, whether that object is the one of the image's data set
 
-The contract of a datamodule:
+Contract of a datamodule:
 
 - `num_classes`, `class_names`, `mean`, `std`, `image_size` and `in_channels` are known after construction and read only headers.
-- After `setup("fit")`: `num_train_batches(batch_size)` and `class_counts`, both of the training split alone.
-- `seed` is set before fit; order and augmentation are functions of (seed, epoch, index) and of nothing that was drawn before.
-- What is held out depends on `split_seed` alone, so that runs of several seeds are judged by the same images.
+- After `setup("fit")`: `num_train_batches(batch_size)` and `class_counts`, both of the training split only.
+- `seed` is set before fit. Order and augmentation are functions of (seed, epoch, index) and do not depend on earlier random draws.
+- The held-out samples depend only on `split_seed`, so that runs with different seeds are evaluated on the same images.
 - No sample is evaluated twice or left out, on any number of devices.
 - `fixed_on_resume` names the settings that a resumed run must keep.
-- Missing data is a FileNotFoundError that names the folder, the layout and the flags that help; nothing is ever replaced silently.
+- Missing data raises a FileNotFoundError that names the folder, the expected layout and the flags that help. Missing data is never
+  replaced silently.
+- `train_size`, `batch_size` and `strength` may be changed between epochs; `augment` and loaders made afterwards use the new values.
 
-- `train_size`, `batch_size` and `strength` may be set between epochs; loaders made afterwards and `augment` go by them.
+`CachedFeaturesDataModule` serves features (docs/feature_cache.md); its mean, std and image_size describe the original images.
 
-`CachedFeaturesDataModule` serves features (docs/feature_cache.md); its mean, std and image_size are those of the images.
-
-Data of your own: image files in one folder per class (`ImageFolderDataModule`), or arrays in CIFAR-10's layout; for anything else
-subclass `DataModule` and write `read_part` and the properties of the header.
+To use your own data: put image files in one folder per class (`ImageFolderDataModule`), or arrays in CIFAR-10's layout. For other
+data subclass `DataModule` and implement `read_part` and the abstract properties.
 """
 
 from datamodules.base import DataModule

@@ -1,12 +1,13 @@
-"""What is done to a training batch on the device, and in which order, as one pure function of the batch and its random numbers.
+"""Augmentation pipeline for training batches of images: the order of crop, flip, policy, erasing, mixup and cutmix on the device.
 
     images of one size:  uint8: policy -> random crop -> flip -> resize;      float32: normalise -> erasing -> mixup or cutmix
     canvases of files:   uint8: random resized crop -> flip -> policy;        float32: normalise -> erasing -> mixup or cutmix
 
-A `mask` goes through the same crop, flip and resizing, nearest neighbour in place of blending: its draws are those of its image.
-A policy works on uint8, since its operations (posterise, solarise, equalise) are defined there; crop and flip only move pixels,
-which costs a quarter on bytes; mixup averages images, which must not be rounded. The random numbers of an image are a function of
-seed, epoch and the image's index (`transforms.SampleRandom`): they survive a resume, and who else is in the batch does not matter.
+The pipeline is a pure function of the batch and its random numbers. A `mask` gets the same crop, flip and resizing as its image,
+with the same random numbers and nearest-neighbour interpolation. A policy works on uint8, since its operations (posterise,
+solarise, equalise) are defined there. Crop and flip only move pixels, which costs a quarter on bytes. Mixup averages images, which
+must not be rounded. The random numbers of an image are a function of seed, epoch and the image's index (`transforms.SampleRandom`):
+they are the same after a resume and do not depend on the other images of the batch.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ import transforms
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The augmentation of a training run; `datamodules.DataModule` and `ImageFolderDataModule` say what each setting means.
+    """Settings of the image augmentation; `datamodules.DataModule` and `ImageFolderDataModule` describe each one.
 
     Raises:
         ValueError: A setting is out of its range.
@@ -64,7 +65,7 @@ class Augmentation:
         return self.mixup_prob + self.cutmix_prob > 0
 
     def at(self, strength: float) -> "Augmentation":
-        """The same with RandAugment's magnitude and the probabilities of mixing and erasing multiplied by a factor.
+        """Return a copy whose RandAugment magnitude, mixing and erasing probabilities are multiplied by a factor.
 
         Args:
             strength: 0 or more; the magnitude is rounded and stays at most 30, probabilities at most 1.
@@ -92,31 +93,31 @@ class Augmentation:
         """Augment and normalise a batch.
 
         Args:
-            batch: `image` (B, C, H, W) uint8, `label` (B,) int64 and whatever else, which is passed on. Where `crop_scale` is set,
-                `aspect` (B,) float32, width / height of each image before it was squeezed to H = W, is used up. `mask`
-                (B, M, H, W) of any dtype may be there, but neither with a policy nor with mixing.
-            random: The random numbers of each of its samples.
+            batch: `image` (B, C, H, W) uint8, `label` (B,) int64, and other entries, which are passed on. Where `crop_scale` is
+                set, `aspect` (B,) float32, width / height of each image before it was squeezed to H = W, is used and removed.
+                `mask` (B, M, H, W) of any dtype is allowed, but neither with a policy nor with mixing.
+            random: The random numbers of the batch's samples.
             num_classes: Number of classes K.
             mean: Mean of each channel, in units of 0..1.
             std: Standard deviation of each channel, in units of 0..1.
             size: Height and width of the result in pixels.
 
         Returns:
-            A new batch with `image` (B, C, size, size) float32 and, where the settings mix, `target` (B, K) beside the unchanged
-            `label`.
+            A new batch with `image` (B, C, size, size) float32 and, with mixup or cutmix, `target` (B, K) in addition to the
+            unchanged `label`.
 
         Raises:
-            ValueError: There are masks and settings that would leave them behind.
+            ValueError: The batch has masks, and the settings include a policy, mixup or cutmix, which cannot transform them.
         """
         if "mask" in batch:
             if self.mixes or self.policy != "none":
                 raise ValueError(
-                    "policy, mixup and cutmix do not move the masks with their images; set them to none and 0"
+                    "policy, mixup and cutmix do not transform masks; set policy to none and both probabilities to 0"
                 )
             batch = {**batch, "mask": self._mask(batch["mask"], batch.get("aspect"), random, size)}
         images = self._pixels(batch, random, size)
         images = transforms.normalize(images, mean, std)
-        if self.erasing_prob > 0:  # the boxes alone take as long as crop and flip
+        if self.erasing_prob > 0:  # drawing the boxes takes as long as crop and flip
             images = transforms.random_erasing(images, random, self.erasing_prob)
         batch = {**{name: value for name, value in batch.items() if name != "aspect"}, "image": images}
         if not self.mixes:
@@ -134,7 +135,7 @@ class Augmentation:
         return {**batch, "image": images, "target": targets}
 
     def _pixels(self, batch: dict[str, Tensor], random: transforms.SampleRandom, size: int) -> Tensor:
-        """What is done to bytes."""
+        """Apply the part of the pipeline that works on uint8."""
         images = batch["image"]
         if self.crop_scale is not None:
             scale, ratio = (self.crop_scale, 1.0), (1 / self.crop_ratio, self.crop_ratio)
@@ -148,7 +149,7 @@ class Augmentation:
         return images if size == images.shape[-1] else transforms.resize(images, size)
 
     def _mask(self, masks: Tensor, aspect: Tensor | None, random: transforms.SampleRandom, size: int) -> Tensor:
-        """Masks, moved as `_pixels` moves their images."""
+        """Apply to the masks the crop, flip and resizing that `_pixels` applies to their images."""
         height, width = masks.shape[2:]
         if self.crop_scale is not None:
             scale, ratio = (self.crop_scale, 1.0), (1 / self.crop_ratio, self.crop_ratio)

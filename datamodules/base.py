@@ -1,6 +1,7 @@
-"""The shared part of the datamodules whose images lie in memory: splits, loaders, and augmentation of whole batches on the device.
+"""`DataModule`, the base class of all datamodules: splits, loaders, and augmentation of whole batches on the device.
 
-A subclass names its classes and its image format and writes `read_part`. What a batch and a datamodule promise is in `datamodules`.
+A subclass defines its class names and image format and implements `read_part`. `datamodules` documents the contract of a batch and
+of a datamodule.
 
     disk --read_part--> uint8 tensors --stratified split--> InMemoryLoader --device--> policy, crop, flip, resize to train_size
          (uint8) --> normalise (float32) --> mixup or cutmix (adds `target`)        (validation, test, predict: normalise only)
@@ -31,26 +32,26 @@ class DataModule(Extractable, ABC):
 
     Args:
         batch_size: Training samples in a batch of one process.
-        eval_batch_size: Samples in a batch of validation, test and predict; null means twice batch_size, as there is no backward.
+        eval_batch_size: Samples in a batch of validation, test and predict; null: twice batch_size, since no gradients are kept.
         val_fraction: Share of every class of the training data held out for validation, above 0 and below 1.
-        train_fraction: Share of the rest that is trained on, above 0, up to 1; the validation split does not depend on it, and a
-            smaller share is a subset of a larger one.
-        split_seed: Seed of the splits, apart from the training seed, so that runs of several seeds are judged by the same images.
-        drop_last: Leave out the last training batch of an epoch where it is not full.
-        crop_padding: Pixels of padding around an image before a random crop of its own size; 0 means no random crop.
+        train_fraction: Share of the remaining samples that is used for training, above 0, up to 1; the validation split does not
+            depend on it, and a smaller share is a subset of a larger one.
+        split_seed: Seed of the splits, separate from the training seed, so that runs with different seeds use the same splits.
+        drop_last: Drop the last training batch of an epoch if it is not full.
+        crop_padding: Pixels of padding added on each side before a random crop of the image's original size; 0 disables the crop.
         flip: Mirror each training image left to right with probability one half.
         policy: Automatic augmentation: randaugment (arXiv:1909.13719) or autoaugment (its CIFAR-10 policy, arXiv:1805.09501).
         randaugment_ops: Operations that RandAugment applies to an image, from 1.
         randaugment_magnitude: Strength of RandAugment's operations, 0 to 30.
         mixup_alpha: Both parameters of the Beta distribution of mixup's share (arXiv:1710.09412), above 0.
-        mixup_prob: Probability of mixup for each image, 0 to 1; where both mixup and cutmix are drawn, a fair coin leaves one.
+        mixup_prob: Probability of mixup for each image, 0 to 1; if mixup and cutmix are both drawn, a fair coin picks one.
         cutmix_alpha: Both parameters of the Beta distribution of cutmix's area (arXiv:1905.04899), above 0.
         cutmix_prob: Probability of cutmix for each image, 0 to 1.
-        shrink: How images become smaller where `train_size` is below their size: resize shrinks them; crop cuts a window out of the
-            padded image, in which pixels keep their scale: better for small images.
-        on_device: Move the data to the accelerator once instead of a batch at a time; takes its memory (0.2 GB for CIFAR-10).
-        images: Folder of unlabelled image files that predict reads in place of the test split, with its folders, in the order of
-            the names; each is resized, whole and antialiased, to the size and the channels that the network was trained on.
+        shrink: How images are made smaller where `train_size` is below their size: resize scales them down; crop cuts a window out
+            of the padded image at its original scale, which is better for small images.
+        on_device: Move the data to the accelerator once instead of a batch at a time; uses its memory (0.2 GB for CIFAR-10).
+        images: Folder of unlabelled image files that predict reads in place of the test split, subfolders included, sorted by name;
+            each whole image is resized with antialiasing and converted to the size and channels that the network was trained on.
 
     Raises:
         ValueError: A setting is out of its range.
@@ -63,7 +64,8 @@ class DataModule(Extractable, ABC):
     """Factor, 0 or more, of RandAugment's magnitude and of the probabilities of mixup, cutmix and erasing, which stay at most 1."""
 
     parts: int = 1
-    """Training batches that one of the run's first configuration was cut into when memory ran out (cli/out_of_memory.py)."""
+    """Number of training batches that each originally configured batch was cut into after running out of memory
+    (cli/out_of_memory.py)."""
 
     _train_size: int | None = None
 
@@ -74,7 +76,7 @@ class DataModule(Extractable, ABC):
         "split_seed",
         "drop_last",
     )
-    """Settings that may not change when a run is resumed: they decide what an epoch is and what is held out."""
+    """Settings that must not change when a run is resumed: they determine the length of an epoch and the held-out samples."""
 
     def __init__(
         self,
@@ -139,9 +141,9 @@ class DataModule(Extractable, ABC):
 
     @property
     def train_size(self) -> int:
-        """Height and width of a training image as the network sees it, in pixels: `image_size` unless progressive resizing set it.
+        """Height and width in pixels of the network's input in training: `image_size` unless progressive resizing changed it.
 
-        Set between epochs, it holds for loaders made afterwards. Evaluation is always at `image_size`.
+        May be set between epochs and then applies to loaders made afterwards. Evaluation always uses `image_size`.
         """
         return self.image_size if self._train_size is None else self._train_size
 
@@ -166,15 +168,15 @@ class DataModule(Extractable, ABC):
 
     @property
     def feature_width(self) -> int | None:
-        """Numbers in a feature vector where features of images are served; None where images are."""
+        """Length of a feature vector if the datamodule serves cached features; None if it serves images."""
         return None
 
     @abstractmethod
     def read_part(self, part: Literal["train", "test"]) -> Batch:
-        """Read all training samples, the validation split among them, or all test samples.
+        """Read all training samples, including those of the validation split, or all test samples.
 
         Returns:
-            `image` (N, C, H, W) uint8, `label` (N,) int64 and `index` (N,) int64, each sample's place in its data set.
+            `image` (N, C, H, W) uint8, `label` (N,) int64 and `index` (N,) int64, each sample's position in its data set.
         """
 
     @property
@@ -184,19 +186,19 @@ class DataModule(Extractable, ABC):
 
     @property
     def class_counts(self) -> Tensor:
-        """Training samples of each class, (K,) int64, the validation split left out; known after setup("fit")."""
+        """Number of training samples of each class, (K,) int64, without the validation split; known after setup("fit")."""
         return count_classes(self.splits["train"]["label"].cpu(), self.class_names)
 
     def setup(self, stage: str) -> None:
-        """Read what the stage needs, once: training and validation split for fit and validate, the test split for the others.
+        """Read the splits that the stage needs, once: train and val for fit and validate, test for test and predict.
 
-        With `images`, predict reads these.
+        If `images` is set, predict reads that folder instead.
         """
         if stage in ("fit", "validate"):
             if "train" not in self.splits:
                 self._split_training_data()
             if stage == "fit":
-                self.num_train_batches()  # refuses a batch size that leaves no batch, before anything else is done
+                self.num_train_batches()  # raises early if the batch size leaves no full batch
         elif stage == "predict" and self.extraction is not None:
             for name in {"validate" if split != "test" else "test": None for split in self.extraction.splits}:
                 self.setup(name)
@@ -214,7 +216,8 @@ class DataModule(Extractable, ABC):
         )
         if len(val) == 0:
             raise MisconfigurationException(
-                f"--data.val_fraction {self.val_fraction} of {len(data['label'])} training samples, taken from each class, is none"
+                f"--data.val_fraction {self.val_fraction} of {len(data['label'])} training samples, rounded per class, "
+                "gives no validation sample; raise it"
             )
         count_classes(data["label"][train], self.class_names)
         self.splits["train"] = {name: values.index_select(0, train) for name, values in data.items()}
@@ -229,10 +232,10 @@ class DataModule(Extractable, ABC):
         """Count the training batches of an epoch on one process, without building a loader; call after setup("fit").
 
         Args:
-            batch_size: Samples in a batch of one process; None means the datamodule's own.
+            batch_size: Samples in a batch of one process; None means the datamodule's `batch_size`.
 
         Raises:
-            MisconfigurationException: There is not one batch for every process.
+            MisconfigurationException: There is less than one batch per process.
         """
         batch_size = self.batch_size if batch_size is None else batch_size
         n, world_size = len(self.splits["train"]["label"]), self.trainer.world_size if self.trainer else 1
@@ -247,7 +250,7 @@ class DataModule(Extractable, ABC):
         return count
 
     def train_dataloader(self) -> InMemoryLoader:
-        """Serve the training split in an order drawn from (seed, epoch), or the fixed one that Trainer(overfit_batches) wants."""
+        """Serve the training split in an order drawn from (seed, epoch), or unshuffled under Trainer(overfit_batches)."""
         return self._loader("train")
 
     def val_dataloader(self) -> InMemoryLoader:
@@ -259,16 +262,16 @@ class DataModule(Extractable, ABC):
         return self._loader("test")
 
     def predict_dataloader(self) -> InMemoryLoader | list[InMemoryLoader]:
-        """Serve the images of the folder `images` in the order of their names, or the test split in the order of the data set.
+        """Serve the images of the folder `images` sorted by name, or the test split in the order of the data set.
 
-        For an extraction: a loader for each of its splits that has samples left.
+        During feature extraction: returns one loader for each requested split that has samples left.
         """
         if self.extraction is not None:
             return self._extraction_loaders(self.extraction)
         return self._loader("test" if self.images is None else "predict")
 
     def predicted_files(self) -> list[str] | None:
-        """Files that predict serves, relative to `images`, so that `index` is a place in this list; None for the test split.
+        """Files that predict serves, relative to `images`; `index` is a position in this list. None for the test split.
 
         Known after setup("predict").
         """
@@ -284,7 +287,7 @@ class DataModule(Extractable, ABC):
         )
 
     def _order(self, split: Literal["train", "val", "test", "predict"]) -> dict[str, Any]:
-        """What makes the batches of a split and their order, for any loader: see `InMemoryLoader`."""
+        """Arguments that define the batches of a split and their order, for any loader; see `InMemoryLoader`."""
         trainer, training = self.trainer, split == "train" and self.extraction is None
         return {
             "batch_size": self.batch_size if training else self.eval_batch_size,
@@ -298,19 +301,19 @@ class DataModule(Extractable, ABC):
         }
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Augment training batches and normalise all others, then give float tensors the type of Trainer(precision)."""
+        """Augment training batches and normalise all others, then convert float tensors to the dtype of Trainer(precision)."""
         assert self.trainer is not None
         if self.extraction is not None and self.extraction.augments(self.extraction.served[dataloader_idx]):
             images = {name: values for name, values in batch.items() if name != "image"}
             return {**images, "views": views_of(batch, self._view, self.extraction.views)}  # type: ignore[dict-item]
-        training = self.trainer.training  # False in the validation and the sanity check of a fit
+        training = self.trainer.training  # False in fit's validation and sanity check
         batch = self.augment(batch, self.trainer.current_epoch) if training else self._normalize(batch)
         # Lightning converts before this hook, when the images are still uint8.
         converted: Batch = self.trainer.precision_plugin.convert_input(batch)
         return converted
 
     def _view(self, batch: Batch, number: int) -> Tensor:
-        """An augmented image of each sample, as epoch `number` has it, unmixed: a feature has the label of one image."""
+        """Augment each image as in epoch `number`, without mixup and cutmix, since each feature vector has one hard label."""
         assert self.trainer is not None
         random = transforms.SampleRandom(self.seed, number, batch["index"])
         unmixed = replace(self.augmentation, mixup_prob=0.0, cutmix_prob=0.0)
@@ -324,7 +327,7 @@ class DataModule(Extractable, ABC):
         return {**batch, "image": transforms.normalize(batch["image"], self.mean, self.std)}
 
     def augment(self, batch: Batch, epoch: int) -> Batch:
-        """Return a batch of uint8 images as it is trained on: a function of the batch, the seed and the epoch (from 0) alone."""
+        """Augment and normalise a batch of uint8 images for training; depends only on batch, seed and epoch (from 0)."""
         random = transforms.SampleRandom(self.seed, epoch, batch["index"])
         return self.augmentation.at(self.strength)(
             batch, random, num_classes=self.num_classes, mean=self.mean, std=self.std, size=self.train_size

@@ -1,10 +1,10 @@
-"""Features that a frozen backbone made of images once, read from a cache on disk: a head trains on them in seconds.
+"""`CachedFeaturesDataModule` serves features of a frozen backbone from a cache on disk, so that a head trains in seconds.
 
-CACHE/header.json + shards (`features`) --map--> labels, indices; features on the device where they fit, else in the file
+CACHE/header.json + shards (`features`) --map--> labels, indices; features on the device if they fit, else memory-mapped
     --order of (seed, epoch)--> rows of a batch: `features` (B, D) float32, `label`, `index`
 
-Splits, classes and the numbers of the images are those of the cache. Of a training sample with several views, each epoch takes
-another, until all were taken.
+Splits, class names, image size, mean and standard deviation are read from the cache. If a training sample has several views, each
+epoch uses a different one until all have been used.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ class CachedFeaturesDataModule(DataModule):
     Args:
         cache: Folder of the cache, with header.json and the shards.
         batch_size: Training samples in a batch of one process.
-        eval_batch_size: Samples in a batch of validation, test and predict; null means twice batch_size, as there is no backward.
-        drop_last: Leave out the last training batch of an epoch where it is not full.
-        on_device: Copy the features to the accelerator once, or to memory where there is none; null does so where they take at
-            most half of what is free, and otherwise maps the files into memory, of which only what is used is read.
-        verify: Read every shard once in setup and compare its checksum; without, damage within a shard goes unseen.
-        backbone: Name of the backbone that the features must be of; null takes any.
-        weights_hash: Hash of the backbone's weights that they must be of, as header.json has it; null takes any.
+        eval_batch_size: Samples in a batch of validation, test and predict; null: twice batch_size, since no gradients are kept.
+        drop_last: Drop the last training batch of an epoch if it is not full.
+        on_device: Copy the features to the accelerator once, or to memory if there is no accelerator. null copies if the features
+            take at most half of the free memory, and otherwise memory-maps the files, so that only the rows in use are read.
+        verify: Read every shard once in setup and compare its checksum; if false, damage within a shard is not detected.
+        backbone: Name of the backbone that must have computed the features; null accepts any.
+        weights_hash: Hash of the backbone weights that must have computed the features, as in header.json; null accepts any.
 
     Raises:
         ValueError: A setting is out of its range.
         FileNotFoundError: There is no such folder (found when the header is first needed).
-        MisconfigurationException: The cache is not finished or damaged, or is of another backbone.
+        MisconfigurationException: The cache is unfinished, damaged, or from another backbone.
     """
 
     fixed_on_resume: ClassVar[tuple[str, ...]] = ("batch_size", "drop_last")
-    """The cache may be moved, for a checkpoint holds the identity of what it was trained on."""
+    """Does not include `cache`: the folder may be moved, because the checkpoint stores the identity of the cache."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class CachedFeaturesDataModule(DataModule):
 
     @cached_property
     def header(self) -> Header:
-        """What the cache holds; reads one small file."""
+        """The header of the cache; reads one small file."""
         if not self.cache.is_dir():
             raise FileNotFoundError(
                 f"--data.cache {self.cache} does not exist; expected a folder with header.json and shards, as the feature writer "
@@ -86,23 +86,23 @@ class CachedFeaturesDataModule(DataModule):
         for name, wanted in self._expected.items():
             if wanted is not None and (found := getattr(header.identity, name)) != wanted:
                 raise MisconfigurationException(
-                    f"--data.{name} is {wanted!r}, but {self.cache} holds features of {found!r}; take the cache that fits"
+                    f"--data.{name} is {wanted!r}, but {self.cache} has features from {found!r}; use a matching cache"
                 )
         return header
 
     @property
     def identity(self) -> Identity:
-        """What the features are made of: backbone, weights, layers, images and the rest."""
+        """How the features were produced: backbone, weights, layers, images and the other fields of `features.Identity`."""
         return self.header.identity
 
     @property
     def feature_width(self) -> int:
-        """D, numbers in a feature vector."""
+        """D, length of a feature vector."""
         return self.identity.feature_width
 
     @property
     def views(self) -> int:
-        """Feature vectors of each training sample."""
+        """Number of feature vectors of each training sample."""
         return self.identity.views
 
     @property
@@ -112,39 +112,39 @@ class CachedFeaturesDataModule(DataModule):
 
     @property
     def class_counts(self) -> Tensor:
-        """Training samples of each class, (K,) int64; reads only the header."""
+        """Number of training samples of each class, (K,) int64; reads only the header."""
         return torch.tensor(self.header.splits["train"].class_counts)
 
     @property
     def image_size(self) -> int:
-        """Height and width in pixels of the images that the backbone saw."""
+        """Height and width in pixels of the backbone's input images."""
         return self.identity.image_size
 
     @property
     def in_channels(self) -> int:
-        """Channels of these images."""
+        """Channels of the backbone's input images."""
         return len(self.identity.mean)
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """Mean of each channel in their normalisation, in units of 0..1."""
+        """Mean of each channel used to normalise the images, in units of 0..1."""
         return self.identity.mean
 
     @property
     def std(self) -> tuple[float, ...]:
-        """Standard deviation of each channel, likewise."""
+        """Standard deviation of each channel used to normalise the images, in units of 0..1."""
         return self.identity.std
 
     # ---- splits ----
 
     def setup(self, stage: str) -> None:
-        """Map what the stage needs, once, and with `verify` read it: training and validation split for fit, or one of them."""
+        """Open the splits that the stage needs, once: train and val for fit, val for validate, else test; `verify` checks them."""
         wanted: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",)}
         for split in wanted.get(stage, ("test",)):
             self._open(split)
         if stage == "fit":
-            count_classes(self.splits["train"]["label"].cpu(), self.class_names)  # refuses a class without a sample
-            self.num_train_batches()  # refuses a batch size that leaves no batch
+            count_classes(self.splits["train"]["label"].cpu(), self.class_names)  # raises if a class has no sample
+            self.num_train_batches()  # raises if the batch size leaves no full batch
 
     def _open(self, split: Split) -> CachedSplit:
         if split not in self._features:
@@ -155,14 +155,14 @@ class CachedFeaturesDataModule(DataModule):
         return self._features[split]
 
     def read_part(self, part: Literal["train", "test"]) -> Batch:
-        """Labels and indices of the training and the validation split, or of the test split; see `DataModule.read_part`."""
+        """Return labels and indices of the training and validation splits, or of the test split; see `DataModule.read_part`."""
         opened = [self._open(split) for split in (("train", "val") if part == "train" else ("test",))]
         return {name: torch.cat([getattr(split, name) for split in opened]) for name in ("label", "index")}
 
     # ---- loaders ----
 
     def _loader(self, split: Literal["train", "val", "test", "predict"]) -> CachedFeaturesLoader:
-        assert split != "predict"  # which serves the test split, as there are no `images`
+        assert split != "predict"  # predict serves the test split, as there is no `images` folder
         trainer, opened = self.trainer, self._features[split]
         device = trainer.strategy.root_device if trainer else torch.device("cpu")
         resident = self._fits(opened.bytes, device) if self._resident is None else self._resident
@@ -180,20 +180,20 @@ class CachedFeaturesDataModule(DataModule):
         )
 
     def _fits(self, size: int, device: torch.device) -> bool:
-        """Whether so many bytes are at most half of what is free where they are to lie."""
+        """Whether `size` bytes are at most half of the free memory of the device, or of the host if the device is not CUDA."""
         if device.type == "cuda":
             return 2 * size <= torch.cuda.mem_get_info(device)[0]
         processes = len(getattr(self.trainer.strategy, "parallel_devices", None) or [0]) if self.trainer else 1
         return 2 * size * processes <= free_memory()
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Give features the type of Trainer(precision)."""
+        """Convert the features to the dtype of Trainer(precision)."""
         assert self.trainer is not None
         converted: Batch = self.trainer.precision_plugin.convert_input(batch)
         return converted
 
     def augment(self, batch: Batch, epoch: int) -> Batch:
-        """Return the batch as it is: what augmentation there is was done to the images, and chosen by the loader."""
+        """Return the batch unchanged: the images were augmented before extraction, and the loader chooses the view."""
         return batch
 
     # ---- which cache a checkpoint was trained on ----
@@ -205,10 +205,10 @@ class CachedFeaturesDataModule(DataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuse to go on with other features; to evaluate, the images may be others.
+        """Check that the checkpoint was trained on features produced the same way; for evaluation the images may differ.
 
         Raises:
-            MisconfigurationException: The cache differs; the message names in what.
+            MisconfigurationException: The cache differs from the checkpoint's; the message names the first differing field.
         """
         known = {field.name for field in fields(Identity)}
         values: dict[str, Any] = {
@@ -229,7 +229,7 @@ def _as_evaluated(identity: Identity) -> Identity:
 
 
 def _readable(function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
-    """Call, with what is wrong with a cache as the exception that the command line shows as one line."""
+    """Call `function` and convert a `CacheError` to a MisconfigurationException, which the command line shows as one line."""
     try:
         return function(*arguments, **named)
     except CacheError as error:

@@ -1,7 +1,8 @@
-"""CIFAR-10 (Krizhevsky, 2009): 50,000 + 10,000 colour images of 32 px in ten classes, or anyone's own data in its layout.
+"""`CIFAR10DataModule`: CIFAR-10 (Krizhevsky, 2009) or your own data in its layout.
 
-Training data are the data batches in the order of their numbers, of which a seeded part is held out for validation; the test split
-is the official one. The layout is described in `datamodules.cifar_reader`.
+CIFAR-10 has 50,000 training and 10,000 test colour images of 32 px in ten classes. The training data are the data batches in the
+order of their numbers. A seeded part of them is held out for validation. The test split is the official one.
+`datamodules.cifar_reader` describes the layout.
 """
 
 from functools import cached_property
@@ -27,13 +28,13 @@ class CIFAR10DataModule(DataModule):
 
     Args:
         root: Folder that holds cifar-10-batches-py (or cifar10/cifar-10-batches-py), or that folder itself.
-        download: Fetch the official archive into `root` if the data is not there or is damaged; the checksum is verified.
-        crop_padding: Pixels of padding around an image before a random crop of its own size; 0 means no random crop.
+        download: Download the official archive into `root` if the data is missing or damaged; the checksum is verified.
+        crop_padding: Pixels of padding added on each side before a random crop of the image's original size; 0 disables the crop.
         flip: Mirror each training image left to right with probability one half.
         **kwargs: Settings of every datamodule, see `DataModule`.
 
     Raises:
-        FileNotFoundError: The data is not there (found when it is first needed, headers included).
+        FileNotFoundError: The data is missing (raised at the first access to the data, headers included).
         MisconfigurationException: A file is damaged or does not fit the others.
     """
 
@@ -71,7 +72,7 @@ class CIFAR10DataModule(DataModule):
     @cached_property
     def _header(self) -> Header:
         if self.download and find_folder(self.root) is None:
-            return OFFICIAL  # what prepare_data is going to fetch
+            return OFFICIAL  # prepare_data will download it
         return read_header(self._folder())
 
     def _folder(self) -> Path:
@@ -79,13 +80,13 @@ class CIFAR10DataModule(DataModule):
         if folder is None:
             raise FileNotFoundError(
                 f"no CIFAR-10 in {self.root.absolute()}: expected {FOLDER}/ with batches.meta, data_batch_1 to data_batch_5 and "
-                "test_batch; fetch it with --data.download true, name another folder with --data.root, or use the "
+                "test_batch; download it with --data.download true, name another folder with --data.root, or use the "
                 "embedded data with --data DigitsDataModule"
             )
         return folder
 
     def prepare_data(self) -> None:
-        """Fetch the archive where that is wanted and needed; Lightning calls this on one process of each machine."""
+        """Download the archive if `download` is set and the data is missing or damaged; Lightning calls this once per machine."""
         folder = find_folder(self.root)
         if not self.download or (folder and self._is_whole(folder)):
             return
@@ -94,13 +95,13 @@ class CIFAR10DataModule(DataModule):
             download_and_extract_archive(archive.url, str(target), filename=archive.filename, md5=archive.tgz_md5)
         except (OSError, RuntimeError) as error:  # no network, or another checksum
             raise FileNotFoundError(
-                f"could not fetch {archive.url} ({error}); put {archive.filename} or the folder {FOLDER} "
-                f"from elsewhere into {target.absolute()}"
+                f"could not download {archive.url} ({error}); obtain {archive.filename} or the folder {FOLDER} another way "
+                f"and put it into {target.absolute()}"
             ) from error
 
     @staticmethod
     def _is_whole(folder: Path) -> bool:
-        """Say whether the official files are whole, which a broken extraction does not leave them; data of one's own always is."""
+        """Whether the official files match their checksums, for example after an interrupted extraction; True for your own data."""
         archive = datasets.CIFAR10
         files = [*archive.train_list, *archive.test_list, (archive.meta["filename"], archive.meta["md5"])]
         own = folder.name != FOLDER or read_header(folder) != OFFICIAL
@@ -118,7 +119,7 @@ class CIFAR10DataModule(DataModule):
         return {"image": torch.from_numpy(np.concatenate(images)), "label": label, "index": torch.arange(len(label))}
 
     def _train_files(self, folder: Path) -> list[str]:
-        """Return data_batch_1 to data_batch_N, where N is the largest there is, and 5 for the classes of CIFAR-10."""
+        """Return data_batch_1 to data_batch_N, where N is the largest number present, at least 5 for the classes of CIFAR-10."""
         numbers = [path.name.removeprefix("data_batch_") for path in folder.glob("data_batch_*")]
         least = 5 if self.class_names == OFFICIAL.class_names else 1
         return [f"data_batch_{i + 1}" for i in range(max([int(n) for n in numbers if n.isdecimal()] + [least]))]

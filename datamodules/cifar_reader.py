@@ -1,4 +1,4 @@
-"""Reader of the official "python version" of CIFAR-10, and of anyone's own data in the same layout.
+"""Reads the official "python version" of CIFAR-10, or your own data in the same layout, without running code from the pickles.
 
     batches.meta                    pickled dict: label_names (K names), num_vis (values in a row)
     data_batch_1, data_batch_2 ...  pickled dict: data (n, 3 * S * S) uint8, labels (n integers); CIFAR-10 has five of 10,000
@@ -7,8 +7,8 @@
 A row of `data` is the red plane, then the green, then the blue, each S rows of S pixels, so it reshapes to (3, S, S).
 Layout: https://www.cs.toronto.edu/~kriz/cifar.html (Krizhevsky, 2009).
 
-A pickle is a program: loading one from a stranger runs the stranger's code. The files need a dict, lists, numbers, text and
-arrays, and the reader knows only these. Even arrays are built here, from their bytes, so that numpy never unpickles anything.
+Loading an untrusted pickle can run arbitrary code. The files need only a dict, lists, numbers, text and arrays, and the reader
+accepts nothing else. Arrays are built here from their bytes, so that numpy never unpickles anything.
 """
 
 import pickle
@@ -22,19 +22,19 @@ FOLDER = "cifar-10-batches-py"
 
 
 class Header(NamedTuple):
-    """What batches.meta says: the names of the K classes, and the height and width S of an image in pixels."""
+    """Content of batches.meta: the names of the K classes, and the height and width S of an image in pixels."""
 
     class_names: list[str]
     image_size: int
 
 
 class _Type:
-    """Stands for numpy.dtype while a file is read; only whole numbers and booleans are let in."""
+    """Replacement for numpy.dtype during unpickling; accepts only integers and booleans."""
 
     def __init__(self, spec: str | bytes, *_: object) -> None:
         self.dtype = np.dtype(spec.decode() if isinstance(spec, bytes) else spec)
         if self.dtype.kind not in "biu":
-            raise pickle.UnpicklingError(f"it holds values of type {self.dtype}, not whole numbers")
+            raise pickle.UnpicklingError(f"it holds values of type {self.dtype}, not integers")
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         if state[1] in ("<", ">", b"<", b">"):
@@ -42,7 +42,7 @@ class _Type:
 
 
 class _Array:
-    """Stands for numpy.ndarray while a file is read; `value` is set once its bytes are there."""
+    """Replacement for numpy.ndarray during unpickling; `value` is set once the bytes have been read."""
 
     value: np.ndarray[Any, Any]
 
@@ -66,7 +66,7 @@ def _scalar(dtype: _Type, raw: bytes) -> int:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """Return the bytes that Python 3 writes as text in the older pickle protocols."""
+    """Return the bytes that Python 3 stores as text in older pickle protocols."""
     return text.encode("latin1")
 
 
@@ -85,7 +85,7 @@ class _Unpickler(pickle.Unpickler):
         try:
             return _KNOWN[module_name, global_name]
         except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}, which is not loaded") from None
+            raise pickle.UnpicklingError(f"it references {module_name}.{global_name}, which is not allowed") from None
 
 
 def _text(value: Any) -> Any:
@@ -93,14 +93,14 @@ def _text(value: Any) -> Any:
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
-    """Read a pickled dict of numbers, text, lists and arrays, without running anything that the file names.
+    """Read a pickled dict of numbers, text, lists and arrays, without importing or running anything that the file refers to.
 
     Args:
         path: File of any pickle protocol, written by Python 2 or 3.
 
     Raises:
         FileNotFoundError: There is no such file.
-        MisconfigurationException: The file is damaged, or asks for anything else.
+        MisconfigurationException: The file is damaged, or contains any other type of object.
     """
     with path.open("rb") as file:
         try:
@@ -108,33 +108,31 @@ def read_pickle(path: Path) -> dict[str, Any]:
             if not isinstance(content, dict):
                 raise pickle.UnpicklingError("it holds no dict")
             return {_text(key): value.value if isinstance(value, _Array) else value for key, value in content.items()}
-        except Exception as error:  # damaged bytes can raise nearly anything, see the notes on pickle.UnpicklingError
+        except Exception as error:  # damaged bytes can raise nearly anything, see the docs of pickle.UnpicklingError
             raise MisconfigurationException(
                 f"{path} is damaged or not a batch file of the CIFAR-10 layout: {error}"
             ) from error
 
 
 def find_folder(root: Path) -> Path | None:
-    """Find the folder with batches.meta: `root`, its subfolder cifar-10-batches-py, or that of its subfolder cifar10.
+    """Find the folder with batches.meta: `root`, root/cifar-10-batches-py or root/cifar10/cifar-10-batches-py.
 
     Returns:
-        The folder, or None where there is none.
+        The folder, or None if none of them has the file.
 
     Raises:
-        MisconfigurationException: There are several.
+        MisconfigurationException: Both subfolders have it.
     """
     if (root / "batches.meta").is_file():
         return root
     found = [folder for folder in (root / FOLDER, root / "cifar10" / FOLDER) if (folder / "batches.meta").is_file()]
     if len(found) > 1:
-        raise MisconfigurationException(
-            f"{found[0]} and {found[1]} both hold data; set --data.root to the one that is meant"
-        )
+        raise MisconfigurationException(f"{found[0]} and {found[1]} both hold data; set --data.root to one of them")
     return found[0] if found else None
 
 
 def read_header(folder: Path) -> Header:
-    """Read batches.meta, and the first data batch where batches.meta does not say how long a row is (num_vis).
+    """Read batches.meta, and the first data batch if batches.meta lacks the row length (num_vis).
 
     Raises:
         FileNotFoundError: A file is missing.
@@ -150,7 +148,7 @@ def read_header(folder: Path) -> Header:
         row = _rows(path)[0].shape[1]
     size = round((row / 3) ** 0.5)
     if 3 * size * size != row:
-        raise MisconfigurationException(f"{path}: {row} values are no square image with three channels")
+        raise MisconfigurationException(f"{path}: {row} values do not form a square image with three channels")
     return Header([str(_text(name)) for name in meta["label_names"]], size)
 
 
@@ -162,13 +160,13 @@ def read_batch(path: Path, header: Header) -> tuple[np.ndarray[Any, Any], np.nda
 
     Raises:
         FileNotFoundError: There is no such file.
-        MisconfigurationException: The file is damaged, or differs from the header.
+        MisconfigurationException: The file is damaged, or does not match the header.
     """
     data, labels = _rows(path)
     size, num_classes = header.image_size, len(header.class_names)
     if data.shape[1] != 3 * size * size:
         raise MisconfigurationException(
-            f"{path} has {data.shape[1]} values in a row, but batches.meta says {3 * size * size}"
+            f"{path} has {data.shape[1]} values in a row, but batches.meta specifies {3 * size * size}"
         )
     wrong = (labels < 0) | (labels >= num_classes)
     if wrong.any():
@@ -188,7 +186,7 @@ def _rows(path: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         raise MisconfigurationException(f"{path} has no `data` of shape (images, values) and type uint8")
     whole = isinstance(labels, list) and all(isinstance(label, int) for label in labels)
     if not whole and not isinstance(labels, np.ndarray):
-        raise MisconfigurationException(f"{path} has no `labels`, a list of whole numbers")
+        raise MisconfigurationException(f"{path} has no `labels`, a list of integers")
     labels = np.asarray(labels, dtype=np.int64)
     if labels.shape != (len(data),):
         raise MisconfigurationException(f"{path} has {len(data)} images but labels of shape {labels.shape}")

@@ -1,7 +1,8 @@
-"""Handwritten digits (Alpaydin and Kaynak, 1998), embedded in scikit-learn: 1,797 real grey images of 8 px in ten classes.
+"""`DigitsDataModule`: the handwritten digits (Alpaydin and Kaynak, 1998) included in scikit-learn.
 
-The data for a machine without network and for tests: the same interface as CIFAR-10, ready in milliseconds.
-scikit-learn brings only the test set of the original, so that a seeded, stratified fifth of it is the test split here.
+1,797 real grey images of 8 px in ten classes, for machines without network access and for tests: same interface as CIFAR-10, loaded
+in milliseconds. scikit-learn contains only the test set of the original data, so a seeded, stratified fifth of it serves as the
+test split.
 """
 
 from typing import Any, Literal
@@ -17,11 +18,11 @@ TEST_FRACTION = 0.2
 
 
 class DigitsDataModule(DataModule):
-    """scikit-learn's digits: 1,438 training images, a part of them held out for validation, and 359 test images.
+    """scikit-learn's digits: 1,438 training images, part of which are held out for validation, and 359 test images.
 
     Args:
-        crop_padding: Pixels of padding around an image before a random crop of its own size; 0 means no random crop.
-        flip: Mirror each training image left to right with probability one half; a mirrored digit is mostly no digit.
+        crop_padding: Pixels of padding added on each side before a random crop of the image's original size; 0 disables the crop.
+        flip: Mirror each training image left to right with probability one half; most mirrored digits are not valid digits.
         **kwargs: Settings of every datamodule, see `DataModule`.
     """
 
@@ -30,7 +31,7 @@ class DigitsDataModule(DataModule):
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """Mean over the training images at split seed 0."""
+        """Mean over the pixels of the training images at split seed 0."""
         return (0.3049,)
 
     @property
@@ -54,8 +55,8 @@ class DigitsDataModule(DataModule):
         return 8
 
     def read_part(self, part: Literal["train", "test"]) -> dict[str, Tensor]:
-        """Take the fifth that is the test split, or the rest; see `DataModule.read_part`."""
-        from sklearn.datasets import load_digits  # here, because the import takes as long as everything else together
+        """Return the test split (a fifth of the data) or the remaining samples; see `DataModule.read_part`."""
+        from sklearn.datasets import load_digits  # here: the import takes as long as everything else together
 
         digits = load_digits()
         image = torch.from_numpy((digits.images * (255 / 16)).round().astype(np.uint8)).unsqueeze(1)  # from 0..16

@@ -1,7 +1,7 @@
-"""Which samples `main.py predict` serves where features of them are written, and what these samples are, for the cache's header.
+"""Feature extraction from the data side: which samples `main.py predict` serves, and the data description for the cache's header.
 
 splits --left(split, index)--> samples that are not on disk yet, in the order of the data set --> batches as in evaluation, or
-                               with `views`: V augmented images of each training sample, made one after the other
+                               with `views`: V augmented images of each training sample, made one at a time
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ Scalar = str | int | float | bool | None
 
 
 def everything(split: Labelled, index: Tensor) -> Tensor:
-    """All samples are left."""
+    """Default of `Extraction.left`: every sample still has to be extracted."""
     return torch.ones_like(index, dtype=torch.bool)
 
 
 @dataclass
 class Extraction:
-    """What predict serves in place of the test split.
+    """What predict serves during feature extraction, in place of the test split.
 
     Args:
         splits: The labelled splits, one loader each, in this order.
-        views: Augmented images of each training sample; 1 means the image as it is evaluated.
-        left: Says which samples of a split are still to be done, (m,) int64 places in the data set -> (m,) bool. Asked once for
-            each split, when the loaders are made.
+        views: Number of augmented images of each training sample; 1 means the image as in evaluation.
+        left: Returns which samples of a split still have to be extracted, (m,) int64 positions in the data set -> (m,) bool.
+            Called once for each split, when the loaders are made.
 
     Attributes:
-        served: The splits that have anything left, in the order of predict's loaders.
+        served: The splits that have samples left, in the order of predict's loaders.
     """
 
     splits: tuple[Labelled, ...]
@@ -54,12 +54,12 @@ class Extraction:
         return split == "train" and self.views > 1
 
     def places(self, split: Labelled, index: Tensor, world_size: int) -> Tensor:
-        """Places, in a split, of the samples to be served: (n,) int64, none or at least one for each process.
+        """Return the positions within a split of the samples to serve: (n,) int64, none or at least one for each process.
 
         Args:
             split: The split.
-            index: (m,) int64, its samples' places in the data set.
-            world_size: Processes; where fewer samples are left, others are served beside them, whose features are there already.
+            index: (m,) int64, positions of the split's samples in the data set.
+            world_size: Number of processes; if fewer samples are left, already extracted samples are added to reach this number.
         """
         left = self.left(split, index.cpu())
         places = left.nonzero().flatten()
@@ -69,13 +69,13 @@ class Extraction:
 
 
 class DataIdentity(NamedTuple):
-    """What a cache's header says of the data.
+    """Description of the data in a cache's header.
 
     Args:
-        data: Fingerprint of all samples, of whatever split.
-        files: Bytes of each file by its name, where the samples are files.
+        data: Fingerprint of the samples of all splits.
+        files: Size in bytes of each file by name, if the samples are files; else None.
         split: Settings that decide which sample is in which split.
-        transform: Settings that change what the network sees; those of augmented views begin with `views.`.
+        transform: Settings that change the network's input; names of settings of augmented views begin with `views.`.
     """
 
     data: str
@@ -87,18 +87,18 @@ class DataIdentity(NamedTuple):
 def views_of(
     batch: dict[str, Tensor], view: Callable[[dict[str, Tensor], int], Tensor], count: int
 ) -> Iterator[Tensor]:
-    """Augmented images of a batch, each made when it is asked for: all at once may be larger than memory.
+    """Generate the augmented images of a batch lazily, because all views together may not fit in memory.
 
     Args:
-        batch: Images as the loader has them.
-        view: Makes the n-th, from 0.
-        count: How many.
+        batch: Images as the loader serves them.
+        view: Makes the n-th view of the batch, n from 0.
+        count: Number of views.
     """
     return (view(batch, number) for number in range(count))
 
 
 def flat_settings(settings: Mapping[str, Any], prefix: str) -> dict[str, Scalar]:
-    """Settings under a common prefix, for a header of plain values.
+    """Add a common prefix to the names of settings, for a header of plain values.
 
     >>> flat_settings({"flip": True, "crop_scale": 0.35}, "views.")
     {'views.flip': True, 'views.crop_scale': 0.35}
@@ -107,10 +107,10 @@ def flat_settings(settings: Mapping[str, Any], prefix: str) -> dict[str, Scalar]
 
 
 class Extractable(LightningDataModule):
-    """The part of a datamodule that serves labelled splits to predict, and says what they are."""
+    """Base class that lets predict serve labelled splits for feature extraction and describes their data."""
 
     extraction: Extraction | None = None
-    """What predict serves where features are extracted; see `extract`."""
+    """What predict serves during feature extraction, set by `extract`; None otherwise."""
 
     images: Path | None
     seed: int
@@ -119,21 +119,21 @@ class Extractable(LightningDataModule):
 
     @property
     def labelled_splits(self) -> tuple[Labelled, ...]:
-        """The splits that there are; reads only headers."""
+        """The splits that the data has; reads only headers."""
         return ("train", "val", "test")
 
     def extract(
         self, splits: Sequence[Labelled] | None, views: int, left: Callable[[Labelled, Tensor], Tensor]
     ) -> Extraction:
-        """Let predict serve labelled splits, to have features of them written; call before setup("predict").
+        """Let predict serve labelled splits for feature extraction; call before setup("predict").
 
         Args:
-            splits: The splits; None means all that there are.
-            views: Augmented images of each training sample; 1 means the image as it is evaluated.
+            splits: The splits; None means all splits of the data.
+            views: Number of augmented images of each training sample; 1 means the image as in evaluation.
             left: See `Extraction`.
 
         Raises:
-            MisconfigurationException: There is no such split, or `images` is given.
+            MisconfigurationException: The data has no such split, or `images` is set.
         """
         there = self.labelled_splits
         chosen = there if splits is None else tuple(split for split in there if split in splits)
@@ -141,13 +141,13 @@ class Extractable(LightningDataModule):
             raise MisconfigurationException(f"splits: the data has no {absent[0]!r}; there are {', '.join(there)}")
         if self.images is not None:
             raise MisconfigurationException(
-                f"--data.images {self.images}: features are extracted of the labelled splits; leave it out"
+                f"--data.images {self.images}: features are extracted from the labelled splits; remove this setting"
             )
         self.extraction = Extraction(chosen, views, left)
         return self.extraction
 
     def identity_of_data(self) -> DataIdentity:
-        """What a cache's header says of the samples and of what is done to their images; call after `extract`."""
+        """Return the description of samples and image transforms for a cache's header; call after `extract`."""
         views = self.extraction.views if self.extraction is not None else 1
         augmented = {**asdict(self.augmentation), "seed": self.seed} if views > 1 else {}
         data, files = self._fingerprint()
@@ -161,17 +161,17 @@ class Extractable(LightningDataModule):
 
     @property
     def transform_settings(self) -> dict[str, Scalar]:
-        """Settings that change what the network sees of an image in evaluation, apart from size, mean and standard deviation."""
+        """Settings that change the network's input in evaluation, apart from size, mean and standard deviation."""
         return {}
 
     def _fingerprint(self) -> tuple[str, dict[str, int] | None]:
-        """Fingerprint of all samples, and the files by name where there are any."""
+        """Return the fingerprint of all samples, and the file sizes by name if the samples are files."""
         names: dict[Literal["train", "test"], None] = {
             "test" if s == "test" else "train": None for s in self.labelled_splits
         }
         parts = [self.read_part(name) for name in names]
         samples = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        # by index: where the test split is drawn, the samples are the same whatever was drawn
+        # sort by index, so that the fingerprint does not depend on how the test split was drawn
         order = samples.pop("index").argsort(stable=True)
         tensors = {name: values[order] for name, values in samples.items()}
         return data_of_tensors(tensors), None
@@ -192,7 +192,7 @@ class Extractable(LightningDataModule):
         return loaders
 
     def unreadable_of(self, split: Labelled) -> int:
-        """Samples of a split that this process served no image of, as their files cannot be read."""
+        """Return the number of samples of a split that this process could not serve because their files are unreadable."""
         return 0
 
     @abstractmethod

@@ -1,6 +1,6 @@
-"""The loader of cached features: the order of the in-memory loader, over rows that lie on the device, in memory or in mapped files.
+"""`CachedFeaturesLoader`: batches of cached features from the device, memory or mapped files, in the order of `InMemoryLoader`.
 
-All vectors of a split are one matrix; sample i has its rows i * views to (i + 1) * views - 1, of which an epoch takes one.
+All vectors of a split form one matrix. Sample i has rows i * views to (i + 1) * views - 1; an epoch uses one of them.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,12 +15,12 @@ from datamodules.in_memory import InMemoryLoader
 
 
 class CachedFeaturesLoader(InMemoryLoader):
-    """Serves batches of features, wherever they lie.
+    """Serves batches of feature vectors from the device, from memory or from mapped files.
 
     Args:
-        take: Copies rows of the matrix of all feature vectors, (m,) int64 -> (m, D); sample i has rows i * views and on.
-        views: Feature vectors of each sample.
-        data: `label` and `index`, and whatever else has one row a sample.
+        take: Copies rows of the matrix of all feature vectors, (m,) int64 -> (m, D); rows of sample i start at i * views.
+        views: Number of feature vectors of each sample.
+        data: `label`, `index` and optional other tensors with one row per sample.
         batch_size: Samples in a batch of one rank.
         **order: As for `InMemoryLoader`.
     """
@@ -32,7 +32,7 @@ class CachedFeaturesLoader(InMemoryLoader):
         self.take, self.views = take, views
 
     def __iter__(self) -> Iterator[Batch]:
-        # A generator: nothing below runs before the first next(), when the counters behind `position` are right.
+        # This is a generator: nothing below runs before the first next(), when the counters that `position` reads are correct.
         epoch, _ = self.position()
         for chosen in self.chosen():
             batch = {name: self._gather(values, chosen) for name, values in self.data.items()}
@@ -44,15 +44,15 @@ class CachedFeaturesLoader(InMemoryLoader):
 
 
 def view_of(seed: int, epoch: int, index: Tensor, views: int) -> Tensor:
-    """Choose a view of each sample: each sample begins at one drawn for it and goes on by one every epoch.
+    """Choose a view of each sample: the first view is random per sample, and each epoch advances by one.
 
-    So `views` epochs take every view of a sample once, and in any epoch all views are about equally frequent.
+    So `views` epochs use every view of a sample once, and within an epoch all views are about equally frequent.
 
     Args:
         seed: Seed of the run.
         epoch: Epoch, from 0.
-        index: (B,) int64, the samples' places in their data set.
-        views: Views of each sample, 1 or more.
+        index: (B,) int64, positions of the samples in their data set.
+        views: Number of views of each sample, 1 or more.
 
     Returns:
         (B,) int64, 0 to views - 1.
@@ -62,7 +62,7 @@ def view_of(seed: int, epoch: int, index: Tensor, views: int) -> Tensor:
 
 
 def free_memory() -> int:
-    """Bytes of memory that this machine can give without taking them from another process; 0 where it does not say."""
+    """Available memory of this machine in bytes (MemAvailable of /proc/meminfo); 0 if it cannot be read."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))

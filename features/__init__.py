@@ -1,26 +1,28 @@
-"""The feature cache: what a frozen backbone made of a data set, once, on disk.
+"""Feature cache on disk: stores the features that a frozen backbone extracts from a data set, and reads them back.
 
-    DIR/header.json                      what the features are made of, every shard with its checksum; written last
-    DIR/train-r000-00000.safetensors     shards of bounded size: features, label, index; of split train, of process 0
+    DIR/header.json                      how the features were produced, and every shard with its checksum; written last
+    DIR/train-r000-00000.safetensors     shards of bounded size: features, label, index; here split train, process 0
     DIR/val-r001-00002.safetensors       ...
-    DIR/files.jsonl                      names and sizes of the images, where these are files
-    DIR/unfinished.json                  in place of the header while the extraction runs, or was interrupted
+    DIR/files.jsonl                      names and sizes of the images, if the data set consists of files
+    DIR/unfinished.json                  replaces the header while the extraction runs or after it was interrupted
 
 The contract:
 
 - Features are (n, D), or (n, views, D) for training samples with several views, in float32, float16 or bfloat16, all finite.
-- A sample is named by its split and its `index`, its place in its data set; it is there once, whoever wrote it.
-- A file has its name only once it is whole and on disk: whatever happens, what was complete is kept, and the extraction goes on.
-- Two caches of equal `Identity` hold the same features. One that does not fit is refused with the one thing that differs.
-- Nothing in a folder is believed: what is missing, damaged, truncated or of a newer version is a `CacheError` of one line.
+- A sample is identified by its split and its `index`, the position in its data set. Each sample is stored once, by any process.
+- A file gets its name only when it is complete and on disk. After an interruption, complete files are kept and the extraction can
+  be continued.
+- Two caches with equal `Identity` hold the same features. A cache that does not match is rejected, and the error names the first
+  difference.
+- Nothing in a folder is trusted: a file that is missing, damaged, truncated or of a newer version raises a one-line `CacheError`.
 
-docs/feature_cache.md has the format field by field.
+docs/feature_cache.md describes every field of the format.
 
-identity.py      what a cache is made of, and in what two differ: `Identity`, `check_fits`
-header.py        its header: `read_header`
+identity.py      how features were produced, and the first difference of two descriptions: `Identity`, `check_fits`
+header.py        reads and writes the header: `read_header`
 fingerprint.py   hashes of weights, tensors and lists of files: `hash_tensors`, `list_files`, `data_of_...`
-shards.py        one safetensors file
-writer.py        `CacheWriter`: append, go on, finish
+shards.py        writes and reads one safetensors file
+writer.py        `CacheWriter`: appends samples, continues an interrupted extraction, finishes a cache
 reader.py        `CachedSplit`: the shards of a split as one matrix
 """
 

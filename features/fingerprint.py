@@ -1,4 +1,4 @@
-"""Hashes that say whether two sets of weights, of tensors or of files are the same, and in which file two lists differ."""
+"""Hashes of weights, tensors and lists of files, to detect changes; and a summary of how two lists of files differ."""
 
 from __future__ import annotations
 
@@ -12,29 +12,30 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-THREADS = 8  # asking for a file's size waits for the disk
+THREADS = 8  # reading the size of a file waits for the disk
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """Hash names, shapes, dtypes and bytes: of a network's weights, of a data set in memory, of a shard.
+    """Hashes names, shapes, dtypes and bytes of tensors: the weights of a network, a data set in memory or a shard.
 
-    The order of the entries, their device and their strides do not matter; -0 and 0 do differ, as do two NaNs of other bits.
+    The order of the entries, their device and their strides do not matter. -0 and 0 give different hashes, and so do NaNs with
+    different bits.
 
     Args:
-        tensors: Such as `network.state_dict()`, of any shapes and dtypes.
+        tensors: Tensors of any shapes and dtypes, such as `network.state_dict()`.
 
     Returns:
         SHA-256 as 64 hexadecimal digits.
 
     Raises:
-        ValueError: An entry is no tensor.
+        ValueError: An entry is not a tensor.
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]
         if not isinstance(tensor, Tensor):
             raise ValueError(f"{name} is a {type(tensor).__name__}, but only tensors can be hashed")
-        # the length of what follows is known from this line, so that no other tensors give the same bytes
+        # this line determines the length of the following data, so that no other tensors give the same bytes
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
         if tensor.numel():
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -42,18 +43,18 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def list_files(folder: str | Path, names: Iterable[str], part: str = "") -> dict[str, int]:
-    """Ask for the sizes of files; no file is opened.
+    """Reads the sizes of files without opening them.
 
     Args:
-        folder: What the names are relative to.
-        names: With forward slashes.
-        part: Put before each name with a slash, where several folders make up one data set (`train`, `val`).
+        folder: Folder that the names are relative to.
+        names: File names with forward slashes.
+        part: Prefix of each name, followed by a slash, if several folders make up one data set (`train`, `val`).
 
     Returns:
-        Bytes of each file by its name.
+        Size of each file in bytes, by name.
 
     Raises:
-        FileNotFoundError: One is not there.
+        FileNotFoundError: A file does not exist.
     """
     folder, names = str(folder), list(names)
     with ThreadPoolExecutor(THREADS) as pool:
@@ -62,10 +63,10 @@ def list_files(folder: str | Path, names: Iterable[str], part: str = "") -> dict
 
 
 def data_of_files(files: Mapping[str, int]) -> str:
-    """Fingerprint of a data set of files: their sorted names and sizes.
+    """Fingerprint of a data set of files: hash of their sorted names and sizes.
 
     Args:
-        files: From `list_files`, joined with `|` where there are several folders.
+        files: From `list_files`; the dicts of several folders are merged with `|`.
 
     Returns:
         `files:` and 64 hexadecimal digits, for `Identity.data`.
@@ -74,7 +75,7 @@ def data_of_files(files: Mapping[str, int]) -> str:
 
 
 def data_of_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """Fingerprint of a data set that lies in memory, such as its `image` and `label`.
+    """Fingerprint of a data set in memory: hash of its tensors, such as `image` and `label`.
 
     Returns:
         `tensors:` and 64 hexadecimal digits, for `Identity.data`.
@@ -83,12 +84,12 @@ def data_of_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def file_lines(files: Mapping[str, int]) -> bytes:
-    """The list as it is kept in a cache: a line of JSON for each file, its name and its size, sorted."""
+    """List of files in the format of a cache: one line of JSON with name and size per file, sorted by name."""
     return "".join(f"{json.dumps([name, files[name]])}\n" for name in sorted(files)).encode()
 
 
 def read_files(path: str | Path) -> dict[str, int] | None:
-    """Read what `file_lines` wrote; None where that was not kept or is damaged."""
+    """Reads the output of `file_lines`; returns None if the file is missing or damaged."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
         return {str(name): int(size) for name, size in map(json.loads, lines)}
@@ -97,7 +98,7 @@ def read_files(path: str | Path) -> dict[str, int] | None:
 
 
 def file_changes(before: Mapping[str, int], now: Mapping[str, int]) -> str:
-    """Say in a few words in which files two lists differ: how many, and the first by name.
+    """Summarises how two lists of files differ: numbers of files added, removed and changed, and the first one by name.
 
     Example:
         >>> file_changes({"a.jpg": 10, "b.jpg": 20}, {"b.jpg": 21, "c.jpg": 30, "d.jpg": 40})

@@ -1,7 +1,7 @@
-"""The header of a feature cache: what its features were made of and from, and which shards hold them (docs/feature_cache.md).
+"""Reads and writes the header of a feature cache: how its features were produced, and its shards (docs/feature_cache.md).
 
-`header.json` is written last: where it is, the cache is whole. Until then `unfinished.json` holds the same but for the shards.
-Both end in a checksum of their own content, so that a damaged one is refused and never believed.
+`header.json` is written last; if it exists, the cache is complete. Before that, `unfinished.json` holds the same content without
+the shards. Both end with a checksum of their content, so that a damaged file is detected and rejected.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from features.identity import CacheError, Identity, Split, are, is_a, json_hash,
 SCHEMA = 1
 HEADER, UNFINISHED = "header.json", "unfinished.json"
 SHARD_NAME = re.compile(r"(train|val|test)-r([0-9]{3,6})-([0-9]{5,9})\.safetensors")
-"""Split, number of the process that wrote it, and its number among those of this process."""
+"""Groups: split, rank of the process that wrote the shard, and the number of the shard among those of this process."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of a cache: its name, samples, bytes, and `hash_tensors` of the tensors in it."""
+    """One shard file of a cache: name, number of samples, size in bytes, and `hash_tensors` of its tensors."""
 
     file: str
     count: int
@@ -33,7 +33,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class SplitEntry:
-    """Samples of a split, in all and of each class, and the shards that hold them, by name."""
+    """Header entry of a split: number of samples in total and per class, and its shards, sorted by name."""
 
     count: int
     class_counts: tuple[int, ...]
@@ -42,28 +42,26 @@ class SplitEntry:
 
 @dataclass(frozen=True)
 class Header:
-    """What a cache holds."""
+    """Content of a cache: the identity of its features, and its splits by name."""
 
     identity: Identity
     splits: Mapping[str, SplitEntry]
 
     @property
     def bytes(self) -> int:
-        """Size of all shards."""
+        """Total size of all shards in bytes."""
         return sum(shard.bytes for entry in self.splits.values() for shard in entry.shards)
 
 
 def read_header(folder: str | Path) -> Header:
-    """Read the header of a whole cache; no shard is opened.
+    """Reads the header of a complete cache; no shard is opened.
 
     Raises:
-        CacheError: There is no header, it is damaged, or of a newer version.
+        CacheError: The header is missing, damaged or of another version.
     """
     path = Path(folder) / HEADER
     if not path.is_file() and (path.parent / UNFINISHED).is_file():
-        raise CacheError(
-            f"{folder}: its extraction is not finished; run the same command again, and it goes on where it stopped"
-        )
+        raise CacheError(f"{folder}: its extraction is not finished; run the same command again to continue it")
     content = _load(path)
     try:
         splits = content.pop("splits", None)
@@ -76,7 +74,7 @@ def read_header(folder: str | Path) -> Header:
 
 
 def read_unfinished(folder: str | Path) -> Identity:
-    """Read what the shards of a cache that is not finished are made of.
+    """Reads the identity of an unfinished cache.
 
     Raises:
         CacheError: As for `read_header`.
@@ -90,7 +88,7 @@ def read_unfinished(folder: str | Path) -> Identity:
 
 
 def header_bytes(identity: Identity, splits: Mapping[str, SplitEntry] | None = None) -> bytes:
-    """The content of `header.json`, or without splits that of `unfinished.json`."""
+    """Content of `header.json`; without `splits`, content of `unfinished.json`."""
     content: dict[str, Any] = {"schema": SCHEMA, **asdict(identity)}
     if splits is not None:
         content["splits"] = {name: asdict(entry) for name, entry in splits.items()}
@@ -98,11 +96,13 @@ def header_bytes(identity: Identity, splits: Mapping[str, SplitEntry] | None = N
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """The content of a JSON file whose version and checksum are right, without these."""
+    """Read a JSON file, check its version and checksum, and return the rest of its content."""
     try:
         content = json.loads(path.read_bytes().decode())
         checksum = content.pop("checksum", None) if isinstance(content, dict) else None
-        right = json_hash(content)  # in here, as deep nesting is refused by whichever of the two comes to its end first
+        right = json_hash(
+            content
+        )  # inside try, because deep nesting raises RecursionError either in json.loads or here
     except (FileNotFoundError, NotADirectoryError):
         raise CacheError(f"{path.parent}: there is no feature cache, as {path.name} is not there") from None
     except OSError as error:
@@ -125,7 +125,7 @@ def _identity(content: Mapping[str, Any]) -> Identity:
     if set(content) != set(names):
         raise CacheError(f"it must hold {', '.join(names)}")
     values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in content.items()}
-    return Identity(**values)  # which looks at their types
+    return Identity(**values)  # checks the types
 
 
 def _entry(split: str, content: Any, identity: Identity) -> SplitEntry:

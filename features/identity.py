@@ -1,4 +1,4 @@
-"""What the features of a cache are made of and from, and in which one thing two of these differ."""
+"""How cached features were produced (backbone, weights, transform, data), and the first field in which two descriptions differ."""
 
 from __future__ import annotations
 
@@ -19,47 +19,48 @@ DATA = re.compile(r"(files|tensors):[0-9a-f]{64}")
 
 
 class CacheError(ValueError):
-    """A feature cache cannot be read, or does not fit what is wanted; the message is one line."""
+    """A feature cache cannot be read or does not match the expected identity; the message is one line."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """What features are made of; two caches of equal identity hold the same features.
+    """Description of how features were produced; two caches with equal identity hold the same features.
 
-    The order of the fields is that in which they are compared: another backbone has other weights, and only the first is named.
+    Fields are compared in the order below, and an error names only the first difference. The backbone therefore comes before the
+    weights, because another backbone always has other weights.
 
     Raises:
-        CacheError: A field is of a wrong type or out of its range.
+        CacheError: A field has the wrong type or is out of range.
     """
 
     backbone: str
-    """Name of the network, such as timm's."""
+    """Name of the network, such as a timm model name."""
     weights_hash: str
     """`hash_tensors` of its state dict."""
     layers: tuple[int, ...]
-    """Layers whose outputs are joined, in this order; negative ones count from the end."""
+    """Layers whose outputs are concatenated, in this order; negative numbers count from the end."""
     pooling: str
-    """What makes one vector of a layer's output, such as `cls` or `avg`."""
+    """Pooling that reduces the output of a layer to one vector, such as `cls` or `avg`."""
     image_size: int
-    """Height and width in pixels of the images that the backbone saw."""
+    """Height and width in pixels of the input images of the backbone."""
     mean: tuple[float, ...]
-    """Mean of each channel in the normalisation of the images, in units of 0..1."""
+    """Mean of each channel in the normalisation of the images, for values in 0..1."""
     std: tuple[float, ...]
-    """Standard deviation of each channel, likewise."""
+    """Standard deviation of each channel in the normalisation of the images, for values in 0..1."""
     transform: dict[str, Scalar]
-    """Settings of the augmentation and of the cut-out that change what the backbone sees, by name."""
+    """Settings of augmentation and cropping that change the backbone's input, by name."""
     data: str
     """Fingerprint of the images: `data_of_files` or `data_of_tensors`."""
     split: dict[str, Scalar]
-    """Settings that decide which sample is in which split, such as val_fraction and split_seed, by name."""
+    """Settings that assign samples to splits, such as val_fraction and split_seed, by name."""
     class_names: tuple[str, ...]
     """Names of the classes in the order of the labels."""
     dtype: Dtype
     """Type in which features are stored."""
     feature_width: int
-    """Numbers in a feature vector."""
+    """Length of a feature vector."""
     views: int = 1
-    """Feature vectors of a training sample, each of its image augmented in another way; 1 for one without augmentation."""
+    """Number of feature vectors per training sample, each from a different augmentation; 1 for one vector without augmentation."""
 
     def __post_init__(self) -> None:
         channels = len(self.mean) if isinstance(self.mean, tuple) else 0
@@ -96,11 +97,11 @@ class Identity:
 
     @property
     def fingerprint(self) -> str:
-        """64 hexadecimal digits, the same for equal identities; stands in every shard."""
+        """Hash of all fields as 64 hexadecimal digits; it is stored in every shard."""
         return json_hash(asdict(self))
 
     def views_of(self, split: str) -> int:
-        """Feature vectors of a sample: only training samples have several."""
+        """Number of feature vectors per sample of a split; only training samples can have several."""
         return self.views if split == "train" else 1
 
 
@@ -116,16 +117,16 @@ MEANING = (
     "class_names",
     "feature_width",
 )
-"""Fields that must agree for a head trained on one cache to make sense on another, of other images."""
+"""Fields that must be equal so that a head trained on one cache can be used on another cache with other images."""
 
 
 def difference(found: Identity, wanted: Identity, names: Collection[str] | None = None) -> tuple[str, Any, Any] | None:
-    """Return the first field in which two identities differ, with both values; None where they agree.
+    """Returns the first field in which two identities differ, with both values; None if they are equal.
 
     Args:
-        found: That of a cache.
-        wanted: Another.
-        names: The fields to compare; None for all.
+        found: Identity of the cache.
+        wanted: Expected identity.
+        names: Fields to compare; None for all.
     """
     for field in fields(Identity):
         name, a, b = field.name, getattr(found, field.name), getattr(wanted, field.name)
@@ -145,17 +146,17 @@ def check_fits(
     names: Collection[str] | None = None,
     files: str | None = None,
 ) -> None:
-    """Refuse a cache that is not of the wanted identity, naming the one thing that differs.
+    """Raises an error if a cache does not have the expected identity; the message names the first difference.
 
     Args:
-        found: That of the cache.
-        wanted: What it should be.
-        source: The cache's folder, for the message.
-        names: The fields to compare; None for all.
-        files: What differs in the files, for the message, where that is known (`file_changes`).
+        found: Identity of the cache.
+        wanted: Expected identity.
+        source: Folder of the cache, for the message.
+        names: Fields to compare; None for all.
+        files: Summary of how the files differ (`file_changes`), for the message; None if unknown.
 
     Raises:
-        CacheError: They differ.
+        CacheError: The identities differ.
     """
     differs = difference(found, wanted, names)
     if differs is not None:
@@ -168,17 +169,17 @@ def check_fits(
 
 
 def json_hash(content: object) -> str:
-    """SHA-256 of plain values, as 64 hexadecimal digits: the same however their JSON is spaced or ordered."""
+    """SHA-256 of plain values as 64 hexadecimal digits; it does not depend on the spacing or key order of their JSON."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def is_a(value: object, kind: type) -> bool:
-    """Whether a value is of exactly this type, which True is not of int, and finite."""
+    """Whether a value has exactly this type (True is not accepted as int) and, if it is a float, is finite."""
     return type(value) is kind and (kind is not float or math.isfinite(value))  # type: ignore[arg-type]
 
 
 def are(values: object, kind: type) -> bool:
-    """Whether it is a tuple of such values."""
+    """Whether `values` is a tuple whose elements all satisfy `is_a`."""
     return isinstance(values, tuple) and all(is_a(value, kind) for value in values)
 
 
@@ -190,7 +191,7 @@ def _is_flat(values: object) -> bool:
 
 
 def short(value: object) -> str:
-    """A value for a message: whole numbers of a hash say no more than its first twelve digits."""
+    """Formats a value for a message: a hash is cut to its first twelve digits, long text to 80 characters."""
     if isinstance(value, str) and (HEX.fullmatch(value) or DATA.fullmatch(value)):
         return value[: value.find(":") + 13]
     if isinstance(value, tuple):

@@ -1,7 +1,7 @@
-"""Reads a split of a feature cache: its shards are mapped into memory and look like one matrix, in the order of the samples.
+"""Reads a split of a feature cache: memory-maps its shards and presents them as one matrix in sample order.
 
-A row is a feature vector: sample i of the split, by ascending index, has rows i * views to (i + 1) * views - 1. Which process wrote
-which shard makes no difference.
+Each row is a feature vector. Sample i of the split, by ascending index, has the rows i * views to (i + 1) * views - 1. It does not
+matter which process wrote which shard.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from features.shards import DTYPES, map_listed
 
 
 class CachedSplit:
-    """One split of a cache.
+    """One split of a cache, memory-mapped.
 
     Args:
-        folder: The cache.
-        header: Its header, from `read_header`.
-        split: Which split.
-        verify: Read every shard once and compare its checksum. Without it nothing but labels and indices is read here, and damage
-            within a shard goes unseen.
+        folder: Folder of the cache.
+        header: Header of the cache, from `read_header`.
+        split: Name of the split.
+        verify: Read every shard once and compare its checksum. If False, only labels and indices are read here, and damage within a
+            shard is not detected.
 
     Attributes:
         label: (n,) int64, by ascending index.
         index: (n,) int64, ascending.
-        views: Feature vectors of each sample.
-        width: D, numbers in a feature vector.
-        dtype: Type of the features as they are stored.
+        views: Number of feature vectors per sample.
+        width: Length D of a feature vector.
+        dtype: Type in which the features are stored.
 
     Raises:
-        CacheError: The cache has no such split, or a shard is missing, truncated or damaged.
+        CacheError: The cache does not have this split, or a shard is missing, truncated or damaged.
     """
 
     def __init__(self, folder: str | Path, header: Header, split: Split, *, verify: bool = True) -> None:
@@ -48,22 +48,22 @@ class CachedSplit:
         self.label = torch.cat([shard["label"] for shard in shards])[order]
         known = 0 <= int(self.label.min()) <= int(self.label.max()) < len(identity.class_names)
         if not known or tuple(self.label.bincount(minlength=len(entry.class_counts)).tolist()) != entry.class_counts:
-            raise CacheError(f"{folder}: the labels of {split} are not those that its header counts")
+            raise CacheError(f"{folder}: the labels of {split} do not match the class counts of its header")
         self.index, self.views, self.width = index, identity.views_of(split), identity.feature_width
         self.dtype = DTYPES[identity.dtype]
         self._features = [shard["features"].view(-1, self.width) for shard in shards]
-        self._sample = order.argsort()  # of each row of the shards, one after another
+        self._sample = order.argsort()  # sample number of each row of the concatenated shards
         lengths = torch.tensor([len(shard["index"]) for shard in shards])
         self._shard = torch.repeat_interleave(torch.arange(len(shards)), lengths)[order]
         self._place = torch.cat([torch.arange(len(shard["index"])) for shard in shards])[order]
 
     @property
     def bytes(self) -> int:
-        """Size of all features."""
+        """Size of all features in bytes."""
         return len(self.index) * self.views * self.width * self.dtype.itemsize
 
     def take(self, rows: Tensor) -> Tensor:
-        """Copy rows out of the mapped shards.
+        """Copies rows from the memory-mapped shards.
 
         Args:
             rows: (m,) int64 on the CPU, 0 to n * views - 1, in any order.
@@ -85,10 +85,10 @@ class CachedSplit:
         return out
 
     def whole(self, device: torch.device | None = None) -> Tensor:
-        """Copy all rows into memory, a shard at a time.
+        """Copies all rows into memory, one shard at a time.
 
         Args:
-            device: Where to; None for the CPU.
+            device: Target device; None for the CPU.
 
         Returns:
             (n * views, D) in the stored type.

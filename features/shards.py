@@ -1,10 +1,10 @@
-"""One shard of a feature cache: a safetensors file that is written whole or not at all, and read by mapping it into memory.
+"""Writes, checks and memory-maps one shard of a feature cache: a safetensors file that is written atomically.
 
-    features   (n, D), or (n, views, D) where there are several; float32, float16 or bfloat16
+    features   (n, D), or (n, views, D) with several views; float32, float16 or bfloat16
     label      (n,) int64
-    index      (n,) int64, each sample's place in its data set
+    index      (n,) int64, position of each sample in its data set
 
-Its metadata name the split, the fingerprint of what it was made of, and `checksum`, the `hash_tensors` of these three.
+The metadata hold `split`, `identity` (fingerprint of the cache's identity) and `checksum` (`hash_tensors` of the three tensors).
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 NAMES = ("features", "label", "index")
 INDEX_LIMIT = 1 << 31
 OVERHEAD = 1024
-"""Bytes of a shard's own header, at most."""
+"""Largest size in bytes of the safetensors header of a shard."""
 AGAIN = "run the same extraction again, it writes what is missing"
 
 
 def sample_bytes(identity: Identity, split: str) -> int:
-    """Bytes that a sample takes in a shard."""
+    """Size in bytes of one sample in a shard."""
     return identity.views_of(split) * identity.feature_width * DTYPES[identity.dtype].itemsize + 16
 
 
 def write_file(path: Path, data: bytes, writer: str) -> None:
-    """Write a file of a cache whole or not at all (`foundation.atomic_files`), and sync its folder.
+    """Writes a file of a cache atomically (`foundation.atomic_files`), and syncs its folder.
 
     Args:
-        path: The file.
-        data: Its content.
-        writer: Who writes; part of the temporary name, so that no two processes share it.
+        path: Path of the file.
+        data: Content of the file.
+        writer: Name of the writing process; part of the temporary file name, so that no two processes share it.
 
     Raises:
-        CacheError: It could not be written, such as on a full disk; nothing of it is left.
+        CacheError: The file could not be written, for example because the disk is full; no partial file is left.
     """
     try:
         with replace_file(path, writer) as temporary:
@@ -58,7 +58,7 @@ def write_file(path: Path, data: bytes, writer: str) -> None:
         ) from error
     with contextlib.suppress(
         OSError
-    ):  # the new name, too, should outlive a power cut; not every file system can say so
+    ):  # syncs the folder, so that the new name survives a power failure; not every file system supports it
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -67,17 +67,17 @@ def write_file(path: Path, data: bytes, writer: str) -> None:
 
 
 def write_shard(path: Path, tensors: dict[str, Tensor], identity: Identity, split: str, writer: str) -> None:
-    """Write a shard.
+    """Writes a shard.
 
     Args:
-        path: The file, which must not be there yet.
+        path: Path of the file, which must not exist yet.
         tensors: `features`, `label` and `index`, contiguous, on the CPU.
-        identity: What the features were made of.
-        split: Which split the samples are of.
+        identity: Identity of the cache.
+        split: Split of the samples.
         writer: See `write_file`.
 
     Raises:
-        CacheError: It could not be written, or another process took its name.
+        CacheError: The shard could not be written, or a file of this name exists already.
     """
     if path.exists():
         raise CacheError(f"{path}: is already there; does another extraction write to this folder?")
@@ -86,10 +86,10 @@ def write_shard(path: Path, tensors: dict[str, Tensor], identity: Identity, spli
 
 
 def check_batch(rows: Mapping[str, Tensor], identity: Identity, split: str) -> None:
-    """Check that `features`, `label` and `index` of a batch are what a shard can hold.
+    """Checks that `features`, `label` and `index` of a batch can be stored in a shard.
 
     Raises:
-        CacheError: They are not.
+        CacheError: The split is unknown, or a shape, type or value is wrong.
     """
     if split not in get_args(Split):
         raise CacheError(f"split is {split!r} but must be train, val or test")
@@ -114,31 +114,31 @@ def check_batch(rows: Mapping[str, Tensor], identity: Identity, split: str) -> N
 
 
 def check_finite(rows: Mapping[str, Tensor], identity: Identity) -> None:
-    """Check that no feature is infinite or not a number in the type that is stored.
+    """Checks that all features are finite after conversion to the stored type.
 
     Raises:
-        CacheError: One is.
+        CacheError: A feature is infinite or NaN.
     """
     finite = rows["features"].isfinite().flatten(1).all(1)
     if not finite.all():
         sample = int(rows["index"][~finite][0])
-        hint = "; float32 and bfloat16 reach further" if identity.dtype == "float16" else ""
+        hint = "; float32 and bfloat16 have a larger range" if identity.dtype == "float16" else ""
         raise CacheError(f"features of sample {sample} are not finite in {identity.dtype}{hint}")
 
 
 def map_shard(path: Path, identity: Identity, split: str) -> tuple[dict[str, Tensor], str]:
-    """Map a shard into memory: its pages are read from the file when they are first touched, and can be dropped again.
+    """Memory-maps a shard: its pages are read from the file on first access, and the system can drop them again.
 
     Args:
-        path: The file.
-        identity: What its features must be made of.
-        split: Which split its samples must be of.
+        path: Path of the file.
+        identity: Identity that the shard must have.
+        split: Split that the shard must have.
 
     Returns:
-        The three tensors, and the checksum that the file itself claims for them. Not compared: see `check_sum`.
+        The three tensors, and the checksum stored in the file. The checksum is not verified here: see `check_sum`.
 
     Raises:
-        CacheError: The file is missing, damaged, or of something else.
+        CacheError: The file is missing, damaged, or belongs to another cache or split.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -163,27 +163,27 @@ def map_shard(path: Path, identity: Identity, split: str) -> tuple[dict[str, Ten
 
 
 def check_sum(path: Path, tensors: dict[str, Tensor], checksum: str) -> None:
-    """Read all of a mapped shard and compare its checksum.
+    """Reads a memory-mapped shard completely and compares its checksum.
 
     Raises:
-        CacheError: It is another.
+        CacheError: The checksum differs.
     """
     if hash_tensors(tensors) != checksum:
         raise CacheError(f"{path}: its checksum is wrong: the shard is damaged; delete it and {AGAIN}")
 
 
 def map_listed(folder: Path, shard: Shard, identity: Identity, split: str, verify: bool) -> dict[str, Tensor]:
-    """Map a shard that a header lists, and check that it is the one.
+    """Memory-maps a shard listed in a header, and checks that it matches its entry.
 
     Args:
-        folder: Where it lies.
-        shard: Its entry in the header.
-        identity: That of the header.
-        split: Which split it is listed under.
-        verify: Read it once and compare its checksum; without, damage within it goes unseen.
+        folder: Folder of the cache.
+        shard: Entry of the shard in the header.
+        identity: Identity in the header.
+        split: Split under which the shard is listed.
+        verify: Read the shard once and compare its checksum; if False, damage within it is not detected.
 
     Raises:
-        CacheError: It is missing, truncated, damaged, or of something else.
+        CacheError: The shard is missing, truncated, damaged, or belongs to another cache or split.
     """
     path = folder / shard.file
     if path.is_file() and (size := path.stat().st_size) != shard.bytes:
@@ -195,5 +195,5 @@ def map_listed(folder: Path, shard: Shard, identity: Identity, split: str, verif
     if verify:
         check_sum(path, tensors, shard.checksum)
     if len(tensors["index"]) != shard.count:
-        raise CacheError(f"{path}: holds {len(tensors['index'])} samples, but the header says {shard.count}")
+        raise CacheError(f"{path}: holds {len(tensors['index'])} samples, but the header lists {shard.count}")
     return tensors

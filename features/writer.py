@@ -1,13 +1,13 @@
-"""Writes a feature cache: several processes at once, each into shards of its own, and goes on with one that was interrupted.
+"""Writes a feature cache from one or several processes, and continues an interrupted extraction.
 
     writer = CacheWriter(folder, identity, rank=rank)             every process
-    writer.missing("train", order)                                which samples are still to be done: the first says where to go on
-    writer.append("train", features, labels, indices)             any number of times; samples that are on disk are left out
-    writer.flush()                                                every process, at the end, or to lose less in a crash
-    writer.finish({"train": 1000, "val": 100})                    one process, when all have flushed: the header, and it is a cache
+    writer.missing("train", order)                                which samples are not stored yet; the first is where to continue
+    writer.append("train", features, labels, indices)             any number of times; samples that are on disk are skipped
+    writer.flush()                                                every process, at the end, or earlier to lose less in a crash
+    writer.finish({"train": 1000, "val": 100})                    one process, after all have flushed: writes the header
 
-A shard has its name only once it is on disk as a whole. Which samples are done is read from the shards' own indices, so that a
-broken extraction may also go on with another number of processes.
+Each process writes its own shards. A shard gets its name only when it is completely on disk. Finished samples are read from the
+indices in the shards, so an interrupted extraction can be continued with another number of processes.
 """
 
 from __future__ import annotations
@@ -52,19 +52,19 @@ class CacheWriter:
     """Writes the shards of one process, and the header.
 
     Args:
-        folder: The cache; made where it is not there. One that holds an unfinished extraction of the same identity is continued.
-        identity: What the features are made of.
-        rank: Number of this process, from 0; no two that write at the same time may share it.
-        shard_bytes: Largest size of a shard; a single sample may be larger.
-        files: Size of each file by its name, of which `identity.data` is the fingerprint. Kept beside the header, so that a later
-            refusal can say which files differ.
+        folder: Folder of the cache; created if it does not exist. An unfinished extraction with the same identity is continued.
+        identity: Identity of the features.
+        rank: Number of this process, from 0; must be unique among the processes that write at the same time.
+        shard_bytes: Largest size of a shard in bytes; a single sample may exceed it.
+        files: Size of each file by name, whose fingerprint is `identity.data`. The list is stored next to the header, so that a
+            later error can report which files differ.
 
     Attributes:
-        identity: That of the cache.
-        finished: Whether the cache was whole when it was opened, so that there is nothing to do.
+        identity: Identity of the cache.
+        finished: Whether the cache was already complete when it was opened, so that nothing has to be extracted.
 
     Raises:
-        CacheError: The folder holds a cache of another identity, a damaged one, or cannot be written to.
+        CacheError: The folder holds a cache with another identity or a damaged cache, or cannot be written to.
     """
 
     def __init__(
@@ -81,18 +81,18 @@ class CacheWriter:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CacheError(f"{self.folder}: cannot be made ({error.strerror})") from None
-        for leftover in self.folder.glob(f".*.{self._writer}.tmp"):  # of a process that was killed
+        for leftover in self.folder.glob(f".*.{self._writer}.tmp"):  # left by a process that was killed
             leftover.unlink(missing_ok=True)
         self.identity, self.finished = self._opened(identity, files)
-        self._seen: dict[str, Tensor] = {}  # by split: whether the sample of each index is on disk or held
+        self._seen: dict[str, Tensor] = {}  # by split: whether the sample of each index is on disk or buffered
         self._held: dict[str, list[dict[str, Tensor]]] = {}
         for path, split in () if self.finished else self._shards():
             tensors, checksum = map_shard(path, self.identity, split)
-            check_sum(path, tensors, checksum)  # better now than at the end of what is still to be done
+            check_sum(path, tensors, checksum)  # checked now, before the remaining samples are extracted
             self._mark(split, tensors["index"])
 
     def _opened(self, identity: Identity, files: Mapping[str, int] | None) -> tuple[Identity, bool]:
-        """Compare with what is there, or begin; the identity on disk is the one that shards are stamped with."""
+        """Open an existing cache and compare its identity, or start a new one. Return the identity on disk and `finished`."""
         if (self.folder / HEADER).is_file():
             header = read_header(self.folder)
             self._check(header.identity, identity, files)
@@ -117,14 +117,14 @@ class CacheWriter:
         check_fits(found, wanted, self.folder, files=changes)
 
     def missing(self, split: Split, index: Tensor) -> Tensor:
-        """Say of samples whether they are neither on disk nor held to be written.
+        """Returns which samples are neither on disk nor buffered for writing.
 
         Args:
-            split: Their split.
-            index: (m,) int64, their places in the data set.
+            split: Split of the samples.
+            index: (m,) int64, positions of the samples in the data set.
 
         Returns:
-            (m,) bool.
+            (m,) bool, True for samples that still have to be extracted.
         """
         index = index.cpu()
         if self.finished:
@@ -136,19 +136,20 @@ class CacheWriter:
         return ~done
 
     def append(self, split: Split, features: Tensor, label: Tensor, index: Tensor) -> int:
-        """Take a batch; whole shards are written at once, the rest is held. Samples that are there already are left out.
+        """Adds a batch. Full shards are written at once, the rest is buffered; samples that exist already are skipped.
 
         Args:
-            split: Its split.
-            features: (B, D) or, of training samples with several views, (B, views, D); any floating type, on any device.
+            split: Split of the batch.
+            features: (B, D), or (B, views, D) for training samples with several views; any floating type, on any device.
             label: (B,) int64.
-            index: (B,) int64, 0 or more, each sample's place in its data set.
+            index: (B,) int64, 0 or more, position of each sample in its data set.
 
         Returns:
-            How many of the samples are new.
+            Number of new samples.
 
         Raises:
-            CacheError: Shapes or values make no sense, or the disk is full; nothing is lost then, and the same call goes on.
+            CacheError: Shapes or values are invalid, or the disk is full. In this case nothing is lost, and the call can be
+                repeated.
         """
         rows = {"features": features.detach(), "label": label, "index": index}
         check_batch(rows, self.identity, split)
@@ -169,30 +170,30 @@ class CacheWriter:
         return count
 
     def held(self, split: str) -> int:
-        """Samples that are taken but not yet on disk."""
+        """Number of buffered samples, which are not yet on disk."""
         return sum(len(rows["index"]) for rows in self._held.get(split, []))
 
     def flush(self) -> None:
-        """Write what is held, as shards that may be small; nothing taken so far can be lost then.
+        """Writes all buffered samples to disk, possibly as small shards.
 
         Raises:
-            CacheError: The disk is full; what is held still is, and the same call goes on.
+            CacheError: The disk is full; the samples stay buffered, and the call can be repeated.
         """
         for split in get_args(Split):
             if count := self.held(split):
                 self._write(split, count)
 
     def finish(self, counts: Mapping[str, int]) -> Header:
-        """Read all shards of all processes back, compare their checksums, and write the header.
+        """Reads the shards of all processes, compares their checksums, and writes the header.
 
         Args:
-            counts: Samples that each split must hold; a split that is not named must hold none.
+            counts: Required number of samples of each split; a split that is not listed must have no samples.
 
         Returns:
-            The header of the cache, which is whole now.
+            The header of the cache, which is now complete.
 
         Raises:
-            CacheError: A sample is missing or twice there, a shard is damaged, or the disk is full.
+            CacheError: A sample is missing or stored twice, a shard is damaged, or the disk is full.
         """
         self.flush()
         entries: dict[str, list[tuple[Shard, Tensor, Tensor]]] = {}
@@ -224,7 +225,7 @@ class CacheWriter:
         return SplitEntry(count, tuple(labels.tolist()), tuple(shard for shard, _, _ in found))
 
     def _shards(self) -> list[tuple[Path, Split]]:
-        """All shards in the folder, by name, with their splits."""
+        """All shards in the folder, sorted by name, with their splits."""
         found = [(path, SHARD_NAME.fullmatch(path.name)) for path in sorted(self.folder.glob("*.safetensors"))]
         return [(path, match[1]) for path, match in found if match]  # type: ignore[misc]
 
@@ -237,7 +238,7 @@ class CacheWriter:
         seen[index] = True
 
     def _write(self, split: Split, count: int) -> None:
-        """Write the first `count` held samples as one shard; they are held until it is on disk."""
+        """Write the first `count` buffered samples as one shard; they stay buffered until it is on disk."""
         held = self._held[split]
         rows = {name: torch.cat([part[name] for part in held]) for name in held[0]}
         own = [SHARD_NAME.fullmatch(path.name) for path in self.folder.glob(f"{split}-{self._writer}-*.safetensors")]

@@ -1,4 +1,4 @@
-"""What every benchmark does alike: interleaved repeats, medians with their spread, the machine, a table and a JSON file."""
+"""Shared tools of all benchmarks: interleaved repeats, medians with range, machine description, Markdown table, JSON report."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PACKAGES = ("lightning", "torch", "torchvision")
 
 
 class Spread(NamedTuple):
-    """A figure over the repeats: its median, the least and the most of it."""
+    """A measurement over all repeats: median, smallest and largest value."""
 
     median: float
     least: float
@@ -31,7 +31,7 @@ class Spread(NamedTuple):
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Summarise at least one value.
+        """Summarises one or more values.
 
         >>> Spread.of([3.0, 1.0, 2.0])
         Spread(median=2.0, least=1.0, most=3.0)
@@ -39,7 +39,7 @@ class Spread(NamedTuple):
         return cls(statistics.median(values), min(values), max(values))
 
     def text(self, digits: int) -> str:
-        """Median and range for a table.
+        """Median and range as text for a table.
 
         >>> Spread(2.0, 1.0, 3.0).text(1)
         '2.0 (1.0 .. 3.0)'
@@ -48,14 +48,14 @@ class Spread(NamedTuple):
 
 
 def interleave(sides: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """Measure each side once a repeat, in an order that alternates, so that a drift of the machine hits all alike.
+    """Measures each side once per repeat, in alternating order, so that changes in machine speed affect all sides alike.
 
     Args:
-        sides: Name and measurement of each side.
+        sides: Name and measuring function of each side.
         repeats: Measurements of each side, at least 1.
 
     Returns:
-        The figures of each side, one a repeat.
+        The measurements of each side, one per repeat.
 
     >>> calls = []
     >>> sides = {name: lambda name=name: calls.append(name) or len(calls) for name in ("a", "b")}
@@ -70,7 +70,7 @@ def interleave(sides: Mapping[str, Callable[[], float]], repeats: int) -> dict[s
 
 
 def machine() -> dict[str, Any]:
-    """Processor, threads, how busy it is, versions and code revision, as plain JSON values."""
+    """Describes the machine as plain JSON values: processor, threads, load average, package versions and git revision."""
     try:
         revision = subprocess.run(
             ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=True
@@ -97,16 +97,16 @@ def _processor() -> str:
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
-    """A parser with the flags of every benchmark."""
+    """Creates a parser with the flags that all benchmarks have."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each side, 2 or more")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch in this process")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to this file")
     return parser
 
 
 def begin(parser: argparse.ArgumentParser, args: list[str] | None) -> tuple[argparse.Namespace, dict[str, Any]]:
-    """Parse, set the threads, and note the machine as it is before the measurement."""
+    """Parses the arguments, sets torch's threads, and describes the machine before the measurement."""
     options = parser.parse_args(args)
     for name in ("repeats", "threads"):
         least = 2 if name == "repeats" else 1
@@ -118,7 +118,7 @@ def begin(parser: argparse.ArgumentParser, args: list[str] | None) -> tuple[argp
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """An aligned Markdown table, so that it can be pasted into the documentation.
+    """Formats an aligned Markdown table that can be pasted into the documentation.
 
     >>> print(table(["name", "ms"], [["a", "1.0"], ["long", "12.0"]]))
     | name | ms   |
@@ -134,7 +134,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def report(before: dict[str, Any], content: dict[str, Any], path: Path | None) -> None:
-    """Say on which machine it was measured, and write the JSON file where one is wanted."""
+    """Prints the machine and its load, and writes the JSON file if a path is given."""
     versions = ", ".join(f"{name} {number}" for name, number in before["versions"].items())
     load = os.getloadavg()[0]
     print(

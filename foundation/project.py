@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 PACKAGE = "lightning_vision_recipes"
@@ -14,6 +15,10 @@ TOOL = "vision-recipes " if INSTALLED else "python -m tools."
 """What a user types before the name of a tool."""
 
 
+PROGRAM = (sys.executable, "-m", PACKAGE) if INSTALLED else (sys.executable, str(ROOT / "main.py"))
+"""What a process starts to run a command of its own."""
+
+
 def find_config(name: str) -> Path:
     """The file of a configuration: as given, or else the project's own of that name.
 
@@ -24,3 +29,8 @@ def find_config(name: str) -> Path:
     path = Path(name)
     own = ROOT / path
     return own if not path.exists() and path.parts[:1] == ("configs",) and own.is_file() else path
+
+
+def configs_folder() -> Path:
+    """The folder of configurations: ``configs`` in the working folder, or else the project's own."""
+    return Path("configs") if Path("configs").is_dir() else ROOT / "configs"

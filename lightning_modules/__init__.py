@@ -1,7 +1,7 @@
-"""The experiments: a LightningModule a task, with its loss, metrics and optimiser.
+"""The LightningModules: one class per task, with its loss, metrics and optimiser.
 
-Contract of a step's output: a dict with ``loss`` (), ``logits`` (never probabilities) and ``label``. Callbacks read it and never
-know the task. Modules import networks and metrics, never datamodules or callbacks.
+Every step returns a dict with ``loss`` (), ``logits`` (never probabilities) and ``label``. Callbacks read only this dict, so they
+work for every task. Modules import networks and metrics, never datamodules or callbacks.
 """
 
 from lightning_modules.base import BaseModule

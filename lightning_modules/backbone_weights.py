@@ -1,7 +1,7 @@
-"""The frozen backbone of a module: built from its settings, filled with weights, and told apart from another.
+"""Builds a frozen backbone from settings, loads its weights, and checks that it equals the one a head was trained on.
 
-A checkpoint holds no backbone, only its identity: full name, hash of the weights, layers, pooling, and how images are prepared for
-it. What is loaded in its place must be the same.
+A checkpoint does not hold the backbone, only its identity: full name, hash of the weights, layers, pooling and image preprocessing.
+A backbone loaded later must have the same identity.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ log = logging.getLogger(__name__)
 
 DEFAULT = "vit_base_patch16_dinov3"
 COMPARED = ("backbone", "weights_hash", "layers", "pooling", "image_size", "mean", "std")
-"""What must agree for a head to make sense of features, in the order in which it is compared."""
+"""Fields that must be equal for a head to work on features, in the order of comparison."""
 
 
 @dataclass
 class BackboneSettings:
-    """Settings of a module that say what its backbone is; see `networks.frozen_backbone.FrozenBackbone`.
+    """Settings that define a frozen backbone; see `networks.frozen_backbone.FrozenBackbone`.
 
     Args:
-        name: Of a timm network.
-        network_args: Further arguments of `timm.create_model`, by name.
+        name: Name of a timm network.
+        network_args: Further keyword arguments of `timm.create_model`.
         image_size: Height and width of the images in pixels.
         in_channels: Channels of the images.
-        layers: Layers whose outputs are joined; None: the final features.
-        pooling: `cls`, `avg` or `native`; None: what fits the network.
-        pretrained: Take timm's weights.
+        layers: Layers whose outputs are concatenated; None: the final features.
+        pooling: `cls`, `avg` or `native`; None: the default of the network.
+        pretrained: Use timm's weights.
         weights: Run folder, checkpoint, safetensors or torch file.
 
     Raises:
-        ValueError: Two sources of weights are given.
+        ValueError: Both ``pretrained`` and ``weights`` are given.
     """
 
     name: str
@@ -57,7 +57,7 @@ class BackboneSettings:
             raise ValueError(f"pretrained and weights: only one of them, got {self.pretrained} and {self.weights}")
 
     def build(self, pretrained: bool = False) -> FrozenBackbone:
-        """The backbone with random weights, or with timm's, which may download them."""
+        """Build the backbone with random weights, or with timm's, which may be downloaded."""
         return FrozenBackbone(
             self.name,
             self.network_args,
@@ -69,19 +69,19 @@ class BackboneSettings:
         )
 
     def fill(self, backbone: FrozenBackbone, wanted: str | None = None) -> str:
-        """Give a backbone the weights of the settings.
+        """Load the weights of the settings into a backbone.
 
         Args:
-            backbone: Made by `build`.
-            wanted: Hash that the weights should have, for the message where there are none.
+            backbone: A backbone made by `build`.
+            wanted: Hash that the weights should have; used only in error messages.
 
         Returns:
-            Hash of its tensors.
+            Hash of the backbone's tensors.
 
         Raises:
-            ValueError: They cannot be had, or do not fit.
+            ValueError: The weights cannot be loaded or do not fit.
         """
-        needed = f"needed are those of {backbone.name}" + (f" with hash {short(wanted)}" if wanted else "")
+        needed = f"the weights of {backbone.name}" + (f" with hash {short(wanted)}" if wanted else "") + " are needed"
         if self.weights is not None:
             self._fill_from_file(backbone, self.weights, needed)
         elif self.pretrained:
@@ -94,7 +94,7 @@ class BackboneSettings:
 
     def _fill_from_file(self, backbone: FrozenBackbone, weights: str, needed: str) -> None:
         if not Path(weights).exists():
-            raise ValueError(f"weights: {weights} is not there; {needed}")
+            raise ValueError(f"weights: {weights} does not exist; {needed}")
         try:
             report = backbone.load(read_weights(weights, backbone.tensors().keys()).tensors)
         except ValueError as error:
@@ -105,16 +105,16 @@ class BackboneSettings:
     def _downloaded(self, needed: str) -> FrozenBackbone:
         try:
             return self.build(pretrained=True)
-        except Exception as error:  # of the hub, of the connection, of the file system: each library has its own
-            said = " ".join(str(error).split())[:200]
+        except Exception as error:  # hub, connection or file system: each library has its own error classes
+            reason = " ".join(str(error).split())[:200]
             raise ValueError(
-                f"pretrained: timm's weights of {self.name} could not be had ({type(error).__name__}: {said}); {needed}; "
-                "without network give a file by weights (--model.weights FILE) and leave pretrained false"
+                f"pretrained: timm's weights of {self.name} could not be loaded ({type(error).__name__}: {reason}); {needed}; "
+                "without network access load them from a file (--model.weights FILE) and leave pretrained false"
             ) from error
 
 
 def describe(backbone: FrozenBackbone, weights_hash: str) -> dict[str, Any]:
-    """Identity of a filled backbone as plain values."""
+    """Identity of a backbone with loaded weights, as plain values."""
     return {
         "backbone": backbone.name,
         "weights_hash": weights_hash,
@@ -125,15 +125,15 @@ def describe(backbone: FrozenBackbone, weights_hash: str) -> dict[str, Any]:
 
 
 def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -> None:
-    """Refuse a backbone that is not the one of a head, by the first thing that differs.
+    """Check that a backbone equals the one that a head was trained on.
 
     Args:
-        found: Identity of what is there.
-        wanted: Identity of what the head was trained on.
-        where: What the first one is of, for the message.
+        found: Identity of the present backbone.
+        wanted: Identity of the backbone that the head was trained on.
+        where: Where ``found`` comes from, for the message.
 
     Raises:
-        ValueError: They differ.
+        ValueError: They differ; the message names the first field that differs.
     """
     for name in COMPARED:
         if name in found and name in wanted and found[name] != wanted[name]:

@@ -1,13 +1,18 @@
-"""The base of every experiment: four slots filled in a fixed order, one shared step, the optimiser and its schedule.
+"""Base class of all LightningModules: optimiser setup, learning-rate schedule, training/validation/test steps, checkpoint loading.
 
-A task fills ``configure_network``, ``configure_losses``, ``configure_metrics`` (in this order, called once by ``__init__``) and
-``shared_step``; ``configure_optimizers`` is written here once. All settings are flat, typed scalars, so that the command line, a
-checkpoint and a notebook hold the same thing, and a checkpoint loads with ``weights_only=True`` and without the command line.
+A subclass implements ``configure_network``, ``configure_losses``, ``configure_metrics`` (``__init__`` calls each once, in this
+order) and ``shared_step``; ``configure_optimizers`` is implemented here for all tasks. All settings are flat, typed scalars. The
+command line, a checkpoint and a notebook therefore use the same values, and a checkpoint loads with ``weights_only=True`` and
+without the command line.
 
-Contracts with the callbacks: ``shared_step`` returns ``{"loss", "logits", "label"}``; ``log_epoch(stage)`` logs a stage's figures;
-``metric_names`` lists what can be monitored; a callback with ``schedule_stages`` (callbacks/progressive_resizing.py) gives the
-schedule its table; ``checkpoint["ema"]`` holds the averaged weights (callbacks/ema.py) and is what every
-use of a checkpoint but resuming a fit gets; so is ``checkpoint["calibration"]``, read by ``Classifier``.
+Interface to the callbacks:
+
+- ``shared_step`` returns ``{"loss", "logits", "label"}``.
+- ``log_epoch(stage)`` logs the metrics of a stage.
+- ``metric_names`` lists all metrics that can be monitored.
+- A callback with a method ``schedule_stages`` (callbacks/progressive_resizing.py) provides the stages of the schedule.
+- ``checkpoint["ema"]`` holds the averaged weights (callbacks/ema.py). They are loaded for every use of a checkpoint except resuming
+  a fit. The same holds for ``checkpoint["calibration"]``, which ``Classifier`` reads.
 """
 
 from __future__ import annotations
@@ -20,8 +25,9 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import SGD
 
+from lightning_modules.optimizers import build_optimizer, check_optimizer, default_momentum, has_momentum
 from lightning_modules.schedules import Schedule, ScheduleName, Shape, Stage
 
 log = logging.getLogger(__name__)
@@ -36,28 +42,29 @@ class BaseModule(LightningModule):
 
     Args:
         lr: Peak learning rate.
-        optimizer: SGD (with Nesterov momentum) or AdamW.
-        momentum: Momentum of SGD, or beta1 of AdamW.
-        weight_decay: Decoupled for AdamW, coupled for SGD. Vectors (biases, norms, learned scales) are never decayed.
-        schedule: ``cosine``, ``one_cycle``, ``step``, ``plateau`` or ``none``; a function of the optimiser step.
-        warmup_epochs: Length of the linear warm-up in epochs, in the first stage; one-cycle has its own.
-        lr_end: Last learning rate of cosine as a share of the peak.
-        one_cycle_rise: Share of the run in which one-cycle rises.
-        one_cycle_momentum: Lowest momentum of one-cycle; it falls from ``momentum`` to this and back. None: no cycling.
-        step_milestones: Shares of the run after which ``step`` multiplies by ``step_gamma``.
-        step_gamma: Factor of ``step``.
-        plateau_monitor: Metric that ``plateau`` watches.
-        plateau_mode: Whether that metric is to be minimised or maximised.
-        plateau_factor: Factor of ``plateau``.
-        plateau_patience: Epochs without improvement before ``plateau`` acts.
+        optimizer: ``sgd`` (with Nesterov momentum), ``adamw``, ``nadamw``, ``lion``, ``muon``, ``nadamuon``, ``lamb``, ``adan``
+            or another optimiser of timm's; `lightning_modules.optimizers` has the table.
+        momentum: Momentum, or beta1. None: 0.9 for SGD, else the optimiser's own default.
+        weight_decay: Decoupled for AdamW, coupled for SGD. Never applied to vectors (biases, norms, learned scales).
+        schedule: ``cosine``, ``one_cycle``, ``step``, ``plateau`` or ``none``. Updated after every optimiser step.
+        warmup_epochs: Length of the linear warm-up in epochs, in the first stage. Not used by one-cycle, which has its own warm-up.
+        lr_end: Final learning rate of cosine as a fraction of the peak.
+        one_cycle_rise: Fraction of the run in which the learning rate of one-cycle rises.
+        one_cycle_momentum: Lowest momentum of one-cycle, which falls from ``momentum`` to this value and returns. None: constant.
+        step_milestones: Fractions of the run at which ``step`` multiplies the learning rate by ``step_gamma``.
+        step_gamma: Factor by which ``step`` multiplies the learning rate.
+        plateau_monitor: Metric that ``plateau`` monitors.
+        plateau_mode: Whether a lower (``min``) or a higher (``max``) value of that metric is better.
+        plateau_factor: Factor by which ``plateau`` multiplies the learning rate.
+        plateau_patience: Epochs without improvement after which ``plateau`` lowers the learning rate.
         channels_last: Keep images and convolutions in the channels-last memory format; faster on most hardware.
         matmul_precision: fp32 precision of matrix products and convolutions on the accelerator: ``highest``: fp32; ``high``: TF32.
-        fused: Use the optimiser's fused kernel.
-        compile: Compile the network in place (torch.compile); state-dict keys stay as they are.
+        fused: Use the optimiser's fused kernel; only torch's SGD, Adam, AdamW and Adagrad have one.
+        compile: Compile the network in place (torch.compile); the state-dict keys do not change.
         compile_mode: Mode of torch.compile.
     """
 
-    # settings that decide what a checkpoint's tensors are: they cannot change when a run is resumed
+    # settings that determine names and shapes of a checkpoint's tensors: they must not change when a run is resumed
     fixed_on_resume: ClassVar[tuple[str, ...]] = ("optimizer",)
     network: nn.Module
 
@@ -65,8 +72,8 @@ class BaseModule(LightningModule):
         self,
         *,
         lr: float = 0.1,
-        optimizer: Literal["sgd", "adamw"] = "sgd",
-        momentum: float = 0.9,
+        optimizer: str = "sgd",
+        momentum: float | None = None,
         weight_decay: float = 5e-4,
         schedule: ScheduleName = "cosine",
         warmup_epochs: float = 0.0,
@@ -87,7 +94,11 @@ class BaseModule(LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.lr, self.momentum, self.weight_decay, self.optimizer_name = lr, momentum, weight_decay, optimizer
+        check_optimizer(optimizer)
+        if momentum is not None and not has_momentum(optimizer):
+            raise ValueError(f"momentum: {optimizer} has none, got {momentum}; leave it out")
+        self.momentum = default_momentum(optimizer) if momentum is None else momentum
+        self.lr, self.weight_decay, self.optimizer_name = lr, weight_decay, optimizer
         self.warmup_epochs, self.one_cycle_momentum = warmup_epochs, one_cycle_momentum
         milestones = tuple([0.5, 0.75] if step_milestones is None else step_milestones)
         self.shape = Shape(schedule, 0, lr_end, one_cycle_rise, milestones, step_gamma)
@@ -104,7 +115,7 @@ class BaseModule(LightningModule):
         self._validated = False
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Lightning notes the running hook some forty times a step; nn.Module's search for parameters is not needed for that."""
+        """Skips nn.Module's parameter check for ``_current_fx_name``, which Lightning sets about forty times per step."""
         if name == "_current_fx_name":
             self.__dict__[name] = value
         else:
@@ -121,7 +132,7 @@ class BaseModule(LightningModule):
         require(self.warmup_epochs >= 0, "warmup_epochs", self.warmup_epochs, "0 or more")
         require(0 <= self.shape.end <= 1, "lr_end", self.shape.end, "a share of the peak, 0 to 1")
         require(0 < self.shape.rise < 1, "one_cycle_rise", self.shape.rise, "a share of the run between 0 and 1")
-        low = self.one_cycle_momentum
+        low = self.one_cycle_momentum if has_momentum(self.optimizer_name) else None
         require(low is None or 0 <= low <= self.momentum, "one_cycle_momentum", low, "0 to momentum")
         for milestone in self.shape.milestones:
             require(0 < milestone < 1, "step_milestones", milestone, "shares of the run between 0 and 1")
@@ -129,20 +140,20 @@ class BaseModule(LightningModule):
         require(0 < self.plateau[1] < 1, "plateau_factor", self.plateau[1], "a factor between 0 and 1")
         require(self.plateau[2] >= 0, "plateau_patience", self.plateau[2], "0 epochs or more")
 
-    # ---- the slots of a task ----
+    # ---- methods that a subclass implements ----
 
     def configure_network(self) -> None:
         """Build ``self.network``."""
         raise RuntimeError(f"{type(self).__name__} must define configure_network")
 
     def configure_losses(self) -> None:
-        """Prepare what the loss needs; nothing by default."""
+        """Create buffers or modules that the loss needs. Does nothing by default."""
 
     def configure_metrics(self) -> None:
-        """Build the metrics of each stage; none by default."""
+        """Create the metrics of each stage. Creates none by default."""
 
     def shared_step(self, batch: Batch, stage: StageName) -> StepOutput:
-        """Forward pass, loss and metrics of one batch.
+        """Run the forward pass, compute the loss and update the metrics for one batch.
 
         Returns:
             ``loss`` (), ``logits`` (B, ...) and ``label`` (B, ...).
@@ -150,50 +161,50 @@ class BaseModule(LightningModule):
         raise RuntimeError(f"{type(self).__name__} must define shared_step")
 
     def log_epoch(self, stage: StageName) -> None:
-        """Log the figures of a stage's epoch under ``<stage>/<name>`` and start counting anew; nothing by default."""
+        """Log the epoch metrics of a stage as ``<stage>/<name>`` and reset them. Does nothing by default."""
 
     @property
     def metric_names(self) -> list[str]:
-        """Every metric that can be monitored, with its stage."""
+        """Names of all metrics that can be monitored, as ``<stage>/<name>``."""
         return []
 
     # ---- steps ----
 
     def forward(self, image: Tensor) -> Tensor:
-        """Network output of a batch of images (B, C, H, W) that are already normalised."""
+        """Network output for a batch of normalised images (B, C, H, W)."""
         if self.channels_last and image.ndim == 4:
             image = image.contiguous(memory_format=torch.channels_last)
         return cast(Tensor, self.network(image))
 
     def training_step(self, batch: Batch, batch_idx: int) -> StepOutput:
-        """Training loss of a batch."""
+        """Compute the training loss of a batch."""
         return self.shared_step(batch, "train")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> StepOutput:
-        """Validation figures of a batch."""
+        """Update the validation metrics with a batch."""
         return self.shared_step(batch, "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> StepOutput:
-        """Test figures of a batch."""
+        """Update the test metrics with a batch."""
         return self.shared_step(batch, "test")
 
     def on_validation_start(self) -> None:
-        """Give every process the batch statistics of the first, which a checkpoint has: all judge the same network."""
+        """Copy the batch-norm statistics of process 0, which checkpoints save, to all processes: all evaluate the same network."""
         if self.trainer.world_size > 1:
             for buffer in self.network.buffers():
                 torch.distributed.broadcast(buffer, src=0)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the validation figures."""
+        """Log the validation metrics."""
         self.log_epoch("val")
         self._validated = True
 
     def on_test_epoch_end(self) -> None:
-        """Log the test figures."""
+        """Log the test metrics."""
         self.log_epoch("test")
 
     def on_train_epoch_end(self) -> None:
-        """Log the training figures (unless a callback asked for them before) and feed the plateau rule."""
+        """Log the training metrics (unless a callback already did) and pass the monitored metric to the plateau schedule."""
         self.log_epoch("train")
         validated, self._validated = self._validated, False
         if self.shape.name == "plateau" and (validated or self.plateau_monitor.startswith("train/")):
@@ -208,7 +219,7 @@ class BaseModule(LightningModule):
     # ---- optimiser ----
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Matrices and kernels with weight decay, vectors and scalars without."""
+        """Two parameter groups: matrices and kernels with weight decay, vectors and scalars without."""
         trainable = [p for p in self.network.parameters() if p.requires_grad]
         vectors = [p for p in trainable if p.numel() == max(p.shape, default=1)]
         ids = {id(p) for p in vectors}
@@ -220,7 +231,7 @@ class BaseModule(LightningModule):
         return [group for group in groups if group["params"]]
 
     def stages(self) -> list[Stage]:
-        """The table of the schedule: optimiser steps of the whole run, counted from the data and the Trainer's flags."""
+        """Stages of the schedule with their optimiser steps, computed from the size of the data and the Trainer's flags."""
         trainer = self.trainer
         if (rows := self._rows()) is not None:
             return [Stage(max(1, steps), factor) for _, steps, factor in rows]
@@ -236,15 +247,16 @@ class BaseModule(LightningModule):
         return [Stage(max(1, min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps))]
 
     def _rows(self) -> list[tuple[int, int, float]] | None:
-        """(epochs, optimiser steps, factor on the peak) of each stage, where a callback divides the run into such."""
-        asked = (getattr(callback, "schedule_stages", None) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
-        return next((stages(self._steps_per_epoch) for stages in asked if stages is not None), None)
+        """(epochs, optimiser steps, factor on the peak) of each stage, or None if no callback divides the run into stages."""
+        found = (getattr(callback, "schedule_stages", None) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        return next((stages(self._steps_per_epoch) for stages in found if stages is not None), None)
 
     def _steps_per_epoch(self, batch_size: int | None = None) -> int:
-        """Optimiser steps of an epoch, of the data's own batch size where none is given."""
+        """Optimiser steps per epoch; without ``batch_size`` the batch size of the datamodule is used."""
         trainer = self.trainer
         data = getattr(trainer, "datamodule", None)
-        if data is None:  # a notebook with its own loaders; estimated_stepping_batches would upset a mid-epoch resume
+        # a notebook with its own loaders; with a datamodule, estimated_stepping_batches would break a mid-epoch resume
+        if data is None:
             return math.ceil(int(trainer.estimated_stepping_batches) / max(1, cast(int, trainer.max_epochs)))
         batches = data.num_train_batches() if batch_size is None else data.num_train_batches(batch_size)
         limit = trainer.overfit_batches or trainer.limit_train_batches  # type: ignore[attr-defined]
@@ -272,15 +284,10 @@ class BaseModule(LightningModule):
         if self.trainer.precision == "16-mixed" and self.trainer.gradient_clip_val is not None and fused:
             log.info("fused: off, because fp16 gradients must be unscaled before they are clipped")
             fused = False
-        optimizer: Optimizer
-        if self.optimizer_name == "sgd":
-            nesterov = self.momentum > 0
-            optimizer = SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=nesterov, fused=fused)
-        else:
-            optimizer = AdamW(groups, lr=self.lr, betas=(self.momentum, 0.999), fused=fused)
+        optimizer = build_optimizer(self.optimizer_name, groups, self.lr, self.momentum, fused)
         if self.trainer.precision == "bf16-mixed":
-            # Lightning takes this mark of a fused optimiser for a loss scaler, which bf16 has not, and would refuse to clip
-            optimizer._step_supports_amp_scaling = False
+            # from this flag of fused optimisers Lightning infers a loss scaler, which bf16 does not have, and refuses to clip
+            optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         cycles = self.one_cycle_momentum is not None and self.momentum > 0
         bounds = (cast(float, self.one_cycle_momentum), self.momentum) if cycles else None
         shape = Shape(**{**vars(self.shape), "warmup_steps": self._warmup_steps()})
@@ -294,7 +301,7 @@ class BaseModule(LightningModule):
         return cast(Schedule, self.trainer.lr_scheduler_configs[0].scheduler)
 
     def on_fit_start(self) -> None:
-        """Set the matrix precision and compile the network, now that it is on its device."""
+        """Set the matmul precision and compile the network, which is on its device by now."""
         torch.set_float32_matmul_precision(self.matmul_precision)
         torch.backends.cudnn.conv.fp32_precision = "ieee" if self.matmul_precision == "highest" else "tf32"  # type: ignore[attr-defined]
         if self.compile_network:
@@ -302,7 +309,7 @@ class BaseModule(LightningModule):
             self.network.compile(mode=self.compile_mode)
 
     def on_train_start(self) -> None:
-        """After a resume: the settings of this run win over the optimiser's saved ones, and a new length is announced."""
+        """After a resume: override the restored optimiser settings with those of this run, and log a changed schedule length."""
         schedule = self._schedule()
         for group, configured in zip(schedule.optimizer.param_groups, self._configured_groups, strict=True):
             group.update(configured)
@@ -312,12 +319,12 @@ class BaseModule(LightningModule):
             old = Schedule(SGD([torch.zeros(1)], lr=1.0), schedule.shape, schedule.replaced, None, self.plateau)
             lr_was, lr_now = (self.lr * table.at(schedule.last_epoch)[0] for table in (old, schedule))
             log.info(
-                f"schedule re-annealed: {was} -> {now} steps; from step {schedule.last_epoch} on it is that of a run planned "
-                f"for {now} steps (lr {lr_was:.3g} -> {lr_now:.3g})"
+                f"schedule re-annealed: {was} -> {now} steps; from step {schedule.last_epoch} on it equals the schedule of a run "
+                f"of {now} steps (lr {lr_was:.3g} -> {lr_now:.3g})"
             )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the averaged weights, where there are any, unless a fit is being resumed: then both are restored."""
+        """Use the averaged weights if the checkpoint has them. A resumed fit restores both the raw and the averaged weights."""
         ema = checkpoint.get("ema")
         trainer = self._trainer
         if ema is not None and (trainer is None or trainer.state.fn != "fit"):

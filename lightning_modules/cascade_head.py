@@ -1,4 +1,4 @@
-"""Cascade head: a small head on a frozen backbone, trained on images or on cached features, and judged by what may exit early."""
+"""Cascade head: a small head on a frozen backbone, trained on images or on cached features, evaluated with early-exit metrics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from networks.mlp_head import MLPHead
 
 
 class Cascade(nn.Module):
-    """Backbone, where there is one, and head: takes images (B, C, H, W) or features (B, D)."""
+    """Optional backbone followed by a head: takes images (B, C, H, W) or features (B, D)."""
 
     def __init__(self, backbone: FrozenBackbone | None, head: MLPHead) -> None:
         super().__init__()
@@ -35,34 +35,35 @@ class Cascade(nn.Module):
 
 
 class CascadeHead(EarlyExitClassifier):
-    """A head over the features of a frozen network of timm, with the figures of an early exit.
+    """A head on the features of a frozen timm network, with early-exit metrics.
 
-    Where the data serves images, they go through the backbone; where it serves features from a cache, no backbone is built. Both
-    train the same head. A checkpoint holds the head, and of the backbone only its identity: another one is refused by name.
+    If the data provides images, they go through the backbone. If it provides cached features, no backbone is built. Both train the
+    same head. A checkpoint holds the head and only the identity of the backbone. Loading it with another backbone raises an error
+    that names the difference.
 
-    The learning rate is for the large batches and few steps of cached features; 1e-4 suits longer training on augmented images. The
-    best is found by `python -m tools.sweep_heads`.
+    The default learning rate suits the large batches and few steps of cached features; 1e-4 suits longer training on augmented
+    images. `python -m tools.sweep_heads` searches for the best one.
 
     Args:
-        backbone: Name of a timm network (``timm.list_models()``); with ``pretrained`` a tag can follow. None: that of the cache, or
-            ``vit_base_patch16_dinov3`` where images are served.
-        network_args: Further arguments of ``timm.create_model``, by name, such as ``pad_type: same``.
-        pretrained: Take timm's own weights, which are downloaded.
-        weights: Run folder, checkpoint, safetensors or torch file with the backbone's weights. They are needed whenever images
-            are judged, as no checkpoint holds them; a run on cached features needs them only where it is later given images.
-        layers: Blocks or stages whose outputs are joined, in this order; negative ones count from the end. None: the cache's, or
-            [-1], the final features.
-        pooling: ``cls``: class token; ``avg``: mean of the patch tokens or of the feature map; ``native``: what timm's own
-            classifier would be given. None: the cache's, or ``cls`` where the network has a class token, else ``native``.
+        backbone: Name of a timm network (``timm.list_models()``); with ``pretrained``, a tag may follow. None: the backbone of the
+            cache, or ``vit_base_patch16_dinov3`` if the data provides images.
+        network_args: Further keyword arguments of ``timm.create_model``, such as ``pad_type: same``.
+        pretrained: Download and use timm's pretrained weights.
+        weights: Run folder, checkpoint, safetensors or torch file with the backbone's weights. Required whenever images are
+            classified, as no checkpoint holds them. A run on cached features needs them only if it later gets images.
+        layers: Blocks or stages whose outputs are concatenated, in this order; negative numbers count from the end. None: those of
+            the cache, or [-1], the final features.
+        pooling: ``cls``: class token; ``avg``: mean of the patch tokens or of the feature map; ``native``: the input of timm's own
+            classifier. None: the cache's, or ``cls`` if the network has a class token, else ``native``.
         hidden: Widths of the hidden layers of the head; [] for a linear head.
-        dropout: Probability of dropping a hidden value in training; a linear head has none.
+        dropout: Probability of dropping a hidden value in training; not used in a linear head.
         head_seed: Seed of the head's initial weights and dropout. None: the run's seed.
-        lr: See :class:`BaseModule`, as the next four.
-        optimizer: AdamW or SGD.
-        weight_decay: Of matrices.
-        schedule: Rule of the learning rate.
+        lr: See :class:`BaseModule`, as for the next four.
+        optimizer: Name of the optimiser, as in `BaseModule`.
+        weight_decay: Weight decay of matrices.
+        schedule: Learning-rate schedule.
         warmup_epochs: Length of the linear warm-up.
-        label_smoothing: See :class:`Classifier`, as the next.
+        label_smoothing: See :class:`Classifier`, as for the next.
         class_weights: ``balanced`` or ``none``.
 
     Raises:
@@ -94,7 +95,7 @@ class CascadeHead(EarlyExitClassifier):
         dropout: float = 0.3,
         head_seed: int | None = None,
         lr: float = 1e-3,
-        optimizer: Literal["sgd", "adamw"] = "adamw",
+        optimizer: str = "adamw",
         weight_decay: float = 0.01,
         schedule: ScheduleName = "cosine",
         warmup_epochs: float = 1.0,
@@ -103,7 +104,7 @@ class CascadeHead(EarlyExitClassifier):
         **kwargs: Any,
     ) -> None:
         if network_args and backbone is None:
-            raise ValueError(f"network_args: they are of a backbone, and none is named, got {network_args}")
+            raise ValueError(f"network_args: require the setting backbone, which is not set, got {network_args}")
         self.settings = BackboneSettings(
             backbone or DEFAULT,
             network_args,
@@ -121,8 +122,8 @@ class CascadeHead(EarlyExitClassifier):
         }
         self.hidden, self.dropout = [256] if hidden is None else hidden, dropout
         self.head_seed = torch.initial_seed() if head_seed is None else head_seed
-        self._backbone: dict[str, Any] | None = None  # identity of the backbone, once it has its weights
-        self._trained_on: dict[str, Any] | None = None  # that of the checkpoint, or of the fit
+        self._backbone: dict[str, Any] | None = None  # identity of the backbone; None until its weights are loaded
+        self._trained_on: dict[str, Any] | None = None  # identity of the backbone that the head was trained on
         super().__init__(
             lr=lr,
             optimizer=optimizer,
@@ -137,7 +138,7 @@ class CascadeHead(EarlyExitClassifier):
     # ---- the network ----
 
     def configure_network(self) -> None:
-        """Build the head, and the backbone where images are served; nothing is read or downloaded."""
+        """Build the head, and the backbone if the data provides images; reads and downloads nothing."""
         backbone = self.settings.build() if self.feature_width is None else None
         width = backbone.feature_width if backbone is not None else cast(int, self.feature_width)
         self.network = Cascade(backbone, MLPHead(width, self.num_classes, self.hidden, self.dropout, self.head_seed))
@@ -150,7 +151,7 @@ class CascadeHead(EarlyExitClassifier):
 
     @property
     def weights(self) -> str | None:
-        """File with the weights of the backbone; may be set where the one of the run has moved."""
+        """File with the weights of the backbone; can be set if the run's file has moved."""
         return self.settings.weights
 
     @weights.setter
@@ -158,7 +159,7 @@ class CascadeHead(EarlyExitClassifier):
         self.settings.weights = weights
 
     def inputs(self, batch: Batch) -> Tensor:
-        """The features of a batch, where it has any, else its images."""
+        """The features of a batch if it has any, else its images."""
         return cast(Tensor, batch["features"] if "features" in batch else batch["image"])
 
     def forward(self, image: Tensor) -> Tensor:
@@ -169,18 +170,18 @@ class CascadeHead(EarlyExitClassifier):
 
     @property
     def deployed_network(self) -> nn.Module:
-        """Backbone and head as one plain module: images (B, C, H, W) to logits (B, K)."""
+        """Backbone and head as one plain module that maps images (B, C, H, W) to logits (B, K)."""
         self._fill()
         assert self.network.backbone is not None
         return nn.Sequential(self.network.backbone.features, self.network.head)
 
-    # ---- which backbone ----
+    # ---- identity of the backbone ----
 
     def _fill(self) -> None:
-        """Build the backbone and give it its weights, once.
+        """Build the backbone and load its weights, once.
 
         Raises:
-            ValueError: They cannot be had, or are not those that the head was trained on.
+            ValueError: The weights cannot be loaded, or are not the ones that the head was trained on.
         """
         if self._backbone is not None:
             return
@@ -193,36 +194,37 @@ class CascadeHead(EarlyExitClassifier):
         self.network.backbone, self._backbone = backbone, found
 
     def _built_later(self, wanted: dict[str, Any] | None) -> FrozenBackbone:
-        """The backbone of a head that was trained on features and is now given images."""
+        """Build the backbone of a head that was trained on features and now gets images."""
         if wanted is None:
-            raise ValueError("the data served features, and it is not known of what backbone; images cannot be judged")
+            raise ValueError("images cannot be classified: the head was trained on features of an unknown backbone")
         settings = self.settings
-        if full_name(settings.name, settings.network_args) != wanted["backbone"]:  # else it may have a tag of weights
+        # settings with the same full name are kept, as they may contain a tag of pretrained weights
+        if full_name(settings.name, settings.network_args) != wanted["backbone"]:
             settings.name, settings.network_args = parse_name(wanted["backbone"])
         settings.layers, settings.pooling = wanted["layers"], wanted["pooling"]
         if settings.weights is None and not settings.pretrained:
             raise ValueError(
-                f"weights: none are given, and the images need {wanted['backbone']} with hash {wanted['weights_hash'][:12]}; "
-                "the run has only seen its features"
+                f"weights: not set, but images need the backbone {wanted['backbone']} with hash {wanted['weights_hash'][:12]}; "
+                "the run was trained on its features only"
             )
         backbone = settings.build().to(self.class_weight)
         return backbone.to(memory_format=torch.channels_last) if self.channels_last else backbone
 
     def _images(self) -> dict[str, Any]:
-        """How images are prepared, as far as it is known."""
+        """Known settings of the image preprocessing: mean, std and image size."""
         normalisation = {"mean": self.mean, "std": self.std}
         known = {name: [float(v) for v in values] for name, values in normalisation.items() if values is not None}
         return {**known, **({"image_size": self.image_size} if self.image_size is not None else {})}
 
     def backbone_identity(self) -> dict[str, Any]:
-        """What the head's features are of: that of the cache, or of the backbone itself.
+        """Identity of the backbone that computed the head's features: from the cache, or from the backbone itself.
 
         Returns:
             Plain values: ``backbone``, ``weights_hash``, ``layers``, ``pooling``, ``feature_width``, ``image_size``, ``mean``,
             ``std``, ``transform``.
 
         Raises:
-            ValueError: The weights cannot be had, or it is not known what the features are of.
+            ValueError: The weights cannot be loaded, or the backbone of the features is unknown.
         """
         data = getattr(self._trainer, "datamodule", None)
         if self.feature_width is None:
@@ -230,30 +232,30 @@ class CascadeHead(EarlyExitClassifier):
             return {**cast(dict[str, Any], self._backbone), "transform": dict(getattr(data, "transform_settings", {}))}
         identity = getattr(data, "identity", None)
         if identity is None:
-            raise ValueError("the data serves features and has no identity, which says of what backbone they are")
+            raise ValueError("the data serves features, but has no identity that describes their backbone")
         names = (*COMPARED, "feature_width", "transform")
         values = {name: getattr(identity, name) for name in names}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def setup(self, stage: str) -> None:
-        """Take the class weights, and see to the backbone: its weights are in no checkpoint."""
+        """Compute the class weights and load the backbone's weights, which no checkpoint holds."""
         super().setup(stage)
-        # what is wrong is said later: a checkpoint that follows knows which backbone is needed
+        # errors are raised later: a checkpoint that is loaded next states which backbone is needed
         with contextlib.suppress(ValueError):
             self.backbone_identity()
 
     def configure_optimizers(self) -> Any:
-        """See :class:`BaseModule`; a fit without a checkpoint has its backbone checked here."""
+        """See :class:`BaseModule`; also checks the backbone of a fit that starts without a checkpoint."""
         self._check_backbone(self._trained_on)
         self._trained_on = self.backbone_identity()
         return super().configure_optimizers()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a head that was trained on another backbone."""
+        """Raise an error if the head was trained on another backbone."""
         super().on_load_checkpoint(checkpoint)
         if "backbone" not in checkpoint:
             refusal = ValueError if self._trainer is None else MisconfigurationException
-            raise refusal("the checkpoint does not say of which backbone its head is; it is of no cascade head")
+            raise refusal("the checkpoint has no entry backbone; it does not belong to a cascade head")
         self._trained_on = checkpoint["backbone"]
         if self._trainer is not None:
             self._check_backbone(self._trained_on)
@@ -261,7 +263,7 @@ class CascadeHead(EarlyExitClassifier):
     def _check_backbone(self, wanted: dict[str, Any] | None) -> None:
         try:
             if wanted is not None and self.network.backbone is not None:
-                # before its weights are read, which are others
+                # compare the names before reading weights, which would be those of another backbone
                 check_same({"backbone": self.network.backbone.name}, wanted, "this run")
             found = self.backbone_identity()
             if wanted is not None:
@@ -271,16 +273,16 @@ class CascadeHead(EarlyExitClassifier):
         for name, given in self.given.items():
             if given is not None and given != found[name]:
                 raise MisconfigurationException(
-                    f"{name}: {given} is given, but the data's features are of {found[name]}"
+                    f"{name}: {given} is given, but the data's features were computed with {found[name]}"
                 )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note which backbone the head is of."""
+        """Save the identity of the head's backbone."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["backbone"] = self.backbone_identity()
 
     def on_fit_start(self) -> None:
         """See :class:`BaseModule`."""
         super().on_fit_start()
-        # the backbone, which is meant to be
+        # the backbone is in eval mode on purpose
         warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")

@@ -1,4 +1,4 @@
-"""Image classification: one shared step for hard labels and soft targets, class weights, smoothing in one place."""
+"""Base class of all classifiers: training and evaluation step, loss with class weights and label smoothing, loss and accuracy."""
 
 from __future__ import annotations
 
@@ -17,27 +17,28 @@ log = logging.getLogger(__name__)
 
 
 class Classifier(BaseModule):
-    """Shared step, loss and metrics of a classifier; a subclass builds the network.
+    """Step, loss and metrics of a classifier; a subclass builds the network.
 
-    Training loss is smoothed and weighted; validation and test loss are plain cross-entropy, so that they compare across settings.
+    The training loss uses label smoothing and class weights. Validation and test loss are plain cross-entropy, so that runs with
+    different settings can be compared.
 
     Args:
         num_classes: Number of classes K; linked to the data by the command line.
         in_channels: Channels of an image; linked to the data.
         image_size: Height and width of an image in pixels; linked to the data.
-        mean: Per-channel mean of the normalisation that the data applies; linked, and kept for users of the checkpoint.
-        std: Per-channel standard deviation, likewise.
-        class_names: Names of the classes, in the order of the labels; linked to the data, and kept for users of the checkpoint.
-        feature_width: Numbers in a feature vector where the data serves features in place of images, which only a cascade head
-            takes; linked to the data.
-        label_smoothing: eps of torch's definition: eps is spread over all K classes. The only place where labels are smoothed.
-        class_weights: ``balanced`` weighs a class by samples / (K * its samples) in the training split; ``none`` does not.
+        mean: Per-channel mean of the normalisation that the data applies; linked to the data and saved in the checkpoint.
+        std: Per-channel standard deviation of the normalisation; linked to the data and saved in the checkpoint.
+        class_names: Names of the classes in the order of the labels; linked to the data and saved in the checkpoint.
+        feature_width: Length of a feature vector if the data provides features instead of images, which only a cascade head
+            accepts; linked to the data.
+        label_smoothing: eps as in torch: eps is spread over all K classes. Labels are smoothed nowhere else.
+        class_weights: ``balanced`` weights a class by samples / (K * its samples) in the training split; ``none`` uses no weights.
 
     Attributes:
-        temperature: What logits are divided by before the softmax, above 0: that of the checkpoint's ``calibration`` record
-            (callbacks/calibration.py), 1 where there is none and in a fit.
-        chosen_threshold: Calibrated confidence from which on a sample may exit early, of the same record; infinite where no
-            threshold keeps the promise, None where none was asked for.
+        temperature: Positive number by which logits are divided before the softmax. It is read from the checkpoint's
+            ``calibration`` record (callbacks/calibration.py); 1 without a record and during a fit.
+        chosen_threshold: Lowest calibrated confidence at which a sample exits early, from the same record. Infinite if no
+            threshold meets the target; None if no threshold was requested.
     """
 
     takes_features: ClassVar[bool] = False
@@ -75,23 +76,23 @@ class Classifier(BaseModule):
         super().__init__(**kwargs)
 
     def configure_losses(self) -> None:
-        """A buffer for the class weights, so that a checkpoint holds them."""
+        """Register a buffer for the class weights, so that checkpoints save them."""
         self.register_buffer("class_weight", torch.ones(self.num_classes))
 
     def configure_metrics(self) -> None:
-        """One set of sums a stage."""
+        """Create the sums of loss and accuracy of each stage."""
         self.sums = nn.ModuleDict(
             {f"{stage}_sums": ClassificationSums() for stage in ("train", "val", "val_raw", "test")}
         )
 
     @property
     def metric_names(self) -> list[str]:
-        """Loss and accuracy of every stage."""
+        """Names of loss and accuracy of every stage."""
         names = [f"{stage}/{name}" for stage in ("train", "val", "val_raw", "test") for name in ("loss", "acc")]
         return [*names, "train/acc_mix"]
 
     def setup(self, stage: str) -> None:
-        """Take the class weights from the training split."""
+        """Compute the class weights from the training split."""
         if stage == "fit" and self.class_weights == "balanced":
             counts = cast(Tensor, self.trainer.datamodule.class_counts).float()  # type: ignore[attr-defined]
             self.class_weight.copy_(counts.sum() / (len(counts) * counts))
@@ -100,43 +101,43 @@ class Classifier(BaseModule):
 
     @property
     def deployed_network(self) -> nn.Module:
-        """What is exported: a plain module from normalised images to logits."""
+        """The network to export: a plain module that maps normalised images to logits."""
         return self.network
 
     def inputs(self, batch: Batch) -> Tensor:
-        """What the network is given of a batch: the images."""
+        """The part of a batch that the network takes as input: the images."""
         return cast(Tensor, batch["image"])
 
     def shared_step(self, batch: Batch, stage: StageName) -> StepOutput:
-        """Cross-entropy and accuracy of one batch; see :class:`BaseModule`."""
+        """Compute logits and loss of one batch and update the metrics; see :class:`BaseModule`."""
         return self.evaluated(self(self.inputs(batch)), batch, stage)
 
     def evaluated(self, logits: Tensor, batch: Batch, stage: StageName) -> StepOutput:
-        """Loss and figures of a batch whose logits (B, K) are known: what a step returns."""
+        """Compute the loss and update the metrics from logits (B, K); returns the output of the step."""
         label, target = batch["label"], batch.get("target")
         loss = self.training_loss(logits, batch) if stage == "train" else classification_loss(logits, label)
         cast(ClassificationSums, self.sums[f"{stage}_sums"]).update(loss, logits, label, target)
-        # detached: the graph would be kept until the next step
+        # detached, as otherwise the graph would be kept until the next step
         return {"loss": loss, "logits": logits.detach(), "label": label}
 
     def training_loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """What is minimised: the smoothed and weighted cross-entropy of logits (B, K), a scalar."""
+        """The loss to minimise, a scalar: cross-entropy of logits (B, K) with label smoothing and class weights."""
         weight = self.class_weight if self.class_weights == "balanced" else None
         return classification_loss(logits, batch["label"], batch.get("target"), weight, self.label_smoothing)
 
     def on_train_epoch_start(self) -> None:
-        """Count anew. Not called when a run goes on in mid-epoch, where the restored sums must stay."""
+        """Reset the training sums. Lightning skips this hook when a run resumes mid-epoch, so the restored sums are kept."""
         cast(ClassificationSums, self.sums["train_sums"]).reset()
 
     def log_epoch(self, stage: StageName) -> None:
-        """Log loss and accuracy of a stage and count anew; a stage without samples logs nothing."""
+        """Log loss and accuracy of a stage and reset the sums; logs nothing if the stage had no samples."""
         sums = cast(ClassificationSums, self.sums[f"{stage}_sums"])
         if sums.update_called:
             self.log_dict({f"{stage}/{name}": value for name, value in sums.compute().items()})
             sums.reset()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the temperature and the exit threshold too, unless a fit is being resumed: it trains and judges raw logits."""
+        """Also load temperature and exit threshold, except when a fit is resumed: a fit trains on and evaluates raw logits."""
         super().on_load_checkpoint(checkpoint)
         if self._trainer is not None and self._trainer.state.fn == "fit":
             return
@@ -146,30 +147,30 @@ class Classifier(BaseModule):
         self.chosen_threshold = math.inf if threshold == "never" else threshold
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Logits (B, K), class ids (B,) and the images' places in their data set (B,)."""
+        """Predict a batch: logits (B, K), class ids (B,) and the images' indices in their data set (B,)."""
         logits = self(self.inputs(batch))
         return {"logits": logits, "class": logits.argmax(dim=1), "index": batch["index"]}
 
     def classify(self, images: Tensor) -> Tensor:
-        """Calibrated probabilities of the classes, of images as they come from a file: normalised here, judged in eval mode.
+        """Calibrated class probabilities of images as read from a file; normalises the images and evaluates them in eval mode.
 
-        They are softmax(logits / ``temperature``), whose largest one is what ``chosen_threshold`` is compared with.
+        The probabilities are softmax(logits / ``temperature``). The largest one is compared with ``chosen_threshold``.
 
         Args:
-            images: (B, C, H, W), or (C, H, W) for one image; uint8 in 0 to 255 or floating point in 0 to 1, C and H = W as the
-                data of the run had them. Any device.
+            images: (B, C, H, W), or (C, H, W) for one image; uint8 in 0 to 255 or floating point in 0 to 1. C and H = W must be
+                those of the run's data. Any device.
 
         Returns:
-            (B, K) float32 on the module's device; each row sums to 1. Column k is of class ``class_names[k]``.
+            (B, K) float32 on the module's device; each row sums to 1. Column k belongs to class ``class_names[k]``.
 
         Raises:
-            ValueError: Other shape, type or range, or a module that was not told the mean and std of its data.
+            ValueError: Wrong shape, type or range, or ``mean`` and ``std`` of the module are not set.
         """
         return (self.logits(images) / self.temperature).softmax(dim=1)
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
-        """Logits (B, K) float32 as the network gives them, not divided; no gradient, and the module's mode is left alone."""
+        """Logits (B, K) float32 of the network, not divided by the temperature; no gradient, the module's mode does not change."""
         self._check_images(images)
         images = images.to(self.device)
         images = images if images.ndim >= 4 else images.unsqueeze(0)
@@ -195,7 +196,7 @@ class Classifier(BaseModule):
             return
         if not images.is_floating_point():
             raise ValueError(f"images: uint8 in 0 to 255 or floating point in 0 to 1 is needed, got {images.dtype}")
-        # written so that NaN is refused
+        # this form of the comparison also rejects NaN
         if images.numel() and not (images.min() >= 0 and images.max() <= 1):
             low, high = images.min().item(), images.max().item()
             raise ValueError(
@@ -203,10 +204,10 @@ class Classifier(BaseModule):
             )
 
     def _normalized(self, images: Tensor) -> Tensor:
-        """(x - mean) / std as the datamodules compute it, to the bit: one product and one sum, rounded to float32 before."""
+        """(x - mean) / std, bit-identical to the datamodules: one product and one sum with factors rounded to float32."""
         if self.mean is None or self.std is None:
             raise ValueError(
-                "mean and std: unknown to this module, which was not made by the command line; give them to it"
+                "mean and std: unknown to this module, as it was not created by the command line; pass them as arguments"
             )
         largest = 255.0 if images.dtype == torch.uint8 else 1.0
         mean, std = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (self.mean, self.std))

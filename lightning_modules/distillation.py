@@ -1,9 +1,9 @@
-"""Learning from another network: its logits as soft targets.
+"""Knowledge distillation: the distillation loss, and loading the teacher network from a run.
 
     loss = (1 - share) * cross-entropy + share * T^2 * KL(softmax(teacher / T) || softmax(student / T))
 
-Hinton, Vinyals and Dean 2015, arXiv 1503.02531; T^2 keeps the soft part's gradient as large as the hard part's whatever T is.
-The teacher sees the very batch that the student sees, crops and mixing included (Beyer et al. 2022, arXiv 2106.05237).
+Hinton, Vinyals and Dean 2015, arXiv 1503.02531. The factor T^2 keeps the gradient of the soft part at the scale of the hard part's
+for every T. The teacher gets exactly the student's batch, after cropping and mixing (Beyer et al. 2022, arXiv 2106.05237).
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from lightning_modules.loading import load_run
 
 
 def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """T^2 times the mean Kullback-Leibler divergence of the softened student from the softened teacher.
+    """T^2 times the batch mean of KL(teacher || student), both softened by the temperature.
 
     Args:
-        logits: The student's (B, K).
-        teacher_logits: The teacher's (B, K).
-        temperature: T, over 0; both logits are divided by it.
+        logits: Logits of the student (B, K).
+        teacher_logits: Logits of the teacher (B, K).
+        temperature: T, above 0; both logits are divided by it.
 
     Returns:
-        The loss, a scalar; 0 where both agree up to a constant of each sample.
+        The loss, a scalar; 0 if both agree up to a constant per sample.
     """
     student = F.log_softmax(logits.float() / temperature, dim=1)
     teacher = F.log_softmax(teacher_logits.float() / temperature, dim=1)
@@ -33,14 +33,14 @@ def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float
 
 
 def load_teacher(run: str, expected: Mapping[str, object]) -> nn.Module:
-    """The network of a finished run, in evaluation mode and without gradients.
+    """Load the network of a finished run as a teacher, in eval mode and without gradients.
 
     Args:
         run: Run folder or checkpoint.
-        expected: What the teacher's settings must be, by name, for its logits to mean what the student's do.
+        expected: Settings by name that the teacher must share with the student, so that their logits are comparable.
 
     Raises:
-        ValueError: It cannot be read, or was trained for other classes or other inputs.
+        ValueError: The run cannot be read, or was trained for other classes or other inputs.
     """
     module = load_run(run)
     for name, value in expected.items():

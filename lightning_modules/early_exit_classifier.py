@@ -1,4 +1,4 @@
-"""A classifier whose validation and test figures are those of an early exit on classes of unequal size."""
+"""Adds AUROC, average precision, F1, balanced accuracy, ECE and early-exit metrics to validation and test of a classifier."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ METRIC_NAMES = ("auroc", "ap", "f1", "balanced_acc", "ece", "exit_coverage", "ex
 
 
 class EarlyExitClassifier(Classifier):
-    """Adds ranking, calibration and exits to the figures of validation and test; training is left as it is, for it has to be fast.
+    """Classifier with ranking, calibration and early-exit metrics in validation and test; not in training, to keep it fast.
 
-    ECE is that of the logits as they are; a sample exits by its calibrated confidence, of logits divided by ``temperature``, which
-    is 1 in a fit.
+    The ECE is computed from the raw logits. A sample exits early by its calibrated confidence, computed from the logits divided by
+    ``temperature``, which is 1 in a fit.
 
     Args:
-        exit_threshold: Confidence from which on a sample counts as leaving early, 0 to 1, or ``never``. At test, the threshold that
-            the checkpoint's calibration chose stands in its place, where there is one.
+        exit_threshold: Lowest confidence at which a sample exits early, 0 to 1, or ``never``. At test, the threshold chosen by the
+            checkpoint's calibration replaces it, if there is one.
     """
 
     def __init__(self, *, exit_threshold: float | Literal["never"] = 0.9, **kwargs: Any) -> None:
@@ -32,7 +32,7 @@ class EarlyExitClassifier(Classifier):
         super().__init__(**kwargs)
 
     def configure_metrics(self) -> None:
-        """Loss and accuracy of each stage, and of those that judge: ranking, calibration, exits."""
+        """Create loss and accuracy of each stage, and ranking, calibration and exit metrics of the evaluation stages."""
         super().configure_metrics()
         self.ranking = nn.ModuleDict({f"{stage}_ranking": ClassificationScores() for stage in EVALUATION_STAGES})
         self.calibration = nn.ModuleDict({f"{stage}_calibration": BinnedCalibration() for stage in EVALUATION_STAGES})
@@ -41,11 +41,11 @@ class EarlyExitClassifier(Classifier):
 
     @property
     def metric_names(self) -> list[str]:
-        """Loss and accuracy of every stage, and the figures of those that judge."""
+        """Loss and accuracy of every stage, and the metrics of the evaluation stages."""
         return [*super().metric_names, *(f"{stage}/{name}" for stage in EVALUATION_STAGES for name in METRIC_NAMES)]
 
     def evaluated(self, logits: Tensor, batch: Batch, stage: StageName) -> StepOutput:
-        """Cross-entropy and all figures of a batch; see :class:`Classifier`."""
+        """Compute the loss of a batch and update all metrics; see :class:`Classifier`."""
         output = super().evaluated(logits, batch, stage)
         if stage != "train":
             logits, label = output["logits"], output["label"]
@@ -55,7 +55,7 @@ class EarlyExitClassifier(Classifier):
         return output
 
     def log_epoch(self, stage: StageName) -> None:
-        """Log the figures of a stage and count anew; exit accuracy is left out where nothing exits."""
+        """Log the metrics of a stage and reset them; exit accuracy is omitted if no sample exits."""
         super().log_epoch(stage)
         if stage == "train":
             return
@@ -77,16 +77,16 @@ class EarlyExitClassifier(Classifier):
             metric.reset()
 
     def threshold(self, stage: StageName) -> float:
-        """Confidence from which on a sample exits: at test the chosen one, where there is one; infinite for never."""
+        """Lowest confidence at which a sample exits: at test the calibrated threshold, if there is one; infinite for never."""
         chosen = self.chosen_threshold if stage == "test" else None
         return self.exit_threshold if chosen is None else chosen
 
     def exit_table(self, stage: StageName) -> list[dict[str, str | int | float]]:
-        """Exits of the last epoch of a stage, overall and by true class, for whoever shows them.
+        """Table of the exits in the last epoch of a stage, overall and per true class.
 
         Returns:
-            Rows with ``class`` (``all`` in the first), ``samples``, ``exits``, ``coverage`` and ``accuracy`` (NaN where nothing
-            exits); none before the stage was judged.
+            Rows with ``class`` (``all`` in the first), ``samples``, ``exits``, ``coverage`` and ``accuracy`` (NaN if no sample
+            exits); empty before the stage was evaluated.
         """
         histogram = self.exit_histograms.get(stage)
         if histogram is None:

@@ -1,4 +1,4 @@
-"""Weights that the encoder of a light segmenter starts from: a file's, or timm's own."""
+"""Loads initial weights into the encoder of the light segmenter, from a file or from timm."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def fill_encoder(
     weights: str | None,
     pretrained: bool,
 ) -> None:
-    """Give the encoder its weights; with neither source it stays random.
+    """Load weights into the encoder of a segmenter; without ``weights`` and ``pretrained`` the encoder stays random.
 
     Args:
-        network: Whose encoder is filled.
-        encoder: Name of its timm network.
-        network_args: Its further arguments.
+        network: The segmenter.
+        encoder: Name of the timm network that is its encoder.
+        network_args: Further arguments of ``timm.create_model`` for the encoder.
         weights: Run folder, checkpoint, safetensors or torch file.
-        pretrained: Take timm's weights, which are downloaded.
+        pretrained: Download timm's weights.
 
     Raises:
-        ValueError: They cannot be had or do not fit; the message begins with the setting's name.
+        ValueError: The weights cannot be loaded or do not fit; the message begins with the setting's name.
     """
     if weights is not None:
         inner = getattr(network.encoder, "model", network.encoder)
@@ -49,19 +49,19 @@ def fill_encoder(
         report = network.fill_encoder(tensors)
     except ValueError as error:
         raise ValueError(f"{setting}: {error}") from error
-    for line in report.lines()[:1]:  # the rest is the head of the weights' own task
+    for line in report.lines()[:1]:  # the other lines are about the head of the weights' original task
         log.info(f"{setting}: encoder: {line}")
 
 
 def _downloaded(encoder: str, network_args: Mapping[str, Argument] | None) -> Mapping[str, Tensor]:
     try:
-        with torch.random.fork_rng(devices=[]):  # building a network draws numbers
+        with torch.random.fork_rng(devices=[]):  # building a network draws random numbers
             filled = LightSegmenter(encoder, network_args=network_args, pretrained=True)
-    except Exception as error:  # of the hub, of the connection, of the file system: each library has its own
-        said = " ".join(str(error).split())[:200]
+    except Exception as error:  # hub, connection or file system: each library has its own error classes
+        reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"pretrained: timm's weights of {encoder} could not be had ({type(error).__name__}: {said}); "
-            "without network give a file by weights (--model.weights FILE)"
+            f"pretrained: timm's weights of {encoder} could not be loaded ({type(error).__name__}: {reason}); "
+            "without network access load them from a file (--model.weights FILE)"
         ) from error
     tensors: Mapping[str, Tensor] = getattr(filled.encoder, "model", filled.encoder).state_dict()
     return tensors

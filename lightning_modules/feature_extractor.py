@@ -1,4 +1,4 @@
-"""Features of a frozen backbone, for `main.py predict` and a callback that writes them: nothing here is trained."""
+"""Feature extractor: computes features with a frozen backbone in `main.py predict`; a callback writes them to a cache."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from networks.frozen_backbone import FrozenBackbone
 
 
 class FeatureExtractor(BaseModule):
-    """A frozen network of timm that predicts features.
+    """A frozen timm network that predicts features.
 
     Args:
-        backbone: Name of a timm network (``timm.list_models()``); with ``pretrained`` a tag can follow: ``resnet50.a1_in1k``.
-        network_args: Further arguments of ``timm.create_model``, by name, such as ``pad_type: same``.
-        pretrained: Take timm's own weights, which are downloaded.
+        backbone: Name of a timm network (``timm.list_models()``); with ``pretrained``, a tag may follow: ``resnet50.a1_in1k``.
+        network_args: Further keyword arguments of ``timm.create_model``, such as ``pad_type: same``.
+        pretrained: Download and use timm's pretrained weights.
         weights: Run folder, checkpoint, safetensors or torch file with the weights of the backbone.
-        layers: Blocks or stages whose outputs are joined, in this order; negative ones count from the end. None: [-1], the final
-            features.
-        pooling: ``cls``: class token; ``avg``: mean of the patch tokens or of the feature map; ``native``: what timm's own
-            classifier would be given. None: ``cls`` where the network has a class token, else ``native``.
+        layers: Blocks or stages whose outputs are concatenated, in this order; negative numbers count from the end. None: [-1], the
+            final features.
+        pooling: ``cls``: class token; ``avg``: mean of the patch tokens or of the feature map; ``native``: the input of timm's own
+            classifier. None: ``cls`` if the network has a class token, else ``native``.
         channels_last: Keep images and convolutions in the channels-last memory format.
         matmul_precision: fp32 precision on the accelerator: ``highest``: fp32; ``high``: TF32.
         compile: Compile the network (torch.compile).
         compile_mode: Mode of torch.compile.
-        num_classes: Linked to the data.
+        num_classes: Number of classes; linked to the data, not used.
         in_channels: Channels of an image; linked to the data.
         image_size: Height and width of an image in pixels; linked to the data.
         mean: Per-channel mean of the normalisation; linked to the data.
-        std: Per-channel standard deviation, likewise.
-        class_names: Linked to the data.
-        feature_width: Linked to the data, which must serve images.
+        std: Per-channel standard deviation of the normalisation; linked to the data.
+        class_names: Names of the classes; linked to the data.
+        feature_width: Linked to the data, which must provide images; any value but None is an error.
     """
 
     needs_checkpoint: ClassVar[bool] = False
-    """`main.py predict` needs no run for this module: its weights are those of the settings."""
+    """`main.py predict` needs no run for this module, as its weights are loaded from the settings."""
     network: FrozenBackbone
 
     def __init__(
@@ -82,11 +82,11 @@ class FeatureExtractor(BaseModule):
         )
 
     def configure_network(self) -> None:
-        """Build the network; nothing is read or downloaded."""
+        """Build the network; reads and downloads nothing."""
         self.network = self.settings.build()
 
     def setup(self, stage: str) -> None:
-        """Give the backbone its weights, once."""
+        """Load the backbone's weights, once."""
         if stage == "fit":
             raise MisconfigurationException("FeatureExtractor has nothing to train; it is for main.py predict")
         try:
@@ -99,13 +99,13 @@ class FeatureExtractor(BaseModule):
         super().on_fit_start()
 
     def backbone_identity(self) -> dict[str, Any]:
-        """What the features are of, filling the backbone where that was not done yet.
+        """Identity of the backbone that computes the features; loads its weights if they are not loaded yet.
 
         Returns:
             ``backbone`` (full name), ``weights_hash``, ``layers``, ``pooling`` and ``feature_width``.
 
         Raises:
-            ValueError: The weights cannot be had or do not fit.
+            ValueError: The weights cannot be loaded or do not fit.
         """
         if self._weights_hash is None:
             self._weights_hash = self.settings.fill(self.network)
@@ -113,7 +113,7 @@ class FeatureExtractor(BaseModule):
         return {**describe(self.network, self._weights_hash), "feature_width": images * self.network.feature_width}
 
     def joined(self, image: Tensor) -> Tensor:
-        """Features (B, D) of images (B, C, H, W), or (B, S D) of windows (B, S, C, H, W): those of their images in a row."""
+        """Features (B, D) of images (B, C, H, W), or (B, S D) of windows (B, S, C, H, W): their images' features concatenated."""
         if image.ndim == 4:
             return cast(Tensor, self(image))
         features: Tensor = self(image.flatten(0, 1))
@@ -123,13 +123,13 @@ class FeatureExtractor(BaseModule):
         """Features of a batch.
 
         Args:
-            batch: ``image`` (B, C, H, W) or (B, S, C, H, W), or ``views``, which gives such images of the same samples one after
-                the other; and ``label`` (B,), ``index`` (B,).
+            batch: ``image`` (B, C, H, W) or (B, S, C, H, W), or ``views``, an iterator over several such batches of images (views)
+                of the same samples; and ``label`` (B,), ``index`` (B,).
             batch_idx: Number of the batch.
             dataloader_idx: Number of the loader.
 
         Returns:
-            ``features`` (B, D) float32, or (B, V, D) of views; ``label`` and ``index`` as they were.
+            ``features`` (B, D) float32, or (B, V, D) for V views; ``label`` and ``index`` unchanged.
         """
         if "views" in batch:
             views = cast(Iterator[Tensor], batch["views"])

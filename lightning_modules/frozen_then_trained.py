@@ -1,4 +1,4 @@
-"""An encoder that stays as it is for some epochs, or for good, and is trained afterwards, in one run that can be resumed."""
+"""Base of classifiers whose encoder is frozen for some epochs, or always, and trained afterwards, within one resumable run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class HasEncoder(Protocol):
-    """What is asked of the network."""
+    """Attributes that the network must have."""
 
     encoder: nn.Module
     frozen: bool
@@ -25,16 +25,16 @@ class HasEncoder(Protocol):
 
 
 class FrozenThenTrained(Classifier):
-    """A classifier whose network has an `encoder` and a switch `frozen`; the rest of the network is its head.
+    """A classifier whose network has an `encoder` and a flag `frozen`; the rest of the network is its head.
 
-    All groups of the optimiser are there from the first step on. It leaves alone what has no gradient: no weight decay, no moments.
-    So frozen weights are equal to the bit, and what is frozen is a function of the epoch alone.
+    The optimiser has all parameter groups from the first step on. It skips parameters without gradient: no weight decay, no
+    moments. Frozen weights therefore stay bit-identical, and whether the encoder is frozen depends only on the epoch.
 
     Args:
-        freeze: ``backbone`` keeps the encoder as it is, in eval mode; ``none`` trains everything.
-        unfreeze_epoch: Epoch, counted from 0, from which on a frozen encoder is trained too; None: never.
-        unfreeze_lr: Factor on ``lr``, of head and encoder, from that epoch on; the schedule starts anew there, without warm-up.
-        backbone_lr: Factor on the learning rate of the encoder, over 0.
+        freeze: ``backbone`` freezes the encoder in eval mode; ``none`` trains everything.
+        unfreeze_epoch: First epoch, counted from 0, in which a frozen encoder is trained too; None: never.
+        unfreeze_lr: Factor on ``lr`` of head and encoder from that epoch on; the schedule restarts there, without warm-up.
+        backbone_lr: Factor on the learning rate of the encoder, above 0.
     """
 
     fixed_on_resume: ClassVar[tuple[str, ...]] = (*BaseModule.fixed_on_resume, "freeze", "unfreeze_epoch")
@@ -66,7 +66,7 @@ class FrozenThenTrained(Classifier):
         return cast(HasEncoder, self.network)
 
     def _follow_epoch(self) -> None:
-        """Freeze or unfreeze the encoder, as a function of the epoch alone, so that a resumed run has it as it was."""
+        """Freeze or unfreeze the encoder depending only on the epoch, so that a resumed run gets the same state."""
         frozen = self.freeze_part == "backbone" and (
             self.unfreeze_epoch is None or self.current_epoch < self.unfreeze_epoch
         )
@@ -81,22 +81,22 @@ class FrozenThenTrained(Classifier):
         super().on_fit_start()
         if self.freeze_part == "none":
             return
-        # the encoder, which is meant to be
+        # the encoder is in eval mode on purpose
         warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
         unused = getattr(self.trainer.strategy, "_ddp_kwargs", {}).get("find_unused_parameters", False)
         if self.trainer.world_size > 1 and self.unfreeze_epoch is not None and not unused:
             raise MisconfigurationException(
-                "unfreeze_epoch: with several processes the encoder has no gradients before that epoch, which DDP must be told; "
-                "add --trainer.strategy ddp_find_unused_parameters_true"
+                "unfreeze_epoch: the encoder has no gradients before that epoch, so with several processes DDP must find unused "
+                "parameters; add --trainer.strategy ddp_find_unused_parameters_true"
             )
 
     def on_train_start(self) -> None:
-        """See :class:`BaseModule`; a run that goes on in mid-epoch comes to no start of an epoch."""
+        """See :class:`BaseModule`; needed because a run that resumes mid-epoch does not call ``on_train_epoch_start``."""
         super().on_train_start()
         self._follow_epoch()
 
     def on_train_epoch_start(self) -> None:
-        """See :class:`Classifier`; unfreeze when it is time."""
+        """See :class:`Classifier`; also unfreezes the encoder at ``unfreeze_epoch``."""
         super().on_train_epoch_start()
         self._follow_epoch()
 
@@ -107,7 +107,7 @@ class FrozenThenTrained(Classifier):
             return rows
         if rows is not None:
             raise MisconfigurationException(
-                "unfreeze_epoch: a callback divides the run into stages already; use one of both"
+                "unfreeze_epoch: a callback divides the run into stages already; use only one of the two"
             )
         if epochs is None or epochs <= self.unfreeze_epoch:
             raise MisconfigurationException(
@@ -118,7 +118,7 @@ class FrozenThenTrained(Classifier):
         return [(self.unfreeze_epoch, self.unfreeze_epoch * steps, 1.0), (left, left * steps, self.unfreeze_lr)]
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """``head_weights``, ``head_vectors``, ``backbone_weights``, ``backbone_vectors``; the last two unless frozen for good."""
+        """Groups ``head_weights``, ``head_vectors`` and, unless always frozen, ``backbone_weights``, ``backbone_vectors``."""
         excepted = [
             f"encoder.{name}.{pattern}".replace("..", ".")
             for name, module in self._switched.encoder.named_modules()

@@ -1,4 +1,4 @@
-"""HAR classifier: activities from windows of signals as images, by an encoder that is trained, frozen, or unfrozen in time."""
+"""Classifier for human activity recognition (HAR) on signal windows, as images or as signals, with optionally frozen encoder."""
 
 from __future__ import annotations
 
@@ -23,37 +23,37 @@ log = logging.getLogger(__name__)
 
 
 class HARClassifier(StartsFromWeights, FrozenThenTrained, EarlyExitClassifier):
-    """A network of timm over the images of a window, or a 1-D network over its signals, and a small head.
+    """Classifies signal windows: a timm network on the window's images, or a 1-D network on its signals, and a small head.
 
-    What a batch holds decides: `image` (B, C, N, N) is judged as it is, of `image` (B, S, C, N, N), the mode `flatten`, the answer
-    is the mean of the S images' logits, and without images `signal` (B, S, T) goes to ``architecture: signal_resnet``. ``val/acc``
-    is that of windows in every mode.
+    The content of a batch selects the mode. `image` (B, C, N, N) is classified directly. `image` (B, S, C, N, N), mode `flatten`:
+    the prediction is the mean of the logits of the S images. Without images, `signal` (B, S, T) goes to ``architecture:
+    signal_resnet``. ``val/acc`` is the accuracy over windows in every mode.
 
     Args:
         architecture: Name of a timm network (``timm.list_models()``), or ``signal_resnet`` for ``--data.mode signals``; with
-            ``pretrained`` a tag can follow.
-        network_args: Further arguments of ``timm.create_model``, by name; of signal_resnet: width, blocks.
-        layers: Blocks or stages whose outputs are joined; negative ones count from the end. None: the final features.
-        pooling: ``cls``: class token; ``avg``: mean of the patch tokens or of the feature map; ``native``: what timm's own
-            classifier would be given. None: what fits the network.
-        grad_checkpointing: Compute activations again in the backward pass in place of keeping them: less memory, a third slower.
-        drop_path: Probability of skipping a residual branch; that of the last block.
+            ``pretrained``, a tag may follow.
+        network_args: Further keyword arguments of ``timm.create_model``; for signal_resnet: width, blocks.
+        layers: Blocks or stages whose outputs are concatenated; negative numbers count from the end. None: the final features.
+        pooling: ``cls``: class token; ``avg``: mean of the patch tokens or of the feature map; ``native``: the input of timm's own
+            classifier. None: the default of the network.
+        grad_checkpointing: Recompute activations in the backward pass instead of keeping them: less memory, a third slower.
+        drop_path: Maximum probability of skipping a residual branch (stochastic depth), reached in the last block.
         hidden: Widths of the hidden layers of the head; [] for a linear head.
         dropout: Probability of dropping a hidden value of the head in training.
         head_seed: Seed of the head's initial weights and dropout. None: the run's seed.
-        fusion: In the mode flatten: ``logits`` judges each image and takes the mean; ``features`` joins the images' features, so
-            that the head knows which signal each is of, and judges once.
-        image_loss: In the mode flatten with ``fusion: logits``: ``window`` trains the mean of the logits, which is the answer;
-            ``images`` trains each image to know the activity by itself, though some signals cannot tell sitting from standing.
-        signals: S, images of a window in the mode flatten.
-        pretrained: Start from timm's own weights, which are downloaded when training begins.
-        weights: Run folder, checkpoint, safetensors or torch file to start from. RGB weights are brought to the channels of the
-            images. A resumed run does not need it any more.
-        min_loaded: Least share of the encoder's weights that ``weights`` must fill, 0 to 1.
-        lr: See :class:`BaseModule`, as the next four.
-        optimizer: AdamW or SGD.
-        weight_decay: Of matrices.
-        schedule: Rule of the learning rate.
+        fusion: In mode flatten: ``logits`` classifies each image and averages the logits; ``features`` concatenates the images'
+            features and classifies them once, so that the head knows which signal each image shows.
+        image_loss: In mode flatten with ``fusion: logits``: ``window`` is the loss of the averaged logits, the prediction;
+            ``images`` is the loss of each single image, although some signals cannot tell sitting from standing.
+        signals: S, number of images per window in mode flatten.
+        pretrained: Start from timm's pretrained weights, which are downloaded when training begins.
+        weights: Run folder, checkpoint, safetensors or torch file to start from. RGB weights are adapted to the channels of the
+            images. A resumed run does not read it again.
+        min_loaded: Minimum fraction of the encoder's weights that ``weights`` must fill, 0 to 1.
+        lr: See :class:`BaseModule`, as for the next four.
+        optimizer: Name of the optimiser, as in `BaseModule`.
+        weight_decay: Weight decay of matrices.
+        schedule: Learning-rate schedule.
         warmup_epochs: Length of the linear warm-up.
         label_smoothing: See :class:`Classifier`.
 
@@ -92,7 +92,7 @@ class HARClassifier(StartsFromWeights, FrozenThenTrained, EarlyExitClassifier):
         weights: str | None = None,
         min_loaded: float = 0.9,
         lr: float = 1e-3,
-        optimizer: Literal["sgd", "adamw"] = "adamw",
+        optimizer: str = "adamw",
         weight_decay: float = 0.05,
         schedule: ScheduleName = "cosine",
         warmup_epochs: float = 1.0,
@@ -102,7 +102,7 @@ class HARClassifier(StartsFromWeights, FrozenThenTrained, EarlyExitClassifier):
         if pretrained and weights is not None:
             raise ValueError(f"pretrained and weights: only one of them, got {pretrained} and {weights}")
         if pretrained and not timm.models.is_model_pretrained(architecture.partition(".")[0]):
-            raise ValueError(f"pretrained: timm has no weights of {architecture}; give a file by weights")
+            raise ValueError(f"pretrained: timm has no weights of {architecture}; set weights to a file")
         if not 0 <= min_loaded <= 1:
             raise ValueError(f"min_loaded: a share of the encoder, 0 to 1, got {min_loaded}")
         if signals < 1:
@@ -126,7 +126,7 @@ class HARClassifier(StartsFromWeights, FrozenThenTrained, EarlyExitClassifier):
     # ---- the network ----
 
     def configure_network(self) -> None:
-        """Build encoder and head; nothing is read or downloaded."""
+        """Build encoder and head; reads and downloads nothing."""
         encoder = build_encoder(
             self.architecture,
             in_channels=self.in_channels,
@@ -152,14 +152,14 @@ class HARClassifier(StartsFromWeights, FrozenThenTrained, EarlyExitClassifier):
 
     @property
     def deployed_network(self) -> nn.Module:
-        """Encoder and head as one plain module, from normalised images or signals to a window's logits (B, K)."""
+        """Encoder and head as one plain module that maps normalised images or signals to logits of windows (B, K)."""
         return WindowAnswer(self.network)
 
     def inputs(self, batch: Batch) -> Tensor:
-        """What the network judges of a batch: images where there are any, else signals.
+        """The network's input in a batch: the images if there are any, else the signals.
 
         Raises:
-            MisconfigurationException: It is not what the architecture takes.
+            MisconfigurationException: The architecture does not take this kind of input.
         """
         image = batch.get("image")
         if (image is None) != (self.architecture == SIGNAL_NETWORK):
@@ -176,32 +176,32 @@ class HARClassifier(StartsFromWeights, FrozenThenTrained, EarlyExitClassifier):
         return cast(Tensor, batch["signal"] if image is None else image)
 
     def each(self, inputs: Tensor) -> Tensor:
-        """Logits of the network: (B, K), or (B, S, K) where each image of a window is judged."""
+        """Logits of the network: (B, K), or (B, S, K) if each image of a window is classified on its own."""
         return super().forward(inputs)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits (B, K) of windows; networks/signal_encoder.py has the shapes of their normalised images or signals."""
+        """Logits (B, K) of windows; networks/signal_encoder.py lists the input shapes of normalised images and signals."""
         logits = self.each(image)
         return logits.mean(dim=1) if logits.ndim == 3 else logits
 
     # ---- steps ----
 
     def configure_metrics(self) -> None:
-        """Those of a judged classifier, and accuracy by image and by person."""
+        """Create the metrics of :class:`EarlyExitClassifier`, and accuracy per image and per person."""
         super().configure_metrics()
         self.image_sums = nn.ModuleDict({f"{stage}_images": ClassificationSums() for stage in EVALUATION_STAGES})
         self.subject_sums = nn.ModuleDict({f"{stage}_subjects": GroupSums() for stage in EVALUATION_STAGES})
 
     @property
     def metric_names(self) -> list[str]:
-        """Those of a judged classifier; accuracy of single images (flatten) and of the person with the lowest."""
+        """Metrics of :class:`EarlyExitClassifier`, accuracy of single images (flatten), and lowest accuracy of any person."""
         return [
             *super().metric_names,
             *(f"{s}/{name}" for s in EVALUATION_STAGES for name in ("acc_image", "acc_worst_subject")),
         ]
 
     def shared_step(self, batch: Batch, stage: StageName) -> StepOutput:
-        """Loss and figures of one batch; see :class:`BaseModule`."""
+        """Compute the loss of one batch and update the metrics; see :class:`BaseModule`."""
         each = self.each(self.inputs(batch))
         flat = each.ndim == 3
         logits = each.mean(dim=1) if flat else each
@@ -217,7 +217,7 @@ class HARClassifier(StartsFromWeights, FrozenThenTrained, EarlyExitClassifier):
         return output
 
     def training_loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Of the windows, or of all their images with ``image_loss: images``."""
+        """Loss of the windows, or of all their images with ``image_loss: images``."""
         each = batch.get("image_logits")
         if each is None or self.image_loss == "window":
             return super().training_loss(logits, batch)
@@ -225,7 +225,7 @@ class HARClassifier(StartsFromWeights, FrozenThenTrained, EarlyExitClassifier):
         return super().training_loss(each.flatten(0, 1), {"label": label})
 
     def log_epoch(self, stage: StageName) -> None:
-        """Log the figures of a stage and count anew."""
+        """Log the metrics of a stage and reset them."""
         super().log_epoch(stage)
         if stage == "train":
             return
@@ -239,22 +239,22 @@ class HARClassifier(StartsFromWeights, FrozenThenTrained, EarlyExitClassifier):
             subjects.reset()
 
     def setup(self, stage: str) -> None:
-        """See :class:`Classifier`; say what a constant answer would reach on the validation windows."""
+        """See :class:`Classifier`; also log the validation accuracy of always predicting the most frequent training class."""
         super().setup(stage)
         splits = getattr(getattr(self.trainer, "datamodule", None), "splits", {})
         if stage == "fit" and {"train", "val"} <= splits.keys():
             answer = int(splits["train"]["label"].bincount().argmax())
             share = float((splits["val"]["label"] == answer).float().mean())
             name = self.class_names[answer] if self.class_names else answer
-            log.info(f"baseline   always answering {name} would be right in {share:.1%} of the validation windows")
+            log.info(f"baseline   always predicting {name} is correct for {share:.1%} of the validation windows")
 
     # ---- weights to start from ----
 
     def give_weights(self) -> list[tuple[int, str]]:
-        """Start from ``weights`` or timm's own; see :class:`StartsFromWeights`."""
+        """Load ``weights`` or timm's pretrained weights; see :class:`StartsFromWeights`."""
         if self.weights is None and not self.pretrained:
-            unsaid = "freeze: backbone without weights or pretrained: the frozen encoder is random"
-            return [(logging.WARNING, unsaid)] if self.freeze_part == "backbone" else []
+            warning = "freeze: backbone without weights or pretrained: the frozen encoder is random"
+            return [(logging.WARNING, warning)] if self.freeze_part == "backbone" else []
         setting, source = ("weights", self.weights) if self.weights else ("pretrained", f"timm's {self.architecture}")
         try:
             names = {*self.network.state_dict(), *backbone_of(self.network).state_dict()}
@@ -268,7 +268,7 @@ class HARClassifier(StartsFromWeights, FrozenThenTrained, EarlyExitClassifier):
     # ---- single windows ----
 
     def _check_images(self, images: Tensor) -> None:
-        """See :class:`Classifier`; a window may be several images, or no image at all."""
+        """See :class:`Classifier`; the input of a window may be several images, or signals."""
         if self.architecture == SIGNAL_NETWORK:
             if images.ndim not in (2, 3) or images.shape[-2] != self.in_channels or not images.is_floating_point():
                 wanted = f"(B, {self.in_channels}, T), floating point, normalised by the datamodule's signal_scale"
@@ -278,13 +278,13 @@ class HARClassifier(StartsFromWeights, FrozenThenTrained, EarlyExitClassifier):
             return
         if images.ndim == 3 and images.shape[-1] != images.shape[-2]:
             raise ValueError(
-                f"images: got {tuple(images.shape)}, which are signals; this run judges their images, which its datamodule makes: "
-                "main.py predict, or docs/har_vit.md for Python"
+                f"images: got {tuple(images.shape)}, which are signals; this run classifies images of signals, which its "
+                "datamodule computes: use main.py predict, or see docs/har_vit.md for Python"
             )
         super()._check_images(images.flatten(0, 1) if images.ndim == 5 else images)
 
     def _normalized(self, images: Tensor) -> Tensor:
-        """See :class:`Classifier`; signals come normalised, and a batch of them looks like one image."""
+        """See :class:`Classifier`; signals are normalised already, and a batch of them has the shape of one image."""
         if self.architecture == SIGNAL_NETWORK:
             return images.float().flatten(0, -3)
         return super()._normalized(images)

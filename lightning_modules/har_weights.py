@@ -1,4 +1,4 @@
-"""Weights that a network for windows of signals starts from: a run of its own, any file of weights of its encoder, or timm's."""
+"""Loads initial weights into a HAR network (encoder and head), from a run, a weights file or timm."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from networks.transfer import transfer
 
 
 def backbone_of(network: WindowNetwork) -> nn.Module:
-    """The network of timm within the encoder, or the 1-D network: what has the names that weights of others have."""
+    """The timm network inside the encoder, or the 1-D network: the module whose parameter names match published weights."""
     encoder = network.encoder
     return encoder.network if isinstance(encoder, TimmFeatures) else encoder
 
@@ -22,20 +22,20 @@ def backbone_of(network: WindowNetwork) -> nn.Module:
 def fill(
     network: WindowNetwork, saved: SavedWeights, class_names: list[str] | None, min_loaded: float, trains: bool
 ) -> list[str]:
-    """Fill the encoder with what fits, and the head where it is one of the same shape for the same classes.
+    """Load the weights that fit into the encoder, and into the head if its shape and its classes are the same.
 
     Args:
-        network: To be filled; after an error it is as it was.
-        saved: Weights by the encoder's names, or by those of a whole `WindowNetwork`.
-        class_names: Of the run.
-        min_loaded: Least share of the encoder's weights that must be filled, 0 to 1.
-        trains: The encoder will be trained.
+        network: The network to fill; unchanged after an error.
+        saved: Weights with the names of the encoder or of a whole `WindowNetwork`.
+        class_names: Class names of the run.
+        min_loaded: Minimum fraction of the encoder's weights that must be loaded, 0 to 1.
+        trains: Whether the encoder will be trained.
 
     Returns:
-        What there is to say.
+        Lines for the log.
 
     Raises:
-        ValueError: Less fits, or the weights can only be used frozen.
+        ValueError: Fewer weights fit, or the weights can only be used with a frozen encoder.
     """
     backbone = backbone_of(network)
     prefix = "encoder.network." if backbone is not network.encoder else "encoder."
@@ -50,29 +50,29 @@ def fill(
     report = transfer(backbone, tensors, min_loaded=min_loaded)
     if trains and (folded := folded_norms(backbone)):
         raise ValueError(
-            f"{len(folded)} batch norms were folded into the layers before, and the statistics of a batch would destroy what the "
-            "network knows; take --model.freeze backbone"
+            f"{len(folded)} batch norms were folded into the layers before them, and training with batch statistics would destroy "
+            "the features; set --model.freeze backbone"
         )
     same = {name: tensor.shape for name, tensor in head.items()} == {name: t.shape for name, t in own.items()}
     if same and saved.class_names in (None, class_names):
         network.head.load_state_dict(head)
-        notes.append("head: taken over")
+        notes.append("head: loaded")
     return [*report.lines(), *notes]
 
 
 def downloaded(architecture: str) -> SavedWeights:
-    """Weights of timm for the network as timm has it, three channels and class token; `fill` does the rest.
+    """Download timm's weights of an unmodified timm network, with three channels and class token; `fill` adapts them.
 
     Raises:
-        ValueError: They could not be had.
+        ValueError: They could not be loaded.
     """
     try:
-        with torch.random.fork_rng(devices=[]):  # building a network draws numbers
+        with torch.random.fork_rng(devices=[]):  # building a network draws random numbers
             network = timm.create_model(architecture, pretrained=True)
-    except Exception as error:  # of the hub, of the connection, of the file system: each library has its own
-        said = " ".join(str(error).split())[:200]
+    except Exception as error:  # hub, connection or file system: each library has its own error classes
+        reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"the weights could not be had ({type(error).__name__}: {said}); without network give a file by weights "
+            f"the weights could not be loaded ({type(error).__name__}: {reason}); without network access load them from a file "
             "(--model.weights FILE)"
         ) from error
     return SavedWeights(network.state_dict())

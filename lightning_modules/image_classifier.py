@@ -1,4 +1,4 @@
-"""Image classifier: any network of timm, from scratch or from weights, with a frozen backbone or learning rates by layer."""
+"""Image classifier with any timm network: training from scratch, fine-tuning, frozen backbone, layer-wise learning rates."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from networks.transfer import transfer
 
 
 class ImageClassifier(StartsFromWeights):
-    """A timm network. The head is its classifier, the last linear layer; the backbone is everything else.
+    """Classifies images with a timm network. The head is its classifier, the last linear layer; the backbone is everything else.
 
     Args:
-        architecture: Name of a timm network (``timm.list_models()``); with ``pretrained`` a tag can follow: ``resnet50.a1_in1k``.
-        network_args: Further arguments of ``timm.create_model``, by name, such as ``pad_type: same``.
+        architecture: Name of a timm network (``timm.list_models()``); with ``pretrained``, a tag may follow: ``resnet50.a1_in1k``.
+        network_args: Further keyword arguments of ``timm.create_model``, such as ``pad_type: same``.
         dropout: Probability of dropping a feature before the head.
-        drop_path: Probability of skipping a residual branch (stochastic depth), where the network has them; that of the last block.
-        pretrained: Start from timm's own weights, which are downloaded when training begins.
-        weights: Run folder, checkpoint, safetensors or torch file to start from. What fits is loaded and the rest is said; rows of
-            the head are taken over by class name where both sides have names. A resumed run does not need it any more.
-        min_loaded: Least share of the network's weights outside the head that ``weights`` must fill, 0 to 1.
-        freeze: ``backbone`` trains the head alone, the rest stays as it is to the bit, in eval mode; ``norm_statistics`` trains all
-            weights and keeps only the statistics of batch norms; ``none`` trains everything.
-        backbone_lr: Factor on the learning rate of the backbone, over 0.
-        layer_decay: Factor on the learning rate from each layer to the one before it, over 0 and at most 1; layers are those that
-            timm groups (a block each), and the head has ``lr``.
+        drop_path: Maximum probability of skipping a residual branch (stochastic depth), reached in the last block; if supported.
+        pretrained: Start from timm's pretrained weights, which are downloaded when training begins.
+        weights: Run folder, checkpoint, safetensors or torch file to start from. Tensors that fit are loaded, the others are listed
+            in the log. Rows of the head are matched by class name if both sides have names. A resumed run does not read it again.
+        min_loaded: Minimum fraction of the network's weights outside the head that ``weights`` must fill, 0 to 1.
+        freeze: ``backbone`` trains only the head; the backbone stays bit-identical and in eval mode. ``norm_statistics`` trains all
+            weights and freezes only the statistics of batch norms. ``none`` trains everything.
+        backbone_lr: Factor on the learning rate of the backbone, above 0.
+        layer_decay: Factor on the learning rate from each layer to the one before it, above 0 and at most 1. Layers are grouped by
+            timm (one per block); the head uses ``lr``.
     """
 
     fixed_on_resume: ClassVar[tuple[str, ...]] = (
@@ -81,17 +81,19 @@ class ImageClassifier(StartsFromWeights):
         if not 0 < layer_decay <= 1:
             raise ValueError(f"layer_decay: a factor over 0, at most 1, got {layer_decay}")
         if freeze == "backbone" and (backbone_lr, layer_decay) != (1, 1):
-            raise ValueError("backbone_lr and layer_decay: leave them at 1.0, for freeze: backbone trains no backbone")
+            raise ValueError(
+                "backbone_lr and layer_decay: leave them at 1.0, freeze: backbone does not train the backbone"
+            )
         super().__init__(**kwargs)
         self.train()
 
     # ---- the network ----
 
     def configure_network(self) -> None:
-        """Build the network and freeze what is to be frozen; nothing is downloaded."""
+        """Build the network and freeze parameters according to ``freeze``; downloads nothing."""
         self.network = self._build(pretrained=False)
         if self.pretrained and not timm.models.is_model_pretrained(self.architecture.partition(".")[0]):
-            raise ValueError(f"pretrained: timm has no weights of {self.architecture}; give a file by weights")
+            raise ValueError(f"pretrained: timm has no weights of {self.architecture}; set weights to a file")
         if self.freeze_part == "backbone":
             heads = classifier_names(self.network)
             for name, parameter in self.network.named_parameters():
@@ -99,7 +101,7 @@ class ImageClassifier(StartsFromWeights):
         elif self.freeze_part == "norm_statistics" and not statistics_modules(self.network):
             raise ValueError(f"freeze: norm_statistics: {self.architecture} has no batch norms")
         if self.layer_decay != 1:
-            layer_numbers(self.network)  # says so where timm knows none
+            layer_numbers(self.network)  # raises if timm defines no layers for this network
 
     def _build(self, pretrained: bool) -> nn.Module:
         return build_timm_network(
@@ -114,7 +116,7 @@ class ImageClassifier(StartsFromWeights):
         )
 
     def train(self, mode: bool = True) -> ImageClassifier:
-        """Training mode for all but what is frozen: its batch norms would drift and its dropout would blur what does not learn."""
+        """Set training mode, except for frozen modules: their batch-norm statistics would drift, and dropout would add noise."""
         super().train(mode)
         if mode and self.freeze_part != "none":
             frozen = backbone_modules if self.freeze_part == "backbone" else statistics_modules
@@ -125,13 +127,13 @@ class ImageClassifier(StartsFromWeights):
     def on_fit_start(self) -> None:
         """See :class:`BaseModule`."""
         super().on_fit_start()
-        if self.freeze_part != "none":  # Lightning warns of modules in eval mode, which are meant to be
+        if self.freeze_part != "none":  # Lightning warns of modules in eval mode, which is intended here
             warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
 
     # ---- weights to start from ----
 
     def give_weights(self) -> list[tuple[int, str]]:
-        """Start from ``weights`` or timm's own; see :class:`StartsFromWeights`."""
+        """Load ``weights`` or timm's pretrained weights; see :class:`StartsFromWeights`."""
         setting = "weights" if self.weights is not None else "pretrained"
         if self.weights is not None:
             try:
@@ -141,8 +143,8 @@ class ImageClassifier(StartsFromWeights):
         elif self.pretrained:
             saved = self._download()
         else:
-            unsaid = "freeze: backbone without weights or pretrained: what is frozen is random"
-            return [(logging.WARNING, unsaid)] if self.freeze_part == "backbone" else []
+            warning = "freeze: backbone without weights or pretrained: the frozen backbone is random"
+            return [(logging.WARNING, warning)] if self.freeze_part == "backbone" else []
         source = self.weights or f"timm's {self.architecture}"
         try:
             report = transfer(
@@ -156,26 +158,26 @@ class ImageClassifier(StartsFromWeights):
             raise ValueError(f"{setting}: {source}: {error}") from error
         if self.freeze_part == "none" and (folded := folded_norms(self.network)):
             raise ValueError(
-                f"{setting}: {source}: {len(folded)} batch norms have mean 0 and variance 1, they were folded into the layers "
-                "before, and the statistics of a batch would destroy what the network knows; add --model.freeze norm_statistics"
+                f"{setting}: {source}: {len(folded)} batch norms have mean 0 and variance 1: they were folded into the layers "
+                "before them, and training with batch statistics would destroy the features; add --model.freeze norm_statistics"
             )
-        said = [(logging.INFO, line) for line in report.lines()]
+        lines = [(logging.INFO, line) for line in report.lines()]
         ours, theirs = (self.mean, self.std), (saved.mean, saved.std)
         if None not in (*ours, *theirs) and ours != theirs:
             there, here = (f"mean {mean}, std {std}" for mean, std in (theirs, ours))
-            said.append((logging.WARNING, f"trained on images of {there}; those of this run have {here}"))
-        return [(level, f"{setting}: {source}: {line}") for level, line in said]
+            lines.append((logging.WARNING, f"trained on images normalised with {there}; this run uses {here}"))
+        return [(level, f"{setting}: {source}: {line}") for level, line in lines]
 
     def _download(self) -> SavedWeights:
-        """Weights of timm, brought into shape by timm: other channels, another grid, no head where the classes differ."""
+        """Download timm's weights; timm adapts them to channels and grid. The head is left out if the number of classes differs."""
         try:
-            with torch.random.fork_rng(devices=[]):  # building a network draws numbers
+            with torch.random.fork_rng(devices=[]):  # building a network draws random numbers
                 network = self._build(pretrained=True)
-        except Exception as error:  # of the hub, of the connection, of the file system: each library has its own
-            said = " ".join(str(error).split())[:200]
+        except Exception as error:  # hub, connection or file system: each library has its own error classes
+            reason = " ".join(str(error).split())[:200]
             raise ValueError(
-                f"pretrained: timm's weights of {self.architecture} could not be had ({type(error).__name__}: {said}); "
-                "without network give a file by weights (--model.weights FILE)"
+                f"pretrained: timm's weights of {self.architecture} could not be loaded ({type(error).__name__}: {reason}); "
+                "without network access load them from a file (--model.weights FILE)"
             ) from error
         config: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
         state = network.state_dict()
@@ -187,11 +189,11 @@ class ImageClassifier(StartsFromWeights):
     # ---- learning rates ----
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Weights and vectors, apart for the head, the backbone or its layers where their learning rates differ.
+        """Parameter groups: weights and vectors, separate for head, backbone or layers if their learning rates differ.
 
-        Groups are called ``weights`` and ``vectors``; ``head_weights``, ``backbone_weights``, ... with ``backbone_lr``;
-        ``head_weights``, ``layer03_weights``, ... with ``layer_decay``. The first has the highest learning rate. Not decayed are
-        vectors, and what timm says is not to be (position embeddings).
+        The groups are named ``weights`` and ``vectors``; with ``backbone_lr``: ``head_weights``, ``backbone_weights``, ...; with
+        ``layer_decay``: ``head_weights``, ``layer03_weights``, .... The first group has the highest learning rate. Weight decay is
+        not applied to vectors and to parameters that timm excludes (position embeddings).
         """
         heads = classifier_names(self.network)
         layers = layer_numbers(self.network) if self.layer_decay != 1 else {}
@@ -217,7 +219,7 @@ class ImageClassifier(StartsFromWeights):
         return [groups[key] for key in sorted(groups)]
 
     def _part(self, head: bool, layer: int, last: int) -> tuple[str, float]:
-        """Prefix of a group's name, and factor on its learning rate."""
+        """Prefix of a group's name and factor on its learning rate."""
         factor = self.layer_decay ** (last - layer) * (1.0 if head else self.backbone_lr)
         if self.layer_decay != 1:
             return ("head_" if head else f"layer{layer:02d}_"), factor
@@ -226,7 +228,7 @@ class ImageClassifier(StartsFromWeights):
         return "", factor
 
     def _undecayed(self) -> set[str]:
-        """Parameters that timm excepts from weight decay; it may give them as patterns."""
+        """Names of the parameters that timm excludes from weight decay; timm may specify them as patterns."""
         patterns = self.network.no_weight_decay() if hasattr(self.network, "no_weight_decay") else ()  # type: ignore[operator]
         names = [name for name, _ in self.network.named_parameters()]
         return {name for pattern in patterns for name in fnmatch.filter(names, pattern)}

@@ -1,4 +1,4 @@
-"""A trained module from its run folder, in one line: no command line, no data, no callbacks."""
+"""Loads a trained LightningModule from a run folder or checkpoint (`load_run`), without command line, data or callbacks."""
 
 from __future__ import annotations
 
@@ -13,22 +13,21 @@ import yaml
 
 from lightning_modules.base import BaseModule
 
-# what torch raises for files that are none of its own, or are cut short
+# exceptions that torch.load raises for truncated files and files that torch did not write
 UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError, LookupError, AttributeError)
 
 
 def load_run(run: str | Path, checkpoint: str = "best") -> BaseModule:
-    """The module of a run as it was at a checkpoint, with the averaged weights where there are any, on the CPU in eval mode.
+    """Load the module of a run from a checkpoint, with the averaged weights if there are any, on the CPU in eval mode.
 
-    The class is that of the run's newest configuration, its settings are those saved in the checkpoint. Nothing in the files is
-    run as code.
+    The class is read from the run's newest configuration, the settings from the checkpoint. No code in the files is executed.
 
     Args:
-        run: A run folder, as ``main.py fit`` makes it, or a checkpoint in its folder ``checkpoints``.
-        checkpoint: ``best``, ``last`` or the name of another file in ``checkpoints``; not used where ``run`` is a checkpoint.
+        run: A run folder written by ``main.py fit``, or a checkpoint in its folder ``checkpoints``.
+        checkpoint: ``best``, ``last`` or the name of another file in ``checkpoints``; ignored if ``run`` is a checkpoint.
 
     Raises:
-        ValueError: There is no such folder, configuration or checkpoint, or a file is cut short, or does not fit the others.
+        ValueError: The folder, the configuration or the checkpoint does not exist, is truncated, or does not fit the others.
     """
     path = Path(run)
     if not path.exists():
@@ -45,10 +44,10 @@ def load_run(run: str | Path, checkpoint: str = "best") -> BaseModule:
 
 
 def newest_config(folder: Path) -> Path:
-    """The configuration that a run has by now: that of its last resume, or of its start.
+    """Path of the newest configuration of a run: the one of its last resume, or else of its start.
 
     Raises:
-        ValueError: The folder has none.
+        ValueError: The folder has no configuration.
     """
     resumes = sorted(folder.glob("config.resume-*.yaml"), key=lambda path: int(path.stem.rpartition("-")[2]))
     path = resumes[-1] if resumes else folder / "config.yaml"
@@ -58,10 +57,10 @@ def newest_config(folder: Path) -> Path:
 
 
 def model_class(config: Path) -> type[BaseModule]:
-    """The class of module that a configuration names.
+    """Import the module class that a configuration names in ``model.class_path``.
 
     Raises:
-        ValueError: It names none that can be imported.
+        ValueError: The configuration names no class that can be imported.
     """
     try:
         content = yaml.safe_load(config.read_text(encoding="utf-8"))
@@ -79,10 +78,10 @@ def model_class(config: Path) -> type[BaseModule]:
 
 
 def named_checkpoint(folder: Path, checkpoint: str) -> Path:
-    """The file of a checkpoint of a run, by its name without or with the ending.
+    """Path of a checkpoint of a run by its name, with or without ``.ckpt``.
 
     Raises:
-        ValueError: The run has none of this name.
+        ValueError: The run has no checkpoint of this name.
     """
     path = folder / "checkpoints" / f"{checkpoint.removesuffix('.ckpt')}.ckpt"
     if path.is_file():
@@ -92,7 +91,7 @@ def named_checkpoint(folder: Path, checkpoint: str) -> Path:
 
 
 def _check(path: Path) -> None:
-    """Refuse what is no checkpoint; the tensors stay on the disk."""
+    """Raise a ValueError if the file is not a checkpoint of a run; memory-mapped, so the tensors are not read."""
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except UNREADABLE as error:

@@ -1,4 +1,4 @@
-"""Weights to start from: read from a run, a checkpoint, a plain file or timm, and given to a new run but not to a resumed one."""
+"""Reads initial weights from a run, a checkpoint or a weights file, and loads them into new runs (not into resumed ones)."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from lightning_modules.loading import UNREADABLE, named_checkpoint, newest_confi
 
 log = logging.getLogger(__name__)
 
-# where other trainers keep the weights in what they save, averaged ones first; and what wrappers put before the names
+# keys under which other trainers save the weights, averaged ones first; and prefixes that wrappers add to parameter names
 NESTED = ("state_dict_ema", "model_ema", "state_dict", "model", "network")
 PREFIXES = ("module.", "network.", "_orig_mod.", "model.")
 
 
 class SavedWeights(NamedTuple):
-    """Weights as they were found.
+    """Weights read from a file, with what is known of their training.
 
     Args:
-        tensors: By name, without the prefixes of wrappers.
-        class_names: Of the classes that the head tells apart, in the order of its rows; None where unknown.
-        mean: Per channel, of the normalisation they were trained with; None where unknown.
-        std: Likewise.
+        tensors: Tensors by name, without the prefixes of wrappers.
+        class_names: Names of the head's classes in the order of its rows; None if unknown.
+        mean: Per-channel mean of the normalisation used in training; None if unknown.
+        std: Per-channel standard deviation of that normalisation; None if unknown.
     """
 
     tensors: dict[str, Tensor]
@@ -43,21 +43,21 @@ class SavedWeights(NamedTuple):
 
 
 def read_weights(source: str, names: Collection[str]) -> SavedWeights:
-    """Weights of a network, averaged where there is an average. Nothing in the file is run as code.
+    """Read the weights of a network, averaged ones if available. No code in the file is executed.
 
     Args:
-        source: A run folder, a checkpoint, a `.safetensors` file, or what `torch.save` made of a state dict, also of one that lies
-            under `state_dict`, `model`, `network`, `model_ema` or `state_dict_ema`.
-        names: Names that the tensors should have; prefixes of wrappers are taken off until a name is among them.
+        source: A run folder, a checkpoint, a `.safetensors` file, or a state dict saved by `torch.save`, which may be nested under
+            `state_dict`, `model`, `network`, `model_ema` or `state_dict_ema`.
+        names: Names that the tensors should have; prefixes of wrappers are removed until a name is among them.
 
     Raises:
-        ValueError: It cannot be read, or holds no state dict.
+        ValueError: The source cannot be read or holds no state dict.
     """
     path = Path(source)
     if not path.exists():
         raise ValueError(f"{path}: no such run folder or checkpoint")
     if path.is_dir():
-        newest_config(path)  # says so where it is no run folder
+        newest_config(path)  # raises if this is not a run folder
         path = named_checkpoint(path, "best")
     if path.suffix == ".safetensors":
         try:
@@ -76,7 +76,7 @@ def read_weights(source: str, names: Collection[str]) -> SavedWeights:
 
 
 def _of_checkpoint(content: dict[str, Any], names: Collection[str]) -> SavedWeights:
-    """A checkpoint of Lightning: ours has the network under `network`, its average under `ema`, and says what it was trained on."""
+    """Weights of a Lightning checkpoint. Ours hold the network under `network`, its average under `ema`, and data settings."""
     state = {**content["state_dict"], **content.get("ema", {}).get("state_dict", {})}
     network = {name: tensor for name, tensor in state.items() if name.startswith("network.")}
     about = {name: content["hyper_parameters"].get(name) for name in ("class_names", "mean", "std")}
@@ -86,22 +86,23 @@ def _of_checkpoint(content: dict[str, Any], names: Collection[str]) -> SavedWeig
 
 def _content(path: Path) -> dict[str, Any]:
     try:
-        # timm's own training script keeps its arguments beside the weights
+        # timm's training script saves its arguments (a Namespace) together with the weights
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path}: cannot be read, it is cut short, no file of weights, or holds Python objects beside them, which are never run"
+            f"{path}: cannot be read: it is truncated, not a weights file, or also holds other Python objects, which are never "
+            "loaded"
         ) from error
     except UNREADABLE as error:
-        raise ValueError(f"{path}: cannot be read, it is cut short or no file of weights") from error
+        raise ValueError(f"{path}: cannot be read: it is truncated or not a weights file") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds no state dict but a {type(content).__name__}")
     return content
 
 
 def _named_as(tensors: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
-    """The tensors with prefixes taken off; a name that needs none wins over one that does."""
+    """The tensors with prefixes removed; if two names become equal, the one that had no prefix wins."""
     stripped = {_stripped(name, names): tensor for name, tensor in tensors.items()}
     return {**stripped, **{name: tensor for name, tensor in tensors.items() if name in names}}
 
@@ -113,32 +114,33 @@ def _stripped(name: str, names: Collection[str]) -> str:
 
 
 class StartsFromWeights(Classifier):
-    """A classifier that gives a new run weights to start from.
+    """Base of classifiers that load initial weights when a new run starts.
 
-    A resumed run has its own, and what the first start was from is not even read. Lightning restores a checkpoint after ``setup``
-    and before ``configure_optimizers``, which is therefore the first moment at which it is known whether weights are wanted.
+    A resumed run takes its weights from the checkpoint and does not read the initial weights again. Lightning restores a checkpoint
+    after ``setup`` and before ``configure_optimizers``, so ``configure_optimizers`` is the first hook that knows whether initial
+    weights are needed.
     """
 
     _has_weights = False
 
     def give_weights(self) -> list[tuple[int, str]]:
-        """Fill the network with the weights to start from, on whatever device it is.
+        """Load the initial weights into the network, on whichever device it is.
 
         Returns:
-            What there is to say, as (level of logging, line).
+            Lines to log, as (logging level, line).
 
         Raises:
-            ValueError: They cannot be had or do not fit; the message begins with the setting's name.
+            ValueError: The weights cannot be loaded or do not fit; the message begins with the setting's name.
         """
         raise RuntimeError(f"{type(self).__name__} must define give_weights")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Weights come from the checkpoint."""
+        """Note that the weights come from the checkpoint, so that no initial weights are loaded."""
         super().on_load_checkpoint(checkpoint)
         self._has_weights = True
 
     def configure_optimizers(self) -> Any:
-        """Give a new run its weights, once, before anything looks at them; then see :class:`BaseModule`."""
+        """Load the initial weights of a new run, once, before anything uses them; then see :class:`BaseModule`."""
         if not self._has_weights:
             try:
                 report = self.give_weights()

@@ -1,4 +1,4 @@
-"""Prompted segmentation: a text names something, the network marks its pixels."""
+"""Prompted segmentation: settings, training step and prediction of networks that segment the object named by a text prompt."""
 
 from __future__ import annotations
 
@@ -26,38 +26,40 @@ HUB_WEIGHTS = "CIDAS/clipseg-rd64-refined"
 
 
 class PromptedSegmenter(SegmentationModule):
-    """A light segmenter (any timm encoder, U-Net, FiLM by prompt) or CLIPSeg, whose towers are frozen.
+    """Segmentation with a light segmenter (any timm encoder, U-Net, FiLM by prompt) or with CLIPSeg, whose towers are frozen.
 
-    Figures and thresholds are those of :class:`SegmentationModule`.
+    See :class:`SegmentationModule` for the metrics and the thresholds.
 
     Args:
         network: ``light``, or ``clipseg`` (needs transformers and CLIPSeg's weights).
-        encoder: timm network of the light segmenter.
-        network_args: Further arguments of ``timm.create_model`` for it, by name, such as ``pad_type: same``.
-        pretrained: Start the encoder from timm's own weights, which are downloaded when training begins.
-        weights: light: run folder, checkpoint, safetensors or torch file that the encoder starts from. clipseg: a name of the hub,
-            a folder of ``save_pretrained``, ``random_tiny`` or ``random_rd64``; null takes CIDAS/clipseg-rd64-refined of the hub.
-        encoder_lr: Factor on the learning rate of the light segmenter's encoder, over 0.
+        encoder: timm network that is the encoder of the light segmenter.
+        network_args: Further keyword arguments of ``timm.create_model`` for the encoder, such as ``pad_type: same``.
+        pretrained: Start the encoder from timm's pretrained weights, which are downloaded when training begins.
+        weights: light: run folder, checkpoint, safetensors or torch file with initial weights of the encoder. clipseg: a model name
+            on the Hugging Face hub, a folder of ``save_pretrained``, ``random_tiny`` or ``random_rd64``; null:
+            CIDAS/clipseg-rd64-refined from the hub.
+        encoder_lr: Factor on the learning rate of the light segmenter's encoder, above 0.
         width: Channels of the decoder, an even number; null: 48 (light) or 64 (high_resolution).
-        decoder: clipseg: the weights' own decoder, or ``high_resolution``, a new one for thin structures; null: the own one.
-        vocabulary: clipseg: CLIP's bpe_simple_vocab_16e6.txt.gz, where the weights come without a tokeniser.
-        pixel: Loss of each pixel: ``bce``, ``focal`` or ``none``.
-        region: Loss of each mask: ``dice``, ``tversky`` or ``none``.
+        decoder: clipseg: ``clipseg``, the pretrained decoder, or ``high_resolution``, a new one for thin structures; null: clipseg.
+        vocabulary: clipseg: CLIP's bpe_simple_vocab_16e6.txt.gz, for weights without a tokeniser.
+        pixel: Pixel loss: ``bce``, ``focal`` or ``none``.
+        region: Region loss of a mask: ``dice``, ``tversky`` or ``none``.
         pixel_weight: Weight of the pixel loss, above 0.
         region_weight: Weight of the region loss, above 0.
-        pos_weight: Factor of the object's pixels in the pixel loss, above 0.
+        pos_weight: Factor on the object's pixels in the pixel loss, above 0.
         focal_gamma: Exponent of focal loss, 0 or more.
         tversky_alpha: Weight of false positives in Tversky, 0 or more.
         tversky_beta: Weight of false negatives in Tversky, 0 or more.
-        smooth: Added to both sides of the region loss's ratio, in pixels, above 0.
-        over: Region sums of each ``sample`` or of the ``batch``.
-        side: Evaluate images resized to this longer side in pixels, and masks at the stored size; null: images as they are.
-        tile: Evaluate images in overlapping squares of this many pixels where a side is longer, to bound the memory; null: whole.
+        smooth: Constant added to numerator and denominator of the region loss, in pixels, above 0.
+        over: Region sums per ``sample`` or over the ``batch``.
+        side: In evaluation, resize images to this longer side in pixels and compare masks at the original size; null: no resizing.
+        tile: In evaluation, process images with a longer side in overlapping squares of this many pixels, to limit the memory;
+            null: process whole images.
         in_channels: Channels of an image, 3; linked to the data by the command line.
         image_size: Height and width of a training crop in pixels; linked to the data.
-        mean: Per-channel mean of the normalisation that the data applies; linked.
-        std: Per-channel standard deviation, likewise.
-        feature_width: Linked to the data, which must not serve features here.
+        mean: Per-channel mean of the normalisation that the data applies; linked to the data.
+        std: Per-channel standard deviation of the normalisation; linked to the data.
+        feature_width: Linked to the data, which must not provide features here; any value but None is an error.
         **kwargs: Settings of :class:`SegmentationModule` and :class:`BaseModule`.
     """
 
@@ -134,7 +136,7 @@ class PromptedSegmenter(SegmentationModule):
         super().__init__(**kwargs)
 
     def _check_kind(self) -> None:
-        """Refuse settings of the other network, which would do nothing."""
+        """Raise an error for settings that only the other network uses."""
         light = {"encoder": "mobilenetv2_100", "network_args": None, "pretrained": False, "encoder_lr": 1.0}
         unused: dict[str, Any] = {"decoder": None, "vocabulary": None} if self.kind == "light" else light
         if self.kind == "clipseg" and self.decoder != "high_resolution":
@@ -142,13 +144,13 @@ class PromptedSegmenter(SegmentationModule):
         for name, default in unused.items():
             if (given := getattr(self, name)) != default:
                 raise ValueError(
-                    f"{name}: is not of network {self.kind} with decoder {self.decoder or 'null'}, got {given!r}"
+                    f"{name}: is not used by network {self.kind} with decoder {self.decoder or 'null'}, got {given!r}"
                 )
 
     # ---- the network ----
 
     def configure_network(self) -> None:
-        """Build the network; of the light one nothing is read or downloaded."""
+        """Build the network. The light one reads and downloads nothing; CLIPSeg loads its weights."""
         if self.kind == "light":
             self.network = LightSegmenter(self.encoder, network_args=self.network_args, width=self.width or 48)
         else:
@@ -162,7 +164,7 @@ class PromptedSegmenter(SegmentationModule):
     def forward(  # type: ignore[override]
         self, image: Tensor, prompts: Sequence[str], image_index: Tensor | None = None
     ) -> Tensor:
-        """Logits (N, 1, H, W) of N prompts, of normalised images (B, 3, H, W); see networks/segmenter_parts.py."""
+        """Logits (N, 1, H, W) for N prompts on normalised images (B, 3, H, W); see networks/segmenter_parts.py."""
         if self.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
         if self.training:
@@ -177,7 +179,7 @@ class PromptedSegmenter(SegmentationModule):
         return F.interpolate(logits, size=stored, mode="bilinear") if resized else logits
 
     def configure_optimizers(self) -> Any:
-        """Give a new run's encoder its weights, once; then see :class:`BaseModule`."""
+        """Load the initial weights of a new run's encoder, once; then see :class:`BaseModule`."""
         if not self._has_weights:
             if isinstance(self.network, LightSegmenter):
                 try:
@@ -188,7 +190,7 @@ class PromptedSegmenter(SegmentationModule):
         return super().configure_optimizers()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """See :class:`BaseModule`; with ``encoder_lr`` the encoder has groups of its own, called ``encoder_...``."""
+        """See :class:`BaseModule`; with ``encoder_lr`` the encoder has separate groups, named ``encoder_...``."""
         groups = super().parameter_groups()
         if self.encoder_lr == 1 or not isinstance(self.network, LightSegmenter):
             return groups
@@ -201,7 +203,7 @@ class PromptedSegmenter(SegmentationModule):
         return [group for group in parted if group["params"]]
 
     def shared_step(self, batch: Batch, stage: StageName) -> StepOutput:
-        """Loss and figures of one batch; see :class:`BaseModule`. ``label`` are the masks (N, 1, H, W)."""
+        """Compute the loss of one batch and update the metrics; see :class:`BaseModule`. ``label`` is the masks (N, 1, H, W)."""
         logits, mask = self(batch["image"], batch["prompt"], batch["image_index"]), batch["mask"]
         loss = self.loss(logits, mask)
         self.count(loss, logits, batch, stage)
@@ -210,7 +212,7 @@ class PromptedSegmenter(SegmentationModule):
     # ---- the checkpoint ----
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the thresholds of the latest validation, and of CLIPSeg the hash of the towers, which are not in it."""
+        """Save the thresholds of the latest validation, and for CLIPSeg the hash of the towers, which the checkpoint lacks."""
         record: dict[str, Any] = {"thresholds": dict(self.thresholds), "raw_thresholds": dict(self.raw_thresholds)}
         if isinstance(self.network, CLIPSegmenter):
             self._clip_hash = self._clip_hash or self.network.clip.weights_hash()
@@ -218,41 +220,41 @@ class PromptedSegmenter(SegmentationModule):
         checkpoint["segmentation"] = record
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the thresholds over, and refuse other towers than those that the decoder was trained with."""
+        """Load the thresholds, and raise an error if the CLIP towers are not the ones that the decoder was trained with."""
         super().on_load_checkpoint(checkpoint)
         self._has_weights = True
         record = checkpoint.get("segmentation", {})
         self.thresholds, self.raw_thresholds = (dict(record.get(name, {})) for name in ("thresholds", "raw_thresholds"))
         if isinstance(self.network, CLIPSegmenter) and record.get("clip_hash") != self.network.clip.weights_hash():
             raise MisconfigurationException(
-                f"model.weights: {self.weights or HUB_WEIGHTS} has other CLIP towers than the run; its decoder would see noise"
+                f"model.weights: {self.weights or HUB_WEIGHTS} has other CLIP towers than the run, which its decoder cannot use"
             )
 
-    # ---- use ----
+    # ---- prediction ----
 
     def on_predict_start(self) -> None:
-        """Say which prompts training never asked."""
+        """Warn of prompts that were not used in training."""
         data = getattr(self.trainer, "datamodule", None)
-        asked, known = (
+        requested, known = (
             getattr(data, "prompts", None) or [],
             {t for texts in getattr(data, "synonyms", []) for t in texts},
         )
-        if unknown := [prompt for prompt in asked if prompt not in known | {*self.class_names}]:
+        if unknown := [prompt for prompt in requested if prompt not in known | {*self.class_names}]:
             log.warning(
-                f"prompts that training never asked: {', '.join(map(repr, unknown))}; marked at 0.5, and right only as far as the "
-                "text network knows their words"
+                f"prompts not used in training: {', '.join(map(repr, unknown))}; they use the threshold 0.5, and their masks are "
+                "reliable only if the text network knows the words"
             )
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Marked pixels (N, 1, H, W) bool of each pair, with its text, the place of its image in the batch and its threshold."""
+        """Predict a batch: mask (N, 1, H, W) bool, prompt, index of the image in the batch, and threshold of each pair."""
         data = getattr(self.trainer, "datamodule", None)
         names = {text: texts[0] for texts in getattr(data, "synonyms", []) for text in texts}
         logits = self(batch["image"], batch["prompt"], batch["image_index"])
-        asked = [names.get(prompt, prompt) for prompt in batch["prompt"]]
+        objects = [names.get(prompt, prompt) for prompt in batch["prompt"]]
         return {
-            "mask": self.marked(logits, asked),
+            "mask": self.marked(logits, objects),
             "prompt": batch["prompt"],
             "image_index": batch["image_index"],
-            "threshold": [self.threshold_of(name) for name in asked],
+            "threshold": [self.threshold_of(name) for name in objects],
             "index": batch["index"],
         }

@@ -1,13 +1,14 @@
-"""Learning rate and momentum as pure functions of the optimiser step and a table of stages.
+"""Learning-rate and momentum schedules: cosine, one-cycle, step, plateau, with warm-up and several stages per run.
 
     lr(step)       = base_lr * stage.factor * shape(step - start, stage.steps) * plateau
     momentum(step) = one-cycle only: the mirror image of the learning rate between two bounds
 
-A table is a list of stages, each with its number of optimiser steps; one run without progressive resizing has one stage. The last
-step of each stage gets the stage's end value, and a step beyond the table keeps it: unlike ``OneCycleLR`` the schedule cannot be
-stepped past its end. The warm-up is in the first stage alone: later ones begin with trained weights and the optimiser's moments,
-at the peak, as after the warm restarts of SGDR (Loshchilov & Hutter 2017, arXiv 1608.03983). The shapes are those of torch
-(``CosineAnnealingLR``, ``OneCycleLR`` with cosine annealing, ``MultiStepLR``).
+Both values are pure functions of the optimiser step and a table of stages. Each stage has a number of optimiser steps. A run
+without progressive resizing has one stage. The last step of each stage has the stage's end value, and steps beyond the table keep
+that value: unlike ``OneCycleLR``, the schedule does not fail when stepped past its end. Only the first stage has a warm-up. Later
+stages start at the peak, as they start with trained weights and optimiser moments, like the warm restarts of SGDR (Loshchilov &
+Hutter 2017, arXiv 1608.03983). The shapes are the same as in torch (``CosineAnnealingLR``, ``OneCycleLR`` with cosine annealing,
+``MultiStepLR``).
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import torch
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from foundation.param_groups import set_momentum
+
 ScheduleName = Literal["cosine", "one_cycle", "step", "plateau", "none"]
 
 ONE_CYCLE_START = 1 / 25  # OneCycleLR: div_factor
@@ -29,7 +32,7 @@ ONE_CYCLE_END = 1 / (25 * 1e4)  # OneCycleLR: div_factor * final_div_factor
 
 
 class Stage(NamedTuple):
-    """A part of the run with a schedule of its own: ``steps`` optimiser steps at ``factor`` times the configured peak."""
+    """A part of the run with its own schedule: ``steps`` optimiser steps with ``factor`` times the configured peak."""
 
     steps: int
     factor: float = 1.0
@@ -41,10 +44,10 @@ class Shape:
 
     Args:
         name: ``cosine``, ``one_cycle``, ``step``, ``plateau`` or ``none``.
-        warmup_steps: Steps of linear warm-up from ``peak / warmup_steps``; not for one-cycle, which has its own.
-        end: Last value of ``cosine`` as a share of the peak.
-        rise: Share of the steps in which ``one_cycle`` rises.
-        milestones: Shares of the steps after which ``step`` multiplies by ``gamma``.
+        warmup_steps: Steps of linear warm-up from ``peak / warmup_steps``; not used by one-cycle, which has its own warm-up.
+        end: Final value of ``cosine`` as a fraction of the peak.
+        rise: Fraction of the steps in which ``one_cycle`` rises.
+        milestones: Fractions of the steps at which ``step`` multiplies the learning rate by ``gamma``.
         gamma: Factor of ``step``.
     """
 
@@ -69,7 +72,7 @@ def _cycle(low: float, high: float, end: float, rise: float, step: int, steps: i
 
 
 def lr_share(shape: Shape, step: int, steps: int) -> float:
-    """Share of the peak learning rate at ``step`` of a stage.
+    """Fraction of the peak learning rate at ``step`` of a stage.
 
     Args:
         shape: The schedule's settings.
@@ -96,22 +99,22 @@ def lr_share(shape: Shape, step: int, steps: int) -> float:
 
 
 def momentum_value(shape: Shape, bounds: tuple[float, float], step: int, steps: int) -> float:
-    """Momentum at ``step`` of a one-cycle stage: high where the learning rate is low, as in Smith 2018 (arXiv 1803.09820)."""
+    """Momentum at ``step`` of a one-cycle stage: high when the learning rate is low, as in Smith 2018 (arXiv 1803.09820)."""
     low, high = bounds
     return _cycle(high, low, high, shape.rise, min(step, steps - 1), steps)
 
 
 class Schedule(LRScheduler):
-    """Sets every group's learning rate, and with one-cycle its momentum, from the number of optimiser steps done.
+    """Scheduler that sets the learning rate of every group, and for one-cycle the momentum, from the optimiser step count.
 
-    The configuration wins over a checkpoint: of a saved state only the step and what the plateau rule has seen are taken; base
-    learning rates, shape and table are those of this run. ``replaced`` holds the checkpoint's table where it differs.
+    The configuration takes precedence over a checkpoint. Only the step and the plateau state are restored from a checkpoint; base
+    learning rates, shape and stages are those of this run. ``replaced`` holds the checkpoint's stages if they differ.
 
     Args:
-        optimizer: Its groups' ``lr`` are the peaks; ratios between groups stay as they are.
+        optimizer: The ``lr`` of its groups are the peak learning rates; the ratios between groups do not change.
         shape: The schedule's settings.
-        stages: The table, at least one stage.
-        momentum_bounds: (lowest, highest) momentum of one-cycle; None leaves the momentum alone.
+        stages: At least one stage.
+        momentum_bounds: (lowest, highest) momentum of one-cycle; None leaves the momentum unchanged.
         plateau: (mode, factor, patience) of the plateau rule, as in ``ReduceLROnPlateau``.
     """
 
@@ -129,7 +132,7 @@ class Schedule(LRScheduler):
         self._unwarmed = replace(shape, warmup_steps=0)
         self.starts = [sum(stage.steps for stage in stages[:i]) for i in range(len(stages))]
         self.replaced: list[Stage] | None = None
-        # torch's own rule, on a parameter of its own with lr 1: its lr is then the factor to multiply by
+        # torch's ReduceLROnPlateau on a dummy parameter with lr 1: that lr is the factor to multiply by
         mode, factor, patience = plateau
         self._share = SGD([torch.zeros(1)], lr=1.0)
         self._plateau = ReduceLROnPlateau(self._share, mode=mode, factor=factor, patience=patience)
@@ -137,11 +140,11 @@ class Schedule(LRScheduler):
 
     @property
     def total_steps(self) -> int:
-        """Length of the table in optimiser steps."""
+        """Total length of all stages in optimiser steps."""
         return self.starts[-1] + self.stages[-1].steps
 
     def at(self, step: int) -> tuple[float, float | None]:
-        """Share of the peak learning rate, and momentum (None: leave it alone), at an optimiser step of the run."""
+        """Fraction of the peak learning rate, and momentum (None: unchanged), at an optimiser step of the run."""
         index = max(0, bisect_right(self.starts, step) - 1)
         stage, local = self.stages[index], step - self.starts[index]
         shape = self._unwarmed if index else self.shape
@@ -150,30 +153,27 @@ class Schedule(LRScheduler):
         return share, momentum_value(self.shape, self.momentum_bounds, local, stage.steps) if cycles else None  # type: ignore[arg-type]
 
     def get_lr(self) -> list[float | torch.Tensor]:
-        """Learning rate of each group at the current step; sets the momentum on the way."""
+        """Learning rate of each group at the current step; also sets the momentum in the optimiser."""
         share, momentum = self.at(self.last_epoch)
         if momentum is not None:
             for group in self.optimizer.param_groups:
-                if "betas" in group:
-                    group["betas"] = (momentum, group["betas"][1])
-                else:
-                    group["momentum"] = momentum
+                set_momentum(group, momentum)
         return [float(base) * share for base in self.base_lrs]
 
     def observe(self, value: float) -> None:
-        """Give the plateau rule the monitored metric of an epoch; other shapes ignore it."""
+        """Pass the monitored metric of an epoch to the plateau rule; other schedules ignore it."""
         if self.shape.name == "plateau":
             self._plateau.step(value)
             self.apply()
 
     def apply(self) -> None:
-        """Write the current step's values into the optimiser."""
+        """Set the current step's learning rates and momentum in the optimiser."""
         for group, lr in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
             group["lr"] = lr
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
-        """The step, what the plateau rule has seen, and, for the reader of a checkpoint, the table and the shape."""
+        """The step, the plateau state, and the stages and the shape, which are saved for information."""
         plateau = {"best": float(self._plateau.best), "num_bad_epochs": self._plateau.num_bad_epochs}
         return {
             "step": self.last_epoch,
@@ -183,7 +183,7 @@ class Schedule(LRScheduler):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue at the saved step with this run's settings."""
+        """Continue at the saved step with the settings of this run."""
         self.last_epoch = int(state_dict["step"])
         self._plateau.best = state_dict["plateau"]["best"]
         self._plateau.num_bad_epochs = state_dict["plateau"]["num_bad_epochs"]

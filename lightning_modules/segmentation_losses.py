@@ -1,16 +1,17 @@
-"""Losses of masks: a term of each pixel (BCE or focal) and one of each region (Dice or Tversky), added with weights.
+"""Segmentation losses: weighted sum of a pixel loss (BCE or focal) and a region loss (Dice or Tversky).
 
-    pixel   = mean over pixels of  (1 - p_t)^gamma * w * -log p_t         p_t: probability given to the truth, w: pos_weight or 1
+    pixel   = mean over pixels of  (1 - p_t)^gamma * w * -log p_t         p_t: probability of the true class, w: pos_weight or 1
     region  = 1 - (TP + s) / (TP + alpha FP + beta FN + s)                TP = sum p y, FP = sum p (1 - y), FN = sum (1 - p) y
     loss    = pixel_weight * pixel + region_weight * region
 
-gamma 0 is BCE; above it, focal loss (Lin et al. 2017, arXiv 1708.02002). alpha = beta = 0.5 is soft Dice (Milletari et al. 2016,
-arXiv 1606.04797), other values Tversky (Salehi et al. 2017, arXiv 1706.05721): beta above alpha for thin objects, missing which
-is worse than drawing them too wide.
+gamma = 0 is BCE, gamma > 0 is focal loss (Lin et al. 2017, arXiv 1708.02002). alpha = beta = 0.5 is soft Dice (Milletari et al.
+2016, arXiv 1606.04797), other values are Tversky (Salehi et al. 2017, arXiv 1706.05721). For thin objects choose beta above alpha:
+missing them is worse than drawing them too wide.
 
-An empty mask: TP and FN are 0, so its region term is FP alpha / (FP alpha + s): 0 for an empty prediction, 0.5 where alpha FP = s
-pixels are wrong, and flat for much more, where the pixel term does the work. With `over="batch"` the sums are of all masks of
-the batch together: a small mask then counts by its pixels and not as much as a large one, and negatives count as false positives.
+For an empty mask TP and FN are 0, so its region term is alpha FP / (alpha FP + s): 0 for an empty prediction, 0.5 if alpha FP = s,
+and nearly constant for many more wrong pixels, where the pixel term provides the gradient. With `over="batch"` the sums run over
+all masks of the batch together. Each mask then counts in proportion to its pixels instead of all masks counting equally, and pixels
+marked for absent objects count as false positives.
 """
 
 from typing import Literal, get_args
@@ -27,17 +28,17 @@ Over = Literal["sample", "batch"]
 def pixel_loss(
     logits: Tensor, mask: Tensor, valid: Tensor | None = None, pos_weight: float = 1.0, gamma: float = 0.0
 ) -> Tensor:
-    """Mean over the pixels of BCE, or of focal loss where gamma is above 0.
+    """Mean over the pixels of BCE, or of focal loss if gamma is above 0.
 
     Args:
         logits: (N, 1, H, W).
-        mask: Truth of that shape, 0 or 1, of any type; shares between them serve where gamma is 0.
-        valid: Pixels that count, bool, of that shape; None: all.
-        pos_weight: Factor of the object's pixels.
-        gamma: How much less sure pixels count.
+        mask: True mask of the same shape, 0 or 1, of any type; values between 0 and 1 are allowed if gamma is 0.
+        valid: Pixels to include, bool, of the same shape; None: all.
+        pos_weight: Factor on the loss of the object's pixels.
+        gamma: Exponent of focal loss; the higher, the less confidently correct pixels count.
 
     Returns:
-        A scalar, float32; 0 where no pixel counts.
+        A scalar, float32; 0 if no pixel is included.
 
     >>> pixel_loss(torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2))
     tensor(0.6931)
@@ -47,7 +48,7 @@ def pixel_loss(
         logits, mask, reduction="none", pos_weight=None if pos_weight == 1 else logits.new_tensor(pos_weight)
     )
     if gamma:
-        # 1 - p_t; by logits, for 1 - sigmoid(large) is 0 and its gradient too
+        # 1 - p_t computed from the logits, because 1 - sigmoid(large) is 0 and so is its gradient
         values = values * torch.sigmoid(logits * (1 - 2 * mask)) ** gamma
     if valid is None:
         return values.mean()
@@ -63,16 +64,16 @@ def region_loss(
     smooth: float = 1.0,
     over: Over = "sample",
 ) -> Tensor:
-    """Soft Dice loss, or Tversky where alpha and beta are not 0.5; see the top of the file.
+    """Soft Dice loss, or Tversky loss if alpha or beta is not 0.5; see the top of the file.
 
     Args:
         logits: (N, 1, H, W).
-        mask: Truth of that shape, 0 or 1, of any type.
-        valid: Pixels that count, bool, of that shape; None: all.
+        mask: True mask of the same shape, 0 or 1, of any type.
+        valid: Pixels to include, bool, of the same shape; None: all.
         alpha: Weight of false positives.
         beta: Weight of false negatives.
-        smooth: s, in pixels; 1 is 2 in the form (2 TP + s) / (2 TP + FP + FN + s) of Dice.
-        over: Whether sums are of each sample, with the mean over samples, or of the batch.
+        smooth: s, in pixels; the value 1 corresponds to 2 in the Dice form (2 TP + s) / (2 TP + FP + FN + s).
+        over: ``sample``: sums per sample, then the mean over samples; ``batch``: sums over the whole batch.
 
     Returns:
         A scalar in [0, 1), float32.
@@ -90,22 +91,22 @@ def region_loss(
 
 
 class SegmentationLoss:
-    """A pixel and a region term by settings.
+    """Weighted sum of a pixel and a region term, chosen by settings.
 
     Args:
         pixel: `bce`, `focal` or `none`.
         region: `dice`, `tversky` or `none`.
         pixel_weight: Weight of the pixel term.
         region_weight: Weight of the region term.
-        pos_weight: Factor of the object's pixels in the pixel term.
+        pos_weight: Factor on the object's pixels in the pixel term.
         focal_gamma: Exponent of focal loss.
         tversky_alpha: Weight of false positives in Tversky.
         tversky_beta: Weight of false negatives in Tversky.
         smooth: s of the region term, in pixels.
-        over: Region sums of each `sample` or of the `batch`.
+        over: Region sums per `sample` or over the `batch`.
 
     Raises:
-        ValueError: A setting has no such value, or there is no term.
+        ValueError: A setting has an invalid value, or both terms are `none`.
     """
 
     def __init__(
@@ -148,7 +149,7 @@ class SegmentationLoss:
         self.smooth, self.over = smooth, over
 
     def __call__(self, logits: Tensor, mask: Tensor, valid: Tensor | None = None) -> Tensor:
-        """The loss, a scalar; logits, mask and pixels that count as in :func:`region_loss`."""
+        """The loss, a scalar; ``logits``, ``mask`` and ``valid`` as in :func:`region_loss`."""
         loss = logits.new_zeros((), dtype=torch.float32)
         if self.pixel != "none":
             loss = loss + self.pixel_weight * pixel_loss(logits, mask, valid, self.pos_weight, self.gamma)

@@ -1,4 +1,4 @@
-"""Figures of a prompted segmentation: of each prompt, at thresholds that validation chooses, beside those of predicting nothing."""
+"""Metrics of prompted segmentation: IoU, Dice and boundary F1 overall and per prompt, with thresholds chosen in validation."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ METRIC_NAMES = ("iou", "dice", "pixel_acc", "iou_image", "dice_image")
 
 
 class SegmentationModule(BaseModule):
-    """Counts masks and logs figures.
+    """Base of segmentation modules: accumulates mask statistics, chooses thresholds and logs the metrics.
 
-    Figures are those of each image's own object: pooled, as a mean over prompts, and of each prompt; those of prompts whose object
-    is absent are ``negative_area`` alone. In a fit each validation chooses the threshold of each prompt with the best IoU, pixels
-    that it marks where its object is absent included, at which its figures are; the checkpoint has it, and test, validate and
-    predict use it.
+    The metrics are computed for the object of each image: pooled, as a mean over prompts, and per prompt. Prompts whose object is
+    absent contribute only to ``negative_area``. In a fit, each validation chooses for each prompt the threshold with the best IoU,
+    counting pixels marked in images without the object as errors. The validation metrics use these thresholds. They are saved in
+    the checkpoint and used by test, validate and predict.
 
     Args:
-        tolerance: Pixels, 0 or more, that an outline may be beside the true one in ``boundary_f1`` of validate and test.
-        num_classes: Number of prompts to tell apart in figures; linked to the data by the command line.
+        tolerance: Distance in pixels, 0 or more, within which outlines match in ``boundary_f1`` of validate and test.
+        num_classes: Number of prompts with separate metrics; linked to the data by the command line.
         class_names: The prompts; linked to the data.
 
     Attributes:
-        thresholds: Probability from which on a pixel is marked, by prompt, as the checkpoint has it.
-        raw_thresholds: The same of the weights in training, where validation judges their average too: those of ``val_raw``.
+        thresholds: Lowest probability at which a pixel is marked, per prompt; saved in the checkpoint.
+        raw_thresholds: The same for the raw weights (``val_raw``), if validation also evaluates averaged weights.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class SegmentationModule(BaseModule):
         super().__init__(**kwargs)
 
     def configure_metrics(self) -> None:
-        """Sums of each stage: of each image's own object, then of absent ones."""
+        """Create the sums of each stage: first for the images' own objects, then for absent objects."""
         prompts = len(self.class_names)
         self.sums = nn.ModuleDict({f"{stage}_sums": SegmentationSums(2 * prompts) for stage in STAGES})
         self.losses = nn.ModuleDict({f"{stage}_loss": MeanMetric() for stage in STAGES})
@@ -66,16 +66,16 @@ class SegmentationModule(BaseModule):
 
     @property
     def metric_names(self) -> list[str]:
-        """Every figure of each stage."""
+        """Names of all metrics of all stages."""
         of_prompts = [f"{name}/{slug(prompt)}" for name in ("iou", "dice") for prompt in self.class_names]
         return [f"{stage}/{name}" for stage in STAGES for name in ("loss", *METRIC_NAMES, "negative_area", *of_prompts)]
 
     # ---- counting ----
 
     def count(self, loss: Tensor, logits: Tensor, batch: Batch, stage: StageName) -> None:
-        """Add a batch to the figures of a stage; logits (N, 1, H, W), the loss its mean."""
+        """Update the metrics of a stage with a batch: logits (N, 1, H, W) and the mean loss of the batch."""
         cast(MeanMetric, self.losses[f"{stage}_loss"]).update(loss.detach(), len(logits))
-        # the numbers of the objects that are asked for and absent come after those of the images' own
+        # rows of absent objects come after the rows of the images' own objects
         place = torch.where(batch["positive"], batch["prompt_number"], batch["prompt_number"] + len(self.class_names))
         cast(SegmentationSums, self.sums[f"{stage}_sums"]).update(logits, batch["mask"], place)
         if stage in ("val", "test") and self.trainer.state.fn != "fit":
@@ -88,35 +88,35 @@ class SegmentationModule(BaseModule):
         cast(TolerantSums, self.boundaries[f"{stage}_boundary"]).update(predicted, batch["mask"][:own], number)
 
     def marked(self, logits: Tensor, prompts: Sequence[str], number: Tensor | None = None) -> Tensor:
-        """Which pixels are marked, bool, of logits (N, 1, H, W), by the threshold of each prompt.
+        """Mask (N, 1, H, W), bool, of the pixels whose probability reaches the threshold of the prompt.
 
         Args:
             logits: (N, 1, H, W).
             prompts: N texts.
-            number: Numbers (N,) of the objects they name, as a synonym has the threshold of its object; None: by the text.
+            number: Object number of each prompt (N,), so that a synonym uses the threshold of its object; None: look up the text.
         """
         names = prompts if number is None else [self.class_names[n] for n in number.tolist()]
         thresholds = [self.threshold_of(name) for name in names]
         return torch.sigmoid(logits.float()) >= logits.new_tensor(thresholds, dtype=torch.float32).view(-1, 1, 1, 1)
 
     def threshold_of(self, prompt: str) -> float:
-        """The threshold of a prompt, 0.5 where none was chosen."""
+        """The threshold of a prompt, 0.5 if none was chosen."""
         return self.thresholds.get(prompt, 0.5)
 
-    # ---- the figures of an epoch ----
+    # ---- metrics of an epoch ----
 
     def on_train_epoch_start(self) -> None:
-        """Count anew. Not called when a run goes on in mid-epoch, where the restored sums must stay."""
+        """Reset the training metrics. Lightning skips this hook when a run resumes mid-epoch, so the restored sums are kept."""
         for metric in (self.sums["train_sums"], self.losses["train_loss"]):
             cast(SegmentationSums | MeanMetric, metric).reset()
 
     def log_epoch(self, stage: StageName) -> None:
-        """Log a stage's figures and count anew; in a fit, choose the thresholds first."""
+        """Log the metrics of a stage and reset them; in a fit, choose the thresholds first."""
         sums, loss = cast(SegmentationSums, self.sums[f"{stage}_sums"]), cast(MeanMetric, self.losses[f"{stage}_loss"])
         if not sums.update_called:
             return
         own, absent = _halves(sums.compute())
-        # what is marked where the object is absent is as wrong as any other pixel
+        # pixels marked in images without the object count as errors like any other wrong pixel
         together = SegmentationCounts(*(a + b for a, b in zip(own, absent, strict=True)))
         thresholds = self._thresholds(together, stage)
         metrics: dict[str, Any] = {"loss": loss.compute(), **self._own_metrics(own, thresholds, stage)}
@@ -167,6 +167,6 @@ class SegmentationModule(BaseModule):
 
 
 def _halves(counts: SegmentationCounts) -> tuple[SegmentationCounts, SegmentationCounts]:
-    """Counts of the images' own objects, and of absent ones."""
+    """Split counts into those of the images' own objects and those of absent objects."""
     half = len(counts.images) // 2
     return SegmentationCounts(*(part[:half] for part in counts)), SegmentationCounts(*(part[half:] for part in counts))

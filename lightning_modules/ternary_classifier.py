@@ -15,24 +15,24 @@ from networks import build_resnet, own_names, ternary_shares, warm_start
 
 
 class TernaryClassifier(StartsFromWeights):
-    """A ResNet with ternary convolutions and linears, or with ``quantizer: none`` its full-precision twin.
+    """A ResNet with ternary convolutions and linear layers, or with ``quantizer: none`` the same network in full precision.
 
-    Besides loss and accuracy it logs ``ternary/<layer>/minus``, ``zero``, ``plus`` (shares, 0 to 1) and ``scale`` of every ternary
-    layer once an epoch, of the weights in training.
+    Besides loss and accuracy it logs, once per epoch and for every ternary layer, the fractions of the symbols
+    ``ternary/<layer>/minus``, ``zero``, ``plus`` (0 to 1) and the ``scale``, computed from the raw (not averaged) weights.
 
     Args:
         architecture: ``resnet18`` (CIFAR stem, 11.2 M parameters) or ``resnet20``/``32``/``56`` of He et al. 2016 (0.27-0.86 M).
-        quantizer: Rule that makes weights ternary: ``twn``, ``ttq``, ``absmean``, ``learned_threshold``; ``none`` leaves them.
+        quantizer: Rule that makes weights ternary: ``twn``, ``ttq``, ``absmean``, ``learned_threshold``; ``none``: full precision.
         scale: One scale (and threshold) per ``layer`` or per output ``channel``.
-        full_precision: Parts of the network, by name, that stay in full precision; default stem and classifier.
-        activation_bits: 32 leaves activations alone, 8 rounds each ternary layer's input to int8.
+        full_precision: Names of the parts of the network that stay in full precision; default stem and classifier.
+        activation_bits: 32 does not quantise activations, 8 rounds the input of each ternary layer to int8.
         dropout: Probability of dropping a feature before the classifier.
         init_from: Run folder, checkpoint or weights.safetensors of the same architecture, ternary or not, to start from, or a
-            file of pytorch_resnet_cifar10 or pytorch-cifar; learned scales are set from its weights. A resumed run does not
-            need it any more.
-        teacher: Run folder or checkpoint of a network, of any architecture, whose logits are learned from as well.
-        distill_share: Share of the teacher's part in the loss, 0 to 1 (see lightning_modules/distillation.py).
-        distill_temperature: Temperature T of the softened probabilities, over 0.
+            file of pytorch_resnet_cifar10 or pytorch-cifar. Learned scales are set from the loaded weights. A resumed run does not
+            read it again.
+        teacher: Run folder or checkpoint of a network of any architecture that is used as distillation teacher.
+        distill_share: Weight of the distillation term in the loss, 0 to 1 (see lightning_modules/distillation.py).
+        distill_temperature: Temperature T of the softened probabilities, above 0.
     """
 
     fixed_on_resume: ClassVar[tuple[str, ...]] = (
@@ -68,7 +68,7 @@ class TernaryClassifier(StartsFromWeights):
         self.activation_bits, self.dropout = activation_bits, dropout
         self.init_from, self.teacher = init_from, teacher
         self.distill_share, self.distill_temperature = distill_share, distill_temperature
-        self._teacher: list[nn.Module] = []  # in a list: its weights are none of this module's
+        self._teacher: list[nn.Module] = []  # in a list, so that the teacher's weights are not registered here
         super().__init__(**kwargs)
 
     def configure_network(self) -> None:
@@ -85,7 +85,7 @@ class TernaryClassifier(StartsFromWeights):
         )
 
     def give_weights(self) -> list[tuple[int, str]]:
-        """Start from ``init_from``, whose every tensor must fit; see :class:`StartsFromWeights`."""
+        """Load ``init_from``, of which all tensors must fit; see :class:`StartsFromWeights`."""
         if self.init_from is not None:
             try:
                 tensors = read_weights(self.init_from, self.network.state_dict().keys()).tensors
@@ -95,7 +95,7 @@ class TernaryClassifier(StartsFromWeights):
         return []
 
     def setup(self, stage: str) -> None:
-        """Start from other weights and read the teacher."""
+        """Compute the class weights and load the teacher."""
         super().setup(stage)
         if stage == "fit" and self.teacher is not None and self.distill_share > 0:
             inputs = {name: self.hparams[name] for name in ("num_classes", "in_channels", "image_size", "mean", "std")}
@@ -105,13 +105,13 @@ class TernaryClassifier(StartsFromWeights):
                 raise MisconfigurationException(f"teacher: {error}") from error
 
     def _of_this_rule(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The weights without another rule's learned scales, for then they are to be set anew."""
+        """The weights without the learned scales of another rule, so that the scales are set from the weights."""
         own = {name: tensor.shape for name, tensor in self.network.state_dict().items() if ".quantizer." in name}
         given = {name: tensor.shape for name, tensor in weights.items() if ".quantizer." in name}
         return weights if given == own else {name: weights[name] for name in weights if name not in given}
 
     def on_fit_start(self) -> None:
-        """Put the teacher where the network is."""
+        """Move the teacher to the network's device, set its memory format and compile it."""
         super().on_fit_start()
         for teacher in self._teacher:
             teacher.to(self.device)
@@ -121,7 +121,7 @@ class TernaryClassifier(StartsFromWeights):
                 teacher.compile(mode=self.compile_mode)
 
     def training_loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Cross-entropy, and the teacher's part where there is a teacher."""
+        """Cross-entropy, combined with the distillation loss if there is a teacher."""
         loss = super().training_loss(logits, batch)
         for teacher in self._teacher:
             image = batch["image"]
@@ -133,7 +133,7 @@ class TernaryClassifier(StartsFromWeights):
         return loss
 
     def log_epoch(self, stage: StageName) -> None:
-        """Log loss and accuracy, and with the training figures what the ternary layers look like."""
+        """Log loss and accuracy; together with the training metrics also symbol fractions and scales of the ternary layers."""
         first = stage == "train" and self.sums["train_sums"].update_called
         super().log_epoch(stage)
         if first:

@@ -1,6 +1,7 @@
-"""Metrics: sums that are reduced once at the end of an epoch, so that any number of processes reports the figures of one.
+"""Metrics: loss, accuracy, confusion matrix, AUROC, F1, calibration (ECE), early exit, groups and segmentation masks.
 
-Each is a pure function with a ``torchmetrics.Metric`` over it that only adds up. A metric knows logits and labels, never a task.
+Each metric is a pure function plus a ``torchmetrics.Metric`` that accumulates its sums. The sums are reduced over processes once,
+at the end of an epoch, so results do not depend on the number of processes. A metric sees only logits and labels, never a task.
 """
 
 from metrics.auroc_ap_f1 import ClassificationScores, classification_scores

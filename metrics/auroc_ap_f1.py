@@ -1,12 +1,12 @@
-"""Figures of a classifier on classes of unequal size: AUROC, average precision, F1 and balanced accuracy.
+"""AUROC, average precision, F1 and balanced accuracy: metrics of a classifier for classes of unequal size.
 
-    auroc: chance that a sample of the class scores higher than one that is not of it, ties counted half
-    ap: mean precision over the samples of the class, taken from the highest score to the lowest (sklearn's average_precision_score)
-    f1: 2 hits / (2 hits + false alarms + misses)
-    balanced_acc: mean over the classes of the share that was recognised
+    auroc: probability that a sample of the class scores higher than a sample of another class; a tie counts half
+    ap: mean precision over the samples of the class, from the highest score to the lowest (sklearn's average_precision_score)
+    f1: 2 TP / (2 TP + FP + FN)
+    balanced_acc: mean recall over the classes
 
-Two classes: `auroc`, `ap` and `f1` are those of class 1. More: each is the mean over the classes of one class against the rest
-(macro), over those classes for which it is defined. A figure that is defined for no class is left out.
+With two classes, `auroc`, `ap` and `f1` are computed for class 1. With more classes, each is the one-against-the-rest mean over the
+classes (macro) for which it is defined. A metric that is defined for no class is left out.
 """
 
 from torch import Tensor
@@ -18,20 +18,21 @@ from metrics.confusion_matrix import confusion_matrix
 
 
 def classification_scores(logits: Tensor, label: Tensor) -> dict[str, float]:
-    """AUROC, average precision, F1 and balanced accuracy; see the top of the file.
+    """Computes AUROC, average precision, F1 and balanced accuracy; the module docstring defines them.
 
     Args:
         logits: (N, K) of any float type, K >= 2.
         label: Class ids (N,).
 
     Returns:
-        By name; NaN where logits are not finite.
+        Value of each metric by name; all are NaN if any logit is not finite.
 
     >>> import torch
     >>> classification_scores(torch.tensor([[0.0, 1.0], [0.0, 2.0], [0.0, -1.0]]), torch.tensor([0, 1, 0]))
     {'auroc': 1.0, 'ap': 1.0, 'f1': 0.6666666666666666, 'balanced_acc': 0.75}
     """
-    # in float64, where only logits that are 36 apart tie that did not; on the host, as not every device has that
+    # in float64, where softmax creates a new tie only between logits that differ by 36 or more; on the host, because not every
+    # device has float64
     scores = logits.detach().cpu().double().softmax(dim=1)
     label = label.cpu()
     if not scores.isfinite().all():
@@ -53,9 +54,10 @@ def classification_scores(logits: Tensor, label: Tensor) -> dict[str, float]:
 
 
 class ClassificationScores(Metric):
-    """The figures of an epoch: ``update`` keeps the logits, on their device, in float32; ``compute`` has those of all processes.
+    """AUROC, average precision, F1 and balanced accuracy of an epoch.
 
-    So its memory grows with the samples, 4 K + 8 bytes each: it is for validation and test.
+    ``update`` keeps the logits in float32 on their device; ``compute`` uses the logits of all processes. Memory grows with the
+    number of samples, by 4 K + 8 bytes each, so use this metric for validation and test only.
     """
 
     full_state_update = False
@@ -73,5 +75,5 @@ class ClassificationScores(Metric):
         self.label.append(label)
 
     def compute(self) -> dict[str, float]:
-        """The figures so far, as :func:`classification_scores` gives them."""
+        """Metrics of all samples so far, as returned by :func:`classification_scores`."""
         return classification_scores(dim_zero_cat(self.logits), dim_zero_cat(self.label))

@@ -1,7 +1,8 @@
-"""Calibration of a classifier from sums of fixed size: ECE of bins of equal width and of equal mass, NLL and Brier score.
+"""Calibration metrics of an epoch: ECE with equal-width and equal-mass bins, maximum error, NLL and Brier score.
 
-Samples are counted on the fixed grid of metrics/confidence.py with the borders of the equal-width bins added: these bins are exact,
-and bins of equal mass are put together from the fine ones. Errors and their noise: metrics/calibration_errors.py.
+The state has a fixed size. Samples are counted on the fine grid of metrics/confidence.py, to which the borders of the equal-width
+bins are added. Equal-width bins are therefore exact; equal-mass bins are merged from fine bins. The error formulas and their noise
+estimates are in metrics/calibration_errors.py.
 """
 
 from typing import NamedTuple
@@ -21,24 +22,27 @@ from metrics.calibration_errors import (
 )
 from metrics.confidence import Array, confidence_grid, grid_bin, top_label
 
-# Sums are integers, exact and the same in any order: confidences and Brier scores in units of 2^-30 (float32 confidences from 1/64
-# up have no finer digits), the NLL in units of 2^-20
+# Sums are integers, so they are exact and do not depend on the order of the samples. Confidences and Brier scores are in units of
+# 2^-30 (float32 confidences from 1/64 up have no finer digits), the NLL in units of 2^-20.
 UNIT, NLL_UNIT = 2**30, 2**20
-# of a single sample: logits that are a million apart would overflow the sum
+# Upper limit of the NLL of one sample: logits that differ by a million would overflow the sum.
 MOST_NLL = 1e6
 
 
 def equal_width_bins(fine: Bins, edges: Array, bins: int) -> Bins:
-    """Sums of ``bins`` bins of width 1 / bins, the last one closed; ``edges`` (F,) of the fine ones must hold each k / bins."""
+    """Merges fine bins into ``bins`` bins of width 1 / bins; the last bin is closed.
+
+    The lower edges ``edges`` (F,) of the fine bins must contain k / bins for every k.
+    """
     starts = np.searchsorted(edges.astype(np.float32), (np.arange(bins) / bins).astype(np.float32))
     return Bins(*(np.add.reduceat(array, starts) for array in fine))
 
 
 def equal_mass_bins(fine: Bins, bins: int) -> Bins:
-    """Sums of ``bins`` bins with equally many samples, of which fine bins on a border are shared out in proportion.
+    """Merges fine bins into ``bins`` bins with equally many samples; a fine bin on a border is split in proportion.
 
-    The ECE differs from that of sorted samples by at most half the share of the samples in the fine bins that are cut. Samples of
-    equal confidence are no longer told apart by the order in which they happened to be sorted.
+    The resulting ECE differs from the ECE of sorted samples by at most half the share of the samples in the fine bins that are
+    split. Samples of equal confidence are treated alike, whatever their order.
     """
     count, *others = (array[fine.samples > 0] for array in fine)
     if not len(count):
@@ -51,15 +55,15 @@ def equal_mass_bins(fine: Bins, bins: int) -> Bins:
 
 
 class CalibrationSums(NamedTuple):
-    """What :class:`BinnedCalibration` counted, on the host.
+    """Result of :class:`BinnedCalibration`, on the host.
 
     Attributes:
-        samples: How many.
-        width: Bins of equal width; a reliability diagram is drawn from these.
+        samples: Number of samples.
+        width: Bins of equal width; reliability diagrams are drawn from these.
         mass: Bins with equally many samples.
-        nll: Mean negative log-likelihood in nats; NaN without samples, as the next.
-        brier: Mean of sum_k (p_k - y_k)^2 in [0, 2], for two classes too (twice the score of p(y = 1) alone).
-        lost: Samples whose logits were not finite. They are in ``samples`` only: with any, the figures are NaN.
+        nll: Mean negative log-likelihood in nats; NaN without samples.
+        brier: Mean of sum_k (p_k - y_k)^2 in [0, 2]; with two classes this is twice the score of p(y = 1). NaN without samples.
+        lost: Samples whose logits were not finite. They are counted in ``samples`` only; if there are any, all metrics are NaN.
     """
 
     samples: int
@@ -84,7 +88,7 @@ class CalibrationSums(NamedTuple):
 
 
 class BinnedCalibration(Metric):
-    """Calibration of an epoch; ``update`` moves nothing to the host, ``compute`` returns :class:`CalibrationSums` of all processes.
+    """Calibration of an epoch. ``update`` does not synchronise with the host; ``compute`` returns :class:`CalibrationSums`.
 
     Args:
         bins: Number of bins of equal width, and of equal mass.
@@ -105,11 +109,11 @@ class BinnedCalibration(Metric):
             raise ValueError(f"bins: {bins} given, at least 1 needed")
         self.bins = bins
         self.edges = confidence_grid([k / bins for k in range(bins)])
-        # no buffer: a module that is cast to half precision casts its buffers
+        # not a buffer: casting a module to half precision would cast its buffers too
         self.grid = torch.from_numpy(self.edges).float()
         for name in ("count", "confidence", "correct"):
             self.add_state(name, torch.zeros(len(self.edges), dtype=torch.int64), dist_reduce_fx="sum")
-        # NLL, Brier score, samples that are not finite
+        # NLL, Brier score, number of samples that are not finite
         self.add_state("scores", torch.zeros(3, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, label: Tensor) -> None:
@@ -124,7 +128,7 @@ class BinnedCalibration(Metric):
         finite = confidence.isfinite()
         confidence, nll, brier = (torch.where(finite, value, 0.0) for value in (confidence, nll, brier))
         place = grid_bin(confidence, self.grid)
-        # not in place, for a state that was reset in inference mode could not be changed outside it
+        # not in place: a state that was reset in inference mode cannot be changed in place outside it
         self.count = self.count.scatter_add(0, place, finite.long())
         self.confidence = self.confidence.scatter_add(0, place, (confidence * UNIT).round().long())
         self.correct = self.correct.scatter_add(0, place, (finite & (predicted == label)).long())
@@ -132,7 +136,7 @@ class BinnedCalibration(Metric):
         self.scores = self.scores + torch.stack(scores)
 
     def compute(self) -> CalibrationSums:
-        """The sums so far; one transfer to the host."""
+        """Sums of all samples so far; needs one transfer to the host."""
         table = torch.cat([self.count, self.confidence, self.correct, self.scores]).cpu().numpy()
         count, confidence, correct = table[:-3].reshape(3, -1).astype(np.float64)
         confidence /= UNIT

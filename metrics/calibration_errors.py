@@ -1,8 +1,8 @@
-"""How far confidences are from coming true, and how much of that is noise: pure functions of sums by bin.
+"""Calibration errors from binned sums: ECE, maximum error, debiased error, noise floor, bootstrap interval and p-value.
 
     ECE = sum over bins |confidence - correct| / samples        (sums of a bin; Naeini et al. 2015, Guo et al. 2017)
 
-Everything is of the top label. docs/calibration.md has the formulas and their sources.
+All functions are pure and use the confidence of the predicted class (top label). docs/calibration.md has the formulas and sources.
 """
 
 from typing import NamedTuple
@@ -14,13 +14,13 @@ from metrics.confidence import Array
 
 
 class Bins(NamedTuple):
-    """Samples by confidence, ascending; each array is (bins,).
+    """Sums of the samples in each confidence bin, ascending in confidence; each array is (bins,).
 
     Attributes:
-        samples: How many, not always whole numbers in bins of equal mass.
+        samples: Number of samples; not always a whole number in bins of equal mass.
         confidence: Sum of their confidences.
-        correct: How many of them were predicted rightly.
-        variance: Sum of p (1 - p) of their confidences p, the variance of ``correct`` if confidences came true.
+        correct: Number of correct predictions.
+        variance: Sum of p (1 - p) over their confidences p: the variance of ``correct`` for a perfectly calibrated model.
     """
 
     samples: Array
@@ -41,17 +41,20 @@ def expected_calibration_error(bins: Bins) -> float:
 
 
 def maximum_calibration_error(bins: Bins) -> float:
-    """The largest gap of any bin that holds samples, in [0, 1]; NaN without samples. A bin of one sample counts in full."""
+    """Largest gap between confidence and accuracy of any non-empty bin, in [0, 1]; NaN without samples.
+
+    A bin with a single sample counts like any other bin.
+    """
     held = bins.samples > 0
     gaps = np.abs(bins.confidence - bins.correct)[held] / bins.samples[held]
     return float(gaps.max()) if held.any() else float("nan")
 
 
 def debiased_square(bins: Bins) -> float:
-    """Mean squared gap less what noise adds to it (Kumar, Liang and Ma 2019); may be below 0, NaN without samples.
+    """Mean squared gap, corrected for the contribution of noise (Kumar, Liang and Ma 2019); can be negative, NaN without samples.
 
-    From each bin's squared gap the variance of its accuracy a, a (1 - a) / (n - 1), is taken off before they are averaged. A bin
-    with one sample or less has no such estimate and counts as no gap.
+    Before averaging, the variance of a bin's accuracy a, a (1 - a) / (n - 1), is subtracted from the bin's squared gap. A bin with
+    one sample or less has no such estimate and counts as a gap of 0.
     """
     total = bins.samples.sum()
     if not total:
@@ -63,16 +66,16 @@ def debiased_square(bins: Bins) -> float:
 
 
 def debiased_error(bins: Bins) -> float:
-    """Root of :func:`debiased_square`, in the units of the ECE; 0 where noise explains all of it, NaN without samples."""
+    """Root of :func:`debiased_square`, in the units of the ECE; 0 if noise explains the whole error, NaN without samples."""
     square = debiased_square(bins)
     return max(square, 0.0) ** 0.5 if square == square else square
 
 
 def noise_floor(bins: Bins) -> float:
-    """The ECE that a perfectly calibrated model is expected to show with as many samples and the same confidences.
+    """Expected ECE of a perfectly calibrated model with the same number of samples and the same confidences.
 
-    The mean of |correct - n p| has a closed form for a binomial (De Moivre 1730), which is scaled to the bin's own variance, for
-    its samples do not share one p. Within 1 % of a simulation (tests); NaN without samples.
+    The mean of |correct - n p| has a closed form for a binomial (De Moivre 1730). It is scaled to the bin's own variance, because
+    the samples of a bin do not share one p. Within 1 % of a simulation (tests); NaN without samples.
     """
     samples = bins.samples.sum()
     if not samples:
@@ -80,27 +83,28 @@ def noise_floor(bins: Bins) -> float:
     count, confidence, _, variance = (array[bins.variance > 0] for array in bins)
     n, p = np.maximum(np.rint(count), 1), confidence / count
     m = np.minimum(np.floor(n * p) + 1, n)
-    # probability of m successes of n, times 2 m (1 - p): the mean deviation
+    # mean deviation = 2 m (1 - p) times the probability of m successes in n trials
     log_mass = special.xlogy(m, p) + special.xlog1py(n - m, -p) - special.betaln(1 + n - m, 1 + m) - np.log(n + 1)
     deviation = 2 * m * (1 - p) * np.exp(log_mass)
     return float((deviation * np.sqrt(variance / (n * p * (1 - p)))).sum() / samples)
 
 
 def bootstrap_interval(bins: Bins, level: float = 0.95, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """Interval for the ECE without noise, from resampled sums: multinomial counts of bins, binomial hits within each.
+    """Confidence interval for the noise-free ECE from resampled sums: multinomial bin counts, binomial hits within each bin.
 
-    Plain quantiles of resamples have the noise twice and never reach 0. So the gaps found are scaled by a factor, and the interval
-    holds the factors under which an ECE such as the one found is neither too high nor too low (test inversion). It begins at 0
-    where calibration is not refuted, and it may lie below the ECE found. In simulations 91 to 97 of 100 intervals covered at 95 %.
+    Plain quantiles of resamples would contain the noise twice and never reach 0. Instead, the observed gaps are scaled by a factor,
+    and the interval holds the factors under which the observed ECE is neither too high nor too low (test inversion). It starts at 0
+    if calibration is not rejected, and it can lie below the observed ECE. In simulations, 91 to 97 of 100 intervals covered the
+    true value at a level of 95 %.
 
     Args:
-        bins: The sums.
-        level: Share of intervals that are to cover, in (0, 1).
+        bins: Sums of each bin.
+        level: Coverage of the interval, in (0, 1).
         draws: Resamples for each factor.
-        seed: Of the resampling; the same sums and seed give the same interval.
+        seed: Seed of the resampling; the same sums and seed give the same interval.
 
     Returns:
-        Its lower and upper end, NaN without samples.
+        Lower and upper end, NaN without samples.
     """
     found, total = expected_calibration_error(bins), bins.samples.sum()
     if not total:
@@ -125,14 +129,15 @@ def bootstrap_interval(bins: Bins, level: float = 0.95, draws: int = 1000, seed:
             low, high = (middle, high) if quantile(middle, share) < found else (low, middle)
         factor = 0.0 if quantile(0.0, share) >= found else high
         ends.append(float((samples * np.abs(truth(factor) - p)).sum() / total))
-    # an ECE below what even perfect calibration shows leaves no factor
+    # if the ECE is below that of even a perfectly calibrated model, no factor is left
     return ends[0], ends[1] or found
 
 
 def calibration_p_value(bins: Bins, draws: int = 1000, seed: int = 0) -> float:
-    """How often a perfectly calibrated model with these confidences would show this ECE or a larger one (simulated).
+    """Simulated probability that a perfectly calibrated model with these confidences shows this ECE or a larger one.
 
-    Small values speak against calibration. Args as in :func:`bootstrap_interval`; never below 1 / (draws + 1), NaN without samples.
+    Small values are evidence against calibration. Arguments as in :func:`bootstrap_interval`. The result is never below
+    1 / (draws + 1), and NaN without samples.
     """
     if not bins.samples.sum():
         return float("nan")

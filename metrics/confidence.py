@@ -1,10 +1,10 @@
-"""Confidence of the predicted class, and the fixed grid over [0, 1] on which samples are counted by it.
+"""Confidence of the predicted class, and the fixed grid of confidence bins that calibration and early-exit metrics share.
 
-    confidence = largest softmax probability, in float32 whatever the logits are
+    confidence = largest softmax probability, computed in float32 for logits of any type
 
-The grid is fixed so that the state of a metric stays the same size whatever the number of samples, and any threshold can be read
-afterwards. It has three decimals below 0.99, and one decimal more after each further nine: 0.99, 0.9901, .. 0.999, 0.99901, ..
-0.999999, 1. A confidence of exactly 1 has a bin of its own.
+Because the grid is fixed, the state of a metric has the same size for any number of samples, and results at any threshold can be
+computed afterwards. The grid has three decimals below 0.99 and one more decimal after each further nine: 0.99, 0.9901, .. 0.999,
+0.99901, .. 0.999999, 1. A confidence of exactly 1 has its own bin.
 """
 
 from collections.abc import Sequence
@@ -21,11 +21,11 @@ def confidence_grid(also: Sequence[float] = ()) -> Array:
     """Lower edges of the bins, ascending from 0 to 1.
 
     Args:
-        also: Further edges in [0, 1].
+        also: Additional edges in [0, 1].
 
     Returns:
-        (F,), of which no two are equal as float32; F is 1,352 without further edges. Bin i holds ``edge[i] <= p < edge[i + 1]``,
-        the last one p = 1.
+        (F,), all different as float32; F is 1,352 without additional edges. Bin i holds ``edge[i] <= p < edge[i + 1]``, the last
+        bin p = 1.
 
     >>> confidence_grid()[[0, 1, 989, 990, 991, -1]].tolist()
     [0.0, 0.001, 0.989, 0.99, 0.9901, 1.0]
@@ -45,7 +45,7 @@ def top_label(logits: Tensor) -> tuple[Tensor, Tensor]:
         Confidences (B,) float32 in [0, 1], NaN where the logits are not finite, and predicted classes (B,).
 
     Raises:
-        ValueError: One logit a sample: its softmax is 1 whatever it says.
+        ValueError: There is only one logit per sample; its softmax would always be 1.
 
     >>> top_label(torch.tensor([[0.0, 100.0], [1.0, 1.0]]))
     (tensor([1.0000, 0.5000]), tensor([1, 0]))
@@ -61,7 +61,7 @@ def grid_bin(confidence: Tensor, edges: Tensor) -> Tensor:
     """Bin of each confidence.
 
     Args:
-        confidence: (B,) float32 in [0, 1]; NaN goes to the first bin, for no threshold is reached by it.
+        confidence: (B,) float32 in [0, 1]; NaN goes to the first bin, because it reaches no threshold.
         edges: The grid (F,) as float32 on the same device.
 
     Returns:

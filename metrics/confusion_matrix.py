@@ -1,7 +1,9 @@
-"""Which class is taken for which: counts of (true, predicted) pairs, exact on any number of processes, and figures of each class.
+"""Confusion matrix, and the accuracy (recall), precision and most frequent confusion of each class.
 
-accuracy of a class = its samples that were recognised / its samples             (recall)
-precision of a class = its samples that were recognised / samples predicted to be of it
+accuracy of a class = its correctly predicted samples / its samples             (recall)
+precision of a class = its correctly predicted samples / all samples predicted as this class
+
+Counts are exact on any number of processes.
 """
 
 from typing import NamedTuple
@@ -12,14 +14,14 @@ from torchmetrics import Metric
 
 
 def confusion_matrix(logits: Tensor, label: Tensor) -> Tensor:
-    """Count the samples of each true class (row) that were predicted to be of each class (column).
+    """Counts the samples of each true class (row) that were predicted as each class (column).
 
     Args:
         logits: (B, K).
         label: Class ids (B,), 0 to K - 1.
 
     Returns:
-        (K, K) int64 on the same device. Nothing waits for the device, which ``bincount`` would.
+        (K, K) int64 on the same device. Unlike ``bincount``, this does not synchronise with the device.
 
     >>> confusion_matrix(torch.tensor([[2.0, 1.0], [2.0, 1.0], [0.0, 1.0]]), torch.tensor([0, 1, 1]))
     tensor([[1, 0],
@@ -32,13 +34,14 @@ def confusion_matrix(logits: Tensor, label: Tensor) -> Tensor:
 
 
 class ClassMetrics(NamedTuple):
-    """One class of an evaluation.
+    """Metrics of one class.
 
     Attributes:
         n: Samples of the class.
-        accuracy: Share of them that was recognised, None where there are none.
-        precision: Share of the samples predicted to be of the class that are, None where nothing was.
-        confused_with: The class that its samples were most often taken for wrongly, the first of equals; None where none was.
+        accuracy: Share of them that was predicted correctly; None if the class has no samples.
+        precision: Share of correct predictions among the samples predicted as this class; None if there are no such predictions.
+        confused_with: The class most often predicted wrongly for its samples, the first one of a tie; None if no prediction was
+            wrong.
     """
 
     n: int
@@ -48,10 +51,10 @@ class ClassMetrics(NamedTuple):
 
 
 def class_metrics(counts: Tensor) -> list[ClassMetrics]:
-    """Accuracy, precision and the worst confusion of each class.
+    """Accuracy, precision and most frequent confusion of each class.
 
     Args:
-        counts: (K, K), rows are true classes and columns predicted ones.
+        counts: (K, K), rows are true classes and columns predicted classes.
 
     >>> class_metrics(torch.tensor([[8, 2], [0, 0]]))[0]
     ClassMetrics(n=10, accuracy=0.8, precision=1.0, confused_with=1)
@@ -72,7 +75,7 @@ def class_metrics(counts: Tensor) -> list[ClassMetrics]:
 
 
 class ConfusionSums(Metric):
-    """The confusion matrix of an epoch; ``update`` moves nothing to the host, ``compute`` returns (K, K) int64 of all processes.
+    """Confusion matrix of an epoch. ``update`` does not synchronise with the host; ``compute`` returns (K, K) int64.
 
     Args:
         num_classes: Number of classes K.
@@ -87,9 +90,9 @@ class ConfusionSums(Metric):
 
     def update(self, logits: Tensor, label: Tensor) -> None:
         """Add a batch; logits (B, K) and class ids (B,)."""
-        # not in place, for a state that was reset in inference mode could not be changed outside it
+        # not in place: a state that was reset in inference mode cannot be changed in place outside it
         self.counts = self.counts + confusion_matrix(logits.detach(), label)
 
     def compute(self) -> Tensor:
-        """The matrix so far."""
+        """Confusion matrix of all samples so far."""
         return self.counts

@@ -1,12 +1,12 @@
-"""What leaves early at a confidence threshold: coverage and accuracy at any threshold, risk against coverage, AURC.
+"""Early-exit metrics: coverage and accuracy of the samples above a confidence threshold, risk-coverage curve, AURC and E-AURC.
 
     exits at t = samples with confidence >= t
-    coverage = exits / samples        exit accuracy = right exits / exits, NaN where nothing exits
-    AURC = mean over k = 1 .. n of the error share among the k most confident samples (Geifman and El-Yaniv 2017)
+    coverage = exits / samples        exit accuracy = correct exits / exits, NaN if nothing exits
+    AURC = mean over k = 1 .. n of the error rate among the k most confident samples (Geifman and El-Yaniv 2017)
     E-AURC = AURC - AURC of an order that puts all errors last (Geifman, Uziel and El-Yaniv 2019)
 
-Samples are counted on the grid of metrics/confidence.py: figures are exact at its thresholds. AUROC, average precision, F1 and
-balanced accuracy: metrics/auroc_ap_f1.py.
+Samples are counted on the grid of metrics/confidence.py; results are exact at its thresholds. AUROC, average precision, F1 and
+balanced accuracy are in metrics/auroc_ap_f1.py.
 """
 
 from typing import NamedTuple
@@ -22,14 +22,14 @@ from metrics.confidence import Array, confidence_grid, grid_bin, top_label
 
 
 class ExitMetrics(NamedTuple):
-    """What exits at a threshold.
+    """Coverage and accuracy of the exits at a threshold.
 
     Attributes:
-        threshold: The grid's first threshold at or above the one that was asked for, infinite above 1.
-        samples: All samples.
-        exits: Those with a confidence of at least ``threshold``.
-        coverage: Their share, NaN without samples.
-        accuracy: Share of right answers among the exits, NaN where nothing exits.
+        threshold: The first threshold of the grid at or above the requested one; infinite above 1.
+        samples: Number of all samples.
+        exits: Number of samples with a confidence of at least ``threshold``.
+        coverage: Share of samples that exit, NaN without samples.
+        accuracy: Share of correct predictions among the exits, NaN if nothing exits.
     """
 
     threshold: float
@@ -45,13 +45,13 @@ def exit_metrics(thresholds: Array, count: Array, correct: Array, threshold: flo
     Args:
         thresholds: Lower edges of the bins (F,), ascending.
         count: Samples of each bin (F,).
-        correct: Those of them that were predicted rightly (F,).
+        correct: Correctly predicted samples of each bin (F,).
         threshold: Any number; above 1 nothing exits.
 
     >>> exit_metrics(np.array([0.0, 0.5, 0.9]), np.array([2, 4, 4]), np.array([1, 2, 4]), 0.5)
     ExitMetrics(threshold=0.5, samples=10, exits=8, coverage=0.8, accuracy=0.75)
     """
-    # as float32, which confidences are: 0.93 reaches the threshold 0.93
+    # compared as float32, the type of the confidences, so that 0.93 reaches the threshold 0.93
     first = int(np.searchsorted(thresholds.astype(np.float32), np.float32(threshold)))
     samples, exits, right = round(count.sum()), round(count[first:].sum()), correct[first:].sum()
     return ExitMetrics(
@@ -64,14 +64,14 @@ def exit_metrics(thresholds: Array, count: Array, correct: Array, threshold: flo
 
 
 def risk_coverage(count: Array, correct: Array) -> tuple[Array, Array]:
-    """Share of errors among the exits against coverage, from the highest threshold to the lowest.
+    """Risk-coverage curve: error rate among the exits against coverage, from the highest threshold to the lowest.
 
     Args:
         count: Samples of each bin (F,), ascending in confidence.
-        correct: Those predicted rightly (F,).
+        correct: Correctly predicted samples of each bin (F,).
 
     Returns:
-        Coverages in (0, 1], ascending, and the risk at each; a point for each bin that holds samples.
+        Coverages in (0, 1], ascending, and the risk at each; one point for each non-empty bin.
     """
     held = np.flatnonzero(count)[::-1]
     exits, errors = count[held].cumsum(), (count - correct)[held].cumsum()
@@ -81,12 +81,12 @@ def risk_coverage(count: Array, correct: Array) -> tuple[Array, Array]:
 def aurc(count: Array, correct: Array) -> float:
     """Area under the risk-coverage curve, lower is better; NaN without samples.
 
-    Samples of one bin are taken in random order, and the mean over all such orders has a closed form. So it is exact for arrays
-    with a bin for each confidence, ties included.
+    Samples of one bin are taken in random order; the mean over all orders has a closed form. The result is therefore exact for
+    arrays with one bin per confidence value, ties included.
 
     Args:
         count: Samples of each bin (F,), ascending in confidence.
-        correct: Those predicted rightly (F,).
+        correct: Correctly predicted samples of each bin (F,).
     """
     held = np.flatnonzero(count)[::-1]
     if not len(held):
@@ -94,22 +94,22 @@ def aurc(count: Array, correct: Array) -> float:
     size, wrong = count[held].astype(np.float64), (count - correct)[held].astype(np.float64)
     after, share = size.cumsum(), wrong / size
     before = after - size
-    # errors among the first k: errors before the bin + share (k - before); its sum of errors / k over the bin, harmonic numbers
-    # by the digamma function
+    # errors among the first k samples = errors before the bin + share (k - before); errors / k is summed over the bin with harmonic
+    # numbers, which the digamma function gives
     offset = wrong.cumsum() - wrong - share * before
     areas = wrong + offset * (special.digamma(after + 1) - special.digamma(before + 1))
     return float(areas.sum() / after[-1])
 
 
 def excess_aurc(count: Array, correct: Array) -> float:
-    """E-AURC: :func:`aurc` less that of the best order of the same answers; 0 is best. Args as there."""
+    """E-AURC: :func:`aurc` minus the AURC of the best order of the same predictions; 0 is best. Arguments as for :func:`aurc`."""
     right = float(correct.sum())
     best = np.array([float(count.sum()) - right, right])
     return aurc(count, correct) - aurc(best, np.array([0.0, right]))
 
 
 def by_confidence(confidence: ArrayLike, correct: ArrayLike) -> tuple[Array, Array, Array]:
-    """Sums of samples with a bin for each confidence that occurs: what the functions here take, without a grid.
+    """Bins samples exactly, with one bin for each confidence value that occurs: input for the functions above without a grid.
 
     Args:
         confidence: (N,) in any order.
@@ -124,12 +124,12 @@ def by_confidence(confidence: ArrayLike, correct: ArrayLike) -> tuple[Array, Arr
 
 
 class ExitHistogram(NamedTuple):
-    """What :class:`ExitSums` counted, on the host.
+    """Result of :class:`ExitSums`, on the host.
 
     Attributes:
-        thresholds: The grid (F,).
-        samples: (C, F), how many by true class and confidence; C is 1 where classes are not told apart.
-        correct: (C, F), those predicted rightly.
+        thresholds: Thresholds of the grid (F,).
+        samples: (C, F), number of samples by true class and confidence; C is 1 if classes are not counted separately.
+        correct: (C, F), number of correctly predicted samples.
     """
 
     thresholds: Array
@@ -141,22 +141,22 @@ class ExitHistogram(NamedTuple):
         return self.samples.sum(axis=0), self.correct.sum(axis=0)
 
     def at(self, threshold: float) -> ExitMetrics:
-        """What exits at a threshold, all classes together."""
+        """Coverage and exit accuracy at a threshold, all classes together."""
         return exit_metrics(self.thresholds, *self.overall(), threshold)
 
     def of_classes(self, threshold: float) -> list[ExitMetrics]:
-        """The same of each true class: how much of it leaves early, and how much of that is recognised."""
+        """Coverage and exit accuracy at a threshold for each true class."""
         pairs = zip(self.samples, self.correct, strict=True)
         return [exit_metrics(self.thresholds, *pair, threshold) for pair in pairs]
 
 
 class ExitSums(Metric):
-    """Samples of an epoch by confidence; ``update`` moves nothing to the host, ``compute`` returns :class:`ExitHistogram`.
+    """Samples of an epoch by confidence. ``update`` does not synchronise with the host; ``compute`` returns :class:`ExitHistogram`.
 
     A sample whose logits are not finite counts with confidence 0.
 
     Args:
-        num_classes: Classes to tell apart (of the label), 22 kB each; 1 for the overall figures alone.
+        num_classes: Number of label classes to count separately, 22 kB each; 1 for overall metrics only.
 
     Raises:
         ValueError: Less than one class.
@@ -172,7 +172,7 @@ class ExitSums(Metric):
             raise ValueError(f"num_classes: {num_classes} given, at least 1 needed")
         self.num_classes = num_classes
         self.thresholds = confidence_grid()
-        # no buffer: a module that is cast to half precision casts its buffers
+        # not a buffer: casting a module to half precision would cast its buffers too
         self.grid = torch.from_numpy(self.thresholds).float()
         for name in ("count", "correct"):
             state = torch.zeros(num_classes * len(self.thresholds), dtype=torch.int64)
@@ -186,12 +186,12 @@ class ExitSums(Metric):
         place = grid_bin(confidence, self.grid)
         if self.num_classes > 1:
             place = label * len(self.thresholds) + place
-        # not in place, for a state that was reset in inference mode could not be changed outside it
+        # not in place: a state that was reset in inference mode cannot be changed in place outside it
         self.count = self.count.scatter_add(0, place, torch.ones_like(place))
         self.correct = self.correct.scatter_add(0, place, (predicted == label).long())
 
     def compute(self) -> ExitHistogram:
-        """The sums so far; one transfer to the host."""
+        """Sums of all samples so far; needs one transfer to the host."""
         table = torch.stack([self.count, self.correct]).cpu().numpy().astype(np.float64)
         count, correct = table.reshape(2, self.num_classes, -1)
         return ExitHistogram(self.thresholds, count, correct)

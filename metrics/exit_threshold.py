@@ -1,28 +1,28 @@
-"""An exit threshold that keeps a promised accuracy: chosen on held-out samples, with a guarantee that holds for any sample size.
+"""Chooses an early-exit threshold on held-out samples that guarantees a target accuracy, for any sample size.
 
-Learn-then-Test (Angelopoulos, Bates, Candes, Jordan and Lei 2021, arXiv 2110.01052), the thresholds of a fixed grid tested in
-sequence with several starts, of which each brings an equal part of the error allowed (fallback procedure, Wiens 2003):
+The method is Learn-then-Test (Angelopoulos, Bates, Candes, Jordan and Lei 2021, arXiv 2110.01052). The thresholds of a fixed grid
+are tested in sequence from several starts; each start adds an equal part of the allowed error (fallback procedure, Wiens 2003):
 
     level = 0
     for t from the highest threshold to the lowest:
         level = level + (1 - confidence) / starts    if a start is at t
         p = P(Binomial(exits at t, 1 - target) <= errors among them)
-        p <= level: t keeps the promise              else: level = 0
-    answer: the lowest t that keeps it, none if there is none
+        p <= level: t is accepted                    else: level = 0
+    result: the lowest accepted t, or none
 
-Promise: with probability ``confidence`` over the draw of the samples, the accuracy that NEW samples have among their exits at the
-answer is at least ``target`` ("none" keeps it too). Given how many samples exit at one t, the errors among them are binomial
-whatever the network is, so each p is exact. Between two thresholds that do not hold the target the level is only what starts
-between them bring, and all starts together bring 1 - confidence. It asks that
+Guarantee: with probability ``confidence`` over the draw of the samples, the exits of NEW samples at the chosen threshold have an
+accuracy of at least ``target`` (the result "none" satisfies it too). Given the number of exits at one t, the number of errors is
+binomial for any network, so each p is exact. Between two thresholds that miss the target, the level consists only of what the
+starts between them add; all starts together add 1 - confidence. The guarantee assumes:
 
-- the samples are independent draws of what comes later, and network, temperature and target were fixed without their labels.
-  Samples that a temperature was fitted to, or that chose the best epoch, were looked at: the promise is then only approximate.
-- the starts were fixed beforehand (``starts``): nothing else is asked for. By default they are where certain numbers of samples
-  exit, which the same samples tell. The promise then also asks that, from the first threshold that does not hold the target
-  downwards, samples just under a threshold are no more accurate than those above it, as confidences ought to be: a start that
-  lies lower because few samples were above it then has more errors among its exits, not fewer.
+- The samples are independent draws from the future distribution, and network, temperature and target were fixed without their
+  labels. If the temperature was fitted or the best epoch was chosen on the same samples, the guarantee is only approximate.
+- The starts were fixed beforehand (``starts``). In this case nothing else is assumed. By default, the starts lie where certain
+  numbers of samples exit, which depends on the same samples. Then there is one more assumption: from the first threshold that
+  misses the target downwards, samples just below a threshold are no more accurate than samples above it, as confidences should
+  behave. A start that lies lower because few samples were above it then has more errors among its exits, not fewer.
 
-One start at the top would stop at the first error: little can be proven with the few exits there.
+A single start at the top would stop at the first error, because the few exits there can prove little.
 """
 
 import math
@@ -34,21 +34,21 @@ from scipy import special
 
 from metrics.confidence import Array
 
-# more of them found no larger coverages in simulations, one alone often ended at None
+# in simulations, more starts did not increase the coverage, and a single start often found no threshold
 STARTS = 3
 
 
 class ExitThreshold(NamedTuple):
-    """A threshold and what it showed on the samples that chose it.
+    """A chosen threshold, and its metrics on the samples it was chosen on.
 
     Attributes:
         threshold: Samples with at least this confidence exit.
         coverage: Share of the samples that exit.
-        accuracy: Share of right answers among them, as counted; higher than what is promised.
+        accuracy: Measured share of correct predictions among the exits; higher than the guaranteed accuracy.
         lower_bound: Clopper-Pearson lower bound of their accuracy at the level of the test, at least ``target``.
-        exits: How many exit.
-        target: The accuracy promised.
-        confidence: How sure the promise is.
+        exits: Number of samples that exit.
+        target: The guaranteed accuracy.
+        confidence: Probability that the guarantee holds.
     """
 
     threshold: float
@@ -61,7 +61,7 @@ class ExitThreshold(NamedTuple):
 
 
 def least_exits(target: float, confidence: float) -> int:
-    """Exits without a single error that prove the target: fewer prove nothing.
+    """Least number of exits, all correct, that prove the target accuracy; fewer exits prove nothing.
 
     >>> least_exits(0.99, 0.95)
     299
@@ -70,7 +70,10 @@ def least_exits(target: float, confidence: float) -> int:
 
 
 def start_exits(samples: int, target: float, confidence: float) -> list[int]:
-    """Numbers of exits at which the sequence starts by default: three in equal ratios, from what one needs up to the samples."""
+    """Numbers of exits at which the sequence starts by default: three, in geometric progression.
+
+    The first is the least number that can prove the target; the ratio is the cube root of samples / first.
+    """
     first = least_exits(target, 1 - (1 - confidence) / STARTS)
     ratio = max(samples / first, 1.0) ** (1 / STARTS)
     return [math.ceil(first * ratio**i) for i in range(STARTS)]
@@ -84,21 +87,22 @@ def choose_exit_threshold(
     confidence: float = 0.95,
     starts: Sequence[float] | None = None,
 ) -> ExitThreshold | None:
-    """The threshold with the largest coverage that can be promised; see the top of the file.
+    """Chooses the threshold with the largest coverage that has the guarantee; the module docstring describes the method.
 
     Args:
-        thresholds: A grid (F,) that was fixed before the samples were seen, ascending: ``ExitHistogram.thresholds``.
-        count: Samples whose confidence lies in each bin (F,), of which a threshold is the lower edge.
-        correct: Those predicted rightly (F,).
-        target: Exit accuracy to hold, in (0, 1).
-        confidence: Probability that it holds, in (0, 1).
-        starts: Thresholds where the sequence starts, fixed beforehand; None for the first ones with :func:`start_exits` exits.
+        thresholds: Grid (F,) that was fixed before the samples were seen, ascending: ``ExitHistogram.thresholds``.
+        count: Samples whose confidence lies in each bin (F,); a threshold is the lower edge of its bin.
+        correct: Correctly predicted samples of each bin (F,).
+        target: Exit accuracy to guarantee, in (0, 1).
+        confidence: Probability that the guarantee holds, in (0, 1).
+        starts: Thresholds where the sequence starts, fixed beforehand; None for the first thresholds with :func:`start_exits`
+            exits.
 
     Returns:
-        The threshold, or None where none can be promised: too few samples, or a network that does not reach the target.
+        The threshold, or None if none has the guarantee: too few samples, or a network that does not reach the target.
 
     Raises:
-        ValueError: A target or confidence that is not between 0 and 1, or an empty list of starts.
+        ValueError: Target or confidence is not between 0 and 1, or the list of starts is empty.
     """
     for name, value in (("target", target), ("confidence", confidence)):
         if not 0 < value < 1:
@@ -119,7 +123,7 @@ def choose_exit_threshold(
         level += brought[i]
         if not p[i] <= level:
             level = 0.0
-        # of thresholds with the same exits the highest, for between them nothing was seen
+        # among thresholds with the same exits take the highest, because there are no samples between them
         elif last < 0 or exits[i] > exits[last]:
             last, kept = i, level
     if last < 0:

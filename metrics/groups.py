@@ -1,4 +1,4 @@
-"""Accuracy of each group of samples, such as the windows of one person: a mean hides the one for whom nothing works."""
+"""Accuracy per group of samples, such as the windows of one person; an overall mean would hide a group that fails completely."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from torchmetrics.utilities import dim_zero_cat
 
 
 class GroupAccuracy(NamedTuple):
-    """Samples and hits (0 or more) of a group, and their quotient, 0 to 1."""
+    """Number of samples and of correct predictions (hits, 0 or more) of a group, and its accuracy, 0 to 1."""
 
     n: int
     hits: int
 
     @property
     def accuracy(self) -> float:
-        """Share of the samples that were hit."""
+        """Share of the samples that were predicted correctly."""
         return self.hits / self.n
 
 
 def group_accuracies(groups: Tensor, hits: Tensor) -> dict[int, GroupAccuracy]:
-    """Figures of each group.
+    """Computes the accuracy of each group.
 
     Args:
-        groups: (N,) int64, the number of each sample's group.
-        hits: (N,) bool.
+        groups: (N,) int64, group number of each sample.
+        hits: (N,) bool, True where the prediction is correct.
 
     Returns:
-        By number of the group, ascending.
+        Samples and hits by group number, ascending.
 
     >>> group_accuracies(torch.tensor([7, 3, 7]), torch.tensor([True, True, False]))
     {3: GroupAccuracy(n=1, hits=1), 7: GroupAccuracy(n=2, hits=1)}
@@ -42,7 +42,7 @@ def group_accuracies(groups: Tensor, hits: Tensor) -> dict[int, GroupAccuracy]:
 
 
 class GroupSums(Metric):
-    """Group and hit of every sample; any numbers may be groups, so that nothing is known of them before."""
+    """Accuracy of each group in an epoch. Group numbers can be any integers; they need not be known beforehand."""
 
     full_state_update = False
     groups: list[Tensor]
@@ -54,10 +54,10 @@ class GroupSums(Metric):
         self.add_state("hits", [], dist_reduce_fx="cat")
 
     def update(self, logits: Tensor, label: Tensor, group: Tensor) -> None:
-        """Add a batch: logits (B, K), class ids (B,), numbers of the groups (B,)."""
+        """Add a batch: logits (B, K), class ids (B,), group numbers (B,)."""
         self.groups.append(group)
         self.hits.append(logits.argmax(dim=1) == label)
 
     def compute(self) -> dict[int, GroupAccuracy]:
-        """Figures of each group."""
+        """Samples, hits and accuracy of each group."""
         return group_accuracies(dim_zero_cat(self.groups), dim_zero_cat(self.hits))

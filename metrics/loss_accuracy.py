@@ -1,10 +1,10 @@
-"""Loss and accuracy of an epoch from a handful of sums: exact on any number of processes and any batch sizes.
+"""Loss and accuracy of an epoch, accumulated as a few sums; exact for any number of processes and any batch sizes.
 
     loss = sum(batch loss * batch size) / samples,     acc = hits on unmixed samples / unmixed samples
-    acc_mix = sum over all samples of the target's share of the predicted class / samples
+    acc_mix = sum over all samples of the predicted class's share of the target / samples
 
-A sample is mixed when none of its soft target's shares is 1. Accuracy on hard labels means nothing for those, so they are left
-out of ``acc`` and counted by their shares in ``acc_mix``.
+A sample is mixed (MixUp, CutMix) if no share of its soft target is 1. Accuracy on hard labels is meaningless for mixed samples, so
+they are left out of ``acc`` and counted by their shares in ``acc_mix``.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-MOST_WAITING = 16  # batches
+MOST_WAITING = 16  # batches that are counted together
 
 _SET_IN_A_STEP = {"samples", "sums", "mixed", "_waiting", "_computed", "_update_count"}
 
 
 def hit_share(predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Share of each sample's target that the predicted class holds, and which samples are unmixed.
+    """Share of each sample's soft target that belongs to the predicted class, and which samples are unmixed.
 
     Args:
         predicted: Class ids (B,).
         target: Soft targets (B, K).
 
     Returns:
-        Shares (B,) float in [0, 1] (0 or 1 where unmixed) and a mask (B,) bool, True where unmixed.
+        Shares (B,) float in [0, 1] (0 or 1 for unmixed samples) and a mask (B,) bool, True for unmixed samples.
 
     >>> hit_share(torch.tensor([0, 0]), torch.tensor([[0.7, 0.3], [0.0, 1.0]]))
     (tensor([0.7000, 0.0000]), tensor([False,  True]))
@@ -39,7 +39,7 @@ def hit_share(predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _state(name: str) -> property:
-    """A state of `ClassificationSums`; whoever reads or sets it finds every batch counted."""
+    """Property for a state of `ClassificationSums` that counts all waiting batches before it is read or set."""
 
     def read(self: ClassificationSums) -> Tensor:
         self._count_waiting()
@@ -53,11 +53,11 @@ def _state(name: str) -> property:
 
 
 class ClassificationSums(Metric):
-    """Sums behind ``loss``, ``acc`` and, when samples were mixed, ``acc_mix``; see the top of the file.
+    """Loss and accuracy of an epoch: ``loss``, ``acc`` and, if samples were mixed, ``acc_mix``; the module docstring defines them.
 
-    ``update`` moves nothing to the host. On a CPU it keeps what is to be counted of a few batches and counts them together: between
-    the steps of a convolutional network the operations of one batch, small as they are, find nothing in the caches. ``compute``
-    returns a dict of floats; a figure without samples is left out.
+    ``update`` does not synchronise with the host. On a CPU it queues a few batches and counts them together, because these small
+    operations are slow between the steps of a convolutional network, when their data are not in the processor's caches. ``compute``
+    returns a dict of floats; a metric without samples is left out.
     """
 
     full_state_update = False
@@ -67,13 +67,13 @@ class ClassificationSums(Metric):
         self._waiting: list[tuple[Tensor, Tensor, Tensor, Tensor | None]] = []
         super().__init__()
         self.add_state("samples", torch.zeros(()), dist_reduce_fx="sum")
-        # of all samples: loss, share of the targets hit
+        # over all samples: loss, target shares of the predicted classes
         self.add_state("sums", torch.zeros(2), dist_reduce_fx="sum")
-        # of batches with mixed samples: samples, their hits, unmixed samples, hits among those
+        # over batches with mixed samples: samples, their target shares, unmixed samples, hits among the unmixed samples
         self.add_state("mixed", torch.zeros(4), dist_reduce_fx="sum")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """States are set in every step; nn.Module's search for parameters is not needed for them."""
+        """Sets states directly: they change in every step, and nn.Module's handling of parameters is not needed for them."""
         if name in _SET_IN_A_STEP:
             object.__setattr__(self, name, value)
         else:
@@ -83,19 +83,19 @@ class ClassificationSums(Metric):
         """Add a batch.
 
         Args:
-            loss: Its mean loss ().
+            loss: Mean loss of the batch ().
             logits: (B, K).
             label: Class ids (B,).
-            target: Soft targets (B, K), or None when no sample is mixed. Neither they nor loss and label may be changed later.
+            target: Soft targets (B, K), or None if no sample is mixed. Loss, label and target must not be changed in place later.
         """
         loss, predicted = loss.detach(), logits.argmax(dim=1)
         self._waiting.append((loss, predicted, label, target))
-        # what a CUDA graph (compile_mode reduce-overhead) returned is overwritten by the next step
+        # count at once on an accelerator: the next step overwrites the outputs of a CUDA graph (compile_mode reduce-overhead)
         if len(self._waiting) == MOST_WAITING or not predicted.is_cpu:
             self._count_waiting()
 
     def _wrap_update(self, update: Callable[..., None]) -> Callable[..., None]:
-        """Count the call; gradients, which torchmetrics' own wrapping turns off here, are off while batches are counted."""
+        """Replaces torchmetrics' wrapper of `update`: counts the call. Gradients are turned off later, when batches are counted."""
 
         @functools.wraps(update)
         def counted(*args: Tensor | None, **kwargs: Tensor | None) -> None:
@@ -105,8 +105,9 @@ class ClassificationSums(Metric):
 
         return counted
 
-    # Few operations, for on an accelerator they are a part of every step. Not in place, for a state that was reset in inference
-    # mode could not be changed outside it. Losses are added one by one: rounding must not depend on who read a state, and when.
+    # Few operations, because on an accelerator they run in every step. Not in place, because a state that was reset in inference
+    # mode cannot be changed in place outside it. Losses are added one by one, so that rounding does not depend on when a state is
+    # read.
 
     @torch.no_grad()
     def _count_waiting(self) -> None:
@@ -139,7 +140,7 @@ class ClassificationSums(Metric):
         self.mixed = self.mixed + torch.stack([hits.new_full((), size), hits, unmixed.sum(), (share * unmixed).sum()])
 
     def compute(self) -> dict[str, float]:
-        """The epoch's figures; one transfer to the host."""
+        """Loss and accuracies of the epoch; needs one transfer to the host."""
         values = torch.cat([self.samples[None], self.sums, self.mixed]).tolist()
         samples, loss, hits, mixed, mixed_hits, unmixed, unmixed_hits = values
         unmixed, unmixed_hits = unmixed + samples - mixed, unmixed_hits + hits - mixed_hits

@@ -1,15 +1,15 @@
-"""IoU, Dice and pixel accuracy of masks, per prompt, pooled and per image, at any threshold of a grid, from sums of fixed size.
+"""IoU, Dice and pixel accuracy of segmentation masks per prompt, pooled and per image, and the choice of mask thresholds.
 
-    predicted = probability >= threshold,   on the grid 0.01, 0.02 .. 0.99
+    predicted = probability >= threshold,   threshold on the grid 0.01, 0.02 .. 0.99
     IoU = TP / (TP + FP + FN),    Dice = 2 TP / (2 TP + FP + FN),    pixel accuracy = (TP + TN) / pixels
-    pooled:     of the counts of all images        per image: mean over the images of each one's figure
+    pooled:     from the counts of all images        per image: mean over the images of each image's value
 
-Empty masks: where neither truth nor prediction has a pixel, IoU and Dice are 1; where one of them has, 0. This holds for each image
-per image, and for the whole set pooled. A mask without an object is a negative; the share of its image that is predicted is its
-area, and their mean tells how quiet a prompt is where its object is absent.
+Empty masks: if neither truth nor prediction has a pixel, IoU and Dice are 1; if only one of them has, they are 0. This rule applies
+to each image (per image) and to the whole set (pooled). An image whose true mask is empty is a negative. Its area is the share of
+the image that is predicted; the mean area over the negatives measures false alarms of a prompt where its object is absent.
 
-All sums are whole numbers, figures per image in units of 2^-30, so that their order does not matter: any number of processes and
-any sizes of batches give the same figures to the last bit.
+The state has a fixed size and gives results at every threshold of the grid. All sums are integers (per-image values in units of
+2^-30), so their order does not matter: results are equal to the last bit for any number of processes and any batch sizes.
 """
 
 from collections.abc import Sequence
@@ -22,25 +22,25 @@ from torch import Tensor
 from torchmetrics import Metric
 
 THRESHOLDS = tuple(k / 100 for k in range(1, 100))
-UNIT = 1 << 30  # with it a count of 2^32 pixels, 65536 x 65536, still fits into int64
+UNIT = 1 << 30  # times a count of 2^32 pixels, 65536 x 65536, still fits into int64
 PER_IMAGE = ("iou", "dice", "pixel_acc", "negative_area")
 
 Array = NDArray[np.int64]
 
 
 class MaskMetrics(NamedTuple):
-    """Figures of some pairs of an image and a prompt; NaN where there are none.
+    """Mask metrics over a set of (image, prompt) pairs; NaN if the set is empty.
 
     Attributes:
-        images: Their number.
-        negatives: Those of them whose true mask is empty.
+        images: Number of pairs.
+        negatives: Number of pairs whose true mask is empty.
         iou: Pooled.
         dice: Pooled.
         pixel_acc: Pooled.
         iou_image: Mean over images.
         dice_image: Mean over images.
         pixel_acc_image: Mean over images.
-        negative_area: Mean over the negatives of the predicted share of the image, 0 to 1.
+        negative_area: Predicted share of the image, 0 to 1, averaged over the negatives.
     """
 
     images: int
@@ -55,7 +55,7 @@ class MaskMetrics(NamedTuple):
 
 
 def slug(prompt: str) -> str:
-    """A prompt as a part of a file's or a figure's name.
+    """Converts a prompt to a form that can be part of a file name or a metric name.
 
     >>> slug("Segment wall-crack!")
     'segment_wall_crack'
@@ -64,7 +64,7 @@ def slug(prompt: str) -> str:
 
 
 def probability_bins(logits: Tensor) -> Tensor:
-    """How many thresholds of the grid a logit's probability reaches: int64, 0 to 99; a NaN reaches none.
+    """Number of grid thresholds that the probability of each logit reaches: int64, 0 to 99; NaN reaches none.
 
     >>> probability_bins(torch.tensor([-9.0, 0.0, 9.0, float("nan")]))
     tensor([ 0, 50, 99,  0])
@@ -74,15 +74,15 @@ def probability_bins(logits: Tensor) -> Tensor:
 
 
 def image_histograms(logits: Tensor, mask: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Pixels of each mask by truth and by how many thresholds they reach.
+    """Histogram of the pixels of each mask by true class and by the number of thresholds reached.
 
     Args:
         logits: (N, 1, H, W).
-        mask: Truth of that shape, nonzero where the object is.
-        valid: Pixels that count, bool, of that shape; None: all.
+        mask: True mask of the same shape, nonzero where the object is.
+        valid: Pixels that count, bool, of the same shape; None for all.
 
     Returns:
-        (N, 2, 100) int64: of the background, then of the object.
+        (N, 2, 100) int64: background pixels, then object pixels.
     """
     count, bins = len(logits), len(THRESHOLDS) + 1
     row = torch.arange(count, device=logits.device).view(-1, 1, 1, 1)
@@ -105,17 +105,17 @@ def counts_at_thresholds(histograms: Tensor) -> tuple[Tensor, Tensor, Tensor, Te
 
 
 def _share(part: Tensor, whole: Tensor, empty: int) -> Tensor:
-    """Part by whole in units of 2^-30, rounded down, and `empty` where the whole is 0."""
+    """Part divided by whole in units of 2^-30, rounded down; `empty` where the whole is 0."""
     share = torch.div(part * UNIT, whole.clamp(min=1), rounding_mode="floor")
     return torch.where(whole > 0, share, empty * UNIT)
 
 
 class SegmentationCounts(NamedTuple):
-    """What :class:`SegmentationSums` counted, on the host.
+    """Result of :class:`SegmentationSums`, on the host.
 
     Attributes:
-        pixels: (P, 2, 100), pixels of each prompt by truth and by thresholds reached.
-        per_image: (P, 4, 99), sums over images of IoU, Dice, pixel accuracy and, of negatives, predicted area, in units of 2^-30.
+        pixels: (P, 2, 100), pixels of each prompt by true class and by the number of thresholds reached.
+        per_image: (P, 4, 99), sums over images of IoU, Dice, pixel accuracy and (negatives only) predicted area, in units of 2^-30.
         images: (P, 2), images of each prompt, and the negatives among them.
     """
 
@@ -124,7 +124,7 @@ class SegmentationCounts(NamedTuple):
     images: Array
 
     def of_prompt(self, prompt: int, threshold: float = 0.5) -> MaskMetrics:
-        """Figures of one prompt at a threshold of the grid.
+        """Metrics of one prompt at a threshold of the grid.
 
         Raises:
             ValueError: The threshold is not on the grid.
@@ -132,10 +132,10 @@ class SegmentationCounts(NamedTuple):
         return self._metrics([prompt], [threshold])
 
     def overall(self, thresholds: float | Sequence[float] = 0.5) -> MaskMetrics:
-        """Figures of all pairs together, at one threshold or at each prompt's own.
+        """Metrics over all pairs, at one threshold or at one threshold per prompt.
 
         Raises:
-            ValueError: A threshold is not on the grid, or there is not one for each prompt.
+            ValueError: A threshold is not on the grid, or the number of thresholds is not the number of prompts.
         """
         prompts = len(self.images)
         own = [thresholds] * prompts if isinstance(thresholds, float) else list(thresholds)
@@ -144,7 +144,7 @@ class SegmentationCounts(NamedTuple):
         return self._metrics(list(range(prompts)), own)
 
     def mean_over_prompts(self, thresholds: float | Sequence[float] = 0.5) -> MaskMetrics:
-        """Mean of the figures of those prompts that have images, so that a rare prompt counts as much as a frequent one."""
+        """Mean of the metrics over the prompts that have images, so that a rare prompt counts as much as a frequent one."""
         prompts = len(self.images)
         own = [thresholds] * prompts if isinstance(thresholds, float) else list(thresholds)
         total = self.overall(own)
@@ -153,10 +153,10 @@ class SegmentationCounts(NamedTuple):
         return MaskMetrics(total.images, total.negatives, *means)
 
     def of_nothing(self) -> dict[str, float]:
-        """What predicting nothing gives: a perfect mask where there is no object, and none elsewhere; means over prompts.
+        """Baseline metrics of empty predictions: perfect for negatives, 0 for images with an object; means over prompts.
 
         Returns:
-            ``iou``, ``dice``, ``pixel_acc``, ``iou_image`` and ``dice_image``; NaN where there is no image.
+            ``iou``, ``dice``, ``pixel_acc``, ``iou_image`` and ``dice_image``; NaN if there is no image.
         """
         known = [
             (pixels.sum(axis=1), images) for pixels, images in zip(self.pixels, self.images, strict=True) if images[0]
@@ -195,10 +195,10 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def grid_place(threshold: float) -> int:
-    """Place of a threshold on the grid.
+    """Position of a threshold on the grid.
 
     Raises:
-        ValueError: It is not on it.
+        ValueError: The threshold is not on the grid.
     """
     place = round(threshold * 100) - 1
     if not 0 <= place < len(THRESHOLDS) or abs(THRESHOLDS[place] - threshold) > 1e-9:
@@ -207,12 +207,12 @@ def grid_place(threshold: float) -> int:
 
 
 def choose_thresholds(counts: SegmentationCounts, by: Literal["iou", "iou_image"] = "iou") -> list[float]:
-    """The threshold of each prompt with the best IoU; of equal ones the nearest to 0.5, then the lower one.
+    """Chooses the threshold with the best IoU for each prompt; of a tie the one nearest to 0.5, then the lower one.
 
-    A prompt without a pixel of its object has nothing to choose by and gets 0.5.
+    A prompt without any pixel of its object gets 0.5.
 
     Args:
-        counts: Of validation, never of the data that figures are reported on.
+        counts: Counts of the validation data, never of the data that the reported metrics are computed on.
         by: Pooled IoU, or its mean over images.
     """
     tp, fp, fn, _ = (count.double() for count in counts_at_thresholds(torch.from_numpy(counts.pixels)))
@@ -227,13 +227,13 @@ def choose_thresholds(counts: SegmentationCounts, by: Literal["iou", "iou_image"
 
 
 class SegmentationSums(Metric):
-    """Counts of an epoch; ``update`` moves nothing to the host, ``compute`` returns :class:`SegmentationCounts`.
+    """Mask counts of an epoch. ``update`` does not synchronise with the host; ``compute`` returns :class:`SegmentationCounts`.
 
     Args:
-        num_prompts: Prompts P to tell apart, 5 kB each.
+        num_prompts: Number of prompts P, 5 kB each.
 
     Raises:
-        ValueError: Less than one.
+        ValueError: Less than one prompt.
     """
 
     full_state_update = False
@@ -250,7 +250,7 @@ class SegmentationSums(Metric):
             self.add_state(name, torch.zeros(num_prompts, *shape, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, mask: Tensor, prompt: Tensor, valid: Tensor | None = None) -> None:
-        """Add some pairs; logits, mask and pixels that count (N, 1, H, W), prompt numbers (N,) from 0 to P - 1."""
+        """Add (image, prompt) pairs; logits, true mask and valid pixels (N, 1, H, W), prompt numbers (N,) from 0 to P - 1."""
         histograms = image_histograms(logits.detach(), mask, valid)
         tp, fp, fn, tn = counts_at_thresholds(histograms)
         wrong, pixels = fp + fn, histograms.sum(dim=(1, 2))[:, None]
@@ -262,11 +262,11 @@ class SegmentationSums(Metric):
             _share(tp + tn, pixels.expand_as(tp), 1),
             area,
         ]
-        # not in place, for a state that was reset in inference mode could not be changed outside it
+        # not in place: a state that was reset in inference mode cannot be changed in place outside it
         self.pixels = self.pixels.index_add(0, prompt, histograms)
         self.per_image = self.per_image.index_add(0, prompt, torch.stack(metrics, dim=1))
         self.images = self.images.index_add(0, prompt, torch.stack([torch.ones_like(negative), negative], dim=1).long())
 
     def compute(self) -> SegmentationCounts:
-        """The counts so far."""
+        """Counts of all pairs so far."""
         return SegmentationCounts(*(state.cpu().numpy() for state in (self.pixels, self.per_image, self.images)))

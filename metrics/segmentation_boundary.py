@@ -1,13 +1,13 @@
-"""F1 of masks with a tolerance in pixels: what is drawn a little beside the truth counts as right, as far as annotators disagree.
+"""Mask F1 and boundary F1 with a tolerance in pixels, so that small offsets within annotator disagreement count as correct.
 
     precision = share of predicted pixels with a true one within r,     recall = share of true pixels with a predicted one within r
     F1 = 2 precision recall / (precision + recall)
 
-Of whole masks it is the figure of crack benchmarks (CrackForest, Shi et al. 2016, doi 10.1109/TITS.2016.2552248, with r of 2 or 5
-pixels): state r beside it. With r = 0 it is Dice. Of boundaries alone, the object's pixels with a neighbour outside, it is the
-boundary F1 of Csurka et al. 2013 (BMVC), which tells outlines of large objects apart. Distances are Euclidean.
+Computed on whole masks, this is the metric of crack benchmarks (CrackForest, Shi et al. 2016, doi 10.1109/TITS.2016.2552248, r of 2
+or 5 pixels); always report r with it. With r = 0 it equals Dice. Computed on boundaries (object pixels with a neighbour outside),
+it is the boundary F1 of Csurka et al. 2013 (BMVC), which is sensitive to the outlines of large objects. Distances are Euclidean.
 
-Empty masks as in metrics/segmentation.py: nothing true and nothing predicted is 1, only one of them is 0.
+Empty masks are treated as in metrics/segmentation.py: if truth and prediction are both empty, F1 is 1; if only one is, F1 is 0.
 """
 
 from typing import Literal, NamedTuple
@@ -23,18 +23,18 @@ Of = Literal["mask", "boundary"]
 
 
 def dilate(mask: Tensor, radius: int) -> Tensor:
-    """Pixels with a pixel of the mask within a Euclidean distance; (N, 1, H, W) bool to the same."""
+    """Dilates masks by a Euclidean radius in pixels; (N, 1, H, W) bool in and out."""
     if radius == 0:
         return mask
     reach = torch.arange(-radius, radius + 1, device=mask.device)
     disk = (reach[:, None] ** 2 + reach**2 <= radius**2).float()
-    # in float32 whatever autocast says; sums of some hundred ones are exact in it
+    # always in float32, even under autocast; sums of a few hundred ones are exact in it
     with torch.autocast(mask.device.type, enabled=False):
         return F.conv2d(mask.float(), disk[None, None], padding=radius) > 0.5
 
 
 def boundary(mask: Tensor) -> Tensor:
-    """Pixels of the mask with one of the four neighbours outside of it; beyond the image there is nothing outside.
+    """Pixels of the mask with at least one of the four neighbours outside it; the image border itself does not count as outside.
 
     Args:
         mask: (N, 1, H, W) bool.
@@ -45,7 +45,9 @@ def boundary(mask: Tensor) -> Tensor:
 
 
 def tolerant_counts(predicted: Tensor, true: Tensor, radius: int) -> Tensor:
-    """Predicted pixels near true ones, predicted, true pixels near predicted ones, true: (N, 4) int64.
+    """Counts the pixels from which precision and recall with a tolerance are computed.
+
+    Returns (N, 4) int64: predicted pixels near true ones, predicted pixels, true pixels near predicted ones, true pixels.
 
     Args:
         predicted: (N, 1, H, W) bool.
@@ -58,12 +60,12 @@ def tolerant_counts(predicted: Tensor, true: Tensor, radius: int) -> Tensor:
 
 
 class TolerantMetrics(NamedTuple):
-    """Figures of one prompt, or of all; NaN where there are no images.
+    """F1 with a tolerance of one prompt or of all prompts; NaN if there are no images.
 
     Attributes:
-        images: Their number.
-        precision: Pooled; 1 where nothing is predicted and nothing true, 0 where nothing is predicted alone.
-        recall: Pooled, likewise.
+        images: Number of images.
+        precision: Pooled; 1 if truth and prediction are both empty, 0 if only the prediction is empty.
+        recall: Pooled; 1 if truth and prediction are both empty, 0 if only the truth is empty.
         f1: Pooled.
         f1_image: Mean over images.
     """
@@ -76,10 +78,12 @@ class TolerantMetrics(NamedTuple):
 
 
 class TolerantSums(Metric):
-    """Counts of an epoch; ``update`` moves nothing to the host, ``compute`` returns figures of each prompt and of all together.
+    """F1 with a tolerance over an epoch. ``update`` does not synchronise with the host.
+
+    ``compute`` returns the metrics of each prompt and of all prompts together.
 
     Args:
-        num_prompts: Prompts P to tell apart.
+        num_prompts: Number of prompts P.
         radius: Tolerance r in pixels, 0 or more.
         of: Compare whole masks or their boundaries.
 
@@ -101,11 +105,11 @@ class TolerantSums(Metric):
             raise ValueError(f"of: mask or boundary, got {of}")
         self.radius, self.of = radius, of
         self.add_state("counts", torch.zeros(num_prompts, 4, dtype=torch.int64), dist_reduce_fx="sum")
-        # images, and the sum of their F1 in units of 2^-30: whole numbers, whose order does not matter
+        # number of images, and the sum of their F1 in units of 2^-30: integers, so the order of summation does not matter
         self.add_state("images", torch.zeros(num_prompts, 2, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, predicted: Tensor, mask: Tensor, prompt: Tensor, valid: Tensor | None = None) -> None:
-        """Add some pairs; masks and pixels that count (N, 1, H, W), nonzero where the object is, prompt numbers (N,)."""
+        """Add (image, prompt) pairs; masks (nonzero where the object is) and valid pixels (N, 1, H, W), prompt numbers (N,)."""
         predicted, true = predicted != 0, mask != 0
         if valid is not None:
             predicted, true = predicted & valid, true & valid
@@ -113,12 +117,12 @@ class TolerantSums(Metric):
             predicted, true = boundary(predicted), boundary(true)
         counts = tolerant_counts(predicted, true, self.radius)
         f1 = (f1_of(counts.float()) * UNIT).round().long()
-        # not in place, for a state that was reset in inference mode could not be changed outside it
+        # not in place: a state that was reset in inference mode cannot be changed in place outside it
         self.counts = self.counts.index_add(0, prompt, counts)
         self.images = self.images.index_add(0, prompt, torch.stack([torch.ones_like(f1), f1], dim=1))
 
     def compute(self) -> tuple[list[TolerantMetrics], TolerantMetrics]:
-        """Figures of each prompt, and of all pairs together."""
+        """Metrics of each prompt, and of all pairs together."""
         counts, images = self.counts.cpu().double(), self.images.cpu()
         rows = [_metrics(*row) for row in zip(counts, images, strict=True)]
         return rows, _metrics(counts.sum(dim=0), images.sum(dim=0))
@@ -133,7 +137,7 @@ def _shares(counts: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def f1_of(counts: Tensor) -> Tensor:
-    """F1 (...,) of counts (..., 4) in the order of :func:`tolerant_counts`, as floats.
+    """F1 (...,) from float counts (..., 4) in the order of :func:`tolerant_counts`.
 
     >>> f1_of(torch.tensor([[2.0, 4, 3, 3], [0, 0, 0, 0], [0, 5, 0, 0]]))  # precision 1/2 and recall 1; both empty; one empty
     tensor([0.6667, 1.0000, 0.0000])

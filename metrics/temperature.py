@@ -1,4 +1,4 @@
-"""One temperature for all logits, fitted by the likelihood of held-out labels (Guo et al. 2017): p = softmax(logits / T)."""
+"""Temperature scaling: fits one T on held-out labels by maximum likelihood (Guo et al. 2017), p = softmax(logits / T)."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,21 +12,21 @@ def mean_nll(logits: Tensor, label: Tensor, temperature: float = 1.0) -> float:
 
 
 def fit_temperature(logits: Tensor, label: Tensor) -> float:
-    """The temperature with the least NLL, never with more than T = 1 has; the predicted classes stay what they are.
+    """Finds the temperature with the least NLL. The NLL is never higher than at T = 1, and the predicted classes do not change.
 
-    The NLL is convex in 1 / T, so Newton's method is kept in a bracket that shrinks at each step. Where all predictions are right
-    the NLL falls as T does, and where the logits say nothing or mislead it falls as T grows: the answer is then the end of the
-    range, 0.05 or 20. It is fitted in float64, on the host where the device has none.
+    The NLL is convex in 1 / T, so Newton's method is used within a bracket that shrinks at each step. If all predictions are
+    correct, the NLL decreases with T; if the logits are uninformative or misleading, it decreases as T grows. The result is then
+    the end of the range, 0.05 or 20. The fit uses float64, on the host if the device does not support it.
 
     Args:
         logits: (N, K), N >= 1, all finite.
         label: Class ids (N,).
 
     Returns:
-        T in [0.05, 20]; above 1 for a network that is too sure of itself.
+        T in [0.05, 20]; above 1 for an overconfident network.
 
     Raises:
-        ValueError: No samples, or logits that are not finite.
+        ValueError: There are no samples, or logits are not finite.
     """
     if not len(label):
         raise ValueError("logits: no samples given, at least 1 needed to fit a temperature")
@@ -47,5 +47,5 @@ def fit_temperature(logits: Tensor, label: Tensor) -> float:
         before, inverse = inverse, step if low <= step <= high else (low + high) / 2
         if abs(inverse - before) <= 1e-9 * inverse:
             break
-    candidates = (1.0, LOWEST, HIGHEST, 1 / inverse)  # the first of equals
+    candidates = (1.0, LOWEST, HIGHEST, 1 / inverse)  # min() takes the first one of a tie
     return min(candidates, key=lambda temperature: mean_nll(scores, label, temperature))

@@ -1,27 +1,27 @@
-"""Networks: plain `torch.nn.Module`s that know nothing of Lightning, of data sets or of losses.
+"""Network architectures and layers: plain `torch.nn.Module`s, independent of Lightning, data sets and losses.
 
 resnet.py      ResNets for small images: `build_resnet`
-timm_network.py  any classification network of timm, with timm's own names; transfer.py: other trainings' weights for it;
-               frozen_backbone.py: features of one that is never trained. They are not imported here, for nobody should need
-               timm to read a packed network
-mlp_head.py    a small head on such features: `MLPHead`. Not imported here, for torch's compiler comes with it
-signal_encoder.py  encoder and head for windows of signals, through their images; signal_network.py: without images. Not
-               imported here, as timm's are not
-ternarize.py   a plain network made ternary, and its full-precision twin: `ternarize`, `warm_start`,
-               `effective_state_dict`
-ternary.py     the ternary layers and a look at them: `TernaryConv2d`, `TernaryLinear`, `ternary_layers`,
-               `ternary_shares`
-quantizers.py  the ternary rules: twn, ttq, absmean, learned_threshold
-folding.py     batch norms folded into the layers before them: `fold`
-packed.py      a trained ternary network in a file as small as its symbols: `read_packed`; packed_writer.py:
-               `write_packed`; packed_header.py, trits.py and entropy.py are its parts
-segmenter_light.py, segmenter_clip.py  prompted segmenters, for any encoder of timm and by CLIPSeg: `LightSegmenter`,
-               `CLIPSegmenter`; segmenter_parts.py: their contract and decoder; segmenter_text.py: prompts without CLIP;
-               segmenter_clip_weights.py: CLIPSeg through transformers. Not imported here, as timm's are not
+timm_network.py  builds any timm classification network with timm's parameter names; transfer.py: loads weights of another
+               training into it; frozen_backbone.py: features of a timm network that is never trained. Not imported here, so
+               that reading a packed network does not require timm
+mlp_head.py    small head on features: `MLPHead`, and batched_heads.py: many heads trained at once. Not imported here, as
+               they import torch's compiler
+signal_encoder.py  encoder and head for signal windows as images; signal_network.py: 1-D network for signals. Not imported
+               here, as they import timm
+ternarize.py   conversion of a plain network to a ternary one and back: `ternarize`, `warm_start`, `effective_state_dict`
+ternary.py     ternary layers and their statistics: `TernaryConv2d`, `TernaryLinear`, `ternary_layers`, `ternary_shares`
+quantizers.py  ternary quantisation rules: twn, ttq, absmean, learned_threshold
+folding.py     folds batch norms into the layers before them: `fold`
+packed.py      reads a trained ternary network from a small file: `read_packed`; packed_writer.py writes it:
+               `write_packed`; packed_header.py, trits.py and entropy.py: header and codings of that file
+segmenter_light.py, segmenter_clip.py  prompted segmenters with a timm encoder and with CLIPSeg: `LightSegmenter`,
+               `CLIPSegmenter`; segmenter_parts.py: their interface and decoder; segmenter_text.py: text encoder without
+               CLIP; segmenter_clip_weights.py: loads CLIPSeg with transformers; tiling.py: segments large images in tiles.
+               Not imported here, as they import timm
 
-Contract: a classifier maps images (B, C, H, W), float, to logits (B, K), never probabilities. It takes any B, H and W;
-in eval mode an image's logits do not depend on what else is in the batch. The layer after the last pooling is called
-`classifier`, the first one `stem`; those of timm have timm's names.
+Contract: a classifier maps images (B, C, H, W), float, to logits (B, K), never probabilities. It takes any B, H and W. In
+eval mode the logits of an image do not depend on the other images of the batch. The layer after the last pooling is named
+`classifier`, the first one `stem`; timm networks keep timm's names.
 """
 
 from networks.folding import fold

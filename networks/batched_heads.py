@@ -1,9 +1,9 @@
-"""Many heads of the same widths as one network over the same features: each layer of all heads is one product of matrices.
+"""Trains many MLP heads of the same widths at once on the same features: one (batched) matrix product per layer for all heads.
 
-    features (B, D) --first layers side by side: one product--> (B, n, h) --batched products, one matrix a head--> logits (n, B, K)
+    features (B, D) --first layers concatenated: one product--> (B, n, h) --batched products, a matrix per head--> logits (n, B, K)
 
-Each head computes what an `MLPHead` of its seed and dropout computes by itself: the same initial weights, the same masks. Heads of
-one seed share the random numbers of their dropouts, which are drawn once.
+Each head computes the same as a single `MLPHead` with its seed and dropout: the same initial weights and the same masks. Heads with
+the same seed share the random numbers of their dropouts, which are drawn once.
 """
 
 import itertools
@@ -16,25 +16,25 @@ from torch import Tensor, nn
 from networks.mlp_head import dropout_uniform, initial_weights
 
 Uniform = Callable[[int, int, int, Sequence[int], torch.device], Tensor]
-"""Draws as `dropout_uniform` does: seed, layer, count, shape and device."""
+"""Function with the arguments of `dropout_uniform`: seed, layer, count, shape and device."""
 
 
 class BatchedHeads(nn.Module):
-    """n heads with their weights in tensors of n matrices.
+    """n heads whose weights are stacked into tensors of n matrices.
 
-    A head never touches another: one whose weights are no longer finite leaves the logits and gradients of the others as they are.
+    The heads are independent: if the weights of one head are no longer finite, logits and gradients of the others do not change.
 
     Args:
         in_features: D, width of the features.
         num_classes: K, length of the logits.
         hidden: Widths of the hidden layers, the same for all heads; empty for linear heads.
-        dropout: Probability in [0, 1) of zeroing a hidden value in training, of each head; its length is n.
-        seeds: Seed of initial weights and dropout of each head.
+        dropout: For each of the n heads, the probability in [0, 1) of zeroing a hidden value in training.
+        seeds: For each head, the seed of initial weights and dropout.
 
     Attributes:
-        weights: One (n, fan_out, fan_in) a layer.
-        biases: One (n, fan_out) a layer.
-        forwards: Training forwards so far; of linear heads none is counted, as in an `MLPHead`.
+        weights: One tensor (n, fan_out, fan_in) per layer.
+        biases: One tensor (n, fan_out) per layer.
+        forwards: Number of training forwards so far; stays 0 for linear heads, as in `MLPHead`.
     """
 
     _rates: Tensor
@@ -53,7 +53,7 @@ class BatchedHeads(nn.Module):
         self.weights = nn.ParameterList(torch.stack([weight for weight, _ in layer]) for layer in drawn)
         self.biases = nn.ParameterList(torch.stack([bias for _, bias in layer]) for layer in drawn)
         self._counts, self._drops = bool(hidden), bool(hidden) and max(dropout) > 0
-        self._seeds = sorted(set(seeds))  # of which each draws once
+        self._seeds = sorted(set(seeds))  # random numbers are drawn once per distinct seed
         rates = torch.tensor(dropout, dtype=torch.float64)
         drawn_by = torch.tensor([self._seeds.index(seed) for seed in seeds])
         for name, values in (("_rates", rates.float()), ("_kept", (1 - rates).float()), ("_drawn_by", drawn_by)):
@@ -62,12 +62,12 @@ class BatchedHeads(nn.Module):
     def forward(
         self, features: Tensor, parts: Mapping[str, Tensor] | None = None, uniform: Uniform = dropout_uniform
     ) -> Tensor:
-        """Logits of features that all heads see.
+        """Logits of all heads for the same features.
 
         Args:
             features: (B, D).
-            parts: Tensors that take the place of `parts()`, such as their averages.
-            uniform: Draws what the dropouts go by; a caller with several of these modules may remember what was drawn.
+            parts: Tensors to use instead of `parts()`, such as averaged weights.
+            uniform: Draws the random numbers of the dropouts; a caller with several such modules can pass a caching function.
 
         Returns:
             (n, B, K).
@@ -87,23 +87,23 @@ class BatchedHeads(nn.Module):
         return values
 
     def _mask(self, layer: int, count: int, values: Tensor, uniform: Uniform) -> Tensor:
-        """What the hidden values (n, B, width) are multiplied by: 0, or 1 / (1 - rate)."""
+        """Dropout factors of the hidden values (n, B, width): 0 or 1 / (1 - rate)."""
         drawn = [uniform(seed, layer, count, values.shape[1:], values.device) for seed in self._seeds]
         joined = drawn[0] if len(drawn) == 1 else torch.stack(drawn)[self._drawn_by]
         rates, kept = (buffer.view(-1, 1, 1) for buffer in (self._rates, self._kept))
         return (joined >= rates).to(values.dtype) / kept
 
     def parts(self) -> dict[str, Tensor]:
-        """All parameters by the names that they have in an `MLPHead`, with a first dimension of n."""
+        """All parameters under their names in `MLPHead`, with a first dimension of n."""
         named = {f"layers.{layer}.weight": weight for layer, weight in enumerate(self.weights)}
         return {**named, **{f"layers.{layer}.bias": bias for layer, bias in enumerate(self.biases)}}
 
     def head(self, number: int, tensors: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """State dict of one head as an `MLPHead` takes it, copied.
+        """Copy of the state dict of one head, in the form that `MLPHead` loads.
 
         Args:
-            number: Which head, 0 to n - 1.
-            tensors: Other tensors of the shapes of `parts`, such as their averages; None for the parameters.
+            number: Index of the head, 0 to n - 1.
+            tensors: Other tensors with the shapes of `parts`, such as averaged weights; None for the parameters.
         """
         tensors = self.parts() if tensors is None else tensors
         state = {name: values[number].detach().clone() for name, values in tensors.items()}

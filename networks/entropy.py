@@ -1,20 +1,20 @@
-"""Symbols -1, 0 and 1 at the bits that their frequencies ask for: interleaved rANS, all lanes at once with numpy.
+"""Entropy coding of ternary symbols -1, 0 and 1: interleaved rANS, with all lanes processed at once by numpy.
 
-The symbols of several groups (the layers of a network) stand one after another in one stream; each group has its own
-frequencies. N symbols are shared by L = ceil(N / 4096) lanes, symbol i belongs to lane i mod L, and all lanes take their
-words from one row:
+The symbols of several groups (the layers of a network) follow each other in one stream; each group has its own
+frequencies. N symbols are distributed over L = ceil(N / 4096) lanes, symbol i belongs to lane i mod L, and all lanes read
+their words from one shared sequence:
 
-    tables   for each group two uint16: frequencies of -1 and 0 in units of 1/32768; what is left is that of 1
+    tables   for each group two uint16: frequencies of -1 and 0 in units of 1/32768; the remainder is the frequency of 1
     states   L uint32, one for each lane
-    words    uint16, as many as there are
+    words    uint16, the rest of the data
 
     decode symbol i, with x the state of its lane and M = 32768:
         slot = x mod M                                  symbol = the one whose [start, start + frequency) holds slot
         x = frequency * (x div M) + slot - start        start: 0, f(-1), f(-1) + f(0)
         if x < 65536: x = 65536 x + next word
 
-Every state is 65536 and no word is left after the last symbol. All numbers are little-endian. A lane costs two to four
-bytes beyond the entropy of its 4096 symbols, which is under 0.5 %.
+After the last symbol, every state is 65536 and all words are consumed. All numbers are little-endian. A lane costs two to
+four bytes more than the entropy of its 4096 symbols, which is under 0.5 %.
 
 Duda 2013, "Asymmetric numeral systems", arXiv 1311.2540; Giesen 2014, "Interleaved entropy coders", arXiv 1402.3392.
 """
@@ -36,14 +36,14 @@ _Row = npt.NDArray[np.uint32]
 
 
 def entropy_bits(symbols: Symbols) -> float:
-    """Bits that N symbols take at least if each is coded by its frequency alone: N times the zeroth-order entropy."""
+    """Minimum number of bits for N symbols coded by their frequencies only: N times the zeroth-order entropy."""
     counts = _count(symbols)
     shares = counts[counts > 0] / max(symbols.size, 1)
     return float(-symbols.size * (shares * np.log2(shares)).sum())
 
 
 def encode(groups: Sequence[Symbols]) -> bytes:
-    """Code groups of symbols, each (N,) int8 in {-1, 0, 1}, as one stream; see the top of this file."""
+    """Encode groups of symbols, each (N,) int8 in {-1, 0, 1}, as one stream; see the top of this file."""
     frequencies = [_frequencies(group) for group in groups]
     digits = (np.concatenate(groups) + 1).astype(np.uint8)
     states = np.full(_lanes(digits.size), _LOW, dtype=np.uint32)
@@ -63,10 +63,10 @@ def encode(groups: Sequence[Symbols]) -> bytes:
 def decode(data: bytes, counts: Sequence[int]) -> list[Symbols]:
     """Decode a stream into groups of `counts` symbols, each (count,) int8.
 
-    The time depends on `counts` alone, and `data` longer than `encode` can make it is refused at once.
+    The time depends only on `counts`. `data` that is longer than any output of `encode` is rejected immediately.
 
     Raises:
-        ValueError: `data` is not what `encode` writes for groups of these sizes.
+        ValueError: `data` is not an output of `encode` for groups of these sizes.
     """
     total = sum(counts)
     low, high = encoded_bounds(counts)
@@ -85,7 +85,7 @@ def decode(data: bytes, counts: Sequence[int]) -> list[Symbols]:
 
 
 def encoded_bounds(counts: Sequence[int]) -> tuple[int, int]:
-    """Fewest and most bytes that `encode` makes of groups of these sizes: no symbol takes more than one word."""
+    """Minimum and maximum number of bytes of `encode` for groups of these sizes: no symbol takes more than one word."""
     low = 4 * len(counts) + 4 * _lanes(sum(counts))
     return low, low + 2 * sum(counts)
 
@@ -114,9 +114,9 @@ def _decode_digits(
 
 
 def _steps(counts: Sequence[int], frequencies: Sequence[_Row]) -> Iterator[tuple[int, int, _Row, _Row]]:
-    """For each row of at most L symbols its first and last place, and frequencies and starts, (1 or row, 3).
+    """Yield, for each row of at most L symbols, its first index, its end, and frequencies and starts, (1 or row length, 3).
 
-    They are of length 1 where the whole row is of one group, which is where the time goes.
+    Their length is 1 if the whole row belongs to one group. Most rows do, and this makes them fast.
     """
     ends = np.cumsum(counts)
     tables = np.stack(frequencies)
@@ -134,7 +134,7 @@ def _steps(counts: Sequence[int], frequencies: Sequence[_Row]) -> Iterator[tuple
 
 
 def _index(table: _Row, digits: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.intp] | int, npt.NDArray[np.uint8]]:
-    """What picks each digit's entry from a table that `_steps` gives."""
+    """Index that selects the entry of each digit from a table that `_steps` yields."""
     return (np.arange(digits.size) if len(table) > 1 else 0), digits
 
 

@@ -1,12 +1,11 @@
-"""Batch norms folded into the layers before them: the network that inference needs.
+"""Folds batch norms into the layers before them, for inference.
 
     bn(conv(x)) = f * (conv(x) - m) + b        f = gamma / sqrt(variance + eps), for each output channel
                 = conv'(x) + b'                w' = f w,  b' = b - f m
 
-A ternary weight stays ternary: its symbols are untouched and its scales become f times the old ones, one for each output
-channel whatever the rule; two with ttq, for +1 and for -1. They are signed, as gamma may be negative. The factors are
-computed in float64 and rounded once, to float32. The folded network's logits differ from the trained network's by
-rounding alone.
+A ternary weight stays ternary: its symbols do not change and its scales are multiplied by f. There is then one scale per output
+channel for every rule, or two with ttq, for +1 and for -1. They are signed, as gamma may be negative. The factors are computed in
+float64 and rounded once to float32. The logits of the folded network differ from those of the trained network only by rounding.
 """
 
 import copy
@@ -23,7 +22,7 @@ from networks.ternary import TernaryConv2d, TernaryLinear, fake_int8
 
 @dataclass(frozen=True)
 class FoldedLayer:
-    """A convolution or linear layer with its batch norm in it, on the CPU, in float32."""
+    """A convolution or linear layer with its batch norm folded in, on the CPU, in float32."""
 
     weight: Ternary | Tensor
     """Symbols (out, in, ...) with scales (out, 1, ...), or the weight itself of a full-precision layer."""
@@ -33,31 +32,31 @@ class FoldedLayer:
     """Whether the layer rounds its input to int8, as a ternary layer with `activation_bits=8` does."""
 
     def dense(self) -> Tensor:
-        """The weight (out, in, ...), float32, in memory as its shape says: the memory format decides how a sum is taken."""
+        """The weight (out, in, ...), float32, with contiguous strides: the memory format determines the order of summation."""
         weight = self.weight.effective_weight() if isinstance(self.weight, Ternary) else self.weight
-        # contiguous() keeps the channels-last strides of a single channel, (9, 1, 3, 1), and they decide, too
+        # contiguous() would keep the channels-last strides of a single channel, (9, 1, 3, 1), which also change that order
         return torch.empty(weight.shape).copy_(weight)
 
 
 def fold(network: ResNet) -> ResNet:
-    """The network as inference needs it: a copy on the CPU in eval mode, without batch norms and ternary layers.
+    """Return a copy of the network for inference: on the CPU, in eval mode, without batch norms and ternary layers.
 
-    Every layer is a plain `nn.Conv2d` or `nn.Linear` with a bias, in float32. Ternary layers with `activation_bits=8`
-    become subclasses of these which round their input as before; since a rounding may fall the other way, such a
-    network's logits can differ by more than float32's precision from the trained one's.
+    Every layer is a plain `nn.Conv2d` or `nn.Linear` with a bias, in float32. Ternary layers with `activation_bits=8` become
+    subclasses that round their input as before. As a value may then round in the other direction, the logits of such a network
+    can differ from those of the trained network by more than float32's precision.
 
     Args:
-        network: A ternary ResNet or its full-precision twin, which is left as it is.
+        network: A ternary ResNet or its full-precision twin; it is not changed.
 
     Raises:
-        ValueError: A weight or a batch norm holds a value that is not finite, or would after folding.
+        ValueError: A weight or a batch norm holds a value that is not finite, or that would not be finite after folding.
     """
     return assemble(copy.deepcopy(network).cpu(), folded_layers(network))
 
 
 @torch.no_grad()
 def folded_layers(network: ResNet) -> dict[str, FoldedLayer]:
-    """The convolutions and linears of a network, folded, by qualified name in the order of its modules; see `fold`."""
+    """The folded convolutions and linear layers of a network by qualified name, in module order; see `fold`."""
     modules = dict(network.named_modules())
     folded = {}
     for name, layer in plain_layers(network).items():
@@ -70,21 +69,21 @@ def folded_layers(network: ResNet) -> dict[str, FoldedLayer]:
             folded[name] = FoldedLayer((layer.weight.detach().cpu().double() * column).float(), bias.float())
         if not _is_finite(layer.weight, folded[name]):
             raise ValueError(
-                f"{name}: its weight or its batch norm holds a value that is not finite (or would, folded); "
+                f"{name}: its weight or its batch norm holds a value that is not finite (or not finite after folding); "
                 "take a checkpoint from before the training diverged"
             )
     return folded
 
 
 def assemble(network: ResNet, layers: dict[str, FoldedLayer]) -> ResNet:
-    """Put folded layers into a network, in place, and take its batch norms out.
+    """Replace the layers of a network by folded layers, in place, and remove its batch norms.
 
     Args:
-        network: A ResNet of the same shape, ternary or not; may be on the meta device: none of its values are used.
-        layers: All its convolutions and linears.
+        network: A ResNet of the same shape, ternary or not. Its values are not used, so it may be on the meta device.
+        layers: All its convolutions and linear layers, folded.
 
     Returns:
-        The network, in eval mode; its parameters ask for no gradient.
+        The network, in eval mode; its parameters do not require gradients.
     """
     for name, module in list(network.named_modules()):
         if isinstance(module, nn.BatchNorm2d):
@@ -95,12 +94,12 @@ def assemble(network: ResNet, layers: dict[str, FoldedLayer]) -> ResNet:
 
 
 def plain_layers(network: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
-    """The convolutions and linears of a network, ternary or not, in the order of its modules."""
+    """The convolutions and linear layers of a network, ternary or not, in module order."""
     return {name: layer for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
 
 
 class Int8InputConv2d(nn.Conv2d):
-    """`nn.Conv2d` that rounds its input (B, C, H, W) to int8 by the absolute maximum of each image."""
+    """`nn.Conv2d` that rounds its input (B, C, H, W) to int8, scaled by the absolute maximum of each image."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve the rounded input."""
@@ -108,7 +107,7 @@ class Int8InputConv2d(nn.Conv2d):
 
 
 class Int8InputLinear(nn.Linear):
-    """`nn.Linear` that rounds its input (..., in_features) to int8 by the absolute maximum of each feature vector."""
+    """`nn.Linear` that rounds its input (..., in_features) to int8, scaled by the absolute maximum of each feature vector."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Map the rounded input."""
@@ -116,13 +115,13 @@ class Int8InputLinear(nn.Linear):
 
 
 def _norm_name(layer: str) -> str:
-    """networks/resnet.py calls the batch norm after `conv1` `bn1`, that after `shortcut.conv` `shortcut.bn`."""
+    """Name of the batch norm after a layer: in networks/resnet.py `bn1` follows `conv1`, `shortcut.bn` follows `shortcut.conv`."""
     prefix, dot, last = layer.rpartition(".")
     return prefix + dot + last.replace("conv", "bn")
 
 
 def _factor_and_bias(layer: nn.Conv2d | nn.Linear, norm: nn.BatchNorm2d | None) -> tuple[Tensor, Tensor]:
-    """Factor f and bias b' of the top of this file, (out,) in float64."""
+    """Factor f and bias b' as defined at the top of this file, (out,) in float64."""
     out = layer.weight.shape[0]
     bias = torch.zeros(out, dtype=torch.float64) if layer.bias is None else layer.bias.detach().cpu().double()
     if norm is None:
@@ -146,7 +145,7 @@ def _is_finite(latent: Tensor, folded: FoldedLayer) -> bool:
 
 
 def _plain_layer(old: nn.Module, folded: FoldedLayer) -> nn.Module:
-    """A layer with the settings of `old` and the folded parameters; made on the meta device, which draws no numbers."""
+    """A layer with the settings of `old` and the folded parameters; created on the meta device to draw no random numbers."""
     new: nn.Conv2d | nn.Linear
     if isinstance(old, nn.Conv2d):
         names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")

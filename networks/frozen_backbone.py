@@ -1,9 +1,10 @@
-"""Features of a network of timm that is never trained: what its layers make of an image, pooled to one vector.
+"""Feature extraction with timm networks: pooled features of chosen layers (`TimmFeatures`), and a frozen backbone around it.
 
-    image (B, C, H, W) --timm network--> last or chosen layers --cls, avg or native pooling--> joined: features (B, D)
+    image (B, C, H, W) --timm network--> final or chosen layers --cls, avg or native pooling--> concatenated: features (B, D)
 
-`TimmFeatures` is that as a plain module. `FrozenBackbone` holds one out of sight: `parameters()`, `buffers()` and `state_dict()` of
-the modules above it do not have its tensors, so that no optimiser, average, checkpoint or other process is ever given them.
+`TimmFeatures` is a plain module. `FrozenBackbone` holds one without registering it: its tensors do not appear in `parameters()`,
+`buffers()` and `state_dict()` of the modules above it, so that optimisers, weight averaging, checkpoints and other processes never
+get them.
 """
 
 import json
@@ -19,11 +20,11 @@ from networks.transfer import COUNTER, Transfer, transfer
 Pooling = Literal["cls", "avg", "native"]
 
 FINAL = (-1,)
-MIN_LOADED = 0.999  # what lies in no file of weights are tables that a network computes by itself, and these are small
+MIN_LOADED = 0.999  # only small tables that a network computes itself are missing in weights files
 
 
 def full_name(architecture: str, network_args: Mapping[str, Argument] | None = None) -> str:
-    """Name of a backbone with its arguments, as caches and checkpoints have it; a tag of weights is left out.
+    """Name of a backbone with its arguments, as stored in caches and checkpoints; a tag of pretrained weights is removed.
 
     >>> full_name("mobilenetv2_100.ra_in1k", {"pad_type": "same", "output_stride": 16})
     'mobilenetv2_100 output_stride=16 pad_type=same'
@@ -33,7 +34,7 @@ def full_name(architecture: str, network_args: Mapping[str, Argument] | None = N
 
 
 def parse_name(name: str) -> tuple[str, dict[str, Argument]]:
-    """Architecture and arguments of a backbone from its full name.
+    """Parse the full name of a backbone into architecture and arguments.
 
     >>> parse_name("mobilenetv2_100 output_stride=16 pad_type=same")
     ('mobilenetv2_100', {'output_stride': 16, 'pad_type': 'same'})
@@ -57,7 +58,7 @@ def _read(text: str) -> Argument:
 
 
 class TimmFeatures(nn.Module):
-    """A network of timm without its classifier, and the pooling; see `FrozenBackbone` for the arguments."""
+    """A timm network without its classifier, followed by pooling; see `FrozenBackbone` for the arguments."""
 
     def __init__(self, network: nn.Module, layers: Sequence[int], pooling: Pooling) -> None:
         super().__init__()
@@ -72,7 +73,7 @@ class TimmFeatures(nn.Module):
         if self.pooling == "native":
             vector: Tensor = network.forward_head(features, pre_logits=True)
         else:
-            # where a network pools before its last norm, the norm has this name
+            # networks that pool before their last norm name this norm fc_norm
             last_norm = getattr(network, "fc_norm", None) or nn.Identity()
             vector = last_norm(self._pooled(features))
         return vector.flatten(1).float()
@@ -87,37 +88,37 @@ class TimmFeatures(nn.Module):
         return features.mean(dim=(1, 2) if last else (2, 3))
 
     def _of_layers(self, image: Tensor) -> list[Tensor]:
-        """A vector of each layer; timm gives the layers in the order of the network, whatever order is asked for."""
+        """One vector per layer, in the order of `layers`; timm always returns them in the order of the network."""
         network: Any = self.network
         count = len(network.feature_info)
         places = [layer % count for layer in self.layers]
-        asked: dict[str, Any] = {"indices": sorted(places), "norm": True, "intermediates_only": True}
+        settings: dict[str, Any] = {"indices": sorted(places), "norm": True, "intermediates_only": True}
         if self.pooling == "cls":
-            found = network.forward_intermediates(image, return_prefix_tokens=True, **asked)
+            found = network.forward_intermediates(image, return_prefix_tokens=True, **settings)
             vectors = [prefix[:, 0] for _, prefix in found]
         else:
-            vectors = [features.mean(dim=(2, 3)) for features in network.forward_intermediates(image, **asked)]
+            vectors = [features.mean(dim=(2, 3)) for features in network.forward_intermediates(image, **settings)]
         return [vectors[sorted(places).index(place)] for place in places]
 
 
 class FrozenBackbone(nn.Module):
-    """A network of timm in eval mode, without gradients, whose tensors the modules above do not see.
+    """A timm network in eval mode, without gradients, whose tensors are not registered in the modules above it.
 
-    It follows them to a device, a dtype and a memory format. Until `load` its weights are random, the same in every process.
+    It moves with them to a device, dtype and memory format. Before `load`, its weights are random, but equal in all processes.
 
     Args:
         name: A name of `timm.list_models()`, with or without a tag of pretrained weights.
-        network_args: Further arguments of `timm.create_model`, by name.
-        image_size: Height and width of the images in pixels; None leaves timm's own.
+        network_args: Further keyword arguments of `timm.create_model`.
+        image_size: Height and width of the images in pixels; None uses timm's default.
         in_channels: C of the images.
-        layers: Blocks of a transformer or stages of a convolutional network whose outputs are joined, in this order; negative ones
-            count from the end. `(-1,)` are the final features, after the last norm.
-        pooling: `cls`: the class token; `avg`: the mean of the patch tokens or of the feature map; `native`: what timm's own
-            classifier would be given, for the final features alone; None: `cls` where there is a class token, else `native`.
-        pretrained: Fill it with timm's weights, which may download them.
+        layers: Blocks of a transformer or stages of a convolutional network whose outputs are concatenated, in this order; negative
+            numbers count from the end. `(-1,)` selects the final features, after the last norm.
+        pooling: `cls`: the class token; `avg`: the mean of the patch tokens or of the feature map; `native`: the input of timm's
+            own classifier, only for the final features. None: `cls` if there is a class token, else `native`.
+        pretrained: Load timm's weights, which may be downloaded.
 
     Raises:
-        ValueError: timm cannot build it, or it has no such layer, class token or pooling.
+        ValueError: timm cannot build the network, or it has no such layer, class token or pooling.
     """
 
     def __init__(
@@ -132,7 +133,7 @@ class FrozenBackbone(nn.Module):
     ) -> None:
         super().__init__()
         self.name, self.layers = full_name(name, network_args), tuple(layers)
-        # random weights are a function of the name, and nobody else's random numbers depend on them
+        # random weights are always the same for a name, and the global random state does not change
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             network = build_timm_network(
@@ -145,7 +146,7 @@ class FrozenBackbone(nn.Module):
             )
         self.pooling: Pooling = pooling or ("cls" if has_class_token(network) else "native")
         check_features(network, self.name, self.layers, self.pooling)
-        # in a tuple, which nn.Module does not look into
+        # in a tuple, so that nn.Module does not register it
         self._hidden = (TimmFeatures(network.requires_grad_(False), self.layers, self.pooling).eval(),)
         config: Any = network.pretrained_cfg
         size = image_size or config["input_size"][-1]
@@ -153,17 +154,17 @@ class FrozenBackbone(nn.Module):
 
     @property
     def features(self) -> TimmFeatures:
-        """The module that is hidden here."""
+        """The unregistered feature module."""
         return self._hidden[0]
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> Tensor:
-        """Features (B, D) float32 of images (B, C, H, W) that are already normalised."""
+        """Features (B, D) float32 of normalised images (B, C, H, W)."""
         features: Tensor = self.features(image)
         return features
 
     def train(self, mode: bool = True) -> Self:
-        """Stay in eval mode: batch statistics would drift."""
+        """Stay in eval mode for any `mode`, as batch statistics would drift."""
         return super().train(False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -172,7 +173,7 @@ class FrozenBackbone(nn.Module):
         return self
 
     def tensors(self) -> dict[str, Tensor]:
-        """Parameters and buffers by timm's names; classifier and counts of batches left out, which change no feature."""
+        """Parameters and buffers by timm's names, without the classifier and the batch counters, which do not affect features."""
         network = self.features.network
         heads = classifier_names(network)
         return {
@@ -182,13 +183,13 @@ class FrozenBackbone(nn.Module):
         }
 
     def load(self, tensors: Mapping[str, Tensor]) -> Transfer:
-        """Fill it with weights by timm's names, of any floating-point type; after an error it is as it was.
+        """Load weights by timm's names, of any floating-point type; after an error the backbone is unchanged.
 
         Returns:
-            What became of the weights.
+            Report of which tensors were loaded.
 
         Raises:
-            ValueError: Something of the backbone would stay random, or the weights are for other image channels.
+            ValueError: Part of the backbone would stay random, or the weights are for another number of image channels.
         """
         network = self.features.network
         heads = classifier_names(network)
@@ -197,15 +198,15 @@ class FrozenBackbone(nn.Module):
 
 
 def has_class_token(network: Any) -> bool:
-    """Whether a network of timm has a class token among its tokens."""
+    """Whether a timm network has a class token."""
     return getattr(network, "cls_token", None) is not None
 
 
 def check_features(network: Any, name: str, layers: tuple[int, ...], pooling: str) -> None:
-    """Refuse layers and a pooling that a network of timm does not have.
+    """Check that a timm network has the layers and supports the pooling.
 
     Raises:
-        ValueError: It has no such layers or pooling; the message begins with the setting.
+        ValueError: It does not; the message begins with the name of the setting.
     """
     if pooling not in get_args(Pooling):
         raise ValueError(f"pooling: one of {', '.join(get_args(Pooling))}, got {pooling}")
@@ -217,7 +218,7 @@ def check_features(network: Any, name: str, layers: tuple[int, ...], pooling: st
         raise ValueError(f"pooling: native is for the final features, layers [-1], got layers {list(layers)}; give avg")
     count = len(getattr(network, "feature_info", ()))
     if not count or not hasattr(network, "forward_intermediates"):
-        raise ValueError(f"layers: timm gives no inner layers of {name}; leave it at [-1]")
+        raise ValueError(f"layers: timm provides no inner layers of {name}; leave it at [-1]")
     if not layers or any(not -count <= layer < count for layer in layers):
         raise ValueError(f"layers: {name} has {count} layers, {-count} to {count - 1}, got {list(layers)}")
     if len({layer % count for layer in layers}) < len(layers):

@@ -1,11 +1,11 @@
-"""A small head over the features of a frozen backbone, whose random numbers are a function of its seed.
+"""MLP head for the features of a frozen backbone, with initial weights and dropout masks determined by a seed.
 
     features (B, D) --[linear, GELU, dropout] for each hidden size--> linear --> logits (B, K)
 
-Nothing here draws from torch's global generator. Initial weights depend on (seed, layer) alone, and the mask of a dropout is
-`u >= p` with u from (seed, layer, number of training forwards before, process). So a head that goes on after a stop drops what it
-would have dropped, and heads that differ in dropout rate, learning rate or weight decay share u: what tells them apart is the
-setting, not the draw. tools/sweep_heads/__main__.py trains many of them at once by the two functions of this file.
+The head never uses torch's global generator. Initial weights depend only on (seed, layer). A dropout mask is `u >= p`, where u
+depends only on (seed, layer, number of previous training forwards, process). A resumed head therefore drops the same values as an
+uninterrupted one. Heads that differ in dropout rate, learning rate or weight decay share u, so their results differ only by the
+setting and not by the random numbers. tools/sweep_heads/__main__.py trains many heads at once with the same two functions.
 """
 
 import hashlib
@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 
 def initial_weights(seed: int, layer: int, fan_in: int, fan_out: int) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a linear layer as `torch.nn.Linear` distributes them: uniform in +-1 / sqrt(fan_in).
+    """Initial weight and bias of a linear layer, distributed as in `torch.nn.Linear`: uniform in +-1 / sqrt(fan_in).
 
     Args:
-        seed: Of the head.
+        seed: Seed of the head.
         layer: Number of the layer in the head, from 0.
-        fan_in: Width of its input.
-        fan_out: Width of its output.
+        fan_in: Width of the layer's input.
+        fan_out: Width of the layer's output.
 
     Returns:
         Weight (fan_out, fan_in) and bias (fan_out,), float32 on the CPU.
@@ -37,14 +37,14 @@ def initial_weights(seed: int, layer: int, fan_in: int, fan_out: int) -> tuple[T
 def dropout_uniform(
     seed: int, layer: int, count: int, shape: Sequence[int], device: torch.device, rank: int = 0
 ) -> Tensor:
-    """The numbers u that decide what a dropout keeps: where u >= p.
+    """Uniform random numbers u of a dropout, which keeps a value if u >= p.
 
     Args:
-        seed: Of the head.
+        seed: Seed of the head.
         layer: Number of the linear layer whose output is dropped, from 0.
-        count: Training forwards of this head before this one, from 0.
-        shape: Of the layer's output, (B, width).
-        device: Where they are drawn; a GPU draws others than a CPU.
+        count: Number of previous training forwards of this head, from 0.
+        shape: Shape of the layer's output, (B, width).
+        device: Device on which the numbers are drawn; a GPU draws other numbers than a CPU.
         rank: Number of the process.
 
     Returns:
@@ -54,7 +54,7 @@ def dropout_uniform(
 
 
 def dropped(values: Tensor, uniform: Tensor, rate: float) -> Tensor:
-    """Values (B, width) where `uniform` is at least `rate`, divided by the share that is kept; 0 elsewhere."""
+    """Apply dropout to values (B, width): divide by 1 - `rate` where `uniform` is at least `rate`, 0 elsewhere."""
     return values * ((uniform >= rate).to(values.dtype) / (1 - rate))
 
 
@@ -71,10 +71,10 @@ class MLPHead(nn.Module):
         num_classes: K, length of the logits.
         hidden: Widths of the hidden layers; empty for a linear head, which has no dropout.
         dropout: Probability in [0, 1) of zeroing a hidden value in training.
-        seed: Of initial weights and dropout.
+        seed: Seed of initial weights and dropout.
 
     Raises:
-        ValueError: A width under 1, or a dropout out of range.
+        ValueError: A width is below 1, or the dropout is out of range.
     """
 
     forwards: Tensor
@@ -94,7 +94,7 @@ class MLPHead(nn.Module):
             raise ValueError(f"dropout: a probability of at least 0 and under 1, got {dropout}")
         self.hidden, self.dropout, self.seed = tuple(hidden), dropout, seed
         widths = [in_features, *hidden, num_classes]
-        # without torch's own initial weights, which would be drawn from the global generator
+        # skip torch's initialisation, which would draw from the global generator
         self.layers = nn.ModuleList(nn.utils.skip_init(nn.Linear, *pair) for pair in itertools.pairwise(widths))
         self.register_buffer("forwards", torch.zeros((), dtype=torch.int64))
         self._read: tuple[int, int, int] | None = None
@@ -102,7 +102,7 @@ class MLPHead(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Give every layer its initial weights."""
+        """Set the initial weights of every layer."""
         for number, layer in enumerate(self.layers):
             assert isinstance(layer, nn.Linear)
             weight, bias = initial_weights(self.seed, number, layer.in_features, layer.out_features)
@@ -121,10 +121,10 @@ class MLPHead(nn.Module):
         logits: Tensor = last(values)
         return logits
 
-    # kept out of compiled graphs, which would be compiled anew for every number of forwards
+    # excluded from compiled graphs, which would be recompiled after every forward because the count changes
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _draws(self, features: Tensor) -> list[Tensor]:
-        """The numbers u of each hidden layer in this training forward; none where nothing is dropped."""
+        """The numbers u of each hidden layer in this training forward; empty if the dropout rate is 0."""
         count = self._count()
         if self.dropout == 0:
             return []
@@ -136,7 +136,7 @@ class MLPHead(nn.Module):
         ]
 
     def _count(self) -> int:
-        """Training forwards before this one; the buffer is read only where others wrote it, for a read waits for the GPU."""
+        """Number of previous training forwards. The buffer is read only after other code wrote it, as a read waits for the GPU."""
         known = self._read
         count = known[2] if known is not None and known[:2] == self._written() else int(self.forwards)
         self.forwards.fill_(count + 1)

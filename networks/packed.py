@@ -1,14 +1,14 @@
-"""Reads a ternary ResNet from a file that is really small; no Lightning and no checkpoint needed.
+"""Reads a ternary ResNet from a packed file (a small file with coded ternary weights); needs neither Lightning nor a checkpoint.
 
     prefix     24 bytes: magic, version, lengths of header and file
-    header     JSON: the network, and where its layers lie (networks/packed_header.py)
+    header     JSON: network settings and byte offsets of the layers (networks/packed_header.py)
     floats     float32: scales and biases, with the batch norms folded in; weights of the full-precision layers
-    symbols    -1, 0, 1 by one of three codings (networks/trits.py, networks/entropy.py)
-    checksum   16 bytes: SHA-256 of all before, cut short
+    symbols    -1, 0, 1 in one of three codings (networks/trits.py, networks/entropy.py)
+    checksum   16 bytes: truncated SHA-256 of everything before
 
-docs/export.md has it field by field, networks/packed_writer.py writes it. Nothing in a file is believed: lengths are
-checked before they are used, a damaged file is refused by its checksum, and a forged one by the checks behind it, with a
-`PackedError` and no other exception.
+docs/export.md documents every field, networks/packed_writer.py writes the file. The reader trusts nothing in a file: lengths
+are checked before they are used, the checksum detects damaged files, and further checks reject forged ones. All errors are
+raised as `PackedError`.
 """
 
 import hashlib
@@ -21,6 +21,7 @@ from typing import cast
 import numpy as np
 import torch
 
+from foundation.project import TOOL
 from networks import entropy, trits
 from networks.folding import FoldedLayer, assemble
 from networks.packed_header import (
@@ -40,16 +41,16 @@ from networks.trits import FixedCoding, Symbols
 MAGIC = b"LVRPACK\x1a"
 VERSION = 1
 FILE_LIMIT = 1 << 28
-"""Bytes; the largest network that a header can describe is smaller."""
+"""Maximum size of a packed file in bytes; the largest network that a header can describe is smaller."""
 PREFIX = struct.Struct("<8sIIQ")
 CHECKSUM_BYTES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackedNetwork(Description):
-    """A network read from a packed file, and what one must know to use it.
+    """A network read from a packed file, with its metadata.
 
-    With `images` of its channels, float, in units of 0..1:
+    Example, with float `images` (B, in_channels, H, W) in units of 0..1:
 
         packed = read_packed("packed_trits.lvr")
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (packed.mean, packed.std))
@@ -62,10 +63,10 @@ class PackedNetwork(Description):
 
 
 def read_packed(path: str | Path) -> PackedNetwork:
-    """Read a packed file; see `PackedNetwork` for its use. Draws no random number.
+    """Read a packed file; see `PackedNetwork` for an example. Draws no random numbers.
 
     Raises:
-        PackedError: There is no such file, it is damaged, or anything in it is wrong.
+        PackedError: The file does not exist, is damaged or is not valid.
     """
     try:
         return _read(_file(Path(path)))
@@ -76,11 +77,11 @@ def read_packed(path: str | Path) -> PackedNetwork:
 
 
 def _file(path: Path) -> bytes:
-    """The bytes of a file whose prefix and checksum are right."""
+    """Read the bytes of a file and check its prefix and checksum."""
     with path.open("rb") as file:
         prefix = file.read(PREFIX.size)
         if len(prefix) < PREFIX.size or not prefix.startswith(MAGIC):
-            raise PackedError("not a packed network (python -m tools.export RUN_DIR writes one)")
+            raise PackedError(f"not a packed network ({TOOL}export RUN_DIR writes one)")
         _, version, header, total = PREFIX.unpack(prefix)
         if version != VERSION:
             raise PackedError(f"version {version} of the format; this reader knows {VERSION}")
@@ -139,7 +140,7 @@ def _unpack(payload: memoryview, place: Place, coding: FixedCoding) -> Symbols:
 
 
 def _read_layer(payload: memoryview, place: Place, symbols: Mapping[str, Symbols], int8: bool) -> FoldedLayer:
-    # a copy, which is ours to write to and in this machine's order of bytes
+    # a copy that is writable and in the byte order of this machine
     floats = np.frombuffer(payload, "<f4", place.floats, place.offset).astype(np.float32)
     if not np.isfinite(floats).all():
         raise PackedError(f"{place.name} holds a number that is not finite")
@@ -154,5 +155,5 @@ def _read_layer(payload: memoryview, place: Place, symbols: Mapping[str, Symbols
 
 
 def checksum(data: bytes | memoryview) -> bytes:
-    """What a file with these bytes before it ends in."""
+    """Checksum at the end of a file that starts with these bytes."""
     return hashlib.sha256(data).digest()[:CHECKSUM_BYTES]

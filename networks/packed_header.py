@@ -1,7 +1,7 @@
-"""The header of a packed file: what the network is, and where its layers' numbers lie (docs/export.md has the format).
+"""Reads, writes and validates the header of a packed file: network settings and byte offsets of the layers (see docs/export.md).
 
-Whatever a header claims is checked against what its architecture needs before anything of that size is made: shapes and
-places are computed from the architecture, built on the meta device, and only compared with those of the header.
+Every value of a header is checked against the architecture before memory of that size is allocated. Shapes and offsets are
+computed from the architecture, built on the meta device, and then compared with the header.
 """
 
 import functools
@@ -27,29 +27,29 @@ MOST_CLASSES, MOST_CHANNELS, MOST_PIXELS = 1 << 16, 1 << 10, 1 << 16
 
 
 class PackedError(ValueError):
-    """A packed file cannot be read, or something cannot be written as one; the message is one line."""
+    """Raised if a packed file cannot be read, or a network cannot be packed; the message is one line."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """What a packed file says of its network, but for the numbers."""
+    """Metadata of the network in a packed file."""
 
     architecture: Architecture
     num_classes: int
     in_channels: int
     image_size: int | None
-    """Height and width in pixels of the images that it was trained on, where known."""
+    """Height and width in pixels of the training images, if known."""
     mean: tuple[float, ...] | None
-    """Mean of each channel, to be taken off the images in units of 0..1; None if that is not known, and then `std` too."""
+    """Mean of each channel, to subtract from images in units of 0..1; None together with `std` if unknown."""
     std: tuple[float, ...] | None
-    """Standard deviation of each channel, by which they are divided then."""
+    """Standard deviation of each channel, to divide by after subtracting the mean."""
     class_names: tuple[str, ...] | None
     activation_bits: ActivationBits
     coding: Coding
-    """How the symbols are written."""
+    """Coding of the symbols."""
 
     def check(self) -> None:
-        """Raise a PackedError for a field of a wrong type or out of its range."""
+        """Raise a PackedError if a field has a wrong type or is out of range."""
         for name, choices in (
             ("architecture", get_args(Architecture)),
             ("coding", get_args(Coding)),
@@ -80,17 +80,17 @@ class Description:
 
 
 class Place(NamedTuple):
-    """Where the numbers of a layer lie: offsets in bytes from the end of the header."""
+    """Location of a layer's data: offsets in bytes from the end of the header."""
 
     name: str
     shape: tuple[int, ...]
-    """Of the weight: (out, in, height, width) or (out, in)."""
+    """Shape of the weight: (out, in, height, width) or (out, in)."""
     scales: int
-    """0 in full precision, 1 for one scale a channel, 2 for one for +1 and one for -1."""
+    """Scales per channel: 0 in full precision, 1 if +1 and -1 share one, 2 if each has its own."""
     offset: int
-    """Of its float32 numbers: scales or weight, then the bias."""
+    """Offset of its float32 numbers: scales or weight, then the bias."""
     symbols: int | None
-    """Of its symbols; None in full precision, and with entropy coding, where they stand in one stream with the others'."""
+    """Offset of its symbols; None in full precision and with entropy coding, which puts all symbols into one stream."""
 
     @property
     def weights(self) -> int:
@@ -99,35 +99,35 @@ class Place(NamedTuple):
 
     @property
     def floats(self) -> int:
-        """Float32 numbers: a scale or two a channel, or all weights, and a bias a channel."""
+        """Number of float32 numbers: one or two scales per channel, or all weights, plus one bias per channel."""
         return (self.scales * self.shape[0] if self.scales else self.weights) + self.shape[0]
 
 
 class Layout(NamedTuple):
-    """Where everything lies."""
+    """Locations of all layers and lengths of both parts of the payload."""
 
     places: list[Place]
     float_bytes: int
-    """Length of the first part of the payload, of float32 numbers."""
+    """Length in bytes of the first part of the payload, the float32 numbers."""
     symbol_bytes: int | None
-    """Length of the second part, of symbols; None with entropy coding: what there is."""
+    """Length in bytes of the second part, the symbols; None with entropy coding, where it is the rest of the payload."""
 
 
 def skeleton(architecture: Architecture, num_classes: int, in_channels: int) -> ResNet:
-    """A plain network without values, on the meta device."""
+    """A full-precision network without values, on the meta device."""
     with torch.device("meta"), _NoInitialisation():
         return build_resnet(architecture, num_classes=num_classes, in_channels=in_channels, quantizer="none")
 
 
 @functools.lru_cache(maxsize=32)
 def weight_shapes(architecture: Architecture, num_classes: int, in_channels: int) -> dict[str, tuple[int, ...]]:
-    """Shape of each convolution's and linear's weight, in the order of the modules; not to be written to."""
+    """Weight shape of each convolution and linear layer, in module order. Cached, so it must not be modified."""
     layers = plain_layers(skeleton(architecture, num_classes, in_channels))
     return {name: tuple(layer.weight.shape) for name, layer in layers.items()}
 
 
 def lay_out(shapes: Mapping[str, tuple[int, ...]], scales: Sequence[int], coding: Coding) -> Layout:
-    """Place layers of these weight shapes and numbers of scales, one after another."""
+    """Compute the locations of layers with these weight shapes and numbers of scales, stored one after another."""
     places, floats, symbols = [], 0, 0
     for (name, shape), number in zip(shapes.items(), scales, strict=True):
         place = Place(name, shape, number, 4 * floats, symbols if number and coding != "entropy" else None)
@@ -135,30 +135,30 @@ def lay_out(shapes: Mapping[str, tuple[int, ...]], scales: Sequence[int], coding
         if number and coding != "entropy":
             symbols += packed_bytes(coding, place.weights)
         places.append(place)
-    # the symbols' offsets, too, count from the end of the header
+    # offsets of symbols also count from the end of the header, where the floats come first
     placed = [p if p.symbols is None else p._replace(symbols=p.symbols + 4 * floats) for p in places]
     return Layout(placed, 4 * floats, None if coding == "entropy" else symbols)
 
 
 def header_bytes(description: Description, places: Sequence[Place]) -> bytes:
-    """JSON without spaces, in UTF-8, filled up with spaces to a multiple of 8 bytes so that the floats are aligned."""
+    """The header as compact JSON in UTF-8, padded with spaces to a multiple of 8 bytes so that the floats are aligned."""
     content = asdict(description) | {"layers": [_entry(place, description.coding) for place in places]}
     data = _dump(content).encode()
     return data + b" " * (-len(data) % 8)
 
 
 def read_header(data: bytes) -> tuple[Description, Layout]:
-    """The reverse of `header_bytes`.
+    """Parse and check a header; the inverse of `header_bytes`.
 
     Raises:
-        PackedError: Anything in it is wrong.
+        PackedError: The header is not valid.
     """
     content = _parse(data)
     names = [field.name for field in fields(Description)]
     if not isinstance(content, dict) or set(content) != {*names, "layers"}:
         raise PackedError(f"the header must be an object of {', '.join(names)} and layers")
     layers = content["layers"]
-    values: dict[str, Any] = {name: content[name] for name in names}  # of any type: `check` looks
+    values: dict[str, Any] = {name: content[name] for name in names}  # of any type; `check` tests them
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     description = Description(**values)
     description.check()
@@ -169,17 +169,17 @@ def read_header(data: bytes) -> tuple[Description, Layout]:
     if any(type(number) is not int or number not in (0, 1, 2) for number in scales):
         raise PackedError("layers: scales must be 1 or 2, and absent in full precision")
     if not any(scales):
-        raise PackedError("layers: one at least must be ternary")
+        raise PackedError("layers: at least one must be ternary")
     layout = lay_out(shapes, cast(list[int], scales), description.coding)
     for place, entry in zip(layout.places, layers, strict=True):
-        # as text: to Python 1, 1.0 and true are equal
+        # compared as text, because 1, 1.0 and true are equal in Python
         if _dump(entry) != _dump(wanted := _entry(place, description.coding)):
             raise PackedError(f"layers: {place.name} must be {_dump(wanted)}, got {_short(entry)}")
     return description, layout
 
 
 class _NoInitialisation(TorchFunctionMode):
-    """Leaves `normal_` out: the meta device has nothing to fill, but would import sympy for it, which takes seconds."""
+    """Skips `normal_`: on the meta device it has no effect, but imports sympy, which takes seconds."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -196,7 +196,7 @@ def _entry(place: Place, coding: Coding) -> dict[str, Any]:
 def _parse(data: bytes) -> Any:
     try:
         content = json.loads(data.decode())
-        _dump(content).encode()  # an escaped half of a character becomes a string that cannot be printed
+        _dump(content).encode()  # fails for lone surrogate escapes, which would become strings that cannot be printed
     except (ValueError, RecursionError):
         raise PackedError("the header is not JSON in UTF-8") from None
     return content

@@ -1,4 +1,4 @@
-"""Writes a ternary ResNet, folded, as a packed file: networks/packed.py has the parts, docs/export.md every field."""
+"""Writes a ternary ResNet with folded batch norms to a packed file; see networks/packed.py and docs/export.md for the format."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,22 +16,22 @@ from networks.resnet import Architecture, ResNet
 
 @dataclass(frozen=True, kw_only=True)
 class PackedSizes:
-    """Bytes of each part of a packed file, with how many numbers are in it."""
+    """Number of bytes of each part of a packed file, and the number of symbols."""
 
     symbols: int
     symbol_count: int
     entropy: float
-    """Bytes that the symbols take at least if each is coded by its frequency in its layer."""
+    """Minimum number of bytes for the symbols if each is coded by its frequency in its layer."""
     scales: int
     biases: int
     full_precision: int
     """Weights of the full-precision layers."""
     header: int
-    """With the prefix and the checksum."""
+    """Header including the prefix and the checksum."""
 
     @property
     def total(self) -> int:
-        """Bytes of the file."""
+        """Number of bytes of the file."""
         return self.symbols + self.scales + self.biases + self.full_precision + self.header
 
 
@@ -46,16 +46,16 @@ def write_packed(
     std: Sequence[float] | None = None,
     class_names: Sequence[str] | None = None,
 ) -> PackedSizes:
-    """Write a ternary network, folded, to a file; `read_packed` gives `fold(network)` back, to the bit.
+    """Fold a ternary network and write it to a file; `read_packed` returns a network bit-identical to `fold(network)`.
 
     Args:
-        path: File to write; not written to a temporary name first.
+        path: File to write; written directly, without a temporary file.
         network: Ternary ResNet made by `build_resnet`.
-        architecture: What it was made as.
-        coding: `trits` (1.6 bits a symbol), `bits2` (2 bits, the simplest to read) or `entropy` (the fewest bytes).
-        image_size: Height and width in pixels of the images that it was trained on.
-        mean: Mean of each channel in its normalisation, for images in units of 0..1; with `std` or not at all.
-        std: Standard deviation of each channel.
+        architecture: The architecture that was passed to `build_resnet`.
+        coding: `trits` (1.6 bits per symbol), `bits2` (2 bits, the simplest to read) or `entropy` (the smallest file).
+        image_size: Height and width in pixels of the training images.
+        mean: Mean of each channel in the normalisation, for images in units of 0..1; requires `std`.
+        std: Standard deviation of each channel; requires `mean`.
         class_names: A name for each class.
 
     Raises:
@@ -108,7 +108,7 @@ def write_packed(
 def _scales(layer: FoldedLayer) -> int:
     if not isinstance(layer.weight, Ternary):
         return 0
-    # by their bytes: 0 and -0 are equal, but the logits shall be equal to the bit
+    # bytes are compared because 0 == -0, but the logits must be bit-identical
     return 1 if _bytes(layer.weight.positive) == _bytes(layer.weight.negative) else 2
 
 

@@ -1,21 +1,21 @@
-"""ResNets for small images (CIFAR, digits), all of them in this file, and `build_resnet`, which makes one ternary.
+"""ResNets for small images (CIFAR, digits), and `build_resnet`, which builds one with ternary or full-precision layers.
 
     image (B,C,H,W) -> stem -> stages -> mean over H,W -> dropout -> classifier -> logits (B,K)
 
     block:  x -> conv1 3x3 -> bn1 -> relu -> conv2 3x3 -> bn2 -> + -> relu
             x -> shortcut ------------------------------------->|
 
-The stem is one 3x3 convolution of stride 1 without max pooling, so that none of the few pixels is thrown away. The
-first block of every stage but the first halves H and W and doubles C.
+The stem is one 3x3 convolution with stride 1 and without max pooling, to keep the full resolution of small images. The
+first block of every stage except the first halves H and W and doubles C.
 
-    architecture   stage widths     blocks a stage   shortcut where the shape changes              parameters (K=10)
+    architecture   stage widths     blocks / stage   shortcut where the shape changes              parameters (K=10)
     resnet18       64 128 256 512   2                "projection": 1x1 convolution (option B)      11,173,962
     resnet20       16 32 64         3                "padding": every 2nd pixel, zero channels     269,722
     resnet32       16 32 64         5                (option A, no parameters)                     464,154
     resnet56       16 32 64         9                                                              853,018
 
-He et al. 2015, "Deep Residual Learning for Image Recognition", arXiv 1512.03385: resnet20/32/56 are those of section
-4.2, resnet18 is that of table 1 with the stem above.
+He et al. 2015, "Deep Residual Learning for Image Recognition", arXiv 1512.03385: resnet20/32/56 as in section 4.2,
+resnet18 as in table 1, but with the stem above.
 """
 
 import re
@@ -30,7 +30,7 @@ from networks.quantizers import QuantizerName, ScaleName
 from networks.ternarize import ternarize
 from networks.ternary import ActivationBits, check_choice
 
-# names of the ResNets for CIFAR that others publish, and ours
+# parameter names of published ResNets for CIFAR (patterns), and the names used here
 _PUBLIC_NAMES = (
     (r"^(conv|bn)1\.", r"stem.\1."),
     (r"^layer(\d)\.", lambda match: f"stages.{int(match[1]) - 1}."),
@@ -61,25 +61,25 @@ def build_resnet(
     activation_bits: ActivationBits = 32,
     dropout: float = 0.0,
 ) -> "ResNet":
-    """Build a ResNet whose weights are ternary but for the layers named in `full_precision`.
+    """Build a ResNet whose layers are ternary, except those named in `full_precision`.
 
-    From one seed the ternary network and its twin (`quantizer="none"`) get the same weights and leave the random
-    number generator in the same state.
+    With the same seed, the ternary network and its full-precision twin (`quantizer="none"`) get the same weights and leave the
+    random number generator in the same state.
 
     Args:
         architecture: See the table at the top of networks/resnet.py.
         num_classes: K, the length of the logits.
         in_channels: C of the images: 3 for colour, 1 for grey.
-        quantizer: Ternary rule (networks/quantizers.py), or `none` for the full-precision twin; the settings below are
-            checked for the twin too, and change nothing in it.
+        quantizer: Ternary rule (networks/quantizers.py), or `none` for the full-precision twin; for the twin the settings
+            below are checked, but have no effect.
         scale: One scale and threshold for each output `channel`, or one for the `layer`.
-        full_precision: Layers to leave in full precision, by whole parts of their dotted names: `stem`, `classifier`,
-            `shortcut` (resnet18 only: the others' have no weights), `stages.0`, `stages.0.1.conv2`.
-        activation_bits: 8 rounds the input of each ternary layer to int8, 32 leaves it alone.
+        full_precision: Layers that stay in full precision, given by whole parts of their dotted names: `stem`, `classifier`,
+            `shortcut` (only resnet18, as other shortcuts have no weights), `stages.0`, `stages.0.1.conv2`.
+        activation_bits: 8 rounds the input of each ternary layer to int8, 32 does not round.
         dropout: Probability in [0, 1) of zeroing a feature before the classifier, in training.
 
     Raises:
-        ValueError: An argument is out of its range or choices, or an entry of `full_precision` names no layer.
+        ValueError: An argument is out of range or has an unknown value, or an entry of `full_precision` matches no layer.
     """
     check_choice("architecture", architecture, _ARCHITECTURES)
     for name, count in (("num_classes", num_classes), ("in_channels", in_channels)):
@@ -94,10 +94,10 @@ def build_resnet(
 
 
 def own_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a public ResNet for CIFAR under the names that they have here; those of ours stay as they are.
+    """Rename the weights of a published CIFAR ResNet to the names used here; names used here do not change.
 
-    The same networks under other names (`layer1.0.conv1.weight`, `linear.weight`) are pytorch_resnet_cifar10's
-    resnet20/32/56 and pytorch-cifar's resnet18.
+    resnet20/32/56 of pytorch_resnet_cifar10 and resnet18 of pytorch-cifar are the same networks with other names
+    (`layer1.0.conv1.weight`, `linear.weight`).
 
     >>> list(own_names({"conv1.weight": Tensor(), "layer3.0.bn1.bias": Tensor(), "linear.bias": Tensor()}))
     ['stem.conv.weight', 'stages.2.0.bn1.bias', 'classifier.bias']
@@ -116,7 +116,7 @@ class ResNet(nn.Module):
     Args:
         widths: Channels of each stage.
         blocks: Residual blocks in each stage.
-        shortcut: `projection` or `padding`, where a block changes the shape.
+        shortcut: `projection` or `padding`, used if a block changes the shape.
         num_classes: Length of the logits.
         in_channels: Channels of the images.
         dropout: Probability of zeroing a feature before the classifier.
@@ -152,8 +152,8 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, K) of images (B, C, H, W); 8x8 and 32x32 are the sizes in use, any other works."""
-        x = self.stages(self.stem(images))  # (B, widths[-1], H', W'), both sides halved once a stage after the first
+        """Logits (B, K) of images (B, C, H, W) of any size; typical sizes are 8x8 and 32x32."""
+        x = self.stages(self.stem(images))  # (B, widths[-1], H', W'), halved once by every stage except the first
         x = F.adaptive_avg_pool2d(x, 1).flatten(1)  # (B, widths[-1])
         logits: Tensor = self.classifier(self.dropout(x))
         return logits
@@ -185,7 +185,7 @@ class BasicBlock(nn.Module):
 
 
 class PaddingShortcut(nn.Module):
-    """Option A: takes every `stride`-th pixel and adds zero channels, half of them in front. No parameters."""
+    """Parameter-free shortcut (option A): takes every `stride`-th pixel and pads zero channels, half of them in front."""
 
     def __init__(self, new_channels: int, stride: int) -> None:
         super().__init__()
@@ -199,5 +199,5 @@ class PaddingShortcut(nn.Module):
 
 
 def _conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
-    # no bias: a batch norm follows each
+    # no bias, as a batch norm follows every convolution
     return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)

@@ -1,14 +1,15 @@
-"""CLIPSeg (Lüddecke and Ecker 2022, arXiv 2112.10003): frozen CLIP towers and a decoder to train, its own or a sharper one.
+"""CLIPSeg segmenter (Lüddecke and Ecker 2022, arXiv 2112.10003): frozen CLIP towers and a trainable decoder, original or sharper.
 
-    image  -> CLIP's image tower, its layers 3, 6 and 9, once per image    |
-    prompt -> CLIP's text tower, once per text and then from a cache       | -> decoder -> logits (N, 1, H, W)
+    image  -> CLIP's image tower, layers 3, 6 and 9, once per image        |
+    prompt -> CLIP's text tower, once per text, then cached                | -> decoder -> logits (N, 1, H, W)
     image  -> convolutions of 2x2 pixels, for decoder high_resolution      |
 
-Only the decoder is a part of the module as torch sees it. The towers are hidden from `parameters()` and `state_dict()`: no
-optimiser, average or other process is given them, and a checkpoint has the decoder's 5 MB instead of 500. It needs the same towers
-again, which `weights_hash` tells apart. The image tower ends with the last layer that is used; transformers' runs on to the end.
+Only the decoder is registered in the module. The towers do not appear in `parameters()` and `state_dict()`, so that optimisers,
+weight averaging and other processes never get them, and a checkpoint holds the 5 MB of the decoder instead of 500 MB. Loading a
+checkpoint requires the same towers, which `weights_hash` identifies. The image tower is cut after the last layer that is used;
+the implementation in transformers runs all layers.
 
-Images are normalised by ImageNet's mean (0.485, 0.456, 0.406) and deviation (0.229, 0.224, 0.225), as CLIPSeg was trained.
+Images must be normalised by ImageNet's mean (0.485, 0.456, 0.406) and std (0.229, 0.224, 0.225), as in the training of CLIPSeg.
 """
 
 import hashlib
@@ -27,13 +28,13 @@ DecoderName = Literal["clipseg", "high_resolution"]
 
 
 class FrozenCLIP:
-    """CLIP's two towers in eval mode, without gradients; no `nn.Module`, so that the module that has it does not see its tensors.
+    """CLIP's two towers in eval mode, without gradients. Not an `nn.Module`, so that its owner does not register its tensors.
 
-    Copies of a network share it, for it never changes.
+    Copies of a network share it, as it never changes.
 
     Args:
         model: `CLIPSegForImageSegmentation`.
-        tokenizer: Its tokeniser.
+        tokenizer: The tokeniser of the model.
     """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
@@ -54,31 +55,32 @@ class FrozenCLIP:
         return self
 
     def follow(self, tensor: Tensor) -> None:
-        """Go to the tensor's device and type, where not there already."""
+        """Move the towers to the device and dtype of a tensor if they differ."""
         if self._like.device != tensor.device or self._like.dtype != tensor.dtype:
             self.towers.to(tensor.device, tensor.dtype)
             self._vectors.clear()
 
     @property
     def _like(self) -> Tensor:
-        """A tensor of the towers, for their device and type."""
+        """A parameter of the towers, from which device and dtype are read."""
         return next(self.towers.parameters())
 
     @torch.no_grad()
     def taps(self, image: Tensor) -> list[Tensor]:
-        """Outputs of the tapped layers, each (B, 1 + patches, width), of images (B, 3, H, W) whose sides are multiples of a patch.
+        """Outputs of the tapped layers, each (B, 1 + patches, width), for images (B, 3, H, W).
 
-        Position embeddings are interpolated where the images have another size than CLIP's.
+        The sides of the images must be divisible by the patch size. Position embeddings are interpolated if the images have another
+        size than CLIP's.
         """
         image = image.to(self._like.dtype)
         found = self.towers["vision"](pixel_values=image, output_hidden_states=True, interpolate_pos_encoding=True)
-        return [found.hidden_states[layer + 1] for layer in self.layers]  # the first is what goes into the first layer
+        return [found.hidden_states[layer + 1] for layer in self.layers]  # entry 0 is the input of the first layer
 
     def text_vectors(self, texts: Sequence[str]) -> Tensor:
-        """CLIP's vectors (P, text_width) of P texts.
+        """CLIP's text vectors (P, text_width) of P texts.
 
         Raises:
-            ValueError: A text has no word.
+            ValueError: A text contains no word.
         """
         new = [text for text in dict.fromkeys(texts) if text not in self._vectors]
         if new:
@@ -90,13 +92,13 @@ class FrozenCLIP:
             words_of(text)
         tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=self.tokens, return_tensors="pt")
         device = self._like.device
-        # vectors that are kept must serve outside of inference mode, and must not depend on the precision of the first call
+        # cached vectors must be usable outside inference mode and must not depend on the precision of the first call
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
             pooled = self.towers["text"](**{name: value.to(device) for name, value in tokens.items()}).pooler_output
             return self.towers["projection"](pooled)  # type: ignore[no-any-return]
 
     def weights_hash(self) -> str:
-        """SHA-256 of the towers' names, shapes and values in float32, in hexadecimal."""
+        """Hexadecimal SHA-256 of the names, shapes and float32 values of the towers' tensors."""
         digest = hashlib.sha256()
         for name, tensor in self.towers.state_dict().items():
             digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
@@ -105,12 +107,13 @@ class FrozenCLIP:
 
 
 class OriginalDecoder(nn.Module):
-    """CLIPSeg's own decoder with transformers' weights: a transformer on the taps, FiLM by the prompt, transposed convolutions.
+    """CLIPSeg's original decoder with transformers' weights: transformer on the taps, FiLM by the prompt, transposed convolutions.
 
-    Written out here, for transformers' takes square images alone, and reduces the taps anew for each prompt of an image.
+    Reimplemented here because the forward pass in transformers accepts only square images and projects the taps again for each
+    prompt of an image.
 
     Args:
-        decoder: transformers' `CLIPSegDecoder`.
+        decoder: `CLIPSegDecoder` of transformers.
     """
 
     def __init__(self, decoder: Any) -> None:
@@ -136,7 +139,7 @@ class OriginalDecoder(nn.Module):
 
 
 class HighResolutionDecoder(nn.Module):
-    """The taps through the decoder of the light segmenter, with its path from the image; see networks/segmenter_parts.py.
+    """Decoder of the light segmenter applied to the taps, with its path from the image; see networks/segmenter_parts.py.
 
     Args:
         width: Channels of a tap.
@@ -148,7 +151,7 @@ class HighResolutionDecoder(nn.Module):
 
     def __init__(self, width: int, taps: int, patch: int, text_width: int, channels: int) -> None:
         super().__init__()
-        # the numbers of a tap and of a text vector have no common scale
+        # normalise, as taps and text vectors have different scales
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(taps))
         self.prompt = nn.Sequential(nn.LayerNorm(text_width), nn.Linear(text_width, channels))
         self.decoder = PromptedDecoder([width] * taps, [patch] * taps, channels, channels)
@@ -163,18 +166,18 @@ class HighResolutionDecoder(nn.Module):
 
 
 class CLIPSegmenter(nn.Module):
-    """Segments what a prompt names; contract in networks/segmenter_parts.py.
+    """Segments the object that a prompt names; see networks/segmenter_parts.py for the interface.
 
     Args:
-        weights: A name of the hub such as `CIDAS/clipseg-rd64-refined`, a folder of `save_pretrained`, or `random_tiny` or
-            `random_rd64`, which have random weights.
-        decoder: `clipseg`: the weights' own; `high_resolution`: a new one, with a path from the image for thin structures.
-        vocabulary: CLIP's `bpe_simple_vocab_16e6.txt.gz`, where the weights come without a tokeniser.
+        weights: A model name on the Hugging Face hub such as `CIDAS/clipseg-rd64-refined`, a folder of `save_pretrained`, or
+            `random_tiny` or `random_rd64`, which have random weights.
+        decoder: `clipseg`: the pretrained decoder; `high_resolution`: a new one, with a path from the image for thin structures.
+        vocabulary: CLIP's `bpe_simple_vocab_16e6.txt.gz`, for weights without a tokeniser.
         width: Channels of the new decoder, an even number.
-        seed: Of random weights.
+        seed: Seed of random weights.
 
     Raises:
-        ValueError: The weights or the tokeniser cannot be had, or a setting has no such value.
+        ValueError: The weights or the tokeniser cannot be loaded, or a setting has an invalid value.
     """
 
     def __init__(
@@ -199,18 +202,18 @@ class CLIPSegmenter(nn.Module):
             self.decoder = HighResolutionDecoder(*sizes, channels=width)
 
     def forward(self, image: Tensor, prompts: Sequence[str], image_index: Tensor | None = None) -> Tensor:
-        """Logits of pairs of an image and a prompt.
+        """Logits for pairs of an image and a prompt.
 
         Args:
-            image: (B, 3, H, W), normalised, of any size; at CLIPSeg's own, 352 x 352, or more it is best.
+            image: (B, 3, H, W), normalised, of any size; results are best at CLIPSeg's training size, 352 x 352, or above.
             prompts: N texts.
-            image_index: Image of each prompt (N,), int64; None where each image has one prompt.
+            image_index: Index of the image of each prompt (N,), int64; None if each image has exactly one prompt.
 
         Returns:
             Logits (N, 1, H, W).
 
         Raises:
-            ValueError: The numbers of prompts and images do not match, or a prompt has no word.
+            ValueError: The numbers of prompts and images do not match, or a prompt contains no word.
         """
         index = pair_images(len(image), prompts, image_index, image.device)
         texts, places = distinct(prompts)
@@ -221,21 +224,21 @@ class CLIPSegmenter(nn.Module):
         vectors = self.clip.text_vectors(texts)[places]
         padded = pad_to_multiple(image, self.clip.patch)
         logits: Tensor = self.decoder(padded, self.clip.taps(padded), vectors, index, self.clip.patch)
-        # transposed convolutions of patches of 32 pixels end in another size
+        # with patches of 32 pixels the transposed convolutions output another size
         if logits.shape[-2:] != padded.shape[-2:]:
             logits = F.interpolate(logits, size=padded.shape[-2:], mode="bilinear", align_corners=False)
         return logits[..., :height, :width]
 
 
 def _as_map(x: Tensor, image: Tensor, patch: int) -> Tensor:
-    """Tokens (B, 1 + h w, D) without the class token as maps (B, D, h, w)."""
+    """Remove the class token from tokens (B, 1 + h w, D) and reshape the others to maps (B, D, h, w)."""
     height, width = (side // patch for side in image.shape[-2:])
     maps: Tensor = x[:, 1:].transpose(1, 2).reshape(len(x), x.shape[2], height, width)
     return maps
 
 
 def _transformer_layer(layer: Any, x: Tensor) -> Tensor:
-    """A `CLIPSegDecoderLayer` of transformers, norms last; its own arguments and results are not those of earlier releases."""
+    """Forward pass of a `CLIPSegDecoderLayer` (post-norm); written out, as its signature differs between transformers releases."""
     attention = layer.self_attn
     heads = [
         part(x).view(*x.shape[:2], attention.num_heads, -1).transpose(1, 2)

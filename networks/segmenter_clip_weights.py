@@ -1,6 +1,6 @@
-"""CLIPSeg and its tokeniser through transformers: from the hub, from a local folder, or with random weights.
+"""Loads CLIPSeg and its tokeniser with transformers: from the Hugging Face hub, a local folder, or with random weights.
 
-Nothing touches the network but a name of the hub. transformers is imported where it is first needed, for its import takes seconds.
+Only a model name on the hub needs network access. transformers is imported lazily, as its import takes seconds.
 """
 
 import gzip
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-# the networks of random weights: what differs from CLIPSegConfig's defaults. rd64 is CIDAS/clipseg-rd64-refined.
+# networks with random weights: differences from the defaults of CLIPSegConfig. random_rd64 has the sizes of clipseg-rd64-refined.
 _TINY = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
 RANDOM: dict[str, dict[str, Any]] = {
     "random_tiny": {
@@ -28,24 +28,24 @@ RANDOM: dict[str, dict[str, Any]] = {
     },
 }
 START, END = "<|startoftext|>", "<|endoftext|>"
-MERGES = 49_152 - 256 - 2  # of CLIP's vocabulary; its file holds more
+MERGES = 49_152 - 256 - 2  # merges in CLIP's vocabulary; the file holds more
 
 
 def load_clipseg(weights: str, vocabulary: str | None = None, seed: int = 0) -> tuple[Any, Any]:
-    """CLIPSeg and its tokeniser.
+    """Load CLIPSeg and its tokeniser.
 
     Args:
-        weights: A name of the hub such as `CIDAS/clipseg-rd64-refined`, a folder of `save_pretrained`, or `random_tiny` or
-            `random_rd64`: random weights, small or of the size of CLIPSeg rd64, for tests and measurements of speed.
-        vocabulary: CLIP's `bpe_simple_vocab_16e6.txt`, packed by gzip or not, where the weights come without a tokeniser. Random
-            weights without it have a byte a token.
-        seed: Of random weights, which do not depend on what was drawn before.
+        weights: A model name on the hub such as `CIDAS/clipseg-rd64-refined`, a folder of `save_pretrained`, or `random_tiny` or
+            `random_rd64`: random weights of a small network or of the size of CLIPSeg rd64, for tests and speed measurements.
+        vocabulary: CLIP's `bpe_simple_vocab_16e6.txt`, gzipped or not, for weights without a tokeniser. For random weights without
+            it, each byte is a token.
+        seed: Seed of random weights, which do not depend on the global random state.
 
     Returns:
         `CLIPSegForImageSegmentation` and `CLIPTokenizer`.
 
     Raises:
-        ValueError: One of them cannot be had.
+        ValueError: The model or the tokeniser cannot be loaded.
     """
     if weights in RANDOM:
         tokenizer = tokenizer_of_merges([] if vocabulary is None else read_merges(vocabulary))
@@ -56,17 +56,17 @@ def load_clipseg(weights: str, vocabulary: str | None = None, seed: int = 0) -> 
 
 
 def read_merges(path: str) -> list[tuple[str, str]]:
-    """Byte pairs of CLIP's vocabulary in their order.
+    """Read the byte-pair merges of CLIP's vocabulary, in order.
 
     Raises:
-        ValueError: There is no such file, or it holds something else.
+        ValueError: The file does not exist or has another content.
     """
     try:
         content = Path(path).read_bytes()
         text = (gzip.decompress(content) if path.endswith(".gz") else content).decode("utf-8")
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise ValueError(f"vocabulary: {path} cannot be read ({error})") from error
-    lines = text.split("\n")[1 : MERGES + 1]  # the first one says what it is
+    lines = text.split("\n")[1 : MERGES + 1]  # the first line is a comment
     found = [line.split() for line in lines if line.strip()]
     merges = [(pair[0], pair[1]) for pair in found if len(pair) == 2]
     if not merges or len(merges) != len(found):
@@ -75,9 +75,9 @@ def read_merges(path: str) -> list[tuple[str, str]]:
 
 
 def byte_symbols() -> list[str]:
-    """The printable symbol that byte-level BPE writes for each byte, in the order of CLIP's vocabulary.
+    """The printable symbol of each byte in byte-level BPE, in the order of CLIP's vocabulary.
 
-    Bytes that are printable in Latin-1 are themselves and come first; the others are U+0100 and on.
+    Bytes that are printable in Latin-1 come first and represent themselves; the others are mapped to U+0100 and following.
 
     >>> symbols = byte_symbols()
     >>> len(set(symbols)), symbols[0], symbols[188:190]
@@ -88,12 +88,12 @@ def byte_symbols() -> list[str]:
 
 
 def tokenizer_of_merges(merges: list[tuple[str, str]]) -> Any:
-    """CLIP's tokeniser, its ids as OpenAI's: bytes, bytes that end a word, merged pairs, start, end."""
+    """CLIP's tokeniser with OpenAI's token ids: bytes, word-final bytes, merged pairs, start, end."""
     from transformers import CLIPTokenizer
 
     symbols = byte_symbols()
     tokens = [*symbols, *(symbol + "</w>" for symbol in symbols), *("".join(pair) for pair in merges), START, END]
-    tokenizer: Any = CLIPTokenizer  # its annotations leave out the pairs that it takes
+    tokenizer: Any = CLIPTokenizer  # Any, as its annotations omit the accepted list of pairs
     return tokenizer(vocab={token: number for number, token in enumerate(tokens)}, merges=merges)
 
 
@@ -122,7 +122,7 @@ def _saved(weights: str) -> Any:
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"weights: CLIPSeg cannot be had from {weights}: {' '.join(str(error).split())[:300]}"
+            f"weights: CLIPSeg cannot be loaded from {weights}: {' '.join(str(error).split())[:300]}"
         ) from error
     lacking = sorted(name for name in found["missing_keys"] if not name.endswith("position_ids"))
     if lacking:

@@ -1,10 +1,10 @@
-"""A prompted segmenter for any encoder of timm, without CLIP: U-Net decoder, FiLM by prompt at each level, hashed prompts.
+"""Light prompted segmenter without CLIP: any timm encoder, U-Net decoder with FiLM by prompt at each level, hashed text encoder.
 
     image  -> timm encoder -> features at strides 2 .. 32    |
     image  -> convolutions of 2x2 pixels at stride 2         | -> decoder -> logits (N, 1, H, W)
     prompt -> hashed n-grams -> vector, by FiLM              |
 
-With `mobilenetv2_100` it has 2.0 million parameters. Images are normalised as the encoder's weights want it, outside of here.
+With `mobilenetv2_100` it has 2.0 million parameters. The caller normalises the images as the encoder's weights require.
 """
 
 import math
@@ -20,7 +20,7 @@ from networks.segmenter_text import HashedTextEncoder
 from networks.timm_network import Argument, check_architecture
 from networks.transfer import Transfer, transfer
 
-# what create_model must not be given by the user, and why
+# arguments of create_model that the user must not pass, and why
 _RESERVED = {
     "in_chans": "images have 3 channels",
     "num_classes": "there are no classes",
@@ -32,17 +32,17 @@ _RESERVED = {
 
 
 class LightSegmenter(nn.Module):
-    """Segments what a prompt names; contract in networks/segmenter_parts.py.
+    """Segments the object that a prompt names; see networks/segmenter_parts.py for the interface.
 
     Args:
         encoder: A name of `timm.list_models()`, with or without a tag of pretrained weights.
-        network_args: Further arguments of `timm.create_model` for the encoder, by name.
-        pretrained: Fill the encoder with timm's weights, which may download them.
-        width: Channels of the decoder an even number; its last level has half of them.
+        network_args: Further keyword arguments of `timm.create_model` for the encoder.
+        pretrained: Load timm's weights into the encoder, which may be downloaded.
+        width: Channels of the decoder, an even number; its last level has half of them.
         text_width: Length of a prompt's vector.
 
     Raises:
-        ValueError: timm has no such encoder, it gives no feature maps, or an argument or the width does not fit.
+        ValueError: timm has no such encoder, it has no feature maps, or an argument or the width does not fit.
     """
 
     def __init__(
@@ -64,18 +64,18 @@ class LightSegmenter(nn.Module):
         self.decoder = PromptedDecoder(channels, strides, text_width, width)
 
     def forward(self, image: Tensor, prompts: Sequence[str], image_index: Tensor | None = None) -> Tensor:
-        """Logits of pairs of an image and a prompt.
+        """Logits for pairs of an image and a prompt.
 
         Args:
             image: (B, 3, H, W), normalised, of any size.
             prompts: N texts.
-            image_index: Image of each prompt (N,), int64; None where each image has one prompt.
+            image_index: Index of the image of each prompt (N,), int64; None if each image has exactly one prompt.
 
         Returns:
             Logits (N, 1, H, W).
 
         Raises:
-            ValueError: The numbers of prompts and images do not match, or a prompt has no word.
+            ValueError: The numbers of prompts and images do not match, or a prompt contains no word.
         """
         index = pair_images(len(image), prompts, image_index, image.device)
         texts, places = distinct(prompts)
@@ -90,17 +90,17 @@ class LightSegmenter(nn.Module):
         return logits[..., : image.shape[-2], : image.shape[-1]]
 
     def fill_encoder(self, tensors: Mapping[str, Tensor], min_loaded: float = 0.9) -> Transfer:
-        """Fill the encoder with weights of the whole network by timm's names; after an error it is as it was.
+        """Load weights of the whole timm network, by timm's names, into the encoder; after an error it is unchanged.
 
         Args:
             tensors: Weights, of any floating-point type.
-            min_loaded: Least share, 0 to 1, of the encoder's numbers that must be filled.
+            min_loaded: Minimum fraction, 0 to 1, of the encoder's weights that must be loaded.
 
         Raises:
-            ValueError: Less fits, or the weights are for another number of image channels.
+            ValueError: Fewer weights fit, or the weights are for another number of image channels.
         """
         inner = getattr(self.encoder, "model", self.encoder)  # a ViT's feature maps come from a wrapper around it
-        # timm names the parts of some encoders "stages_0" that are "stages.0" in the whole network
+        # in some encoders timm uses "stages_0" in names that contain "stages.0" in the whole network
         flat = {name.replace(".", "_"): name for name in inner.state_dict()}
         renamed = {flat.get(name.replace(".", "_"), name): tensor for name, tensor in tensors.items()}
         return transfer(inner, renamed, min_loaded=min_loaded)
@@ -114,7 +114,7 @@ def _build_encoder(name: str, given: dict[str, Argument], pretrained: bool) -> n
     for argument in given.keys() & _RESERVED.keys():
         raise ValueError(f"network_args: {argument} cannot be given here, {_RESERVED[argument]}")
     config = timm.get_pretrained_cfg(name)
-    # networks for one size of image take any by a switch, if at all
+    # networks with a fixed image size need one of these options to accept any size; some have neither
     switches: list[dict[str, Any]] = [{}]
     if config is not None and config.fixed_input_size:
         switches = [{"dynamic_img_size": True}, {"strict_img_size": False}]
@@ -149,13 +149,13 @@ def _build_encoder(name: str, given: dict[str, Argument], pretrained: bool) -> n
 
 
 def _gives_channels_last(encoder: nn.Module, side: int, channels: Sequence[int], name: str) -> bool:
-    """Whether its features are (B, H, W, C), as those of Swin are; tried, for timm does not say it everywhere.
+    """Whether the encoder's features are (B, H, W, C), as in Swin. Tested with an image, as timm does not always state it.
 
     Raises:
-        ValueError: It does not take images of any size.
+        ValueError: The encoder does not accept images of any size.
     """
     was_training = encoder.training
-    image = torch.zeros(1, 3, side, 2 * side)  # not square, and with sides of the features that differ
+    image = torch.zeros(1, 3, side, 2 * side)  # not square, so that height and width of the features differ
     try:
         with torch.no_grad():
             features = encoder.eval()(image)

@@ -1,10 +1,11 @@
-"""What prompted segmenters share: which pair is of which image, padding, and the decoder that a prompt steers.
+"""Shared parts of the prompted segmenters: image-prompt pairs, padding, and the prompt-conditioned U-Net decoder (FiLM).
 
-B images, N pairs of an image and a prompt, C channels, T length of a prompt's vector.
+B: images, N: pairs of an image and a prompt, C: channels, T: length of a prompt's vector.
 
-Contract of a segmenter: `network(image (B, 3, H, W), prompts, image_index (N,)) -> (N, 1, H, W)`: logits of the pairs of
-`prompts[i]` and image `image_index[i]`, at the image's own size, which may be any. What depends on the image alone is computed once
-per image, what depends on the text alone once per different text. `pairs` brings a list of prompts per image into this form.
+Interface of a segmenter: `network(image (B, 3, H, W), prompts, image_index (N,)) -> (N, 1, H, W)`, the logits for the pairs of
+`prompts[i]` and image `image_index[i]`, at the size of the images, which may be any. Results that depend only on the image are
+computed once per image, results that depend only on the text once per distinct text. `pairs` converts a list of prompts per image
+to this form.
 """
 
 import math
@@ -14,13 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PRIOR = (
-    0.1  # share of pixels that a fresh network takes for the object, so that the first steps are not spent on emptiness
-)
+# initial probability that a pixel belongs to the object, so that the first steps are not spent on learning that most are empty
+PRIOR = 0.1
 
 
 def pairs(prompts: Sequence[Sequence[str]]) -> tuple[list[str], Tensor]:
-    """Prompts and image of each pair, from a list of prompts per image.
+    """Flatten a list of prompts per image into the prompt and the image index of each pair.
 
     >>> pairs([["crack", "tape"], [], ["crack"]])
     (['crack', 'tape', 'crack'], tensor([0, 0, 2]))
@@ -30,7 +30,7 @@ def pairs(prompts: Sequence[Sequence[str]]) -> tuple[list[str], Tensor]:
 
 
 def pair_images(images: int, prompts: Sequence[str], image_index: Tensor | None, device: torch.device) -> Tensor:
-    """The image of each pair, (N,) int64 on the device; without an index each image has one prompt.
+    """Index of the image of each pair, (N,) int64 on the device; without `image_index` each image has one prompt.
 
     Raises:
         ValueError: The numbers of prompts and of images do not match.
@@ -45,7 +45,7 @@ def pair_images(images: int, prompts: Sequence[str], image_index: Tensor | None,
 
 
 def distinct(prompts: Sequence[str]) -> tuple[list[str], list[int]]:
-    """The different texts, and the place of each prompt's text among them.
+    """The distinct prompts, and the index of each prompt among them.
 
     >>> distinct(["b", "a", "b"])
     (['b', 'a'], [0, 1, 0])
@@ -55,42 +55,42 @@ def distinct(prompts: Sequence[str]) -> tuple[list[str], list[int]]:
 
 
 def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
-    """Images (B, C, H, W) with their right and lower edges repeated until both sides are multiples."""
+    """Pad images (B, C, H, W) by repeating their right and lower edges until both sides are divisible by `multiple`."""
     height, width = image.shape[-2:]
     bottom, right = -height % multiple, -width % multiple
     return F.pad(image, (0, right, 0, bottom), mode="replicate") if bottom or right else image
 
 
 class PromptedBlock(nn.Module):
-    """3x3 convolution, normalisation, FiLM by the prompt, ReLU: (N, C, H, W) and (N, T) to (N, C', H, W).
+    """3x3 convolution, normalisation, FiLM by the prompt, ReLU: maps (N, C, H, W) and (N, T) to (N, C', H, W).
 
-    FiLM (Perez et al. 2018, arXiv 1709.07871): each channel times 1 + a(prompt), plus b(prompt); at first both are 0.
+    FiLM (Perez et al. 2018, arXiv 1709.07871): multiply each channel by 1 + a(prompt) and add b(prompt); a and b start at 0.
     """
 
     def __init__(self, channels: int, out_channels: int, text_width: int) -> None:
         super().__init__()
         self.convolution = nn.Conv2d(channels, out_channels, 3, padding=1, bias=False)
-        # of each sample alone: batches are small, and the prompts of one image would be half of the statistics
+        # statistics per sample: batches are small, and in batch statistics the prompts of one image would dominate
         self.norm = nn.GroupNorm(_groups(out_channels), out_channels)
         self.film = nn.Linear(text_width, 2 * out_channels)
         nn.init.zeros_(self.film.weight)
         nn.init.zeros_(self.film.bias)
 
     def forward(self, x: Tensor, text: Tensor) -> Tensor:
-        """The block's output, of the size of `x`."""
+        """Output of the block, with the height and width of `x`."""
         scale, shift = self.film(text)[:, :, None, None].chunk(2, dim=1)
         return F.relu(torch.addcmul(shift, self.norm(self.convolution(x)), 1 + scale))
 
 
 class Presence(nn.Module):
-    """One number for an image and a prompt, which is added to all logits of the pair: whether the object is there at all.
+    """Presence score of an image and a prompt, added to all logits of the pair: whether the object is in the image at all.
 
-    A place of the image alone cannot tell that; SAM 3 (2025, arXiv 2511.16719) has a token for it. At first it is 0.
+    A single position of the image cannot decide this. SAM 3 (2025, arXiv 2511.16719) has a token for it. The score starts at 0.
 
     Args:
-        channels: Of the features that it looks at.
+        channels: Channels of the image features.
         text_width: Length T of a prompt's vector.
-        width: Of its hidden layer.
+        width: Width of the hidden layer.
     """
 
     def __init__(self, channels: int, text_width: int, width: int) -> None:
@@ -102,7 +102,7 @@ class Presence(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, feature: Tensor, text: Tensor, image_index: Tensor) -> Tensor:
-        """(N, 1, 1, 1) of features (B, C, H, W), vectors (N, T) and the image of each pair (N,)."""
+        """Score (N, 1, 1, 1) from features (B, C, H, W), prompt vectors (N, T) and the image index of each pair (N,)."""
         hidden = self.of_image(feature.mean(dim=(2, 3)))[image_index] + self.of_text(text)
         score: Tensor = self.head(F.relu(hidden))
         return score[..., None, None]
@@ -113,7 +113,7 @@ def _groups(channels: int) -> int:
 
 
 def decoder_strides(strides: Sequence[int]) -> list[int]:
-    """Strides that a decoder goes through, coarsest first: those of the features, 2, and steps of two in wider gaps.
+    """Strides of the decoder's levels, coarsest first: the strides of the features, 2, and halvings in wider gaps.
 
     >>> decoder_strides([16, 16, 16]), decoder_strides([1, 4, 8, 16, 32]), decoder_strides([14])
     ([16, 8, 4, 2], [32, 16, 8, 4, 2], [14, 7, 3, 2])
@@ -128,18 +128,18 @@ def decoder_strides(strides: Sequence[int]) -> list[int]:
 
 
 class PromptedDecoder(nn.Module):
-    """A U-Net's way up (Ronneberger et al. 2015, arXiv 1505.04597) steered by a prompt at each level, with a path from the image.
+    """U-Net decoder (Ronneberger et al. 2015, arXiv 1505.04597) with FiLM by the prompt at each level and a path from the image.
 
-    Each level doubles the side, adds the encoder's features of that size, brought to its channels once per image, and goes through
-    a :class:`PromptedBlock`. The last level has half of the image's side and also gets convolutions of the image itself: a line of
-    one or two pixels is gone from an encoder's features, and no upsampling brings it back. There each place holds the 2x2 pixels
-    under it as channels, and gives their four logits (sub-pixel convolution, Shi et al. 2016, arXiv 1609.05158): nothing of the
-    image is lost, at a fraction of the cost of convolutions at its full size. One number that says whether the object is in the
-    image at all comes to all logits of a pair (:class:`Presence`).
+    Each level doubles the side, adds the encoder's features of that size, projected to the level's channels once per image, and
+    applies a :class:`PromptedBlock`. The last level has half of the image's side and also gets convolutions of the image itself,
+    because lines of one or two pixels are lost in the encoder's features and upsampling cannot restore them. There each position
+    holds its 2x2 pixels as channels and outputs their four logits (sub-pixel convolution, Shi et al. 2016, arXiv 1609.05158). This
+    keeps all pixels at a fraction of the cost of convolutions at full size. A score for whether the object is in the image at all
+    is added to all logits of a pair (:class:`Presence`).
 
     Args:
         channels: Channels of each of the encoder's features.
-        strides: Their strides: an image's side over theirs. Several may be equal.
+        strides: Strides of the features: the image's side divided by theirs. Several may be equal.
         text_width: Length T of a prompt's vector.
         width: Channels, an even number; the last level has half of them.
         in_channels: Channels of the images.
@@ -158,7 +158,7 @@ class PromptedDecoder(nn.Module):
         widths = [width if stride > 2 else width // 2 for stride in self.strides]
         of_stride = dict(zip(self.strides, widths, strict=True))
         self.laterals = nn.ModuleList(
-            # a feature of full size comes with 2x2 pixels as channels
+            # a feature with stride 1 is rearranged to stride 2, with 2x2 pixels as channels
             nn.Conv2d(count if stride > 1 else 4 * count, of_stride[max(stride, 2)], 1)
             for count, stride in zip(channels, strides, strict=True)
         )
@@ -178,13 +178,13 @@ class PromptedDecoder(nn.Module):
         nn.init.constant_(self.head[0].bias, math.log(PRIOR / (1 - PRIOR)))  # type: ignore[arg-type]
 
     def forward(self, image: Tensor, features: Sequence[Tensor], text: Tensor, image_index: Tensor) -> Tensor:
-        """Logits of pairs.
+        """Logits for pairs of an image and a prompt.
 
         Args:
             image: (B, C, H, W), with sides that are multiples of all strides and of 2.
-            features: The encoder's, each (B, C', H / stride, W / stride).
+            features: Features of the encoder, each (B, C', H / stride, W / stride).
             text: Vector of each pair's prompt (N, T).
-            image_index: Image of each pair (N,).
+            image_index: Index of each pair's image (N,).
 
         Returns:
             (N, 1, H, W).
@@ -203,7 +203,7 @@ class PromptedDecoder(nn.Module):
         return logits
 
     def _of_images(self, image: Tensor, features: Sequence[Tensor]) -> dict[int, Tensor]:
-        """What is added at each stride, by image: (B, channels of the level, H / stride, W / stride)."""
+        """Tensor to add at each stride, per image: (B, channels of the level, H / stride, W / stride)."""
         added: dict[int, Tensor] = {2: self.image_path(image)}
         for stride, lateral, feature in zip(self.feature_strides, self.laterals, features, strict=True):
             brought = lateral(feature if stride > 1 else F.pixel_unshuffle(feature, 2))

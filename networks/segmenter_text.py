@@ -1,12 +1,12 @@
-"""Prompts as vectors without a vocabulary: words and their character n-grams, hashed, so that no text network or file is needed.
+"""Text encoder of the light segmenter: hashed words and character n-grams, without vocabulary file or pretrained text network.
 
-    word   = mean of the rows of its n-grams, as of "<crack>": <cr, cra, rac, ack, ck>, <cra, ... and the word itself
+    word   = mean of the table rows of its n-grams, e.g. of "<crack>": <cr, cra, rac, ack, ck>, <cra, ... and the word itself
     prompt = MLP(mean of its words)
 
-A synonym that shares words or stems with the prompts of training ("crack", "cracks", "wall crack") is therefore near them, whatever
-else is in it; one that shares nothing ("fissure") is not, and must be given as a synonym in training. Word order, case and
-punctuation do not count. N-grams as in fastText (Bojanowski et al. 2017, arXiv 1607.04606), hashed by FNV-1a, which unlike
-Python's own hash is the same in each process. Two n-grams may share a row; what follows learns with it.
+Synonyms that share words or stems with training prompts ("crack", "cracks", "wall crack") therefore have similar vectors. Synonyms
+that share nothing ("fissure") do not, and must be listed as synonyms in training. Word order, case and punctuation are ignored.
+N-grams follow fastText (Bojanowski et al. 2017, arXiv 1607.04606). They are hashed by FNV-1a, which, unlike Python's hash, is the
+same in every process. Two n-grams may share a row; training adapts to such collisions.
 """
 
 import re
@@ -17,7 +17,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-LENGTHS = (3, 4, 5)  # of the n-grams; shorter ones say little, longer ones are nearly the words
+LENGTHS = (3, 4, 5)  # lengths of the n-grams; shorter ones carry little information, longer ones are nearly whole words
 WORD = re.compile(r"[^\W_]+")
 
 
@@ -25,7 +25,7 @@ def words_of(prompt: str) -> list[str]:
     """The words of a prompt, in lower case.
 
     Raises:
-        ValueError: There are none.
+        ValueError: The prompt contains no word.
 
     >>> words_of("Segment wall_crack!")
     ['segment', 'wall', 'crack']
@@ -37,7 +37,7 @@ def words_of(prompt: str) -> list[str]:
 
 
 def ngrams(word: str) -> list[str]:
-    """The word between < and >, and its n-grams.
+    """The word enclosed in < and >, and its n-grams.
 
     >>> ngrams("tape")
     ['<tape>', '<ta', 'tap', 'ape', 'pe>', '<tap', 'tape', 'ape>', '<tape', 'tape>']
@@ -47,7 +47,7 @@ def ngrams(word: str) -> list[str]:
 
 
 def fnv1a(text: str) -> int:
-    """FNV-1a of the text's UTF-8, 32 bits.
+    """32-bit FNV-1a hash of the text in UTF-8.
 
     >>> hex(fnv1a("a"))
     '0xe40c292c'
@@ -60,7 +60,7 @@ def fnv1a(text: str) -> int:
 
 @lru_cache(maxsize=1024)
 def prompt_weights(prompt: str, rows: int) -> Tensor:
-    """How much each row of the table counts in a prompt: (rows,) float32, sum 1; not to be changed in place."""
+    """Weight of each table row in a prompt: (rows,) float32, sum 1. Cached, so it must not be changed in place."""
     words = words_of(prompt)
     weights = [0.0] * rows
     for word in words:
@@ -71,17 +71,17 @@ def prompt_weights(prompt: str, rows: int) -> Tensor:
 
 
 class HashedTextEncoder(nn.Module):
-    """Prompts to vectors; see the top of the file.
+    """Maps prompts to vectors; see the top of the file.
 
     Args:
         width: Length T of a prompt's vector.
-        rows: Rows of the table that n-grams are hashed into.
-        row_width: Numbers in a row.
+        rows: Number of rows of the table that n-grams are hashed into.
+        row_width: Length of a row.
     """
 
     def __init__(self, width: int = 64, rows: int = 2048, row_width: int = 32) -> None:
         super().__init__()
-        # rows of n-grams that training never met stay as they are here: small beside those that it needed
+        # rows of n-grams that do not occur in training keep these values, which are small compared with trained rows
         self.table = nn.Parameter(torch.randn(rows, row_width))
         self.mlp = nn.Sequential(nn.Linear(row_width, width), nn.GELU(), nn.Linear(width, width))
 
@@ -89,9 +89,9 @@ class HashedTextEncoder(nn.Module):
         """Vectors (P, T) of P prompts.
 
         Raises:
-            ValueError: A prompt has no word.
+            ValueError: A prompt contains no word.
         """
         weights = torch.stack([prompt_weights(prompt, len(self.table)) for prompt in prompts])
-        # a dense product, for the table is small: no sparse gradients, and the same on every device
+        # a dense product, as the table is small: no sparse gradients, and the same result on every device
         vectors: Tensor = self.mlp(weights.to(self.table.device, self.table.dtype) @ self.table)
         return vectors

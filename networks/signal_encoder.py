@@ -1,11 +1,12 @@
-"""Networks that judge windows of signals: an encoder of timm for their images, or a 1-D network for themselves, and a small head.
+"""Networks for signal windows: an encoder (a timm network on images of the signals, or a 1-D network on the signals) and a head.
 
     image (B, C, N, N)        channels or grid   --encoder--> (B, D) --head--> logits (B, K)
-    image (B, S, C, N, N)     flatten            --S in B, encoder--> (B, S, D) --head--> (B, S, K), whose mean is the answer
+    image (B, S, C, N, N)     flatten            --S in B, encoder--> (B, S, D) --head--> (B, S, K), the mean is the prediction
     signal (B, S, T)          no image           --1-D network--> (B, D) --head--> logits (B, K)
 
-The encoder of the origin is a ViT-B/8 in the layout of Pix2Seq (Chen et al. 2022, arXiv 2109.10852): `vit_base_patch8_224` with
-`class_token: false, global_pool: avg`. Its stem is a convolution 8x8 of stride 8, its blocks see 784 tokens of width 768 at 224 px.
+The original encoder is a ViT-B/8 in the layout of Pix2Seq (Chen et al. 2022, arXiv 2109.10852): `vit_base_patch8_224` with
+`class_token: false, global_pool: avg`. Its stem is an 8x8 convolution with stride 8; at 224 px its blocks process 784 tokens of
+width 768.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ from networks.timm_network import Argument, build_timm_network, input_layer_name
 Fusion = Literal["logits", "features"]
 
 SIGNAL_NETWORK = "signal_resnet"
-"""Name of the encoder that takes signals; every other name is one of timm."""
+"""Name of the encoder for signals; every other name is a timm network."""
 
 
 def build_encoder(
@@ -38,27 +39,28 @@ def build_encoder(
     pooling: Pooling | None = None,
     grad_checkpointing: bool = False,
 ) -> nn.Module:
-    """Build an encoder, which gives features (B, D) float32.
+    """Build an encoder that maps images or signals to features (B, D) float32.
 
     Args:
         architecture: A name of `timm.list_models()`, or `signal_resnet` for signals without images.
         in_channels: C of the images, or S of the signals.
-        image_size: Height and width of the images in pixels; None leaves timm's own.
-        drop_path: Probability in [0, 1) of skipping a residual branch in training; that of the last block.
-        network_args: Further arguments of `timm.create_model`, or of `SignalResNet`, by name.
-        layers: Blocks or stages whose outputs are joined, as in `FrozenBackbone`; those of a frozen transformer's middle tell
-            series apart better than its last (Roschmann et al. 2025, arXiv 2506.08641).
-        pooling: As in `FrozenBackbone`; None: `cls` where there is a class token, else `native`, with inner layers `avg`.
-        grad_checkpointing: Compute the blocks' activations again in the backward pass in place of keeping them.
+        image_size: Height and width of the images in pixels; None uses timm's default.
+        drop_path: Maximum probability in [0, 1) of skipping a residual branch in training, reached in the last block.
+        network_args: Further keyword arguments of `timm.create_model`, or of `SignalResNet`.
+        layers: Blocks or stages whose outputs are concatenated, as in `FrozenBackbone`. For time series, middle layers of a frozen
+            transformer classify better than its last layer (Roschmann et al. 2025, arXiv 2506.08641).
+        pooling: As in `FrozenBackbone`. None: `cls` if there is a class token, else `avg` for inner layers and `native` for the
+            final features.
+        grad_checkpointing: Recompute the blocks' activations in the backward pass instead of keeping them.
 
     Raises:
-        ValueError: It cannot be built so.
+        ValueError: The encoder cannot be built with these arguments.
     """
     if architecture == SIGNAL_NETWORK:
         given = {"layers": tuple(layers) != FINAL, "pooling": pooling, "grad_checkpointing": grad_checkpointing}
         for name, value in {**given, "drop_path": drop_path}.items():
             if value:
-                raise ValueError(f"{name}: is for networks of timm, {SIGNAL_NETWORK} has none; leave it out")
+                raise ValueError(f"{name}: is only for timm networks, {SIGNAL_NETWORK} has none; leave it out")
         try:
             return SignalResNet(in_channels, **dict(network_args or {}))  # type: ignore[arg-type]
         except TypeError as error:
@@ -83,7 +85,7 @@ def build_encoder(
 
 
 def feature_width(encoder: nn.Module, shape: Sequence[int]) -> int:
-    """Width D of an encoder's features for one input of a shape, without computing them."""
+    """Width D of an encoder's features for one input of the given shape, computed on the meta device."""
     tensors = {name: tensor.to("meta") for name, tensor in encoder.state_dict(keep_vars=True).items()}
     training = encoder.training
     with torch.no_grad():
@@ -93,17 +95,17 @@ def feature_width(encoder: nn.Module, shape: Sequence[int]) -> int:
 
 
 def adapted(network: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Weights brought into the shape of a network of timm where it has another number of channels or no class token.
+    """Adapt weights to a timm network with another number of input channels or without class token.
 
-    The first layer's weights are repeated over the channels and scaled, as timm does it: a grey image in any number of equal
-    channels has the activations that it has in three.
+    The first layer's weights are repeated over the channels and scaled, as in timm: a grey image, repeated over any number of
+    channels, gives the same activations as repeated over three.
 
     Args:
-        network: Of timm.
+        network: A timm network.
         tensors: Weights by timm's names.
 
     Returns:
-        The weights, and what was done to them.
+        The adapted weights, and notes on the changes.
     """
     own, found, notes = network.state_dict(), dict(tensors), []
     for name in input_layer_names(network):
@@ -115,26 +117,26 @@ def adapted(network: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[dict[str
     positions = tensors.get("pos_embed")
     if "cls_token" in tensors and "cls_token" not in own and positions is not None:
         tokens = positions.shape[1]
-        if round(tokens**0.5) ** 2 != tokens:  # else the class token has no position
+        if round(tokens**0.5) ** 2 != tokens:  # otherwise there is no position for the class token
             found["pos_embed"] = positions[:, 1:]
         del found["cls_token"]
-        notes.append("cls_token: left out with its position, the network has none")
+        notes.append("cls_token: dropped with its position, as the network has no class token")
     return found, notes
 
 
 class WindowNetwork(nn.Module):
-    """Encoder and head; see the top of the file.
+    """Encoder and head for signal windows; see the top of the file.
 
     Args:
-        encoder: From `build_encoder`.
-        width: D, width of its features.
+        encoder: Encoder made by `build_encoder`.
+        width: D, width of the encoder's features.
         num_classes: K, length of the logits.
         hidden: Widths of the head's hidden layers, as in `MLPHead`.
         dropout: Probability in [0, 1) of dropping a hidden value in training.
-        seed: Of the head's initial weights and dropout.
-        fusion: What becomes of the S images of a flattened window: `logits`: each is judged; `features`: their features are
-            joined, in the order of the signals, and judged once.
-        images: S, needed for joined features.
+        seed: Seed of the head's initial weights and dropout.
+        fusion: How the S images of a flattened window are combined. `logits`: each image is classified; `features`: their features
+            are concatenated in the order of the signals and classified once.
+        images: S, required for `features`.
 
     Attributes:
         frozen: The encoder is in eval mode and gets no gradient.
@@ -154,12 +156,12 @@ class WindowNetwork(nn.Module):
         super().__init__()
         self.encoder, self.fusion, self.frozen = encoder, fusion, False
         joined = width * (images if fusion == "features" else 1)
-        # the norm makes one learning rate fit features of any scale
+        # with the norm, one learning rate suits features of any scale
         self.head: nn.Module = nn.Sequential(nn.LayerNorm(joined), MLPHead(joined, num_classes, hidden, dropout, seed))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Logits (B, K), or (B, S, K) of flattened windows whose images are judged one by one."""
-        count = inputs.shape[0]  # as len() it would be a constant of an exported graph
+        """Logits (B, K), or (B, S, K) for flattened windows whose images are classified one by one."""
+        count = inputs.shape[0]  # len() would become a constant in an exported graph
         folded = inputs.flatten(0, 1) if inputs.ndim == 5 else inputs
         with torch.no_grad() if self.frozen else nullcontext():
             features = self.encoder(folded)
@@ -170,20 +172,20 @@ class WindowNetwork(nn.Module):
         return logits.unflatten(0, (count, -1)) if each else logits
 
     def train(self, mode: bool = True) -> Self:
-        """Training mode, but for a frozen encoder: batch statistics would drift."""
+        """Set training mode, except for a frozen encoder, whose batch statistics would drift."""
         super().train(mode)
         self.encoder.train(mode and not self.frozen)
         return self
 
 
 class WindowAnswer(nn.Module):
-    """A `WindowNetwork` whose output is the window's answer in every mode: logits (B, K)."""
+    """Wraps a `WindowNetwork` so that it returns one prediction per window in every mode: logits (B, K)."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Logits (B, K), the mean over a window's images where these are judged one by one."""
+        """Logits (B, K); the mean over a window's images if these are classified one by one."""
         logits: Tensor = self.network(inputs)
         return logits.mean(dim=1) if logits.ndim == 3 else logits

@@ -1,12 +1,12 @@
-"""A small residual network for signals as they are, without images: what the detour by images costs or brings is seen beside it.
+"""1-D residual network for raw signals: the baseline to which networks on signal images are compared.
 
     signal (B, S, T) -> stem -> stages -> [mean, maximum] over time -> features (B, D)
 
     block:  x -> conv1 of 5 samples -> norm -> gelu -> conv2 of 5 samples -> norm -> + -> gelu
             x -> shortcut ------------------------------------------------------------>|
 
-After the ResNet of Wang et al. 2017, "Time Series Classification from Scratch" (arXiv 1611.06455), with fewer samples behind each
-stage. The defaults have 0.4 M parameters.
+Based on the ResNet of Wang et al. 2017, "Time Series Classification from Scratch" (arXiv 1611.06455), but each stage halves the
+number of samples. With the default settings it has 0.4 M parameters.
 """
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 class SignalBlock(nn.Module):
-    """A residual block that may shorten the signal by a stride."""
+    """A residual block that can downsample the signal by a stride."""
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
@@ -27,21 +27,21 @@ class SignalBlock(nn.Module):
         self.shortcut = nn.Identity() if same else nn.Conv1d(channels, width, 1, stride, bias=False)
 
     def forward(self, signal: Tensor) -> Tensor:
-        """(B, width, T / stride) of (B, channels, T)."""
+        """Map (B, channels, T) to (B, width, T / stride)."""
         values = F.gelu(self.norm1(self.conv1(signal)))
         return F.gelu(self.norm2(self.conv2(values)) + self.shortcut(signal))
 
 
 class SignalResNet(nn.Module):
-    """Features of windows of signals; see the top of the file.
+    """Computes features of signal windows; see the top of the file.
 
     Args:
-        in_channels: S, signals of a window.
+        in_channels: S, number of signals in a window.
         width: Channels of the first stage; the second has twice, the third four times as many.
         blocks: Residual blocks in each of the three stages.
 
     Raises:
-        ValueError: A number under 1.
+        ValueError: An argument is below 1.
     """
 
     def __init__(self, in_channels: int, width: int = 48, blocks: int = 1) -> None:
@@ -59,6 +59,6 @@ class SignalResNet(nn.Module):
         self.stages = nn.Sequential(*stages)
 
     def forward(self, signal: Tensor) -> Tensor:
-        """Features (B, 8 width) float32 of signals (B, S, T) that are already normalised."""
+        """Features (B, 8 width) float32 of normalised signals (B, S, T)."""
         values = self.stages(self.stem(signal))
         return torch.cat([values.mean(dim=2), values.amax(dim=2)], dim=1).float()

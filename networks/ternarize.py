@@ -1,12 +1,12 @@
-"""From a plain network to a ternary one and back: the two are twins.
+"""Converts a full-precision network to a ternary one and back, and loads weights of either into the other.
 
-A network is written with plain layers (networks/resnet.py, or timm) and `ternarize` replaces those that shall be
-ternary. The new layers hold the old parameters, so a ternary network and its full-precision twin start from the same
-weights and share the keys of their state dicts; a rule with learned scales adds `<layer>.quantizer.*`.
+A network is written with plain layers (networks/resnet.py, or timm), and `ternarize` replaces the selected layers by ternary
+ones. The new layers hold the old parameters, so a ternary network and its full-precision twin start from the same weights and
+share the keys of their state dicts. A rule with learned scales adds `<layer>.quantizer.*`.
 
     plain network --- ternarize ------------> ternary network
     its weights ----- warm_start -----------> ternary network, learned scales set from the weights
-    plain network <-- effective_state_dict -- ternary network, the same logits to the bit
+    plain network <-- effective_state_dict -- ternary network, with bit-identical logits
 """
 
 import difflib
@@ -29,20 +29,20 @@ def ternarize(
     full_precision: Sequence[str] = (),
     activation_bits: ActivationBits = 32,
 ) -> None:
-    """Replace the convolutions and linears of a network, in place, by ternary ones that hold the same parameters.
+    """Replace the convolutions and linear layers of a network, in place, by ternary ones that hold the same parameters.
 
-    Draws no random number. Only exact `nn.Conv2d` and `nn.Linear` are replaced, and never `network` itself.
+    Draws no random numbers. Only layers of exact type `nn.Conv2d` or `nn.Linear` are replaced, and never `network` itself.
 
     Args:
         network: Any network.
-        quantizer: Rule by name; `none` checks the arguments and leaves the network as it is: the full-precision twin.
+        quantizer: Name of the rule; `none` only checks the arguments and does not change the network: the full-precision twin.
         scale: One scale and threshold for each output `channel`, or one for the `layer`.
-        full_precision: Names of layers to leave alone: whole dotted parts of their qualified names. `stages.0` keeps a
-            stage, `stages.0.1.conv2` one layer, `shortcut` every layer of that name wherever it stands.
-        activation_bits: 8 rounds the input of each ternary layer to int8, 32 leaves it alone.
+        full_precision: Layers that stay in full precision, given by whole dotted parts of their qualified names. `stages.0`
+            excludes a stage, `stages.0.1.conv2` one layer, `shortcut` every layer with this part anywhere in its name.
+        activation_bits: 8 rounds the input of each ternary layer to int8, 32 does not round.
 
     Raises:
-        ValueError: An argument is out of its choices, an entry of `full_precision` names no layer, or none is left.
+        ValueError: An argument has an unknown value, an entry of `full_precision` matches no layer, or no layer is left.
     """
     check_choice("quantizer", quantizer, ("none", *QUANTIZERS))
     check_choice("scale", scale, ("layer", "channel"))
@@ -61,9 +61,9 @@ def ternarize(
 
 
 def effective_state_dict(network: nn.Module) -> dict[str, Tensor]:
-    """State dict of the full-precision twin that computes what `network` computes: effective weights, no quantisers.
+    """State dict of the full-precision twin that computes the same as `network`: effective weights, no quantisers.
 
-    With `activation_bits=8` the twin lacks the rounding of the inputs.
+    With `activation_bits=8` the twin does not round the inputs, so it does not compute exactly the same.
     """
     layers = ternary_layers(network)
     quantizers = tuple(f"{name}.quantizer." for name in layers)
@@ -74,11 +74,11 @@ def effective_state_dict(network: nn.Module) -> dict[str, Tensor]:
 def warm_start(network: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     """Load a state dict of the ternary network or of its full-precision twin.
 
-    Learned scales and steps that `state_dict` lacks are set from the loaded weights. The counters of batch norms may be
-    missing, as in files of other trainers: nothing depends on them.
+    Learned scales and steps that are missing in `state_dict` are set from the loaded weights. The counters of batch norms may
+    also be missing, as in files of other trainers, since nothing depends on them.
 
     Raises:
-        ValueError: A tensor is missing, unknown or of another shape; nothing has been loaded then.
+        ValueError: A tensor is missing, unknown or has another shape; nothing is loaded in this case.
     """
     layers = ternary_layers(network)
     own = network.state_dict()
@@ -102,7 +102,7 @@ def warm_start(network: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
 def _ternary_copy(
     layer: PlainLayer, quantizer: QuantizerName, scale: ScaleName, activation_bits: ActivationBits
 ) -> TernaryLayer:
-    """A ternary layer that holds the very parameters of `layer`; made on the meta device, which draws no numbers."""
+    """A ternary layer that shares the parameters of `layer`; created on the meta device to draw no random numbers."""
     settings: dict[str, Any] = {"quantizer": quantizer, "scale": scale, "activation_bits": activation_bits}
     settings |= {"bias": False, "device": "meta", "dtype": layer.weight.dtype}
     ternary: TernaryLayer
@@ -127,7 +127,7 @@ def _ternary_copy(
 
 
 def _without(names: Sequence[str], entries: Sequence[str]) -> list[str]:
-    """The names that no entry covers. An entry covers a name when its dotted parts stand in it, whole and in a row."""
+    """The names that match no entry. An entry matches a name that contains its dotted parts, complete and consecutive."""
     if isinstance(entries, str):
         raise ValueError(f"full_precision must be a list of layer names, got the string {entries!r}")
     for entry in entries:
@@ -135,5 +135,5 @@ def _without(names: Sequence[str], entries: Sequence[str]) -> list[str]:
             parts = {part for name in names for part in [name, *name.split(".")]}
             near = difflib.get_close_matches(entry, sorted(parts), n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"the layers are {', '.join(names)}"
-            raise ValueError(f"full_precision: {entry!r} is in no convolution's or linear layer's name; {hint}")
+            raise ValueError(f"full_precision: {entry!r} matches no convolution or linear layer; {hint}")
     return [name for name in names if not any(f".{entry}." in f".{name}." for entry in entries)]

@@ -1,10 +1,10 @@
-"""Ternary convolution and linear layers.
+"""Ternary convolution and linear layers, int8 fake quantisation of their inputs, and statistics of the ternary weights.
 
     x ---- [int8, if activation_bits = 8] ---+
                                              conv / linear ---> y        w_hat = scale * t,  t in {-1, 0, 1}
     w ---- quantizer ---- w_hat -------------+                           (networks/quantizers.py has the rules)
     |                       |
-    +<-- straight-through --+   the gradient of w_hat, passed on by the rule, trains the latent float weight w
+    +<-- straight-through --+   the rule passes the gradient of w_hat to the latent float weight w, which is trained
 
 State dict: `weight` (latent) and `bias` as in `nn.Conv2d` and `nn.Linear`; rules with learned scales add `quantizer.*`.
 """
@@ -40,7 +40,7 @@ def fake_int8(x: Tensor, dims: tuple[int, ...]) -> Tensor:
 
     Args:
         x: Activations of any shape.
-        dims: Dimensions that share one maximum; without the batch, a sample's answer does not depend on its neighbours.
+        dims: Dimensions that share one maximum. Leave out the batch dimension to keep the samples of a batch independent.
 
     Returns:
         The rounded activations, in x's shape and dtype (BitNet, Wang et al. 2023, arXiv 2310.11453, equations 4 and 5).
@@ -50,7 +50,7 @@ def fake_int8(x: Tensor, dims: tuple[int, ...]) -> Tensor:
 
 
 class _TernaryLayer(nn.Module):
-    """What the two ternary layers have in common."""
+    """Base of the two ternary layers."""
 
     weight: Tensor
     quantizer: Quantizer
@@ -65,34 +65,34 @@ class _TernaryLayer(nn.Module):
         self.initialize_quantizer()
 
     def effective_weight(self) -> Tensor:
-        """The weight w_hat that forward uses, to the bit; differentiable with the rule's gradient."""
+        """The exact weight w_hat that forward uses; differentiable with the rule's gradient."""
         weight: Tensor = self.quantizer(self.weight)
         return weight
 
     def ternary(self) -> Ternary:
-        """Symbols and their scales: `ternary().effective_weight()` equals `effective_weight()` to the bit."""
+        """Symbols and their scales: `ternary().effective_weight()` is bit-identical to `effective_weight()`."""
         return self.quantizer.ternary(self.weight)
 
     def initialize_quantizer(self) -> None:
-        """Set the quantiser's learned scale or step from the present weight; nothing to do for twn and absmean."""
+        """Set the quantiser's learned scale or step from the current weight; does nothing for twn and absmean."""
         self.quantizer.initialize(self.weight)
 
     def extra_repr(self) -> str:
-        """Shown in a printed network."""
+        """Settings that are shown in the printed network."""
         return f"{super().extra_repr()}, scale={self.quantizer.scale}, activation_bits={self.activation_bits}"
 
 
 class TernaryConv2d(_TernaryLayer, nn.Conv2d):
-    """`nn.Conv2d` whose weight is ternary in forward; the bias stays as it is.
+    """`nn.Conv2d` whose weight is ternary in forward; the bias is not quantised.
 
     Args:
         in_channels: As in `nn.Conv2d`, like every argument before `quantizer`.
-        quantizer: Rule that turns the latent weight into symbols and scale.
+        quantizer: Rule that converts the latent weight to symbols and scale.
         scale: One scale and threshold for each output `channel`, or one for the `layer`.
-        activation_bits: 8 rounds the input to int8 by the absolute maximum of each image, 32 leaves it alone.
+        activation_bits: 8 rounds the input to int8, scaled by the absolute maximum of each image; 32 does not round.
 
     Raises:
-        ValueError: For a quantizer, scale or activation_bits that does not exist.
+        ValueError: `quantizer`, `scale` or `activation_bits` has an unknown value.
     """
 
     def __init__(
@@ -127,16 +127,16 @@ class TernaryConv2d(_TernaryLayer, nn.Conv2d):
 
 
 class TernaryLinear(_TernaryLayer, nn.Linear):
-    """`nn.Linear` whose weight is ternary in forward; the bias stays as it is.
+    """`nn.Linear` whose weight is ternary in forward; the bias is not quantised.
 
     Args:
         in_features: As in `nn.Linear`, like every argument before `quantizer`.
-        quantizer: Rule that turns the latent weight into symbols and scale.
+        quantizer: Rule that converts the latent weight to symbols and scale.
         scale: One scale and threshold for each output `channel`, or one for the `layer`.
-        activation_bits: 8 rounds the input to int8 by the absolute maximum of each feature vector, 32 leaves it alone.
+        activation_bits: 8 rounds the input to int8, scaled by the absolute maximum of each feature vector; 32 does not round.
 
     Raises:
-        ValueError: For a quantizer, scale or activation_bits that does not exist.
+        ValueError: `quantizer`, `scale` or `activation_bits` has an unknown value.
     """
 
     def __init__(
@@ -171,9 +171,9 @@ def ternary_layers(network: nn.Module) -> dict[str, TernaryLayer]:
 
 @torch.no_grad()
 def ternary_shares(network: nn.Module) -> dict[str, dict[str, float]]:
-    """For each ternary layer, the shares `minus`, `zero` and `plus` of its symbols (0..1) and its mean `scale`.
+    """For each ternary layer, the fractions `minus`, `zero` and `plus` of its symbols (0..1) and its mean `scale`.
 
-    With ttq the scale is the mean of both signs' scales. One transfer from the device, whatever the number of layers.
+    With ttq the scale is the mean of the scales of both signs. Needs one transfer from the device for all layers together.
     """
     layers = ternary_layers(network)
     if not layers:
@@ -189,7 +189,7 @@ def ternary_shares(network: nn.Module) -> dict[str, dict[str, float]]:
 
 
 def check_choice(argument: str, value: object, choices: Collection[object]) -> None:
-    """Raise a ValueError with the choices and the nearest spelling unless `value` is one of `choices`."""
+    """Raise a ValueError that lists the choices and the most similar one unless `value` is one of `choices`."""
     if value not in tuple(choices):
         near = difflib.get_close_matches(str(value), map(str, choices), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""

@@ -1,6 +1,6 @@
-"""Images larger than memory allows, segmented in overlapping squares whose logits are blended.
+"""Tiled inference of segmenters: large images are segmented in overlapping squares, whose logits are blended, to limit memory.
 
-image --squares of `side`, an eighth of it shared--> network, square by square --weights that fall to the edges--> logits
+image --squares of `side`, overlapping by an eighth--> network, one square at a time --weights that fall to the edges--> logits
 """
 
 from collections.abc import Callable, Sequence
@@ -8,19 +8,20 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-OVERLAP = 8  # neighbours share a side divided by this, at least
+OVERLAP = 8  # neighbouring squares overlap by at least side / OVERLAP
 
 
 class Tiling:
-    """Segments images in squares.
+    """Segments images in overlapping squares.
 
-    A pixel is the mean of the squares that it is in, weighted by its distance to the square's edges, where a network sees least.
+    The logit of a pixel is the mean over all squares that contain it, weighted by the distance to the edges of the square, near
+    which the network sees the least context.
 
     Args:
-        side: Height and width of a square in pixels, 32 or more; an image whose sides are no longer is segmented whole.
+        side: Height and width of a square in pixels, 32 or more. Images whose sides are not longer are segmented as a whole.
 
     Raises:
-        ValueError: It is smaller.
+        ValueError: `side` is below 32.
     """
 
     def __init__(self, side: int) -> None:
@@ -52,7 +53,7 @@ class Tiling:
 
 
 def starts(length: int, side: int) -> list[int]:
-    """First pixels of the squares along an axis, evenly spread.
+    """First pixel of each square along an axis, evenly spaced.
 
     >>> starts(100, 100), starts(250, 100)
     ([0], [0, 75, 150])

@@ -1,8 +1,8 @@
-"""Any classification network of timm by its name, and what a fine-tuning has to know of it: head, layers, statistics, positions.
+"""Builds timm classification networks by name, and finds their head, layers, batch norms and position embeddings for fine-tuning.
 
-A network keeps timm's own parameter names, so that weights of timm and of others who train with it fit without renaming. What timm
-calls the classifier (`fc`, `head.fc`, `classifier`, ...) is the head here: the last linear layer, or the last ones where a network
-has two; everything else is the backbone.
+A network keeps timm's parameter names, so weights from timm or from other trainings with timm load without renaming. The head is
+what timm calls the classifier (`fc`, `head.fc`, `classifier`, ...): the last linear layer, or the last two in some networks.
+Everything else is the backbone.
 """
 
 import difflib
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 Argument = bool | int | float | str | None
 
-# what create_model must not be given by the user, and what gives it instead
+# arguments of create_model that the user must not pass, and where their value comes from
 _RESERVED = {
     "model_name": "it is the setting architecture",
-    "num_classes": "it is that of the data",
-    "in_chans": "it is that of the data",
+    "num_classes": "it is taken from the data",
+    "in_chans": "it is taken from the data",
     "img_size": "it is the image size of the data",
     "drop_rate": "it is the setting dropout",
     "drop_path_rate": "it is the setting drop_path",
@@ -45,21 +45,21 @@ def build_timm_network(
 ) -> nn.Module:
     """Build a network that maps images (B, C, H, W) to logits (B, K).
 
-    A network whose weights depend on the image size (position embeddings) is made for `image_size`, and takes other sizes where
-    timm's has a switch for that (ViT, DeiT, EVA, Swin and their kin).
+    A network whose weights depend on the image size (position embeddings) is built for `image_size`. It accepts other sizes if timm
+    has an option for that (ViT, DeiT, EVA, Swin and related networks).
 
     Args:
         architecture: A name of `timm.list_models()`, with or without a tag of pretrained weights (`resnet50.a1_in1k`).
         num_classes: K, the length of the logits.
         in_channels: C of the images.
-        image_size: Height and width of the images in pixels; None leaves timm's own.
+        image_size: Height and width of the images in pixels; None uses timm's default.
         dropout: Probability in [0, 1) of zeroing a feature before the head, in training.
-        drop_path: Probability in [0, 1) of skipping a residual branch in training; that of the last block.
-        network_args: Further arguments of `timm.create_model`, by name.
-        pretrained: Fill it with timm's weights, which may download them.
+        drop_path: Maximum probability in [0, 1) of skipping a residual branch in training, reached in the last block.
+        network_args: Further keyword arguments of `timm.create_model`.
+        pretrained: Load timm's weights, which may be downloaded.
 
     Raises:
-        ValueError: timm has no such network, or the network does not take an argument or the image size.
+        ValueError: timm has no such network, or the network does not accept an argument or the image size.
     """
     check_architecture(architecture)
     given = dict(network_args or {})
@@ -82,7 +82,7 @@ def build_timm_network(
                 raise ValueError(_refusal(architecture, refused and refused[1], given, error)) from error
         except (ValueError, AssertionError, KeyError, AttributeError, NotImplementedError) as error:
             raise ValueError(_refusal(architecture, None, given, error)) from error
-    assert network is not None  # the last choice of _size_switches ends in a network or in an error
+    assert network is not None  # the last option of _size_switches gives a network or raises
     if not classifier_names(network):
         raise ValueError(f"architecture: {architecture} has no classifier in timm, it only gives features")
     if image_size is not None:
@@ -91,10 +91,10 @@ def build_timm_network(
 
 
 def check_architecture(architecture: str) -> None:
-    """Refuse a name that timm does not have, with the nearest ones.
+    """Check that timm has a network of this name.
 
     Raises:
-        ValueError: There is no such network, or no such tag of it.
+        ValueError: timm has no such network or no such tag; the message lists the most similar names.
     """
     name, _, tag = architecture.partition(".")
     if any(mark in architecture for mark in ":/\\"):
@@ -112,7 +112,7 @@ def check_architecture(architecture: str) -> None:
 
 
 def _size_switches(architecture: str, image_size: int | None) -> Iterator[dict[str, Any]]:
-    """Arguments by which a network of fixed input size is made for ours, the most lenient first."""
+    """Arguments that build a network with fixed input size for `image_size`, the most permissive first."""
     config = timm.get_pretrained_cfg(architecture)
     if config is None or not config.fixed_input_size or image_size is None:
         yield {}
@@ -141,14 +141,14 @@ def _check_patches(network: nn.Module, image_size: int) -> None:
 
 
 def classifier_names(network: nn.Module) -> tuple[str, ...]:
-    """Names of the modules that are the head of a timm network, such as `("fc",)`."""
+    """Names of the modules that form the head of a timm network, such as `("fc",)`."""
     names = _names(network, "classifier")
     modules = dict(network.named_modules())
     return tuple(name for name in names if name in modules)
 
 
 def input_layer_names(network: nn.Module) -> tuple[str, ...]:
-    """Names of the layers that see the image's channels, such as `("conv1",)`."""
+    """Names of the layers whose input is the image, such as `("conv1",)`."""
     return _names(network, "first_conv")
 
 
@@ -158,10 +158,10 @@ def _names(network: nn.Module, entry: str) -> tuple[str, ...]:
 
 
 def layer_numbers(network: nn.Module) -> dict[str, int]:
-    """The layer of each parameter as timm groups them: 0 is the stem, the largest number the head.
+    """Layer number of each parameter as grouped by timm: 0 is the stem, the largest number is the head.
 
     Raises:
-        ValueError: timm does not say what the layers of this network are.
+        ValueError: timm does not define the layers of this network.
     """
     matcher = getattr(network, "group_matcher", None)
     if matcher is None:
@@ -171,10 +171,10 @@ def layer_numbers(network: nn.Module) -> dict[str, int]:
 
 
 def backbone_modules(network: nn.Module) -> list[nn.Module]:
-    """All modules that must be in eval mode for a frozen backbone.
+    """All modules that must be in eval mode when the backbone is frozen.
 
-    Left out are the head, dropout right before it, and the modules around it: some networks drop features there by a call, in
-    their own training mode.
+    Excluded are the head, the dropout directly before it, and the modules that contain the head: some networks call a dropout
+    function there, which depends on the training mode of the containing module.
     """
     heads = classifier_names(network)
     around = {"", *(name.rpartition(".")[0] for name in heads)}
@@ -189,12 +189,12 @@ def backbone_modules(network: nn.Module) -> list[nn.Module]:
 
 
 def is_inside(name: str, modules: tuple[str, ...]) -> bool:
-    """Whether a tensor or module belongs to one of the named modules or is one."""
+    """Whether a name is one of the named modules or lies inside one."""
     return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
 def statistics_modules(network: nn.Module) -> list[nn.Module]:
-    """The layers that keep running statistics of the batches: batch norms and their kin."""
+    """The layers with running batch statistics: batch norms and related layers."""
     return [
         module
         for module in network.modules()
@@ -203,9 +203,9 @@ def statistics_modules(network: nn.Module) -> list[nn.Module]:
 
 
 def folded_norms(network: nn.Module) -> list[str]:
-    """Names of the batch norms whose statistics were folded into the layer before: mean 0 and variance 1, but a bias.
+    """Names of the batch norms that were folded into the layer before them: mean 0 and variance 1, but a non-zero bias.
 
-    Such a network is right in eval mode alone. In training a batch's own statistics would take the place of what was folded away.
+    Such a network is correct only in eval mode. In training mode, batch statistics would replace the statistics that were folded.
     """
     return [
         name
@@ -221,15 +221,15 @@ def folded_norms(network: nn.Module) -> list[str]:
 
 
 def resampled_positions(network: nn.Module, positions: Tensor) -> Tensor | None:
-    """Position embeddings (1, N, D) of another square grid, brought to the network's own grid by bicubic interpolation.
+    """Resample position embeddings (1, N, D) of another square grid to the network's grid by bicubic interpolation.
 
     Returns:
-        (1, N of the network, D), float32; None where they cannot be brought there.
+        (1, N of the network, D), float32; None if they cannot be resampled.
     """
     own, grid = getattr(network, "pos_embed", None), getattr(getattr(network, "patch_embed", None), "grid_size", None)
     if not isinstance(own, Tensor) or grid is None or own.ndim != 3 or positions.ndim != 3:
         return None
-    prefix = own.shape[1] - grid[0] * grid[1]  # class and register tokens, which have no place in the grid
+    prefix = own.shape[1] - grid[0] * grid[1]  # class and register tokens, which have no position in the grid
     side = round(max(0, positions.shape[1] - prefix) ** 0.5)
     if prefix < 0 or side == 0 or side * side + prefix != positions.shape[1] or positions.shape[2] != own.shape[2]:
         return None

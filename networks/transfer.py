@@ -1,7 +1,7 @@
-"""Filling a timm network with weights of another training: what fits is taken, and what became of the rest is reported.
+"""Loads weights of another training into a timm network: loads all tensors that fit and reports the others.
 
-A tensor fits by name and shape. Two things are brought into shape: position embeddings of another grid, and the head, of which the
-rows of classes that both sides name are taken over, whatever their order; a head for other classes starts anew.
+A tensor fits if its name and shape are equal. Two kinds of tensors are adapted. Position embeddings of another grid are resampled.
+Rows of the head are matched by class name if both sides have class names; without a common class the head starts from scratch.
 """
 
 import math
@@ -14,21 +14,21 @@ from torch import Tensor, nn
 from networks.timm_network import classifier_names, input_layer_names, is_inside, resampled_positions
 
 LISTED = 5  # names in a line of the report
-COUNTER = "num_batches_tracked"  # of a batch norm: older files lack it, and nothing depends on it
+COUNTER = "num_batches_tracked"  # counter of a batch norm: missing in older files, and nothing depends on it
 
 
 @dataclass
 class Transfer:
-    """What became of the weights.
+    """Report of which tensors were loaded.
 
     Args:
-        loaded: Tensors of the network that were filled whole.
-        missing: Tensors of the network that the weights lack.
-        unfitting: Name, shape in the weights and shape in the network.
-        unused: Tensors of the weights that the network lacks.
-        notes: What was done to the head and to position embeddings.
+        loaded: Names of the network's tensors that were loaded completely.
+        missing: Names of the network's tensors that are missing in the weights.
+        unfitting: Shape in the weights and shape in the network, by name.
+        unused: Names of tensors in the weights that the network does not have.
+        notes: Changes to the head and to position embeddings.
         total: Number of the network's tensors.
-        share: Share of the network's numbers that were filled, 0 to 1.
+        share: Fraction of the network's weights that were loaded, 0 to 1.
         backbone_share: The same without the head.
     """
 
@@ -42,7 +42,7 @@ class Transfer:
     backbone_share: float = 0.0
 
     def lines(self) -> list[str]:
-        """The report for a log."""
+        """Lines of the report for a log."""
         unfitting = [f"{name} {there} there, {here} here" for name, (there, here) in self.unfitting.items()]
         named = (("missing", self.missing), ("not fitting", unfitting), ("unused", self.unused))
         return [
@@ -60,17 +60,17 @@ def transfer(
     classes: Sequence[str] | None = None,
     min_loaded: float = 0.0,
 ) -> Transfer:
-    """Fill a timm network with what fits; after an error it is as it was.
+    """Load all tensors that fit into a timm network; after an error the network is unchanged.
 
     Args:
-        network: From `build_timm_network`.
+        network: Network made by `build_timm_network`.
         tensors: Weights by timm's names, of any floating-point type.
-        source_classes: Names of the classes that the weights' head tells apart, in the order of its rows; None where unknown.
-        classes: Those of the network.
-        min_loaded: Least share, 0 to 1, of the network's numbers outside the head that must be filled.
+        source_classes: Class names of the head in the weights, in the order of its rows; None if unknown.
+        classes: Class names of the network; None if unknown.
+        min_loaded: Minimum fraction, 0 to 1, of the network's weights outside the head that must be loaded.
 
     Raises:
-        ValueError: Less fits, or the weights are for another number of image channels.
+        ValueError: Fewer weights fit, or the weights are for another number of image channels.
     """
     heads = classifier_names(network)
     own = {key: value for key, value in network.state_dict().items() if key in tensors or not key.endswith(COUNTER)}
@@ -82,7 +82,7 @@ def transfer(
     if source_classes is not None and classes is not None:
         _rows_by_name({name: own[name] for name in head}, tensors, source_classes, classes, values, numbers, report)
     elif head and all(name in values for name in head):
-        report.notes.append("head: taken over as it is, for it is not known which classes it tells apart")
+        report.notes.append("head: loaded unchanged, as class names are not known for both the weights and this run")
     backbone = [name for name in own if name not in head]
     report.loaded = [name for name in own if numbers.get(name) == own[name].numel()]
     report.share = sum(numbers.values()) / _numbers(own.values())
@@ -91,12 +91,12 @@ def transfer(
         lacking = [name for name in backbone if name not in values]
         there = [name for name in tensors if not name.endswith(COUNTER)]
         raise ValueError(
-            f"only {percent(report.backbone_share)} of the network outside its head could be filled, and min_loaded asks for "
+            f"only {percent(report.backbone_share)} of the network outside its head could be filled, and min_loaded requires "
             f"{percent(min_loaded)}; lacking {first(lacking)}; the weights hold {first(there)}"
         )
     with torch.no_grad():
         for name, value in values.items():
-            own[name].copy_(value)  # casts half precision and keeps the memory format
+            own[name].copy_(value)  # converts half precision and keeps the memory format
         for name in head:
             if name not in values:
                 own[name].zero_()
@@ -139,7 +139,7 @@ def _rows_by_name(
     numbers: dict[str, int],
     report: Transfer,
 ) -> None:
-    """Replace what `values` has for the head by the head as it is with the rows of common classes filled."""
+    """Set the head's tensors in `values` to zeros with the rows of common classes copied from the weights."""
     places = {name: row for row, name in enumerate(source_classes)}
     rows = {row: places[name] for row, name in enumerate(classes) if name in places}
     for name, here in head.items():
@@ -152,12 +152,10 @@ def _rows_by_name(
         numbers[name] = here.numel() // len(classes) * len(rows)
     known, new = [classes[row] for row in rows], [name for name in classes if name not in places]
     if not known:
-        report.notes.append("head: starts anew, no class of the weights is one of this run")
+        report.notes.append("head: starts from scratch, no class of the weights is a class of this run")
     else:
-        anew = f"; new: {first(new)}" if new else ""
-        report.notes.append(
-            f"head: {len(known)} of {len(classes)} classes taken over by their names ({first(known)}){anew}"
-        )
+        rest = f"; new: {first(new)}" if new else ""
+        report.notes.append(f"head: {len(known)} of {len(classes)} classes loaded by name ({first(known)}){rest}")
 
 
 def _numbers(tensors: Iterable[Tensor]) -> int:
@@ -165,7 +163,7 @@ def _numbers(tensors: Iterable[Tensor]) -> int:
 
 
 def percent(share: float) -> str:
-    """A share in percent, rounded down, so that only all is 100.
+    """A fraction in percent, rounded down, so that only 1.0 gives 100.0 %.
 
     >>> percent(0.99999), percent(1.0)
     ('99.9 %', '100.0 %')
@@ -174,5 +172,5 @@ def percent(share: float) -> str:
 
 
 def first(names: Sequence[str]) -> str:
-    """The first few names, and whether there are more."""
+    """The first few names, followed by "..." if there are more."""
     return ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")

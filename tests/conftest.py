@@ -1,12 +1,10 @@
-"""What every test gets: one thread, pictures that are made but not rasterised, and a check that nothing is left behind."""
+"""Fixtures of all tests: one torch thread, plots without rasterisation, a check for left-over files, and a finished tiny run."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # the networks of the tests are small: a second thread costs more than it brings
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks in the tests are small: a second thread makes them slower
 
 import pytest
 import torch
@@ -27,8 +25,8 @@ def _blank(canvas: FigureCanvasAgg) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _pictures_are_blank(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Leave out what takes half of a tiny run's time, in the default tests; those that look at a picture are marked `draws`."""
+def _plots_are_blank(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Skip the rasterisation of plots in the default tests, as it takes half of a tiny run's time; `draws` turns it on again."""
     if "slow" in request.config.option.markexpr.replace("not slow", "", 1):
         yield
         return
@@ -38,14 +36,14 @@ def _pictures_are_blank(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _pictures_that_are_looked_at(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def _plots_are_drawn_if_marked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.node.get_closest_marker("draws"):
         monkeypatch.setattr(FigureCanvasAgg, "draw", DRAW)
 
 
 @pytest.fixture(autouse=True)
 def _leaves_nothing_behind() -> Iterator[None]:
-    """Fail a test that writes into the project."""
+    """Fail a test that leaves files in the project folder."""
     before = {path for name in WATCHED for path in (ROOT / name).rglob("*")} | set(ROOT.iterdir())
     yield
     after = {path for name in WATCHED for path in (ROOT / name).rglob("*")} | set(ROOT.iterdir())
@@ -59,7 +57,7 @@ def _leaves_nothing_behind() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of an unbroken tiny run that tested its best checkpoint in the same process; not to be written to."""
+    """Folder of an uninterrupted tiny run that tested its best checkpoint in the same process; tests must not write to it."""
     from tests.runs.killing import TINY, forked
 
     folder = tmp_path_factory.mktemp("finished") / "run"

@@ -1,4 +1,4 @@
-"""Every YAML under configs/ is found, parsed and run for one batch by the real command line; each says what it is."""
+"""Tests every YAML file under configs/: runs one batch with the real command line and checks the header comment."""
 
 import pickle
 import re
@@ -36,12 +36,12 @@ def cifar(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes of small pictures, of which enough are held out."""
+    """Two classes of small images, enough for non-empty validation and test splits."""
     return write_classes(tmp_path_factory.mktemp("pictures"), {"cat": 20, "dog": 20})
 
 
 def base_of(overlay: Path) -> Path:
-    """The experiment that an overlay's first line names; for any experiment the one with embedded data."""
+    """The experiment named in the first line of an overlay, or digits_ternary.yaml if the line names none."""
     first = overlay.read_text().splitlines()[0]
     named = re.search(r"configs/(\w+\.yaml)", first)
     assert first.startswith("# On "), f"{overlay}: its first line must name its base"
@@ -56,7 +56,7 @@ def signals(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cache(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a tiny random network makes of them."""
+    """Feature cache of the images, extracted by a tiny random network."""
     folder = tmp_path_factory.mktemp("caches") / "cache"
     flags = ["--config", str(ROOT / "configs" / "cascade_extract.yaml"), "--cache", str(folder), *TINY_BACKBONE]
     flags += ["--data.root", str(pictures), "--data.workers", "0", "--data.image_size", "32"]
@@ -66,7 +66,7 @@ def cache(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(cifar: Path, pictures: Path, signals: Path, cache: Path) -> dict[str, Path]:
-    """Folder of each kind of data."""
+    """Folder for each kind of data."""
     return {"cifar": cifar, "pictures": pictures, "signals": signals, "cache": cache}
 
 
@@ -78,9 +78,9 @@ def one_batch(configs: list[Path], data: dict[str, Path]) -> int:
         flags += ["--data.cache", str(data["cache"])]
     if any("CIFAR10DataModule" in text for text in texts):
         flags += ["--data.root", str(data["cifar"])]
-    if any("ImageFolderDataModule" in text for text in texts):  # no worker, no network, and images as small as any
+    if any("ImageFolderDataModule" in text for text in texts):  # no workers, no download, small images
         flags += ["--data.root", str(data["pictures"]), "--data.workers", "0"]
-        if not any("network_args" in text for text in texts):  # which are of their network
+        if not any("network_args" in text for text in texts):  # network_args fit only their own network
             frozen = any("backbone:" in text for text in texts)
             flags += TINY_BACKBONE if frozen else ["--model.architecture", "test_resnet"]
         small = ["--data.image_size", "32"]
@@ -111,7 +111,7 @@ def one_batch(configs: list[Path], data: dict[str, Path]) -> int:
 
 
 def _slow_twin(path: Path) -> Any:
-    """A case; the twin is configs/cifar_ternary.yaml but for one setting, so that the default tests leave it out."""
+    """Test parameter; cifar_twin differs from configs/cifar_ternary.yaml in one setting only, so it is marked slow."""
     marks = [pytest.mark.slow] if path.stem == "cifar_twin" else []
     return pytest.param(path, marks=marks, id=path.stem)
 
@@ -130,23 +130,23 @@ def test_overlay_runs_on_its_base(overlay: Path, data: dict[str, Path]) -> None:
 @pytest.mark.parametrize("path", [*EXPERIMENTS, *OVERLAYS], ids=lambda path: path.stem)
 def test_header_has_the_command_and_what_was_measured(path: Path) -> None:
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    assert any(re.search("python main.py (fit|predict) --config", line) for line in header), (
-        "a configuration opens with its command"
-    )
+    assert any(re.search("python main.py (fit|predict) --config", line) for line in header), "header: the command"
     if path in EXPERIMENTS:
-        said = " ".join(header)
-        assert re.search(r"\d+(\.\d+)? %", said) or "not yet run" in said.lower(), "measured figures, or 'not yet run'"
+        text = " ".join(header)
+        assert re.search(r"\d+(\.\d+)? %", text) or "not yet run" in text.lower(), (
+            "header: measured results or 'not yet run'"
+        )
 
 
 @pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: path.stem)
 def test_overlays_append_callbacks(path: Path) -> None:
     assert not re.search(r"^\s+callbacks:", path.read_text(), re.MULTILINE), (
-        "callbacks: would replace the list; write callbacks+:"
+        "'callbacks:' would replace the list; write 'callbacks+:'"
     )
 
 
-def test_quick_is_its_two_parts_in_one_file() -> None:
-    """One file for the command that a stranger types, two where a comparison wants them apart."""
+def test_quick_combines_resnet20_and_progressive_cifar() -> None:
+    """quick.yaml combines resnet20.yaml and progressive_cifar.yaml, which are separate files for comparisons."""
     quick, network, stages = (
         yaml.safe_load((ROOT / "configs" / "with" / f"{name}.yaml").read_text())
         for name in ("quick", "resnet20", "progressive_cifar")
@@ -156,7 +156,7 @@ def test_quick_is_its_two_parts_in_one_file() -> None:
     assert (quick, stages) == (network, {})
 
 
-def test_help_lists_every_setting_of_the_classes_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_the_settings_of_the_named_classes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", "--config", str(ROOT / "configs" / "digits_ternary.yaml"), "--help"]) == 0
     text = capsys.readouterr().out
     for setting in (

@@ -1,13 +1,13 @@
-"""README.md, CONTRIBUTING.md and docs/ tell the truth: their commands, Python, overlays and links are run, parsed and followed.
+"""Tests README.md, CONTRIBUTING.md and docs/: runs their commands and Python code, parses their YAML, and checks their links.
 
-    ... main.py COMMAND ...                parsed by the real command line; a new fit then trains one batch, the others run as is
-                                           (those of docs/ a second each: in the slow tests)
+    ... main.py COMMAND ...                runs on the real command line; a new fit trains one batch only, others run in full
+                                           (commands in docs/ take a second each and belong to the slow tests)
     make TARGET, python -m MODULE          the target and the module exist
-    ```python                              the blocks of a page run one after another, as a reader would type them
-    ```yaml                                accepted as an overlay of configs/cifar_ternary.yaml
+    ```python                              the blocks of a page run in order, in one namespace
+    ```yaml                                is accepted as an overlay of configs/cifar_ternary.yaml
     [text](file#heading)                   file and heading exist
 
-Every page finds a finished run in runs/NAME/DATE-TIME, which is what the pages call it. Blocks marked ``text`` are left alone.
+For every page, runs/NAME/DATE-TIME is the folder of a finished run. Blocks marked ``text`` are not checked.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ PLACEHOLDERS = {
 }
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHELL = ("bash", "sh", "console", "")
-# a fit of one batch on any machine, in a second; --trainer.fast_dev_run writes nothing
+# flags for a fit of one batch on any machine, in a second; --trainer.fast_dev_run writes nothing
 SHORT = {
     "--trainer.fast_dev_run": "true",
     "--trainer.accelerator": "cpu",
@@ -59,22 +59,21 @@ SHORT = {
     "--model.compile": "false",
     "--data.batch_size": "8",
 }
-# what a fit on image files needs besides, and in place of the above
+# added to or replacing the above for a fit on image files
 SHORT_OF_FILES = {
     "--model.architecture": "test_resnet",
     "--model.pretrained": "false",
     "--data.workers": "0",
     "--data.drop_last": "false",
 }
-# what a fit on windows of signals needs besides, and in place of the above
+# added to or replacing the above for a fit on windows of signals
 SHORT_OF_SIGNALS = {
     "--model.architecture": "test_vit",
     "--model.pretrained": "false",
     "--data.image_size": "32",
 }
 
-
-# a fit of prompted segmentation, whose settings are others
+# flags for a fit of prompted segmentation, whose settings differ
 SHORT_OF_SEGMENTATION = {
     "--trainer.fast_dev_run": "true",
     "--trainer.accelerator": "cpu",
@@ -84,8 +83,7 @@ SHORT_OF_SEGMENTATION = {
     "--data.workers": "0",
 }
 
-
-# and one on a frozen backbone, or on what one made
+# flags for a fit on a frozen backbone, or on cached features
 SHORT_OF_FROZEN = {
     "--trainer.fast_dev_run": "true",
     "--trainer.accelerator": "cpu",
@@ -110,14 +108,14 @@ class Block(NamedTuple):
 
 
 class Command(NamedTuple):
-    """A command as its words, and where it stands."""
+    """A command as a tuple of words, with the page and line where it is written."""
 
     place: str
     words: tuple[str, ...]
 
     @property
     def arguments(self) -> list[str]:
-        """What main.py is given."""
+        """Arguments of main.py."""
         return list(self.words[self.words.index("main.py") + 1 :])
 
 
@@ -127,7 +125,7 @@ def blocks_of(page: Path) -> list[Block]:
 
 
 def commands_of(block: Block) -> list[Command]:
-    """The lines of a shell block, without comments and with placeholders filled in."""
+    """Commands of a shell block, without comments and with placeholders replaced."""
     if block.language not in SHELL:
         return []
     found = []
@@ -140,27 +138,27 @@ def commands_of(block: Block) -> list[Command]:
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 COMMANDS = [command for block in BLOCKS for command in commands_of(block)]
-# the same command on several pages is run once
+# a command that is on several pages runs once
 MAIN = list({tuple(c.arguments): c for c in reversed(COMMANDS) if "main.py" in c.words}.values())[::-1]
 OVERLAYS = [block for block in BLOCKS if block.language == "yaml"]
 
 
-def unless_quick(command: Command) -> object:
-    """A parameter of the default tests where the command stands on a page of the root."""
+def slow_in_docs(command: Command) -> object:
+    """Test parameter: commands of README.md and CONTRIBUTING.md run by default, commands of docs/ are marked slow."""
     quick = (ROOT / command.place.partition(":")[0]).exists()
     return pytest.param(command, marks=() if quick else pytest.mark.slow)
 
 
 def run(arguments: list[str]) -> int:
-    """Exit code of a command, run in this process."""
+    """Runs a command in this process and returns its exit code."""
     try:
         return main(arguments)
-    except SystemExit as end:  # --print_config ends so
+    except SystemExit as end:  # raised by --print_config
         return int(end.code or 0)
 
 
 def in_child(action: Callable[[], object], log: Path) -> int:
-    """Exit code of a forked process that does ``action``: the classes that a page defines stay unknown to this one."""
+    """Runs ``action`` in a forked process, which keeps the classes that a page defines out of this one; returns the exit code."""
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
@@ -183,11 +181,11 @@ def in_child(action: Callable[[], object], log: Path) -> int:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Small stand-ins for CIFAR-10 and for a reader's own images."""
+    """Small generated replacements for CIFAR-10, a folder of images, a feature cache and UCI HAR."""
     folder = tmp_path_factory.mktemp("images")
     names = [
         f"class {i}" for i in range(10)
-    ]  # with the official names the files would be checked against the official ones
+    ]  # with the official class names, the reader would verify the official checksums
     write_cifar(folder / "data" / "cifar-10-batches-py", names=names, size=32)
     write_cifar(folder / "my_images", names=["cat", "dog", "fox"], size=12, files=2)
     (folder / "my_photos").mkdir()
@@ -200,12 +198,12 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Path) -> Path:
-    """A folder that looks like the project after a run, and is the working directory."""
+    """Working directory with configs/, tests/ and a finished run, like the project after a run."""
     for name in ("configs", "tests"):
         (tmp_path / name).symlink_to(ROOT / name)
 
     def copy(source: str, target: str) -> None:
-        # checkpoints are replaced, never changed, so that a link will do
+        # checkpoints are replaced, never modified, so a hard link is enough
         (os.link if source.endswith(".ckpt") else shutil.copy2)(source, target)
 
     shutil.copytree(finished, tmp_path / RUN, copy_function=copy)
@@ -214,11 +212,11 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Path) -
 
 
 def shortened(arguments: list[str]) -> list[str]:
-    """A fit of one batch in place of a long one."""
+    """Appends the flags that shorten a fit to one batch."""
     of_files = any(argument.startswith("configs/image_") for argument in arguments)
     of_signals = any(argument.startswith("configs/har_") for argument in arguments)
     added = {**SHORT, **(SHORT_OF_FILES if of_files else SHORT_OF_SIGNALS if of_signals else {})}
-    if "signal_resnet" in arguments:  # the network of signals without images
+    if "signal_resnet" in arguments:  # the network that reads signals directly, without images
         added["--model.architecture"] = "signal_resnet"
     if any(argument.startswith("configs/prompt_") for argument in arguments):
         weights = {"--model.weights": "random_tiny"} if "configs/prompt_segmentation.yaml" in arguments else {}
@@ -240,13 +238,13 @@ def test_the_pages_are_found() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [unless_quick(c) for c in MAIN], ids=lambda command: f"{command.place} {' '.join(command.arguments)}"
+    "command", [slow_in_docs(c) for c in MAIN], ids=lambda command: f"{command.place} {' '.join(command.arguments)}"
 )
 def test_command(command: Command, workplace: Path, images: Path) -> None:
     for source in images.iterdir():
         (workplace / source.name).symlink_to(source)
     arguments = command.arguments
-    # the words as they stand are parsed in any case: those that shorten a fit are put after them
+    # the flags that shorten a fit come after the original ones, so the original command is always parsed
     assert run(shortened(arguments) if is_long(arguments) or "--cache" in arguments else arguments) == 0
 
 
@@ -255,16 +253,16 @@ def test_a_wrong_command_is_noticed(workplace: Path) -> None:
     assert run(["test", "--run", "runs/NAME/OTHER"]) == 2
 
 
-def of_python() -> list[object]:
-    """Pages with Python; the one that exports, predicts and loads takes ten seconds."""
+def pages_with_python() -> list[object]:
+    """Test parameters: pages with Python blocks; using_a_run.md exports, predicts and loads, takes ten seconds and is slow."""
     pages = sorted({block.page for block in BLOCKS if block.language == "python"})
     slow = {"using_a_run.md": pytest.mark.slow}
     return [pytest.param(page, marks=slow.get(page.name, ()), id=page.name) for page in pages]
 
 
-@pytest.mark.parametrize("page", of_python())
+@pytest.mark.parametrize("page", pages_with_python())
 def test_python(page: Path, workplace: Path) -> None:
-    module = ModuleType("page")  # one name space a page; what it defines can be found by its module's name
+    module = ModuleType("page")  # one namespace per page; in sys.modules, so that its classes are found by module name
 
     def run_blocks() -> None:
         sys.modules[module.__name__] = module
@@ -296,7 +294,7 @@ def test_module_exists(command: Command) -> None:
 
 
 def slug(heading: str) -> str:
-    """The anchor that GitHub gives a heading."""
+    """Returns the anchor that GitHub generates for a heading."""
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
 
 

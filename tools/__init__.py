@@ -1,16 +1,18 @@
-"""Commands that train nothing: `python -m tools.NAME --help`.
+"""Command-line tools around data sets and training runs: `python -m tools.NAME --help` lists the flags of one.
 
-cascade.py       two classifiers one after the other, beside each alone            (docs/cascade_two_stage.md)
-compare.py       runs of any system: figures, settings, speed, cost                (docs/compare.md)
-export.py        a ternary run as a file as small as its symbols, verified        (docs/export.md)
-experiments.py   named overlays on a configuration: run, resumed, compared           (docs/experiments.md)
-inspect_data.py  what is in a data set, before it is trained on                     (docs/tools.md)
-loader_benchmark.py  which workers and prefetch are fastest, as an overlay         (docs/tools.md)
-profile_model.py  time, memory and the best batch size of a configuration           (docs/profile_model.md)
-report.py         the report of a run as markdown and one HTML file                    (docs/report.md)
-split_folder.py  a folder per class into train, val and test, nothing overwritten   (docs/tools.md)
-sweep_heads.py   a grid of heads trained together on a feature cache, the best as a run (docs/sweep_heads.md)
+cascade           chains two classifiers and compares the pair with each of them on its own   (docs/cascade_two_stage.md)
+compare           compares runs of any system: metrics, settings, speed, cost                 (docs/compare.md)
+experiments       runs and resumes named overlays on a configuration, and compares them       (docs/experiments.md)
+export            writes a ternary run as a packed file, and verifies the file                (docs/export.md)
+inspect_data      checks and describes a data set before training                             (docs/tools.md)
+loader_benchmark  finds the fastest number of workers and prefetch, writes an overlay         (docs/tools.md)
+profile_model     measures time, memory and the best batch size of a configuration            (docs/profile_model.md)
+report            writes the report of a run as Markdown and as one HTML file                 (docs/report.md)
+signal_pictures   draws the image that each signal encoder makes, for the documentation       (docs/signal_images.md)
+split_folder      splits a folder per class into train, val and test, overwrites nothing      (docs/tools.md)
+sweep_heads       trains a grid of heads together on a feature cache, the best one as a run   (docs/sweep_heads.md)
 
-They may import everything; nothing imports them but tests. Exit codes: 0 done; 1 what was made did not hold up and is gone;
-2 wrong input, said in one line, and nothing written.
+Shared modules: command_line.py (argument parser, exit codes, progress lines), run_data.py (the datamodule of a configuration).
+Tools may import every other package; only tests and benchmarks import tools. Exit codes: 0 success; 1 the result failed its check
+and was deleted, or a run that the tool started failed; 2 wrong input, reported in one line, nothing written; 130 interrupted.
 """

@@ -1,8 +1,8 @@
-"""What the command lines of the tools share: --help, exit codes, one line for whatever is wrong, and lines of progress.
+"""Command-line helpers shared by all tools: argument parser, exit codes, one-line error messages and progress lines.
 
     main(argv) = run_command(lambda: tool(parser().parse_args(argv)))       `python -m tools.tool`: start(main)
 
-Nothing here brings torch, so that --help and a wrong flag do not wait for it.
+This module does not import torch, so that --help and errors about flags appear at once.
 """
 
 from __future__ import annotations
@@ -15,24 +15,26 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import NoReturn, TypeVar
 
+from foundation.project import TOOL
+
 T = TypeVar("T")
 OK, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
-EVERY_S = 5.0  # between two lines of progress
+EVERY_S = 5.0  # seconds between two progress lines
 
 
 class Parser(argparse.ArgumentParser):
-    """Flags of ``python -m tools.NAME``; raises where argparse would print its usage and leave the process.
+    """Argument parser of ``python -m tools.NAME`` that raises ValueError where argparse would print its usage and exit.
 
     Args:
-        tool: NAME.
-        description: What it does.
-        usage: After the command; None: argparse's own.
-        epilog: Below the flags, as it is written.
+        tool: Name of the tool, NAME in the command.
+        description: One sentence on what the tool does.
+        usage: Usage text after the command; None uses the text that argparse generates.
+        epilog: Text printed below the flags, without reformatting.
     """
 
     def __init__(self, tool: str, description: str, usage: str | None = None, epilog: str | None = None) -> None:
         super().__init__(
-            prog=f"python -m tools.{tool}",
+            prog=f"{TOOL}{tool}",
             usage=usage and f"%(prog)s {usage}",
             description=description,
             epilog=epilog,
@@ -41,7 +43,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        """One line in place of the usage and a line.
+        """Raise the message as one line, instead of printing the usage and exiting.
 
         Raises:
             ValueError: Always.
@@ -50,15 +52,15 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_command(command: Callable[[], int | None], stopped: str = "stopped; nothing was written") -> int:
-    """Do what a command line asks for; what the user can put right ends in one line on stderr.
+    """Run a command and turn its errors into an exit code; errors that the user can fix are printed as one line on stderr.
 
     Args:
-        command: Parses and does it; may return an exit code.
-        stopped: The line when it is interrupted.
+        command: Parses the command line and does the work; may return an exit code.
+        stopped: Line printed when the command is interrupted.
 
     Returns:
-        0 when done, or the command's own exit code; 2 where the input is wrong or a file cannot be read or written; 130 when
-        stopped.
+        0 on success, or the command's own exit code; 2 if the input is wrong or a file cannot be read or written; 130 if
+        interrupted.
     """
     try:
         return command() or OK
@@ -75,40 +77,52 @@ def run_command(command: Callable[[], int | None], stopped: str = "stopped; noth
 
 
 def start(main: Callable[[], int]) -> NoReturn:
-    """The process of ``python -m tools.NAME``: SIGTERM cleans up as Ctrl-C does."""
+    """Run ``main`` as the process of ``python -m tools.NAME`` and exit with its code; SIGTERM cleans up as Ctrl-C does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())
 
 
 def say(what: str, text: str) -> None:
-    """Print a line of a tool: what it is about, and the text."""
+    """Print one output line of a tool: a label and the text.
+
+    Args:
+        what: Label in the first column, such as ``data``.
+        text: Rest of the line.
+    """
     print(f"{what:<10} {text}", flush=True)
 
 
 class Progress:
-    """A line every few seconds: how much is done, and how long the rest will take.
+    """Prints a progress line every few seconds: units done, total, and estimated time left.
 
     Args:
-        what: Is going on, a word or two.
-        total: Units of all, 1 or more.
-        unit: Their name, such as ``files``.
+        what: Label of the lines, a word or two.
+        total: Number of units in total, 1 or more.
+        unit: Name of the units, such as ``files``.
     """
 
     def __init__(self, what: str, total: int, unit: str) -> None:
         self.what, self.total, self.unit, self.done = what, total, unit, 0
-        self._begun = self._said = time.monotonic()
+        self._begun = self._printed = time.monotonic()
 
     def __call__(self) -> None:
-        """Count one more as done."""
+        """Count one more unit as done, and print a line if the last one is long enough ago."""
         self.done, now = self.done + 1, time.monotonic()
-        if now - self._said >= EVERY_S and self.done < self.total:
-            self._said = now
+        if now - self._printed >= EVERY_S and self.done < self.total:
+            self._printed = now
             left = round((now - self._begun) / self.done * (self.total - self.done))
             say(self.what, f"{self.done:,} of {self.total:,} {self.unit}, {left // 60}:{left % 60:02} left")
 
 
 def watched(what: str, items: Iterable[T], unit: str, total: int | None = None) -> Iterator[T]:
-    """The items one by one, with the progress of what is done with them; `total` where they have no length."""
+    """Yield the items one by one and print progress lines.
+
+    Args:
+        what: Label of the lines.
+        items: The items to iterate over.
+        unit: Name of the items in the lines.
+        total: Number of items; required if ``items`` has no length.
+    """
     if total is None:
         assert isinstance(items, Sized)
         total = len(items)

@@ -1,4 +1,4 @@
-"""The data of a classifier's configuration, as its run had it: no command line, no trainer."""
+"""Creates the datamodule of a classifier from a configuration file, such as config.yaml of a run, without CLI or Trainer."""
 
 from __future__ import annotations
 
@@ -13,25 +13,27 @@ from datamodules import DataModule, PromptedSegmentationDataModule
 
 
 def configured_data(config: Path, root: str | None = None, image_size: int | None = None) -> DataModule:
-    """Make the datamodule that a configuration names; nothing is read yet.
+    """Create the datamodule that a configuration names; no data is read yet.
 
     Args:
-        config: YAML with ``data.class_path`` and ``data.init_args``, such as a run's config.yaml.
-        root: Folder of the data, in place of the configured one.
-        image_size: Height and width of the images in pixels, where the datamodule has a setting for it; None leaves it.
+        config: YAML file with ``data.class_path`` and ``data.init_args``, such as config.yaml of a run.
+        root: Folder of the data, replaces the configured one.
+        image_size: Height and width of the images in pixels, if the datamodule has this setting; None keeps the configured size.
 
     Raises:
-        ValueError: The file names no datamodule, or one of masks, or its settings do not fit, or a root is given to one that reads
-            no folder.
+        ValueError: The file names no datamodule, the datamodule serves masks, its settings are invalid, or ``root`` is given to a
+            datamodule that reads no folder.
     """
     try:
         content = yaml.safe_load(config.read_text(encoding="utf-8"))["data"]
         package, _, name = str(content["class_path"]).rpartition(".")
         cls, settings = getattr(import_module(package or "datamodules"), name), dict(content.get("init_args") or {})
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{config}: names no datamodule that can be made: data.class_path") from error
+        raise ValueError(f"{config}: names no datamodule that can be created; check data.class_path") from error
     if not (isinstance(cls, type) and issubclass(cls, DataModule)):
-        raise ValueError(f"{config}: data.class_path: {package}.{name} is no DataModule of datamodules")
+        raise ValueError(
+            f"{config}: data.class_path: {package}.{name} is no DataModule; name a class of the package datamodules"
+        )
     if issubclass(cls, PromptedSegmentationDataModule):
         raise ValueError(f"{config}: data.class_path: {name} has masks; the data of a classifier is needed")
     known = inspect.signature(cls).parameters
@@ -41,10 +43,10 @@ def configured_data(config: Path, root: str | None = None, image_size: int | Non
         settings["root"] = root
     if image_size is not None and "image_size" in known:
         settings["image_size"] = image_size
-    return _made(cls, settings, config)
+    return _create(cls, settings, config)
 
 
-def _made(cls: type[DataModule], settings: dict[str, Any], config: Path) -> DataModule:
+def _create(cls: type[DataModule], settings: dict[str, Any], config: Path) -> DataModule:
     try:
         return cls(**settings)
     except (TypeError, ValueError) as error:

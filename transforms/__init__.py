@@ -1,21 +1,22 @@
-"""Augmentation and normalisation of whole batches, on the device where they lie.
+"""Batch transforms on any device: image augmentation, normalisation, resizing, MixUp/CutMix, signal augmentation and encoding.
 
-Contract: every transform is a pure function of a batch and a `SampleRandom`. It draws from no generator and keeps no state,
-never changes its input (it may return it), and raises ValueError for a setting that makes no sense. An image comes out the same
-in any batch, on any rank and after a resume; only the partner that `mix` gives it depends on which images are in the batch.
+Contract: every transform is a pure function of a batch and a `SampleRandom`. It uses no random generator and keeps no state, never
+changes its input (it may return it), and raises ValueError for an invalid setting. The result for an image is the same in any
+batch, on any rank and after a resume; only the partner that `mix` chooses depends on the other images of the batch.
 
     random = SampleRandom(seed, epoch, batch["index"])
-    images = rand_augment(batch["image"], random)                            # uint8; so auto_augment
+    images = rand_augment(batch["image"], random)                            # uint8; likewise auto_augment
     images = random_flip(random_crop(images, 4, random), random)             # any dtype
     images = normalize(images, mean, std)                                    # float32
     images, targets = mix(images, batch["label"], num_classes, random, ...)  # float32, soft targets
 
-Windows of signals (B, S, T) are augmented alike, and `encode` makes images of them, which draws nothing:
+Windows of signals (B, S, T) are augmented in the same way. `encode` converts them to images and uses no random numbers:
 
     signals = rotation(jitter(batch["signal"], random), random)              # float32
     images = arrange(encode(signals, "line_plot", 64), "channels")           # float32 in [0, 1]
 
-Draws are named `transform/quantity`, and no two transforms share one. A transform applied twice in an epoch repeats its draws.
+Random draws are named `transform/quantity`; no two transforms share a name. A transform that is applied twice in an epoch uses the
+same random numbers twice.
 """
 
 from transforms.geometric import random_crop, random_flip

@@ -1,9 +1,10 @@
-"""Random boxes of a given share of the area and aspect ratio, as random resized crops and random erasing draw them.
+"""Draws random boxes of a given area and aspect ratio range, for random resized crops and random erasing.
 
-An area and a ratio may give a box that does not fit. Then both are drawn again, ten times at most, as torchvision does. Here the
-numbers of all ten tries are drawn at once and the first box that fits is taken: nothing loops or waits for the device.
+An area and a ratio may give a box that does not fit. As in torchvision, both are then drawn again, at most ten times. Here the
+numbers of all ten tries are drawn at once and the first box that fits is taken, so there is no loop and no synchronisation with the
+device.
 
-The ratio is read from a table rather than taken by `exp`, whose last bit depends on the device: boxes are equal on all devices.
+The ratio is read from a table instead of computed by `exp`, whose last bit depends on the device. Boxes are equal on all devices.
 """
 
 import math
@@ -30,18 +31,19 @@ def draw_boxes(
     fallback: tuple[int | Tensor, int | Tensor],
     aspect: Tensor | None = None,
 ) -> Tensor:
-    """Draw one box for each sample: share of the area uniform, aspect ratio log-uniform, all places equally likely.
+    """Draws one box per sample: share of the area uniform, aspect ratio log-uniform, all positions equally likely.
 
     Args:
         name: Name of the transform; draws `name/tries`, `name/top` and `name/left`.
         canvas: Height and width of the images in pixels.
-        random: Of B samples.
+        random: Random numbers of B samples.
         scale: Smallest and largest share of the canvas's area.
         ratio: Smallest and largest width / height.
         smallest: Least height and width of a box that fits, in pixels.
         largest: Greatest height and width of a box that fits, in pixels, at most the canvas's.
-        fallback: Height and width of the box, then centred, where no try fits; for each sample (B,) where they differ.
-        aspect: (B,) float32 width / height of the picture that was squeezed to a square canvas; ratios are those in the picture.
+        fallback: Height and width of the centred box that is used if no try fits; (B,) if they differ between samples.
+        aspect: (B,) float32 width / height of the original pictures, if they were squeezed to a square canvas; ratios then refer to
+            the original pictures.
 
     Returns:
         (B, 4) int64: top, left, height and width.
@@ -65,14 +67,14 @@ def draw_boxes(
 
 
 def check_ranges(scale: tuple[float, float], ratio: tuple[float, float]) -> None:
-    """Check the ranges of a box's share of the area and of its aspect ratio.
+    """Checks the ranges of a box's share of the area and of its aspect ratio.
 
     Args:
-        scale: Should be 0 < smallest <= largest <= 1.
-        ratio: Should be 0 < smallest <= largest.
+        scale: Must satisfy 0 < smallest <= largest <= 1.
+        ratio: Must satisfy 0 < smallest <= largest.
 
     Raises:
-        ValueError: They are not.
+        ValueError: A range is invalid.
     """
     if not 0 < scale[0] <= scale[1] <= 1:
         raise ValueError(
@@ -92,7 +94,7 @@ def _tried_sizes(
 ) -> tuple[Tensor, Tensor]:
     """Return the heights and the widths of all tries, each (B, 10) int64."""
     device = random.index.device
-    # A try is a sample of its own: its index is 64 bits of the image's plus its number.
+    # Each try is treated as a sample of its own, with the index: 64 random bits of the image + number of the try.
     index = random.bits(f"{name}/tries").unsqueeze(1) + torch.arange(_TRIES, device=device)
     tries = SampleRandom(0, 0, index.flatten())
     share = scale[0] + tries.uniform("share") * (scale[1] - scale[0])
@@ -106,8 +108,8 @@ def _tried_sizes(
 
 @lru_cache(maxsize=32)
 def _ratio_table(low: float, high: float, device: torch.device) -> Tensor:
-    """Return ratios at the middles of equal steps of the logarithm, (4096,) float32 on the device."""
-    with torch.inference_mode(False):  # tensors first made in validation must serve training too
+    """Return ratios at the middles of equal logarithmic steps, (4096,) float32 on the device."""
+    with torch.inference_mode(False):  # a tensor first created in validation must be usable in training too
         middles = (torch.arange(_RATIOS, dtype=torch.float64) + 0.5) / _RATIOS
         logs = math.log(low) + middles * (math.log(high) - math.log(low))
         return logs.exp().float().to(device)

@@ -1,4 +1,4 @@
-"""Checks that the transforms share: ValueErrors of one line that say what is wrong, what was given and what would be right."""
+"""Argument checks shared by the transforms: image batches, random source and probabilities; they raise one-line ValueErrors."""
 
 from collections.abc import Sequence
 
@@ -9,11 +9,11 @@ from transforms.sample_random import SampleRandom
 
 
 def check_images(images: Tensor, dtypes: Sequence[torch.dtype] = ()) -> None:
-    """Check that a tensor is a batch of images.
+    """Checks that a tensor is a batch of images.
 
     Args:
-        images: Should be (B, C, H, W).
-        dtypes: The dtypes allowed; empty for any.
+        images: Must be (B, C, H, W).
+        dtypes: Allowed dtypes; empty for any.
 
     Raises:
         ValueError: Wrong number of dimensions or wrong dtype.
@@ -26,18 +26,18 @@ def check_images(images: Tensor, dtypes: Sequence[torch.dtype] = ()) -> None:
 
 
 def check_random(images: Tensor, random: SampleRandom) -> None:
-    """Check that there is one source of random numbers for each image, on the same device.
+    """Checks that there is one sample of random numbers for each image, on the same device.
 
     Args:
         images: (B, C, H, W).
-        random: Should be of B samples.
+        random: Must have B samples.
 
     Raises:
-        ValueError: Another number of samples or another device.
+        ValueError: The number of samples or the device differs.
     """
     if len(random.index) != len(images):
         raise ValueError(
-            f"random is of {len(random.index)} samples, but there are {len(images)} images: it takes one each"
+            f"random has {len(random.index)} samples, but there are {len(images)} images: one sample per image is needed"
         )
     if random.index.device != images.device:
         raise ValueError(
@@ -47,14 +47,14 @@ def check_random(images: Tensor, random: SampleRandom) -> None:
 
 
 def check_probability(name: str, value: float) -> None:
-    """Check that a setting is a probability.
+    """Checks that a setting is a probability.
 
     Args:
-        name: The setting's name, for the message.
-        value: Should be in 0 to 1.
+        name: Name of the setting, for the message.
+        value: Must be in 0 to 1.
 
     Raises:
-        ValueError: It is not.
+        ValueError: The value is not in 0 to 1.
     """
     if not 0 <= value <= 1:
         raise ValueError(f"{name} must be a probability between 0 and 1, got {value}")

@@ -1,7 +1,7 @@
-"""Random crop and flip of a batch, each image by its own draw, without a loop over the images.
+"""Random crop and random horizontal flip of a batch, with independent random numbers per image and no loop over images.
 
-Both copy whole stretches of memory: the crop reads the rows that its windows consist of, the flip picks each image from the
-batch or from the mirrored batch. Neither waits for the device.
+Both copy contiguous blocks of memory: the crop copies the rows of each window, the flip takes each image from the batch or from the
+mirrored batch. Neither synchronises with the device.
 
 Measured for 128 uint8 images of 3 x 32 x 32, padding 4 (x86-64, torch 2.15, medians, 1 thread / 2 threads, microseconds):
 
@@ -23,22 +23,22 @@ from transforms.sample_random import SampleRandom
 
 
 def random_crop(images: Tensor, padding: int, random: SampleRandom, fill: float = 0, size: int | None = None) -> Tensor:
-    """Pad each image on all sides and cut a window at a random place.
+    """Pads each image on all sides and cuts a window at a random position.
 
-    All places are equally likely, (2 padding + 1)^2 of them for a window of the original size.
+    All positions are equally likely; there are (2 padding + 1)^2 of them for a window of the original size.
 
     Args:
         images: (B, C, H, W), any dtype.
-        padding: Pixels added on each side, 0 or more; 0 returns the images as they are.
+        padding: Pixels added on each side, 0 or more; 0 returns the images unchanged if `size` is the original size too.
         random: Draws `random_crop/top` and `random_crop/left`.
-        fill: Value of the added pixels, in the images' units.
-        size: Height and width of the window in pixels, 1 to those of the images; None for the original size.
+        fill: Value of the added pixels, in the units of the images.
+        size: Height and width of the window in pixels, from 1 to the size of the images; None for the original size.
 
     Returns:
         (B, C, H, W), or (B, C, size, size), of the same dtype; channels_last if the images are.
 
     Raises:
-        ValueError: Negative padding, a window larger than the images, or images and random do not fit.
+        ValueError: The padding is negative, the window is larger than the images, or images and random do not match.
     """
     check_images(images)
     check_random(images, random)
@@ -47,13 +47,13 @@ def random_crop(images: Tensor, padding: int, random: SampleRandom, fill: float 
     if padding < 0:
         raise ValueError(f"padding must be 0 pixels or more, got {padding}")
     if min(window) < 1 or window[0] > height or window[1] > width:
-        raise ValueError(f"size must be 1 pixel to those of the images, {height}x{width}, got {size}")
+        raise ValueError(f"size must be between 1 pixel and the size of the images, {height}x{width}, got {size}")
     if padding == 0 and window == images.shape[2:]:
         return images
     top = random.integers("random_crop/top", 2 * padding + height - window[0] + 1)
     left = random.integers("random_crop/left", 2 * padding + width - window[1] + 1)
     padded = F.pad(images, (padding,) * 4, value=fill)
-    if is_channels_last(images):  # one plane an image, whose pixels are the C values
+    if is_channels_last(images):  # one plane per image; each pixel holds C values
         planes = padded.permute(0, 2, 3, 1).contiguous().unsqueeze(1)  # (B, 1, H + 2p, W + 2p, C)
         return _cut(planes, top, left, window).squeeze(1).permute(0, 3, 1, 2)
     planes = padded.contiguous().unsqueeze(-1)  # (B, C, H + 2p, W + 2p, 1)
@@ -61,7 +61,7 @@ def random_crop(images: Tensor, padding: int, random: SampleRandom, fill: float 
 
 
 def random_flip(images: Tensor, random: SampleRandom, p: float = 0.5) -> Tensor:
-    """Mirror images left to right at random.
+    """Mirrors images left to right at random.
 
     Args:
         images: (B, C, H, W), any dtype.
@@ -72,7 +72,7 @@ def random_flip(images: Tensor, random: SampleRandom, p: float = 0.5) -> Tensor:
         (B, C, H, W) of the same dtype and memory format.
 
     Raises:
-        ValueError: No probability, or images and random do not fit.
+        ValueError: `p` is not a probability, or images and random do not match.
     """
     check_images(images)
     check_random(images, random)
@@ -87,7 +87,7 @@ def _cut(planes: Tensor, top: Tensor, left: Tensor, size: torch.Size) -> Tensor:
     """Cut one window from all planes of each image.
 
     Args:
-        planes: (B, P, Hp, Wp, V) contiguous; V values lie together in a pixel.
+        planes: (B, P, Hp, Wp, V) contiguous; V consecutive values form a pixel.
         top: (B,) first row of the window.
         left: (B,) first column of the window.
         size: Height H and width W of the window.
@@ -101,6 +101,6 @@ def _cut(planes: Tensor, top: Tensor, left: Tensor, size: torch.Size) -> Tensor:
     first_row = torch.arange(batch_size * num_planes, device=device).view(batch_size, num_planes, 1) * padded_height
     rows = first_row + top.view(-1, 1, 1) + torch.arange(height, device=device)  # (B, P, H)
     starts = (rows * padded_width + left.view(-1, 1, 1)) * values
-    # Every stretch of memory as long as a row of the window, beginning at every value: a view, nothing is copied.
+    # All blocks of memory with the length of a window row, one starting at each value; this is a view, nothing is copied.
     stretches = planes.flatten().unfold(0, width * values, 1)
     return stretches.index_select(0, starts.flatten()).view(batch_size, num_planes, height, width, values)

@@ -1,10 +1,10 @@
-"""MixUp and CutMix of a batch with soft targets, each sample by its own decision, share, box and partner.
+"""MixUp and CutMix of a batch with soft targets; method, share, box and partner are drawn per sample.
 
 MixUp (Zhang et al. 2018, arXiv:1710.09412):   x = (1 - s) x_i + s x_j,   t = (1 - s) t_i + s t_j,   s ~ Beta(alpha, alpha)
 CutMix (Yun et al. 2019, arXiv:1905.04899):    x = x_i outside a box, x_j inside; t as above with s the share of pixels inside
 
-Both are one linear interpolation with a weight for each pixel: s everywhere, or 1 inside the box and 0 outside it.
-Labels are not smoothed here: the loss does that, in one place.
+Both are computed as one linear interpolation with a weight for each pixel: s everywhere, or 1 inside the box and 0 outside it.
+Label smoothing is not done here, but in the loss.
 """
 
 import torch
@@ -29,11 +29,11 @@ def mix(
     cutmix_alpha: float,
     cutmix_prob: float,
 ) -> tuple[Tensor, Tensor]:
-    """Mix each image with another one of the batch, by MixUp, by CutMix or not at all.
+    """Mixes each image with another image of the batch by MixUp, by CutMix or not at all.
 
-    The two decisions are independent; where both methods are drawn, a fair coin leaves one. So with probabilities p and q, MixUp is
-    applied to p (1 - q / 2) of the samples and CutMix to q (1 - p / 2). Decision, share and box depend on the sample alone, its
-    partner also on which samples are in the batch.
+    The two methods are drawn independently; if both are drawn, a fair coin selects one. With probabilities p and q, MixUp is
+    therefore applied to p (1 - q / 2) of the samples and CutMix to q (1 - p / 2). Method, share and box depend only on the sample
+    itself; its partner also depends on the other samples of the batch.
 
     Args:
         images: (B, C, H, W), floating point.
@@ -46,11 +46,11 @@ def mix(
         cutmix_prob: Probability of CutMix, 0 to 1.
 
     Returns:
-        Images (B, C, H, W) and soft targets (B, K) float32 whose rows sum to 1. A batch of one is not mixed. The given tensors are
-        not changed; where nothing can be mixed the images are returned as they are.
+        Images (B, C, H, W) and soft targets (B, K) float32 whose rows sum to 1. A batch of one image is not mixed. The input
+        tensors are not changed; if nothing can be mixed, the input images are returned.
 
     Raises:
-        ValueError: A setting is out of its range, or the tensors do not fit.
+        ValueError: A setting is out of range, or the tensors do not match.
     """
     _check_settings(mixup_alpha, mixup_prob, cutmix_alpha, cutmix_prob)
     check_images(images, _FLOATS)
@@ -63,7 +63,7 @@ def mix(
     share = random.beta("mix/mixup_share", mixup_alpha).to(images.dtype)
     rows, columns = _boxes(random, cutmix_alpha, images.shape[2], images.shape[3])
     # The weight of the partner's pixels is an outer product: 1 x 1 in CutMix's box, share x 1 everywhere for MixUp, 0 elsewhere.
-    # Where it is 0 or 1, lerp is exact.
+    # lerp is exact for weights 0 and 1.
     row_weight = torch.where(mixup.view(-1, 1), share.view(-1, 1), (rows & cutmix.view(-1, 1)).to(share))  # (B, H)
     column_weight = (columns | mixup.view(-1, 1)).to(share)  # (B, W)
     weight = row_weight[:, None, :, None] * column_weight[:, None, None, :]  # (B, 1, H, W)
@@ -86,8 +86,8 @@ def _decide(random: SampleRandom, mixup_prob: float, cutmix_prob: float) -> tupl
 def _boxes(random: SampleRandom, alpha: float, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Return the rows, (B, H) bool, and the columns, (B, W) bool, of each sample's CutMix box.
 
-    Of a share a ~ Beta(alpha, alpha) for the partner, the box is sqrt(a) of the image high and wide, rounded down to an even number
-    of pixels. Its centre is uniform over the image, so that a box which passes the border is clipped.
+    With a ~ Beta(alpha, alpha) the partner's share, height and width of the box are sqrt(a) of the image's, rounded down to an even
+    number of pixels. The centre is uniform over the image; a box that crosses the border is clipped.
     """
     half = 0.5 * torch.sqrt(random.beta("mix/cutmix_share", alpha))
     spans = []
@@ -99,7 +99,7 @@ def _boxes(random: SampleRandom, alpha: float, height: int, width: int) -> tuple
 
 
 def _partners(random: SampleRandom) -> Tensor:
-    """Return a partner for each sample, (B,) int64: the next in the order of random keys, so a cycle through the whole batch."""
+    """Return a partner for each sample, (B,) int64: the next sample in the order of random keys, a cycle through the batch."""
     order = random.bits("mix/partner").argsort(stable=True)
     return torch.empty_like(order).scatter_(0, order, order.roll(-1))
 
@@ -114,7 +114,7 @@ def _check_settings(mixup_alpha: float, mixup_prob: float, cutmix_alpha: float, 
 def _check_labels(labels: Tensor, batch_size: int, num_classes: int) -> None:
     if labels.shape != (batch_size,) or labels.dtype != torch.int64:
         raise ValueError(f"labels must be ({batch_size},) int64, got shape {tuple(labels.shape)} of {labels.dtype}")
-    # On an accelerator reading the labels would make the host wait; one_hot's scatter stops a wrong one there.
+    # On an accelerator, reading the labels would make the host wait; there the scatter in one_hot fails for a wrong label.
     if labels.device.type == "cpu" and batch_size and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         raise ValueError(
             f"labels must be in 0 to {num_classes - 1}, got {int(labels.min())} to {int(labels.max())}: "

@@ -1,4 +1,4 @@
-"""Masks and other images whose values must not be blended: each pixel of the result is the nearest one of a box."""
+"""Nearest-neighbour crop and resize of a batch, for masks and other images whose values must not be interpolated."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from transforms.checks import check_images
 
 
 def nearest_resized(images: Tensor, size: int, boxes: Tensor | None = None) -> Tensor:
-    """Cut a box from each image and resample it to a square, taking the pixel that the middle of each new pixel falls into.
+    """Cuts a box from each image and resizes it to a square; each new pixel takes the value of the pixel its centre falls into.
 
     Args:
         images: (B, C, H, W), any dtype.
@@ -18,7 +18,7 @@ def nearest_resized(images: Tensor, size: int, boxes: Tensor | None = None) -> T
         (B, C, size, size) of the same dtype.
 
     Raises:
-        ValueError: The size is out of its range, or no batch of images.
+        ValueError: The size is out of range, or `images` is not a batch of images.
     """
     check_images(images)
     if size < 1:
@@ -26,7 +26,7 @@ def nearest_resized(images: Tensor, size: int, boxes: Tensor | None = None) -> T
     if boxes is None:
         boxes = torch.tensor([[0, 0, *images.shape[2:]]], device=images.device).expand(len(images), 4)
     top, left, tall, wide = boxes.unsqueeze(-1).unbind(1)  # each (B, 1)
-    middles = 2 * torch.arange(size, device=images.device) + 1  # in halves of a new pixel
+    middles = 2 * torch.arange(size, device=images.device) + 1  # in units of half a new pixel
     rows, columns = top + middles * tall // (2 * size), left + middles * wide // (2 * size)  # each (B, size)
     batch = torch.arange(len(images), device=images.device).view(-1, 1, 1)
     return images.permute(0, 2, 3, 1)[batch, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""Normalisation of a batch: y = (x - mean) / std for each channel, as one multiplication and one addition per pixel."""
+"""Normalises a batch of images per channel, y = (x - mean) / std, with one multiplication and one addition per pixel."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -12,18 +12,18 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Convert images to float32 of about zero mean and unit variance.
+    """Converts images to float32 with about zero mean and unit variance.
 
     Args:
         images: (B, C, H, W), uint8 in 0 to 255 or floating point in 0 to 1.
-        mean: C means of the data set's channels, for values in 0 to 1.
-        std: C standard deviations, positive, for values in 0 to 1.
+        mean: Means of the data set's C channels, for values in 0 to 1.
+        std: Standard deviations of the C channels, positive, for values in 0 to 1.
 
     Returns:
         (B, C, H, W) float32 in the same memory format.
 
     Raises:
-        ValueError: Wrong dtype, another number of channels, or a standard deviation that is not positive.
+        ValueError: The dtype or the number of channels is wrong, or a standard deviation is not positive.
     """
     check_images(images, (torch.uint8, *_FLOATS))
     channels = images.shape[1]
@@ -43,7 +43,7 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 def _scale_and_bias(
     mean: tuple[float, ...], std: tuple[float, ...], largest: float, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return the two (C, 1, 1) tensors on the device; cached, for a copy to an accelerator makes the host wait."""
-    with torch.inference_mode(False):  # tensors first made in validation must serve training too
+    """Return scale and bias, each (C, 1, 1), on the device; cached, because a copy to an accelerator makes the host wait."""
+    with torch.inference_mode(False):  # a tensor first created in validation must be usable in training too
         means, stds = (torch.tensor(values, dtype=torch.float64).view(-1, 1, 1) for values in (mean, std))
         return (1 / (largest * stds)).float().to(device), (-means / stds).float().to(device)

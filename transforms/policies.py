@@ -1,12 +1,12 @@
-"""RandAugment and AutoAugment of a batch: torchvision's operations and magnitudes, chosen for each image by its own draws.
+"""RandAugment and AutoAugment of a batch, with torchvision's operations and magnitudes, drawn independently per image.
 
-RandAugment (Cubuk et al. 2020, arXiv:1909.13719): `num_ops` times, one of 14 operations at one magnitude, all equally likely.
-AutoAugment (Cubuk et al. 2019, arXiv:1805.09501): one of 25 sub-policies, each two operations, each with its own probability
-and magnitude.
+RandAugment (Cubuk et al. 2020, arXiv:1909.13719): applies one of 14 equally likely operations at a fixed magnitude, `num_ops`
+times. AutoAugment (Cubuk et al. 2019, arXiv:1805.09501): applies one of 25 sub-policies, each with two operations that have their
+own probability and magnitude.
 
-At each step the images are sorted by what is to be done to them; each operation then runs once for all of its images, as one
-call of `torchvision.transforms.v2.functional`. As in torchvision, geometric operations take the nearest pixel and fill with
-black. Each policy waits for the device once a batch, to learn how many images each operation has.
+At each step the images are sorted by operation. Each operation then runs once for all of its images, as one call of
+`torchvision.transforms.v2.functional`. As in torchvision, geometric operations use the nearest pixel and fill with black. Each
+policy synchronises with the device once per batch, to read the number of images of each operation.
 """
 
 import math
@@ -26,7 +26,7 @@ from transforms.sample_random import SampleRandom
 Policy = Literal["cifar10", "imagenet", "svhn"]
 Operation = tuple[str, float]  # name and magnitude
 
-# Operations whose magnitude is given either sign, evenly.
+# Operations whose magnitude gets a random sign, both signs equally likely.
 _SIGNED = (
     "ShearX",
     "ShearY",
@@ -45,12 +45,12 @@ _AUTO_AUGMENT_BINS = 10
 def rand_augment(
     images: Tensor, random: SampleRandom, num_ops: int = 2, magnitude: int = 9, num_bins: int = 31
 ) -> Tensor:
-    """Apply RandAugment, each image with its own operations.
+    """Applies RandAugment; the operations are drawn per image.
 
     Args:
-        images: (B, C, H, W) uint8 of 1 or 3 channels.
+        images: (B, C, H, W) uint8 with 1 or 3 channels.
         random: Draws `rand_augment/*`.
-        num_ops: Operations applied to each image one after the other, 0 or more.
+        num_ops: Number of operations applied to each image, 0 or more.
         magnitude: Strength of all operations, a bin from 0 to `num_bins - 1`.
         num_bins: Number of bins that the range of each operation is divided into, 2 or more.
 
@@ -81,18 +81,18 @@ def rand_augment(
 
 
 def auto_augment(images: Tensor, random: SampleRandom, policy: Policy = "cifar10") -> Tensor:
-    """Apply AutoAugment, each image with its own sub-policy.
+    """Applies AutoAugment; the sub-policy is drawn per image.
 
     Args:
-        images: (B, C, H, W) uint8 of 1 or 3 channels.
+        images: (B, C, H, W) uint8 with 1 or 3 channels.
         random: Draws `auto_augment/*`.
-        policy: The data set that the policy was found on.
+        policy: The data set that the policy was optimised for.
 
     Returns:
         (B, C, H, W) uint8.
 
     Raises:
-        ValueError: Unknown policy, or the images are not uint8 of 1 or 3 channels.
+        ValueError: Unknown policy, or the images are not uint8 with 1 or 3 channels.
     """
     _check_images(images, random)
     if policy not in get_args(Policy):
@@ -114,18 +114,19 @@ def auto_augment(images: Tensor, random: SampleRandom, policy: Policy = "cifar10
 
 @lru_cache(maxsize=4096)
 def magnitude_of(name: str, place: int, num_bins: int, height: int, width: int) -> float:
-    """Return the magnitude of an operation at one bin of its range, rounded as torchvision rounds it.
+    """Returns the magnitude of an operation at one bin of its range, rounded as in torchvision.
 
     Args:
         name: Name of the operation, as in torchvision.
-        place: The bin, 0 to `num_bins - 1`; from weak to strong.
+        place: Number of the bin, 0 to `num_bins - 1`, from weak to strong.
         num_bins: Number of bins, 2 or more.
         height: Height of the images; the range of `TranslateY` is a share of it.
-        width: Width of the images.
+        width: Width of the images; the range of `TranslateX` is a share of it.
 
     Returns:
-        Slope (shears), pixels (translations), degrees (`Rotate`), what is added to the factor 1 (`Brightness`, `Color`,
-        `Contrast`, `Sharpness`), bits kept (`Posterize`), threshold (`Solarize`), or 0 where an operation has none.
+        Slope (shears), pixels (translations), degrees (`Rotate`), the difference of the factor to 1 (`Brightness`, `Color`,
+        `Contrast`, `Sharpness`), number of bits kept (`Posterize`), threshold (`Solarize`), or 0 for operations without a
+        magnitude.
     """
     match name:
         case "Posterize":
@@ -148,15 +149,15 @@ def magnitude_of(name: str, place: int, num_bins: int, height: int, width: int) 
 
 
 def apply_operation(images: Tensor, name: str, magnitude: float) -> Tensor:
-    """Apply one operation to all images.
+    """Applies one operation to all images.
 
     Args:
-        images: (N, C, H, W) uint8 of 1 or 3 channels.
+        images: (N, C, H, W) uint8 with 1 or 3 channels.
         name: Name of the operation, as in torchvision.
-        magnitude: As `magnitude_of` gives it, with either sign where the operation has one.
+        magnitude: Magnitude as returned by `magnitude_of`, with a sign for signed operations.
 
     Returns:
-        (N, C, H, W) uint8; may be the tensor given.
+        (N, C, H, W) uint8; can be the input tensor itself.
 
     Raises:
         ValueError: Unknown name.
@@ -214,12 +215,12 @@ def _apply_chosen(images: Tensor, choices: Tensor, operations: Sequence[Operatio
 
     Args:
         images: (B, C, H, W) uint8.
-        choices: (S, B) int64 places in `operations`, one for each step.
-        operations: What can be chosen.
+        choices: (S, B) int64 positions in `operations`, one for each step.
+        operations: All operations with their magnitudes.
     """
     ordered, orders = choices.sort(dim=1, stable=True)  # (S, B)
     first = torch.arange(len(operations) + 1, device=choices.device).expand(len(choices), -1).contiguous()
-    bounds = torch.searchsorted(ordered, first).tolist()  # the one wait for the device
+    bounds = torch.searchsorted(ordered, first).tolist()  # the only synchronisation with the device
     for order, bound in zip(orders, bounds, strict=True):
         grouped = select_images(images, order)
         parts = [
@@ -238,8 +239,8 @@ def _auto_augment_tables(
     """Return torchvision's policy as tables for a batch.
 
     Returns:
-        Operations as (name, bin, sign), the identity first; places in that list, (25, 2) int64, of the operation with positive
-        and with negative sign (the same where it has none); probabilities, (25, 2) float32.
+        Operations as (name, bin, sign), the identity first; positions in that list, (25, 2) int64, of the operation with positive
+        and with negative sign (equal for operations without a sign); probabilities, (25, 2) float32.
     """
     operations = [("Identity", 0, 1)]
     places: dict[int, list[list[int]]] = {1: [], -1: []}

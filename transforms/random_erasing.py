@@ -1,7 +1,7 @@
-"""Random erasing (Zhong et al. 2017, arXiv:1708.04896): a box of each image, by its own draw, is set to one value.
+"""Random erasing of a batch (Zhong et al. 2017, arXiv:1708.04896): fills a random box of each image with a constant.
 
-Semantics of torchvision's `RandomErasing`; the box is a product of a mask of rows and a mask of columns, so that the whole batch is
-one `masked_fill_` of a copy.
+The semantics are those of torchvision's `RandomErasing`. A box is the product of a row mask and a column mask, so the whole batch
+is processed by one `masked_fill_` on a copy.
 """
 
 import torch
@@ -22,21 +22,21 @@ def random_erasing(
     ratio: tuple[float, float] = (0.3, 3.3),
     value: float = 0,
 ) -> Tensor:
-    """Erase a random box of each image with a probability.
+    """Erases a random box of each image with probability p.
 
     Args:
-        images: (B, C, H, W), floating point, as a rule normalised, so that 0 is the mean.
+        images: (B, C, H, W), floating point; usually normalised, so that 0 is the mean.
         random: Draws `random_erasing/*`.
-        p: Probability that an image is changed, 0 to 1; 0 returns the images as they are.
+        p: Probability that an image is changed, 0 to 1; 0 returns the input unchanged.
         scale: Smallest and largest share of the area, above 0, up to 1.
         ratio: Smallest and largest height / width of the box, positive.
-        value: Value of the erased pixels, in the images' units.
+        value: Value of the erased pixels, in the units of the images.
 
     Returns:
         (B, C, H, W) of the same dtype and memory format.
 
     Raises:
-        ValueError: A setting is out of its range, or images and random do not fit.
+        ValueError: A setting is out of range, or images and random do not match.
     """
     check_images(images, _FLOATS)
     check_random(images, random)
@@ -49,7 +49,7 @@ def random_erasing(
     row, column = (torch.arange(extent, device=images.device) for extent in images.shape[2:])
     rows = (row >= top) & (row < top + height) & erased.unsqueeze(1)  # (B, H)
     columns = (column >= left) & (column < left + width)  # (B, W)
-    # The copy keeps channels_last, which `masked_fill` alone loses.
+    # clone() keeps channels_last; `masked_fill` without a copy would lose it.
     return images.clone().masked_fill_((rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(1), value)
 
 
@@ -60,7 +60,7 @@ def erasing_boxes(
     scale: tuple[float, float] = (0.02, 1 / 3),
     ratio: tuple[float, float] = (0.3, 3.3),
 ) -> Tensor:
-    """Draw the boxes that `random_erasing` erases in the images chosen: smaller than the image in both directions.
+    """Draws the boxes that `random_erasing` erases; a box is smaller than the image in both directions.
 
     Args:
         height: Height of the images in pixels.
@@ -70,10 +70,10 @@ def erasing_boxes(
         ratio: As for `random_erasing`.
 
     Returns:
-        (B, 4) int64: top, left, height and width; an empty box where none of ten tries fits.
+        (B, 4) int64: top, left, height and width; an empty box if none of ten tries fits.
 
     Raises:
-        ValueError: A setting is out of its range.
+        ValueError: A setting is out of range.
     """
     check_ranges(scale, ratio)
     return draw_boxes(

@@ -1,22 +1,22 @@
-"""Random resized crop of a batch, and its plain resizing, resampled by the antialiased bilinear filter of PIL and torchvision.
+"""Random resized crop and plain resizing of a batch, with the antialiased bilinear filter of PIL and torchvision.
 
-The crop is that of Szegedy et al. 2015 (arXiv:1409.4842) as torchvision's `RandomResizedCrop` draws it. Its resampling is
-separable: output pixel i of an axis is a mean of the crop's L pixels j, weighted by a triangle of the coarser grid's width,
+The crop is that of Szegedy et al. 2015 (arXiv:1409.4842), drawn as in torchvision's `RandomResizedCrop`. Resampling is separable:
+output pixel i of an axis is a weighted mean of the L pixels j of the crop, with a triangle as wide as the coarser grid's spacing:
 
     weight(i, j) ~ max(0, 2 max(L, size) - |(2i + 1) L - (2j + 1) size|)
 
-On an accelerator it is two matrix products for the whole batch, columns first, and nothing waits for the device. On a CPU it is
-torchvision's kernel image by image, because products with weights that are mostly zeros take much longer there. For uint8 both
-ways round the weights to the same integers, and the columns' result to uint8, as torch's kernel does; both run on a CPU, they
-agree to the bit.
+On an accelerator, resampling is two matrix products for the whole batch, columns first, without synchronisation with the device. On
+a CPU, it is torchvision's kernel image by image, because products with weights that are mostly zeros are much slower there. For
+uint8, both ways round the weights to the same integers, and the result of the columns to uint8, as torch's kernel does. When both
+are run on a CPU, they agree to the bit.
 
-Measured for 64 uint8 images (x86-64 with AVX-512, torch 2.15, 1 thread, images/s of the thread's own time as the machine was
-shared, medians of 5; a second run differed by up to 15 %, that of the tiles at 128 by 35 %):
+Measured for 64 uint8 images (x86-64 with AVX-512, torch 2.15, 1 thread, images/s of the thread's own CPU time because the machine
+was shared, medians of 5; a second run differed by up to 15 %, and by 35 % for the tiles at 128):
 
                                                            3 x 258 x 258 to 224    3 x 147 x 147 to 128
     `random_resized_crop`                                          2585                    6024
     torchvision's `RandomResizedCrop` in a Python loop             2339                    4529
-    products of tiles of 16 pixels with what they need              505                    1932
+    products of tiles of 16 pixels with their source pixels         505                    1932
     two products, float32 weights                                   227                    1528
     two products, integer weights in two parts                      102                     507
 """
@@ -41,7 +41,7 @@ def random_resized_crop(
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     aspect: Tensor | None = None,
 ) -> Tensor:
-    """Cut a box of random area, aspect ratio and place from each image and resample it to a square.
+    """Cuts a box of random area, aspect ratio and position from each image and resizes it to a square.
 
     Args:
         images: (B, C, H, W), uint8 or floating point.
@@ -49,15 +49,15 @@ def random_resized_crop(
         random: Draws `random_resized_crop/*`.
         scale: Smallest and largest share of the area, above 0, up to 1.
         ratio: Smallest and largest width / height of the box, positive.
-        aspect: (B,) float32 width / height of pictures that were squeezed to square images; boxes are then drawn in the pictures'
-            proportions, so that what is cut out of them has its own again. None: images are in their own proportions.
+        aspect: (B,) float32 width / height of the original pictures, if they were squeezed to square images. Boxes are then drawn
+            in the proportions of the original pictures, so that crops are not distorted. None: the images are not distorted.
 
     Returns:
-        (B, C, size, size) of the same dtype; channels_last if the images are. Floats on an accelerator
-        are as exact as its matrix products (`torch.set_float32_matmul_precision`; autocast rounds them to 16 bits).
+        (B, C, size, size) of the same dtype; channels_last if the images are. On an accelerator, floats are as
+        exact as its matrix products (`torch.set_float32_matmul_precision`; autocast rounds them to 16 bits).
 
     Raises:
-        ValueError: A setting is out of its range, or images and random do not fit.
+        ValueError: A setting is out of range, or images and random do not match.
     """
     check_images(images, _DTYPES)
     check_random(images, random)
@@ -76,7 +76,7 @@ def crop_boxes(
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     aspect: Tensor | None = None,
 ) -> Tensor:
-    """Draw the boxes that `random_resized_crop` cuts.
+    """Draws the boxes that `random_resized_crop` cuts.
 
     Args:
         height: Height of the images in pixels.
@@ -87,10 +87,10 @@ def crop_boxes(
         aspect: As for `random_resized_crop`.
 
     Returns:
-        (B, 4) int64: top, left, height and width. Where none of ten tries fits, the largest centred box of a ratio in the range.
+        (B, 4) int64: top, left, height and width. If none of ten tries fits, the largest centred box with a ratio in the range.
 
     Raises:
-        ValueError: A setting is out of its range, or images of other proportions than 1 : 1 are said to have been squeezed.
+        ValueError: A setting is out of range, or `aspect` is given for images that are not square.
     """
     check_ranges(scale, ratio)
     fallback: tuple[int | Tensor, int | Tensor] = (
@@ -99,7 +99,7 @@ def crop_boxes(
     )
     if aspect is not None:
         if height != width:
-            raise ValueError(f"aspect: only square images were squeezed to a square, got {height}x{width}")
+            raise ValueError(f"aspect needs square images, got {height}x{width}")
         fallback = (
             (width / ratio[0] * aspect).round().clamp(1, height).long(),
             (height * ratio[1] / aspect).round().clamp(1, width).long(),
@@ -118,7 +118,7 @@ def crop_boxes(
 
 
 def resize(images: Tensor, size: int) -> Tensor:
-    """Resample whole images to a square.
+    """Resizes whole images to a square.
 
     Args:
         images: (B, C, H, W), uint8 or floating point.
@@ -128,7 +128,7 @@ def resize(images: Tensor, size: int) -> Tensor:
         (B, C, size, size) of the same dtype and memory format.
 
     Raises:
-        ValueError: The size is out of its range, or no batch of images.
+        ValueError: The size is out of range, or `images` is not a batch of images.
     """
     check_images(images, _DTYPES)
     _check_size(size)
@@ -138,7 +138,7 @@ def resize(images: Tensor, size: int) -> Tensor:
 
 
 def _resample_each(images: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """Return the resampled boxes, image by image; the list of boxes makes an accelerator's host wait."""
+    """Return the resampled boxes, image by image; on an accelerator, reading the boxes would make the host wait."""
     if not len(images):
         return images.new_empty(0, images.shape[1], size, size)
     places = boxes.tolist()
@@ -170,7 +170,7 @@ def _resample_products(images: Tensor, boxes: Tensor, size: int) -> Tensor:
 
 
 def _weights(start: Tensor, length: Tensor, canvas: int, size: int) -> Tensor:
-    """Return the weights of one axis up to a factor for each output pixel, exactly: (B, size, canvas) int64.
+    """Return the exact weights of one axis, up to a factor for each output pixel: (B, size, canvas) int64.
 
     Args:
         start: (B,) int64 first pixel of the box.
@@ -179,7 +179,7 @@ def _weights(start: Tensor, length: Tensor, canvas: int, size: int) -> Tensor:
         size: Pixels of the result.
     """
     start, length = start.view(-1, 1, 1), length.view(-1, 1, 1)
-    pixel = torch.arange(canvas, device=start.device) - start  # (B, 1, canvas), counted from the box's first
+    pixel = torch.arange(canvas, device=start.device) - start  # (B, 1, canvas), counted from the first pixel of the box
     place = torch.arange(size, device=start.device).unsqueeze(1)  # (size, 1)
     distance = ((2 * place + 1) * length - (2 * pixel + 1) * size).abs_()  # in pixels, times 2 size
     weights = (2 * length.clamp(min=size) - distance).clamp_(min=0)
@@ -187,10 +187,11 @@ def _weights(start: Tensor, length: Tensor, canvas: int, size: int) -> Tensor:
 
 
 def _integer_parts(weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Return two float32 tensors whose sum are the normalised weights, rounded as torch's kernel for uint8 does.
+    """Return two float32 tensors whose sum is the normalised weights, rounded as in torch's kernel for uint8.
 
-    The kernel rounds the weights to multiples of 2^-bits, with as many bits as leave the greatest of an image's axis below 2^15.
-    A part holds at most eight bits of such an integer: products with uint8 are exact even in TF32.
+    The kernel rounds the weights to multiples of 2^-bits, with the largest number of bits for which the greatest weight of an
+    image's axis stays below 2^15. Each part holds at most eight bits of such an integer, so that products with uint8 are exact even
+    in TF32.
 
     Args:
         weights: (..., size, canvas) int64, exact up to a factor for each output pixel.

@@ -1,14 +1,14 @@
-"""Random numbers that are a pure function of (seed, epoch, place of the sample in its data set, name of the draw).
+"""Stateless random numbers per sample: a pure function of (seed, epoch, index of the sample in its data set, name of the draw).
 
-Nothing is drawn from a generator, so there is no state to save, and how a sample is augmented depends neither on the size,
-order and device of its batch nor on what was drawn before it:
+There is no generator and therefore no state to save. The augmentation of a sample does not depend on the size, order or device of
+its batch, nor on earlier draws:
 
     state = mix(index * golden + key(seed, epoch))          (B,) int64, once a batch
     bits  = mix(state + key(name))                          (B,) int64, once a draw
 
-`mix` is the finaliser of SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators"; constants by
-Stafford's Mix13), a bijection of the 64-bit words. All arithmetic is on integers, which wrap alike on every device, up to the last
-step, which is exact or one rounding of IEEE float32 at a time: draws on a CPU and on an accelerator are equal to the bit.
+`mix` is the finaliser of SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators"; constants of
+Stafford's Mix13), a bijection of 64-bit words. All steps but the last use integers, which wrap in the same way on every device. The
+last step is exact or rounds once per IEEE float32 operation. Draws on a CPU and on an accelerator are therefore equal to the bit.
 """
 
 import hashlib
@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 _WORD = 1 << 64
-_UNIFORM_BITS = 24  # what the mantissa of a float32 holds
+_UNIFORM_BITS = 24  # size of the mantissa of a float32
 _INTEGER_BITS = 31  # so that the product with `high`, of 31 bits too, fits into an int64
 
 
 def _signed(word: int) -> int:
-    """Return the int64 of the same 64 bits."""
+    """Return the int64 with the same 64 bits."""
     return word - _WORD if word >= _WORD // 2 else word
 
 
@@ -39,12 +39,12 @@ def _key(text: str) -> int:
 
 
 def _shift_right(word: Tensor, bits: int) -> Tensor:
-    """Return the logical right shift; that of int64 is arithmetic, so the copies of the sign are masked out."""
+    """Return the logical right shift; the shift of int64 is arithmetic, so the copies of the sign bit are masked out."""
     return (word >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def _mix(word: Tensor) -> Tensor:
-    """Return SplitMix64's finaliser of each int64: inputs that differ in one bit give outputs that differ in half of theirs."""
+    """Return SplitMix64's finaliser of each int64: one changed input bit changes about half of the output bits."""
     word = _shift_right(word, 30).bitwise_xor_(word).mul_(_MIX_1)
     word = _shift_right(word, 27).bitwise_xor_(word).mul_(_MIX_2)
     return _shift_right(word, 31).bitwise_xor_(word)
@@ -53,16 +53,17 @@ def _mix(word: Tensor) -> Tensor:
 class SampleRandom:
     """Named random draws for each sample of a batch.
 
-    Draws of different names are independent. Draws of one name are made of the same bits whatever the method, so each use takes a
-    name of its own (the transforms write `transform/quantity`).
+    Draws with different names are independent. Draws with the same name use the same bits, whichever method is called, so each use
+    needs its own name (the transforms use `transform/quantity`).
 
     Args:
         seed: Seed of the run, any integer.
         epoch: Epoch, from 0.
-        index: (B,) int64, the samples' places in their data set, on any device; results lie there too. Equal indices draw equally.
+        index: (B,) int64, indices of the samples in their data set, on any device; results are on the same device. Equal indices
+            get equal numbers.
 
     Raises:
-        ValueError: The epoch is negative, or `index` is no vector of int64.
+        ValueError: The epoch is negative, or `index` is not a vector of int64.
 
     Example:
         >>> random = SampleRandom(seed=0, epoch=3, index=torch.tensor([7, 8, 9]))
@@ -81,7 +82,7 @@ class SampleRandom:
         self._state = _mix((index * _GOLDEN).add_(_key(f"seed {seed} epoch {epoch}")))
 
     def bits(self, name: str) -> Tensor:
-        """Return 64 random bits for each sample, which differ between all samples of different index.
+        """Returns 64 random bits for each sample; they differ between any two samples with different indices.
 
         Args:
             name: Name of the draw.
@@ -92,7 +93,7 @@ class SampleRandom:
         return _mix(self._state + _key(name))
 
     def uniform(self, name: str) -> Tensor:
-        """Return a uniform number for each sample.
+        """Returns a uniform random number for each sample.
 
         Args:
             name: Name of the draw.
@@ -103,24 +104,24 @@ class SampleRandom:
         return self._leading_bits(name, _UNIFORM_BITS).to(torch.float32).mul_(2.0**-_UNIFORM_BITS)
 
     def integers(self, name: str, high: int) -> Tensor:
-        """Return a uniform integer for each sample.
+        """Returns a uniform random integer for each sample.
 
         Args:
             name: Name of the draw.
-            high: Number of values, 1 to 2^31; the probabilities of any two differ by at most high / 2^31 of their size.
+            high: Number of values, 1 to 2^31; the probabilities of any two values differ by at most a relative high / 2^31.
 
         Returns:
             (B,) int64 in [0, high).
 
         Raises:
-            ValueError: `high` is out of its range.
+            ValueError: `high` is out of range.
         """
         if not 1 <= high <= 1 << _INTEGER_BITS:
             raise ValueError(f"high must be between 1 and 2^{_INTEGER_BITS}, got {high}")
         return self._leading_bits(name, _INTEGER_BITS).mul_(high) >> _INTEGER_BITS
 
     def bernoulli(self, name: str, p: float) -> Tensor:
-        """Return for each sample whether an event of probability p happens: always for 1, never for 0.
+        """Returns True for each sample with probability p: always for 1, never for 0.
 
         Args:
             name: Name of the draw.
@@ -130,17 +131,17 @@ class SampleRandom:
             (B,) bool.
 
         Raises:
-            ValueError: `p` is out of its range.
+            ValueError: `p` is out of range.
         """
         if not 0 <= p <= 1:
             raise ValueError(f"p must be a probability between 0 and 1, got {p}")
         return self.uniform(name) < p
 
     def beta(self, name: str, alpha: float) -> Tensor:
-        """Return a number of the symmetric Beta(alpha, alpha) distribution for each sample.
+        """Returns a random number from the symmetric Beta(alpha, alpha) distribution for each sample.
 
-        The quantile function is read from a table, made once for each alpha, by linear interpolation in float32. Against scipy's
-        `betaincinv` the error is below 4e-7 for alpha from 0.05 to 4, 1e-6 from 0.01 to 10, 5e-5 from 0.001 to 1000.
+        The quantile function is interpolated linearly in float32 from a table, which is computed once per alpha. Compared with
+        scipy's `betaincinv`, the error is below 4e-7 for alpha from 0.05 to 4, 1e-6 from 0.01 to 10, and 5e-5 from 0.001 to 1000.
 
         Args:
             name: Name of the draw.
@@ -159,7 +160,7 @@ class SampleRandom:
         upper = uniform > 0.5
         lower = torch.where(upper, 1 - uniform, uniform)  # exact: both are multiples of 2^-24
         cell = torch.searchsorted(probabilities, lower, right=True).sub_(1)
-        # one operation at a time: a fused multiply-add would round differently on some devices
+        # separate operations, because a fused multiply-add would round differently on some devices
         value = (lower - probabilities[cell]).mul_(slopes[cell]).add_(quantiles[cell])
         return torch.where(upper, 1 - value, value)
 
@@ -171,12 +172,12 @@ class SampleRandom:
 def _beta_table(alpha: float, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Return nodes of the lower half of the quantile function of Beta(alpha, alpha), for linear interpolation.
 
-    With t = exp(y) the density's integral is that of exp(alpha y) (1 - exp(y))^(alpha - 1), smooth in y up to t = 1/2 for every
-    alpha; nodes at equal steps of y keep the relative error of the interpolation alike from 2^-25 up to 1/2. The integral is
-    taken by Gauss-Legendre's rule of three points in each cell.
+    With t = exp(y), the integrand of the distribution becomes exp(alpha y) (1 - exp(y))^(alpha - 1), which is smooth in y up to
+    t = 1/2 for every alpha. Nodes at equal steps of y give about the same relative interpolation error from 2^-25 up to 1/2. The
+    integral of each cell is computed by the three-point Gauss-Legendre rule.
 
     Returns:
-        Probabilities, quantiles, and the slope of the cell that begins at each node; the first node is (0, 0), the last (1/2, 1/2).
+        Probabilities, quantiles, and the slope of the cell that starts at each node; the first node is (0, 0), the last (1/2, 1/2).
     """
     cells = 8192
     y = torch.linspace(-25, -1, cells + 1, dtype=torch.float64) * torch.log(torch.tensor(2.0, dtype=torch.float64))
@@ -185,17 +186,17 @@ def _beta_table(alpha: float, device: torch.device) -> tuple[Tensor, Tensor, Ten
     weights = torch.tensor([5.0, 8.0, 5.0], dtype=torch.float64) / 18
     inner = (y[:-1] + step / 2)[:, None] + points * step / 2  # (cells, 3)
     logs = alpha * inner + (alpha - 1) * torch.log1p(-inner.exp())
-    largest = logs.max()  # kept out of the exponent, or a large alpha would leave nothing but zeros
+    largest = logs.max()  # subtracted before exp(), because with a large alpha all values would underflow to 0
     masses = (logs - largest).exp() @ weights * step
-    below = torch.exp(alpha * y[0] - largest) / alpha  # of t from 0 to 2^-25, where (1 - t)^(alpha - 1) is 1
+    below = torch.exp(alpha * y[0] - largest) / alpha  # integral over t from 0 to 2^-25, where (1 - t)^(alpha - 1) is 1
     cumulative = below + torch.cat((masses.new_zeros(1), masses.cumsum(0)))
     probabilities, quantiles = (0.5 * cumulative / cumulative[-1]).float(), y.exp().float()
-    # Of the nodes below the smallest positive draw, 2^-24, only (0, 0) is of use; others would make slopes that overflow.
+    # Of the nodes below the smallest positive draw, 2^-24, only (0, 0) is needed; slopes at the others would overflow.
     kept = probabilities >= 2.0**-25
     origin = torch.zeros(1)
     probabilities = torch.cat((origin, probabilities[kept]))
     quantiles = torch.cat((origin, quantiles[kept]))
     rise, run = quantiles.double().diff(), probabilities.double().diff()
-    # No draw falls into a cell of no width. The last node, 1/2, is itself one draw.
+    # No draw falls into a cell of width 0. The last node, 1/2, is a possible draw itself.
     slopes = torch.cat((torch.where(run > 0, rise / run, 0.0).float(), origin))
     return probabilities.to(device), quantiles.to(device), slopes.to(device)

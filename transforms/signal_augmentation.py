@@ -1,10 +1,10 @@
-"""Augmentation of windows of inertial signals, after Um et al. 2017 (arXiv:1706.00527), each window by its own draws.
+"""Augmentation of inertial signals: jitter, scaling, rotation, time warp and channel dropout (Um et al. 2017, arXiv:1706.00527).
 
 Each function takes (B, S, T) float32 signals, a `SampleRandom`, a strength, and the probability p that a window is changed, and
-returns (B, S, T). Strength 0 and p 0 return the signals as they are; a window that is not chosen keeps its bits. A window comes out
-the same in any batch.
+returns (B, S, T). Random numbers are drawn per window, so the result for a window is the same in any batch. Strength 0 or p 0
+returns the input; a window that is not selected stays equal to the bit.
 
-Signals stand in triples x, y, z of one sensor, as those of UCI HAR do: body acceleration, total acceleration, angular velocity.
+Signals are ordered in triples x, y, z of one sensor, as in UCI HAR: body acceleration, total acceleration, angular velocity.
 """
 
 import math
@@ -17,20 +17,20 @@ from transforms.sample_random import SampleRandom
 
 
 def jitter(signals: Tensor, random: SampleRandom, strength: float = 0.05, p: float = 1.0) -> Tensor:
-    """Add white noise, as a noisier sensor would.
+    """Adds white noise, as from a noisier sensor.
 
     Args:
         signals: (B, S, T) float32.
         random: Draws `jitter/*`.
-        strength: Standard deviation of the noise as a share of that of the signal in its window, 0 or more: a person who stands
-            still keeps doing so.
+        strength: Standard deviation of the noise relative to the standard deviation of the signal in its window, 0 or more. The
+            signal of a person who stands still therefore stays quiet.
         p: Probability that a window is changed.
 
     Returns:
         (B, S, T) float32.
 
     Raises:
-        ValueError: A setting is out of its range, or signals and random do not fit.
+        ValueError: A setting is out of range, or signals and random do not match.
     """
     if not _changes(signals, random, strength, p):
         return signals
@@ -40,10 +40,10 @@ def jitter(signals: Tensor, random: SampleRandom, strength: float = 0.05, p: flo
 
 
 def scaling(signals: Tensor, random: SampleRandom, strength: float = 0.1, p: float = 1.0) -> Tensor:
-    """Multiply each sensor by a factor exp(strength z), z standard normal: a stronger person, a sensor out of tune.
+    """Multiplies each sensor by a factor exp(strength z), z standard normal, as for a stronger person or an uncalibrated sensor.
 
     Args:
-        signals: (B, S, T) float32, S a multiple of 3; a triple has one factor, so that directions stay.
+        signals: (B, S, T) float32, S a multiple of 3; the signals of a triple share one factor, so that directions do not change.
         random: Draws `scaling/*`.
         strength: Standard deviation of the logarithm of the factor, 0 or more.
         p: Probability that a window is changed.
@@ -52,7 +52,7 @@ def scaling(signals: Tensor, random: SampleRandom, strength: float = 0.1, p: flo
         (B, S, T) float32.
 
     Raises:
-        ValueError: A setting is out of its range, or signals and random do not fit.
+        ValueError: A setting is out of range, or signals and random do not match.
     """
     _check_triples(signals)
     if not _changes(signals, random, strength, p):
@@ -63,10 +63,10 @@ def scaling(signals: Tensor, random: SampleRandom, strength: float = 0.1, p: flo
 
 
 def rotation(signals: Tensor, random: SampleRandom, strength: float = 15.0, p: float = 1.0) -> Tensor:
-    """Turn the frame of the sensors, as if the telephone sat otherwise in its pocket: one rotation for all triples of a window.
+    """Rotates the sensor frame, as for a phone that is carried in another orientation; one rotation for all triples of a window.
 
-    The axis is uniform on the sphere, the angle uniform between 0 and the strength. Gravity turns too: large angles take away what
-    tells lying from standing.
+    The axis is uniform on the sphere, the angle uniform between 0 and the strength. Gravity is rotated too, so large angles remove
+    the difference between lying and standing.
 
     Args:
         signals: (B, S, T) float32, S a multiple of 3.
@@ -75,43 +75,43 @@ def rotation(signals: Tensor, random: SampleRandom, strength: float = 15.0, p: f
         p: Probability that a window is changed.
 
     Returns:
-        (B, S, T) float32; the norm of each triple stays.
+        (B, S, T) float32; the norm of each triple does not change.
 
     Raises:
-        ValueError: A setting is out of its range, or signals and random do not fit.
+        ValueError: A setting is out of range, or signals and random do not match.
     """
     _check_triples(signals)
     if not _changes(signals, random, strength, p, most=180.0):
         return signals
     matrix = _rotations(random, math.radians(strength))[..., None, None]  # (B, 3, 3, 1, 1)
     x, y, z = signals.unflatten(1, (-1, 3)).unbind(2)  # (B, S / 3, T)
-    # written out: a product of matrices rounds otherwise in batches of another size
+    # written out, because a matrix product can round differently for other batch sizes
     turned = [matrix[:, row, 0] * x + matrix[:, row, 1] * y + matrix[:, row, 2] * z for row in range(3)]
     return _chosen(signals, torch.stack(turned, 2).flatten(1, 2), random, "rotation/change", p)
 
 
 def time_warp(signals: Tensor, random: SampleRandom, strength: float = 0.2, p: float = 1.0, waves: int = 4) -> Tensor:
-    """Let time run faster and slower, smoothly: the same for all signals of a window.
+    """Speeds time up and down smoothly, in the same way for all signals of a window.
 
-    Sample t is read, by linear interpolation, at
+    Sample t of the output is read, by linear interpolation, at
 
         t + strength L / (pi waves) sum_k a_k / k sin(pi k t / L),    k = 1 to waves, L = T - 1, a_k uniform in [-1, 1]
 
-    so that the speed is 1 + strength / waves sum_k a_k cos(pi k t / L): between 1 - strength and 1 + strength, never backwards. The
-    first and the last sample stay.
+    so that the speed is 1 + strength / waves sum_k a_k cos(pi k t / L). It lies between 1 - strength and 1 + strength, and time
+    never runs backwards. The first and the last sample do not change.
 
     Args:
         signals: (B, S, T) float32.
         random: Draws `time_warp/*`.
         strength: Largest relative change of the speed, 0 to below 1.
         p: Probability that a window is changed.
-        waves: Number of sine waves, 1 or more: how often the speed may change.
+        waves: Number of sine waves, 1 or more; more waves let the speed change more often.
 
     Returns:
         (B, S, T) float32.
 
     Raises:
-        ValueError: A setting is out of its range, or signals and random do not fit.
+        ValueError: A setting is out of range, or signals and random do not match.
     """
     if waves < 1:
         raise ValueError(f"waves must be 1 or more, got {waves}")
@@ -133,7 +133,7 @@ def time_warp(signals: Tensor, random: SampleRandom, strength: float = 0.2, p: f
 
 
 def channel_dropout(signals: Tensor, random: SampleRandom, strength: float = 0.1, p: float = 1.0) -> Tensor:
-    """Set whole signals to 0, as if a wire were loose; the one with the largest draw is always kept.
+    """Sets whole signals to 0, as for a loose wire. The signal with the largest draw is always kept, so at least one remains.
 
     Args:
         signals: (B, S, T) float32.
@@ -145,7 +145,7 @@ def channel_dropout(signals: Tensor, random: SampleRandom, strength: float = 0.1
         (B, S, T) float32.
 
     Raises:
-        ValueError: A setting is out of its range, or signals and random do not fit.
+        ValueError: A setting is out of range, or signals and random do not match.
     """
     if not _changes(signals, random, strength, p, most=1.0):
         return signals
@@ -155,13 +155,13 @@ def channel_dropout(signals: Tensor, random: SampleRandom, strength: float = 0.1
 
 
 def _uniform(random: SampleRandom, name: str, count: int) -> Tensor:
-    """Return (B, count) uniform numbers: the random bits of each window are where its own stream of draws begins."""
+    """Return (B, count) uniform numbers; the random bits of each window are the start index of its own sequence of draws."""
     starts = random.bits(name).unsqueeze(-1) + torch.arange(count, device=random.index.device)
     return SampleRandom(0, 0, starts.flatten()).uniform(name).view(-1, count)
 
 
 def _normal(random: SampleRandom, name: str, count: int) -> Tensor:
-    """Return (B, count) standard normal numbers, of which none is infinite: the draws are moved into the middle of their cells."""
+    """Return (B, count) standard normal numbers; none is infinite, because the draws are shifted to the centre of their cells."""
     normal: Tensor = math.sqrt(2) * torch.erfinv(2 * _uniform(random, name, count) - 1 + 2.0**-24)
     return normal
 
@@ -174,7 +174,7 @@ def _rotations(random: SampleRandom, largest: float) -> Tensor:
     x, y, z = radius * around.cos(), radius * around.sin(), height
     zero = torch.zeros_like(x)
     cross = torch.stack((zero, -z, y, z, zero, -x, -y, x, zero), -1).view(-1, 3, 3)
-    square = (cross.unsqueeze(-1) * cross.unsqueeze(1)).sum(2)  # not a product of matrices, see `rotation`
+    square = (cross.unsqueeze(-1) * cross.unsqueeze(1)).sum(2)  # not a matrix product, see `rotation`
     sine, rest = angle.sin()[:, None, None], (1 - angle.cos())[:, None, None]
     return torch.eye(3, device=draws.device) + sine * cross + rest * square
 
@@ -184,14 +184,14 @@ def _chosen(signals: Tensor, changed: Tensor, random: SampleRandom, name: str, p
 
 
 def _changes(signals: Tensor, random: SampleRandom, strength: float, p: float, most: float = math.inf) -> bool:
-    """Check what all functions are given, and return whether anything is to be done."""
+    """Check the arguments that all functions share, and return whether any window can change."""
     if signals.ndim != 3 or signals.dtype != torch.float32:
         shape, dtype = tuple(signals.shape), str(signals.dtype).removeprefix("torch.")
         raise ValueError(f"signals must be (B, S, T) float32, got shape {shape} of {dtype}")
     if len(random.index) != len(signals) or random.index.device != signals.device:
         raise ValueError(
-            f"random is of {len(random.index)} samples on {random.index.device}, but there are {len(signals)} windows on "
-            f"{signals.device}: it takes one each, there"
+            f"random has {len(random.index)} samples on {random.index.device}, but there are {len(signals)} windows on "
+            f"{signals.device}: one sample per window on the same device is needed"
         )
     check_probability("p", p)
     if not 0 <= strength <= most:
@@ -201,4 +201,4 @@ def _changes(signals: Tensor, random: SampleRandom, strength: float, p: float, m
 
 def _check_triples(signals: Tensor) -> None:
     if signals.ndim == 3 and signals.shape[1] % 3:
-        raise ValueError(f"signals must stand in triples x, y, z, got {signals.shape[1]} of them")
+        raise ValueError(f"signals must be ordered in triples x, y, z, got {signals.shape[1]} of them")

@@ -1,11 +1,11 @@
-"""Signals as images: one front for the encoders, and what becomes of the images of a window's signals.
+"""Encodes signals as images: `encode` (entry point and registry of all signal encoders), `arrange` and `window_mean`.
 
     (B, S, T) signals --encode--> (B, S, N, N) float32 in [0, 1] --arrange--> flatten   (B S, C, N, N)
                                                                               grid      (B, C, rows N, columns N)
                                                                               channels  (B, S, N, N)
 
-Encoders are pure: an image depends on its own signal and the settings alone, draws nothing, and comes out the same on each call.
-None loops over signals or pixels.
+Encoders are pure functions without random numbers: an image depends only on its own signal and the settings. No encoder loops over
+signals or pixels.
 """
 
 import inspect
@@ -45,24 +45,24 @@ _ENCODERS: dict[Encoder, Callable[..., Tensor]] = {
 
 
 def encode(signals: Tensor, encoder: Encoder, size: int, ranges: Ranges = None, **settings: Any) -> Tensor:
-    """Encode each signal of each window as a square image.
+    """Encodes each signal of each window as a square image.
 
     Args:
-        signals: (B, S, T) float32: S signals of T samples, T of 2 or more; finite. Looking whether they are makes the host wait for
-            an accelerator, once.
-        encoder: Which one; each is also a function of its own.
-        size: Height and width N of the images in pixels, 2 or more, whatever T is.
-        ranges: Least and greatest value of the scale, for all signals or as (S, 2) for each, in their units: the same value is
-            then the same brightness or height in each window, and what lies outside is clipped. None: those of each signal in each
-            window, which shows shapes and hides amplitudes; a constant signal counts as its least value. A Markov transition field
-            has none.
-        settings: Those of the encoder.
+        signals: (B, S, T) float32: S signals of T samples, T at least 2; finite. The check for finite values synchronises once with
+            an accelerator.
+        encoder: Name of the encoder; each encoder is also available as a function.
+        size: Height and width N of the images in pixels, 2 or more, for any T.
+        ranges: Least and greatest value of the scale in the units of the signals, for all signals or as (S, 2) for each. The same
+            value then has the same brightness or height in each window, and values outside are clipped. None: minimum and maximum
+            of each signal in each window, which shows shapes and hides amplitudes; a constant signal is encoded as its minimum. A
+            Markov transition field has no ranges.
+        settings: Settings of the encoder.
 
     Returns:
         (B, S, N, N) float32 in [0, 1].
 
     Raises:
-        ValueError: Wrong signals, no such encoder or setting, or a setting out of its range.
+        ValueError: The signals are invalid, the encoder or a setting is unknown, or a setting is out of range.
     """
     if encoder not in _ENCODERS:
         raise ValueError(f"encoder must be one of {', '.join(get_args(Encoder))}, got {encoder}")
@@ -86,18 +86,18 @@ def _settings_of(encoder: Encoder) -> list[str]:
 
 
 def check_signals(signals: Tensor) -> None:
-    """Check that a tensor is a batch of windows of signals without a gap.
+    """Checks that a tensor is a batch of signal windows with finite values only.
 
     Args:
-        signals: Should be (B, S, T) float32 and finite, T of 2 or more.
+        signals: Must be (B, S, T) float32 and finite, T at least 2.
 
     Raises:
-        ValueError: It is not.
+        ValueError: The shape, the type or a value is wrong.
     """
     if signals.ndim != 3 or signals.dtype != torch.float32 or signals.shape[-1] < 2:
         shape, dtype = tuple(signals.shape), str(signals.dtype).removeprefix("torch.")
         raise ValueError(f"signals must be (B, S, T) float32 with 2 samples or more, got shape {shape} of {dtype}")
-    # a sum that is finite is of finite values, and costs a pass in place of three
+    # if the sum is finite, all values are finite; this needs one pass instead of three
     if not math.isfinite(float(signals.sum())) and not bool((finite := signals.isfinite()).all()):
         window, signal, sample = (~finite).nonzero()[0].tolist()
         raise ValueError(
@@ -114,21 +114,21 @@ def _check_ranges(ranges: Tensor, signals: int) -> None:
 
 
 def arrange(images: Tensor, mode: Mode, channels: int = 3, columns: int = 3) -> Tensor:
-    """Bring the images of each window into the form that a network takes.
+    """Arranges the images of each window as network input.
 
     Args:
         images: (B, S, N, N), from `encode`.
-        mode: `flatten`: each is an image of its own; those of a window stay side by side, number window * S + signal, so that
-            `window_mean` finds them. `grid`: tiles of one image, signal 0 at the upper left, row by row. `channels`: the
-            channels of one image.
-        channels: Channels of a flattened image or a grid, all equal: 3 for a network for colour images, or 1.
-        columns: Tiles side by side in a grid; must divide S.
+        mode: `flatten`: every signal becomes a separate image; the images of a window are consecutive, with number window * S +
+            signal, as `window_mean` expects. `grid`: the signals are tiles of one image, row by row, signal 0 at the upper left.
+            `channels`: the signals are the channels of one image.
+        channels: Number of equal channels of a flattened image or a grid: 3 for networks for colour images, or 1.
+        columns: Number of tiles in a row of the grid; must divide S.
 
     Returns:
         (B S, channels, N, N), (B, channels, S / columns N, columns N) or (B, S, N, N).
 
     Raises:
-        ValueError: No such mode, or a setting is out of its range.
+        ValueError: Unknown mode, or a setting is out of range.
     """
     check_images(images)
     if mode not in get_args(Mode):
@@ -146,19 +146,19 @@ def arrange(images: Tensor, mode: Mode, channels: int = 3, columns: int = 3) -> 
 
 
 def window_mean(values: Tensor, signals: int) -> Tensor:
-    """Return the mean over the images of each window, such as of the logits of flattened images: the vote of the nine.
+    """Averages values, such as the logits of flattened images, over the images of each window.
 
     Args:
-        values: (B S, ...), in the order of `arrange`'s flatten.
-        signals: Images S of a window.
+        values: (B S, ...), in the order of mode `flatten` of `arrange`.
+        signals: Number of images S of a window.
 
     Returns:
         (B, ...).
 
     Raises:
-        ValueError: The images are not those of whole windows.
+        ValueError: The number of values is not a multiple of `signals`.
     """
     if signals < 1 or len(values) % signals:
-        raise ValueError(f"the {len(values)} images are not those of whole windows of {signals}: windows must not part")
+        raise ValueError(f"values must hold all {signals} images of each window, got {len(values)} images")
     mean: Tensor = values.unflatten(0, (-1, signals)).mean(1)
     return mean

@@ -1,11 +1,14 @@
-"""Pictures of a run and of an evaluation, as PNG and in TensorBoard, and the tables that belong to them.
+"""Callbacks that write plots (PNG and TensorBoard) and CSV tables, of a whole run or of one evaluation.
 
-picture.py           base of the pictures that are redrawn during training
+picture.py           base class of plots that are redrawn during training
 curves.py            loss, accuracy or IoU, learning rate, momentum and speed over the epochs
-evaluation.py        base of the pictures of one validation or test
-confusion_matrix.py  subject_accuracy.py  worst_mistakes.py  segmentation.py   pictures of one evaluation
-reliability.py       the reliability diagram of callbacks/calibration.py
+evaluation.py        base class of plots and tables of one validation or test
+confusion_matrix.py  confusion matrix and accuracy of each class
+subject_accuracy.py  accuracy of each person and activity
+worst_mistakes.py    wrongly classified images with the highest confidence
+segmentation.py      masks with the lowest and the highest IoU
+reliability.py       reliability diagram and tables of callbacks/calibration.py
 ternary_shares.py    shares of -1, 0 and +1 in each ternary layer
-predicted_masks.py   masks that ``predict`` writes
-image_pixels.py      images as pixels, masks as overlays, and the colours of true and predicted masks
+predicted_masks.py   mask and overlay images written by ``predict``
+image_pixels.py      converts images to pixels, draws mask overlays, defines the mask colours
 """

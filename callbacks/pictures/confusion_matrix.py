@@ -1,6 +1,6 @@
-"""Which class is taken for which: the confusion matrix as picture and table, and the accuracy of each class.
+"""The ConfusionMatrix callback: plots and tabulates the confusion matrix and the accuracy of each class.
 
-plots/confusion_val.png   confusion_val.csv   per_class_val.csv      see callbacks/pictures/evaluation.py for which evaluation
+plots/confusion_val.png   confusion_val.csv   per_class_val.csv      which evaluation: see callbacks/pictures/evaluation.py
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from foundation.plotting import BLUE
 from metrics import ClassMetrics, ConfusionSums, class_metrics
 
 WITH_NUMBERS, WITH_NAMES, WORST = 20, 40, 20
-"""Most classes whose cells hold numbers, most classes with a name on the axes and a bar each, and the bars of more than these."""
+"""Up to 20 classes, cells show counts; up to 40, each class has a name on the axes and a bar; above, only the 20 worst get bars."""
 
 
 class Confusions(NamedTuple):
-    """Counts (K, K) int64 of true (row) and predicted (column) classes, and the K names."""
+    """Counts (K, K) int64 of true (row) and predicted (column) classes, and the K class names."""
 
     counts: Tensor
     names: list[str]
 
 
 def draw_confusion(counts: Tensor, names: Sequence[str], title: str) -> Figure:
-    """The matrix, with the accuracy of each class beside it.
+    """Plot the confusion matrix, with the accuracy of each class next to it.
 
     Args:
         counts: (K, K) int64; rows are true classes, columns predicted ones.
-        names: Of the K classes.
-        title: Line above the picture; accuracy and number of samples are added.
+        names: Names of the K classes.
+        title: Title of the plot; accuracy and number of samples are added.
     """
     classes, metrics = len(names), class_metrics(counts)
     cell = 0.46 if classes <= WITH_NUMBERS else 0.26 if classes <= WITH_NAMES else 7.5 / classes  # inches
@@ -64,7 +64,7 @@ def draw_confusion(counts: Tensor, names: Sequence[str], title: str) -> Figure:
 
 
 def worst_classes(metrics: Sequence[ClassMetrics]) -> list[int]:
-    """The classes with samples that have the lowest accuracy, the worst first, the larger first of equals."""
+    """Indices of the classes with the lowest accuracy, worst first; ties are sorted by sample count, largest first."""
     having = [(one.accuracy, -one.n, k) for k, one in enumerate(metrics) if one.accuracy is not None]
     return [k for _, _, k in sorted(having)[:WORST]]
 
@@ -72,7 +72,7 @@ def worst_classes(metrics: Sequence[ClassMetrics]) -> list[int]:
 def _draw_matrix(axes: Axes, counts: NDArray[np.int64], labels: list[str]) -> AxesImage:
     classes = len(labels)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    # the root makes a confusion of one in a hundred visible beside a diagonal of nearly all
+    # the square root makes a confusion of 1 % visible next to a diagonal near 100 %
     image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1), aspect="auto")
     axes.set_xlabel("predicted class" + (" (number)" if classes > WITH_NAMES else ""))
     axes.set_ylabel("true class" + (" (number)" if classes > WITH_NAMES else ""))
@@ -94,7 +94,7 @@ def _draw_matrix(axes: Axes, counts: NDArray[np.int64], labels: list[str]) -> Ax
 
 
 def _draw_bars(axes: Axes, metrics: list[ClassMetrics], labels: list[str] | None) -> None:
-    """Accuracy of classes from top to bottom; without labels they stand beside the rows of the matrix."""
+    """Draw the accuracy of classes from top to bottom; without labels the bars align with the rows of the matrix."""
     small = len(metrics) > WITH_NUMBERS
     bars = axes.barh(range(len(metrics)), [one.accuracy or 0.0 for one in metrics], height=0.75, color=BLUE)
     texts = [f"{one.accuracy:.1%}  n={one.n:,}" if one.accuracy is not None else "n=0" for one in metrics]
@@ -126,26 +126,26 @@ class ConfusionMatrix(EvaluationPicture[Confusions]):
         self._sums: ConfusionSums | None = None
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Made at the first batch, which says how many classes there are."""
+        """Reset; the sums are created at the first batch, when the number of classes is known."""
         self._sums = None
 
     def add(
         self, trainer: Trainer, pl_module: LightningModule, logits: Tensor, label: Tensor, batch: dict[str, Any]
     ) -> None:
-        """Count; nothing waits for the device."""
+        """Count a batch, without waiting for the device."""
         if self._sums is None:
             self._sums = ConfusionSums(logits.shape[1]).to(logits.device)
         self._sums.update(logits, label)
 
     def collect(self, trainer: Trainer, pl_module: LightningModule) -> Confusions:
-        """Sums over all processes."""
+        """Sum the counts over all processes."""
         assert self._sums is not None
         with torch.no_grad():
             counts = self._sums.compute().cpu()
         return Confusions(counts, class_names_of(trainer, pl_module, len(counts)))
 
     def write(self, folder: Path, stage: str, found: Confusions) -> None:
-        """The pairs that occur, and what follows for each class."""
+        """Write the pairs of classes that occur, and the metrics of each class."""
         counts, names = found
         pairs = [(names[i], names[j], int(counts[i, j])) for i, j in counts.nonzero().tolist()]
         write_table(folder / f"confusion_{stage}.csv", ("true", "predicted", "count"), pairs)
@@ -162,5 +162,5 @@ class ConfusionMatrix(EvaluationPicture[Confusions]):
         write_table(folder / f"per_class_{stage}.csv", header, rows)
 
     def draw(self, found: Confusions, title: str) -> Figure:
-        """All of it."""
+        """Draw the matrix."""
         return draw_confusion(found.counts, found.names, title)

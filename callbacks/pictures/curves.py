@@ -1,7 +1,7 @@
-"""The curves of a run, ``plots/curves.png``: loss, accuracy or IoU, learning rate, momentum and speed over the epochs.
+"""The Curves callback: plots loss, accuracy or IoU, learning rate, momentum and speed over the epochs to ``plots/curves.png``.
 
-They are drawn from metrics.csv, not from memory, so that they are whole after a resume. TensorBoard gets the charts of
-training and validation together as a layout of its Custom Scalars tab.
+The curves are drawn from metrics.csv, so they are complete after a resume. For TensorBoard it writes a Custom Scalars layout that
+combines training and validation in one chart.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from foundation.plotting import BLUE, GREEN, GREY, LIGHT_GREY, ORANGE, PURPLE, S
 
 Rows = list[dict[str, float]]
 Points = list[tuple[float, dict[str, float]]]  # epochs done, row
-SPLITS = {"train": BLUE, "val": VERMILION, "val_raw": GREEN}  # val_raw: the weights in training, beside their average
-EVALUATION_STAGES = ("loss", "acc", "iou", "dice")  # a panel of its own in the upper row, a line for each split
-PANELS = {  # title
+SPLITS = {"train": BLUE, "val": VERMILION, "val_raw": GREEN}  # val_raw: the raw weights, next to their average
+EVALUATION_STAGES = ("loss", "acc", "iou", "dice")  # each has a panel in the upper row, with a line per split
+PANELS = {  # titles
     "loss": "loss",
     "acc": "accuracy",
     "iou": "IoU, mean of the prompts",
@@ -42,12 +42,12 @@ STEP_LOSS = "train/loss_step"
 
 
 def epoch_rows(rows: Rows) -> Rows:
-    """The rows that end an epoch: those with training figures, but not of a step."""
+    """Select the epoch rows: those with training metrics other than the loss of a step."""
     return [row for row in rows if any(name.startswith("train/") and name != STEP_LOSS for name in row)]
 
 
 def epochs_at(rows: Rows) -> list[float]:
-    """Epochs done at each row, with the share of the unfinished one.
+    """Epochs done at each row, including the fraction of an unfinished epoch.
 
     Example:
         >>> epochs_at([{"epoch": 1, "step": 10, "train/loss": 1.0}, {"epoch": 2, "step": 15, "train/loss_step": 0.9}])
@@ -55,13 +55,13 @@ def epochs_at(rows: Rows) -> list[float]:
     """
     ends = {row["step"]: row["epoch"] for row in epoch_rows(rows)} or {rows[-1]["step"]: rows[-1]["epoch"]}
     steps, epochs = [0.0, *ends], [0.0, *ends.values()]
-    # the unfinished epoch is as long as the last
+    # assume that the unfinished epoch is as long as the last
     steps, epochs = [*steps, 2 * steps[-1] - steps[-2]], [*epochs, 2 * epochs[-1] - epochs[-2]]
     return [float(epoch) for epoch in np.interp([row["step"] for row in rows], steps, epochs)]
 
 
 def stage_ends(rows: Rows) -> list[float]:
-    """Epochs after which a stage of progressive resizing begins.
+    """Epochs after which a new stage of progressive resizing begins.
 
     Example:
         >>> stage_ends([{"epoch": e, "step": e, "stage/number": 1 + (e > 2), "train/loss": 1.0} for e in (1, 2, 3)])
@@ -72,16 +72,16 @@ def stage_ends(rows: Rows) -> list[float]:
 
 
 def draw_curves(rows: Rows, title: str, best_epoch: int | None = None) -> Figure:
-    """The curves of a run.
+    """Plot the curves of a run.
 
     Args:
-        rows: What ``read_metrics`` returns: each row has ``epoch`` (the first is 1), ``step`` and some metrics.
-        title: Line above the picture.
+        rows: Rows from ``read_metrics``: each has ``epoch`` (starts at 1), ``step`` and some metrics.
+        title: Title of the plot.
         best_epoch: Epoch to mark, counted from 1.
 
     Returns:
-        Loss and accuracy, or IoU and Dice, in the upper row, learning rate, momentum and speed in the lower; only what there is.
-        Thin lines part the stages of progressive resizing.
+        Loss and accuracy, or IoU and Dice, in the upper row; learning rate, momentum and speed in the lower row. Panels without
+        data are left out. Thin lines separate the stages of progressive resizing.
     """
     names, points = {name for row in rows for name in row}, list(zip(epochs_at(rows), rows, strict=True))
     upper = [panel for panel in EVALUATION_STAGES if any(f"{split}/{panel}" in names for split in SPLITS)]
@@ -105,7 +105,7 @@ def _draw_panel(axes: Axes, panel: str, points: Points, best_epoch: int | None) 
         _draw_splits(axes, panel, points)
         if best_epoch is not None:
             axes.axvline(best_epoch, color=GREY, linestyle=":", label=f"best: epoch {best_epoch}")
-        axes.legend(facecolor="white", edgecolor="none")  # lies over the lines, a little transparent
+        axes.legend(facecolor="white", edgecolor="none")  # drawn over the lines, slightly transparent
     elif panel == "speed":
         epochs, values = _series(points, "speed/images_per_s")
         axes.plot(epochs, values, color=ORANGE, marker=marker(epochs))
@@ -120,7 +120,7 @@ def _draw_panel(axes: Axes, panel: str, points: Points, best_epoch: int | None) 
 
 
 def _draw_splits(axes: Axes, metric: str, points: Points) -> None:
-    """One metric of all splits; the loss of single steps lies behind them."""
+    """Draw a metric of all splits; the loss of single steps is drawn behind them."""
     for split, colour in SPLITS.items():
         epochs, values = _series(points, f"{split}/{metric}")
         if epochs:
@@ -135,7 +135,7 @@ def _draw_splits(axes: Axes, metric: str, points: Points) -> None:
 
 
 def _draw_groups(axes: Axes, prefix: str, points: Points) -> None:
-    """A setting of every parameter group; groups that always agree share a line."""
+    """Draw a setting of every parameter group; groups with equal values share a line."""
     lines: dict[tuple[tuple[float, ...], tuple[float, ...]], list[str]] = {}
     for name in dict.fromkeys(name for _, row in points for name in row if name.startswith(f"{prefix}/")):
         epochs, values = _series(points, name)
@@ -154,7 +154,7 @@ def _series(points: Points, name: str) -> tuple[list[float], list[float]]:
 
 
 def scalar_layout(names: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
-    """TensorBoard's Custom Scalars layout: a chart for each metric that more than one split has.
+    """Build TensorBoard's Custom Scalars layout: a chart for each metric that more than one split has.
 
     Example:
         >>> scalar_layout(["train/loss", "val/loss", "lr/weights"])
@@ -163,7 +163,7 @@ def scalar_layout(names: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
     charts: dict[str, list[str]] = {}
     for split, _, metric in (name.partition("/") for name in names):
         if split in SPLITS:
-            charts.setdefault(metric, []).append(re.escape(f"{split}/{metric}") + "$")  # TensorBoard wants patterns
+            charts.setdefault(metric, []).append(re.escape(f"{split}/{metric}") + "$")  # a regular expression
     shared = {metric: ["Multiline", tags] for metric, tags in charts.items() if len(tags) > 1}
     return {"train and val": shared} if shared else {}
 
@@ -172,9 +172,9 @@ class Curves(Picture):
     """Draws ``plots/curves.png`` from metrics.csv.
 
     Args:
-        every_s: Seconds between two drawings during training; the end of training is always drawn. None
-            draws nothing, which saves a second or so of a run of seconds.
-        histograms: Send a histogram of every parameter to TensorBoard once an epoch.
+        every_s: Seconds between two drawings during training; the end of training is always drawn. None draws nothing, which saves
+            about a second in very short runs.
+        histograms: Send a histogram of every parameter to TensorBoard once per epoch.
     """
 
     name: ClassVar[str] = "curves"
@@ -185,14 +185,14 @@ class Curves(Picture):
         self._layout: dict[str, dict[str, list[Any]]] = {}
 
     def draw(self, trainer: Trainer, folder: Path) -> Figure | None:
-        """All rows so far."""
+        """Plot all rows of metrics.csv so far."""
         path = folder / "metrics.csv"
         rows = read_metrics(path) if path.exists() else []
         best_epoch = next((checkpoints.best_epoch for checkpoints in find_callbacks(trainer, Checkpoints)), None)
         return draw_curves(rows, f"{folder.parent.name}/{folder.name}", best_epoch) if rows else None
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Redraw, if it is time to; tell TensorBoard of new charts and, if asked to, of the weights."""
+        """Redraw if due; send new chart layouts and, if requested, weight histograms to TensorBoard."""
         super().on_train_epoch_end(trainer, pl_module)
         layout = scalar_layout(trainer.callback_metrics)
         for writer in tensorboard_writers(trainer) if trainer.is_global_zero else []:

@@ -1,12 +1,12 @@
-"""Pictures of one evaluation: of the epoch that best.ckpt holds in a fit, of the checkpoint that ``validate`` and ``test`` judge.
+"""Base class of plots and tables of one evaluation: in a fit the best epoch, in validate and test the given checkpoint.
 
-    fit        plots/NAME_val.png        of the best epoch so far, or of the last where nothing says which is best
-    validate   plots/NAME_validate.png   so that judging another checkpoint leaves the fit's own picture alone
+    fit        plots/NAME_val.png        the best epoch so far, or the last if there is no monitored metric
+    validate   plots/NAME_validate.png   a separate file, so that evaluating another checkpoint keeps the plot of the fit
     test       plots/NAME_test.png
 
-What is shown are step outputs of validation and test, of the weights that ``val/*`` and ``test/*`` are about: the average with
-EMA, whose second pass over the raw weights (``val_raw/*``) comes to no hook. A validation that a resume starts anew begins
-from nothing. Tables are written at once, pictures at most every few seconds, and at the end.
+The plots use step outputs of validation and test, from the same weights as ``val/*`` and ``test/*``: with EMA, the averaged ones.
+EMA's second pass over the raw weights (``val_raw/*``) calls no hook. A validation restarted by a resume starts empty. Tables are
+written at once; plots at most every few seconds, and at the end.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ Found = TypeVar("Found")
 
 
 class Shown(NamedTuple, Generic[Found]):
-    """What an evaluation found, and the line that says which evaluation it was."""
+    """Result of an evaluation, and the title that names the evaluation."""
 
     found: Found
     title: str
 
 
 def label_text(name: str, longest: int = 24) -> str:
-    """A class or file name as matplotlib may show it: shortened in its middle, no mathematics, no bytes that are no UTF-8.
+    """Prepare a class or file name for matplotlib: shorten it in the middle, escape mathtext, replace bytes that are not UTF-8.
 
     >>> label_text("n02085620-Chihuahua_long_haired", 16)
     'n0208562…_haired'
@@ -57,12 +57,12 @@ def label_text(name: str, longest: int = 24) -> str:
 
 
 def stage_of(trainer: Trainer) -> str:
-    """``val``, ``validate`` or ``test``: what the files of the running evaluation are named by."""
+    """Return ``val`` (in a fit), ``validate`` or ``test``: the suffix of the files of the current evaluation."""
     return "val" if trainer.state.fn == "fit" else str(trainer.state.fn.value)  # type: ignore[union-attr]
 
 
 def class_names_of(trainer: Trainer, pl_module: LightningModule, classes: int) -> list[str]:
-    """Names of the K classes by the module or the datamodule; their numbers where neither knows them."""
+    """Return the names of the K classes from the module or the datamodule, or their numbers if neither has names."""
     for owner in (pl_module, getattr(trainer, "datamodule", None)):
         names = getattr(owner, "class_names", None)
         if names is not None and len(names) == classes:
@@ -71,7 +71,7 @@ def class_names_of(trainer: Trainer, pl_module: LightningModule, classes: int) -
 
 
 def write_table(path: Path, header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-    """Write a CSV whole or not at all; names may hold bytes that are no UTF-8."""
+    """Write a CSV file atomically; names may contain bytes that are not UTF-8."""
     with (
         replace_file(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
@@ -80,10 +80,10 @@ def write_table(path: Path, header: Iterable[str], rows: Iterable[Iterable[objec
 
 
 class EvaluationPicture(Callback, ABC, Generic[Found]):
-    """Base of the callbacks that show one evaluation.
+    """Base class of callbacks that plot and tabulate one evaluation.
 
-    Subclasses set ``name`` and define ``begin``, ``add``, ``collect``, ``write`` and ``draw``; the last two are called by the first
-    process alone.
+    Subclasses set ``name`` and define ``begin``, ``add``, ``collect``, ``write`` and ``draw``. Only the first process calls
+    ``write`` and ``draw``.
 
     Args:
         every_s: Seconds between two drawings during training, 0 or more; the end of training is always drawn.
@@ -95,40 +95,40 @@ class EvaluationPicture(Callback, ABC, Generic[Found]):
         if every_s < 0:
             raise ValueError(f"every_s: 0 seconds or more, got {every_s}")
         self.every_s = every_s
-        self._drawn = -float("inf")  # the first is always drawn
+        self._drawn = -float("inf")  # the first evaluation is always drawn
         self._checkpoint_epoch: int | None = None
-        self._waiting: Shown[Found] | None = None  # a validation that is not yet known to be the best
+        self._waiting: Shown[Found] | None = None  # a validation that is not yet compared with the best
         self._undrawn: Shown[Found] | None = None
         self._pixels: NDArray[np.uint8] | None = None
 
-    # ---- what a subclass does ----
+    # ---- methods of a subclass ----
 
     @abstractmethod
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the evaluation before."""
+        """Reset the state of the previous evaluation."""
 
     @abstractmethod
     def add(
         self, trainer: Trainer, pl_module: LightningModule, logits: Tensor, label: Tensor, batch: dict[str, Any]
     ) -> None:
-        """Take in a batch: logits (B, K), class ids (B,)."""
+        """Add a batch: logits (B, K), class ids (B,)."""
 
     @abstractmethod
     def collect(self, trainer: Trainer, pl_module: LightningModule) -> Found:
-        """What all processes found, on the CPU."""
+        """Combine the results of all processes, on the CPU."""
 
     @abstractmethod
     def write(self, folder: Path, stage: str, found: Found) -> None:
-        """Write the tables, or remove older ones where there is nothing to say."""
+        """Write the tables, or remove older ones if there is nothing to write."""
 
     @abstractmethod
     def draw(self, found: Found, title: str) -> Figure | None:
-        """The picture, or None where there is nothing to show."""
+        """Draw the plot; None if there is nothing to show."""
 
-    # ---- when ----
+    # ---- hooks ----
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin anew."""
+        """Start a new evaluation."""
         if self._wanted(trainer):
             self.begin(trainer, pl_module)
 
@@ -141,12 +141,12 @@ class EvaluationPicture(Callback, ABC, Generic[Found]):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Take in the step's output."""
+        """Add the step's output."""
         if self._wanted(trainer):
             self._add(trainer, pl_module, outputs, batch)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show it, or in a fit wait for the judgement; the last one of an epoch is judged when the epoch has its figures."""
+        """Write and draw the result; in a fit, only if it is the best, which for the last validation of an epoch is known later."""
         if not self._wanted(trainer):
             return
         found = self.collect(trainer, pl_module)
@@ -160,21 +160,21 @@ class EvaluationPicture(Callback, ABC, Generic[Found]):
             self._evaluate(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Judge the validation at the end of the epoch."""
+        """Compare the validation at the end of the epoch with the best."""
         self._evaluate(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw what was not yet drawn, and hand the final picture to TensorBoard."""
+        """Draw the best evaluation if it is not drawn yet, and send the final plot to TensorBoard."""
         self._draw(trainer)
         self._to_tensorboard(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """A run that a signal ends may go on without a better epoch: it should have the picture of its best one."""
+        """Draw the best evaluation when a signal ends the run, because a resumed run may find no better epoch."""
         if isinstance(exception, Interrupted):
             self._draw(trainer)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin anew."""
+        """Start a new evaluation."""
         if self._wanted(trainer):
             self.begin(trainer, pl_module)
 
@@ -187,21 +187,21 @@ class EvaluationPicture(Callback, ABC, Generic[Found]):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Take in the step's output."""
+        """Add the step's output."""
         if self._wanted(trainer):
             self._add(trainer, pl_module, outputs, batch)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show it."""
+        """Write and draw the result."""
         if self._wanted(trainer):
             self._show(trainer, self.collect(trainer, pl_module))
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Note the epoch of the weights that are about to be judged."""
+        """Remember the epoch of the checkpoint that is about to be evaluated."""
         if trainer.state.fn != "fit":
             self._checkpoint_epoch = checkpoint["epoch"] + 1 if checkpoint["global_step"] else 0
 
-    # ---- how ----
+    # ---- helpers ----
 
     def _wanted(self, trainer: Trainer) -> bool:
         return not trainer.sanity_checking and evaluation_folder(trainer) is not None
@@ -217,7 +217,7 @@ class EvaluationPicture(Callback, ABC, Generic[Found]):
         self.add(trainer, pl_module, logits.detach(), outputs["label"], batch)
 
     def _evaluate(self, trainer: Trainer) -> None:
-        """Keep the waiting validation if best.ckpt is about to hold its weights: Checkpoints stands behind every other callback."""
+        """Write the waiting validation's tables if it is the best; best.ckpt is written later, as Checkpoints runs last."""
         waiting, self._waiting = self._waiting, None
         if waiting is None or not trainer.is_global_zero:
             return
@@ -254,7 +254,7 @@ class EvaluationPicture(Callback, ABC, Generic[Found]):
         figure = self.draw(shown.found, f"{folder.parent.name}/{folder.name} · {shown.title}")
         self._pixels = None if figure is None else render(figure)
         if self._pixels is None:
-            path.unlink(missing_ok=True)  # an older one would contradict what is now known
+            path.unlink(missing_ok=True)  # an older plot would contradict the new result
         else:
             write_png(path, self._pixels)
         self._drawn = monotonic()
@@ -263,7 +263,7 @@ class EvaluationPicture(Callback, ABC, Generic[Found]):
         return folder / "plots" / f"{self.name}_{stage_of(trainer)}.png"
 
     def _to_tensorboard(self, trainer: Trainer) -> None:
-        """Only the final picture: every redrawing would stay in the event file."""
+        """Send the final plot only, because every plot stays in the event file."""
         if self._pixels is None:
             return
         for writer in tensorboard_writers(trainer):

@@ -1,4 +1,4 @@
-"""Images as a picture shows them: normalisation undone, masks tinted, and the colours of true and predicted masks."""
+"""Converts normalised images to pixels, draws mask overlays, and defines the colours of true and predicted masks."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ MASK_LEGEND = "true mask blue, predicted mask vermilion"
 
 
 def image_pixels(images: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> NDArray[np.uint8]:
-    """Undo the normalisation of a batch.
+    """Undo the normalisation of a batch of images and convert it to uint8.
 
     Args:
         images: (n, C, H, W), normalised.
-        mean: Of the C channels in units of 0..1; None where it is unknown: each image is then stretched to the whole range.
-        std: Likewise.
+        mean: Mean of the C channels in units of 0..1; if None, each image is stretched to the full range.
+        std: Standard deviation of the C channels, in the same units; None as for ``mean``.
 
     Returns:
-        (n, H, W, 1 or 3): of other numbers of channels only the first is shown.
+        (n, H, W, 1 or 3): for other numbers of channels only the first is shown.
     """
     values = images.float().cpu()
     if mean is not None and std is not None:
@@ -37,12 +37,12 @@ def image_pixels(images: Tensor, mean: Sequence[float] | None, std: Sequence[flo
 
 
 def overlay(pixels: NDArray[np.uint8], mask: NDArray[np.bool_], colour: str = PREDICTED_MASK) -> NDArray[np.uint8]:
-    """Tint the pixels of a mask and outline it in the full colour.
+    """Tint the pixels of a mask and draw its outline in the full colour.
 
     Args:
         pixels: (H, W, 3).
         mask: (H, W), True where the object is.
-        colour: As ``#RRGGBB``.
+        colour: Colour as ``#RRGGBB``.
 
     Returns:
         (H, W, 3).

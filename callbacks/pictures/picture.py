@@ -1,7 +1,7 @@
-"""Pictures of a run: redrawn at most every few seconds, replaced whole on disk, shown in TensorBoard at the end.
+"""Base class of plots of a run: redrawn at most every few seconds, replaced atomically, sent to TensorBoard at the end.
 
-A picture is a pure function that returns a matplotlib ``Figure`` and a ``Picture`` callback that feeds it. ``Figure`` is
-used without pyplot, so nothing is global, no window opens, and no figure has to be closed.
+A plot consists of a pure function that returns a matplotlib ``Figure`` and a ``Picture`` callback that calls it. ``Figure`` is used
+without pyplot, so there is no global state, no window opens, and no ``Figure`` has to be closed.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 
 def tensorboard_writers(trainer: Trainer) -> list[SummaryWriter]:
-    """The event writers of the trainer's TensorBoard loggers."""
+    """Return the event writers of the trainer's TensorBoard loggers."""
     return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
 
 class Picture(Callback, ABC):
-    """Base of the callbacks that draw: writes ``plots/<name>.png`` in the run folder.
+    """Base class of callbacks that write ``plots/<name>.png`` in the run folder.
 
-    It stands after ``MetricsLog``, which writes what is drawn. Subclasses set ``name`` and define ``draw``.
+    It must come after ``MetricsLog``, which writes the data to draw. Subclasses set ``name`` and define ``draw``.
 
     Args:
         every_s: Seconds between two drawings during training, 0 or more; the end of training is always drawn. None draws nothing.
@@ -48,21 +48,21 @@ class Picture(Callback, ABC):
 
     @abstractmethod
     def draw(self, trainer: Trainer, folder: Path) -> Figure | None:
-        """The picture as of now, or None where there is nothing to show."""
+        """Draw the current state; None if there is nothing to show."""
 
     def should_draw(self, now: float) -> bool:
-        """Whether the last drawing is old enough; ``now`` in seconds."""
+        """Whether a redraw is due; ``now`` in seconds."""
         return self.every_s is not None and now - self._drawn >= self.every_s
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Redraw, if it is time to."""
+        """Redraw if due."""
         if self.should_draw(monotonic()):
             self._update(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the final state, and hand it to TensorBoard.
+        """Draw the final state and send it to TensorBoard.
 
-        Only now: every redrawing would stay in the event file, which would outgrow all else in the run folder.
+        Earlier drawings are not sent: they would all stay in the event file, which would become the largest file of the run folder.
         """
         pixels = self._update(trainer)
         if pixels is not None:
@@ -74,7 +74,7 @@ class Picture(Callback, ABC):
         if folder is None or not trainer.is_global_zero or self.every_s is None:
             return None
         figure = self.draw(trainer, folder)
-        self._drawn = monotonic()  # after drawing: a slow machine must not spend all its time on pictures
+        self._drawn = monotonic()  # after drawing: a slow machine must not spend all its time on plots
         if figure is None:
             return None
         pixels = render(figure)

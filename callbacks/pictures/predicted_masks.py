@@ -1,10 +1,10 @@
-"""Masks that `main.py predict` finds, as pictures of the images' own sizes, and as a table.
+"""The MaskWriter callback: writes masks predicted by `main.py predict` as PNG files of the images' own sizes, and a table.
 
 predictions/masks/IMAGE__PROMPT.png      255 where the prompt's object is, 0 elsewhere
 predictions/overlays/IMAGE__PROMPT.png   the image with these pixels tinted and outlined
 predictions.csv                          index, file, prompt, threshold, area (share of the image, 0 to 1), mask
 
-IMAGE is the file's name without its ending, in the folders that it lies in; where two files differ by the ending alone, with it.
+IMAGE is the path of the image file without its extension. If two files differ only in the extension, the extension is kept.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ HEADER = ("index", "file", "prompt", "threshold", "area", "mask")
 
 
 def mask_names(files: Sequence[str]) -> list[str]:
-    """Names of images as their masks have them.
+    """Names of the images for the mask files: paths without extension, unless that is ambiguous.
 
     >>> mask_names(["a/1.jpg", "b.jpg", "b.png"])
     ['a/1', 'b.jpg', 'b.png']
@@ -39,10 +39,10 @@ def mask_names(files: Sequence[str]) -> list[str]:
 
 
 class MaskWriter(Callback):
-    """Writes each batch as it comes, so that no more than a batch is held.
+    """Writes the masks of each batch at once, so that only one batch is held in memory.
 
     Args:
-        folder: Where `predictions` and `predictions.csv` are written; those of another predict are replaced name by name.
+        folder: Folder for `predictions` and `predictions.csv`; files of the same name from an earlier predict are replaced.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -51,7 +51,7 @@ class MaskWriter(Callback):
         self._names: list[str] = []
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin anew."""
+        """Reset the table."""
         self._files: list[str] = trainer.datamodule.predicted_files()  # type: ignore[attr-defined]
         self._names, self._rows = mask_names(self._files), []
 
@@ -64,7 +64,7 @@ class MaskWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Write the masks of a batch and its pictures."""
+        """Write the masks and overlays of a batch."""
         masks = outputs["mask"].cpu().numpy()
         images = image_pixels(batch["image"], pl_module.mean, pl_module.std)  # type: ignore[arg-type]
         index = outputs["index"].tolist()
@@ -87,6 +87,6 @@ class MaskWriter(Callback):
             Image.fromarray(pixels).save(temporary, format="PNG")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the table, in the order of the images."""
+        """Write the table, sorted by image index."""
         self._rows.sort(key=lambda row: (row[0], row[5]))
         write_table(self.folder / "predictions.csv", HEADER, self._rows)

@@ -1,4 +1,4 @@
-"""The pictures and tables of ``Calibration``: reliability before and after the temperature, confidences, risk against coverage."""
+"""Plots and tables of ``Calibration``: reliability bins before and after the temperature, confidences, risk against coverage."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ SHARE = PercentFormatter(1.0, decimals=0)
 
 
 class Evaluation(NamedTuple):
-    """What an evaluation says of confidences.
+    """Calibration and early-exit results of one evaluation.
 
     Attributes:
-        before: Sums of the raw logits.
-        after: Sums of the logits divided by the temperature.
+        before: Calibration sums of the raw logits.
+        after: Calibration sums of the logits divided by the temperature.
         exits: Counts by true class and calibrated confidence.
-        temperature: The divisor, 1 where there is none.
-        threshold: Where samples exit; infinite: none does, None: nothing was chosen.
-        target: Exit accuracy that was promised, None where it is unknown.
-        names: Of the K classes.
+        temperature: Divisor of the logits, 1 without a temperature.
+        threshold: Confidence from which samples exit; infinite: no sample exits, None: no threshold was chosen.
+        target: Guaranteed exit accuracy, None if unknown.
+        names: Names of the K classes.
     """
 
     before: CalibrationSums
@@ -44,14 +44,14 @@ class Evaluation(NamedTuple):
     names: Sequence[str] = ()
 
     def of_classes(self) -> list[tuple[str, ExitMetrics]]:
-        """Exit figures at the threshold: of all classes together, then of each."""
+        """Exit metrics at the threshold: of all classes together, then of each class."""
         threshold = math.inf if self.threshold is None else self.threshold
         each = zip(self.names, self.exits.of_classes(threshold), strict=True)
         return [("all", self.exits.at(threshold)), *each]
 
 
 def expected_band(bins: Bins) -> tuple[Array, Array]:
-    """Accuracies (bins,) between which 95 of 100 perfectly calibrated networks would have each bin; NaN in empty ones."""
+    """Return the 95 % interval (low, high), each (bins,), of each bin's accuracy under perfect calibration; NaN in empty bins."""
     count = np.where(bins.samples > 0, bins.samples, np.nan)
     confidence = np.clip(bins.confidence / count, 0, 1)
     low, high = (stats.binom.ppf(quantile, count, confidence) / count for quantile in (0.025, 0.975))
@@ -59,7 +59,7 @@ def expected_band(bins: Bins) -> tuple[Array, Array]:
 
 
 def write_tables(folder: Path, stage: str, found: Evaluation) -> None:
-    """reliability_STAGE.csv, a row a bin and temperature; exit_STAGE.csv, a row a class, where there is a threshold."""
+    """Write reliability_STAGE.csv (a row per bin and temperature) and, with a threshold, exit_STAGE.csv (a row per class)."""
     rows: list[tuple[object, ...]] = []
     for temperature, sums in {1.0: found.before, found.temperature: found.after}.items():
         bins, count = sums.width, len(sums.width.samples)
@@ -82,17 +82,17 @@ def write_tables(folder: Path, stage: str, found: Evaluation) -> None:
 
 
 def draw_reliability(found: Evaluation, title: str) -> Figure:
-    """Reliability and confidences of the raw and, where there is a temperature, of the calibrated network; risk against coverage.
+    """Plot reliability and confidences of the raw and, with a temperature, of the calibrated network; and risk against coverage.
 
     Args:
-        found: At least one sample with finite logits, or the picture says that there is none.
-        title: Line above; the number of samples is added.
+        found: Results to plot; if no sample has finite logits, the title reports that.
+        title: Title of the plot; the number of samples is added.
     """
-    columns = [("as it is", found.before)]
+    columns = [("uncalibrated", found.before)]
     if found.temperature != 1:
         columns.append((f"temperature {found.temperature:.3f}", found.after))
     figure = Figure(figsize=(4.3 * len(columns) + 4.7, 5.6), layout="constrained")
-    lost = f", of which {found.before.lost:,} have logits that are not finite" if found.before.lost else ""
+    lost = f", {found.before.lost:,} of them with non-finite logits" if found.before.lost else ""
     figure.suptitle(f"{label_text(title, 200)}\n{found.before.samples:,} samples{lost}", fontsize=11)
     grid = figure.add_gridspec(2, len(columns) + 1, height_ratios=(3, 1))
     most = max((sums.width.samples.max() for _, sums in columns), default=0) / max(found.before.samples, 1)
@@ -100,7 +100,7 @@ def draw_reliability(found: Evaluation, title: str) -> Figure:
         above, below = (figure.add_subplot(grid[row, column]) for row in (0, 1))
         _draw_bins(above, sums, name)
         _draw_histogram(below, sums.width, found.before.samples, most)
-    # outside: bars may fill any corner
+    # outside the axes, because bars may fill any corner
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower left", ncols=3, fontsize=9, frameon=False)
     _draw_risk(figure.add_subplot(grid[:, len(columns)]), found)
@@ -123,7 +123,7 @@ def _draw_bins(axes: Axes, sums: CalibrationSums, name: str) -> None:
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle="--")
     metrics = sums.metrics()
     axes.set_title(
-        f"{name}: ECE {metrics['ece']:.2%} (noise alone {metrics['ece_floor']:.2%})\nNLL {metrics['nll']:.4f} nats",
+        f"{name}: ECE {metrics['ece']:.2%} (noise floor {metrics['ece_floor']:.2%})\nNLL {metrics['nll']:.4f} nats",
         fontsize=10,
     )
     axes.set_ylabel("accuracy (share of right answers)")

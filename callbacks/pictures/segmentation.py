@@ -1,9 +1,9 @@
-"""The worst and the best masks of an evaluation: image, truth and prediction beside each other.
+"""The SegmentationPictures callback: plots the masks with the lowest and the highest IoU, true mask next to prediction.
 
-plots/segmentation_val.png   segmentation_val.csv      see callbacks/pictures/evaluation.py for which evaluation
+plots/segmentation_val.png   segmentation_val.csv      which evaluation: see callbacks/pictures/evaluation.py
 
-Of each image's own prompt; images whose truth and prediction are both empty are passed over. In a fit predictions are drawn at
-0.5, as the thresholds are chosen when the validation is over; validate and test draw at the checkpoint's thresholds.
+Only each image's own prompt is used; images whose true and predicted masks are both empty are skipped. In a fit, predictions use a
+threshold of 0.5, because thresholds are chosen after the validation; validate and test use the checkpoint's thresholds.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from torch import Tensor
 from callbacks.pictures.evaluation import EvaluationPicture, class_names_of, label_text, write_table
 from callbacks.pictures.image_pixels import MASK_LEGEND, PREDICTED_MASK, TRUE_MASK, image_pixels, overlay
 
-SIDE = 192  # pixels of a tile; pictures are kept small, not whole
+SIDE = 192  # pixels of a tile; images are kept at this size, not at full size
 
 
 class Extremes(NamedTuple):
-    """The n images of the lowest or highest scores so far, the most extreme first; missing ones have a score of infinity.
+    """The n images with the lowest or highest IoU so far, most extreme first; missing ones have a score of infinity.
 
     Attributes:
         score: (n,) float32, IoU for the worst, minus IoU for the best.
         place: (n,) int64 index in the data set.
         number: (n,) int64 number of the prompt.
-        image: (n, 3, SIDE, SIDE) float32 as the network saw them, made small.
-        mask: (n, 2, SIDE, SIDE) bool, truth and prediction.
+        image: (n, 3, SIDE, SIDE) float32, the network's input, resized.
+        mask: (n, 2, SIDE, SIDE) bool, true and predicted mask.
     """
 
     score: Tensor
@@ -46,13 +46,13 @@ class Extremes(NamedTuple):
     mask: Tensor
 
     def first(self, count: int) -> Extremes:
-        """The most extreme ones."""
+        """Return the ``count`` most extreme ones."""
         order = self.score.argsort(stable=True)[:count]
         return Extremes(*(values[order] for values in self))
 
 
 class Drawn(NamedTuple):
-    """One mask of the picture: pixels of the image (H, W, 3), truth and prediction (H, W), what it is, and its IoU."""
+    """One mask to draw: image pixels (H, W, 3), true and predicted mask (H, W), prompt, file and IoU."""
 
     pixels: NDArray[np.uint8]
     truth: NDArray[np.bool_]
@@ -63,17 +63,17 @@ class Drawn(NamedTuple):
 
 
 class Masks(NamedTuple):
-    """The worst and the best, the most extreme first."""
+    """The masks with the lowest and with the highest IoU, most extreme first."""
 
     worst: list[Drawn]
     best: list[Drawn]
 
 
 class SegmentationPictures(EvaluationPicture[Masks]):
-    """Draws the masks of lowest and of highest IoU.
+    """Plots the masks with the lowest and the highest IoU.
 
     Args:
-        count: Masks of each, 1 or more.
+        count: Number of masks of each kind, 1 or more.
         every_s: Seconds between two drawings during training; the end of training is always drawn.
 
     Raises:
@@ -97,7 +97,7 @@ class SegmentationPictures(EvaluationPicture[Masks]):
         self.add(trainer, pl_module, outputs["logits"].detach(), outputs["label"], batch)
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the masks of before."""
+        """Reset the masks of the previous evaluation."""
         device = pl_module.device
         none = torch.zeros(0, dtype=torch.int64, device=device)
         image, mask = torch.zeros(0, 3, SIDE, SIDE, device=device), torch.zeros(0, 2, SIDE, SIDE, device=device)
@@ -106,7 +106,7 @@ class SegmentationPictures(EvaluationPicture[Masks]):
     def add(
         self, trainer: Trainer, pl_module: LightningModule, logits: Tensor, label: Tensor, batch: dict[str, Any]
     ) -> None:
-        """Keep the extremes of a batch."""
+        """Merge a batch into the extremes so far."""
         own = len(batch["index"])
         number, truth = batch["prompt_number"][:own], label[:own] != 0
         if trainer.state.fn == "fit":
@@ -126,7 +126,7 @@ class SegmentationPictures(EvaluationPicture[Masks]):
             self._kept[which] = both.first(self.count)
 
     def collect(self, trainer: Trainer, pl_module: LightningModule) -> Masks:
-        """The extremes of all processes."""
+        """Combine the extremes of all processes."""
         files = getattr(trainer.datamodule, "predicted_files", lambda: None)()  # type: ignore[attr-defined]
         names = class_names_of(trainer, pl_module, len(pl_module.class_names))  # type: ignore[arg-type]
         drawn = []
@@ -158,17 +158,17 @@ class SegmentationPictures(EvaluationPicture[Masks]):
         return Masks(*drawn)
 
     def write(self, folder: Path, stage: str, found: Masks) -> None:
-        """A row for each mask that is drawn."""
+        """Write a row for each mask that is drawn."""
         rows = [(kind, m.file, m.prompt, f"{m.iou:.6f}") for kind, ms in found._asdict().items() for m in ms]
         write_table(folder / f"segmentation_{stage}.csv", ("which", "file", "prompt", "iou"), rows)
 
     def draw(self, found: Masks, title: str) -> Figure | None:
-        """Two rows of masks each for the worst and the best."""
+        """Draw the worst and the best masks in two rows each."""
         return draw_masks(found, title) if found.worst else None
 
 
 def _filled(kept: Extremes, count: int) -> Extremes:
-    """Filled up to `count`, so that all processes have the same shape to exchange."""
+    """Pad to `count` entries, so that all processes gather tensors of the same shape."""
     missing = count - len(kept.score)
     score = F.pad(kept.score, (0, missing), value=torch.inf)
     rest = [torch.cat([values, values.new_zeros(missing, *values.shape[1:])]) for values in kept[1:]]
@@ -176,11 +176,11 @@ def _filled(kept: Extremes, count: int) -> Extremes:
 
 
 def draw_masks(found: Masks, title: str) -> Figure:
-    """The figure: for each mask the image with the truth outlined, and with the prediction.
+    """Plot for each mask the image with the true mask, and below it the image with the predicted mask.
 
     Args:
-        found: What to draw.
-        title: Line above the picture.
+        found: Masks to draw.
+        title: Title of the plot.
     """
     columns = max(len(found.worst), len(found.best))
     figure = Figure(figsize=(1.0 + 1.75 * columns, 8.6), layout="constrained")

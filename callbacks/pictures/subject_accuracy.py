@@ -1,6 +1,6 @@
-"""For whom it works: the accuracy of each person, over all activities and for each, as picture and table.
+"""The SubjectAccuracy callback: plots and tabulates the accuracy of each person, over all activities and per activity.
 
-plots/subjects_val.png   per_subject_val.csv      see callbacks/pictures/evaluation.py for which evaluation
+plots/subjects_val.png   per_subject_val.csv      which evaluation: see callbacks/pictures/evaluation.py
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from metrics import GroupAccuracy, GroupSums
 
 
 class SubjectTable(NamedTuple):
-    """Figures of each person, of each person and true class, and the names of the classes."""
+    """Accuracy of each person, accuracy of each person and true class, and the class names."""
 
     subjects: dict[int, GroupAccuracy]
     cells: dict[tuple[int, int], GroupAccuracy]
@@ -28,11 +28,11 @@ class SubjectTable(NamedTuple):
 
 
 def draw_subjects(found: SubjectTable, title: str) -> Figure:
-    """Persons as rows, the worst on top; activities as columns, all of them in the first.
+    """Plot a heat map: persons as rows, worst on top; the first column is the overall accuracy, the others are activities.
 
     Args:
-        found: Figures of at least one person.
-        title: Line above the picture.
+        found: Accuracies of at least one person.
+        title: Title of the plot.
     """
     subjects = sorted(found.subjects, key=lambda subject: found.subjects[subject].accuracy)
     columns = ["all", *(label_text(name) for name in found.names)]
@@ -45,7 +45,7 @@ def draw_subjects(found: SubjectTable, title: str) -> Figure:
     figure = Figure(figsize=(2.4 + 0.8 * len(columns), 2.6 + 0.3 * len(subjects)), layout="constrained")
     figure.suptitle(label_text(title, 200))
     axes = figure.add_subplot()
-    # half is as bad as it usually gets: the scale would otherwise show nothing
+    # accuracy is rarely below 0.5; a scale from 0 would hide the differences
     image = axes.imshow(shares, cmap="Blues", vmin=0.5, vmax=1.0, aspect="auto")
     for row, column in zip(*np.nonzero(~np.isnan(shares)), strict=True):
         colour = "white" if shares[row, column] > 0.8 else "black"
@@ -54,15 +54,15 @@ def draw_subjects(found: SubjectTable, title: str) -> Figure:
     axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right", fontsize=8)
     axes.set_yticks(range(len(subjects)), [f"{one} (n={found.subjects[one].n})" for one in subjects], fontsize=8)
     axes.set_xlabel("true activity")
-    axes.set_ylabel("subject (windows), the worst on top")
+    axes.set_ylabel("subject (windows), worst on top")
     figure.colorbar(image, ax=axes, format=PercentFormatter(1.0, decimals=0), label="accuracy", extend="min")
     return figure
 
 
 class SubjectAccuracy(EvaluationPicture[SubjectTable]):
-    """Draws ``plots/subjects_val.png`` of the best epoch and ``subjects_test.png``, and writes the figures as CSV.
+    """Draws ``plots/subjects_val.png`` of the best epoch and ``subjects_test.png``, and writes the accuracies as CSV.
 
-    Batches must say by `subject` (B,) whom a sample is of.
+    Batches must contain `subject` (B,), the person of each sample.
 
     Args:
         every_s: Seconds between two drawings during training; the end of training is always drawn.
@@ -76,23 +76,23 @@ class SubjectAccuracy(EvaluationPicture[SubjectTable]):
         self._classes = 0
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Made at the first batch, which says how many classes there are."""
+        """Reset; the sums are created at the first batch, when the number of classes is known."""
         self._sums = None
 
     def add(
         self, trainer: Trainer, pl_module: LightningModule, logits: Tensor, label: Tensor, batch: dict[str, Any]
     ) -> None:
-        """Take in hits, by person and class in one number."""
+        """Count the hits of a batch; the group number encodes person and class."""
         if "subject" not in batch:
             raise MisconfigurationException(
-                "SubjectAccuracy: the data does not say whom a sample is of; remove it from trainer.callbacks"
+                "SubjectAccuracy: the batches have no 'subject'; remove it from trainer.callbacks"
             )
         if self._sums is None:
             self._sums, self._classes = GroupSums().to(logits.device), logits.shape[1]
         self._sums.update(logits, label, batch["subject"] * self._classes + label)
 
     def collect(self, trainer: Trainer, pl_module: LightningModule) -> SubjectTable:
-        """Figures over all processes."""
+        """Combine the counts of all processes."""
         assert self._sums is not None
         cells = {divmod(number, self._classes): one for number, one in self._sums.compute().items()}
         subjects: dict[int, GroupAccuracy] = {}
@@ -102,7 +102,7 @@ class SubjectAccuracy(EvaluationPicture[SubjectTable]):
         return SubjectTable(subjects, cells, class_names_of(trainer, pl_module, self._classes))
 
     def write(self, folder: Path, stage: str, found: SubjectTable) -> None:
-        """A row for each person; a class without windows of a person is left empty."""
+        """Write a row for each person; the cell of a class without windows is empty."""
         rows = []
         for subject, one in found.subjects.items():
             cells = [found.cells.get((subject, k)) for k in range(len(found.names))]
@@ -111,5 +111,5 @@ class SubjectAccuracy(EvaluationPicture[SubjectTable]):
         write_table(folder / f"per_subject_{stage}.csv", ("subject", "n", "accuracy", *found.names), rows)
 
     def draw(self, found: SubjectTable, title: str) -> Figure:
-        """All of it."""
+        """Draw the heat map."""
         return draw_subjects(found, title)

@@ -1,7 +1,7 @@
-"""What the ternary layers look like, ``plots/ternary_shares.png``: shares of -1, 0, +1, scales, zeros over the epochs.
+"""The TernaryShares callback: plots each ternary layer's shares of -1, 0, +1, its scale, and the zeros over the epochs.
 
-Everything comes from metrics named ``ternary/<layer>/{minus,zero,plus,scale}``; this file knows nothing of networks.
-Where there are none (the full-precision twin), nothing is drawn.
+It writes ``plots/ternary_shares.png`` from the metrics ``ternary/<layer>/{minus,zero,plus,scale}`` and does not access the network.
+Without these metrics (in full-precision networks) it draws nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PREFIX = "ternary/"
 
 
 class Layer(NamedTuple):
-    """Shares (0 to 1, they sum to 1) of the three values in a layer, and the mean of its scales."""
+    """Shares of the values -1, 0 and +1 in a layer (0 to 1, sum 1), and the mean of its scales."""
 
     minus: float
     zero: float
@@ -33,7 +33,7 @@ class Layer(NamedTuple):
 
 
 def layers_of(metrics: Mapping[str, SupportsFloat]) -> dict[str, Layer]:
-    """The ternary layers among metrics, in the order of their logging.
+    """Extract the ternary layers from metrics, in the order of logging.
 
     Example:
         >>> names = ["minus", "zero", "plus", "scale"]
@@ -47,12 +47,12 @@ def layers_of(metrics: Mapping[str, SupportsFloat]) -> dict[str, Layer]:
 
 
 def draw_shares(layers: Mapping[str, Layer], rows: list[dict[str, float]], title: str) -> Figure:
-    """The ternary layers now, and their zeros over the epochs.
+    """Plot the current shares and scales of the ternary layers, and their zeros over the epochs.
 
     Args:
         layers: Layers by name, at least one, in the order of the network.
-        rows: What ``read_metrics`` returns; those with ternary metrics are used.
-        title: Line above the picture.
+        rows: Rows from ``read_metrics``; only those with ternary metrics are used.
+        title: Title of the plot.
     """
     upper, lower = max(1.8, 0.26 * len(layers) + 0.9), 2.6  # inches
     figure = Figure(figsize=(10, upper + lower + 0.4), layout="constrained")
@@ -70,7 +70,7 @@ def _draw_shares(axes: Axes, layers: Mapping[str, Layer]) -> None:
     for field, colour, label in (("minus", BLUE, "\N{MINUS SIGN}1"), ("zero", LIGHT_GREY, "0"), ("plus", ORANGE, "+1")):
         widths = np.array([getattr(layer, field) for layer in layers.values()])
         bars = axes.barh(range(len(layers)), widths, left=left, height=0.8, color=colour, label=label)
-        texts = [f"{width:.0%}" if width >= 0.05 else "" for width in widths]  # a narrower bar has no room for it
+        texts = [f"{width:.0%}" if width >= 0.05 else "" for width in widths]  # a narrower bar has no room for the text
         axes.bar_label(bars, texts, label_type="center", fontsize=8, color="white" if field == "minus" else "black")
         left += widths
     axes.set_yticks(range(len(layers)), list(layers), fontsize=8)
@@ -112,7 +112,7 @@ def _draw_zeros(axes: Axes, rows: list[dict[str, float]]) -> None:
 
 
 class TernaryShares(Picture):
-    """Draws ``plots/ternary_shares.png``; silent where no ternary metrics are logged.
+    """Draws ``plots/ternary_shares.png``; draws nothing if no ternary metrics are logged.
 
     Args:
         every_s: Seconds between two drawings during training; the end of training is always drawn.
@@ -121,7 +121,7 @@ class TernaryShares(Picture):
     name: ClassVar[str] = "ternary_shares"
 
     def draw(self, trainer: Trainer, folder: Path) -> Figure | None:
-        """The latest shares and the epochs so far."""
+        """Plot the latest shares and the epochs so far."""
         layers = layers_of(trainer.callback_metrics)
         if not layers:
             return None

@@ -1,9 +1,9 @@
-"""The images that a classifier gets wrong while it is surest of itself: a grid of them, and their places and files as a table.
+"""The WorstMistakes callback: plots and lists the wrongly classified images with the highest confidence.
 
-    plots/mistakes_test.png   mistakes_test.csv       see callbacks/pictures/evaluation.py for which evaluation
+    plots/mistakes_test.png   mistakes_test.csv       which evaluation: see callbacks/pictures/evaluation.py
 
-Such images are where wrong labels are found, and classes that cannot be told apart. Only the worst of each batch are looked at
-further and only ``count`` images are kept, on the device, without waiting for it. Several processes exchange theirs at the end.
+Such images reveal wrong labels and classes that are hard to tell apart. Only the ``count`` worst images so far are kept, on the
+device and without synchronising with it. Several processes combine theirs at the end.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from callbacks.pictures.image_pixels import image_pixels
 
 log = logging.getLogger(__name__)
 
-NAME_LENGTH = 20  # of a class, in letters: what the width of a tile holds
+NAME_LENGTH = 20  # letters of a class name that fit into the width of a tile
 
 
 class Worst(NamedTuple):
-    """The worst mistakes so far, the worst first; with fewer than n the rest has odds of minus infinity.
+    """The worst mistakes so far, worst first; entries beyond the number of mistakes have odds of minus infinity.
 
     Attributes:
-        odds: log(p / (1 - p)) of the wrong class that was predicted (n,); unlike p itself it tells sure mistakes apart in float32.
+        odds: log(p / (1 - p)) of the wrong class that was predicted (n,); unlike p it distinguishes confident mistakes in float32.
         label: True class (n,).
         predicted: Predicted class (n,).
-        place: Index in the data set (n,), -1 where the batches do not say.
-        image: As the network saw them, (n, C, H, W).
+        place: Index in the data set (n,), -1 if the batches have no index.
+        image: Input images of the network, (n, C, H, W).
     """
 
     odds: Tensor
@@ -60,20 +60,20 @@ class Mistake(NamedTuple):
 
 
 class Mistakes(NamedTuple):
-    """The worst mistakes, the worst first."""
+    """The worst mistakes, worst first."""
 
     worst: list[Mistake]
 
 
 def worst_mistakes(logits: Tensor, label: Tensor, place: Tensor, image: Tensor, count: int) -> Worst:
-    """The mistakes of a batch with the highest probability of the predicted class.
+    """Select the mistakes of a batch with the highest probability of the predicted class.
 
     Args:
         logits: (B, K).
         label: Class ids (B,).
         place: Indices in the data set (B,).
         image: (B, C, H, W).
-        count: How many to keep at most.
+        count: Maximum number of mistakes.
     """
     top, predicted = logits.float().max(dim=1)
     others = logits.float().scatter(1, predicted[:, None], -math.inf).logsumexp(dim=1)
@@ -82,22 +82,22 @@ def worst_mistakes(logits: Tensor, label: Tensor, place: Tensor, image: Tensor, 
 
 
 def first_of(mistakes: Worst, count: int) -> Worst:
-    """The worst ``count`` of them; of equals those that come first."""
+    """Select the worst ``count``; among equals, those that come first."""
     order = mistakes.odds.sort(descending=True, stable=True).indices[:count]
     return Worst(*(values.index_select(0, order) for values in mistakes))
 
 
 def merged(parts: Sequence[Worst], count: int) -> Worst:
-    """The worst of several."""
+    """Select the worst ``count`` of several sets."""
     return first_of(Worst(*(torch.cat(values) for values in zip(*parts, strict=True))), count)
 
 
 def draw_mistakes(mistakes: Sequence[Mistake], title: str) -> Figure:
-    """A grid of images, the worst first, in rows; under each what it is, what it was taken for, and how surely.
+    """Plot the images in a grid, row by row, worst first; each with true class, predicted class and probability below it.
 
     Args:
-        mistakes: At least one.
-        title: Line above the picture.
+        mistakes: At least one mistake.
+        title: Title of the plot.
     """
     columns = min(len(mistakes), max(3, math.ceil(math.sqrt(len(mistakes)))))
     rows = math.ceil(len(mistakes) / columns)
@@ -130,10 +130,10 @@ def _draw_mistake(axes: Axes, mistake: Mistake) -> None:
 class WorstMistakes(EvaluationPicture[Mistakes]):
     """Draws ``plots/mistakes_val.png`` of the best epoch and ``mistakes_test.png``, and lists the same images as CSV.
 
-    Where nothing is wrong, a line says so and there is no file.
+    If there are no mistakes, a message is logged and no file is written.
 
     Args:
-        count: Images to show, from 1.
+        count: Images to show, 1 to 400.
         every_s: Seconds between two drawings during training; the end of training is always drawn.
     """
 
@@ -148,20 +148,20 @@ class WorstMistakes(EvaluationPicture[Mistakes]):
         self._classes = 0
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep nothing."""
+        """Drop the mistakes of the previous evaluation."""
         self._worst = None
 
     def add(
         self, trainer: Trainer, pl_module: LightningModule, logits: Tensor, label: Tensor, batch: dict[str, Any]
     ) -> None:
-        """Merge a batch's worst with those kept."""
+        """Merge a batch's worst mistakes with those kept."""
         self._classes = logits.shape[1]
         place = batch.get("index", torch.full_like(label, -1))
         worst = worst_mistakes(logits, label, place, batch["image"], self.count)
         self._worst = worst if self._worst is None else merged([self._worst, worst], self.count)
 
     def collect(self, trainer: Trainer, pl_module: LightningModule) -> Mistakes:
-        """The worst of all processes, as pixels and names."""
+        """Combine the worst mistakes of all processes, as pixels and names."""
         assert self._worst is not None
         worst, self._worst = self._worst, None
         if trainer.world_size > 1:
@@ -190,7 +190,7 @@ class WorstMistakes(EvaluationPicture[Mistakes]):
         )
 
     def write(self, folder: Path, stage: str, found: Mistakes) -> None:
-        """One row an image, the worst first."""
+        """Write a row for each image, worst first."""
         path = folder / f"mistakes_{stage}.csv"
         if not found.worst:
             log.info(f"mistakes   none ({stage})")
@@ -205,10 +205,10 @@ class WorstMistakes(EvaluationPicture[Mistakes]):
         write_table(path, header, rows)
 
     def draw(self, found: Mistakes, title: str) -> Figure | None:
-        """The grid."""
-        return draw_mistakes(found.worst, f"{title} · the surest mistakes") if found.worst else None
+        """Draw the grid."""
+        return draw_mistakes(found.worst, f"{title} · most confident mistakes") if found.worst else None
 
 
 def _padded(values: Tensor, count: int, fill: float) -> Tensor:
-    """Filled up to (count, ...), so that all processes have the same shape to exchange."""
+    """Pad to (count, ...), so that all processes gather tensors of the same shape."""
     return torch.cat([values, values.new_full((count - len(values), *values.shape[1:]), fill)])

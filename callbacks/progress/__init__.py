@@ -1,8 +1,8 @@
-"""What the terminal shows of a run: a progress bar or plain lines, throughput, and the time left.
+"""Progress in the terminal: a progress bar or plain log lines, throughput, memory, and remaining time.
 
-progress.py  the callback          lines.py     its text
-live_bar.py  the bar in a terminal eta.py       the time left
-speed.py     images per second, share of waiting for data, memory
+progress.py  the Progress callback       lines.py     formats the progress line and the epoch line
+live_bar.py  draws the bar in place      eta.py       estimates the remaining time
+speed.py     the Speed callback: images per second, share of time waiting for data, memory
 """
 
 from callbacks.progress.progress import Progress

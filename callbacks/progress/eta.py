@@ -1,11 +1,11 @@
-"""How long training still takes: the pace of steps and of the pauses between them, measured, and what follows from them.
+"""Estimates the remaining time of the epoch and of the run from measured step times and pauses.
 
 |-- steps of epoch 1 --|- pause -|-- steps of epoch 2 --|- pause -| ...        a pause is validation, checkpoints,
-                                                                              pictures, the start of the next loader
-left in the epoch = steps left in it x seconds a step + what is left of its pause
-left in the run   = that + steps of later epochs x seconds a step + later epochs x seconds a pause
+                                                                              plots, starting the next loader
+left in the epoch = steps left in it x seconds per step + rest of its pause
+left in the run   = left in the epoch + steps of later epochs x seconds per step + later epochs x seconds per pause
 
-In a run of stages (progressive resizing) a step of a later epoch counts by its cost, as a multiple of a step of this epoch.
+With progressive resizing, a step of a later epoch is weighted by its cost, as a multiple of a step of this epoch.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-MEMORY = 0.7  # weight of the past when a new measurement of the pace comes in, a few seconds of training each
+# weight of the past in the moving average of the step time; each measurement covers a few seconds of training
+MEMORY = 0.7
 
 
 class Eta(NamedTuple):
-    """Seconds left, None where nobody can know."""
+    """Seconds left in the epoch and in the run; None if unknown."""
 
     epoch: float | None
     run: float | None
 
 
 class Stretch(NamedTuple):
-    """A part of the run with epochs of its own length: ``epochs`` of ``steps`` batches, each of a ``cost`` in any unit."""
+    """A part of the run with equal epochs: ``epochs`` epochs of ``steps`` batches; each batch costs ``cost``, in any unit."""
 
     epochs: int
     steps: int
@@ -33,7 +34,7 @@ class Stretch(NamedTuple):
 
 
 class Later(NamedTuple):
-    """What comes after this epoch: epochs, batches, and these batches as so many of this epoch's."""
+    """What remains after this epoch: epochs, batches, and the cost of these batches in batches of this epoch."""
 
     epochs: int
     steps: int
@@ -41,14 +42,14 @@ class Later(NamedTuple):
 
 
 def later_epochs(stretches: Sequence[Stretch], epoch: int) -> Later:
-    """What comes after an epoch.
+    """Sum up what remains after an epoch.
 
     Args:
-        stretches: The whole run.
-        epoch: This epoch, counted from 1, within the run.
+        stretches: All parts of the run.
+        epoch: The current epoch of the run, counted from 1.
 
     Example:
-        Two epochs of 10 batches, then two of 20 batches that cost four times as much each: in the first epoch
+        Two epochs of 10 batches, then two of 20 batches that cost four times as much each, seen from the first epoch:
 
         >>> later_epochs([Stretch(2, 10, 1.0), Stretch(2, 20, 4.0)], epoch=1)
         Later(epochs=3, steps=50, work=170.0)
@@ -67,7 +68,7 @@ def later_epochs(stretches: Sequence[Stretch], epoch: int) -> Later:
 def steps_left(
     step: int, steps: float, epoch: int, epochs: float, optimizer_steps: int, max_steps: float, accumulate: int
 ) -> float:
-    """Training batches left in the run, by whichever limit comes first; infinite where there is none.
+    """Training batches left in the run, by whichever limit comes first; infinite without a limit.
 
     Args:
         step: Batches done in this epoch.
@@ -97,19 +98,19 @@ def estimate(
     paused_s: float = 0.0,
     later: Later | None = None,
 ) -> Eta:
-    """Time left in the epoch and in the run.
+    """Estimate the time left in the epoch and in the run.
 
     Args:
         step: Batches done in this epoch.
         steps: Batches in an epoch, infinite if not known.
         left: Batches left in the run (``steps_left``), infinite if not known.
-        step_s: Seconds per batch; None: not yet measured, nothing is estimated.
+        step_s: Seconds per batch; None if not yet measured, then nothing is estimated.
         pause_s: Seconds per epoch outside of training steps.
-        paused_s: How much of this epoch's pause is already over.
-        later: The epochs after this one, where they are of another length or cost; ``left`` does not matter then.
+        paused_s: Seconds of this epoch's pause that are already over.
+        later: What remains after this epoch, if later epochs have another length or cost; ``left`` is then ignored.
 
     Example:
-        Half of an epoch of 100 batches at 0.5 s, one more epoch to come, 10 s of validation each.
+        Half of an epoch of 100 batches at 0.5 s is done, one more epoch follows, and each has 10 s of validation:
 
         >>> estimate(step=50, steps=100, left=150, step_s=0.5, pause_s=10.0)
         Eta(epoch=35.0, run=95.0)
@@ -129,45 +130,45 @@ def estimate(
 
 
 class Pace:
-    """Measures seconds per step and seconds of pause per epoch. The first step, which compiles, is left out.
+    """Measures seconds per step and seconds of pause per epoch. The first step is left out, because it may compile.
 
-    All times are given in seconds of any one clock; a step costs one comparison and one addition.
+    All arguments ``now`` are seconds of the same clock. Counting a step costs one comparison and one addition.
     """
 
     def __init__(self) -> None:
         self.step_s: float | None = None
-        self._from: float | None = None  # start of the running measurement
+        self._from: float | None = None  # start of the current measurement
         self._steps = 0
-        self._excluded = 0.0  # seconds of pauses within it
+        self._excluded = 0.0  # seconds of pauses within the measurement
         self._paused_at: float | None = None
-        self._paused = 0.0  # seconds of this epoch's pauses that are over
-        self._pauses: list[float] = []  # of earlier epochs
+        self._paused = 0.0  # seconds of finished pauses in this epoch
+        self._pauses: list[float] = []  # seconds of pause of each earlier epoch
         self._epoch_over = False
 
     @property
     def pause_s(self) -> float | None:
-        """Mean pause of an epoch, None as long as none has ended."""
+        """Mean seconds of pause per epoch; None before the first pause has ended."""
         return sum(self._pauses) / len(self._pauses) if self._pauses else None
 
     def paused_s(self, now: float) -> float:
-        """Pause of this epoch so far."""
+        """Seconds of pause in this epoch so far."""
         return self._paused + (now - self._paused_at if self._paused_at is not None else 0.0)
 
     def step(self, now: float) -> None:
-        """A step has ended."""
+        """Count a step that has ended."""
         if self._from is None:
-            # a pause before is no part of the measurement: a resumed run may begin with a validation
+            # an earlier pause does not belong to the measurement: a resumed run may begin with a validation
             self._from, self._excluded = now, 0.0
         else:
             self._steps += 1
 
     def pause(self, now: float, epoch_over: bool = False) -> None:
-        """Training pauses, or goes on pausing, until ``resume``; at the end of an epoch the pause belongs to that epoch."""
+        """Start or continue a pause, until ``resume``; a pause at the end of an epoch belongs to that epoch."""
         self._paused_at = now if self._paused_at is None else self._paused_at
         self._epoch_over |= epoch_over
 
     def resume(self, now: float) -> None:
-        """A training step starts."""
+        """End the pause, if any, because a training step starts."""
         if self._paused_at is None:
             return
         self._excluded += now - self._paused_at
@@ -178,7 +179,7 @@ class Pace:
             self._paused, self._epoch_over = 0.0, False
 
     def measure(self, now: float) -> None:
-        """Take the steps since the last measurement into account."""
+        """Update ``step_s`` with the steps since the last measurement."""
         if self._from is None or not self._steps:
             return
         until = now if self._paused_at is None else self._paused_at

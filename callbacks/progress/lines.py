@@ -1,4 +1,4 @@
-"""The words of ``callbacks/progress/progress.py``: pure functions from figures to text.
+"""Formats the text of the progress line and of the epoch line: metrics, learning rate, speed, memory, best score, patience.
 
 epoch 4/18 ━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━ step 120/352 eta 0:43 (run 2:10)     on a terminal
 train/loss 2.31 lr 0.41 812 img/s data 6 % mem 1.2 GB
@@ -21,7 +21,7 @@ MOST_METRICS = 6
 
 
 class View(NamedTuple):
-    """What is shown at a moment: the parts of a line, and how much of the run is done (``total`` None: unknown)."""
+    """One state of the progress display: the parts of the line, and how much of the run is done (``total`` None: unknown)."""
 
     stage: str
     step: str
@@ -31,11 +31,11 @@ class View(NamedTuple):
     total: float | None
 
     def line(self) -> str:
-        """All on one line."""
+        """Join all parts to one line."""
         return " ".join(part for part in (self.stage, self.step, self.values, self.times) if part)
 
     def drawing(self) -> Group:
-        """A bar between stage and step, and the figures below it."""
+        """Rich layout: a bar between stage and step, and the metrics below it."""
         grid = Table.grid(padding=(0, 1), expand=True)
         for ratio in (None, 1, None, None):
             grid.add_column(ratio=ratio, no_wrap=True)
@@ -46,7 +46,7 @@ class View(NamedTuple):
 
 
 def of_total(number: int, total: float) -> str:
-    """A number and what it goes up to, if that is known.
+    """Format a number and its total, if the total is known.
 
     Example:
         >>> of_total(3, 18), of_total(3, math.inf)
@@ -56,7 +56,7 @@ def of_total(number: int, total: float) -> str:
 
 
 def speed_text(values: Mapping[str, float]) -> str:
-    """What ``Speed.snapshot`` knows, in words.
+    """Format the values of ``Speed.snapshot``.
 
     Example:
         >>> speed_text({"speed/images_per_s": 811.6, "speed/data_share": 0.06, "memory/gb": 1.23})
@@ -74,11 +74,11 @@ def speed_text(values: Mapping[str, float]) -> str:
 
 
 def epoch_metrics(metrics: Mapping[str, SupportsFloat], validated: bool) -> dict[str, float]:
-    """The training and validation figures of an epoch, at most six: loss and accuracy first, then in order of logging.
+    """Select the training and validation metrics of an epoch line, at most six: loss and accuracy first, then in order of logging.
 
     Args:
-        metrics: All logged metrics; Lightning keeps the figures of the last validation for ever.
-        validated: Whether that was in this epoch.
+        metrics: All logged metrics; Lightning keeps the values of the last validation in later epochs.
+        validated: Whether the last validation was in this epoch.
 
     Example:
         >>> epoch_metrics({"val/acc": 0.5, "train/loss": 2.0, "train/loss_step": 1.5, "ternary/a/zero": 0.4}, True)
@@ -99,15 +99,15 @@ def epoch_line(
     best: tuple[str, float, int] | None = None,
     patience: tuple[int, int] | None = None,
 ) -> str:
-    """The line that remains of an epoch.
+    """Format the line that is printed at the end of an epoch.
 
     Args:
         epoch: The epoch, counted from 1.
         epochs: Epochs of the run, infinite if not limited.
-        metrics: Figures by name.
+        metrics: Metric values by name.
         lr: Learning rate of the epoch's last step.
         best: Name and value of the best score so far, and its epoch, counted from 1.
-        patience: Epochs without improvement, and after how many training stops.
+        patience: Epochs without improvement, and the number of them after which training stops.
 
     Example:
         >>> epoch_line(12, 50, {"train/loss": 0.4119, "val/acc": 0.8712}, 0.0123, ("val/acc", 0.8731, 9), (3, 10))

@@ -1,8 +1,8 @@
-"""What the terminal shows of a run: one bar renewed in place, or a plain line every few seconds, and a line an epoch.
+"""The Progress callback: a progress bar (or a plain line every few seconds) and one line per epoch.
 
-The line of an epoch is printed when its best score and patience are settled, which is when the next epoch or the end of
-training begins, and appended with the time to train.log of the run folder. The words are in ``progress_lines.py``, the
-estimates in ``eta.py``. Nothing is read from the device but when something is about to be shown.
+The line of an epoch is printed once its best score and patience are final, which is when the next epoch starts or training ends.
+It is also appended with a time stamp to train.log of the run folder. ``lines.py`` formats the text, ``eta.py`` estimates the
+remaining time, ``speed.py`` measures images per second and memory. Values are read from the device only when they are shown.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from callbacks.progressive_resizing import ProgressiveResizing
 from callbacks.run_folder import log_line, run_folder
 from foundation.durations import clock_time
 
-SMOOTHING = 0.05  # weight of a step in the loss that is shown: an average over about 20
+SMOOTHING = 0.05  # weight of a step in the displayed loss: an average over about 20 steps
 
 
 class Progress(ProgressBar):
-    """Shows how a run goes; being a ``ProgressBar``, it replaces the Trainer's own. Rank zero only.
+    """Shows the progress of a run, on rank zero only. As a ``ProgressBar`` it replaces the Trainer's own bar.
 
     Args:
-        every_s: Seconds between two plain lines where there is no terminal, more than 0.
-        refresh_s: Seconds between two renewals of the bar on a terminal, more than 0.
+        every_s: Seconds between two plain lines if there is no terminal, more than 0.
+        refresh_s: Seconds between two redraws of the bar on a terminal, more than 0.
     """
 
     def __init__(self, every_s: float = 10.0, refresh_s: float = 0.5) -> None:
@@ -50,43 +50,44 @@ class Progress(ProgressBar):
         self._pace = Pace()
         self._due = 0.0
         self._stage = ""
-        self._evaluated = 0  # batches of the evaluation that runs
-        self._images, self._images_from = 0, 0.0  # samples of it after its first batch, and when that had ended
+        self._evaluated = 0  # batches done in the current evaluation
+        # samples evaluated after the first batch, and the time when that batch ended
+        self._images, self._images_from = 0, 0.0
         self._loss: Tensor | None = None
         self._losses = 0
         self._lr: float | Tensor | None = None
-        self._worked = False  # whether this process did anything for the epoch that runs
+        self._worked = False  # whether this process did any work in the current epoch
         self._validated = False
-        self._ended: int | None = None  # epoch whose line is still to be written
+        self._ended: int | None = None  # finished epoch whose line is not yet written
 
     @property
     def is_enabled(self) -> bool:
-        """Whether anything is shown; ``LightningModule.print`` asks."""
+        """Whether progress is shown; ``LightningModule.print`` reads this."""
         return self._enabled
 
     def enable(self) -> None:
-        """Show what happens from here on."""
+        """Show progress from here on."""
         self._enabled = True
 
     def disable(self) -> None:
-        """Show nothing from here on: on other ranks, and while a tuner runs."""
+        """Hide progress from here on: on other ranks, and while a tuner runs."""
         self._close()
         self._enabled = False
 
     # ---- training ------------------------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget an earlier fit."""
+        """Reset the state of an earlier fit."""
         self._open("step")
         self._loss, self._losses, self._lr = None, 0, None
         self._worked, self._validated, self._ended = False, False, None
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The last epoch's best score and patience are settled now."""
+        """Write the line of the last epoch, whose best score and patience are final now."""
         self._write_epoch(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Remember the learning rate of this step: schedulers move it before the step has ended."""
+        """Remember the learning rate of this step: schedulers change it before the step ends."""
         self._pace.resume(perf_counter())
         self._stage = "step"
         self._lr = trainer.optimizers[0].param_groups[0]["lr"] if trainer.optimizers else None
@@ -94,7 +95,7 @@ class Progress(ProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Average the loss where it is, on its device."""
+        """Average the loss on its device."""
         now = perf_counter()
         self._pace.step(now)
         self._worked = True
@@ -107,33 +108,33 @@ class Progress(ProgressBar):
         self._show(trainer, now)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The figures are complete, but not what early stopping and checkpoints make of them."""
+        """Mark the epoch as ended; its line waits until early stopping and checkpoints have processed the metrics."""
         self._pace.pause(perf_counter(), epoch_over=True)
-        if self._worked:  # a resume from the end of an epoch ends that epoch once more, without a batch
+        if self._worked:  # a resume from the end of an epoch ends that epoch again, without a batch
             self._ended = trainer.current_epoch + 1
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The last epoch's line."""
+        """Write the line of the last epoch."""
         self._write_epoch(trainer)
         self._close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave the terminal as it was, and the line of an epoch that was done."""
+        """Restore the terminal, and write the line of a finished epoch."""
         self._close()
         self._write_epoch(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
         self._close()
 
     # ---- evaluation ----------------------------------------------------------------------------------------------------------
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The first that is seen of a fit."""
+        """Open the display of the sanity check, the first stage of a fit."""
         self._open("sanity check")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Within a fit the bar stays the same."""
+        """Open the display of a validate command; a validation within a fit uses the fit's bar."""
         if trainer.state.fn != "fit":
             self._open("validate")
         elif not trainer.sanity_checking:
@@ -143,48 +144,48 @@ class Progress(ProgressBar):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *indices: int
     ) -> None:
-        """A batch is done."""
+        """Count a batch."""
         self._count(trainer, batch)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close what this validation opened."""
+        """Close the display of a validate command."""
         if trainer.state.fn != "fit":
             self._close()
         elif not trainer.sanity_checking:
             self._worked = self._validated = True
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A bar of its own."""
+        """Open the display."""
         self._open("test")
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *indices: int
     ) -> None:
-        """A batch is done."""
+        """Count a batch."""
         self._count(trainer, batch)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Before the results are printed."""
+        """Close the display, before the results are printed."""
         self._close()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A bar of its own."""
+        """Open the display."""
         self._open("predict")
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *indices: int
     ) -> None:
-        """A batch is done."""
+        """Count a batch."""
         self._count(trainer, batch)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The end."""
+        """Close the display."""
         self._close()
 
     def _count(self, trainer: Trainer, batch: Any) -> None:
         now = perf_counter()
         self._evaluated += 1
-        if self._evaluated == 1:  # which may compile, and waits for the workers to start
+        if self._evaluated == 1:  # the first batch may compile, and waits for the workers to start
             self._images, self._images_from = 0, now
         elif isinstance(batch, dict) and "index" in batch:
             self._images += len(batch["index"]) * trainer.world_size
@@ -195,7 +196,7 @@ class Progress(ProgressBar):
     # ---- showing -------------------------------------------------------------------------------------------------------------
 
     def _open(self, stage: str) -> None:
-        """Begin a stage; on a terminal with its bar, unless an earlier stage of the same fit has opened one."""
+        """Begin a stage; on a terminal, open a bar unless an earlier stage of the same fit has opened one."""
         self._stage, self._evaluated, self._pace = stage, 0, Pace()
         console = Console()
         on_terminal = console.is_terminal and not console.is_dumb_terminal
@@ -221,7 +222,7 @@ class Progress(ProgressBar):
             self._bar.show(view.drawing())
 
     def _print_line(self, line: str) -> None:
-        """Print above the bar, if there is one; a line stays a line, however narrow the terminal."""
+        """Print above the bar, if there is one, without wrapping on a narrow terminal."""
         console = Console() if self._bar is None else self._bar.console
         console.print(Text(line), soft_wrap=True)
 
@@ -239,7 +240,7 @@ class Progress(ProgressBar):
         validating = self._stage == "validation"
         done, total = (self._evaluated, float(sum(trainer.num_val_batches))) if validating else (step, steps)
         pause_s, paused_s = pace.pause_s, pace.paused_s(now)
-        if pause_s is None:  # the first validation goes on as it began; before it, nobody knows
+        if pause_s is None:  # extrapolate the first validation; before it, the pause is unknown
             pause_s = paused_s * total / done if validating and math.isfinite(total) else 0.0
         eta = estimate(step, steps, left, pace.step_s, pause_s, paused_s, later)
         return View(
@@ -273,7 +274,7 @@ class Progress(ProgressBar):
         return View(self._stage, f"step {of_total(done, total)}", metrics, f"eta {clock_time(eta)}", done, known)
 
     def _write_epoch(self, trainer: Trainer) -> None:
-        """The line of the epoch that has ended, once."""
+        """Print and log the line of the epoch that has ended, once."""
         if self._ended is None:
             return
         bests = [
@@ -302,5 +303,5 @@ class Progress(ProgressBar):
 
 
 def limit(number: int | None) -> float:
-    """A limit of the Trainer, where -1 and None stand for none."""
+    """Convert a limit of the Trainer to a number: -1 and None mean no limit."""
     return math.inf if number is None or number < 0 else number

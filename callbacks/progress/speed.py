@@ -1,12 +1,12 @@
-"""How fast training goes: images per second, share of the time spent waiting for data, memory.
+"""The Speed callback: measures images per second, the share of time spent waiting for data, and peak memory.
 
     |<- fetch ->|<-- transfer, step -->|<- hooks, loggers ->|<- fetch ->| ...          one step lasts from one
     |           |                      |                    |           |              on_train_batch_end to the next
     waits for data        computes
 
-A pause (validation, a checkpoint, the end of an epoch) is cut out; starting the loader of the next epoch counts as
-waiting. The first step of a fit, which compiles and warms up, is not counted. Nothing here touches the device, so on a
-GPU the times are the host's: over the window they agree with the device's, as the host is a few steps ahead at most.
+A pause (validation, a checkpoint, the end of an epoch) is excluded; starting the loader of the next epoch counts as waiting. The
+first step of a fit is not counted, because it compiles and warms up. The measurement does not synchronise with the device, so on a
+GPU the times are those of the host. Over the window they agree with the device, as the host is at most a few steps ahead.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Step(NamedTuple):
 
 
 def images_per_second(steps: deque[Step], devices: int = 1) -> float:
-    """Images per second over all devices, each of which does the same number of steps.
+    """Images per second over all devices; each device runs the same number of steps.
 
     Example:
         >>> images_per_second(deque([Step(0.5, 0.1, 32), Step(1.5, 0.1, 32)]), devices=2)
@@ -45,7 +45,7 @@ def images_per_second(steps: deque[Step], devices: int = 1) -> float:
 
 
 def data_share(steps: deque[Step]) -> float:
-    """Share of the time that was spent waiting for data, 0 to 1.
+    """Share of the time spent waiting for data, 0 to 1.
 
     Example:
         >>> data_share(deque([Step(0.5, 0.1, 32), Step(1.5, 0.9, 32)]))
@@ -55,7 +55,7 @@ def data_share(steps: deque[Step]) -> float:
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """Most memory held so far, in GB (1e9 bytes): of tensors on a CUDA device, else of the whole process."""
+    """Peak memory so far in GB (1e9 bytes): of tensors on a CUDA device, otherwise of the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / GB
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS, kilobytes elsewhere
@@ -63,17 +63,17 @@ def peak_memory_gb(device: torch.device) -> float:
 
 
 class Speed(Callback):
-    """Measures training as it runs; other callbacks ask for a ``snapshot``.
+    """Measures the speed of training; other callbacks read it with ``snapshot``.
 
     Args:
-        window: Number of latest steps that the figures are taken over, at least 1.
+        window: Number of latest steps to average over, at least 1.
     """
 
     def __init__(self, window: int = 50) -> None:
         if window < 1:
             raise ValueError(f"window: 1 step or more, got {window}")
         self._steps: deque[Step] = deque(maxlen=window)
-        self._since: float | None = None  # when the running step's time began; None: it is not counted
+        self._since: float | None = None  # when the current step began; None: it is not counted
         self._waited = 0.0
         self._fetching = 0.0
         self._epoch_opened = False
@@ -82,11 +82,11 @@ class Speed(Callback):
 
     @classmethod
     def of(cls, trainer: Trainer) -> Speed | None:
-        """The trainer's ``Speed``, if it has one."""
+        """Return the trainer's ``Speed`` callback, or None."""
         return next(iter(find_callbacks(trainer, cls)), None)
 
     def snapshot(self) -> dict[str, float]:
-        """The latest figures, those that are known by now.
+        """Return the latest measurements, as far as they are known.
 
         Returns:
             ``speed/images_per_s`` over all devices, ``speed/data_share`` (0 to 1), ``memory/gb`` (peak, 1e9 bytes).
@@ -100,19 +100,19 @@ class Speed(Callback):
         return metrics
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget an earlier fit; an epoch that is resumed in its middle is not announced by another hook."""
+        """Reset the state of an earlier fit; an epoch resumed in mid-epoch calls no ``on_train_epoch_start``."""
         self._trainer = trainer
         self._steps.clear()
         self._since, self._paused, self._epoch_opened = None, False, True
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End the pause between epochs: from here to the first batch the loader is awaited."""
+        """End the pause between epochs: the time from here to the first batch is waiting for data."""
         self._epoch_opened = True
         if self._since is not None:
             self._since = perf_counter()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Know what was waited for at the start of an epoch; leave out a pause within it."""
+        """Measure the wait at the start of an epoch; exclude a pause within the epoch."""
         if self._epoch_opened:
             self._time_fetches(trainer.fit_loop._data_fetcher)
             self._waited = 0.0 if self._since is None else perf_counter() - self._since
@@ -123,27 +123,27 @@ class Speed(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count the step."""
+        """Record the time of the step."""
         now = perf_counter()
         if self._since is not None:
             self._steps.append(Step(now - self._since, self._waited, batch["index"].shape[0]))
         self._since, self._waited = now, 0.0
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A pause until the next training batch."""
+        """Start a pause, until the next training batch."""
         self._paused = True
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """A pause until the next training batch."""
+        """Start a pause, until the next training batch."""
         self._paused = True
 
     def _time_fetches(self, fetcher: _DataFetcher | None) -> None:
-        """Let the profiling hooks of Lightning's fetcher, set anew each epoch, also add up the time between them.
+        """Wrap the profiling hooks of Lightning's fetcher, which are reset each epoch, to add up the time between them.
 
-        From ``on_train_batch_end`` to ``on_train_batch_start`` would count other callbacks and, on a GPU, the
-        synchronisation when a logger reads a value, as waiting for data.
+        The time from ``on_train_batch_end`` to ``on_train_batch_start`` would also include other callbacks and, on a GPU, the
+        synchronisation when a logger reads a value.
         """
-        assert fetcher is not None  # there is one while batches are trained on
+        assert fetcher is not None  # set while batches are trained on
         start, stop = fetcher._start_profiler, fetcher._stop_profiler
 
         def timed_start() -> None:

@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+from datamodules.images.formats import EXTENSIONS, NEEDS, is_image, missing_package
+
 SPLITS = {"train", "training", "val", "valid", "validation", "test"}
 LAYOUT = "expected FOLDER/CLASS/IMAGE, as in FOLDER/cat/1.jpg and FOLDER/dog/1.jpg"
 NAMED = 5  # names that a message lists
@@ -77,10 +78,9 @@ def scan(folder: Path) -> ImageFolder:
         raise ValueError(f"{folder}: holds splits ({', '.join(names)}), not classes; give one of them; {LAYOUT}")
     classes = {path.name: _images_below(path, left_out, (_identity(folder),)) for path in folders}
     if bare := [name for name, images in classes.items() if not images]:
+        advice = next((why for why in left_out if why in NEEDS.values()), "add images or remove the folder")
         noun = "class folder without an image" if len(bare) == 1 else "class folders without an image"
-        raise ValueError(
-            f"{folder}: {len(bare)} {noun} ({', '.join(EXTENSIONS)}): {listed(bare)}; add images or remove the folder"
-        )
+        raise ValueError(f"{folder}: {len(bare)} {noun} ({', '.join(EXTENSIONS)}): {listed(bare)}; {advice}")
     if len(classes) == 1:
         raise ValueError(f"{folder}: there is one class only, {names[0]!r}; at least two are needed; {LAYOUT}")
     images = [(path, name) for name in sorted(classes) for path in classes[name]]
@@ -97,10 +97,12 @@ def _entries(folder: Path, left_out: dict[str, list[Path]]) -> tuple[list[Path],
             folders.append(path)
         elif not path.exists():
             left_out[BROKEN].append(path)
-        elif path.suffix.lower() not in EXTENSIONS or not path.is_file():
+        elif not is_image(path) or not path.is_file():
             left_out[OTHER].append(path)
         elif path.stat().st_size == 0:
             left_out[EMPTY].append(path)
+        elif needs := missing_package(path):
+            left_out[needs].append(path)
         else:
             images.append(path)
     return folders, images

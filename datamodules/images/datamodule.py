@@ -1,6 +1,6 @@
-"""Image files in one folder per class, decoded by workers: train/val/test folders, or one folder that is split here.
+"""`ImageFolderDataModule`: image files in one folder per class, in train/val/test folders or in one folder that is split here.
 
-ROOT/train/CLASS/IMAGE  ROOT/val/CLASS/IMAGE  ROOT/test/CLASS/IMAGE     without val/, it is held out from train/
+ROOT/train/CLASS/IMAGE  ROOT/val/CLASS/IMAGE  ROOT/test/CLASS/IMAGE     without val/, validation images are held out from train/
 ROOT/CLASS/IMAGE                                                        val and test are held out
 
 file --worker: decode, squeeze to the canvas--> uint8 --device--> random resized crop to train_size, flip, policy, normalise,
@@ -42,39 +42,38 @@ class ImageFolderDataModule(DataModule):
     """Image files in one folder per class.
 
     Args:
-        root: Folder with train/ and perhaps val/ and test/, each with a folder per class; or with one folder per class.
-        image_size: Height and width in pixels of the images that the network sees.
-        canvas: Side of the square that workers shrink a training image to, as a multiple of the size trained at, 1 or more. A
-            larger one keeps more detail for small crops and costs time and memory.
-        crop_scale: Smallest share of a picture's area that the random resized crop cuts out, above 0, up to 1.
-        crop_ratio: Largest ratio of the crop's longer side to its shorter one, 1 or more.
-        eval_share: Side of the central square that is evaluated, as a share of the picture's shorter side, above 0, up to 1.
+        root: Folder with train/ and optionally val/ and test/, each with a folder per class; or with one folder per class.
+        image_size: Height and width in pixels of the network's input images.
+        canvas: Side of the square that workers resize a training image to, as a multiple of the training size, 1 or more. A larger
+            canvas keeps more detail for small crops and costs time and memory.
+        crop_scale: Smallest share of the image area that the random resized crop covers, above 0, up to 1.
+        crop_ratio: Largest ratio of the crop's longer side to its shorter side, 1 or more.
+        eval_share: Side of the central square used in evaluation, as a share of the image's shorter side, above 0, up to 1.
         flip: Mirror each training image left to right with probability one half.
         erasing_prob: Probability of random erasing for each training image, 0 to 1 (arXiv:1708.04896).
-        test_fraction: Share of every class held out for testing where `root` holds classes, 0 to below 1.
-        groups: CSV that says which images belong together, such as one person's: a group is on one side of a split only.
-        group_column: Its column with the group; the column `file`, or the first one, names the image.
-        unreadable: What to do with files that cannot be read as images: `skip` names them and leaves them out, `refuse` ends the
-            run.
+        test_fraction: Share of every class held out for testing if `root` directly contains the class folders, 0 to below 1.
+        groups: CSV file that assigns images to groups, such as all images of one person; a group is never divided between splits.
+        group_column: Column of the CSV with the group; the column `file`, or else the first one, names the image.
+        unreadable: Handling of files that cannot be read as images: `skip` logs and leaves them out, `refuse` aborts the run.
         channels: 3 reads images as RGB, 1 as grey.
-        mean: Mean of each channel for the normalisation, in units of 0..1; null takes that of ImageNet.
-        std: Standard deviation of each channel, likewise.
-        workers: Processes that decode, for each training process; null takes as many as there are cores for it, at most 16.
-        prefetch: Batches that each worker has ready, 1 or more.
+        mean: Mean of each channel for normalisation, in units of 0..1; null uses ImageNet's.
+        std: Standard deviation of each channel for normalisation, in units of 0..1; null uses ImageNet's.
+        workers: Decoding processes per training process; null uses one for each available CPU core, at most 16.
+        prefetch: Batches that each worker prepares ahead, 1 or more.
         persistent_workers: Keep the workers from one epoch to the next.
-        pin_memory: Put batches into page-locked memory, from which the copy to a CUDA device does not hold up the host; null does
-            so where the device is one.
+        pin_memory: Put batches into page-locked memory, from which copies to a CUDA device do not block the host; null does so if
+            the device is a CUDA device.
         **kwargs: Settings of every datamodule, see `DataModule`.
 
     Raises:
         ValueError: A setting is out of its range.
-        FileNotFoundError: The data is not there (found when it is first needed, class names included).
-        MisconfigurationException: The folder is not laid out as above, or files cannot be read.
+        FileNotFoundError: The data is missing (raised at the first access to the data, class names included).
+        MisconfigurationException: The folder does not have the layout above, or files cannot be read.
     """
 
     fixed_on_resume: ClassVar[tuple[str, ...]] = (
         *DataModule.fixed_on_resume,
-        "image_size",  # a transformer's position embeddings have its grid
+        "image_size",  # determines the grid of a transformer's position embeddings
         "test_fraction",
         "groups",
         "group_column",
@@ -116,7 +115,7 @@ class ImageFolderDataModule(DataModule):
             ("test_fraction", test_fraction, test_fraction + self.val_fraction < 1, "below 1 with val_fraction"),
         )
         if (groups is None) != (group_column is None):
-            raise ValueError("groups and group_column belong together: a CSV, and its column with the group")
+            raise ValueError("groups and group_column must be set together: a CSV file, and its column with the group")
         self.augmentation = replace(
             self.augmentation, erasing_prob=erasing_prob, crop_scale=crop_scale, crop_ratio=crop_ratio
         )
@@ -136,14 +135,14 @@ class ImageFolderDataModule(DataModule):
         self.groups, self.group_column = Path(groups) if groups else None, group_column
         self.workers, self.prefetch, self.persistent_workers = workers, prefetch, persistent_workers
         self.pin_memory = pin_memory
-        self._lists: dict[str, LabelledFiles] = {}  # by the name of their folder: train, val, test, predict, or all
+        self._lists: dict[str, LabelledFiles] = {}  # by folder name: train, val, test, predict, or all
         self._held_out: dict[str, Tensor] | None = None
 
     # ---- the header ----
 
     @property
     def image_size(self) -> int:
-        """Height and width of an image in evaluation."""
+        """Height and width of an image in evaluation, in pixels."""
         return self._image_size
 
     @property
@@ -153,17 +152,17 @@ class ImageFolderDataModule(DataModule):
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """Mean of each channel that the normalisation takes."""
+        """Mean of each channel used for normalisation."""
         return tuple(self._mean)
 
     @property
     def std(self) -> tuple[float, ...]:
-        """Standard deviation of each channel that the normalisation takes."""
+        """Standard deviation of each channel used for normalisation."""
         return tuple(self._std)
 
     @cached_property
     def class_names(self) -> list[str]:
-        """Names of the class folders, sorted; those of train/ where there is one."""
+        """Sorted names of the class folders, from train/ if it exists."""
         return class_folders(self._parts.get("train", self.root))
 
     @cached_property
@@ -173,11 +172,11 @@ class ImageFolderDataModule(DataModule):
     # ---- files and splits ----
 
     def files(self, split: Split) -> list[str]:
-        """Names of the files of a data set, relative to its folder: the sample of `index` i is the i-th. Known after setup."""
+        """Names of the files of a data set, relative to `folder`; the sample with `index` i is the i-th. Known after setup."""
         return self._list(self._part_of(split)).names
 
     def folder(self, split: Split) -> Path:
-        """The folder that `files` are relative to."""
+        """The folder that the names in `files` are relative to."""
         return self._list(self._part_of(split)).folder
 
     def _part_of(self, split: Split) -> str:
@@ -198,10 +197,10 @@ class ImageFolderDataModule(DataModule):
         return self._lists[part]
 
     def read_part(self, part: Literal["train", "test"]) -> dict[str, Tensor]:
-        """List all training samples, the validation split among them where it is held out, or all test samples.
+        """List all training samples, including a validation split held out from them, or all test samples.
 
         Returns:
-            `label` (N,) int64 and `index` (N,) int64, each sample's place in `files`.
+            `label` (N,) int64 and `index` (N,) int64, each sample's position in `files`.
         """
         labels = self._list(self._part_of(part)).labels
         index = torch.arange(len(labels))
@@ -223,10 +222,10 @@ class ImageFolderDataModule(DataModule):
         else:
             val = self._drawn()["val"]
             self.splits["val"] = {"label": labels[val], "index": val}
-        _ = self.class_counts  # refuses a class without a training image
+        _ = self.class_counts  # raises if a class has no training image
 
     def _drawn(self) -> dict[str, Tensor]:
-        """Places of the training data in each of the splits that it is divided into, ascending."""
+        """Positions in `files` of the samples of each split that the training data is divided into, ascending."""
         if self._held_out is None:
             source = self._list(self._part_of("train"))
             test = 0.0 if "train" in self._parts else self.test_fraction
@@ -237,7 +236,7 @@ class ImageFolderDataModule(DataModule):
                 split = grouped_split(names, groups, [round(1 - val - test, 12), val, test], self.split_seed)
             except ValueError as error:
                 raise MisconfigurationException(
-                    f"{source.folder}, divided into train, val and test (--data.val_fraction, --data.test_fraction): {error}"
+                    f"{source.folder} cannot be split into train, val and test (--data.val_fraction, --data.test_fraction): {error}"
                 ) from error
             if absent := split.absent():
                 shown = listed([f"{name!r} in {('train', 'val', 'test')[s]}" for name, s in absent])
@@ -252,7 +251,7 @@ class ImageFolderDataModule(DataModule):
 
     @property
     def labelled_splits(self) -> tuple[Labelled, ...]:
-        """The splits that there are."""
+        """The splits that the data has."""
         has_test = "test" in self._parts if self._parts else self.test_fraction > 0
         return ("train", "val", "test") if has_test else ("train", "val")
 
@@ -265,7 +264,7 @@ class ImageFolderDataModule(DataModule):
 
     @property
     def transform_settings(self) -> dict[str, str | int | float | bool | None]:
-        """How much of a picture is evaluated; of augmented views, how large a canvas they are cut from."""
+        """The share of the image used in evaluation and, with augmented views, the canvas size they are cropped from."""
         views = self.extraction.views if self.extraction is not None else 1
         return {"eval_share": self.eval_share, **({"views.canvas": self.canvas} if views > 1 else {})}
 
@@ -280,13 +279,13 @@ class ImageFolderDataModule(DataModule):
         return data_of_files(files), files
 
     def unreadable_of(self, split: Labelled) -> int:
-        """Samples of a split of which this process found that they cannot be read, though their headers can."""
+        """Return the number of samples of a split with a readable header that this process could not decode."""
         return int(
             torch.isin(self.splits[split]["index"], torch.tensor(sorted(self._list(self._part_of(split)).named))).sum()
         )
 
     def setup(self, stage: str) -> None:
-        """List and split what the stage needs, once; no image is decoded."""
+        """List and split the files that the stage needs, once; no image is decoded."""
         if stage == "predict" and self.extraction is None and self.images is not None:
             if self._files is None:
                 names = readable(self.images, image_names(self.images, self.in_channels), self.unreadable)
@@ -296,7 +295,7 @@ class ImageFolderDataModule(DataModule):
             return
         super().setup(stage)
         if stage == "predict" and self.extraction is not None:
-            return  # each of its splits has said what it has
+            return  # setup of each split has already logged its counts
         of_stage = {"fit": ("train", "val"), "validate": ("train", "val") if self.extraction else ("val",)}.get(
             stage, ("test",)
         )
@@ -321,12 +320,12 @@ class ImageFolderDataModule(DataModule):
         return ImageFileLoader(
             files,
             self.splits["test" if split == "predict" and self.images is None else split]["index"],
-            unreadable=partial(self._say_unreadable, listing),
+            unreadable=partial(self._report_unreadable, listing),
             **loading(trainer, self.workers, self.prefetch, self.persistent_workers, self.pin_memory),
             **self._order(split),
         )
 
-    def _say_unreadable(self, listing: LabelledFiles, missing: Sequence[int]) -> None:
+    def _report_unreadable(self, listing: LabelledFiles, missing: Sequence[int]) -> None:
         names = [listing.names[index] for index in missing]
         text = f"{len(names)} of the files in {listing.folder} cannot be read as images: {listed(names)}"
         if self.unreadable == "refuse":

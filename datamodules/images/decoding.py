@@ -17,8 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-# pictures only: Pillow hands other kinds, such as EPS, to programs of their own
-FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+from datamodules.images.formats import readable_formats
 
 
 def upright(file: Image.Image, channels: int) -> Image.Image:
@@ -54,7 +53,7 @@ def squeezed(path: Path, size: int, channels: int) -> tuple[Tensor, float]:
     Returns:
         Pixels (C, size, size) uint8, and width / height of the picture.
     """
-    with Image.open(path, formats=FORMATS) as file:
+    with Image.open(path, formats=readable_formats()) as file:
         file.draft(None, (size, size))
         image = upright(file, channels)
     return F.resize(_pixels(image), [size, size], antialias=True), image.width / image.height
@@ -72,7 +71,7 @@ def central(path: Path, size: int, channels: int, share: float) -> Tensor:
     Returns:
         Pixels (C, size, size) uint8: torchvision's Resize(size / share) and CenterCrop(size) in one resampling.
     """
-    with Image.open(path, formats=FORMATS) as file:
+    with Image.open(path, formats=readable_formats()) as file:
         enlarged = size / (share * min(file.size))
         file.draft(None, (round(file.width * enlarged), round(file.height * enlarged)))
         image = upright(file, channels)
@@ -95,7 +94,7 @@ def why_unreadable(path: Path) -> str | None:
         What is wrong with the file, or None.
     """
     try:
-        with warnings.catch_warnings(), Image.open(path, formats=FORMATS) as file:
+        with warnings.catch_warnings(), Image.open(path, formats=readable_formats()) as file:
             warnings.simplefilter("ignore")
             return None if min(file.size) > 0 else "no pixels"
     except MemoryError:

@@ -1,6 +1,7 @@
-"""The files of an image folder with their classes, and where its splits lie: what `ImageFolderDataModule` knows before it decodes.
+"""Lists the files of an image folder with their class labels, and finds its train, val and test folders.
 
-Problems of the folder end in one line: what is wrong, where, what would be right. Of each file only the header is read.
+`ImageFolderDataModule` uses this before decoding: only the header of each file is read. Errors are one line with the problem, its
+location and the fix.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from datamodules.splitting.grouped import join_groups
 log = logging.getLogger(__name__)
 
 NAMES_OF = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
-THREADS = 8  # opening files waits for the disk
-EVERY_S = 5.0  # between two lines of progress
+THREADS = 8  # opening a file waits for the disk
+EVERY_S = 5.0  # seconds between two progress lines
 Unreadable = Literal["skip", "refuse"]
 
 
@@ -35,10 +36,10 @@ class LabelledFiles:
     """Image files and their classes.
 
     Attributes:
-        folder: What the names are relative to.
-        names: (N,) names with forward slashes, by class and then by name.
+        folder: Folder that the names are relative to.
+        names: (N,) names with forward slashes, sorted by class and then by name.
         labels: (N,) int64.
-        named: Indices of files that turned out to be unreadable and that the user was told of.
+        named: Indices of files that could not be decoded and have been reported in a warning.
     """
 
     folder: Path
@@ -47,10 +48,10 @@ class LabelledFiles:
     named: set[int] = field(default_factory=set)
 
     def groups(self, table: Path | None, column: str | None) -> list[str]:
-        """The group of each file, its own where there is no table; files of the same bytes are in one.
+        """Return the group of each file (one group per file without a table); byte-identical files are merged into one group.
 
         Raises:
-            MisconfigurationException: The table does not fit the files.
+            MisconfigurationException: The table does not match the files.
         """
         groups = list(self.names)
         if table is not None and column is not None:
@@ -62,16 +63,16 @@ class LabelledFiles:
         same = [[place[path] for path in paths] for paths in duplicate_groups(list(place))]
         if same:
             log.info(
-                f"duplicates {sum(map(len, same)):,} files of the same bytes as another stay on one side of the split"
+                f"duplicates {sum(map(len, same)):,} files are byte-identical to another file; identical files stay in one split"
             )
         return join_groups(groups, same)
 
 
 def find_parts(root: Path) -> dict[str, Path]:
-    """Return the folders of the splits by the names train, val and test; none where `root` holds classes.
+    """Return the folders of the splits by the names train, val and test; empty if `root` contains class folders.
 
     Raises:
-        FileNotFoundError: There is no such folder, or it has other splits but no train.
+        FileNotFoundError: There is no such folder, or it has val or test but no train.
     """
     folders = {path.name.lower(): path for path in _folders(root)}
     parts = {part: folders[name] for part, names in NAMES_OF.items() for name in names if name in folders}
@@ -93,11 +94,11 @@ def class_folders(folder: Path) -> list[str]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    """The folders in a folder that are not hidden."""
+    """Return the subfolders that are not hidden."""
     if not folder.is_dir():
-        what = "is no folder" if folder.exists() else "does not exist"
+        what = "is not a folder" if folder.exists() else "does not exist"
         raise FileNotFoundError(
-            f"--data.root {folder} {what}; expected ROOT/CLASS/IMAGE, or ROOT/train/CLASS/IMAGE with val/ and test/ beside train/"
+            f"--data.root {folder} {what}; expected ROOT/CLASS/IMAGE, or ROOT/train/CLASS/IMAGE with val/ and test/ next to train/"
         )
     try:
         return [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".") and p.name != "__MACOSX"]
@@ -106,18 +107,19 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def read_labelled(folder: Path, class_names: Sequence[str], unreadable: Unreadable) -> LabelledFiles:
-    """List the images of a folder with their classes, and check that each begins as an image does.
+    """List the images of a folder with their classes, and check that each file has the header of an image.
 
     Args:
-        folder: Holds the class folders.
-        class_names: The classes that are known, in the order of the labels.
-        unreadable: What to do with files that are no images.
+        folder: Folder that contains the class folders.
+        class_names: The known classes, in the order of the labels.
+        unreadable: Handling of files that cannot be read as images, `skip` or `refuse`.
 
     Returns:
-        The files that can be read.
+        The readable files.
 
     Raises:
-        MisconfigurationException: A class is unknown, the folder is not laid out by classes, or a file is refused.
+        MisconfigurationException: A class is unknown, the folder has no class folders, or a file is unreadable and `unreadable` is
+            `refuse`.
     """
     try:
         found = scan(folder)
@@ -145,20 +147,20 @@ def read_labelled(folder: Path, class_names: Sequence[str], unreadable: Unreadab
 
 
 def readable(folder: Path, names: Sequence[str], unreadable: Unreadable) -> list[str]:
-    """Return the files whose headers are those of images, and say which are not.
+    """Return the files with a readable image header, and log a warning that lists the others.
 
     Raises:
-        MisconfigurationException: There are others and `unreadable` is `refuse`, or there is no image at all.
+        MisconfigurationException: A file is unreadable and `unreadable` is `refuse`, or no file is readable.
     """
     wrong: dict[str, str] = {}
-    said = time.monotonic()
+    reported = time.monotonic()
     with ThreadPoolExecutor(THREADS) as pool:
         reasons = pool.map(lambda name: why_unreadable(folder / name), names)
         for done, (name, reason) in enumerate(zip(names, reasons, strict=True)):
             if reason is not None:
                 wrong[name] = reason
-            if time.monotonic() - said > EVERY_S:
-                said = time.monotonic()
+            if time.monotonic() - reported > EVERY_S:
+                reported = time.monotonic()
                 log.info(f"headers    {done:,} of {len(names):,} files in {folder} read")
     if not wrong:
         return list(names)

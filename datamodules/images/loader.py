@@ -1,10 +1,10 @@
-"""Image files as batches: workers decode and shrink them, whole batches at a time, in an order that is a function of the epoch.
+"""`ImageFileLoader`: batches of image files, decoded and resized by worker processes, in an order given by (seed, epoch).
 
-    batch_indices(seed, epoch)[position:] --> workers: decode, shrink to one size --> uint8 batch (B, C, S, S) --> the device
+    batch_indices(seed, epoch)[position:] --> workers: decode, resize to one size --> uint8 batch (B, C, S, S) --> the device
 
-A worker makes a batch in one piece of memory, so nothing is collated, and hands back which files it could not read, so that an
-error is one line in the process that speaks. Order and place are those of `datamodules.in_memory`: a resumed run goes on with
-exactly the batches that were left.
+A worker writes a batch into one tensor, so nothing is collated. It also returns the files that it could not read, so that the main
+process reports them in one line. Order and position follow `datamodules.in_memory`: a resumed run continues with exactly the
+remaining batches.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class ImageFiles(Dataset[Any]):
     """Image files of a folder, read in batches.
 
     Args:
-        folder: What the names are relative to.
+        folder: Folder that the names are relative to.
         names: (N,) names of the files.
-        labels: (N,) int64; None where there are none.
-        size: S, height and width of what is read, in pixels.
+        labels: (N,) int64; None for unlabelled files.
+        size: S, height and width in pixels of the decoded images.
         channels: C, 1 for grey or 3 for RGB.
-        share: Side of the central square that is read, as a share of the shorter side; None squeezes the whole picture into the
+        share: Side of the central square that is read, as a share of the shorter side; None squeezes the whole image into the
             square and adds `aspect`, its width / height.
     """
 
@@ -51,7 +51,7 @@ class ImageFiles(Dataset[Any]):
         share: float | None = None,
     ) -> None:
         self.folder, self.labels, self.size, self.channels, self.share = folder, labels, size, channels, share
-        # one array: a list's elements would be copied into every worker as their reference counts change
+        # an array, because changing reference counts would copy the elements of a list into every worker
         self.names = np.array([os.fsencode(name) for name in names])
 
     def __len__(self) -> int:
@@ -66,8 +66,8 @@ class ImageFiles(Dataset[Any]):
         """Read a batch.
 
         Returns:
-            `image` (B, C, S, S) uint8, `index` (B,) int64, `label` (B,) int64 where known, `aspect` (B,) float32 where pictures are
-            squeezed; and `unreadable`, a list of the indices that were left out, as their files cannot be read.
+            `image` (B, C, S, S) uint8, `index` (B,) int64, `label` (B,) int64 if the files are labelled, `aspect` (B,) float32 if
+            images are squeezed; and `unreadable`, a list of the indices that were left out because their files cannot be read.
         """
         pixels = torch.empty((len(indices), self.size, self.size, self.channels), dtype=torch.uint8).permute(0, 3, 1, 2)
         read: list[int] = []
@@ -96,16 +96,16 @@ class ImageFiles(Dataset[Any]):
 
 
 class ImageFileLoader(InMemoryLoader):
-    """Serves batches of image files, decoded by workers that live as long as the loader.
+    """Serves batches of image files, decoded by worker processes.
 
     Args:
-        files: What is read.
-        places: (n,) int64, which of the files an epoch consists of.
+        files: The data set of image files.
+        places: (n,) int64, positions of the files that make up an epoch.
         batch_size: Samples in a batch of one rank.
-        unreadable: Is given the indices of files that cannot be read, and raises or says so; they are left out of their batch.
-        workers: Processes that decode, 0 for this one.
-        prefetch: Batches that each worker has ready.
-        pin_memory: Put batches into page-locked memory, from which the copy to a CUDA device does not hold up the host.
+        unreadable: Called with the indices of files that cannot be read and are left out of their batch; raises or logs a warning.
+        workers: Number of worker processes; 0 decodes in the main process.
+        prefetch: Batches that each worker prepares ahead.
+        pin_memory: Put batches into page-locked memory, from which copies to a CUDA device do not block the host.
         persistent: Keep the workers from one epoch to the next.
         **order: As for `InMemoryLoader`: keep, shuffle, seed, rank, world_size, position.
 
@@ -136,33 +136,33 @@ class ImageFileLoader(InMemoryLoader):
             prefetch_factor=prefetch if workers else None,
             persistent_workers=persistent and workers > 0,
             pin_memory=pin_memory,
-            collate_fn=_as_it_is,
-            worker_init_fn=_obey_parent_only,
-            generator=torch.Generator(),  # its own: else each epoch would draw from the global one
+            collate_fn=_unchanged,
+            worker_init_fn=_signals_from_parent_only,
+            generator=torch.Generator(),  # a separate generator: else each epoch would draw from the global one
         )
 
     def __iter__(self) -> Iterator[Batch]:
-        # A generator: nothing below runs before the first next(), when the counters behind `position` are right.
+        # This is a generator: nothing below runs before the first next(), when the counters that `position` reads are correct.
         self._order[:] = [self.places[chosen].tolist() for chosen in self.chosen()]
         for batch in self._loader:
             if missing := batch.pop("unreadable"):
                 self.unreadable(missing)
                 if not len(batch["index"]):
                     raise MisconfigurationException(
-                        "not one image of a whole batch can be read; is the data still there?"
+                        "no image of a whole batch can be read; check that the data still exists"
                     )
             yield batch
 
 
-def _as_it_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _obey_parent_only(worker: int) -> None:
-    """Take SIGTERM from the training process alone, and no Ctrl-C.
+def _signals_from_parent_only(worker: int) -> None:
+    """Make a worker accept SIGTERM only from the training process, and ignore Ctrl-C.
 
-    Both may be sent to a whole process group. The training process then finishes its step and writes a checkpoint, until when its
-    workers must not be gone; it stops them itself.
+    Both signals may be sent to a whole process group. The training process then finishes its step and writes a checkpoint. Its
+    workers must stay alive until then; the training process stops them itself.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
@@ -174,10 +174,10 @@ def _obey_parent_only(worker: int) -> None:
 def _wait_for_parent(parent: int) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
-    os._exit(0)  # as torch's workers: its handler in the parent takes any other code for a crash
+    os._exit(0)  # as torch's workers do: the handler in the parent treats any other code as a crash
 
 
 def cores_for_workers(processes: int = 1) -> int:
-    """The processor cores that this process may use, shared by the training processes of this machine; 1 to 16."""
+    """Return the CPU cores that this process may use, divided by the number of training processes on this machine; 1 to 16."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(16, cores // max(1, processes)))

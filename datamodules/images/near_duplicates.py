@@ -1,10 +1,9 @@
-"""Pictures that look alike, by a hash of 64 bits of what they look like: the same photo in another size, format or quality.
+"""Near-duplicate detection with a 64-bit perceptual hash: finds the same photo in another size, format or quality.
 
-    grey picture of 9 x 8 pixels --is each pixel darker than its right neighbour?--> 8 x 8 bits;     few bits apart: alike
+    grey image of 9 x 8 pixels --is each pixel darker than its right neighbour?--> 8 x 8 bits;     small Hamming distance: alike
 
-The difference hash (dHash, N. Krawetz 2013). It knows nothing of mirrored, turned or cropped copies: name those in a table of
-groups. Plain pictures, such as an even wall, are alike by this measure without being copies, which costs nothing but freedom of
-the split.
+Uses the difference hash (dHash, N. Krawetz 2013). It does not detect mirrored, rotated or cropped copies; list those in a table of
+groups. Plain images, such as an even wall, match without being copies. The only effect is that they stay in one split.
 """
 
 from __future__ import annotations
@@ -17,16 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from datamodules.images.decoding import FORMATS, upright
+from datamodules.images.decoding import upright
+from datamodules.images.formats import readable_formats
 
 THREADS = 8
-BLOCK = 512  # hashes that are compared with all others at once
+BLOCK = 512  # hashes compared with all others in one step
 
 
 def difference_hash(path: Path) -> int | None:
-    """The 64 bits of a picture, as a whole number; None where it cannot be read."""
+    """Return the 64-bit hash of an image as an integer; None if the file cannot be read."""
     try:
-        with Image.open(path, formats=FORMATS) as file:
+        with Image.open(path, formats=readable_formats()) as file:
             file.draft("L", (64, 64))
             small = upright(file, 1).resize((9, 8), Image.Resampling.BOX)
     except MemoryError:
@@ -38,11 +38,11 @@ def difference_hash(path: Path) -> int | None:
 
 
 def alike(paths: Sequence[Path], distance: int) -> list[list[int]]:
-    """Places of pictures that look alike, as pairs.
+    """Return the pairs of images that look alike, as positions in `paths`.
 
     Args:
-        paths: Picture files; those that cannot be read are like no other.
-        distance: Bits, 0 to 64, that two hashes may differ in.
+        paths: Image files; unreadable files match no other.
+        distance: Largest number of differing bits of two matching hashes, 0 to 64.
     """
     with ThreadPoolExecutor(THREADS) as pool:
         found = list(pool.map(difference_hash, paths))

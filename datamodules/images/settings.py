@@ -1,4 +1,4 @@
-"""What the datamodules of image files share: settings in range, means of ImageNet, and how their workers load."""
+"""Range checks for settings, ImageNet's mean and std, and worker defaults, shared by all datamodules that read image files."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from lightning.pytorch import Trainer
 from datamodules.images.loader import cores_for_workers
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-Check = tuple[str, object, bool, str]  # a setting, its value, whether that is right, and what would be
+Check = tuple[str, object, bool, str]  # setting, its value, whether that is valid, description of the valid range
 
 
 def check(*settings: Check) -> None:
-    """Refuse the first setting that is not right.
+    """Raise an error for the first setting that is out of range.
 
     Raises:
-        ValueError: With its name, its value and what it must be.
+        ValueError: The message has the name of the setting, its value and the valid range.
     """
     for name, value, good, wanted in settings:
         if not good:
@@ -27,7 +27,7 @@ def check(*settings: Check) -> None:
 def check_files(
     image_size: int, channels: int, mean: list[float], std: list[float], workers: int | None, prefetch: int
 ) -> None:
-    """Refuse settings of images and of workers that are out of their range.
+    """Check the image and worker settings.
 
     Raises:
         ValueError: See :func:`check`.
@@ -46,7 +46,7 @@ def check_files(
 def loading(
     trainer: Trainer | None, workers: int | None, prefetch: int, persistent: bool, pin_memory: bool | None
 ) -> dict[str, Any]:
-    """How an `ImageFileLoader` loads, with what is null decided: by the cores of this process and by its device."""
+    """Return the worker arguments of `ImageFileLoader`; None is resolved from the CPU cores and the device of this process."""
     device = trainer.strategy.root_device if trainer else torch.device("cpu")
     processes = len(getattr(trainer.strategy, "parallel_devices", None) or [0]) if trainer else 1
     return {

@@ -1,9 +1,9 @@
-"""Image files of a folder, of any size and kind, as the small uint8 tensor that a network predicts: no labels, no layout.
+"""Reads unlabelled image files of a folder, of any size and format, as one uint8 tensor for prediction.
 
     file --EXIF orientation--> upright --alpha on white--> opaque --> grey or RGB --resize--> (C, S, S) uint8
 
-The whole picture is resized to the square, antialiased (bicubic), so that nothing of it is cut off; one that is not square is
-squeezed, as a crop might leave the object out. Files are decoded one at a time: only the small images are held.
+The whole image is resized to the square with antialiasing (bicubic), so that nothing is cut off. An image that is not square is
+squeezed, since a crop might miss the object. Files are decoded one at a time; only the resized images are kept in memory.
 """
 
 import logging
@@ -15,30 +15,31 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 from torch import Tensor
 
-from datamodules.images.decoding import FORMATS, upright
+from datamodules.images.decoding import upright
+from datamodules.images.formats import readable_formats
 
 log = logging.getLogger(__name__)
 
-NAMED = 5  # files that a warning names
+NAMED = 5  # largest number of files listed in a warning
 
 
 def read_images(folder: Path, image_size: int, in_channels: int) -> tuple[list[str], Tensor]:
-    """Read every image below a folder, in the order of the names.
+    """Read every image in a folder and its subfolders, sorted by name.
 
-    Hidden files and folders are passed over; any other file that is no readable image is named in a warning and left out. Kinds:
-    BMP, GIF, JPEG, JPEG 2000, PNG, PPM, TGA, TIFF, WebP; of a file with several pictures the first is read.
+    Hidden files and folders are skipped. Any other file that is not a readable image is listed in a warning and left out.
+    `datamodules.images.formats` lists the supported formats. If a file has several images, the first one is read.
 
     Args:
-        folder: Where to look, in its folders too.
-        image_size: S, height and width that each image is resized to.
+        folder: Folder to search, including subfolders.
+        image_size: S, height and width in pixels that each image is resized to.
         in_channels: C, 1 for grey or 3 for RGB.
 
     Returns:
-        The names of the N files that were read, relative to the folder, with forward slashes; and the images (N, C, S, S) uint8.
+        The names of the N readable files, relative to the folder, with forward slashes; and the images (N, C, S, S) uint8.
 
     Raises:
         FileNotFoundError: There is no such folder.
-        MisconfigurationException: There is no readable image in it, or C is neither 1 nor 3.
+        MisconfigurationException: The folder has no readable image, or C is neither 1 nor 3.
     """
     names = image_names(folder, in_channels)
     log.info(f"images     {len(names)} files in {folder}, resized to {image_size}x{image_size}")
@@ -53,23 +54,23 @@ def read_images(folder: Path, image_size: int, in_channels: int) -> tuple[list[s
             continue
         read.append(name)
     if len(read) < len(names):
-        _warn_of([name for name in names if name not in set(read)], len(names), folder)
+        _report_unreadable([name for name in names if name not in set(read)], len(names), folder)
     return read, torch.from_numpy(images[: len(read)])
 
 
 def image_names(folder: Path, in_channels: int) -> list[str]:
-    """The files below a folder that are to be predicted, sorted by name.
+    """List the files to predict in a folder and its subfolders, sorted by name.
 
     Args:
-        folder: Where to look, in its folders too; hidden files and folders are passed over.
-        in_channels: Channels that the network takes.
+        folder: Folder to search, including subfolders; hidden files and folders are skipped.
+        in_channels: Input channels of the network.
 
     Returns:
         Names relative to the folder, with forward slashes.
 
     Raises:
         FileNotFoundError: There is no such folder.
-        MisconfigurationException: There is no file in it, or the network takes neither 1 nor 3 channels.
+        MisconfigurationException: The folder has no file, or the network has neither 1 nor 3 input channels.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"--data.images {folder}: no such folder")
@@ -84,7 +85,7 @@ def image_names(folder: Path, in_channels: int) -> list[str]:
     return names
 
 
-def _warn_of(unreadable: list[str], files: int, folder: Path) -> None:
+def _report_unreadable(unreadable: list[str], files: int, folder: Path) -> None:
     named = ", ".join(unreadable[:NAMED]) + (f" and {len(unreadable) - NAMED} more" if len(unreadable) > NAMED else "")
     text = f"{len(unreadable)} of the {files} files in {folder} cannot be read as images: {named}"
     if len(unreadable) == files:
@@ -93,8 +94,8 @@ def _warn_of(unreadable: list[str], files: int, folder: Path) -> None:
 
 
 def _decode(path: Path, image_size: int, in_channels: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """One file as (C, S, S) uint8."""
-    with Image.open(path, formats=FORMATS) as file:
+    """Decode one file to (C, S, S) uint8."""
+    with Image.open(path, formats=readable_formats()) as file:
         image = upright(file, in_channels).resize((image_size, image_size), Image.Resampling.BICUBIC)
     pixels = np.asarray(image).reshape(image_size, image_size, in_channels)
     return pixels.transpose(2, 0, 1)

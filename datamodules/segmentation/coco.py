@@ -1,11 +1,12 @@
-"""A data set of a prompted segmentation whose masks are polygons in a COCO file, as annotation tools write them.
+"""Reads a COCO annotation file: images with polygon or run-length masks for prompted segmentation.
 
     FOLDER/images/a.jpg or FOLDER/a.jpg        the file: {"images": [{"id", "file_name", "width", "height"}],
                                                           "categories": [{"id", "name"}],
                                                           "annotations": [{"image_id", "category_id", "segmentation"}]}
 
-The mask of an image is the union of its annotations of the wanted categories; an image without one shows no object. What belongs
-to a polygon is said in datamodules/segmentation/polygons.py. Run lengths are read as lists; compressed to a text they are refused.
+The mask of an image is the union of its annotations of the selected categories. An image without such an annotation shows no
+object. datamodules/segmentation/polygons.py defines which pixels belong to a polygon. Run lengths must be lists; compressed strings
+are rejected.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from typing import Any
 import numpy as np
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from datamodules.images.class_folders import EXTENSIONS, listed
+from datamodules.images.class_folders import listed
+from datamodules.images.formats import is_image
 from datamodules.segmentation.polygons import Shape
 from datamodules.segmentation.prompt_sets import THREADS, Pair, PromptSet, size_of
 
@@ -37,11 +39,11 @@ NEEDED: dict[str, dict[str, tuple[type, ...]]] = {
 
 
 def read_coco(root: Path, one: PromptSet, prompt: int) -> list[Pair]:
-    """List a data set's images with their polygons, in the order of their names, and check that they fit.
+    """List a data set's images with their polygons, sorted by file name, and check that they match the image files.
 
     Raises:
-        MisconfigurationException: The file is missing or damaged, a category is unknown, an image is not there or of another size,
-            or an annotation is none.
+        MisconfigurationException: The file is missing or damaged, a category is unknown, an image is missing or has another size,
+            or an annotation is invalid.
     """
     assert one.annotations is not None
     table = root / one.annotations
@@ -65,7 +67,7 @@ def read_coco(root: Path, one: PromptSet, prompt: int) -> list[Pair]:
 
 
 def _read(table: Path) -> dict[str, list[Entry]]:
-    """The file's three lists, each entry of which has what is needed."""
+    """Read the file's three lists and check that each entry has the required keys."""
     try:
         content = json.loads(table.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
@@ -80,7 +82,7 @@ def _read(table: Path) -> dict[str, list[Entry]]:
             known = entry if isinstance(entry, dict) else {}
             if lacking := [key for key, kinds in keys.items() if not isinstance(known.get(key), kinds)]:
                 raise MisconfigurationException(
-                    f"{table}: {name}[{place}] has no {lacking[0]!r}, or one of another kind"
+                    f"{table}: {name}[{place}] has no {lacking[0]!r}, or it has the wrong type"
                 )
     lists: dict[str, list[Entry]] = content
     return lists
@@ -100,9 +102,9 @@ def _check_files(table: Path, folder: Path, entries: list[Entry], by_id: list[En
         raise MisconfigurationException(f"{table}: there is no image in it")
     names = [entry["file_name"] for entry in entries]
     if twice := sorted(name for name, count in Counter(names).items() if count > 1):
-        raise MisconfigurationException(f"{table}: {listed(twice)}: more than one image of that file_name")
+        raise MisconfigurationException(f"{table}: {listed(twice)}: more than one image has this file_name")
     if len(by_id) < len(entries):
-        raise MisconfigurationException(f"{table}: two images have one id")
+        raise MisconfigurationException(f"{table}: two images have the same id")
     if absent := [name for name in names if Path(name).is_absolute() or not (folder / name).is_file()]:
         raise MisconfigurationException(
             f"{table}: {len(absent):,} of its {len(names):,} images are not in {folder}: {listed(absent)}"
@@ -114,13 +116,13 @@ def _check_files(table: Path, folder: Path, entries: list[Entry], by_id: list[En
             f"{folder}: {len(broken):,} files cannot be read as images: {listed(broken)}; repair or remove them"
         )
     differing = [
-        f"{entry['file_name']} is {size[1]}x{size[0]}, there {entry['width']}x{entry['height']}"
+        f"{entry['file_name']} is {size[1]}x{size[0]}, listed as {entry['width']}x{entry['height']}"
         for entry, size in zip(entries, sizes, strict=True)
         if size and size != (entry["height"], entry["width"])
     ]
     if differing:
-        raise MisconfigurationException(f"{table}: {len(differing):,} images are of another size: {listed(differing)}")
-    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS}
+        raise MisconfigurationException(f"{table}: {len(differing):,} images have another size: {listed(differing)}")
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if is_image(path)}
     if unused := sorted(files - {Path(name).as_posix() for name in names}):
         log.warning(f"{folder}: {len(unused):,} images are not in {table.name}: {listed(unused)}; not used")
 
@@ -130,7 +132,7 @@ def _name(table: Path, entry: Entry) -> str:
 
 
 def _shapes(table: Path, entry: Entry, image: Entry) -> Iterator[Shape]:
-    """Polygons (K, 2) of an annotation, or its run lengths (K,)."""
+    """Yield the polygons (K, 2) of an annotation, or its run lengths (K,)."""
     given = entry["segmentation"]
     if isinstance(given, dict):
         yield _runs(table, entry, given, image)
@@ -139,7 +141,7 @@ def _shapes(table: Path, entry: Entry, image: Entry) -> Iterator[Shape]:
         points = _numbers(part)
         if points is None or len(points) < 6 or len(points) % 2:
             raise MisconfigurationException(
-                f"{_name(table, entry)}: a polygon is a list of 3 or more x, y, one after the other, got {str(part)[:60]}"
+                f"{_name(table, entry)}: a polygon must be a flat list of 3 or more x, y pairs, got {str(part)[:60]}"
             )
         yield points.reshape(-1, 2)
 
@@ -153,13 +155,13 @@ def _runs(table: Path, entry: Entry, given: Entry, image: Entry) -> Shape:
     size = [image["height"], image["width"]]
     if counts is None or given.get("size") != size or (counts < 0).any() or counts.sum() != size[0] * size[1]:
         raise MisconfigurationException(
-            f"{_name(table, entry)}: its run lengths are not those of {size[1]}x{size[0]} pixels"
+            f"{_name(table, entry)}: its run lengths do not match {size[1]}x{size[0]} pixels"
         )
     return counts
 
 
 def _numbers(values: Any) -> Shape | None:
-    """A list of finite numbers, or None where it is something else."""
+    """Convert a list of finite numbers to an array; return None for anything else."""
     if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
         return None
     numbers: Shape = np.array(values, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Images, masks and prompts: several data sets in one run, absent objects, and a split that keeps copies together.
+"""`PromptedSegmentationDataModule`: images, masks and prompts of one or more data sets, with negative prompts and a grouped split.
 
 file --worker: decode, squeeze to the canvas--> uint8 --device--> random resized crop to image_size, flip, normalise;  mask: nearest
      validation, test, predict: whole images at their stored size, normalise
@@ -50,44 +50,44 @@ class PromptedSegmentationDataModule(DataModule):
     """Data sets of images, masks and prompts. Batches are described in docs/prompted_segmentation.md.
 
     Args:
-        root: Folder that the sets' folders are in.
-        sets: Data sets, each with `folder`, `prompts`, and perhaps `groups`, `group_column`, `file_column`; `annotations` and
-            `categories` of a COCO file in place of masks. One whose folder is not there is named and left out. Null: what
-            `generate` writes.
-        generate: Write so many made-up images of each of two kinds, cracks on a wall and taped joints on a board, to
-            segmentation_generated_N in `root`, and use them, whatever else is there; null: use `sets`.
-        image_size: Height and width in pixels of the crops that are trained on.
-        canvas: Side in pixels of the square that a training image is squeezed to before it is cropped; null takes the median of the
+        root: Folder that contains the folders of the data sets.
+        sets: Data sets, each with `folder`, `prompts`, and optionally `groups`, `group_column`, `file_column`; `annotations` and
+            `categories` of a COCO file replace the masks. A set whose folder is missing is left out with a warning. null: use the
+            images that `generate` writes.
+        generate: Write this number N of synthetic images of each of two kinds, cracks on a wall and taped joints on a board, to
+            segmentation_generated_N in `root`, and use only these; null: use `sets`.
+        image_size: Height and width in pixels of the training crops.
+        canvas: Side in pixels of the square that a training image is squeezed to before it is cropped; null uses the median of the
             images' longer sides, so that objects are about as large in training as in evaluation.
-        crop_scale: Smallest share of a picture's area that the random resized crop cuts out, above 0, up to 1.
-        crop_ratio: Largest ratio of the crop's longer side to its shorter one, 1 or more.
+        crop_scale: Smallest share of the image area that the random resized crop covers, above 0, up to 1.
+        crop_ratio: Largest ratio of the crop's longer side to its shorter side, 1 or more.
         flip: Mirror each training image left to right with probability one half.
-        negatives: Probability that a training image is also asked for the object of another set, with an empty mask as the answer;
-            above 0 each image of validation and test is asked for one, too. Right only where no image shows the object of another
-            set: else set it to 0.
-        near_duplicates: Keep pictures that look alike on one side of the split: largest distance of their hashes that counts so,
-            in bits, 0 to 64; 2 is strict. Null: only files of the same bytes are kept together.
+        negatives: Probability that a training image also gets a negative prompt: the object of another set, with an empty mask as
+            target. If above 0, each validation and test image gets one negative prompt. Valid only if no image shows the object of
+            another set; otherwise set it to 0.
+        near_duplicates: Keep images that look alike in one split: largest Hamming distance between the hashes of two such images,
+            in bits, 0 to 64; 2 is strict. null: only byte-identical files are kept together.
         test_fraction: Share of each object's images held out for testing, above 0 and below 1.
-        mean: Mean of each channel for the normalisation, in units of 0..1; null takes that of ImageNet.
-        std: Standard deviation of each channel, likewise.
-        prompts: What predict asks of each image, also what training never asked; null asks for each object by its first prompt.
-        workers: Processes that decode, for each training process; null takes as many as there are cores for it, at most 16.
-        prefetch: Batches that each worker has ready, 1 or more.
+        mean: Mean of each channel for normalisation, in units of 0..1; null uses ImageNet's.
+        std: Standard deviation of each channel for normalisation, in units of 0..1; null uses ImageNet's.
+        prompts: Prompts that predict uses for each image, known from training or not; null uses the first prompt of each object.
+        workers: Decoding processes per training process; null uses one for each available CPU core, at most 16.
+        prefetch: Batches that each worker prepares ahead, 1 or more.
         persistent_workers: Keep the workers from one epoch to the next.
-        pin_memory: Put batches into page-locked memory, from which the copy to a CUDA device does not hold up the host; null does
-            so where the device is one.
+        pin_memory: Put batches into page-locked memory, from which copies to a CUDA device do not block the host; null does so if
+            the device is a CUDA device.
         batch_size: Training images in a batch of one process.
-        eval_batch_size: Images in a batch of validation, test and predict, all of one size; null: as many as `batch_size`.
+        eval_batch_size: Images in a batch of validation, test and predict, all of one size; null means `batch_size`.
         val_fraction: Share of each object's images held out for validation, above 0 and below 1.
-        train_fraction: Share of the rest that is trained on, above 0, up to 1.
-        split_seed: Seed of the split, apart from the training seed.
-        drop_last: Leave out the last training batch of an epoch where it is not full.
+        train_fraction: Share of the remaining images that is used for training, above 0, up to 1.
+        split_seed: Seed of the split, separate from the training seed.
+        drop_last: Drop the last training batch of an epoch if it is not full.
         images: Folder of images that predict reads in place of the test split, each at its own size.
 
     Raises:
         ValueError: A setting is out of its range.
-        FileNotFoundError: None of the sets is there.
-        MisconfigurationException: A set is not laid out as above, or files cannot be read.
+        FileNotFoundError: None of the sets exists.
+        MisconfigurationException: A set does not have the expected layout, or files cannot be read.
     """
 
     fixed_on_resume: ClassVar[tuple[str, ...]] = (
@@ -151,7 +151,7 @@ class PromptedSegmentationDataModule(DataModule):
         if generate is not None:
             self.root, self.sets = Path(root) / f"segmentation_generated_{generate}", list(GENERATED_SETS)
         elif sets is None:
-            raise ValueError("sets: data sets are needed, each a folder with its prompts (or --data.generate 40)")
+            raise ValueError("sets: give at least one data set, a folder with its prompts (or use --data.generate 40)")
         else:
             self.root, self.sets = Path(root), list(sets)
         check_sets(self.sets)
@@ -160,14 +160,14 @@ class PromptedSegmentationDataModule(DataModule):
         self.negatives, self.near_duplicates, self.test_fraction = negatives, near_duplicates, test_fraction
         self.prompts, self.workers, self.prefetch = prompts, workers, prefetch
         self.persistent_workers, self.pin_memory = persistent_workers, pin_memory
-        self._named: set[Path] = set()  # masks with odd values that the user was told of
+        self._named: set[Path] = set()  # masks with unexpected values that have been reported in a warning
         self._predicted: list[Pair] = []
 
     # ---- the header ----
 
     @property
     def image_size(self) -> int:
-        """Height and width of a training crop; evaluation is at the images' own sizes."""
+        """Height and width of a training crop in pixels; evaluation uses the images' own sizes."""
         return self._image_size
 
     @property
@@ -177,27 +177,27 @@ class PromptedSegmentationDataModule(DataModule):
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """Mean of each channel that the normalisation takes."""
+        """Mean of each channel used for normalisation."""
         return tuple(self._mean)
 
     @property
     def std(self) -> tuple[float, ...]:
-        """Standard deviation of each channel that the normalisation takes."""
+        """Standard deviation of each channel used for normalisation."""
         return tuple(self._std)
 
     @property
     def class_names(self) -> list[str]:
-        """The first prompt of each object, in the order of the sets that are there."""
+        """The first prompt of each object, in the order of the present sets."""
         return [texts[0] for texts in self.synonyms]
 
     @property
     def synonyms(self) -> list[list[str]]:
-        """The prompts of each object."""
+        """All prompts of each object, in the order of `class_names`."""
         return synonyms_of(self.present)
 
     @cached_property
     def present(self) -> list[PromptSet]:
-        """The sets whose folders are there; where predict has images of its own, all of them if none is."""
+        """The sets whose folders exist; all sets if none exists and predict reads `images`."""
         if self.generate is not None:
             write_generated(self.root, self.generate)
         found = [one for one in self.sets if (self.root / one.folder).is_dir()]
@@ -206,20 +206,18 @@ class PromptedSegmentationDataModule(DataModule):
         absent = [str(self.root / one.folder) for one in self.sets if one not in found]
         if not found:
             raise FileNotFoundError(
-                f"--data.root {self.root}: none of the data sets is there: {listed(absent)}; "
-                "give --data.root, or use made-up images with --data.generate 40"
+                f"--data.root {self.root}: none of the data sets exists: {listed(absent)}; "
+                "set --data.root, or use synthetic images with --data.generate 40"
             )
         if absent:
-            log.warning(
-                f"data sets that are not there: {listed(absent)}; going on with {listed([one.folder for one in found])}"
-            )
+            log.warning(f"missing data sets: {listed(absent)}; continuing with {listed([one.folder for one in found])}")
         return found
 
     # ---- files and splits ----
 
     @cached_property
     def pairs(self) -> list[Pair]:
-        """All images, set by set: the sample of `index` i is the i-th."""
+        """All images, set by set; the sample with `index` i is the i-th."""
         return [pair for listing in self._listings for pair in listing]
 
     @cached_property
@@ -232,7 +230,7 @@ class PromptedSegmentationDataModule(DataModule):
 
     @cached_property
     def _drawn(self) -> dict[str, Tensor]:
-        """Places of the images of each split, ascending."""
+        """Positions in `pairs` of the images of each split, ascending."""
         groups = group_names(self.root, self.present, self._listings, self.near_duplicates)
         labels = [one.folder for one, listing in zip(self.present, self._listings, strict=True) for _ in listing]
         shares = [round(1 - self.val_fraction - self.test_fraction, 12), self.val_fraction, self.test_fraction]
@@ -240,7 +238,7 @@ class PromptedSegmentationDataModule(DataModule):
             split = grouped_split(labels, groups, shares, self.split_seed)
         except ValueError as error:
             raise MisconfigurationException(
-                f"{self.root}, divided into train, val and test (--data.val_fraction, --data.test_fraction): {error}"
+                f"{self.root} cannot be split into train, val and test (--data.val_fraction, --data.test_fraction): {error}"
             ) from error
         if absent := split.absent():
             shown = listed([f"{name!r} in {PARTS[s]}" for name, s in absent])
@@ -249,10 +247,10 @@ class PromptedSegmentationDataModule(DataModule):
         return {name: (assignment == s).nonzero().flatten() for s, name in enumerate(PARTS)}
 
     def read_part(self, part: Literal["train", "test"]) -> dict[str, Tensor]:
-        """List all training samples, the validation split among them, or all test samples.
+        """List all training samples, including those of the validation split, or all test samples.
 
         Returns:
-            `label` (N,) int64, the number of the object's prompt, and `index` (N,) int64, each image's place in `pairs`.
+            `label` (N,) int64, the number of the object's prompt, and `index` (N,) int64, each image's position in `pairs`.
         """
         index = self._drawn["test"] if part == "test" else torch.cat([self._drawn["train"], self._drawn["val"]])
         return self._rows(index)
@@ -270,7 +268,7 @@ class PromptedSegmentationDataModule(DataModule):
         self.splits["val"] = self._rows(self._drawn["val"])
 
     def setup(self, stage: str) -> None:
-        """List, check and split what the stage needs, once; no image is decoded."""
+        """List, check and split the images that the stage needs, once; no image is decoded."""
         if stage == "predict" and self.images is not None:
             if self._files is None:
                 self._list_images(self.images)
@@ -282,12 +280,12 @@ class PromptedSegmentationDataModule(DataModule):
 
     def _list_images(self, folder: Path) -> None:
         self._files = readable(folder, image_names(folder, 3), "skip")
-        # no mask, and no object of their own
+        # these images have no mask and no object
         self._predicted = [Pair(folder / name, Path(), -1, size_of(folder / name) or (0, 0)) for name in self._files]
         self.splits["predict"] = {"index": torch.arange(len(self._files))}
 
     def predicted_files(self) -> list[str]:
-        """Files that predict serves, relative to `images`, or to `root` for the test split: `index` is a place in this list."""
+        """Files that predict serves, relative to `images`, or to `root` for the test split; `index` is a position in this list."""
         if self._files is not None:
             return self._files
         return [pair.image.relative_to(self.root).as_posix() for pair in self.pairs]
@@ -312,44 +310,44 @@ class PromptedSegmentationDataModule(DataModule):
         trainer, training, of_folder = self.trainer, split == "train", split == "predict" and self.images is not None
         served: Split = "test" if split == "predict" and not of_folder else split
         predicting = trainer is not None and trainer.predicting
-        asked = self.prompts or self.class_names
+        fixed = self.prompts or self.class_names
         return SegmentationLoader(
             SegmentationFiles(self._predicted if of_folder else self.pairs, self._canvas() if training else None),
             self.splits[served]["index"],
-            questions=Questions(self.synonyms, self.negatives, training, asked if predicting or of_folder else None),
-            odd=self._say_odd,
-            unreadable=partial(self._say_unreadable, of_folder),
+            questions=Questions(self.synonyms, self.negatives, training, fixed if predicting or of_folder else None),
+            odd=self._report_odd,
+            unreadable=partial(self._report_unreadable, of_folder),
             **loading(trainer, self.workers, self.prefetch, self.persistent_workers, self.pin_memory),
             **self._order(split),
         )
 
-    def _say_unreadable(self, of_folder: bool, missing: Sequence[int]) -> None:
+    def _report_unreadable(self, of_folder: bool, missing: Sequence[int]) -> None:
         files = self.predicted_files()
         text = f"{len(missing)} of the images or their masks cannot be read: {listed([files[i] for i in missing])}"
         if not of_folder:
             raise MisconfigurationException(f"{self.root}: {text}; repair or remove them")
         log.warning(f"{self.images}: {text}; left out")
 
-    def _say_odd(self, odd: dict[int, str]) -> None:
-        for index, said in odd.items():
+    def _report_odd(self, odd: dict[int, str]) -> None:
+        for index, reason in odd.items():
             mask = self.pairs[index].mask
-            if said.startswith(NOTHING):
+            if reason.startswith(NOTHING):
                 raise MisconfigurationException(
-                    f"{mask}: {said}; a mask is 255 where the object is, 0 elsewhere: multiply it, or make it black if it is empty"
+                    f"{mask}: {reason}; a mask must be 255 on the object, 0 elsewhere: multiply it, or make it black if it is empty"
                 )
             if mask not in self._named:
                 self._named.add(mask)
-                log.warning(f"{mask}: {said}; what is over 127 is taken for the object")
+                log.warning(f"{mask}: {reason}; values above 127 count as the object")
 
     # ---- batches on the device ----
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Augment or normalise; then give each prompt its mask."""
+        """Augment or normalise the images, then build the mask of each prompt."""
         return self.of_prompts(super().on_after_batch_transfer(batch, dataloader_idx))
 
     @staticmethod
     def of_prompts(batch: dict[str, Any]) -> dict[str, Any]:
-        """A batch in which each prompt has a mask, where images have: that of its image, or an empty one."""
+        """Expand the masks from one per image to one per prompt: the image's mask, or an empty one for a negative prompt."""
         if "mask" in batch:
             mask = batch["mask"][batch["image_index"]] * batch["positive"].view(-1, 1, 1, 1)
             batch = {**batch, "mask": mask}

@@ -1,9 +1,9 @@
-"""Made-up images for machines without data and for tests: cracks on a wall, taped joints on a board, with their masks.
+"""Generates synthetic images with masks, wall cracks and taped joints, for tests and for machines without data.
 
     FOLDER/cracks/{images,masks}   FOLDER/taping/{images,masks}   FOLDER/groups.csv: set, name, group
 
-A crack is a random walk, dark and one to four pixels wide; a joint a straight, brighter band, whose mask is the band. Both are on
-noise of several scales and in uneven light. Two pictures of a group share their background. Every fifth image shows nothing.
+A crack is a random walk, dark and one to four pixels wide. A joint is a straight, brighter band, and its mask is the band. Both lie
+on noise of several scales under uneven light. The two images of a group share their background. Every fifth image shows no object.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ DONE = "groups.csv"  # written last
 
 
 def write_generated(folder: Path, count: int, size: int = SIZE) -> None:
-    """Write the two data sets, unless they are there; the same pictures on every machine.
+    """Write the two data sets, unless they already exist; the images are the same on every machine.
 
     Args:
-        folder: Where to.
-        count: Images of each kind.
+        folder: Target folder.
+        count: Number of images of each kind.
         size: Height and width in pixels, 16 or more.
     """
     if (folder / DONE).is_file():
@@ -52,11 +52,11 @@ def write_generated(folder: Path, count: int, size: int = SIZE) -> None:
 
 
 def picture(kind: str, number: int, size: int = SIZE) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """An image (S, S, 3) and its mask (S, S), 0 or 255, both uint8 and functions of the arguments alone.
+    """Generate an image (S, S, 3) and its mask (S, S), 0 or 255, both uint8 and determined by the arguments.
 
     Args:
         kind: `cracks` or `taping`.
-        number: Number of the picture; 2 n and 2 n + 1 have the same background.
+        number: Number of the image; images 2 n and 2 n + 1 have the same background.
         size: S in pixels.
     """
     code = ("cracks", "taping").index(kind)
@@ -76,7 +76,7 @@ def picture(kind: str, number: int, size: int = SIZE) -> tuple[NDArray[np.uint8]
 
 
 def _background(random: np.random.Generator, size: int) -> NDArray[np.float64]:
-    """Noise of three scales on a colour, lighter to one side: (S, S, 3)."""
+    """Generate a coloured background (S, S, 3) with noise of three scales and a brightness gradient."""
     base = random.uniform(120, 175) + random.normal(0, 8, 3)
     wall = np.zeros((size, size))
     for cells, strength in ((4, 10.0), (12, 6.0), (size // 2, 5.0)):

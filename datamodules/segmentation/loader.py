@@ -1,11 +1,12 @@
-"""Images with masks and prompts as batches: workers decode, the main process draws the prompts.
+"""`SegmentationLoader`: batches of images, masks and prompts. Workers decode the files; the main process chooses the prompts.
 
-    training     the whole picture, squeezed to a square canvas, its mask with it; `aspect` is the picture's width / height
-    evaluation   pictures at their stored size; a batch holds pictures of one size, so that nothing is padded
-    both         uint8 image (B, 3, H, W) and mask (B, 1, H, W), 1 where the object is
+    training     whole image and mask, squeezed to a square canvas; `aspect` is the original width / height of the image
+    evaluation   images at their stored size; all images of a batch have the same size, so that nothing is padded
+    both         uint8 image (B, 3, H, W) and mask (B, 1, H, W), 1 on the object
 
-Which prompts are asked is a function of (seed, epoch, index): synonyms and absent objects in training; in evaluation the first
-prompt of the object, and one of an object that is absent. Order and place are those of `datamodules.in_memory`.
+The prompts are a function of (seed, epoch, index). In training they are random synonyms of the object and random absent objects
+(negative prompts). In evaluation they are the first prompt of the object and the first prompt of one absent object. Order and
+position follow `datamodules.in_memory`.
 """
 
 from __future__ import annotations
@@ -23,24 +24,23 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from datamodules.images.decoding import FORMATS, squeezed, upright
+from datamodules.images.decoding import squeezed, upright
+from datamodules.images.formats import readable_formats
 from datamodules.images.loader import ImageFileLoader
 from datamodules.segmentation.polygons import shapes_mask
 from datamodules.segmentation.prompt_sets import Pair
 from transforms import SampleRandom
 
-WHITE = 127  # grey values over it are the object
-NOTHING = (
-    "its largest value is not 255"  # a mask of 0 and 1, most likely: by the rule nothing in it would be the object
-)
+WHITE = 127  # grey values above it count as the object
+NOTHING = "its largest value is not 255"  # probably a mask of 0 and 1, in which no pixel would count as the object
 
 
 class SegmentationFiles(Dataset[Any]):
     """Images and their masks, read in batches.
 
     Args:
-        pairs: The N images; a mask that is no file (an empty path) is not read.
-        canvas: Side in pixels of the square that a picture is squeezed to; None reads it at its stored size.
+        pairs: The N images with their masks; an empty mask path means that there is no mask.
+        canvas: Side in pixels of the square that an image is squeezed to; None reads it at its stored size.
     """
 
     def __init__(self, pairs: Sequence[Pair], canvas: int | None) -> None:
@@ -58,16 +58,16 @@ class SegmentationFiles(Dataset[Any]):
         """Read a batch.
 
         Returns:
-            `image` (B, 3, H, W) uint8, `mask` (B, 1, H, W) uint8 where there are masks, `label` (B,) int64 number of the prompt,
-            `index` (B,) int64, `aspect` (B,) float32 where pictures are squeezed; `unreadable`, indices that were left out; and
-            `odd`, index -> what is wrong with a mask's values.
+            `image` (B, 3, H, W) uint8, `mask` (B, 1, H, W) uint8 if there are masks, `label` (B,) int64 number of the object's
+            prompt, `index` (B,) int64, `aspect` (B,) float32 if images are squeezed; `unreadable`, the indices that were left out;
+            and `odd`, index -> description of unexpected values in the mask.
         """
         images, masks, read, odd = [], [], [], {}
         for index in indices:
             pair = self.pairs[index]
             try:
                 image = self._image(pair.image)
-                mask, said = mask_of(pair)
+                mask, reason = mask_of(pair)
             except MemoryError:
                 raise
             except Exception:  # a damaged file can make a decoder raise anything
@@ -76,8 +76,8 @@ class SegmentationFiles(Dataset[Any]):
             read.append(index)
             if mask is not None:
                 masks.append(self._squeeze(mask))
-            if said is not None:
-                odd[index] = said
+            if reason is not None:
+                odd[index] = reason
         batch: dict[str, Any] = {
             "index": torch.tensor(read, dtype=torch.int64),
             "label": torch.tensor([self.pairs[index].prompt for index in read], dtype=torch.int64),
@@ -96,58 +96,59 @@ class SegmentationFiles(Dataset[Any]):
     def _image(self, path: Path) -> Tensor:
         if self.canvas is not None:
             return squeezed(path, self.canvas, 3)[0]
-        with Image.open(path, formats=FORMATS) as file:
+        with Image.open(path, formats=readable_formats()) as file:
             return torch.from_numpy(np.array(upright(file, 3))).permute(2, 0, 1).contiguous()
 
     def _squeeze(self, mask: Tensor) -> Tensor:
         if self.canvas is None or mask.shape[-2:] == (self.canvas, self.canvas):
             return mask
-        # exact: the pixel under the new pixel's middle, as the picture's resampling has it
+        # exact: takes the pixel under the centre of the new pixel, aligned with the image's resampling
         squeezed_mask: Tensor = F.resize(mask, [self.canvas] * 2, interpolation=InterpolationMode.NEAREST_EXACT)
         return squeezed_mask
 
 
 def mask_of(pair: Pair) -> tuple[Tensor | None, str | None]:
-    """The mask of an image, drawn or read, and what is odd about it; None where it has none."""
+    """Return the rasterised or decoded mask and a description of unexpected values; None for whichever does not exist."""
     if pair.shapes is not None:
         return torch.from_numpy(shapes_mask(pair.shapes, *pair.size))[None], None
     return read_mask(pair.mask) if pair.mask.name else (None, None)
 
 
 def read_mask(path: Path) -> tuple[Tensor, str | None]:
-    """A mask, 1 where its grey value is over 127, and what is odd about its values.
+    """Read a mask file: 1 where the grey value is above 127, else 0.
 
     Args:
-        path: An image file; colours and palettes are made grey, what is transparent is black.
+        path: An image file; colours and palettes are converted to grey, transparent pixels count as black.
 
     Returns:
-        (1, H, W) uint8 of 0 and 1; and None, or a few words on values that are neither 0 nor 255.
+        The mask (1, H, W) uint8 of 0 and 1; and a short description of values other than 0 and 255, or None if there are none.
     """
-    with Image.open(path, formats=FORMATS) as file:
+    with Image.open(path, formats=readable_formats()) as file:
         image: Image.Image = file
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
         grey = np.array(upright(image, 1))
     stray = (grey != 0) & (grey != 255)
-    said = None
+    reason = None
     if stray.any():
         values = np.unique(grey[stray])
-        said = f"{stray.mean():.2%} of its pixels are neither 0 nor 255 but {values[0]} to {values[-1]}"
+        reason = f"{stray.mean():.2%} of its pixels are neither 0 nor 255 but {values[0]} to {values[-1]}"
         if grey.max() <= WHITE:
-            said = f"{NOTHING} but {grey.max()}"
-    return torch.from_numpy((grey > WHITE).astype(np.uint8))[None], said
+            reason = f"{NOTHING} but {grey.max()}"
+    return torch.from_numpy((grey > WHITE).astype(np.uint8))[None], reason
 
 
 @dataclass(frozen=True)
 class Questions:
-    """Which prompts a batch is asked.
+    """Chooses the prompts of a batch.
 
     Args:
-        synonyms: Texts of each object; the first one is its name.
-        negatives: Probability that a training image is also asked for an absent object; above 0, each image is in evaluation.
-        training: Whether synonyms and negatives are drawn.
-        always: Prompts that each image is asked, in place of all this; None outside of predict.
+        synonyms: Prompts of each object; the first one is its name.
+        negatives: Probability that a training image also gets a prompt for an absent object; if above 0, each evaluation image gets
+            one.
+        training: Whether synonyms and negative prompts are drawn at random.
+        always: Fixed prompts used for every image instead; None outside of predict.
     """
 
     synonyms: Sequence[Sequence[str]]
@@ -156,15 +157,16 @@ class Questions:
     always: Sequence[str] | None = None
 
     def ask(self, label: Tensor, random: SampleRandom) -> dict[str, Any]:
-        """Prompts of a batch.
+        """Choose the prompts of a batch.
 
         Args:
             label: Number of each image's object (B,), on the CPU.
-            random: The draws of each image.
+            random: The random numbers of each image.
 
         Returns:
-            `prompt` (N texts), `image_index` (N,) int64, `prompt_number` (N,) int64 number of the object that is asked for, or -1
-            where unknown, and `positive` (N,) bool: it is the object that the mask shows. The first B are each image's own.
+            `prompt` (N texts), `image_index` (N,) int64, `prompt_number` (N,) int64 number of the object that the prompt names, or
+            -1 if unknown, and `positive` (N,) bool, whether that is the object in the mask. Unless `always` is set, the first B
+            prompts are those of the B images' own objects.
         """
         images = torch.arange(len(label))
         if self.always is not None:
@@ -189,7 +191,7 @@ class Questions:
         return {"prompt": chosen, "image_index": index, "prompt_number": number, "positive": positive}
 
     def _absent(self, label: Tensor, random: SampleRandom) -> tuple[Tensor, Tensor]:
-        """Numbers of absent objects, and the images that are asked for them."""
+        """Choose the absent objects; returns their numbers and the images that get a prompt for them."""
         objects = len(self.synonyms)
         if self.negatives == 0 or objects < 2:
             return label[:0], label[:0]
@@ -205,11 +207,11 @@ class SegmentationLoader(ImageFileLoader):
     """Serves batches of images, masks and prompts.
 
     Args:
-        files: What is read; without a canvas a batch holds pictures of one size, and an epoch goes through the sizes.
-        places: (n,) int64, which of the files an epoch consists of.
+        files: The data set of images and masks; without a canvas the images are sorted by size and each batch has one size.
+        places: (n,) int64, positions of the files that make up an epoch.
         batch_size: Images in a batch of one rank.
-        questions: Draws the prompts.
-        odd: Is given index -> words of masks with odd values, and says or raises so.
+        questions: Chooses the prompts.
+        odd: Called with index -> description for masks with unexpected values; raises or logs a warning.
         **settings: As for `ImageFileLoader`.
     """
 
@@ -232,7 +234,7 @@ class SegmentationLoader(ImageFileLoader):
         self.questions, self.odd = questions, odd
 
     def __len__(self) -> int:
-        """Return the batches of a whole epoch."""
+        """Return the number of batches of a whole epoch."""
         return super().__len__() if self.sizes is None else len(self._of_one_size())
 
     def _of_one_size(self) -> list[Tensor]:
@@ -246,7 +248,7 @@ class SegmentationLoader(ImageFileLoader):
         return [torch.tensor(run) for run in runs]
 
     def chosen(self) -> tuple[Tensor, ...]:
-        """Return the batches that are left of the epoch."""
+        """Return the remaining batches of the epoch, each a tensor of positions in the data."""
         return super().chosen() if self.sizes is None else tuple(self._of_one_size())
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -254,9 +256,7 @@ class SegmentationLoader(ImageFileLoader):
         for batch in super().__iter__():
             if odd := batch.pop("odd"):
                 self.odd(odd)  # type: ignore[arg-type]
-            if (
-                epoch is None
-            ):  # asked for after the first batch, when the counters behind it are right; it holds for all
+            if epoch is None:  # read after the first batch, when the counters are correct; valid for the whole pass
                 epoch = self.position()[0]
             random = SampleRandom(self.seed, epoch, batch["index"])
             yield {**batch, **self.questions.ask(batch["label"], random)}

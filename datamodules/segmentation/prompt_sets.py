@@ -1,10 +1,10 @@
-"""Data sets of a prompted segmentation: folders of images and masks, what is asked of them, and which images stay together.
+"""`PromptSet`, a data set for prompted segmentation: lists its image and mask files, checks them, and groups images for the split.
 
-FOLDER/images/a.jpg   FOLDER/masks/a.png     a mask has the name of its image without the ending, and the size of its image
+FOLDER/images/a.jpg   FOLDER/masks/a.png     a mask has its image's name without the extension, and its image's size
 
-A mask is white (over 127) where the object is, and black elsewhere; one that is black alone says that the object is absent.
-Polygons in place of masks are read by datamodules/segmentation/coco.py. Here only headers are read: names, sizes, groups, files
-of the same bytes, and on request hashes of what pictures look like.
+A mask is white (above 127) on the object and black elsewhere. An all-black mask means that the object is absent. Polygons in place
+of masks are read by datamodules/segmentation/coco.py. This module reads only headers (names and sizes), group tables, the bytes of
+possible duplicates and, on request, perceptual hashes of the images.
 """
 
 from __future__ import annotations
@@ -20,32 +20,33 @@ from typing import NamedTuple
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 
-from datamodules.images.class_folders import EXTENSIONS, duplicate_groups, listed, read_groups
-from datamodules.images.decoding import FORMATS
+from datamodules.images.class_folders import duplicate_groups, listed, read_groups
+from datamodules.images.formats import EXTENSIONS, is_image, readable_formats
 from datamodules.images.near_duplicates import alike
 from datamodules.segmentation.polygons import Shape
 from datamodules.splitting.grouped import join_groups
 
 log = logging.getLogger(__name__)
 
-THREADS = 8  # opening files waits for the disk
-TURNED = (5, 6, 7, 8)  # values of EXIF's orientation by which width and height change places
+THREADS = 8  # opening a file waits for the disk
+TURNED = (5, 6, 7, 8)  # values of the EXIF orientation that swap width and height
 ORIENTATION = 0x0112
 
 
 @dataclass
 class PromptSet:
-    """A data set and what is asked of it.
+    """A data set and the prompts of its object.
 
     Args:
-        folder: Folder with `images` and `masks`, from `root`; with `annotations`, with `images`, or with the images themselves.
-        prompts: Texts that name the object, synonyms of each other; the first one is asked in evaluation, and names it in figures.
-            Sets whose first prompt is the same are of the same object.
-        groups: CSV, from `root`, that says which images belong together: a group is on one side of the split only.
-        group_column: Its column with the group.
-        file_column: Its column with the name of the image; null: `file`, or else the first one.
-        annotations: File of polygons in COCO's format, from `root`, in place of masks; null: masks.
-        categories: Names of its categories that are the object; null: all.
+        folder: Folder with `images` and `masks`, relative to `root`; with `annotations`: folder with `images`, or with the image
+            files themselves.
+        prompts: Texts that name the object, synonyms of each other; the first one is used in evaluation and as the object's name in
+            metrics and plots. Sets with the same first prompt show the same object.
+        groups: CSV file, relative to `root`, that assigns images to groups; a group is never divided between splits.
+        group_column: Column of the CSV with the group.
+        file_column: Column of the CSV with the image's name; null: `file`, or else the first one.
+        annotations: Annotation file in COCO format with polygons in place of masks, relative to `root`; null: mask files.
+        categories: Names of the COCO categories that count as the object; null: all.
     """
 
     folder: str
@@ -61,11 +62,11 @@ class Pair(NamedTuple):
     """An image with its mask.
 
     Attributes:
-        image: Its file.
-        mask: The file of its mask, or of its polygons.
-        prompt: Number of the prompt whose object the mask shows.
-        size: Height and width in pixels, as the image is seen: turned as its EXIF orientation says.
-        shapes: Its polygons; None where the mask is an image file.
+        image: Image file.
+        mask: Mask file, or annotation file with the polygons.
+        prompt: Number of the object that the mask shows.
+        size: Height and width in pixels after applying the EXIF orientation.
+        shapes: Polygons and run lengths; None if the mask is an image file.
     """
 
     image: Path
@@ -76,36 +77,37 @@ class Pair(NamedTuple):
 
 
 def check_sets(sets: Sequence[PromptSet]) -> None:
-    """Refuse sets that ask nothing.
+    """Check the settings of the data sets.
 
     Raises:
-        ValueError: There is no set, one has no prompts, a folder comes twice with the same masks, or categories have no file.
+        ValueError: There is no set, a set has no valid prompts, a folder is listed twice with the same masks, or categories are
+            given without an annotation file.
     """
     if not sets:
-        raise ValueError("sets: at least one data set is needed, a folder with its prompts, got none")
+        raise ValueError("sets: give at least one data set, a folder with its prompts, got none")
     for one in sets:
         if not are_prompts(one.prompts):
             raise ValueError(
-                f"sets: {one.folder}: prompts are different texts with a letter or a digit, at least one, got {one.prompts}"
+                f"sets: {one.folder}: prompts must be different texts with a letter or a digit, at least one, got {one.prompts}"
             )
         if one.categories is not None and (one.annotations is None or not one.categories):
             raise ValueError(
-                f"sets: {one.folder}: categories: names of categories in the file `annotations`, got {one.categories}"
+                f"sets: {one.folder}: categories must name categories of the file `annotations`, got {one.categories}"
             )
     sources = [(one.folder, one.annotations, str(one.categories)) for one in sets]
     if twice := sorted({source[0] for source in sources if sources.count(source) > 1}):
         raise ValueError(
-            f"sets: each folder once, got {twice[0]} more than once; other categories of it are another set"
+            f"sets: list each folder once, got {twice[0]} more than once; list it again only with other categories"
         )
 
 
 def are_prompts(texts: Sequence[str]) -> bool:
-    """Whether there are texts, all different, each with a letter or a digit."""
+    """Whether there is at least one text, all are different, and each has a letter or a digit."""
     return len({*texts}) == len(texts) > 0 and all(any(map(str.isalnum, text)) for text in texts)
 
 
 def synonyms_of(sets: Iterable[PromptSet]) -> list[list[str]]:
-    """The prompts by object, the first of each being its name; of sets of one object together.
+    """Collect the prompts of each object, its name first; sets with the same first prompt are merged.
 
     >>> synonyms_of([PromptSet("a", ["crack", "fissure"]), PromptSet("b", ["joint"]), PromptSet("c", ["crack", "wall crack"])])
     [['crack', 'fissure', 'wall crack'], ['joint']]
@@ -118,27 +120,27 @@ def synonyms_of(sets: Iterable[PromptSet]) -> list[list[str]]:
 
 
 def read_set(root: Path, one: PromptSet, prompt: int) -> list[Pair]:
-    """List a data set's images and their masks, in the order of their names, and check that they fit.
+    """List a data set's images and masks, sorted by name, and check that they match.
 
     Raises:
-        MisconfigurationException: There is no image or no mask, an image has no mask, sizes differ, or a file is no image.
+        MisconfigurationException: There is no image or no mask, an image has no mask, sizes differ, or a file is not an image.
     """
     folder = root / one.folder
     images = _image_files(folder / "images", one)
     masks = {path.stem: path for path in _image_files(folder / "masks", one) if path.suffix.lower() == ".png"}
     if not masks:
         raise MisconfigurationException(
-            f"{folder / 'masks'}: prompt {one.prompts[0]!r} has no masks; expected a PNG for each image, of the same name"
+            f"{folder / 'masks'}: prompt {one.prompts[0]!r} has no masks; expected a PNG with the same name for each image"
         )
     stems = [path.stem for path in images]
     if twice := sorted(stem for stem, count in Counter(stems).items() if count > 1):
         raise MisconfigurationException(
-            f"{folder / 'images'}: {listed(twice)}: two images of one name, to which of them does the mask belong?"
+            f"{folder / 'images'}: {listed(twice)}: two images have this name, so it is unclear which one the mask belongs to"
         )
     if bare := [path.name for path in images if path.stem not in masks]:
         raise MisconfigurationException(
             f"{folder}: {len(bare):,} of the {len(images):,} images have no mask: {listed(bare)}; "
-            "an image without the object needs a mask that is black, others are to be removed"
+            "add an all-black mask to images without the object, and remove the others"
         )
     if unused := sorted(masks.keys() - {*stems}):
         log.warning(f"{folder}: {len(unused):,} masks have no image: {listed(unused)}; not used")
@@ -150,23 +152,23 @@ def read_set(root: Path, one: PromptSet, prompt: int) -> list[Pair]:
 
 
 def _image_files(folder: Path, one: PromptSet) -> list[Path]:
-    """The images directly in a folder, sorted."""
+    """List the image files directly in a folder, sorted."""
     if not folder.is_dir():
         raise MisconfigurationException(
             f"{folder}: no such folder; prompt {one.prompts[0]!r} needs {one.folder}/images and {one.folder}/masks"
         )
-    files = [path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")]
+    files = [path for path in folder.iterdir() if is_image(path) and not path.name.startswith(".")]
     if not files and folder.name == "images":
         raise MisconfigurationException(f"{folder}: there is no image in it ({', '.join(EXTENSIONS)})")
     return sorted(files)
 
 
 def size_of(path: Path) -> tuple[int, int] | None:
-    """Height and width of an image as it is seen, from its header; None where it is no image."""
+    """Read height and width of an image from its header, after the EXIF orientation; None if the file is not an image."""
     try:
-        with Image.open(path, formats=FORMATS) as file:
+        with Image.open(path, formats=readable_formats()) as file:
             width, height = file.size
-            # of a PNG without it, Pillow would decode the pixels to look behind them
+            # for a PNG without EXIF, Pillow would decode the pixels to look for it after them
             known = file.format != "PNG" or "exif" in file.info
             turned = known and file.getexif().get(ORIENTATION) in TURNED
     except MemoryError:
@@ -195,24 +197,24 @@ def _check_sizes(
     ]
     if differing:
         raise MisconfigurationException(
-            f"{folder}: {len(differing):,} masks are of another size than their image: {listed(differing)}; "
-            "a mask has the pixels of its image"
+            f"{folder}: {len(differing):,} masks have another size than their image: {listed(differing)}; "
+            "a mask must have the size of its image"
         )
 
 
 def group_names(root: Path, sets: Sequence[PromptSet], pairs: Sequence[Sequence[Pair]], near: int | None) -> list[str]:
-    """The group of each image, of all sets one after the other; its own where there is no table.
+    """Return the group of each image, for all sets concatenated; without a table each image is its own group.
 
-    Images of the same bytes are in one group, also across sets, and so are those that look alike where `near` is given.
+    Byte-identical images are in one group, also across sets. If `near` is given, so are images that look alike.
 
     Args:
-        root: What the tables' names are relative to.
+        root: Folder that the names of the group tables are relative to.
         sets: The data sets.
-        pairs: Images of each.
-        near: Largest distance of hashes that counts as looking alike, in bits of 64; None: no hashes.
+        pairs: Images of each set.
+        near: Largest Hamming distance between the 64-bit hashes of images that look alike, in bits; None: no hashes.
 
     Raises:
-        MisconfigurationException: A table does not fit the images.
+        MisconfigurationException: A table does not match the images.
     """
     groups: list[str] = []
     for one, listing in zip(sets, pairs, strict=True):
@@ -224,20 +226,20 @@ def group_names(root: Path, sets: Sequence[PromptSet], pairs: Sequence[Sequence[
             found = read_groups(root / one.groups, one.group_column, names, one.file_column)
         except (ValueError, FileNotFoundError) as error:
             raise MisconfigurationException(f"sets: {one.folder}: groups: {error}") from error
-        groups += [f"{one.groups}: {name}" for name in found]  # one table of two sets: a group of both is one
-    places: dict[Path, list[int]] = {}  # an image may be in several sets, of other categories each
+        groups += [f"{one.groups}: {name}" for name in found]  # sets that share a table share its groups
+    places: dict[Path, list[int]] = {}  # an image may be in several sets with different categories
     for place, path in enumerate(pair.image for listing in pairs for pair in listing):
         places.setdefault(path, []).append(place)
     paths = list(places)
     same = duplicate_groups(paths)
     if same:
         log.info(
-            f"duplicates {sum(map(len, same)):,} images of the same bytes as another stay on one side of the split"
+            f"duplicates {sum(map(len, same)):,} images are byte-identical to another image; identical images stay in one split"
         )
     if near is not None and (found_alike := alike(paths, near)):
         log.info(
             f"duplicates {len({i for pair in found_alike for i in pair}):,} images look like another "
-            f"(hashes at most {near} of 64 bits apart) and stay on one side of the split"
+            f"(hashes differ in at most {near} of 64 bits); such images stay in one split"
         )
         same += [[paths[i] for i in pair] for pair in found_alike]
     together = [[place for path in group for place in places[path]] for group in same]

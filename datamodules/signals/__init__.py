@@ -1,9 +1,9 @@
-"""Windows of signals: UCI HAR, recordings of your own, and how they become images.
+"""Data sets of signal windows (time series): UCI HAR, your own recordings, and the conversion of windows to images.
 
-base.py               split by person, normalisation, images of signals
+base.py               SignalDataModule: split by subject, normalisation, images of signals
 har.py                HARDataModule; har_reader.py, har_download.py, har_generator.py: its files
-files.py              SignalFileDataModule; file_formats.py: arrays and tables with windows of your own
-windows.py            the checks that every reader shares
-augmentation.py       augmentation of a training batch    images.py  signals of a window as images
-checkpoint_record.py  normalisation and persons that a checkpoint keeps
+files.py              SignalFileDataModule; file_formats.py: reads your own windows from .npz and .csv
+windows.py            contract of a reader, split by subject, and checks shared by all readers
+augmentation.py       augmentation of a training batch    images.py  encodes the signals of a window as images
+checkpoint_record.py  normalisation and subjects stored in a checkpoint
 """

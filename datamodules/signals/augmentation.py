@@ -1,8 +1,9 @@
-"""What is done to the windows of a training batch on the device, and in which order, a pure function of batch and draws.
+"""Augmentation pipeline for training batches of signals: rotation, scaling, time warp, jitter and channel dropout on the device.
 
     in physical units: rotation -> scaling -> time warp -> jitter;    normalised: channel dropout, so that 0 is the signal's mean
 
-A rotation of the sensors' frame would be none after each axis was divided by a deviation of its own.
+The pipeline is a pure function of the batch and its random numbers. The rotation comes before the normalisation, because it is no
+rotation of the sensor's frame once each axis has been divided by its own standard deviation.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import transforms
 
 @dataclass(frozen=True)
 class SignalAugmentation:
-    """The augmentation of a training run; `datamodules.signals.base.SignalDataModule` says what each setting means.
+    """Settings of the signal augmentation; `datamodules.signals.base.SignalDataModule` describes each one.
 
     Raises:
         ValueError: A setting is out of its range.
@@ -42,7 +43,7 @@ class SignalAugmentation:
                 raise ValueError(f"{name} is {getattr(self, name)!r} but must be {wanted}")
 
     def at(self, strength: float) -> SignalAugmentation:
-        """The same with every strength multiplied by a factor, 0 or more, and kept in its range."""
+        """Return a copy with every strength multiplied by a factor, 0 or more, and limited to its range."""
         return SignalAugmentation(
             rotation=min(180.0, self.rotation * strength),
             scaling=self.scaling * strength,
@@ -53,8 +54,8 @@ class SignalAugmentation:
         )
 
     def physical(self, signals: Tensor, random: transforms.SampleRandom) -> Tensor:
-        """Augment windows (B, S, T) float32 in physical units; each by its own draws."""
-        # a strength of 0 is left out: rotation and scaling ask for triples x, y, z, which not all data has
+        """Apply the augmentations for windows (B, S, T) float32 in physical units, with separate random numbers per window."""
+        # a strength of 0 is skipped: rotation and scaling require triples x, y, z, which not all data has
         for change, strength in (
             (transforms.rotation, self.rotation),
             (transforms.scaling, self.scaling),
@@ -66,5 +67,5 @@ class SignalAugmentation:
         return signals
 
     def normalised(self, signals: Tensor, random: transforms.SampleRandom) -> Tensor:
-        """Drop whole signals of normalised windows (B, S, T) float32."""
+        """Apply channel dropout to normalised windows (B, S, T) float32."""
         return transforms.channel_dropout(signals, random, self.channel_dropout, self.augment_prob)

@@ -1,9 +1,9 @@
-"""The shared part of the datamodules of signals in windows: splits by person, normalisation, images of signals on the device.
+"""`SignalDataModule`, the base class for signal windows: split by subject, normalisation and encoding as images on the device.
 
-    files --read_part--> (N, S, T) float32 --whole persons--> InMemoryLoader --device--> augmentation (training) --> normalise
-         --> `signal`; in the modes of images also --encode--> `image`
+    files --read_part--> (N, S, T) float32 --split by subject--> InMemoryLoader --device--> augmentation (training) --> normalise
+         --> `signal`; in the image modes also --encode--> `image`
 
-What a batch and a datamodule promise is in `datamodules`, what readers promise in `datamodules.signals.windows`.
+`datamodules` documents the contract of a batch and of a datamodule, `datamodules.signals.windows` that of a reader.
 """
 
 from __future__ import annotations
@@ -36,32 +36,32 @@ log = logging.getLogger(__name__)
 
 
 class SignalDataModule(DataModule):
-    """Windows of signals in memory, split by person.
+    """In-memory signal windows, split by subject.
 
     Args:
         batch_size: Training windows in a batch of one process.
         eval_batch_size: Windows in a batch of validation, test and predict; null means twice batch_size.
-        val_subjects: Persons of the training data held out for validation: how many, 1 or more, or which share, below 1.
-        val_subject_id: The one person who is held out for validation, in place of `val_subjects`: for leave-one-subject-out.
-        split_seed: Seed of the draw of persons, apart from the training seed, so that all seeds are judged by the same people.
-        drop_last: Leave out the last training batch of an epoch where it is not full.
-        mode: What a batch holds besides `signal`: `signals`, nothing; `flatten`, an image of each signal; `grid`, one image with
-            each signal as a tile; `channels`, one image of which each signal is a channel.
-        encoder: How a signal becomes an image; each is a function of `transforms`.
-        encoder_args: Settings of the encoder, by name.
-        encoder_range: Values of a normalised signal, in its standard deviations from the mean, to which the encoder's scale reaches
-            either way, above 0; null scales each window by its own least and greatest value, which hides how strong it is.
+        val_subjects: Training subjects held out for validation: their number, 1 or more, or their share, above 0 and below 1.
+        val_subject_id: The only subject held out for validation, in place of `val_subjects`; for leave-one-subject-out.
+        split_seed: Seed of the subject split, separate from the training seed, so that runs with different seeds share the split.
+        drop_last: Drop the last training batch of an epoch if it is not full.
+        mode: Content of a batch in addition to `signal`: `signals`, nothing; `flatten`, one image per signal; `grid`, one image
+            with each signal as a tile; `channels`, one image with each signal as a channel.
+        encoder: Function of `transforms` that encodes a signal as an image.
+        encoder_args: Arguments of the encoder, by name.
+        encoder_range: Largest absolute value of a normalised signal that the encoder's scale covers, in standard deviations, above
+            0; null scales each window by its own minimum and maximum, which hides the signal's amplitude.
         image_size: Height and width of an image in pixels.
-        image_channels: Channels of the grey images of `flatten` and `grid`: 1, or 3 equal ones for networks that take nothing else.
-        image_mean: Mean of the pixels for their normalisation, in units of 0..1; null takes that of UCI HAR with this encoder.
-        image_std: Their standard deviation, likewise.
-        rotation: Largest angle in degrees by which the sensors' frame is turned in training, 0 to 180; the signals must then stand
-            in triples x, y, z of one sensor, as for `scaling`.
+        image_channels: Channels of the grey images of `flatten` and `grid`: 1, or 3 equal ones for networks that require RGB input.
+        image_mean: Mean of the pixels for normalisation, in units of 0..1; null uses the value of UCI HAR for this encoder.
+        image_std: Standard deviation of the pixels for normalisation; null uses the value of UCI HAR for this encoder.
+        rotation: Largest angle in degrees by which the sensor's frame is rotated in training, 0 to 180; the signals must then be
+            ordered in triples x, y, z of one sensor, as for `scaling`.
         scaling: Standard deviation of the logarithm of the factor that each sensor is multiplied by, 0 or more.
         time_warp: Largest relative change of speed within a window, 0 to below 1.
-        jitter: Standard deviation of added noise, as a share of that of the signal in its window, 0 or more.
+        jitter: Standard deviation of added noise, relative to the signal's standard deviation in its window, 0 or more.
         channel_dropout: Probability that a signal is replaced by its mean, 0 to 1.
-        augment_prob: Probability of each of these changes for each window, 0 to 1.
+        augment_prob: Probability of each of these augmentations for each window, 0 to 1.
         on_device: Move the windows to the accelerator once instead of a batch at a time (34 MB for UCI HAR).
 
     Raises:
@@ -139,61 +139,62 @@ class SignalDataModule(DataModule):
     @property
     @abstractmethod
     def window_length(self) -> int:
-        """T, samples in a window; reads only headers."""
+        """T, number of samples in a window; reads only headers."""
 
     @property
     def image_size(self) -> int:
-        """Height and width of an image in pixels; in the mode `signals` the window's length."""
+        """Height and width of an image in pixels; in mode `signals` the window length."""
         return self.window_length if self.signal_images.mode == "signals" else self.signal_images.image_size
 
     @property
     def images_per_window(self) -> int:
-        """Images of one window: S in the mode `flatten`, else 1."""
+        """Number of images of one window: S in mode `flatten`, else 1."""
         return len(self.signal_names) if self.signal_images.mode == "flatten" else 1
 
     @property
     def in_channels(self) -> int:
-        """Channels of an image; in the mode `signals` the number of signals."""
+        """Channels of an image; in mode `signals` the number of signals."""
         grey = self.signal_images.mode in ("flatten", "grid")
         return self.signal_images.image_channels if grey else len(self.signal_names)
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """Mean of each channel of the images, in units of 0..1; in the mode `signals` 0, see `signal_scale`."""
+        """Mean of each channel of the images, in units of 0..1; 0 in mode `signals`, see `signal_scale`."""
         return (0.0 if self.signal_images.mode == "signals" else self.signal_images.pixels[0],) * self.in_channels
 
     @property
     def std(self) -> tuple[float, ...]:
-        """Standard deviation of each channel of the images, likewise; in the mode `signals` 1."""
+        """Standard deviation of each channel of the images, in units of 0..1; 1 in mode `signals`."""
         return (1.0 if self.signal_images.mode == "signals" else self.signal_images.pixels[1],) * self.in_channels
 
     # ---- splits ----
 
     @abstractmethod
     def has_training_data(self) -> bool:
-        """Say whether the training part is there; a machine that only tests may do without."""
+        """Return whether the training part exists; it is optional for testing."""
 
     @property
     def subjects(self) -> dict[str, list[int]]:
-        """Split -> numbers of its persons, ascending; of the splits that setup has read."""
+        """Numbers of the subjects of each split that setup has read, ascending."""
         return {name: subjects_of(windows) for name, windows in self.splits.items()}
 
     def setup(self, stage: str) -> None:
-        """Read what the stage needs, once; before a test, check that nothing of it was trained on.
+        """Read the splits that the stage needs, once; before a test, check that the splits share no subject and no window.
 
-        Fit and validate open no file of the test part. Test and predict read the training part too, where it is there: for the
-        check, and for the normalisation of a network that is tested without a checkpoint.
+        Fit and validate open no file of the test part. Test and predict also read the training part if it exists: for the check,
+        and for the normalisation when testing without a checkpoint.
         """
         self._check_images()
         testing = stage not in ("fit", "validate") and "test" not in self.splits
         super().setup(stage)
-        if testing and "test" in self.splits and self.has_training_data():  # an extraction may be of other splits alone
+        # feature extraction may not include the test split
+        if testing and "test" in self.splits and self.has_training_data():
             if "train" not in self.splits:
                 self._split_training_data()
             check_apart({self._named(name): self.splits[name] for name in ("train", "val", "test")})
 
     def _check_images(self) -> None:
-        """Refuse settings that do not fit the signals, by trying them on a window of zeros."""
+        """Check that the settings fit the signals, by applying them to a window of zeros."""
         zeros = torch.zeros(1, len(self.signal_names), self.window_length)
         try:
             self.signal_augmentation.physical(zeros, transforms.SampleRandom(0, 0, torch.tensor([0])))
@@ -212,7 +213,7 @@ class SignalDataModule(DataModule):
             if self.val_subject_id not in people or len(people) == 1:
                 raise MisconfigurationException(
                     f"--data.val_subject_id {self.val_subject_id}: the training data has the subjects "
-                    f"{', '.join(map(str, people))}; name one of them, of two or more"
+                    f"{', '.join(map(str, people))}; choose one of them; at least two are needed"
                 )
         train, val = taken(data, set(people) - set(held_out)), taken(data, held_out)
         check_classes_trained(train["label"], self.class_names, subjects_of(train))
@@ -231,28 +232,28 @@ class SignalDataModule(DataModule):
 
     @property
     def signal_scale(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation (S,) float32 of each signal over the training subjects, by which windows are normalised.
+        """Mean and standard deviation (S,) float32 of each signal over the training subjects, used to normalise windows.
 
-        Those of the checkpoint, where one was loaded; else known after setup.
+        Taken from the checkpoint if one was loaded; otherwise known after setup.
 
         Raises:
-            MisconfigurationException: There is neither.
+            MisconfigurationException: There is neither a checkpoint nor training data.
         """
         if self._record is None:
             raise MisconfigurationException(
-                "there is no training data to take the normalisation from; evaluate a checkpoint, which has it, or add the data"
+                "there is no training data to compute the normalisation from; evaluate a checkpoint, which has it, or add the data"
             )
         return self._record.mean, self._record.std
 
     def augment(self, batch: Batch, epoch: int) -> Batch:
-        """Return a batch as it is trained on: a function of the batch, the seed and the epoch (from 0) alone."""
+        """Augment and normalise a batch for training; depends only on batch, seed and epoch (from 0)."""
         random = transforms.SampleRandom(self.seed, epoch, batch["index"])
         changes = self.signal_augmentation.at(self.strength)
         signal = changes.normalised(self._scaled(changes.physical(batch["signal"].float(), random)), random)
         return self._with_image({**batch, "signal": signal}, self.train_size)
 
     def prepared(self, signals: Tensor) -> Batch:
-        """Raw windows (B, S, T), in physical units, as a network is given them in evaluation: `signal` and `image`, normalised."""
+        """Normalise raw windows (B, S, T) in physical units as in evaluation; returns `signal` and, in the image modes, `image`."""
         return self._normalize({"signal": signals})
 
     def _normalize(self, batch: Batch) -> Batch:
@@ -267,12 +268,12 @@ class SignalDataModule(DataModule):
         return batch if images.mode == "signals" else {**batch, "image": images(batch["signal"], size)}
 
     def _view(self, batch: Batch, number: int) -> Tensor:
-        """The images of a batch as epoch `number` has them, for a cache of features."""
+        """Augment and encode the images of a batch as in epoch `number`, for a feature cache."""
         assert self.trainer is not None
         converted: Tensor = self.trainer.precision_plugin.convert_input(self.augment(batch, number)["image"])
         return converted
 
-    # ---- what a cache of features is told ----
+    # ---- description for a feature cache ----
 
     @property
     def split_settings(self) -> dict[str, Scalar]:
@@ -281,7 +282,7 @@ class SignalDataModule(DataModule):
 
     @property
     def transform_settings(self) -> dict[str, Scalar]:
-        """Settings that change what the network sees of a window in evaluation, apart from size, mean and standard deviation."""
+        """Settings that change the network's input in evaluation, apart from size, mean and standard deviation."""
         images = self.signal_images
         views = self.extraction is not None and self.extraction.views > 1
         return {
@@ -292,17 +293,18 @@ class SignalDataModule(DataModule):
             **flat_settings(images.encoder_args, "encoder."),
         }
 
-    # ---- what a checkpoint was trained on ----
+    # ---- state in the checkpoint ----
 
     def state_dict(self) -> dict[str, Any]:
-        """The normalisation and the persons trained and validated on, as plain values."""
+        """Return the normalisation and the training and validation subjects, as plain values."""
         return {} if self._record is None else self._record.as_state()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the normalisation that the network was trained with, and refuse a split that would judge it by what it has seen.
+        """Load the normalisation of the training run, and check that the split does not evaluate on subjects seen in training.
 
         Raises:
-            MisconfigurationException: The persons trained on are others than the checkpoint's, or, to train on, the signals are.
+            MisconfigurationException: The training subjects differ from the checkpoint's, or, when training continues, the training
+                signals differ.
         """
         before = SignalRecord.from_state(state_dict)
         if self._record is not None:
@@ -312,10 +314,10 @@ class SignalDataModule(DataModule):
 
 
 def check_subjects(setting: str, value: int | float) -> None:
-    """Check a number or a share of persons.
+    """Check a setting that is a number or a share of subjects.
 
     Raises:
-        ValueError: It is neither.
+        ValueError: The value is neither a whole number from 1 nor a share above 0 and below 1.
     """
     whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
     if not whole and not (isinstance(value, float) and 0 < value < 1):

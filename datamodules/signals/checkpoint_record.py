@@ -1,4 +1,4 @@
-"""What a network of signals was trained on: the normalisation and the persons, which its checkpoint keeps as plain values."""
+"""`SignalRecord`: the normalisation and the subjects of a training run on signals, stored in the checkpoint as plain values."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from torch import Tensor
 from datamodules.signals.windows import Windows, subjects_of
 
 SAME_SCALE = 1e-4
-"""Difference of mean and deviation, in deviations, up to which training data is the same; sums differ between machines."""
+"""Largest difference of mean and standard deviation, in standard deviations, at which training data counts as the same; sums of
+floats differ between machines."""
 
 
 class SignalRecord(NamedTuple):
-    """Normalisation and persons.
+    """Normalisation and subjects of a training run.
 
     Attributes:
-        mean: (S,) float32 mean of each signal over the training persons.
-        std: (S,) float32 standard deviation, likewise; of a constant signal 1, so that it becomes zero and not infinite.
-        train: Numbers of the training persons, ascending.
-        val: Numbers of the validation persons, ascending.
+        mean: (S,) float32 mean of each signal over the training subjects.
+        std: (S,) float32 standard deviation of each signal over the training subjects; 1 for a constant signal, so that its
+            normalised value is zero and not infinite.
+        train: Numbers of the training subjects, ascending.
+        val: Numbers of the validation subjects, ascending.
     """
 
     mean: Tensor
@@ -31,30 +33,30 @@ class SignalRecord(NamedTuple):
 
     @classmethod
     def of(cls, train: Windows, val: Windows) -> SignalRecord:
-        """Measure the training split; of the validation split only the persons count."""
+        """Compute the record from the training split and the subjects of the validation split."""
         values = train["signal"].double()
         mean, std = values.mean((0, 2)), values.std((0, 2), correction=0)
         return cls(mean.float(), torch.where(std > 1e-12, std, 1.0).float(), subjects_of(train), subjects_of(val))
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> SignalRecord:
-        """Read what `as_state` gave."""
+        """Restore a record from the result of `as_state`."""
         return cls(torch.tensor(state["mean"]), torch.tensor(state["std"]), list(state["train"]), list(state["val"]))
 
     def as_state(self) -> dict[str, list[Any]]:
-        """Plain values, for a checkpoint."""
+        """Return the record as plain values, for a checkpoint."""
         return {"mean": self.mean.tolist(), "std": self.std.tolist(), "train": self.train, "val": self.val}
 
     def check_follows(self, before: SignalRecord, training: bool) -> None:
-        """Check that a network that was trained on `before` may go on with this data, or be judged by it.
+        """Check that a network trained on `before` may continue training on this data, or be evaluated on it.
 
         Args:
-            before: What the checkpoint has.
-            training: It is to go on; else other people are welcome, but not the same ones split otherwise: some that are validated
-                or tested on would have been trained on.
+            before: The record in the checkpoint.
+            training: Whether training continues. Otherwise other subjects are allowed, but not the same subjects with another
+                split, which would evaluate on subjects seen in training.
 
         Raises:
-            MisconfigurationException: It may not.
+            MisconfigurationException: The subjects, or in training the signals, do not match.
         """
         same_people = sorted(self.train + self.val) == sorted(before.train + before.val)
         if (self.train, self.val) != (before.train, before.val) and (training or same_people):
@@ -64,8 +66,8 @@ class SignalRecord(NamedTuple):
             )
         if training and not self._is_near(before):
             raise MisconfigurationException(
-                "the training signals differ in mean or deviation from those that the checkpoint was trained on; go on with "
-                "the same data, or start anew"
+                "the training signals differ in mean or standard deviation from those of the checkpoint; continue with "
+                "the same data, or start a new run"
             )
 
     def _is_near(self, other: SignalRecord) -> bool:

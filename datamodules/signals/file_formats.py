@@ -1,11 +1,11 @@
-"""Windows of signals of your own, from one file with the persons' numbers, as arrays or as a table.
+"""Reads signal windows with labels and subjects from one file of your own: arrays (.npz) or a table (.csv).
 
-    FILE.npz   signal (N, S, T), label (N,), subject (N,); if wanted class_names (K,) and signal_names (S,)
-    FILE.csv   a line for each sample: the columns window, time, label and subject, in any order; every other column is a signal
+    FILE.npz   signal (N, S, T), label (N,), subject (N,); optionally class_names (K,) and signal_names (S,)
+    FILE.csv   one line per sample: the columns window, time, label and subject, in any order; every other column is a signal
 
-Labels are the numbers 0 to K - 1 or names; `class_names` gives their order, else names go by the alphabet. Persons are whole
-numbers; names become 0, 1, 2, ... in the order of the alphabet. In a table, lines of equal `window` are one window, sorted by
-`time`; all windows have the same number of lines. Nothing is unpickled.
+Labels are numbers from 0 to K - 1 or names. `class_names` gives the order of the names; without it they are sorted alphabetically.
+Subjects are integers; names are numbered 0, 1, 2, ... in alphabetical order. In a table, lines with the same `window` form one
+window, sorted by `time`; all windows have the same number of lines. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Array = np.ndarray[Any, Any]
 
 
 class SignalFile(NamedTuple):
-    """What a file holds: windows, names of the K classes and of the S signals."""
+    """Content of a file: windows, names of the K classes and of the S signals."""
 
     windows: Windows
     class_names: list[str]
@@ -36,11 +36,11 @@ def read_signal_file(path: Path) -> SignalFile:
     """Read a file of windows.
 
     Args:
-        path: File that ends in .npz or .csv.
+        path: File with the extension .npz or .csv.
 
     Raises:
         FileNotFoundError: There is no such file.
-        MisconfigurationException: It is not of this form, or holds what it must not.
+        MisconfigurationException: The file does not have this format, or contains invalid values.
     """
     if not path.is_file():
         raise FileNotFoundError(
@@ -53,7 +53,7 @@ def read_signal_file(path: Path) -> SignalFile:
     try:
         arrays = readers[path.suffix.lower()](path)
     except (ValueError, OSError, UnicodeDecodeError) as error:
-        raise MisconfigurationException(f"{path} is damaged or of another form: {error}") from error
+        raise MisconfigurationException(f"{path} is damaged or has another format: {error}") from error
     signal, labels, subjects = (arrays[name] for name in ("signal", "label", "subject"))
     if signal.ndim != 3 or signal.dtype.kind not in "fiu" or 0 in signal.shape:
         raise MisconfigurationException(
@@ -62,14 +62,14 @@ def read_signal_file(path: Path) -> SignalFile:
     for name in ("label", "subject"):
         if arrays[name].shape != (len(signal),):
             raise MisconfigurationException(
-                f"{path}: {len(signal)} windows in signal, but {name} has the shape {arrays[name].shape}; one for each is needed"
+                f"{path}: signal has {len(signal)} windows, but {name} has shape {arrays[name].shape}; it needs one value each"
             )
     finite = np.isfinite(signal)
     if not finite.all():
         window, channel, sample = (int(found[0]) for found in np.nonzero(~finite))
         raise MisconfigurationException(
             f"{path}: sample {sample} of signal {channel} in window {window} is {signal[window, channel, sample]}, "
-            "no measurement; mend or remove the window"
+            "not a finite number; repair or remove the window"
         )
     if subjects.dtype.kind not in "iu":
         subjects = np.unique(subjects, return_inverse=True)[1]
@@ -87,7 +87,7 @@ def read_signal_file(path: Path) -> SignalFile:
 
 
 def _classes(path: Path, labels: Array, given: Array | None) -> tuple[list[str], Array]:
-    """Return the names of the classes and the label (N,) int64 of each window."""
+    """Return the class names and the label (N,) int64 of each window."""
     numbered = labels.dtype.kind in "iu"
     if given is not None:
         names = [str(name) for name in given]
@@ -111,17 +111,17 @@ def _read_arrays(path: Path) -> dict[str, Array]:
 
 
 def _read_table(path: Path) -> dict[str, Array]:
-    """Read the long form; np.loadtxt is in C, so a million lines take seconds."""
+    """Read a table in long format; np.loadtxt is written in C, so a million lines take seconds."""
     with path.open(newline="", encoding="utf-8-sig") as file:
         lines = csv.reader(file)
         header, first_line = [name.strip() for name in next(lines, [])], next(lines, None)
     if missing := [name for name in OWN_COLUMNS if name not in header]:
-        raise ValueError(f"its first line names no column {', '.join(missing)}; it has {', '.join(header)}")
+        raise ValueError(f"its first line has no column {', '.join(missing)}; it has {', '.join(header)}")
     signal_names = [name for name in header if name not in OWN_COLUMNS]
     if not signal_names:
-        raise ValueError("it has no column besides window, time, label and subject; each other one is a signal")
+        raise ValueError("it has no signal column, only window, time, label and subject")
     if first_line is None:
-        raise ValueError("it has no lines below the first")
+        raise ValueError("it has no lines below the header")
 
     def columns(names: list[str], dtype: type[Any]) -> Array:
         places = [header.index(name) for name in names]
@@ -141,14 +141,14 @@ def _read_table(path: Path) -> dict[str, Array]:
     text = np.char.strip(columns(["window", "label", "subject"], str))
     _, first, window = np.unique(text[:, 0], return_index=True, return_inverse=True)
     rank = np.empty(len(first), dtype=np.int64)
-    rank[np.argsort(first)] = np.arange(len(first))  # windows are numbered as they first appear
+    rank[np.argsort(first)] = np.arange(len(first))  # windows are numbered in order of first appearance
     window = rank[window]
     lengths = np.bincount(window)
     if (lengths != lengths[0]).any():
         wrong = int((lengths != lengths[0]).argmax())
         name = text[np.sort(first)[wrong], 0]
         raise ValueError(
-            f"window {name} has {lengths[wrong]} samples, but the first has {lengths[0]}; all must have the same"
+            f"window {name} has {lengths[wrong]} samples, but the first has {lengths[0]}; all must have the same length"
         )
     order = np.lexsort((values[:, 0], window))
     shape = (len(lengths), int(lengths[0]))
@@ -166,5 +166,5 @@ def _read_table(path: Path) -> dict[str, Array]:
 
 
 def _whole(values: Array) -> Array:
-    """Return texts as whole numbers where all are."""
+    """Convert an array of texts to integers if all are integers; otherwise return it unchanged."""
     return values.astype(np.int64) if np.char.isdigit(values).all() else values

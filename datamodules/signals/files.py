@@ -1,4 +1,4 @@
-"""Windows of signals of your own, in one file, with training, validation and test persons drawn by a seed."""
+"""`SignalFileDataModule`: signal windows from one file of your own, split into training, validation and test subjects by a seed."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from datamodules.signals.windows import check_apart, held_out_subjects, subjects
 
 
 class SignalFileDataModule(SignalDataModule):
-    """Windows of signals from a .npz or .csv file; the forms are described in `datamodules.signals.file_formats`.
+    """Signal windows from a .npz or .csv file; `datamodules.signals.file_formats` describes the formats.
 
     Args:
-        file: The file.
-        test_subjects: Persons held out for testing: how many, 1 or more, or which share, below 1. Those for validation are held out
-            from the others, so that who is tested depends on `test_subjects` and `split_seed` alone.
-        **kwargs: Settings of every datamodule of signals, see `SignalDataModule`.
+        file: Path of the .npz or .csv file.
+        test_subjects: Subjects held out for testing: their number, 1 or more, or their share, above 0 and below 1. The validation
+            subjects are held out from the others, so the test subjects depend only on `test_subjects` and `split_seed`.
+        **kwargs: Settings of every signal datamodule, see `SignalDataModule`.
 
     Raises:
         ValueError: A setting is out of its range.
-        FileNotFoundError: There is no such file (found when it is first needed, class names included).
-        MisconfigurationException: The file is of another form, damaged, or leaks.
+        FileNotFoundError: There is no such file (raised at the first access to the data, class names included).
+        MisconfigurationException: The file has another format, is damaged, or has the same window in two splits.
     """
 
     fixed_on_resume: ClassVar[tuple[str, ...]] = (*SignalDataModule.fixed_on_resume, "test_subjects")
@@ -36,7 +36,7 @@ class SignalFileDataModule(SignalDataModule):
 
     @cached_property
     def _content(self) -> SignalFile:
-        """The whole file: an array's header does not say which classes there are."""
+        """Content of the whole file, since an array's header does not list the classes."""
         return read_signal_file(self.file)
 
     @cached_property
@@ -60,13 +60,13 @@ class SignalFileDataModule(SignalDataModule):
 
     @property
     def window_length(self) -> int:
-        """Samples in a window; reads the file."""
+        """Number of samples in a window; reads the file."""
         return self._content.windows["signal"].shape[2]
 
     def has_training_data(self) -> bool:
-        """Yes: it is in the same file."""
+        """Return True: the training data is in the same file."""
         return True
 
     def read_part(self, part: Literal["train", "test"]) -> Batch:
-        """Take the windows of the test persons, or those of the others."""
+        """Return the windows of the test subjects, or of all other subjects."""
         return self._parts[part]

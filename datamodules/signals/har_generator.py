@@ -1,14 +1,15 @@
-"""Writes made-up recordings in UCI HAR's layout: for machines without the data, and for tests, so that the real reader runs.
+"""Generates synthetic recordings in UCI HAR's layout, for machines without the data and for tests of the real reader.
 
-A phone at the waist, x upwards as in UCI HAR. With step frequency f and phase p = 2 pi f t, the body's acceleration is a sum of
-harmonics of the stride (two steps, p / 2): up and forwards move once a step, sideways once a stride.
+The model is a phone at the waist, x upwards as in UCI HAR. With step frequency f and phase p = 2 pi f t, the body's acceleration is
+a sum of harmonics of the stride (two steps, p / 2): up and forwards have the period of a step, sideways the period of a stride.
 
     walking      f about 1.9 Hz             downstairs   f 10 % higher, hard impacts: strong 2nd and 3rd harmonic, limping steps
     upstairs     f 15 % lower, leans forward, turns more at the hip        standing   gravity along x, slow sway
     sitting      gravity tilted back, nearly still                         laying     gravity across x, still
 
-People differ in step frequency, strength, posture and in how the phone sits in the belt (a rotation of the sensor's frame).
-Everything is a function of (seed, person, activity). It is not like real life in its difficulty: accuracies mean nothing.
+Subjects differ in step frequency, strength, posture and in the orientation of the phone in the belt (a rotation of the sensor's
+frame). All values are functions of (seed, subject, activity). The data is not as difficult as real data: accuracies on it are
+meaningless.
 """
 
 from __future__ import annotations
@@ -33,25 +34,25 @@ Array = np.ndarray[Any, Any]
 
 
 class _Gait(NamedTuple):
-    """How one walks: factor of the step frequency; strength in g of the harmonics of a step, up and forwards; and so on."""
+    """Parameters of a gait."""
 
-    frequency: float
-    up: tuple[float, float, float]
-    forwards: tuple[float, float, float]
+    frequency: float  # factor of the subject's step frequency
+    up: tuple[float, float, float]  # g, amplitudes of the harmonics of a step
+    forwards: tuple[float, float, float]  # g, likewise
     sideways: float  # g, at half the step frequency
-    limp: float  # share by which every other step is weaker
+    limp: float  # relative modulation of the amplitude: every other step is weaker
     turn: tuple[float, float, float]  # rad/s about x, y, z
     lean: float  # rad, forwards
 
 
 class _Person(NamedTuple):
-    """What is the same in all recordings of one person."""
+    """Parameters that are the same in all recordings of one subject."""
 
     frequency: float  # Hz, steps
     strength: float
     frame: Array  # (3, 3) rotation of the phone
-    tilt: float  # rad, how far back when sitting
-    side: float  # -1 or 1: lies on the back or on the front
+    tilt: float  # rad, backward tilt when sitting
+    side: float  # -1 or 1: lying on the back or on the front
     drift: Array  # (3,) rad/s, offset of the gyroscope
 
 
@@ -70,33 +71,34 @@ def write_generated(
     test_subjects: Collection[int] = OFFICIAL_TEST_SUBJECTS,
     windows: int = 8,
 ) -> Path:
-    """Write a data set, unless the same one is there already.
+    """Write a data set, unless the same one already exists.
 
     Args:
-        root: Folder in which `UCI HAR Dataset` is made; one that holds another generated set is replaced, others are left alone.
-        seed: Seed of everything.
-        subjects: Numbers of the persons.
-        test_subjects: Those of them who make the test part.
-        windows: Windows of each person and activity.
+        root: Folder in which `UCI HAR Dataset` is created; an existing generated data set with other settings is replaced, other
+            data is not touched.
+        seed: Seed of all random numbers.
+        subjects: Numbers of the subjects.
+        test_subjects: Subjects of the test part.
+        windows: Number of windows of each subject and activity.
 
     Returns:
         The folder that was written.
 
     Raises:
-        ValueError: The training part or the test part would have nobody.
+        ValueError: The training part or the test part would have no subject.
         FileExistsError: There is a data set that this function did not write.
     """
-    folder, told = root / FOLDER, "generated.txt"
+    folder, marker = root / FOLDER, "generated.txt"
     tests = sorted(set(subjects) & set(test_subjects))
     if not 0 < len(tests) < len(subjects):
-        raise ValueError(f"subjects {list(subjects)} with test_subjects {tests}: each part needs someone")
+        raise ValueError(f"subjects {list(subjects)} with test_subjects {tests}: each part needs at least one subject")
     text = f"made-up recordings, version 1: seed {seed}, subjects {list(subjects)}, of them test {tests}, windows {windows}\n"
     if folder.exists():
-        if not (folder / told).is_file():
-            raise FileExistsError(f"{folder.absolute()} holds data that was not generated; it is left alone")
-        if (folder / told).read_text(encoding="utf-8") == text:
+        if not (folder / marker).is_file():
+            raise FileExistsError(f"{folder.absolute()} holds data that was not generated; it is not overwritten")
+        if (folder / marker).read_text(encoding="utf-8") == text:
             return folder
-    unfinished = root / f"{FOLDER}.unfinished-{os.getpid()}"  # in place only when it is whole
+    unfinished = root / f"{FOLDER}.unfinished-{os.getpid()}"  # renamed once it is complete
     for part in ("train", "test"):
         chosen = [subject for subject in subjects if (subject in tests) == (part == "test")]
         signals, activity, subject = generate(chosen, windows, seed)
@@ -108,7 +110,7 @@ def write_generated(
         np.savetxt(unfinished / part / f"subject_{part}.txt", subject, fmt="%d")
     labels = "".join(f"{number} {name}\n" for number, name in enumerate(ACTIVITIES, start=1))
     (unfinished / "activity_labels.txt").write_text(labels, encoding="utf-8")
-    (unfinished / told).write_text(text, encoding="utf-8")
+    (unfinished / marker).write_text(text, encoding="utf-8")
     if folder.exists():
         shutil.rmtree(folder)
     unfinished.replace(folder)
@@ -116,15 +118,15 @@ def write_generated(
 
 
 def generate(subjects: Sequence[int], windows: int, seed: int) -> tuple[Array, Array, Array]:
-    """Make the windows of some people, person by person and activity by activity.
+    """Generate the windows of some subjects, ordered by subject and then by activity.
 
     Args:
-        subjects: Their numbers.
-        windows: Windows of each person and activity, cut from one recording so that neighbours overlap by one half.
-        seed: Seed of everything.
+        subjects: Numbers of the subjects.
+        windows: Number of windows of each subject and activity, cut from one recording so that neighbours overlap by one half.
+        seed: Seed of all random numbers.
 
     Returns:
-        Signals (N, 9, 128) float64 in the official order, activity (N,) from 1, and person (N,).
+        Signals (N, 9, 128) float64 in the official order, activity (N,) from 1, and subject (N,).
     """
     recordings = [
         recording(subject, name, LENGTH + STEP * (windows - 1), seed) for subject in subjects for name in ACTIVITIES
@@ -135,16 +137,16 @@ def generate(subjects: Sequence[int], windows: int, seed: int) -> tuple[Array, A
 
 
 def recording(subject: int, activity: str, samples: int, seed: int) -> Array:
-    """Make one recording.
+    """Generate one recording.
 
     Args:
-        subject: Number of the person.
+        subject: Number of the subject.
         activity: One of ACTIVITIES.
-        samples: Its length.
-        seed: Seed of everything.
+        samples: Length of the recording in samples.
+        seed: Seed of all random numbers.
 
     Returns:
-        (9, samples) float64: acceleration of the body and angular velocity, then total acceleration, each x, y, z.
+        (9, samples) float64: body acceleration, angular velocity, then total acceleration, each x, y, z.
     """
     person = _person(subject, seed)
     random = np.random.default_rng([seed, subject, ACTIVITIES.index(activity) + 1])
@@ -172,7 +174,7 @@ def _person(subject: int, seed: int) -> _Person:
 
 
 def _gravity(activity: str, person: _Person, random: np.random.Generator) -> Array:
-    """Direction of gravity's reaction, (3,) in g: along x for who stands upright."""
+    """Direction of the reaction to gravity, (3,) in g; along x for a subject who stands upright."""
     wobble = random.normal(0, np.deg2rad(3), 2)
     back = {"SITTING": -person.tilt, "LAYING": person.side * np.deg2rad(88)}.get(activity, 0.0)
     lean = GAITS[activity].lean if activity in GAITS else back
@@ -181,8 +183,8 @@ def _gravity(activity: str, person: _Person, random: np.random.Generator) -> Arr
 
 
 def _walk(gait: _Gait, person: _Person, samples: int, random: np.random.Generator) -> tuple[Array, Array]:
-    """Acceleration of the body in g and angular velocity in rad/s, each (3, samples), in the person's frame."""
-    knots = np.arange(0, samples + 64, 64)  # between which the step frequency wanders, by a few per cent
+    """Body acceleration in g and angular velocity in rad/s of walking, each (3, samples), in the subject's frame."""
+    knots = np.arange(0, samples + 64, 64)  # nodes of a random variation of the step frequency, by a few per cent
     wander = 1 + np.interp(np.arange(samples), knots, random.normal(0, 0.03, len(knots)))
     turned = 2 * np.pi * np.cumsum(person.frequency * gait.frequency * wander) / RATE
     phase = turned + random.uniform(0, 4 * np.pi)
@@ -198,7 +200,7 @@ def _walk(gait: _Gait, person: _Person, samples: int, random: np.random.Generato
 
 
 def _rest(samples: int, sway: float, random: np.random.Generator) -> tuple[Array, Array]:
-    """The same of someone at rest, who sways by so many g."""
+    """Body acceleration and angular velocity at rest, as in `_walk`; `sway` is the amplitude in g."""
     time = np.arange(samples) / RATE
     rates, phases = random.uniform(0.2, 0.5, (3, 1)), random.uniform(0, 2 * np.pi, (3, 1))
     waves = np.sin(2 * np.pi * rates * time + phases)
@@ -206,7 +208,7 @@ def _rest(samples: int, sway: float, random: np.random.Generator) -> tuple[Array
 
 
 def _rotation(axis: int, angle: float) -> Array:
-    """Matrix (3, 3) of a rotation about an axis by so many radians."""
+    """Rotation matrix (3, 3) about an axis by `angle` radians."""
     first, second = [i for i in range(3) if i != axis]
     matrix = np.eye(3)
     matrix[first, first] = matrix[second, second] = np.cos(angle)

@@ -1,11 +1,11 @@
-"""Reader of UCI HAR's folders, and of anyone's own recordings in the same layout.
+"""Reads UCI HAR's text files, or your own recordings in the same layout.
 
-    UCI HAR Dataset/activity_labels.txt                                `1 WALKING`, one class a line, numbered from 1
-                    train/y_train.txt  train/subject_train.txt         number of the class, number of the person, one window a line
-                    train/Inertial Signals/body_acc_x_train.txt ...    128 samples of one signal, one window a line; nine such files
+    UCI HAR Dataset/activity_labels.txt                                `1 WALKING`, one class per line, numbered from 1
+                    train/y_train.txt  train/subject_train.txt         class number, subject number, one window per line
+                    train/Inertial Signals/body_acc_x_train.txt ...    128 samples of one signal, one window per line; nine files
                     test/...                                           the same
 
-Signals, at 50 Hz: acceleration of the body (g, gravity taken off by a filter), angular velocity (rad/s), total acceleration (g).
+Signals at 50 Hz: body acceleration (g, gravity removed by a filter), angular velocity (rad/s), total acceleration (g).
 Layout: Anguita et al. 2013, "A Public Domain Dataset for Human Activity Recognition Using Smartphones".
 """
 
@@ -23,7 +23,7 @@ from datamodules.signals.windows import Windows
 
 FOLDER = "UCI HAR Dataset"
 LENGTH = 128
-"""Samples in a window: 2.56 s."""
+"""Number of samples in a window: 2.56 s."""
 SIGNALS = tuple(f"{sensor}_{axis}" for sensor in ("body_acc", "body_gyro", "total_acc") for axis in "xyz")
 """The nine signals in the official order."""
 
@@ -31,21 +31,19 @@ Part = Literal["train", "test"]
 
 
 def find_folder(root: Path) -> Path | None:
-    """Find the folder with activity_labels.txt: `root`, its subfolder UCI HAR Dataset, or that of its subfolder har.
+    """Find the folder with activity_labels.txt: `root`, root/UCI HAR Dataset or root/har/UCI HAR Dataset.
 
     Returns:
-        The folder, or None where there is none.
+        The folder, or None if none of them has the file.
 
     Raises:
-        MisconfigurationException: There are several.
+        MisconfigurationException: Both subfolders have it.
     """
     if (root / "activity_labels.txt").is_file():
         return root
     found = [folder for folder in (root / FOLDER, root / "har" / FOLDER) if (folder / "activity_labels.txt").is_file()]
     if len(found) > 1:
-        raise MisconfigurationException(
-            f"{found[0]} and {found[1]} both hold data; set --data.root to the one that is meant"
-        )
+        raise MisconfigurationException(f"{found[0]} and {found[1]} both hold data; set --data.root to one of them")
     return found[0] if found else None
 
 
@@ -53,7 +51,7 @@ def read_activities(folder: Path) -> list[str]:
     """Read activity_labels.txt.
 
     Returns:
-        Names of the classes; the file's number 1 is class 0.
+        Names of the classes; number 1 in the file is class 0.
 
     Raises:
         MisconfigurationException: The lines are not numbered 1, 2, 3, ...
@@ -66,24 +64,24 @@ def read_activities(folder: Path) -> list[str]:
 
 
 def signal_files(folder: Path, part: Part) -> list[Path]:
-    """Return the nine files of signals, in the official order."""
+    """Return the paths of the nine signal files, in the official order."""
     return [folder / part / "Inertial Signals" / f"{name}_{part}.txt" for name in SIGNALS]
 
 
 def read_windows(folder: Path, part: Part, num_classes: int) -> Windows:
-    """Read the training windows or the test windows; of the other part no file is opened.
+    """Read the training windows or the test windows; no file of the other part is opened.
 
     Args:
         folder: Folder with activity_labels.txt.
-        part: Which of the two.
-        num_classes: Number of activities K that activity_labels.txt names.
+        part: The part to read.
+        num_classes: Number of activities K in activity_labels.txt.
 
     Returns:
         `signal` (N, 9, 128) float32, `label`, `subject` and `index` (N,) int64.
 
     Raises:
         FileNotFoundError: Files are missing.
-        MisconfigurationException: A file is damaged, does not fit the others, or holds what it must not.
+        MisconfigurationException: A file is damaged, does not match the others, or contains invalid values.
     """
     names = [folder / part / f"{name}_{part}.txt" for name in ("y", "subject")]
     files = signal_files(folder, part)
@@ -105,7 +103,7 @@ def read_windows(folder: Path, part: Part, num_classes: int) -> Windows:
         if not np.isfinite(values).all():
             row, column = (int(found[0]) for found in np.nonzero(~np.isfinite(values)))
             raise MisconfigurationException(
-                f"{path}:{row + 1}: sample {column + 1} is {values[row, column]}, no measurement; mend or remove the window"
+                f"{path}:{row + 1}: sample {column + 1} is {values[row, column]}, not a finite number; repair or remove the window"
             )
         signal[:, place] = values
     _check_rows(names[1], len(subject), names[0], len(activity))
@@ -118,10 +116,10 @@ def read_windows(folder: Path, part: Part, num_classes: int) -> Windows:
 
 
 def _numbers(path: Path, dtype: type[Any]) -> np.ndarray[Any, Any]:
-    """Read a table of numbers; np.loadtxt's parser is in C, and it names the line that is wrong."""
+    """Read a table of numbers; np.loadtxt's parser is written in C and reports the invalid line."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # an empty file is only warned of
+            warnings.simplefilter("error")  # for an empty file np.loadtxt only warns
             return np.loadtxt(path, dtype=dtype, ndmin=2)
     except (ValueError, UserWarning) as error:
         raise MisconfigurationException(f"{path} is damaged: {str(error).partition(';')[0]}") from error

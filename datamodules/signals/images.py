@@ -1,9 +1,9 @@
-"""How the signals of a window become the images that a network sees, as one pure function of the batch.
+"""`SignalImages`: encodes the signals of a window as images, in the modes flatten, grid and channels. A pure function of the batch.
 
-signals    no image: `signal` (B, S, T) alone
-flatten    (B, S, C, N, N)   an image of each signal; a window's S images never part: the module folds S into B and takes the mean
-grid       (B, C, N, N)      the S images as tiles of one, row by row from the upper left; what is left over is black
-channels   (B, S, N, N)      the S images as the channels of one
+signals    no image, only `signal` (B, S, T)
+flatten    (B, S, C, N, N)   one image per signal; a window's S images stay together: the module folds S into B and averages
+grid       (B, C, N, N)      the S images as tiles of one image, row by row from the upper left; unused tiles are black
+channels   (B, S, N, N)      the S images as the channels of one image
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ PIXELS: dict[transforms.Encoder, tuple[tuple[float, float], tuple[float, float]]
     "line_plot": ((0.08, 0.24), (0.17, 0.33)),
     "segment_stack": ((0.50, 0.16), (0.50, 0.22)),
 }
-"""Mean and standard deviation of the pixels, for their normalisation: at a range of 3, and with each window by its own extremes.
-Measured at 64 px on every 40th training window of UCI HAR (rebuilt windows), the validation people left out."""
+"""Mean and standard deviation of the pixels for normalisation: first with encoder_range 3, then with encoder_range None.
+Measured at 64 px on every 40th training window of UCI HAR (rebuilt windows), without the validation subjects."""
 
 
 @dataclass(frozen=True)
 class SignalImages:
-    """The image settings of a run; `datamodules.signals.base.SignalDataModule` says what each means.
+    """Settings of the images; `datamodules.signals.base.SignalDataModule` describes each one.
 
     Raises:
         ValueError: A setting is out of its range.
@@ -62,7 +62,7 @@ class SignalImages:
 
     @property
     def pixels(self) -> tuple[float, float]:
-        """Mean and standard deviation by which pixels are normalised."""
+        """Mean and standard deviation used to normalise the pixels."""
         mean, std = PIXELS[self.encoder][self.encoder_range is None]
         return (
             mean if self.image_mean is None else self.image_mean,
@@ -70,17 +70,17 @@ class SignalImages:
         )
 
     def __call__(self, signals: Tensor, size: int) -> Tensor:
-        """Make the images.
+        """Encode a batch of windows.
 
         Args:
             signals: (B, S, T) float32, normalised.
             size: Height and width N of an image in pixels.
 
         Returns:
-            Images float32, normalised, of the shape that the mode has; three equal channels share their memory.
+            Normalised images, float32, in the shape of the mode (see the module docstring); three equal channels share memory.
 
         Raises:
-            ValueError: The encoder cannot make such images of such signals.
+            ValueError: The encoder does not support this image size or these signals.
         """
         count = signals.shape[1]
         columns = isqrt(count - 1) + 1 if self.mode == "grid" else 1
@@ -100,8 +100,7 @@ class SignalImages:
 
     def _encoded(self, signals: Tensor, size: int) -> Tensor:
         ranges = None
-        if (
-            self.encoder_range is not None and self.encoder != "markov_transition_field"
-        ):  # which looks at the order of values alone
+        # a Markov transition field depends only on the order of the values and has no range
+        if self.encoder_range is not None and self.encoder != "markov_transition_field":
             ranges = (-self.encoder_range, self.encoder_range)
         return transforms.encode(signals, self.encoder, size, ranges, **self.encoder_args)

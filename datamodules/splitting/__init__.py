@@ -1,6 +1,6 @@
-"""Splits into train, val and test: pure functions of labels, groups, shares and a seed.
+"""Train/val/test splits as pure functions of labels, groups, shares and a seed.
 
-stratified.py    by class
-grouped.py       by class, groups kept whole
-whole_groups.py  the search for whole groups that come near the wanted shares
+stratified.py    split stratified by class
+grouped.py       split stratified by class that never divides a group
+whole_groups.py  heuristic that assigns groups of two or more samples to splits, used by grouped.py
 """

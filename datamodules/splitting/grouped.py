@@ -1,13 +1,13 @@
-"""Stratified splits that keep groups whole, as a pure function of labels, groups, shares and a seed.
+"""Stratified split that never divides a group, as a pure function of labels, groups, shares and a seed.
 
-    quotas     per class: share x samples, rounded so that each split gets the floor or the ceiling, and so that the splits' totals
-               come out as well; the first split (training) gets at least one sample of each class
-    groups     those of two or more samples are placed whole (datamodules/splitting/whole_groups.py)
-    singles    groups of one sample fill each class to its quotas
+    quotas     per class: share x samples, rounded to the floor or the ceiling such that the totals of the splits also match their
+               shares; the first split (training) gets at least one sample of each class
+    groups     groups of two or more samples are assigned as a whole (datamodules/splitting/whole_groups.py)
+    singles    groups of one sample fill each class up to its quotas
 
-Where all groups are singles the quotas are met exactly. Order and draws are hashes of (seed, name of the group), so that a split
-does not depend on the order of the samples. In the manner of stratified group splits, e.g. scikit-learn's StratifiedGroupKFold,
-which goes through the groups once and knows no unequal shares.
+If all groups have one sample, the quotas are met exactly. Order and random draws are hashes of (seed, group name), so a split does
+not depend on the order of the samples. The method resembles scikit-learn's StratifiedGroupKFold, which makes a single pass over the
+groups and does not support unequal shares.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from datamodules.splitting.whole_groups import WholeGroups, seeded_hash
 
 
 class GroupedSplit(NamedTuple):
-    """A split and how near it came.
+    """A split, with the counts that it reached and the ideal counts.
 
     Attributes:
-        assignment: (N,) the split of each sample, as its place in the shares.
-        counts: Class -> samples in each split; classes sorted.
-        ideal: Class -> share x samples of that class for each split.
+        assignment: (N,) the split of each sample, as an index into the shares.
+        counts: Class -> number of samples in each split; classes sorted.
+        ideal: Class -> share x number of samples of that class, for each split.
     """
 
     assignment: list[int]
@@ -34,7 +34,7 @@ class GroupedSplit(NamedTuple):
     ideal: dict[str, list[float]]
 
     def largest_deviation(self) -> tuple[float, str, int]:
-        """The largest difference between a count and its ideal, in samples, with its class and split."""
+        """Return the largest difference between a count and its ideal, in samples, with its class and split."""
         return max(
             (
                 (abs(n - m), name, s)
@@ -45,7 +45,7 @@ class GroupedSplit(NamedTuple):
         )
 
     def absent(self) -> list[tuple[str, int]]:
-        """Classes and the splits that should have some of them but have none."""
+        """Return the pairs of class and split where the split should have samples of the class but has none."""
         return [
             (name, s)
             for name in self.counts
@@ -58,23 +58,23 @@ class GroupedSplit(NamedTuple):
 
 
 def grouped_split(labels: Sequence[str], groups: Sequence[str], shares: Sequence[float], seed: int) -> GroupedSplit:
-    """Split samples so that no group straddles splits and each class keeps its shares as well as whole groups allow.
+    """Split samples so that no group is divided and the shares of each class are met as closely as whole groups allow.
 
     Args:
         labels: (N,) class of each sample.
-        groups: (N,) group of each sample; a group may hold several classes. A name of its own leaves a sample free.
-        shares: (S,) share of each split, 0 to 1, that sum to 1; the first is training's and positive.
+        groups: (N,) group of each sample; a group may contain several classes. A sample with a unique group name is unconstrained.
+        shares: (S,) share of each split, 0 to 1, that sum to 1; the first one is for training and must be positive.
         seed: Seed of the split.
 
     Returns:
-        The split. Without groups of two or more samples every count is within one sample of its ideal.
+        The split. If no group has two or more samples, every count is within one sample of its ideal.
 
     Raises:
-        ValueError: Shares are out of range, lengths differ, or a split that has a share would be left without a sample.
+        ValueError: Shares are out of range, lengths differ, or a split with a positive share would get no sample.
     """
     exact = exact_shares(shares)
     if len(labels) != len(groups):
-        raise ValueError(f"{len(labels)} labels, but {len(groups)} groups: one of each for every sample")
+        raise ValueError(f"{len(labels)} labels, but {len(groups)} groups; give one label and one group per sample")
     members: dict[str, list[int]] = defaultdict(list)
     for index, group in enumerate(groups):
         members[group].append(index)
@@ -102,14 +102,14 @@ def grouped_split(labels: Sequence[str], groups: Sequence[str], shares: Sequence
 
 
 def join_groups(groups: Sequence[str], together: Sequence[Sequence[int]]) -> list[str]:
-    """Merge groups that have to stay together, for example as they share a picture.
+    """Merge groups that must stay in one split, for example because they share an image.
 
     Args:
         groups: (N,) group of each sample.
-        together: Sets of samples, by their places; all groups of one set become one.
+        together: Sets of sample positions; all groups of one set are merged.
 
     Returns:
-        (N,) groups; a merged one has the first of its names in the alphabet.
+        (N,) groups; a merged group has the alphabetically first of its names.
     """
     parent = {name: name for name in groups}
 
@@ -127,7 +127,7 @@ def join_groups(groups: Sequence[str], together: Sequence[Sequence[int]]) -> lis
 
 
 def exact_shares(shares: Sequence[float]) -> list[Fraction]:
-    """Shares as written in decimals: 0.7 of 10 is 7, not a little more.
+    """Convert shares to exact fractions of their decimal notation, so that 0.7 of 10 is exactly 7.
 
     Args:
         shares: (S,) at least two numbers from 0 to 1 that sum to 1, the first above 0.
@@ -136,7 +136,7 @@ def exact_shares(shares: Sequence[float]) -> list[Fraction]:
         The shares as fractions that sum to exactly 1.
 
     Raises:
-        ValueError: They are others.
+        ValueError: The shares do not meet these conditions.
     """
     exact = [Fraction(repr(float(share))) for share in shares if share == share and abs(share) != float("inf")]
     if (
@@ -148,14 +148,14 @@ def exact_shares(shares: Sequence[float]) -> list[Fraction]:
     ):
         given = " ".join(f"{share:g}" for share in shares)
         raise ValueError(
-            f"shares {given}: expected two or more from 0 to 1, the first above 0, that sum to 1, as 0.8 0.1 0.1"
+            f"shares {given}: expected two or more values from 0 to 1, the first above 0, that sum to 1, such as 0.8 0.1 0.1"
         )
     return [share / sum(exact) for share in exact]
 
 
 def _quotas(totals: Counter[str], shares: list[Fraction]) -> dict[str, list[int]]:
-    """Whole numbers for each class and split, each the floor or the ceiling of its ideal."""
-    carry = [Fraction(0)] * len(shares)  # what the classes before have left each split short of
+    """Compute integer counts for each class and split, each the floor or the ceiling of its ideal."""
+    carry = [Fraction(0)] * len(shares)  # how many samples each split lacks after the previous classes
     quotas = {}
     for name in sorted(totals):
         ideal = [share * totals[name] for share in shares]
@@ -173,7 +173,7 @@ def _quotas(totals: Counter[str], shares: list[Fraction]) -> dict[str, list[int]
 
 
 def _fill(groups: list[str], needed: list[int | None]) -> dict[str, int]:
-    """Give each of these single samples to the split that needs most; None is a split without a share."""
+    """Assign each of these one-sample groups to the split that needs most; None marks a split without a share."""
     left = {s: count for s, count in enumerate(needed) if count is not None}
     counts: Counter[int] = Counter()
     for _ in groups:
@@ -189,5 +189,5 @@ def _check_none_empty(assignment: list[int], shares: list[Fraction], num_groups:
         if share and s not in assignment:
             raise ValueError(
                 f"split {s + 1} of {len(shares)} (share {float(share):g}) would have no sample: {len(assignment)} samples in "
-                f"{num_groups} groups do not reach; raise its share, set it to 0, or use smaller groups"
+                f"{num_groups} groups are too few; raise its share, set it to 0, or use smaller groups"
             )

@@ -1,8 +1,9 @@
-"""Stratified splits of labelled samples, as pure functions of the labels, the fractions and a seed.
+"""Stratified train/held-out split as a pure function of labels, fractions and seed; also checks labels and counts classes.
 
-Each class is put into one seeded order of its own. The held-out split takes the first round(fraction * n_c) of it, the training
-split the next ones. So every class is split to within one sample of its share, what is held out does not depend on how much of the
-rest is used, a smaller training fraction is a subset of a larger one, and a sample added to one class leaves the others alone.
+The samples of each class are shuffled with a separate seed. The held-out split takes the first round(fraction * n_c) samples, and
+the training split takes the next ones. So the split of each class is within one sample of its share, the held-out samples do not
+depend on how many of the others are used, a smaller training fraction is a subset of a larger one, and adding a sample to one class
+does not change the split of the other classes.
 """
 
 import torch
@@ -21,11 +22,11 @@ def stratified_split(
         labels: (N,) int64 class of each sample, from 0.
         held_out: Share of every class that is held out, 0 to 1.
         seed: Seed of the split.
-        name: What is held out (`val`, `test`); splits of different names are unrelated also for equal seeds.
-        used: Share of the rest that is kept, 0 to 1, at least one sample of a class that has any left.
+        name: Name of the held-out split (`val`, `test`); different names give unrelated splits even for the same seed.
+        used: Share of the remaining samples that is kept, 0 to 1; at least one sample of each class that has any left.
 
     Returns:
-        Places of the samples that are kept and of those held out, each in ascending order.
+        Positions of the kept samples and of the held-out samples, each in ascending order.
     """
     kept_parts, held_out_parts = [labels.new_empty(0)], [labels.new_empty(0)]
     for label in labels.bincount().nonzero().flatten().tolist():
@@ -39,12 +40,12 @@ def stratified_split(
 
 
 def check_labels(labels: Tensor, num_classes: int, source: str) -> None:
-    """Check that every label names a class.
+    """Check that every label is a valid class number.
 
     Args:
         labels: (N,) int64.
         num_classes: Number of classes K; labels must lie in 0 to K - 1.
-        source: Where the labels come from, for the message.
+        source: Source of the labels, for the message.
 
     Raises:
         MisconfigurationException: A label is out of range.
@@ -69,7 +70,7 @@ def count_classes(labels: Tensor, class_names: list[str]) -> Tensor:
         (K,) int64 counts, all positive.
 
     Raises:
-        MisconfigurationException: A class has no sample, so that it can neither be learned nor be weighted by its frequency.
+        MisconfigurationException: A class has no sample, so it can be neither learned nor weighted by its frequency.
     """
     counts = labels.bincount(minlength=len(class_names))
     empty = [f"{class_names[i]!r} ({i})" for i in (counts == 0).nonzero().flatten().tolist()]

@@ -1,13 +1,14 @@
-"""Places whole groups in splits, so that each class comes near its shares: the part of grouped_split that has no exact answer.
+"""Randomised local search that assigns groups of two or more samples to splits so that each class comes close to its shares.
 
-The largest groups come first. Each is drawn by chance, in proportion to what is still needed, among the splits that it does not
-overfill; then groups are moved and exchanged one by one while that lowers the cost, the sum over classes and splits of
+This is the part of grouped_split that has no exact solution. Groups are assigned in descending order of size. Each is assigned at
+random to one of the splits that it does not overfill, with probability proportional to the samples still needed. Then single groups
+are moved and pairs are exchanged while that lowers the cost, the sum over classes and splits of
 
-    w (max(0, |d| - u)^2 + NEAR d^2)    d: samples too many or too few; u: the class's smallest group, which cannot be halved
-    ABSENT                              where a split has nothing of a class that it should have a sample or more of
+    w (max(0, |d| - u)^2 + NEAR d^2)    d: samples too many or too few; u: size of the class's smallest, indivisible group
+    ABSENT                              if a split has no sample of a class of which it should have at least one
 
-with w = 1 / (samples of the class)^2. All samples together count like one more class, with the weight of all classes: many small
-classes would else be rounded the same way. Draws are hashes of (seed, name of the group).
+with w = 1 / (samples of the class)^2. All samples together count as one additional class with the weight of all classes; otherwise
+many small classes would be rounded in the same direction. Random draws are hashes of (seed, group name).
 """
 
 from __future__ import annotations
@@ -16,28 +17,28 @@ import hashlib
 from collections import Counter, defaultdict
 from fractions import Fraction
 
-PASSES = 20  # over all groups, of moving and exchanging; a handful is enough as a rule
-FEW, ATTEMPTS = 50, 8  # up to so many groups the best of eight starts is taken: a few groups are easily stuck
-EXCHANGED = 200  # smallest groups that are tried in pairs: 20,000 pairs
-ABSENT = 10.0  # above the cost of any wrong share
-NEAR = 0.1  # what a deviation counts that is smaller than the class's smallest group
-ALL = "\0all"  # the class of all samples; no name of a folder
-GAIN = 1e-12  # below it a lower cost is rounding
+PASSES = 20  # limit of passes over all groups; usually a handful is enough
+FEW, ATTEMPTS = 50, 8  # up to 50 groups, the best of 8 starts is used: few groups easily get stuck in a local minimum
+EXCHANGED = 200  # pairs among this number of smallest groups are tried: 20,000 pairs
+ABSENT = 10.0  # larger than the cost of any wrong share
+NEAR = 0.1  # weight of a deviation smaller than the class's smallest group
+ALL = "\0all"  # the additional class of all samples; not a possible folder name
+GAIN = 1e-12  # a smaller decrease of the cost is a rounding error
 
 
 def seeded_hash(seed: int, purpose: str, name: str) -> int:
-    """A number from 0 to 2**64 - 1 that looks random and depends on nothing else."""
+    """Return a pseudo-random integer from 0 to 2**64 - 1 that depends only on the arguments."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}/{name}".encode("utf-8", "surrogateescape")).digest()[:8])
 
 
 class WholeGroups:
-    """Groups of two or more samples and the splits they are in.
+    """Assignment of groups of two or more samples to splits.
 
     Args:
-        groups: Name of a group -> samples of each class in it; those of like size are placed in this order.
-        totals: Samples of each class, in groups or not.
-        free: Class -> samples in no group of two or more.
-        shares: Share of each split; nothing is put into one without.
+        groups: Group name -> number of samples of each class; groups of similar size are assigned in this order.
+        totals: Number of samples of each class, including samples outside these groups.
+        free: Class -> number of samples that are not in a group of two or more.
+        shares: Share of each split; a split with share 0 gets nothing.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class WholeGroups:
         self.place: dict[str, int | None] = dict.fromkeys(groups)
         self.weight = {label: 1 / count[label] ** 2 for label in grouped} | {ALL: len(totals) / count[ALL] ** 2}
         self.unit = {label: 0 if label == ALL else min(counts) for label, counts in self._sizes().items()}
-        # where single samples are enough, they will see to it that no split is without the class
+        # if there are enough ungrouped samples of a class, they ensure that every split has it
         self.needed = [
             {
                 label
@@ -74,13 +75,13 @@ class WholeGroups:
         return sizes
 
     def fill(self, seed: int) -> tuple[dict[str, int], list[Counter[str]]]:
-        """Place all groups.
+        """Assign all groups.
 
         Args:
-            seed: Seed of the draws.
+            seed: Seed of the random draws.
 
         Returns:
-            The split of each group, and for each split its samples of each class.
+            The split of each group, and for each split the number of samples of each class.
         """
         if not self.groups:
             return {}, self.have
@@ -99,9 +100,9 @@ class WholeGroups:
         return {name: s for name, s in places.items() if s is not None}, self.have
 
     def _start(self, seed: int, attempt: int) -> None:
-        """Place all groups anew, by chance."""
+        """Assign all groups from scratch, at random."""
         self._take_out()
-        # groups of like size keep their seeded order, so that seeds differ also where no two groups are of one size
+        # groups of similar size keep their seeded order, so that seeds differ even if all groups have different sizes
         for name in sorted(self.groups, key=lambda group: -self.groups[group][ALL].bit_length()):
             self._move(name, self._drawn(name, seeded_hash(seed, f"draw {attempt}", name) / 2**64))
 
@@ -110,7 +111,7 @@ class WholeGroups:
             self._move(name, None)
 
     def _move(self, name: str, to: int | None) -> float:
-        """Put a group elsewhere (None: nowhere); returns what is added to the cost."""
+        """Move a group to another split (None: to no split); returns the change of the cost."""
         group, now = self.groups[name], self.place[name]
         touched = [s for s in (now, to) if s is not None]
         before = sum(self._cost(s, label) for s in touched for label in group)
@@ -126,11 +127,11 @@ class WholeGroups:
         wrong = abs(count - self.ideal[s][label])
         cost = self.weight[label] * (max(0.0, wrong - self.unit[label]) ** 2 + NEAR * wrong**2)
         if not count and label in self.needed[s]:
-            cost += ABSENT * (2 if s == 0 else 1)  # training needs each class most
+            cost += ABSENT * (2 if s == 0 else 1)  # the training split needs each class most
         return cost
 
     def _drawn(self, name: str, draw: float) -> int:
-        """A split for a new group: by chance among those with room for it, or else the one of least cost."""
+        """Choose a split for a new group: at random among those with room for it, or else the one with the lowest cost."""
         group = self.groups[name]
         room = {s: {label: self.ideal[s][label] - self.have[s][label] for label in group} for s in self.splits}
         fits = [s for s in self.splits if all(count <= room[s][label] for label, count in group.items())]
@@ -145,13 +146,13 @@ class WholeGroups:
         return fits[-1]
 
     def _price(self, name: str, s: int) -> float:
-        """What placing a new group would add to the cost."""
+        """Return the change of the cost if a new group is put into split `s`."""
         added = self._move(name, s)
         self._move(name, None)
         return added
 
     def _move_each(self) -> bool:
-        """Move each group to where it costs least; returns whether any moved."""
+        """Move each group to the split with the lowest cost; returns whether any group moved."""
         moved = False
         for name in self.groups:
             for s in self.splits:
@@ -164,7 +165,7 @@ class WholeGroups:
         return moved
 
     def _exchange_pairs(self) -> bool:
-        """Exchange two groups of different splits where that costs less; returns whether any were."""
+        """Exchange pairs of groups in different splits if that lowers the cost; returns whether any were exchanged."""
         exchanged = False
         names = sorted(self.groups, key=lambda name: self.groups[name][ALL])[:EXCHANGED]
         for i, first in enumerate(names):

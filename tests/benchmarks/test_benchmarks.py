@@ -1,4 +1,4 @@
-"""benchmarks/: both sides of each comparison compute the same, and the figures are what they are said to be. Never the speed."""
+"""Benchmarks step_overhead and loader: both sides compute the same, and the reported values are correct; speed is not tested."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def tables(printed: str) -> list[list[str]]:
 
 
 @pytest.mark.slow
-def test_step_overhead_prints_and_writes_its_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_step_overhead_prints_and_writes_its_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "step.json"
     step_overhead.main([*QUICK, "--cases", "free", "head", "--steps", "50", "--json", str(file)])
     header, *rows = tables(capsys.readouterr().out)
@@ -55,7 +55,7 @@ def test_step_overhead_prints_and_writes_its_figures(tmp_path: Path, capsys: pyt
         assert 0 < bare["least"] <= bare["median"] <= bare["most"]
         # the median of two repeats is their mean, and a mean of differences the difference of the means
         assert overhead["median"] == pytest.approx(ours["median"] - bare["median"])
-        # without the clocks on one of the sides it would be as long as the whole step
+        # without timers on one of the sides, it would be as long as the whole step
         assert 0 < case["rest"]["median"] < ours["median"]
         epoch = 45_000 // case["batch_size"]
         assert case["with_epoch_end"] == pytest.approx(overhead["median"] + case["epoch_end"]["median"] / epoch)
@@ -72,7 +72,7 @@ def test_bare_loop_and_run_with_everything_on_end_in_the_same_weights(monkeypatc
 
     original = turns.Turns.on_train_start
     monkeypatch.setattr(turns.Turns, "on_train_start", look)
-    # validation swaps the average in and out at the end of each epoch
+    # validation swaps the averaged weights in and out at the end of each epoch
     metrics = step_overhead.run(case_of("resnet20-twn", batch_size=4, steps=4, turn=2), repeats=2)
     assert metrics.weight_difference == 0.0
     wanted = (
@@ -89,16 +89,16 @@ def test_a_bare_loop_that_does_something_else_is_found_out(monkeypatch: pytest.M
 
 
 class DoubledLast(torch.optim.lr_scheduler.LambdaLR):
-    """A schedule that is wrong in the last but one of nine steps only."""
+    """A schedule that is wrong only in the last but one of nine steps."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, rule: Callable[[int], float]) -> None:
         super().__init__(optimizer, lambda step: rule(step) * (2 if step == 7 else 1))
 
 
-def test_figures_of_a_case_by_hand() -> None:
+def test_results_of_a_case_by_hand() -> None:
     case = case_of("free", batch_size=4500, steps=2)  # ten steps in an epoch of 45,000
     seconds = {
-        "bare": [9.0, 0.2, 0.4, 0.6],  # of two steps: 100, 200, 300 ms a step; the first epoch is left out
+        "bare": [9.0, 0.2, 0.4, 0.6],  # of two steps: 100, 200, 300 ms a step; the first epoch is not counted
         "ours": [9.0, 0.3, 0.42, 0.8],  # 150, 210, 400
         "bare_rest": [9.0, 0.002, 0.004, 0.006],
         "ours_rest": [9.0, 0.004, 0.010, 0.010],  # 1, 3, 2 ms more
@@ -117,7 +117,7 @@ def test_figures_of_a_case_by_hand() -> None:
 
 
 @forks
-def test_loader_prints_and_writes_its_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_loader_prints_and_writes_its_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "loader.json"
     loader.main([*QUICK, "--images", "640", "--workers", "1", "--json", str(file)])
     header, *rows = tables(capsys.readouterr().out)
@@ -199,7 +199,7 @@ def test_bad_turns(turn: int, steps: int) -> None:
         turns.Turns(turn, steps, "times.json")
 
 
-def test_a_run_that_fails_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_run_raises_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = partial(step_overhead.config, case_of("free", model={"class_path": "NoSuchClass"}))
     monkeypatch.setattr(step_overhead, "config", lambda case, repeats, folder: broken(repeats, folder))
     with pytest.raises(RuntimeError, match=r"(?s)free ended with exit code 2:.*NoSuchClass"):

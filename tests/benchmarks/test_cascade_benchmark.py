@@ -1,4 +1,4 @@
-"""benchmarks/cascade.py: halves are chosen on and measured on both ways, and the command runs on small stand-ins."""
+"""Benchmark cascade: thresholds are chosen on one half and evaluated on the other; the command runs with small networks."""
 
 import json
 from pathlib import Path
@@ -43,7 +43,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert metrics["flops"] == {"cifar10_resnet20": 81_102_080, "cifar10_resnet56": 250_971_392}
     assert metrics["held"]
     assert {len(rule) for rule in metrics["rules"].values()} == {4}
-    assert "asked for: -100.0 points" in capsys.readouterr().out
+    assert "target: -100.0 points" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         cascade.main([*flags, "--weights", str(tmp_path / "none")])
     assert "no such" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""benchmarks/folder_pipeline.py: both sides serve the same files at the same size and scale of numbers. Never the speed."""
+"""Benchmark folder_pipeline: both sides serve the same files with the same size and value range; speed is not tested."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ forks = pytest.mark.filterwarnings("ignore:.*is multi-threaded, use of fork:Depr
 
 
 def plain(root: Path, count: int) -> None:
-    """Pictures of one colour each, of sizes that differ."""
+    """Single-colour pictures of different sizes."""
     for number in range(count):
         path = root / f"class_{number % 2}" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,7 +29,7 @@ def plain(root: Path, count: int) -> None:
 
 
 def colours(images: Tensor) -> Tensor:
-    """Sorted colours (B, 3) of images that have one each."""
+    """Sorted colours (B, 3) of single-colour images."""
     assert (images - images[:, :, :1, :1]).abs().max() < 1e-6
     found = images[:, :, 0, 0]
     return found[found[:, 0].argsort()]
@@ -50,12 +50,12 @@ def test_both_sides_serve_the_same_images(tmp_path: Path) -> None:
 
 
 def test_both_sides_cut_out_as_much(tmp_path: Path) -> None:
-    """Pictures whose red is the column and whose green is the row: a crop's range tells its share of width and height."""
+    """Pictures whose red is the column and whose green is the row: the range of a crop shows its share of width and height."""
     ramp = np.stack([*np.meshgrid(np.linspace(0, 255, 100), np.linspace(0, 255, 80)), np.zeros((80, 100))], -1)
     for number in range(224):
         path = tmp_path / f"class_{number % 2}" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        ramp[..., 2] = number  # files of the same bytes are not split
+        ramp[..., 2] = number  # identical files are not distributed over splits
         Image.fromarray(ramp.astype(np.uint8)).save(path)
     setting = Setting(tmp_path, size=24, batch_size=200, workers=0, scale=0.35)
     data = our_data(setting)
@@ -67,13 +67,13 @@ def test_both_sides_cut_out_as_much(tmp_path: Path) -> None:
         areas.append(area.sort().values)
     ours, peer = areas
     assert min(ours[0], peer[0]) > 0.25  # resampling smooths the ends of a small crop
-    assert (ours.mean() - peer.mean()).abs() < 0.06  # of 200 each, whose deviation is 0.18
+    assert (ours.mean() - peer.mean()).abs() < 0.06  # 200 each, with a standard deviation of 0.18
     assert (ours - peer).abs().max() < 0.15
 
 
 @pytest.mark.slow
 @forks
-def test_it_prints_and_writes_its_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_prints_and_writes_its_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = write_classes(tmp_path / "own", {"cat": 10, "dog": 10}, suffix=".jpg")
     flags = ["--repeats", "2", "--images", "20", "--sizes", "16", "24", "--batch_size", "8", "--workers", "1"]
     folder_pipeline.main([*flags, "--root", str(root), "--json", str(tmp_path / "figures.json")])
@@ -114,7 +114,7 @@ def test_a_file_that_one_side_does_not_list_is_no_measurement(tmp_path: Path, mo
     names = data.files("train")
     gone = data.splits["train"]["index"][0]
     monkeypatch.setattr(data, "files", lambda split: [*names[:gone], "class_0/other.png", *names[gone + 1 :]])
-    with pytest.raises(RuntimeError, match="torchvision lists 10 of the 11 images that ours trains on"):
+    with pytest.raises(RuntimeError, match="torchvision lists 10 of the 11 images that our pipeline trains on"):
         peer_loader(data, setting)
     with pytest.raises(RuntimeError, match="an epoch served 8 images of 12"):
         loader.images_per_s(our_epochs(data), 12)

@@ -1,4 +1,4 @@
-"""A fold of HAR's training people: a data set of its own, without a window of the official test people."""
+"""Benchmark har_folds: a fold is a separate data set without any window of the official test people."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""benchmarks/logistic_path.py and head_sweep.py: both sides solve the same, and the commands run on small tasks."""
+"""Benchmarks logistic_path and head_sweep: both sides find the same solution; the commands run on small tasks."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""callbacks/batch_statistics.py: means and variances against numpy, and everything else as before."""
+"""callbacks/batch_statistics.py: means and variances compared with numpy; nothing else in the module changes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from callbacks.batch_statistics import check_renewable, renew_batch_statistics
 
 
 class Data:
-    """Images of their own number, doubled by augmentation, so that a test sees which were taken."""
+    """Twenty random images; augmentation doubles them and records which indices were used."""
 
     def __init__(self, batch_size: int = 4, seed: int = 0, key: str = "image") -> None:
         values = torch.randn(20, 3, 5, 5, generator=torch.Generator().manual_seed(3))
@@ -65,7 +65,7 @@ def test_statistics_are_the_mean_of_the_batches(samples: int, batches: int, key:
     assert (net.norm.momentum, net.norm.training, net.drop.training) == (0.3, False, False)
 
 
-def test_samples_depend_on_seed_and_epoch_and_draw_nothing() -> None:
+def test_samples_depend_on_seed_and_epoch_and_leave_the_global_generator() -> None:
     state = torch.get_rng_state()
     taken = []
     for seed, epoch in [(0, 1), (0, 1), (0, 2), (1, 1)]:
@@ -78,7 +78,7 @@ def test_samples_depend_on_seed_and_epoch_and_draw_nothing() -> None:
 
 
 class Frozen(Net):
-    """A frozen part beside a trained one, as a fine-tuned network has it."""
+    """A frozen batch norm before a trained one, as in a fine-tuned network."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ def test_frozen_layers_keep_their_statistics() -> None:
     assert all(torch.equal(buffer, before[name]) for name, buffer in net.frozen.named_buffers())
 
 
-def test_what_cannot_be_renewed_is_refused() -> None:
+def test_networks_and_data_without_renewable_statistics_are_refused() -> None:
     with pytest.raises(
         MisconfigurationException, match=r"EMA.batch_statistics: no batch norm is trained in this network; set it to 0"
     ):
@@ -109,7 +109,7 @@ def test_what_cannot_be_renewed_is_refused() -> None:
     files.splits = {"train": {"index": torch.arange(3)}}
     with pytest.raises(
         MisconfigurationException,
-        match="needs training data in memory, as CIFAR10DataModule has it, not Data; set it to 0",
+        match="needs training data in memory, as CIFAR10DataModule provides, not Data; set it to 0",
     ):
         check_renewable(trainer(files), Net(), "EMA.batch_statistics")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="batch_statistics: 0 or more, got -1"):

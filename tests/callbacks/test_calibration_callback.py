@@ -1,4 +1,4 @@
-"""callbacks/calibration.py in runs: what is logged, the record in checkpoints, what test, predict and classify make of it."""
+"""callbacks/calibration.py in runs: logged metrics, the record in checkpoints, and its use by test, predict and classify."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def digits() -> DigitsDataModule:
 
 
 class Names(LinearClassifier):
-    """A module that logs some of the figures itself, as CascadeHead does."""
+    """A module that logs some of the metrics itself, as CascadeHead does."""
 
     @property
     def metric_names(self) -> list[str]:
@@ -56,7 +56,7 @@ class Names(LinearClassifier):
 
 
 class Stop(Callback):
-    """Breaks a run at a batch."""
+    """Raises an error in the second epoch."""
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if (trainer.current_epoch, batch_idx) == (1, 5):
@@ -99,7 +99,7 @@ def validation(run: Path, checkpoint: str = "best") -> Samples:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of three epochs with EMA; only read."""
+    """The folder of a run of three epochs with EMA; tests only read it."""
     folder = tmp_path_factory.mktemp("calibration") / "run"
     trainer(folder, logger=TensorBoardLogger(folder, name="", version="")).fit(module(), digits())
     return folder
@@ -109,12 +109,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("checkpoint", ["best", "last"])
-def test_the_record_is_of_the_checkpoints_averaged_weights(run: Path, checkpoint: str) -> None:
+def test_the_record_describes_the_averaged_weights_of_the_checkpoint(run: Path, checkpoint: str) -> None:
     content = read(run / "checkpoints" / f"{checkpoint}.ckpt")
     epoch = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
     raw = {name: content["ema"]["state_dict"][name] for name in content["state_dict"] if name.startswith("network")}
-    assert any(not torch.equal(raw[name], content["state_dict"][name]) for name in raw), "or the test shows nothing"
-    # three validations are planned and one share is kept back
+    assert any(not torch.equal(raw[name], content["state_dict"][name]) for name in raw), "otherwise the test is void"
+    # three validations are planned and one share is kept in reserve
     expected, _ = calibrate(validation(run, checkpoint), Calibration(TARGET).rules, 0.05 / (EPOCHS + 1), 0)
     found = content["calibration"]
     assert found.keys() == expected.keys()
@@ -122,10 +122,10 @@ def test_the_record_is_of_the_checkpoints_averaged_weights(run: Path, checkpoint
         assert found[name] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-4, abs=1e-6)), name
     state = content["callbacks"]["Calibration"]
     assert state == {"validations": epoch, "spent": pytest.approx(epoch * 0.05 / (EPOCHS + 1))}
-    assert isinstance(found["threshold"], float), "or the other tests show little"
+    assert isinstance(found["threshold"], float), "otherwise other tests check little"
 
 
-def test_what_a_fit_logs_and_draws(run: Path) -> None:
+def test_metrics_plots_and_tables_of_a_fit(run: Path) -> None:
     rows = [row for row in read_metrics(run / "metrics.csv") if "val/acc" in row]
     assert len(rows) == EPOCHS
     for row in rows:
@@ -151,14 +151,14 @@ def test_what_a_fit_logs_and_draws(run: Path) -> None:
     assert sum(int(row["exits"]) for row in exits[1:]) == int(exits[0]["exits"])
 
 
-def test_the_log_has_the_best_epochs_record(run: Path) -> None:
+def test_the_log_reports_the_record_of_the_best_epoch(run: Path) -> None:
     record, lines = read(run / "checkpoints" / "best.ckpt")["calibration"], (run / "train.log").read_text().splitlines()
     assert f"temperature {record['temperature']:.3f}, fitted to 287 validation samples" in lines[-2]
     promise = f"at 75 % exit accuracy with 95 % confidence: threshold {record['threshold']:g}, coverage "
     assert promise + f"{100 * record['coverage']:.1f} %" in lines[-1]
 
 
-def test_a_broken_run_goes_on_to_the_same_records(run: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_has_the_same_records(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with pytest.raises(KeyError, match="broken"):
         trainer(folder, Stop()).fit(module(), digits())
@@ -167,7 +167,7 @@ def test_a_broken_run_goes_on_to_the_same_records(run: Path, tmp_path: Path) -> 
     trainer_again = trainer(folder)
     model = module()
     trainer_again.fit(model, digits(), ckpt_path=last, weights_only=True)
-    assert model.temperature == 1.0, "a fit judges raw logits"
+    assert model.temperature == 1.0, "a fit evaluates raw logits"
     for name in ("best.ckpt", "last.ckpt"):
         one, other = (read(path / "checkpoints" / name) for path in (run, folder))
         assert one["calibration"] == other["calibration"]
@@ -177,7 +177,7 @@ def test_a_broken_run_goes_on_to_the_same_records(run: Path, tmp_path: Path) -> 
         assert (run / name).read_text() == (folder / name).read_text()
 
 
-def test_nothing_is_logged_twice_and_a_monitor_may_be_ours(tmp_path: Path) -> None:
+def test_nothing_is_logged_twice_and_checkpoints_can_monitor_nll(tmp_path: Path) -> None:
     fit = trainer(tmp_path / "run", ConfusionMatrix(), max_epochs=1)
     checkpoints = cast(Checkpoints, fit.checkpoint_callback)
     checkpoints.monitor, checkpoints.mode = "val/nll", "min"
@@ -192,7 +192,9 @@ def test_nothing_is_logged_twice_and_a_monitor_may_be_ours(tmp_path: Path) -> No
     assert metrics["test/exit_coverage"] == 0, "after one epoch no threshold reaches it"
 
 
-def test_never_and_without_a_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: Any) -> None:
+def test_no_threshold_reached_and_no_run_folder(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: Any
+) -> None:
     monkeypatch.setattr(logging.getLogger("callbacks"), "propagate", True)
     fit = trainer(tmp_path / "run", calibration=Calibration(0.999), max_epochs=1)
     fit.callbacks[0].path = None  # type: ignore[attr-defined]
@@ -211,7 +213,7 @@ def test_never_and_without_a_folder(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert "test/exit_acc" not in metrics
 
 
-# ---- what uses the record ----------------------------------------------------------------------------------------------------
+# ---- use of the record -------------------------------------------------------------------------------------------------------
 
 
 def test_classify_and_predictions_are_calibrated(run: Path, tmp_path: Path) -> None:
@@ -261,12 +263,12 @@ def test_an_evaluation_uses_the_checkpoints_record(run: Path, tmp_path: Path, co
     assert metrics[f"{stage}/exit_acc"] == pytest.approx(float(hits.float().mean()), abs=1e-6)
     wrong = (chances.argmax(dim=1) != label)[chances.amax(dim=1).argsort(descending=True, stable=True)].double()
     aurc = float((wrong.cumsum(0) / torch.arange(1, len(wrong) + 1)).mean())
-    assert metrics[f"{stage}/aurc"] == pytest.approx(aurc, abs=2e-3)  # confidences are counted on a grid
+    assert metrics[f"{stage}/aurc"] == pytest.approx(aurc, abs=2e-3)  # confidences are counted in grid cells
     assert (tmp_path / "plots" / f"reliability_{command}.png").is_file()
     assert int(table(tmp_path / f"exit_{command}.csv")[0]["exits"]) == int(exits.sum())
 
 
-def test_a_checkpoint_without_a_record_takes_the_temperature_back(run: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_record_resets_the_temperature(run: Path, tmp_path: Path) -> None:
     content = read(run / "checkpoints" / "best.ckpt")
     model = loaded(run)
     del content["calibration"]
@@ -280,7 +282,7 @@ def test_a_checkpoint_without_a_record_takes_the_temperature_back(run: Path, tmp
     (metrics,) = again.test(model, digits(), ckpt_path=tmp_path / "old.ckpt", weights_only=True, verbose=False)
     assert not any("calibrated" in name or "exit" in name for name in metrics)
     assert len(table(tmp_path / "reliability_test.csv")) == 15
-    assert not (tmp_path / "exit_test.csv").exists(), "it would contradict what is now known"
+    assert not (tmp_path / "exit_test.csv").exists(), "an old table would contradict the new result"
 
 
 # ---- settings ----------------------------------------------------------------------------------------------------------------
@@ -333,7 +335,7 @@ OVERLAY = {"class_path": "Calibration", "init_args": {"target_exit_accuracy": 0.
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kill", [Kill("batch_end", 11), Kill("val", 7), Kill("after_last", 5), Kill("epoch_end", 2)])
-def test_a_killed_run_equals_the_unbroken_one(tmp_path: Path, kill: Kill) -> None:
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, kill: Kill) -> None:
     (tmp_path / "overlay.yaml").write_text(f"trainer:\n  callbacks+:\n    - {json.dumps(OVERLAY)}\n")
     whole, broken, log = tmp_path / "whole", tmp_path / "broken", tmp_path / "log"
     arguments = ["fit", "--config", TINY, "--config", str(tmp_path / "overlay.yaml"), "--run_dir"]
@@ -345,7 +347,7 @@ def test_a_killed_run_equals_the_unbroken_one(tmp_path: Path, kill: Kill) -> Non
 
 
 @pytest.mark.slow
-def test_two_processes_find_what_one_finds(data: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_two_processes_give_the_results_of_one(data: Path, tmp_path: Path) -> None:  # noqa: F811
     one, two, log = tmp_path / "one", tmp_path / "two", tmp_path / "log"
     ends = ["--trainer.callbacks", json.dumps([OVERLAY]), "--test_after_fit", "--run_dir"]
     both = start(["fit", *settings(data, 8, 3), *TWO, *ends, str(two)], log)

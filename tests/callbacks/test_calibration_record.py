@@ -1,4 +1,4 @@
-"""callbacks/calibration_record.py: the record against numpy and scipy, parts, levels, and the promise over fresh draws."""
+"""callbacks/calibration_record.py: the record compared with numpy and scipy, held-out samples, levels, and the guarantee."""
 
 import math
 
@@ -15,7 +15,7 @@ Floats = NDArray[np.float64]
 
 
 def drawn(samples: int, classes: int = 5, truth: float = 0.5, seed: int = 0, spread: float = 3.0) -> Samples:
-    """Logits whose answers come from softmax(truth * logits): their best temperature is 1 / truth."""
+    """Logits with labels drawn from softmax(truth * logits), so that the best temperature is 1 / truth."""
     random = torch.Generator().manual_seed(seed)
     logits = spread * torch.randn(samples, classes, generator=random)
     label = torch.multinomial((truth * logits).softmax(dim=1), 1, generator=random)[:, 0]
@@ -41,7 +41,7 @@ def ece_of(samples: Samples, temperature: float) -> float:
     return float(sum(abs((confidence - right)[place == i].sum()) for i in range(15)) / len(right))
 
 
-# ---- the two parts and the levels --------------------------------------------------------------------------------------------
+# ---- held-out samples and levels ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("samples", "share", "held"), [(1000, 0.5, 500), (1000, 0.2, 200), (3, 0.5, 2), (1, 0.2, 0)])
@@ -50,7 +50,7 @@ def test_held_out(samples: int, share: float, held: int) -> None:
     mask = held_out(place, share, 0)
     assert int(mask.sum()) == held
     order = torch.randperm(samples, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(held_out(place[order], share, 0), mask[order]), "a sample's part hangs on its place alone"
+    assert torch.equal(held_out(place[order], share, 0), mask[order]), "the draw depends only on the index"
 
 
 def test_held_out_is_drawn_evenly_and_by_the_seed() -> None:
@@ -65,8 +65,8 @@ def test_levels_by_hand() -> None:
     for left in (4, 3, 2, 1):
         levels.append(next_level(0.05, spent, left))
         spent += levels[-1]
-    assert levels == pytest.approx([0.01] * 4)  # a fifth each, of which one is kept back
-    assert next_level(0.05, spent, 1) == pytest.approx(0.005)  # a run extended by one gets half of that
+    assert levels == pytest.approx([0.01] * 4)  # a fifth each; one fifth stays in reserve
+    assert next_level(0.05, spent, 1) == pytest.approx(0.005)  # one extra validation gets half of the reserve
     assert next_level(0.05, spent, -3) == pytest.approx(0.005)
     for _ in range(1000):
         spent += next_level(0.05, spent, 0)
@@ -108,10 +108,10 @@ def test_against_numpy(samples: int, classes: int, truth: float) -> None:
     right = chances.argmax(axis=1)[exits] == rest.label.numpy()[exits]
     assert record["coverage"] == pytest.approx(exits.mean(), abs=1e-9)
     assert record["exit_accuracy"] == pytest.approx(right.mean(), abs=1e-9)
-    assert stats.binom.cdf((~right).sum(), len(right), 0.2) <= 0.02, "the test at the level of this validation"
+    assert stats.binom.cdf((~right).sum(), len(right), 0.2) <= 0.02, "binomial test at the level of this validation"
 
 
-def test_each_part_has_its_own_labels() -> None:
+def test_temperature_and_threshold_use_the_labels_of_their_own_part() -> None:
     split = drawn(2000)
     held = held_out(split.place, 0.5, 0)
     record, _ = calibrate(split, Rules(0.8), 0.01, 0)
@@ -124,7 +124,7 @@ def test_each_part_has_its_own_labels() -> None:
     assert calibrate(exits, Rules(0.8), 0.01, 0)[0]["temperature"] != record["temperature"]
 
 
-def test_one_thing_to_find_takes_all_samples() -> None:
+def test_only_temperature_or_only_threshold_uses_all_samples() -> None:
     split = drawn(1000)
     record, found = calibrate(split, Rules(None), 0.01, 0)
     assert (record["fitted"], record["samples"], found.before.samples) == (1000, 1000, 1000)
@@ -136,16 +136,16 @@ def test_one_thing_to_find_takes_all_samples() -> None:
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_the_nll_of_what_it_is_fitted_to_never_rises(seed: int) -> None:
+def test_the_nll_of_the_fitted_samples_never_rises(seed: int) -> None:
     split = drawn(20 + 5 * seed, truth=1.0, seed=seed)
     for rules in (Rules(), Rules(None)):
         record, _ = calibrate(split, rules, 0.01, 0)
         assert record["fitted_nll_after"] <= record["fitted_nll_before"]
-    assert record["nll_after"] <= record["nll_before"] + 1e-6, "without a threshold: of the whole validation split"
+    assert record["nll_after"] <= record["nll_before"] + 1e-6, "without a threshold, on the whole validation split"
 
 
 @pytest.mark.parametrize("samples", [0, 1, 5])
-def test_few_samples_and_logits_that_are_not_finite(samples: int) -> None:
+def test_few_samples_and_non_finite_logits(samples: int) -> None:
     split = drawn(samples)
     record, _ = calibrate(split, Rules(), 0.01, 0)
     assert record["threshold"] == "never"
@@ -156,10 +156,10 @@ def test_few_samples_and_logits_that_are_not_finite(samples: int) -> None:
         held = held_out(broken.place, 0.5, seed)
         assert (record["temperature"] == 1.0) == (not held[3])
         assert math.isnan(record["ece_before"]) == bool(held[3])
-        assert found.exits.at(0.001).exits == 1000 - int(held[3]), "it never exits"
+        assert found.exits.at(0.001).exits == 1000 - int(held[3]), "the broken sample never exits"
 
 
-def test_nothing_left_to_spend_is_never() -> None:
+def test_level_zero_chooses_no_threshold() -> None:
     record, _ = calibrate(drawn(4000), Rules(0.5), 0.0, 0)
     assert record["threshold"] == "never"
     assert in_words(record)[1] == (
@@ -203,11 +203,11 @@ def test_in_words() -> None:
     assert in_words(Record(**{**record, "target": None, "fitted": 0})) == []
 
 
-# ---- the promise -------------------------------------------------------------------------------------------------------------
+# ---- the guarantee -----------------------------------------------------------------------------------------------------------
 
 
 def true_exit_accuracy(population: Tensor, right: Tensor, record: Record) -> float:
-    """Exact for the population: of each of its samples the chance of a right answer is known."""
+    """Exact exit accuracy, as the probability of a right answer is known for each sample of the population."""
     assert isinstance(record["threshold"], float)
     exits = (population / record["temperature"]).softmax(dim=1).amax(dim=1) >= record["threshold"]
     return float(right[exits].double().mean())
@@ -215,7 +215,7 @@ def true_exit_accuracy(population: Tensor, right: Tensor, record: Record) -> flo
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("truth", "target", "least"), [(0.5, 0.7, 0.5), (1.5, 0.9, 0.9), (0.3, 0.9, 0.0)])
-def test_the_promise_is_kept(truth: float, target: float, least: float) -> None:
+def test_the_guarantee_holds(truth: float, target: float, least: float) -> None:
     random = torch.Generator().manual_seed(1)
     population = 3 * torch.randn(20_000, 5, generator=random)
     right = (truth * population).softmax(dim=1).gather(1, population.argmax(dim=1)[:, None])[:, 0]
@@ -229,7 +229,7 @@ def test_the_promise_is_kept(truth: float, target: float, least: float) -> None:
 
 
 def just_too_bad(samples: int, target: float, seed: int) -> Samples:
-    """Confidences spread over [0.6, 1], right in a little less than the target at each: every threshold breaks the promise."""
+    """Confidences in [0.6, 1] with an accuracy just below the target at each of them: every threshold violates the guarantee."""
     random = np.random.default_rng(seed)
     confidence = random.uniform(0.6, 0.999, samples)
     logits = np.stack([np.log(confidence), np.log(1 - confidence)], axis=1)
@@ -238,8 +238,8 @@ def just_too_bad(samples: int, target: float, seed: int) -> Samples:
 
 
 @pytest.mark.slow
-def test_the_promise_is_kept_whichever_epoch_is_taken() -> None:
-    # of six networks one with an answer is taken: were each given all of the 5 %, it would be broken several times as often
+def test_the_guarantee_holds_for_every_epoch_of_a_run() -> None:
+    # one of six networks with a threshold is taken: if each could use the full 5 %, violations would be several times as frequent
     epochs, draws = 6, 200
     broken = {True: 0, False: 0}
     for shared in broken:
@@ -254,4 +254,4 @@ def test_the_promise_is_kept_whichever_epoch_is_taken() -> None:
                     broken[shared] += 1
                     break
     assert broken[True] / draws <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / draws)
-    assert broken[False] / draws > 0.15, "or the test shows nothing"
+    assert broken[False] / draws > 0.15, "otherwise the test is void"

@@ -1,4 +1,4 @@
-"""The monitor that chooses nothing: best.ckpt is the last epoch, whatever the validations say."""
+"""callbacks/checkpoints.py with monitor ``epoch``: best.ckpt is the last epoch, whatever the validation results are."""
 
 import json
 from pathlib import Path
@@ -30,11 +30,11 @@ def test_best_is_the_last_epoch(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize(("last", "due"), [(True, 5.0), (False, None)])
-def test_an_epoch_counts_when_it_is_over(last: bool, due: float | None) -> None:
+def test_an_epoch_has_a_score_only_when_it_is_over(last: bool, due: float | None) -> None:
     trainer: Any = SimpleNamespace(current_epoch=4, is_last_batch=last, callback_metrics={})
     assert Checkpoints("epoch").score(trainer) == due
 
 
-def test_the_least_epoch_is_refused() -> None:
+def test_minimising_the_epoch_is_refused() -> None:
     with pytest.raises(ValueError, match="mode: max with monitor epoch, got min"):
         Checkpoints("epoch", "min")

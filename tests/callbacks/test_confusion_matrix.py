@@ -1,4 +1,4 @@
-"""callbacks/pictures/confusion_matrix.py and evaluation_pictures.py: what is drawn, and of which evaluation."""
+"""callbacks/pictures/confusion_matrix.py and evaluation.py: the plot and its tables, and which evaluation is shown."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def texts(figure: Figure) -> dict[tuple[float, float], str]:
     return {(text.get_position()[1], text.get_position()[0]): text.get_text() for text in figure.axes[0].texts}
 
 
-# ---- the picture -------------------------------------------------------------------------------------------------------------
+# ---- the plot ----------------------------------------------------------------------------------------------------------------
 
 
 def test_cells_bars_and_title() -> None:
@@ -66,7 +66,7 @@ def test_cells_bars_and_title() -> None:
     for axis in (matrix.xaxis, matrix.yaxis):
         assert [label.get_text() for label in axis.get_ticklabels()] == ["cat", r"costs \$5 or \$6", "fox"]
     assert figure.get_suptitle() == "run · test\naccuracy 100.00% of 120,009 samples"
-    assert matrix.yaxis_inverted()  # as in a table: the first class on top
+    assert matrix.yaxis_inverted()  # the first class on top, as in a table
 
 
 @pytest.mark.draws
@@ -102,7 +102,8 @@ def test_many_classes_show_the_worst() -> None:
 
 def test_worst_classes() -> None:
     counts = tensor([[9, 1, 0, 0], [5, 5, 0, 0], [0, 0, 0, 0], [0, 10, 0, 10]])
-    assert worst_classes(class_metrics(counts)) == [3, 1, 0]  # of equals the larger; a class without samples is none
+    # among equals the class with more samples comes first; a class without samples is skipped
+    assert worst_classes(class_metrics(counts)) == [3, 1, 0]
 
 
 def test_label_text() -> None:
@@ -166,7 +167,7 @@ def trainer(tmp_path: Path, *callbacks: Callback, **settings: Any) -> Trainer:
 
 
 def titles(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The titles of all pictures that are drawn from now on."""
+    """List that collects the titles of all plots drawn from now on."""
     found: list[str] = []
 
     def spy(counts: Tensor, names: list[str], title: str) -> Figure:
@@ -184,7 +185,7 @@ def test_the_best_epoch_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     run.fit(Module(), Loader(), Loader())
     folder = tmp_path / "run"
     assert counts_of(folder / "confusion_val.csv") == MATRICES[1]
-    # the first at once, the best at the end, as the pause was not over; the third epoch is not the best
+    # epoch 1 is drawn at once, epoch 2 only at the end because of every_s; epoch 3 is not the best
     by = f"{tmp_path.name}/run · val, epoch"
     assert drawn == [f"{by} 1: the best by val/acc", f"{by} 2: the best by val/acc"]
     assert (folder / "plots" / "confusion_val.png").is_file()
@@ -197,7 +198,7 @@ def test_the_best_epoch_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     ]
 
 
-def test_without_checkpoints_the_last_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_checkpoints_the_last_epoch_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = titles(monkeypatch)
     trainer(tmp_path, ConfusionMatrix(every_s=0), enable_checkpointing=False).fit(Module(), Loader(), Loader())
     assert counts_of(tmp_path / "run" / "confusion_val.csv") == MATRICES[2]
@@ -210,7 +211,7 @@ def test_a_validation_within_the_epoch_may_be_the_best(tmp_path: Path) -> None:
     assert counts_of(tmp_path / "run" / "confusion_val.csv") == MATRICES[0]
 
 
-def test_the_commands_have_files_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_validate_and_test_write_separate_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = titles(monkeypatch)
     run = trainer(tmp_path, Checkpoints(), ConfusionMatrix(every_s=1e9))
     run.fit(Module(), Loader(), Loader())
@@ -221,12 +222,11 @@ def test_the_commands_have_files_of_their_own(tmp_path: Path, monkeypatch: pytes
     names = {path.name for path in (tmp_path / "run" / "plots").iterdir()}
     assert names == {f"confusion_{stage}.png" for stage in ("val", "test", "validate")}
     assert counts_of(tmp_path / "run" / "confusion_val.csv") == MATRICES[1]
-    assert (
-        counts_of(tmp_path / "run" / "confusion_test.csv") == MATRICES[2]
-    )  # by the trainer's epoch, which is the third
+    # the module predicts by the trainer's epoch, which is the third
+    assert counts_of(tmp_path / "run" / "confusion_test.csv") == MATRICES[2]
 
 
-def test_silent_without_a_folder(tmp_path: Path) -> None:
+def test_no_files_without_a_run_folder(tmp_path: Path) -> None:
     run = trainer(tmp_path, ConfusionMatrix(), fast_dev_run=True)
     run.callbacks[0].path = None  # type: ignore[attr-defined]
     run.fit(Module(), Loader(), Loader())
@@ -249,18 +249,18 @@ def test_bad_setting() -> None:
         ConfusionMatrix(every_s=-1)
 
 
-# ---- the command line: averaged weights, a kill in validation, two processes -------------------------------------------------
+# ---- the command line: averaged weights, a kill during validation -----------------------------------------------------------
 
 
 def expected(module: Any, data: DigitsDataModule, split: str) -> Counter[tuple[str, str]]:
-    """The matrix of a split by scikit-learn."""
+    """The confusion matrix of a split, computed with scikit-learn."""
     predicted = module.logits(data.splits[split]["image"]).argmax(dim=1)
     matrix = sklearn_matrix(data.splits[split]["label"], predicted, labels=range(10))
     return Counter({(str(i), str(j)): int(matrix[i, j]) for i in range(10) for j in range(10) if matrix[i, j]})
 
 
 @pytest.mark.slow
-def test_a_killed_run_and_its_commands(tmp_path: Path) -> None:
+def test_a_killed_run_its_resume_and_its_evaluations(tmp_path: Path) -> None:
     overlay, folder, log = tmp_path / "overlay.yaml", tmp_path / "run", tmp_path / "log"
     overlay.write_text("trainer:\n  max_epochs: 3\n  callbacks+:\n    - class_path: ConfusionMatrix\n")
     start = ["fit", "--config", TINY, "--config", str(overlay), "--run_dir", str(folder)]

@@ -1,4 +1,4 @@
-"""callbacks/pictures/curves.py: what is drawn is what the run logged."""
+"""callbacks/pictures/curves.py: the plotted values equal the logged values."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from callbacks.pictures.curves import Curves, draw_curves, epoch_rows, epochs_at
 from callbacks.run_folder import RunFolder
 from foundation.plotting import render
 
-# two epochs of 10 steps and a third of 20 (as progressive resizing makes them), a row every 5 steps; the fourth is not finished
+# two epochs of 10 steps, a third of 20 (as with progressive resizing) and an unfinished fourth; a row every 5 steps
 ROWS: list[dict[str, float]] = [
     {"epoch": 1, "step": 5, "train/loss_step": 9.0, "lr/weights": 0.1, "lr/vectors": 0.1, "momentum/weights": 0.9},
     {"epoch": 1, "step": 10, "train/loss": 2.0, "val/loss": 2.5, "train/acc": 0.25, "val/acc": 0.5, "val_raw/acc": 0.4},
     {"epoch": 2, "step": 15, "train/loss_step": 1.0, "lr/weights": 0.2, "lr/vectors": 0.2, "speed/images_per_s": 800.0},
-    {"epoch": 2, "step": 15, "val/acc": 0.55},  # a validation within the epoch
+    {"epoch": 2, "step": 15, "val/acc": 0.55},  # a mid-epoch validation
     {
         "epoch": 2,
         "step": 20,
@@ -107,7 +107,7 @@ def test_every_panel_shows_its_values() -> None:
     assert shown["training speed (images/s)"].get_ylim() == pytest.approx((0, 1320))
 
 
-def test_a_segmenter_shows_overlap_and_not_each_prompt() -> None:
+def test_a_segmenter_shows_iou_and_dice_but_not_each_prompt() -> None:
     one = {"epoch": 1.0, "step": 5.0, "train/iou": 0.25, "val/iou": 0.5, "val/dice": 0.75, "val/iou/segment_crack": 0.1}
     shown = panels(draw_curves([one], "run"))
     assert {title: lines(axes) for title, axes in shown.items()} == {
@@ -129,14 +129,14 @@ def test_axes_units_and_legends() -> None:
     assert [text.get_text() for text in legend.get_texts()] == ["train", "val", "val_raw", "best: epoch 2"]
 
 
-def test_groups_with_different_rates_have_a_line_each() -> None:
+def test_groups_with_different_learning_rates_have_separate_lines() -> None:
     rows = [{"epoch": 1.0, "step": 5.0, "lr/head": 0.1, "lr/backbone": 0.01}]
     axes = panels(draw_curves(rows, "run"))["learning rate"]
     assert lines(axes) == {"head": [(1, 0.1)], "backbone": [(1, 0.01)]}
     assert axes.get_legend() is not None
 
 
-def test_thin_lines_part_the_stages() -> None:
+def test_thin_lines_separate_the_stages() -> None:
     staged = [{**row, "stage/number": 1 + (row["epoch"] > 2)} if "train/loss" in row else row for row in ROWS]
     assert stage_ends(staged) == [2]
     assert stage_ends(ROWS) == []
@@ -145,7 +145,7 @@ def test_thin_lines_part_the_stages() -> None:
         assert upright == [[2.0, 2.0]], axes.get_title()
 
 
-def test_only_what_there_is() -> None:
+def test_panels_without_data_are_left_out() -> None:
     assert list(panels(draw_curves([{"epoch": 1, "step": 5, "val/acc": 0.5}], "run"))) == ["accuracy"]
     assert list(panels(draw_curves([{"epoch": 1, "step": 5, "train/loss_step": 2.0}], "run"))) == []
     assert "best" not in " ".join(lines(panels(draw_curves(ROWS, "run"))["loss"]))
@@ -165,7 +165,7 @@ def test_a_spike_of_one_step_does_not_flatten_the_curves() -> None:
     assert 2.0 <= high < 2.5
 
 
-def test_not_a_number_leaves_a_gap() -> None:
+def test_nan_and_infinity_are_drawn_without_error() -> None:
     rows = [dict(row) for row in ROWS]
     rows[1]["train/loss"], rows[2]["train/loss_step"], rows[4]["val/loss"] = math.nan, math.nan, math.inf
     assert render(draw_curves(rows, "run", 2)).shape[2] == 3
@@ -226,7 +226,7 @@ def fit(tmp_path: Path, *callbacks: Callback, epochs: int = 3, logger: Any = Fal
     trainer.fit(Module(), Loader(4), Loader(1), ckpt_path=checkpoint, weights_only=True)
 
 
-def test_the_picture_of_a_run_and_of_its_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plot_of_a_run_and_of_its_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[tuple[list[dict[str, float]], str, int | None]] = []
 
     def spy(rows: list[dict[str, float]], title: str, best_epoch: int | None) -> Figure:
@@ -241,13 +241,13 @@ def test_the_picture_of_a_run_and_of_its_resume(tmp_path: Path, monkeypatch: pyt
     assert [row["epoch"] for row in epoch_rows(rows)] == [1, 2, 3]
     assert title == f"{tmp_path.name}/run"
     assert best_epoch == 2
-    # after epoch 1 and at the end of the first start; after the first epoch and at the end of the second
+    # first start: after epoch 1 and at the end; second start: after its first epoch and at the end
     assert [len(epoch_rows(rows)) for rows, _, _ in drawn] == [1, 1, 2, 3]
     picture = imread(tmp_path / "run" / "plots" / "curves.png")[..., :3]
     assert (np.round(picture * 255) == render(draw_curves(rows, title, best_epoch))).all()
 
 
-def test_tensorboard_gets_layout_histograms_and_picture(tmp_path: Path) -> None:
+def test_tensorboard_gets_layout_histograms_and_plot(tmp_path: Path) -> None:
     fit(tmp_path, Curves(histograms=True), logger=TensorBoardLogger(tmp_path, name="", version=""))
     events = EventAccumulator(str(tmp_path), {"histograms": 0, "tensors": 0, "images": 0}).Reload()
     layouts = [
@@ -256,14 +256,14 @@ def test_tensorboard_gets_layout_histograms_and_picture(tmp_path: Path) -> None:
     (chart,) = layouts[-1].category[0].chart
     assert chart.title == "acc"
     assert sorted(chart.multiline.tag) == ["train/acc$", "val/acc$"]
-    assert len(layouts) == 1  # not again each epoch
+    assert len(layouts) == 1  # not once per epoch
     histograms = events.Histograms("weights/layer.weight")
     assert [entry.step for entry in histograms] == [4, 8, 12]
     assert {entry.histogram_value.num for entry in histograms} == {2.0}
     assert events.Tags()["images"] == ["plots/curves"]
 
 
-def test_no_histograms_unless_asked_for(tmp_path: Path) -> None:
+def test_no_histograms_by_default(tmp_path: Path) -> None:
     fit(tmp_path, Curves(), epochs=1, logger=TensorBoardLogger(tmp_path, name="", version=""))
     assert EventAccumulator(str(tmp_path)).Reload().Tags()["histograms"] == []
 

@@ -1,3 +1,5 @@
+"""callbacks/ema.py: decay, warm-up and the update of the average."""
+
 import pytest
 import torch
 

@@ -1,4 +1,4 @@
-"""Extraction: every sample once and right, whatever stops it; and refusals."""
+"""callbacks/feature_writer.py: every sample is extracted once and correctly, also after interruptions; bad input is refused."""
 
 import resource
 from collections.abc import Iterator
@@ -21,14 +21,14 @@ Content = dict[str, tuple[Tensor, Tensor, Tensor]]
 
 
 class Pixels(LightningModule):
-    """The features of an image are its pixels."""
+    """A module whose features are the pixels of the image."""
 
     def __init__(self, width: int = 64, weights: str = "a", fails_at: int = -1) -> None:
         super().__init__()
         self.width, self.weights, self.fails_at, self.served = width, weights, fails_at, 0
 
     def backbone_identity(self) -> dict[str, Any]:
-        """Of a network that does not exist."""
+        """Identity of a backbone that does not exist."""
         named = {"backbone": "pixels", "weights_hash": self.weights * 64, "layers": [-1], "pooling": "native"}
         return {**named, "feature_width": self.width}
 
@@ -77,7 +77,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cache
 
 
-def test_every_sample_of_every_split(whole: Path) -> None:
+def test_every_sample_of_every_split_is_extracted(whole: Path) -> None:
     data = digits()
     data.setup("fit")
     data.setup("test")
@@ -96,7 +96,7 @@ def test_every_sample_of_every_split(whole: Path) -> None:
     assert identity.transform == {}
 
 
-def test_the_cache_is_served(whole: Path) -> None:
+def test_the_cache_can_be_loaded(whole: Path) -> None:
     data = CachedFeaturesDataModule(str(whole), batch_size=100)
     data.setup("fit")
     batches = list(data.val_dataloader())
@@ -105,7 +105,7 @@ def test_the_cache_is_served(whole: Path) -> None:
 
 
 @pytest.mark.parametrize("fails_at", [0, 1, 12, 14, 17])
-def test_an_interrupted_extraction_goes_on(whole: Path, tmp_path: Path, fails_at: int) -> None:
+def test_an_interrupted_extraction_continues(whole: Path, tmp_path: Path, fails_at: int) -> None:
     cache = tmp_path / "cache"
     with pytest.raises(RuntimeError, match="plug"):
         extract(digits(), cache, Pixels(fails_at=fails_at))
@@ -116,13 +116,13 @@ def test_an_interrupted_extraction_goes_on(whole: Path, tmp_path: Path, fails_at
     assert equal(content(cache), content(whole))
 
 
-def test_what_is_whole_is_left_alone(whole: Path) -> None:
+def test_a_complete_cache_is_not_changed(whole: Path) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in whole.iterdir()}
     assert extract(digits(), whole).served == 0
     assert {path.name: path.stat().st_mtime_ns for path in whole.iterdir()} == before
 
 
-def test_only_the_header_is_missing(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_header_is_written(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path / "cache"
     monkeypatch.setattr(FeatureWriter, "_finish", lambda *arguments: None)
     extract(digits(), cache)
@@ -145,7 +145,7 @@ def test_fast_dev_run_writes_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_views_are_those_of_the_epochs(tmp_path: Path) -> None:
+def test_views_equal_the_augmentations_of_the_epochs(tmp_path: Path) -> None:
     data = digits(policy="randaugment", mixup_prob=1.0, train_fraction=0.1)
     extract(data, tmp_path / "cache", views=3)
     features, _, index = content(tmp_path / "cache")["train"]
@@ -167,7 +167,7 @@ def test_views_are_those_of_the_epochs(tmp_path: Path) -> None:
 def test_image_files_with_one_that_cannot_be_read(tmp_path: Path) -> None:
     folder = write_classes(tmp_path / "pictures", {"cat": 20, "dog": 20}, suffix=".jpg")
     broken = folder / "cat" / "007.jpg"
-    broken.write_bytes(broken.read_bytes()[:400])  # its header is whole
+    broken.write_bytes(broken.read_bytes()[:400])  # the header is complete
 
     def data() -> ImageFolderDataModule:
         return ImageFolderDataModule(str(folder), image_size=8, batch_size=8, workers=0)
@@ -195,7 +195,7 @@ def test_folders_of_splits_without_a_test_split(tmp_path: Path) -> None:
 
 @pytest.fixture
 def full_disk() -> Iterator[None]:
-    """No file may grow over 50 kB."""
+    """Limit the size of every file to 50 kB."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
     yield
@@ -227,7 +227,7 @@ def test_a_full_disk_loses_nothing(whole: Path, tmp_path: Path, request: pytest.
     ],
     ids=["weights", "dtype", "split", "views"],
 )
-def test_another_cache_is_refused(
+def test_a_cache_with_other_settings_is_refused(
     whole: Path, data: DataModule, module: Pixels, settings: dict[str, Any], message: str
 ) -> None:
     before = sorted(path.name for path in whole.iterdir())
@@ -252,13 +252,13 @@ def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
 
 
 def test_unlabelled_images_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(MisconfigurationException, match="features are extracted of the labelled splits"):
+    with pytest.raises(MisconfigurationException, match="features are extracted from the labelled splits"):
         FeatureWriter().claim(digits(images=str(tmp_path)))
 
 
 @pytest.mark.parametrize(("world_size", "left", "served"), [(2, [3], 2), (2, [], 0), (3, [0, 1, 2, 3], 4)])
-def test_no_process_is_left_without_a_sample(world_size: int, left: list[int], served: int) -> None:
-    """What is served beside what is left is there already, and the writer leaves it out."""
+def test_every_process_gets_the_same_number_of_samples_or_none(world_size: int, left: list[int], served: int) -> None:
+    """Samples are added to the missing ones as padding; they are on disk already, and the writer skips them."""
     data = digits()
     missing = torch.isin(torch.arange(10), torch.tensor(left))
     extraction = data.extract(None, 1, lambda split, index: missing)

@@ -1,3 +1,5 @@
+"""callbacks/flat_parameters.py: moving tensors into one buffer keeps values, training and checkpoints; and EMA with it."""
+
 import io
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +17,7 @@ from callbacks.flat_parameters import LINE, can_flatten, flatten, views_in
 
 
 class Small(LightningModule):
-    """A convolution in the channels-last format, a norm with its statistics and its count, a linear layer."""
+    """A channels-last convolution, a batch norm with its statistics and batch count, and a linear layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,14 +47,14 @@ def test_a_moved_tensor_is_the_same_object_with_the_same_values() -> None:
     assert piece.double().sum().item() == pytest.approx(sum(float(values.double().sum()) for _, values, *_ in before))
 
 
-def test_what_is_done_to_the_piece_is_done_to_each() -> None:
+def test_an_operation_on_the_buffer_changes_every_tensor() -> None:
     tensors = [torch.randn(5), nn.Parameter(torch.randn(2, 3)), torch.randn(4, 4).t(), torch.tensor(2.0)]
     twice = [2 * tensor.detach() for tensor in tensors]
     flatten(tensors).mul_(2)
     assert all(torch.equal(tensor, wanted) for tensor, wanted in zip(tensors, twice, strict=True))
 
 
-def test_places_in_another_piece_are_those_of_the_tensors() -> None:
+def test_views_in_another_buffer_have_the_layout_of_the_tensors() -> None:
     tensors = [torch.randn(5), torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last), torch.randn(4, 3).t()]
     piece = flatten(tensors)
     other = views_in(piece.clone(), tensors)
@@ -61,14 +63,14 @@ def test_places_in_another_piece_are_those_of_the_tensors() -> None:
     assert {copy.data_ptr() for copy in other}.isdisjoint(tensor.data_ptr() for tensor in tensors)
 
 
-def test_training_goes_on_to_the_bit() -> None:
+def test_training_continues_bit_identically_after_the_move() -> None:
     results = []
     for moved in (False, True):
         torch.manual_seed(0)
         module = Small()
         optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9, fused=True)
         for step in range(6):
-            if moved and step == 3:  # with momentum and gradients that the optimiser has seen
+            if moved and step == 3:  # momentum and gradients exist by now
                 flatten(floats(module))
             optimizer.zero_grad()
             module(torch.randn(4, 3, 8, 8)).square().mean().backward()
@@ -85,10 +87,10 @@ BASE = torch.zeros(100)
     [
         ([torch.zeros(3), torch.zeros(2, 2)], [], True),
         ([BASE[:10], BASE[10:20]], [BASE[20:]], True),
-        ([BASE[:10], BASE[9:20]], [], False),  # one number in both
+        ([BASE[:10], BASE[9:20]], [], False),  # one element in both
         ([BASE[:10]], [BASE[9:]], False),
-        ([BASE[:10]], [BASE[9:].to_sparse()], True),  # which has memory of its own
-        ([BASE, BASE], [], False),  # two names of one tensor
+        ([BASE[:10]], [BASE[9:].to_sparse()], True),  # the sparse copy has its own memory
+        ([BASE, BASE], [], False),  # one tensor listed twice
         ([torch.zeros(4)[::2]], [], False),
         ([torch.zeros(1).expand(5)], [], False),
         ([torch.zeros(3), torch.zeros(3, dtype=torch.float64)], [], False),
@@ -99,7 +101,7 @@ BASE = torch.zeros(100)
         ([], [], False),
     ],
 )
-def test_only_plain_tensors_with_memory_of_their_own_are_moved(
+def test_only_plain_tensors_without_shared_memory_can_be_flattened(
     tensors: list[Tensor], others: list[Tensor], expected: bool
 ) -> None:
     assert can_flatten(tensors, others) is expected
@@ -108,7 +110,7 @@ def test_only_plain_tensors_with_memory_of_their_own_are_moved(
 def averaged(
     module: Small, callback: EMA, steps: int, resumed: dict[str, Any] | None = None
 ) -> list[dict[str, Tensor]]:
-    """Train a module with a callback; the state after each step, in float64."""
+    """Train a module with the callback and return its state after each step, in float64."""
     trainer = SimpleNamespace(enable_validation=False, global_step=0, state=SimpleNamespace(fn="fit"))
     if resumed is not None:
         callback.on_load_checkpoint(cast(Trainer, trainer), module, resumed)
@@ -128,7 +130,7 @@ def averaged(
 
 @pytest.mark.parametrize("buffers", ["average", "copy"])
 @pytest.mark.parametrize("joined", [True, False])
-def test_the_average_is_right_in_one_piece_and_in_many(
+def test_the_average_is_correct_with_and_without_flattening(
     joined: bool, buffers: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not joined:
@@ -146,7 +148,7 @@ def test_the_average_is_right_in_one_piece_and_in_many(
         torch.testing.assert_close(tensor.double(), expected[name], msg=name, rtol=1e-6, atol=1e-7)
 
 
-def test_a_checkpoint_of_one_piece_is_one_of_plain_tensors(tmp_path: Path) -> None:
+def test_a_checkpoint_of_flattened_tensors_holds_plain_tensors(tmp_path: Path) -> None:
     module, callback = Small(), EMA(decay=0.6)
     averaged(module, callback, 3)
     content: dict[str, Any] = {"state_dict": module.state_dict()}
@@ -167,7 +169,7 @@ def test_a_checkpoint_of_one_piece_is_one_of_plain_tensors(tmp_path: Path) -> No
     assert all(torch.equal(resumed.average[name], tensor) for name, tensor in callback.average.items())
 
 
-def test_validation_sees_the_average_and_training_the_weights() -> None:
+def test_validation_uses_the_average_and_training_the_raw_weights() -> None:
     module, callback = Small(), EMA(decay=0.6)
     (*_, raw) = averaged(module, callback, 3)
     trainer = cast(Trainer, SimpleNamespace(sanity_checking=False, world_size=1, state=SimpleNamespace(fn="fit")))
@@ -178,7 +180,7 @@ def test_validation_sees_the_average_and_training_the_weights() -> None:
     assert all(torch.equal(tensor.double(), raw[name]) for name, tensor in module.state_dict().items())
 
 
-def test_a_module_with_two_names_for_one_tensor_is_averaged_as_it_is() -> None:
+def test_a_module_with_shared_memory_is_averaged_without_flattening() -> None:
     module, callback = Small(), EMA(decay=0.5, warmup=False)
     module.register_buffer("seen", cast(nn.Conv2d, module.network[0]).weight.detach()[:1], persistent=False)
     averaged(module, callback, 2)

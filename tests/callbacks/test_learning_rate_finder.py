@@ -1,4 +1,4 @@
-"""The finder leaves everything as it was but the rate, and a run with it is the run that was given its rate, bit for bit."""
+"""callbacks/learning_rate_finder.py: the sweep changes only the rate; the run is bit-identical to one configured with it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SWEEP: dict[str, Any] = {"steps": 80, "lowest": 1e-3, "highest": 2.0}
 
 @pytest.fixture
 def with_finder(tmp_path: Path) -> Path:
-    """The tiny run, two epochs, with a finder."""
+    """Configuration of a tiny run of two epochs with a LearningRateFinder."""
     config = yaml.safe_load(Path(TINY).read_text())
     config["trainer"]["max_epochs"] = 2
     config["trainer"]["callbacks"].append({"class_path": "LearningRateFinder", "init_args": SWEEP})
@@ -44,16 +44,16 @@ def fit(config: Path | str, folder: Path, *flags: str, kill: Kill | None = None,
 
 
 @pytest.mark.slow
-def test_a_run_with_the_finder_is_the_run_given_its_rate_and_a_resume_is_exact(
+def test_a_run_with_the_finder_equals_a_run_configured_with_its_rate_and_a_resume_is_exact(
     with_finder: Path, tmp_path: Path
 ) -> None:
-    said = fit(with_finder, tmp_path / "found")
+    output = fit(with_finder, tmp_path / "found")
     content = json.loads((tmp_path / "found" / "lr_find.json").read_text())
     lr = content["lr"]
     assert content["lr_configured"] == 0.05
     assert lr != 0.05
     assert lr == content["suggestions"]["steepest"]
-    assert f"learning-rate finder: lr {lr:.3g} (steepest; " in said
+    assert f"learning-rate finder: lr {lr:.3g} (steepest; " in output
     with (tmp_path / "found" / "lr_find.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == content["steps"] >= 20
@@ -76,7 +76,7 @@ def test_a_run_with_the_finder_is_the_run_given_its_rate_and_a_resume_is_exact(
     )
     assert ours == theirs
 
-    # killed in the second epoch and resumed: no second sweep, the same end
+    # killed in the second epoch and resumed: no second sweep, and the same result
     fit(with_finder, tmp_path / "broken", kill=Kill("backward", 11), code=-9)
     log = tmp_path / "resumed.log"
     assert forked(["fit", "--resume", str(tmp_path / "broken")], log=log) == 0, log.read_text()
@@ -85,7 +85,7 @@ def test_a_run_with_the_finder_is_the_run_given_its_rate_and_a_resume_is_exact(
 
 
 @pytest.mark.slow
-def test_a_rate_given_to_a_resumed_run_wins(with_finder: Path, tmp_path: Path) -> None:
+def test_a_rate_given_to_a_resumed_run_takes_precedence(with_finder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     fit(with_finder, folder)
     arguments = ["fit", "--resume", str(folder), "--trainer.max_epochs", "3", "--model.lr", "0.007"]
@@ -95,7 +95,7 @@ def test_a_rate_given_to_a_resumed_run_wins(with_finder: Path, tmp_path: Path) -
 
 
 class TwoRates(TernaryClassifier):
-    """The classifier's rate is ten times that of the rest."""
+    """A module whose classification layer has ten times the learning rate of the other layers."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         head = list(self.network.classifier.parameters())  # type: ignore[union-attr]
@@ -105,7 +105,7 @@ class TwoRates(TernaryClassifier):
 
 
 def started(finder: LearningRateFinder, tmp_path: Path, **settings: Any) -> tuple[Trainer, TwoRates]:
-    """A Trainer that has come to the end of on_fit_start, and its module."""
+    """Fit a small module with the finder; return Trainer and module."""
     torch.manual_seed(0)
     module = TwoRates(
         architecture="resnet20",
@@ -126,7 +126,7 @@ def started(finder: LearningRateFinder, tmp_path: Path, **settings: Any) -> tupl
 
 
 class Rates(Callback):
-    """Notes each step's rates and momenta."""
+    """Records the learning rates and momenta of each step."""
 
     def __init__(self) -> None:
         self.seen: list[list[tuple[float, float]]] = []
@@ -229,8 +229,7 @@ def test_a_loss_that_never_falls_keeps_the_configured_rate(tmp_path: Path, caplo
         _, module = started(finder, tmp_path)
     assert module.lr == 0.05
     assert (
-        "the loss never fell between lr 1e-09 and 1e-08 (20 steps); training goes on with the configured lr 0.05"
-        in caplog.text
+        "the loss never fell between lr 1e-09 and 1e-08 (20 steps); training uses the configured lr 0.05" in caplog.text
     )
 
 
@@ -250,7 +249,7 @@ def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
         LearningRateFinder(**settings)
 
 
-def test_refused_from_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_settings_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     overlay = '[{"class_path": "LearningRateFinder", "init_args": {"steps": 3}}]'
     assert main(["fit", "--config", TINY, "--trainer.callbacks", overlay]) == 2
     assert "steps: 20 or more, got 3" in capsys.readouterr().err

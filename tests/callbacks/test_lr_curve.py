@@ -1,4 +1,4 @@
-"""callbacks/lr_curve.py on curves whose answer is known."""
+"""callbacks/lr_curve.py: smoothing, suggestions and plot for loss curves with known answers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_three_rules_on_a_valley() -> None:
     assert found.valley == pytest.approx(1e-2, rel=0.15)
 
 
-def test_noise_alone_is_no_fall() -> None:
+def test_pure_noise_gives_no_suggestion() -> None:
     generator = np.random.default_rng(0)
     rates = ladder(1e-9, 1e-8, 60)
     for _ in range(200):
@@ -53,11 +53,11 @@ def test_noise_alone_is_no_fall() -> None:
     [[2.0] * 30, [2.0 + 0.1 * i for i in range(30)], [2.0 - 0.001 * i for i in range(30)], [2.0, 1.0, 0.5], []],
     ids=["flat", "rising", "hardly falling", "few points", "none"],
 )
-def test_no_answer_where_the_loss_does_not_fall(losses: list[float]) -> None:
+def test_no_suggestion_if_the_loss_does_not_fall(losses: list[float]) -> None:
     assert suggest(ladder(1e-5, 1.0, 30)[: len(losses)], losses, 0.5) is None
 
 
-def test_the_picture_marks_what_was_suggested_and_taken() -> None:
+def test_the_plot_marks_the_suggested_and_the_chosen_rates() -> None:
     rates = ladder(1e-4, 1.0, 40)
     losses = [2.0 - 0.04 * i for i in range(40)]
     figure = draw_sweep(rates, losses, losses, suggest(rates, losses, 0.0), 0.01)

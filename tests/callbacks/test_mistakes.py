@@ -1,4 +1,4 @@
-"""callbacks/pictures/worst_mistakes.py: a set whose worst mistakes are known, their pixels and their files."""
+"""callbacks/pictures/worst_mistakes.py: data with known worst mistakes, their pixels, files, table and plot."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MEAN, STD = [0.5, 0.25, 0.125], [0.5, 0.25, 0.25]
 
 
 def logits_of(*chances: float) -> Tensor:
-    """Logits of two classes whose second has these probabilities."""
+    """Logits of two classes; the second class has the given probabilities."""
     return tensor([[0.0, math.log(chance / (1 - chance))] for chance in chances])
 
 
@@ -40,7 +40,7 @@ def table(path: Path) -> list[dict[str, str]]:
 
 
 def test_the_worst_of_a_batch_by_hand() -> None:
-    # the second is right; the others are wrong with 0.9, 0.6 and 0.8
+    # the second sample is right; the others are wrong with probability 0.9, 0.6 and 0.8
     logits, label = logits_of(0.9, 0.99, 0.4, 0.8), tensor([0, 1, 1, 0])
     found = worst_mistakes(logits, label, torch.arange(10, 14), torch.arange(4.0).view(4, 1, 1, 1), 3)
     assert found.odds.sigmoid().tolist() == pytest.approx([0.9, 0.8, 0.6])
@@ -50,13 +50,13 @@ def test_the_worst_of_a_batch_by_hand() -> None:
     assert found.image.flatten().tolist() == [0, 3, 2]
 
 
-def test_what_is_right_or_no_number_is_no_mistake() -> None:
+def test_correct_predictions_and_nan_are_not_mistakes() -> None:
     logits = torch.cat([logits_of(0.9), tensor([[math.nan, 0.0]])])
     found = worst_mistakes(logits, tensor([1, 0]), torch.arange(2), torch.zeros(2, 1, 1, 1), 2)
     assert found.odds.tolist() == [-math.inf, -math.inf]
 
 
-def test_of_several_that_are_nearly_certain_the_surest_is_first() -> None:
+def test_mistakes_with_probability_one_are_sorted_by_odds() -> None:
     logits = tensor([[30.0, 0, 0], [50.0, 0, 0], [40.0, 0, 0]])
     assert logits.softmax(dim=1)[:, 0].tolist() == [1, 1, 1]
     found = worst_mistakes(logits, torch.ones(3, dtype=torch.int64), torch.arange(3), torch.zeros(3, 1, 1, 1), 3)
@@ -64,7 +64,7 @@ def test_of_several_that_are_nearly_certain_the_surest_is_first() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 7, 60])
-def test_batches_merge_to_what_the_whole_gives(count: int) -> None:
+def test_merged_batches_equal_the_whole_data(count: int) -> None:
     random = torch.Generator().manual_seed(0)
     logits, label = torch.randn(50, 5, generator=random), torch.randint(5, (50,), generator=random)
     place, image = torch.arange(50), torch.randn(50, 3, 2, 2, generator=random)
@@ -77,21 +77,17 @@ def test_batches_merge_to_what_the_whole_gives(count: int) -> None:
     assert len(found.place) == min(count, 50)
 
 
-def test_pixels_are_those_of_the_file() -> None:
+def test_pixels_equal_those_of_the_file() -> None:
     pixels = torch.randint(256, (2, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     normalised = (pixels / 255 - tensor(MEAN).view(-1, 1, 1)) / tensor(STD).view(-1, 1, 1)
     for images in (normalised, normalised.to(memory_format=torch.channels_last)):
         assert (image_pixels(images, MEAN, STD) == pixels.permute(0, 2, 3, 1).numpy()).all()
     assert image_pixels(tensor([[[[-3.0, 1.0]]]]), None, None).tolist() == [[[[0], [255]]]]  # stretched
-    assert image_pixels(torch.ones(1, 2, 1, 1), [0, 0], [1, 1]).shape == (
-        1,
-        1,
-        1,
-        1,
-    )  # two channels: the first is shown
+    two_channels = torch.ones(1, 2, 1, 1)
+    assert image_pixels(two_channels, [0, 0], [1, 1]).shape == (1, 1, 1, 1)  # only the first channel is shown
 
 
-# ---- the picture -------------------------------------------------------------------------------------------------------------
+# ---- the plot ----------------------------------------------------------------------------------------------------------------
 
 
 def some(n: int, **changes: Any) -> list[Mistake]:
@@ -100,7 +96,7 @@ def some(n: int, **changes: Any) -> list[Mistake]:
     return [tile] * n
 
 
-def test_what_a_tile_says() -> None:
+def test_labels_of_a_tile() -> None:
     figure = draw_mistakes(
         some(1, file="cats/1.jpg") + some(1, predicted="a rather long name of a class") + some(2), "run"
     )
@@ -189,7 +185,7 @@ def trainer(tmp_path: Path, count: int = 3) -> Trainer:
     )
 
 
-def test_table_and_grid_of_the_known_worst(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_table_and_plot_of_the_known_worst_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[tuple[list[Mistake], str]] = []
 
     def spy(found: list[Mistake], title: str) -> Figure:
@@ -199,7 +195,7 @@ def test_table_and_grid_of_the_known_worst(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(mistakes, "draw_mistakes", spy)
     trainer(tmp_path).test(Module(), datamodule=Data(), verbose=False)
     rows = table(tmp_path / "run" / "mistakes_test.csv")
-    # wrong are 0 (0.9), 1 (0.7), 3 (0.8 for cat) and 5 (0.95)
+    # the wrong samples are 0 (0.9), 1 (0.7), 3 (0.8 for cat) and 5 (0.95)
     assert [list(row.values()) for row in rows] == [
         ["5", "caf\udce9.jpg", "cat", "dog", "0.950000"],
         ["0", "test/0.jpg", "cat", "dog", "0.900000"],
@@ -207,14 +203,14 @@ def test_table_and_grid_of_the_known_worst(tmp_path: Path, monkeypatch: pytest.M
     ]
     assert list(rows[0]) == ["index", "file", "true", "predicted", "probability"]
     ((found, title),) = drawn
-    assert title == f"{tmp_path.name}/run · test · the surest mistakes"
+    assert title == f"{tmp_path.name}/run · test · most confident mistakes"
     assert [one.pixels.flatten().tolist() for one in found] == [[128] * 4, [0] * 4, [76] * 4]  # 255 * index / 10
     assert (tmp_path / "run" / "plots" / "mistakes_test.png").is_file()
     trainer(tmp_path).validate(Module(), datamodule=Data(), verbose=False)
     assert table(tmp_path / "run" / "mistakes_validate.csv")[1]["file"] == "val/0.jpg"
 
 
-def test_no_mistake_is_no_file(
+def test_without_mistakes_there_is_no_file(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("callbacks"), "propagate", True)
@@ -224,7 +220,7 @@ def test_no_mistake_is_no_file(
     with caplog.at_level(logging.INFO, "callbacks"):
         trainer(tmp_path).test(module, datamodule=Data(), verbose=False)
     assert "mistakes   none (test)" in caplog.text
-    assert [path.name for path in (tmp_path / "run").rglob("*")] == ["plots"]  # those of before are gone
+    assert [path.name for path in (tmp_path / "run").rglob("*")] == ["plots"]  # the files of the first test are removed
 
 
 @pytest.mark.parametrize("count", [0, 401])
@@ -247,19 +243,19 @@ def test_only_the_worst_are_kept() -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_show_what_one_shows(data: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_two_processes_give_the_results_of_one(data: Path, tmp_path: Path) -> None:  # noqa: F811
     one, log = tmp_path / "one", tmp_path / "log"
     kinds = [{"class_path": f"callbacks.{kind.__name__}"} for kind in (WorstMistakes, ConfusionMatrix)]
     arguments = ["fit", *settings(data, 16, 1), "--trainer.callbacks", json.dumps(kinds), "--run_dir", str(one)]
     assert forked(arguments, log=log) == 0, log.read_text()
     names = [f"{name}_test.csv" for name in ("mistakes", "confusion", "per_class")]
     assert forked(["test", "--run", str(one)], log=log) == 0, log.read_text()
-    alone = [table(one / name) for name in names]
-    assert 1 < len(alone[0]) < 21
+    single = [table(one / name) for name in names]
+    assert 1 < len(single[0]) < 21
     process = start(["test", "--run", str(one), *TWO], log)
     assert process.wait() == 0, log.read_text()
     both = [table(one / name) for name in names]
-    assert both[1:] == alone[1:]
-    for first, second in zip(alone[0], both[0], strict=True):
+    assert both[1:] == single[1:]
+    for first, second in zip(single[0], both[0], strict=True):
         assert float(first.pop("probability")) == pytest.approx(float(second.pop("probability")), abs=1e-5)
         assert first == second

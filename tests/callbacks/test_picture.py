@@ -1,4 +1,4 @@
-"""callbacks/pictures/picture.py: pixels, files and times of a picture that shows how often it was drawn."""
+"""callbacks/pictures/picture.py: pixels, files and drawing times of a plot whose colour shows how often it was drawn."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Loader:
 
 
 class Module(LightningModule):
-    """Each epoch takes 4 s."""
+    """A module whose epochs take 4 s."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Module(LightningModule):
 
 
 class Flag(Picture):
-    """One colour after the other."""
+    """A plot that is filled with the next colour at each drawing."""
 
     name: ClassVar[str] = "flag"
 
@@ -96,7 +96,7 @@ def test_render_gives_the_pixels() -> None:
     assert (pixels == np.array([255, 128, 0])).all()
 
 
-def test_nothing_is_global() -> None:
+def test_rendering_changes_no_global_state() -> None:
     before = plt.get_fignums(), plt.get_backend()
     render(Figure())
     assert (plt.get_fignums(), plt.get_backend()) == before
@@ -109,7 +109,7 @@ def test_write_png_keeps_every_pixel(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
 
 
-def test_a_failed_write_keeps_the_old_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_keeps_the_old_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "picture.png"
     write_png(path, np.zeros((4, 4, 3), np.uint8))
     old = path.read_bytes()
@@ -137,12 +137,12 @@ def test_should_draw() -> None:
 def test_redrawn_every_ten_seconds_and_at_the_end(clock: Clock, tmp_path: Path) -> None:
     flag = Flag(every_s=10.0)
     fit(tmp_path, clock, flag, RunFolder(tmp_path / "run"))
-    # epochs end at 4, 8, ... 32 s: drawn at 4, 16, 28; at the end the trainer stands after the last
+    # epochs end at 4, 8, ... 32 s: drawn at 4, 16, 28 and at the end, when current_epoch is 8
     assert flag.epochs == [0, 3, 6, 8]
     assert (imread(tmp_path / "run" / "plots" / "flag.png")[..., :3] == np.array([1.0, 0.0, 0.0])).all()
 
 
-def test_drawing_time_does_not_eat_the_pause(clock: Clock, tmp_path: Path) -> None:
+def test_drawing_time_does_not_count_towards_the_interval(clock: Clock, tmp_path: Path) -> None:
     class Slow(Flag):
         def draw(self, trainer: Trainer, folder: Path) -> Figure | None:
             clock.now += 30.0
@@ -154,7 +154,7 @@ def test_drawing_time_does_not_eat_the_pause(clock: Clock, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("other_rank", [False, True])
-def test_silent_without_a_folder_and_on_other_ranks(
+def test_no_files_without_a_folder_and_on_other_ranks(
     clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other_rank: bool
 ) -> None:
     flag = Flag()
@@ -166,11 +166,11 @@ def test_silent_without_a_folder_and_on_other_ranks(
 
 
 @pytest.mark.draws
-def test_tensorboard_gets_the_last_picture(clock: Clock, tmp_path: Path) -> None:
+def test_tensorboard_gets_the_last_plot(clock: Clock, tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path, name="", version="")
     fit(tmp_path, clock, Flag(), RunFolder(tmp_path / "run"), logger=logger, epochs=5)
     events = EventAccumulator(str(tmp_path)).Reload()
-    (image,) = events.Images("plots/flag")  # one, though it was drawn three times
+    (image,) = events.Images("plots/flag")  # only one, although it was drawn three times
     assert (image.step, image.height, image.width) == (5, 2 * DPI, DPI)
     pixels = imread(io.BytesIO(image.encoded_image_string), format="png")
     assert (pixels[..., :3] == np.array([0.0, 0.0, 1.0])).all()  # the third colour
@@ -216,6 +216,6 @@ def test_bad_settings() -> None:
         Flag(every_s=-1)
 
 
-def test_a_picture_must_be_drawn() -> None:
+def test_subclasses_must_define_draw() -> None:
     with pytest.raises(TypeError, match=r"abstract method '?draw"):
         Picture()  # type: ignore[abstract]

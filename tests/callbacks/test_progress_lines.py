@@ -1,4 +1,4 @@
-"""callbacks/progress/lines.py: exact texts."""
+"""callbacks/progress/lines.py: exact text of progress lines, speed values and epoch lines."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_two_lines_at_any_width() -> None:
         assert max(len(line) for line in lines) <= width
 
 
-def test_the_share_of_the_bar_that_is_done() -> None:
+def test_the_filled_share_of_the_bar() -> None:
     def share(done: float) -> float:
         out = io.StringIO()
         console = Console(file=out, width=120, force_terminal=True, color_system="standard", _environ={})
@@ -100,11 +100,11 @@ def test_six_metrics_loss_and_accuracy_first() -> None:
     assert chosen["val/ece"] == pytest.approx(0.05)
 
 
-def test_figures_of_an_earlier_validation_are_left_out() -> None:
+def test_metrics_of_an_earlier_validation_are_left_out() -> None:
     assert epoch_metrics(METRICS, validated=False) == {"train/loss": 0.5, "train/acc": 0.9, "train/lovasz": 0.9}
 
 
-def test_epoch_line_with_less_and_less() -> None:
+def test_epoch_line_without_optional_parts() -> None:
     metrics = {"train/loss": 0.41199, "val/acc": 0.87}
     assert epoch_line(1, 50, metrics, 1e-5) == "epoch 1/50 train/loss 0.412 val/acc 0.87 lr 1e-05"
     assert epoch_line(1, math.inf, {}) == "epoch 1"

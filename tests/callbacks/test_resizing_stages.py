@@ -1,4 +1,4 @@
-"""callbacks/resizing_stages.py: which stages make sense, and which of them a resumed run may have."""
+"""callbacks/resizing_stages.py: valid settings, stretching, and the stages that a resumed run may change."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ SAVED = [A, B, C]
 ALLOWED = [
     (SAVED, 0, 0),
     (SAVED, 3, 4),
-    ([C], 0, 0),  # nothing has begun: the checkpoint before the first step
+    ([C], 0, 0),  # no epoch has begun: the checkpoint before the first step
     ([replace(A, epochs=5, lr=0.3, strength=2.0), C], 0, 1),  # the first epoch has begun
     ([replace(A, epochs=1), B, C], 0, 1),
     ([A, C], 2, 2),  # stage 1 is over, stage 2 has not begun
     ([A, replace(B, epochs=2), C], 3, 4),
     ([A, replace(B, epochs=9, lr=1.0), replace(C, batch_size=1)], 4, 5),
-    ([A, B, C, C], 7, 7),  # a finished run goes on
+    ([A, B, C, C], 7, 7),  # a finished run is extended
     ([A, B, replace(C, epochs=4)], 7, 7),
     ([A, B, replace(C, epochs=3), A], 6, 7),
 ]
@@ -44,17 +44,17 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("stages", "done", "begun"), ALLOWED)
-def test_what_has_not_begun_is_free(stages: list[PlannedStage], done: int, begun: int) -> None:
+def test_stages_that_have_not_begun_may_change(stages: list[PlannedStage], done: int, begun: int) -> None:
     check_same(stages, SAVED, done, begun)
 
 
 @pytest.mark.parametrize(("stages", "done", "begun", "number"), REFUSED)
-def test_what_is_behind_stays(stages: list[PlannedStage], done: int, begun: int, number: int) -> None:
+def test_trained_stages_must_not_change(stages: list[PlannedStage], done: int, begun: int, number: int) -> None:
     now = stages[number - 1] if number <= len(stages) else "missing"
     with pytest.raises(MisconfigurationException) as error:
         check_same(stages, SAVED, done, begun)
     assert str(error.value) == (
-        f"stage {number} of ProgressiveResizing: cannot change in a resumed run of which {begun} epochs have begun "
+        f"stage {number} of ProgressiveResizing: cannot change in a resumed run after {begun} epochs have begun "
         f"(was {SAVED[number - 1]}; now {now}); change later stages, or start a new run"
     )
 
@@ -67,15 +67,15 @@ def test_what_is_behind_stays(stages: list[PlannedStage], done: int, begun: int,
         ([25, 25, 25], 10, [3, 4, 3]),  # ends at 3.3 and 6.7
         ([3, 12, 6], 3, [0, 2, 1]),
         ([3, 12, 6], 1, [0, 0, 1]),
-        ([30, 1], 5, [4, 1]),  # the last keeps an epoch
+        ([30, 1], 5, [4, 1]),  # the last stage keeps an epoch
         ([4], 7, [7]),
     ],
 )
-def test_stretched(lengths: list[int], epochs: int, expected: list[int]) -> None:
+def test_stretched_lengths(lengths: list[int], epochs: int, expected: list[int]) -> None:
     assert stretched(lengths, epochs) == expected
 
 
-def test_pixels_and_words() -> None:
+def test_pixels_and_description() -> None:
     assert C.pixels == 16 * 256
     assert str(replace(A, epochs=1, strength=1.5)) == "8 px, batch 32, 1 epoch, lr x 1, strength x 1.5"
 

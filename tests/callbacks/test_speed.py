@@ -1,4 +1,4 @@
-"""callbacks/progress/speed.py: exact figures of a real Trainer loop on a clock that only moves when the test says so."""
+"""callbacks/progress/speed.py: exact measurements of a real Trainer loop with a manual clock."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from callbacks.progress import speed
 from callbacks.progress.speed import Speed, peak_memory_gb
 
-FETCH, STEP, VALIDATION, SAVE, HOOK = 0.25, 0.75, 1000.0, 5000.0, 0.125  # seconds; sums of these are exact in binary
+FETCH, STEP, VALIDATION, SAVE, HOOK = 0.25, 0.75, 1000.0, 5000.0, 0.125  # seconds, with exact floating-point sums
 
 
 class Clock:
@@ -30,7 +30,7 @@ class Clock:
 
 
 class Loader:
-    """Batches of 4 images that take FETCH seconds each, after START seconds for a new iterator."""
+    """Batches of 4 images; each takes FETCH seconds, and a new iterator takes ``start`` seconds."""
 
     def __init__(self, clock: Clock, batches: int, start: float = 0.0) -> None:
         self.clock, self.batches, self.start = clock, batches, start
@@ -69,7 +69,7 @@ class Validated(Module):
 
 
 class Slow(Callback):
-    """Another callback that takes its time after each step."""
+    """Another callback that takes HOOK seconds after each step."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -105,15 +105,15 @@ def test_images_per_second_and_data_share_of_a_real_loop(clock: Clock, tmp_path:
     watch = Watch()
     trainer = trainer_of(tmp_path, [Speed(), watch, Slow(clock)])
     trainer.fit(Module(clock), Loader(clock, 6))
-    # nothing is known after the first, compiling step; then each takes FETCH + STEP and the other callback's HOOK
+    # the first step compiles and is not counted; each later step takes FETCH + STEP + HOOK
     assert watch.seen[0].keys() == {"memory/gb"}
     for metrics in watch.seen[1:]:
         assert metrics["speed/images_per_s"] == 4 / (FETCH + STEP + HOOK)
-        # the other callback's time is not waiting for data, though it lies between batch end and batch start
+        # HOOK does not count as waiting for data, although it lies between batch end and batch start
         assert metrics["speed/data_share"] == FETCH / (FETCH + STEP + HOOK)
 
 
-def test_the_figures_do_not_depend_on_the_place_in_the_list(clock: Clock, tmp_path: Path) -> None:
+def test_measurements_do_not_depend_on_the_order_of_callbacks(clock: Clock, tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, [Slow(clock), Speed()])
     trainer.fit(Module(clock), Loader(clock, 4))
     callback = Speed.of(trainer)
@@ -136,7 +136,7 @@ def test_starting_the_loader_of_an_epoch_is_waiting_for_data(clock: Clock, tmp_p
     callback = Speed()
     trainer = trainer_of(tmp_path, [callback], max_epochs=2)
     trainer.fit(Module(clock), Loader(clock, 3, start=10.0))
-    # 2 counted steps of the first epoch, 3 of the second, whose iterator took 10 s; the first start is not counted
+    # 2 counted steps in the first epoch, 3 in the second, whose iterator took 10 s; the first iterator is not counted
     total = 5 * (FETCH + STEP) + 10.0
     assert callback.snapshot()["speed/images_per_s"] == pytest.approx(20 / total)
     assert callback.snapshot()["speed/data_share"] == pytest.approx((5 * FETCH + 10.0) / total)
@@ -149,7 +149,7 @@ def test_the_window_moves(clock: Clock, tmp_path: Path) -> None:
     assert callback.snapshot()["speed/images_per_s"] == 4 / (FETCH + STEP)
 
 
-def test_a_second_fit_starts_anew_and_the_profiler_still_works(clock: Clock, tmp_path: Path) -> None:
+def test_a_second_fit_starts_from_zero_and_the_profiler_still_works(clock: Clock, tmp_path: Path) -> None:
     callback = Speed()
     trainer = trainer_of(tmp_path, [callback], profiler=SimpleProfiler(dirpath=tmp_path, filename="profile"))
     module = Module(clock)
@@ -173,12 +173,12 @@ def test_all_devices_count(clock: Clock, tmp_path: Path) -> None:
 def test_memory_of_the_process() -> None:
     peak = peak_memory_gb(torch.device("cpu"))
     assert 0.05 < peak < 100
-    if sys.platform == "linux":  # an independent reading of the same figure
+    if sys.platform == "linux":  # an independent measurement of the same value
         lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         assert peak == pytest.approx(int(lines["VmHWM"].split()[0]) * 1024 / 1e9, rel=0.02)
 
 
-def test_memory_of_a_gpu_is_that_of_its_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_of_a_gpu_is_the_peak_of_its_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 2_500_000_000 if device.index == 1 else 0)
     assert peak_memory_gb(torch.device("cuda", 1)) == 2.5
 
@@ -204,7 +204,7 @@ def test_bad_window(window: int) -> None:
 
 def test_a_step_reads_the_clock_twice_and_nothing_else(clock: Clock, tmp_path: Path) -> None:
     class Untouchable:
-        """Stands for tensors on a device: only their shape may be asked for."""
+        """Replaces tensors on a device: only the shape may be read."""
 
         shape = (4,)
 

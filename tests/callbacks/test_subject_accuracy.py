@@ -1,4 +1,4 @@
-"""Accuracy of each person and activity: what is counted, written and drawn."""
+"""callbacks/pictures/subject_accuracy.py: counts, table and plot of the accuracy of each person and activity."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TRAINER: Any = SimpleNamespace(datamodule=None)
 
 
 def counted() -> tuple[SubjectAccuracy, SubjectTable]:
-    """Subject 7: two of three right, no window of lying; subject 30: one of one; in two batches."""
+    """Two batches: subject 7 has two of three right and no window of lying, subject 30 has one of one."""
     callback = SubjectAccuracy()
     callback.begin(TRAINER, MODULE)
     for logits, label, subject in (
@@ -31,7 +31,7 @@ def counted() -> tuple[SubjectAccuracy, SubjectTable]:
     return callback, callback.collect(TRAINER, MODULE)
 
 
-def test_people_and_their_activities_by_hand(tmp_path: Path) -> None:
+def test_counts_and_table_by_hand(tmp_path: Path) -> None:
     callback, found = counted()
     assert found.subjects == {7: GroupAccuracy(3, 2), 30: GroupAccuracy(1, 1)}
     assert found.cells == {(7, 0): GroupAccuracy(1, 1), (7, 1): GroupAccuracy(2, 1), (30, 2): GroupAccuracy(1, 1)}
@@ -45,7 +45,7 @@ def test_people_and_their_activities_by_hand(tmp_path: Path) -> None:
     ]
 
 
-def test_the_worst_stands_on_top() -> None:
+def test_the_worst_subject_is_on_top() -> None:
     _, found = counted()
     axes = draw_subjects(found, "a run").axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["7 (n=3)", "30 (n=1)"]
@@ -55,6 +55,6 @@ def test_the_worst_stands_on_top() -> None:
     assert render(draw_subjects(found, "a run")).ndim == 3
 
 
-def test_data_without_people() -> None:
-    with pytest.raises(MisconfigurationException, match="SubjectAccuracy: the data does not say whom a sample is of"):
+def test_batches_without_subject_are_refused() -> None:
+    with pytest.raises(MisconfigurationException, match="SubjectAccuracy: the batches have no 'subject'"):
         SubjectAccuracy().add(TRAINER, MODULE, torch.eye(3), torch.tensor([0, 1, 2]), {})

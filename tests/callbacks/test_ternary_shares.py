@@ -1,4 +1,4 @@
-"""callbacks/pictures/ternary_shares.py: bars as long as the shares, in the order of the network."""
+"""callbacks/pictures/ternary_shares.py: bar lengths equal the shares, in the order of the network's layers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def metrics(**zeros: float) -> dict[str, float]:
 
 
 def bars(figure: Figure, panel: int) -> list[list[tuple[float, float]]]:
-    """Start and length of each bar of a panel, one list a colour."""
+    """Start and length of each bar of a panel, one list per colour."""
     containers = [c for c in figure.axes[panel].containers if isinstance(c, BarContainer)]
     return [[(round(bar.get_x(), 9), round(bar.get_width(), 9)) for bar in container] for container in containers]
 
@@ -76,7 +76,7 @@ def test_labels() -> None:
     assert figure.get_suptitle() == "cifar/2025-11-20"
     assert [label.get_text() for label in shares.get_yticklabels()] == list(LAYERS)
     assert shares.yaxis_inverted()  # the first layer on top
-    # a share under 5 % has no room for its label
+    # a bar under 5 % has no room for its label
     assert [text.get_text() for text in shares.texts] == ["25%", "50%", "", "50%", "", "100%", "25%", "46%", ""]
     assert [text.get_text() for text in scales.texts] == ["0.125", "0.0625", "1e-05"]
     legend = shares.get_legend()
@@ -97,7 +97,7 @@ def test_labels_of_many_layers_do_not_overlap(count: int) -> None:
     assert len(boxes) == count
     assert all(upper.y0 >= lower.y1 for upper, lower in pairwise(boxes))
     assert min(box.x0 for box in boxes) >= 0
-    # no panel reaches into another
+    # panels do not overlap
     tight = [axes.get_tightbbox() for axes in figure.axes]
     assert all(box is not None for box in tight)
     left, right, below = (box for box in tight if box is not None)
@@ -157,7 +157,7 @@ def fit(tmp_path: Path, ternary: bool, *callbacks: Callback) -> None:
     trainer.fit(Module(ternary), Loader())
 
 
-def test_the_picture_of_a_run(tmp_path: Path) -> None:
+def test_the_plot_of_a_run(tmp_path: Path) -> None:
     fit(tmp_path, True, TernaryShares(every_s=0.0))
     expected = draw_shares(
         layers_of(metrics(a=0.5, b=0.5)), read_metrics(tmp_path / "run" / "metrics.csv"), f"{tmp_path.name}/run"
@@ -168,7 +168,7 @@ def test_the_picture_of_a_run(tmp_path: Path) -> None:
     assert EventAccumulator(str(tmp_path)).Reload().Tags()["images"] == ["plots/ternary_shares"]
 
 
-def test_the_full_precision_twin_has_no_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_precision_network_has_no_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit(tmp_path, False, TernaryShares(every_s=0.0))
     assert list((tmp_path / "run" / "plots").iterdir()) == []
     assert capsys.readouterr().out == ""

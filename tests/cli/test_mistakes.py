@@ -1,4 +1,4 @@
-"""Typical mistakes: exit code 2, at most five lines that name the setting and what would be right, and nothing written."""
+"""Usage errors: exit code 2, an error of at most five lines that names the setting and a correct value, no files written."""
 
 import pickle
 import shutil
@@ -20,7 +20,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def refuse(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The message of a command that is refused; the working directory must be as before."""
+    """The error message of a rejected command; the working directory must be unchanged."""
     before = {str(path) for path in Path().rglob("*")}
     assert main(arguments) == 2
     message = capsys.readouterr().err
@@ -114,7 +114,7 @@ def test_run_folder_not_empty(capsys: pytest.CaptureFixture[str]) -> None:
     Path("full").mkdir()
     Path("full/thesis.txt").write_text("mine")
     message = refuse(["fit", "--config", TINY, "--run_dir", "full"], capsys)
-    assert "run folder full is not empty: give another --run_dir, or go on with it by --resume full" in message
+    assert "run folder full is not empty: give another --run_dir, or continue its run with --resume full" in message
     assert Path("full/thesis.txt").read_text() == "mine"
 
 

@@ -1,4 +1,4 @@
-"""cli/predictions.py: the columns, the temperature, the exits and the order of the classes, by hand."""
+"""Predictions file: columns, temperature, exits and order of the classes, compared with values by hand."""
 
 import csv
 import math

@@ -1,4 +1,4 @@
-"""Stock Trainer flags keep working with every callback of ours on."""
+"""Standard Trainer flags work with all of our callbacks enabled."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ FLAGS: dict[str, tuple[list[str], int, int]] = {
     "deterministic": (["--trainer.deterministic", "true", "--trainer.enable_model_summary", "true"], 8, 2),
 }
 
-DEFAULT = ("limit batches",)  # the others are of the same kind, 5 s each
+DEFAULT = ("limit batches",)  # the other combinations are similar and take 5 s each
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +61,9 @@ def test_fast_dev_run_writes_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "steps"), [([], 1), (["--trainer.profiler", "simple"], 0)], ids=["plain", "profiler"]
+    ("flags", "steps"),
+    [([], 1), (["--trainer.profiler", "simple"], 0), (["--fast_loop", "false"], 0), (["--model.optimizer", "lion"], 1)],
+    ids=["plain", "profiler", "switched off", "another optimiser"],
 )
 def test_the_step_is_written_out_unless_it_is_profiled(
     flags: list[str], steps: int, monkeypatch: pytest.MonkeyPatch
@@ -86,7 +88,7 @@ def test_no_validation() -> None:
 
 @pytest.mark.slow
 def test_max_time_stops_within_an_epoch_and_the_rest_is_as_if_it_had_not() -> None:
-    """The run that was stopped and resumed ends in the weights of one that was never stopped."""
+    """A run that was stopped and resumed ends with the same weights as a run that was never stopped."""
     plain = [
         "--trainer.callbacks",
         "[]",

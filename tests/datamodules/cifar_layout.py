@@ -10,7 +10,7 @@ CIFAR10_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog",
 
 
 def pixel(image: int, channel: int, row: int, column: int) -> int:
-    """The value that `write_cifar` puts at a place: another one for each neighbour in any direction."""
+    """Return the value that `write_cifar` writes at a position; it differs from all neighbouring values."""
     return (37 * image + 101 * channel + 7 * row + 3 * column) % 256
 
 

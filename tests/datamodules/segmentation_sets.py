@@ -1,4 +1,4 @@
-"""Small data sets of prompted segmentation whose pixels say where they come from."""
+"""Writes small data sets for prompted segmentation, in which the mask can be checked against the image."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ TWO = [PromptSet("joints", ["tape", "joint tape"]), PromptSet("walls", ["crack",
 
 
 def write_pair(folder: Path, name: str, width: int = 24, height: int = 18, shift: int = 0) -> None:
-    """An image with a bright rectangle on dark noise, and the mask of the rectangle."""
+    """Write an image with a bright rectangle on dark noise, and the mask of the rectangle."""
     random = np.random.default_rng((shift, sum(name.encode()), sum(folder.name.encode())))
     image = random.integers(0, 60, (height, width, 3), dtype=np.uint8)
     top, left = int(random.integers(0, max(1, height - 6))), int(random.integers(0, max(1, width - 8)))
@@ -24,7 +24,7 @@ def write_pair(folder: Path, name: str, width: int = 24, height: int = 18, shift
 
 
 def write_two(root: Path, count: int = 12) -> Path:
-    """The sets `joints` and `walls`, of images of two sizes."""
+    """Write the sets `joints` and `walls`, with images of two sizes."""
     for name in ("joints", "walls"):
         for number in range(count):
             write_pair(root / name, f"{name[0]}{number:02}", width=24 + 4 * (number % 2), shift=number)

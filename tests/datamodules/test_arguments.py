@@ -1,4 +1,4 @@
-"""The command line's view: every setting is listed with its help, and short class names work."""
+"""Datamodule settings on the command line: every setting is listed with a help text, and short class names work."""
 
 import inspect
 import re
@@ -28,7 +28,7 @@ OF_FILES = set(inspect.signature(ImageFolderDataModule.__init__).parameters) - {
         ("ImageFolderDataModule", OF_FILES, {"crop_padding", "shrink", "on_device"}),
     ],
 )
-def test_every_setting_is_listed_with_its_help(
+def test_every_setting_has_a_help_text(
     name: str, own: set[str], hidden: set[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
@@ -49,17 +49,17 @@ def test_short_names_and_settings_reach_the_class() -> None:
     assert (data.augmentation.flip, data.augmentation.crop_padding) == (True, 1)
 
 
-def test_defaults_are_those_of_the_subclass() -> None:
+def test_defaults_come_from_the_subclass() -> None:
     data = parser().instantiate(parser().parse_args(["--data=CIFAR10DataModule", "--data.root=x"])).data
     assert isinstance(data, CIFAR10DataModule)
     assert (data.augmentation.flip, data.augmentation.crop_padding, str(data.root)) == (True, 4, "x")
 
 
 @pytest.mark.parametrize("wrong", ["--data.policy=best", "--data.batch_size=many", "--data.batchsize=3"])
-def test_wrong_settings_end_at_the_parser(wrong: str) -> None:
+def test_invalid_settings_are_parser_errors(wrong: str) -> None:
     with pytest.raises(Exception, match=wrong.split("=")[0].removeprefix("--data.")):
         parser().parse_args(["--data=CIFAR10DataModule", wrong])
 
 
-def test_settings_fixed_on_resume_are_settings() -> None:
+def test_settings_fixed_on_resume_exist() -> None:
     assert set(DataModule.fixed_on_resume) <= set(SHARED)

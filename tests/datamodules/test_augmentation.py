@@ -1,4 +1,4 @@
-"""What a training batch becomes: each step against the transform of its name, and each image apart from the others."""
+"""The image augmentation pipeline: each step against its transform, the order of the steps, masks, independence of the images."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ def digits(**settings: Any) -> DigitsDataModule:
     return data
 
 
-def test_steps_are_taken_in_their_order() -> None:
+def test_order_of_the_steps() -> None:
     data = digits(**EVERYTHING, **MIXED)
     data.seed = 3
     batch = raw(data, list(range(40)))
@@ -49,9 +49,9 @@ def test_steps_are_taken_in_their_order() -> None:
     augmented = data.augment(batch, epoch=5)
     assert torch.equal(augmented["image"], images)
     assert torch.equal(augmented["target"], targets)
-    assert torch.equal(augmented["label"], batch["label"])  # the true one stays, for an accuracy that means something
+    assert torch.equal(augmented["label"], batch["label"])  # the true label is kept, so that accuracy is meaningful
     assert torch.equal(augmented["index"], batch["index"])
-    assert batch["image"].dtype == torch.uint8  # the raw batch is left as it was
+    assert batch["image"].dtype == torch.uint8  # the raw batch is unchanged
 
 
 def test_autoaugment_is_applied() -> None:
@@ -82,17 +82,17 @@ def test_augmentation_is_a_function_of_seed_epoch_and_index() -> None:
     assert not torch.equal(data.augment(batch, epoch=2)["image"], first)
 
 
-def test_nothing_on_is_normalisation_alone() -> None:
+def test_without_augmentation_the_batch_is_only_normalised() -> None:
     data = digits(crop_padding=0)
     batch = raw(data, [3, 4])
     augmented = data.augment(batch, epoch=0)
     expected = (batch["image"].double() / 255 - 0.3049) / 0.3756
     assert torch.allclose(augmented["image"].double(), expected, atol=1e-6)
-    assert set(augmented) == {"image", "label", "index"}  # no target where nothing mixes
+    assert set(augmented) == {"image", "label", "index"}  # no target without mixup and cutmix
 
 
 @pytest.mark.parametrize("settings", [{"mixup_prob": 0.01}, {"cutmix_prob": 1.0}])
-def test_target_is_there_in_every_batch_of_a_run_that_mixes(settings: dict[str, float]) -> None:
+def test_every_batch_has_a_target_with_mixup_or_cutmix(settings: dict[str, float]) -> None:
     data = digits(**settings)
     for places in ([0], [1, 2, 3]):
         target = data.augment(raw(data, places), epoch=0)["target"]
@@ -100,7 +100,7 @@ def test_target_is_there_in_every_batch_of_a_run_that_mixes(settings: dict[str, 
         assert torch.allclose(target.sum(1), torch.ones(len(places)))
 
 
-def test_train_size_resizes_what_was_cropped_and_leaves_evaluation() -> None:
+def test_train_size_resizes_after_the_crop_and_does_not_change_evaluation() -> None:
     data = digits(crop_padding=1, flip=True)
     batch = raw(data, list(range(12)))
     random = transforms.SampleRandom(0, 1, batch["index"])
@@ -119,11 +119,11 @@ def test_a_smaller_train_size_may_be_a_window_of_the_padded_image() -> None:
     window = transforms.random_flip(transforms.random_crop(batch["image"], 1, random, size=6), random)
     data.train_size = 6
     assert torch.equal(data.augment(batch, 1)["image"], transforms.normalize(window, data.mean, data.std))
-    data.train_size = 8  # nothing to cut: as ever
+    data.train_size = 8  # equal to the image size: no smaller window
     assert torch.equal(data.augment(batch, 1)["image"], digits(crop_padding=1, flip=True).augment(batch, 1)["image"])
 
 
-def test_erasing_comes_after_the_normalisation_and_before_mixing() -> None:
+def test_erasing_is_between_normalisation_and_mixing() -> None:
     batch = {"image": torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8), "label": torch.arange(8)}
     random = transforms.SampleRandom(0, 0, torch.arange(8))
     kinds: dict[str, Any] = {"num_classes": 8, "mean": [0.5] * 3, "std": [0.2] * 3, "size": 16}
@@ -148,7 +148,7 @@ def test_erasing_comes_after_the_normalisation_and_before_mixing() -> None:
     ],
 )
 def test_masks_move_with_their_images(settings: dict[str, Any], size: int) -> None:
-    """An image that is its own mask stays near it: as blended, its edges are within a pixel of the mask's."""
+    """An image that equals its mask before the augmentation still agrees with it afterwards, except at interpolated edge pixels."""
     masks = torch.zeros(40, 1, 16, 16, dtype=torch.uint8)
     masks[:, :, 3:9, 2:12] = 255
     batch = {"image": masks, "mask": masks, "label": torch.zeros(40, dtype=torch.int64)}
@@ -157,18 +157,18 @@ def test_masks_move_with_their_images(settings: dict[str, Any], size: int) -> No
     image, mask = made["image"], made["mask"]
     assert mask.shape == (40, 1, size, size)
     assert set(mask.unique().tolist()) == {0, 255}
-    sharp = (image > 0.99) | (image < 0.01)  # where the image is not blended
+    sharp = (image > 0.99) | (image < 0.01)  # pixels that are not interpolated
     assert sharp.float().mean() > 0.5
     assert torch.equal((image > 0.5)[sharp], (mask > 0)[sharp])
-    assert len({tuple(row.flatten().tolist()) for row in mask}) > 10  # each by its own draws
+    assert len({tuple(row.flatten().tolist()) for row in mask}) > 10  # each image has separate random numbers
 
 
-def test_what_would_leave_masks_behind_is_refused() -> None:
+def test_masks_with_policy_or_mixing_are_an_error() -> None:
     images = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
     batch = {"image": images, "mask": images, "label": torch.zeros(2, dtype=torch.int64)}
     kinds: dict[str, Any] = {"num_classes": 2, "mean": [0.0], "std": [1.0], "size": 8}
     for settings in ({"policy": "randaugment"}, {"mixup_prob": 0.5}):
-        with pytest.raises(ValueError, match="do not move the masks with their images"):
+        with pytest.raises(ValueError, match="do not transform masks"):
             Augmentation(**settings)(batch, transforms.SampleRandom(0, 0, torch.arange(2)), **kinds)
 
 
@@ -203,6 +203,6 @@ def test_strength_multiplies_magnitude_and_probabilities() -> None:
         ({"cutmix_prob": -0.5}, r"cutmix_prob is -0\.5 but must be 0 to 1"),
     ],
 )
-def test_wrong_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_errors(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Augmentation(**{**PLAIN, **settings})

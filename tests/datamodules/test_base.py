@@ -1,4 +1,4 @@
-"""The datamodule without a Trainer: splits, ranks, counts and every message; `test_base_in_trainer.py` runs it under one."""
+"""`DataModule` without a Trainer (with one: `test_base_in_trainer.py`): splits, ranks, batch counts and every error message."""
 
 from types import SimpleNamespace
 from typing import Any, cast
@@ -20,13 +20,13 @@ def flat(batches: list[list[int]]) -> list[int]:
     return [index for batch in batches for index in batch]
 
 
-def test_validation_split_without_a_sample_is_refused() -> None:
-    message = r"--data\.val_fraction 0\.001 of 1438 training samples, taken from each class, is none"
+def test_an_empty_validation_split_is_an_error() -> None:
+    message = r"--data\.val_fraction 0\.001 of 1438 training samples, rounded per class, gives no validation sample"
     with pytest.raises(MisconfigurationException, match=message):
         digits(val_fraction=0.001).setup("fit")
 
 
-def test_train_fraction_leaves_the_validation_split() -> None:
+def test_train_fraction_does_not_change_the_validation_split() -> None:
     whole, part = digits(), digits(train_fraction=0.25)
     whole.setup("fit")
     part.setup("fit")
@@ -37,7 +37,7 @@ def test_train_fraction_leaves_the_validation_split() -> None:
 
 
 def rank(data: DataModule, number: int, world_size: int) -> DataModule:
-    """Give the datamodule what it reads of the Trainer of one process of several."""
+    """Attach a stub Trainer with the attributes that the datamodule reads, for one of several processes."""
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
     stand_in = SimpleNamespace(
         strategy=strategy, global_rank=number, world_size=world_size, overfit_batches=0.0, current_epoch=1
@@ -52,7 +52,7 @@ def rank(data: DataModule, number: int, world_size: int) -> DataModule:
 def test_ranks_share_an_epoch_and_the_validation_split(world_size: int) -> None:
     data = digits(batch_size=30, drop_last=False)
     data.setup("fit")
-    alone = flat([batch["index"].tolist() for batch in rank(data, 0, 1).train_dataloader()])
+    one_process = flat([batch["index"].tolist() for batch in rank(data, 0, 1).train_dataloader()])
     train, val = [], []
     for number in range(world_size):
         rank(data, number, world_size)
@@ -65,7 +65,7 @@ def test_ranks_share_an_epoch_and_the_validation_split(world_size: int) -> None:
     assert len(set(samples)) == len(samples)
     for step in range(1295 // (30 * world_size)):
         together = flat([batches[step] for batches in train])
-        assert set(together) == set(alone[step * 30 * world_size : (step + 1) * 30 * world_size])
+        assert set(together) == set(one_process[step * 30 * world_size : (step + 1) * 30 * world_size])
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_number_of_training_batches(drop_last: bool, world_size: int, batch_size
     assert data.num_train_batches() == len(data.train_dataloader()) == expected
 
 
-def test_batch_larger_than_the_set_is_refused_with_the_largest_that_works() -> None:
+def test_error_for_a_too_large_batch_names_the_largest_valid_size() -> None:
     message = (
         r"--data\.batch_size 1296 is larger than the training set of 1295 samples, so no batch is full; "
         r"the largest value that works is 1295"
@@ -123,6 +123,6 @@ def test_labels_and_classes_of_a_subclass_are_checked() -> None:
         ({"flip": False, "mixup_prob": 2.0}, r"mixup_prob is 2\.0 but must be 0 to 1"),
     ],
 )
-def test_wrong_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_errors(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DigitsDataModule(**settings)

@@ -1,4 +1,4 @@
-"""The datamodule under a Trainer: which samples arrive where, in which order, and as what."""
+"""`DataModule` with a Trainer: samples of each split, their order, augmentation, dtype, and resuming in mid-epoch."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from datamodules import DataModule, DigitsDataModule
 
 
 class Recorder(LightningModule):
-    """Trains one linear layer and keeps the places of what it was given, by stage and epoch."""
+    """Trains one linear layer and records the `index` of the samples that it gets, by stage and epoch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ def test_fit_serves_each_split_its_samples(tmp_path: Path) -> None:
     assert module.seen["sanity"] == [val[:64], val[64:128]]
 
 
-def test_order_is_a_function_of_the_training_seed_and_splits_are_not(tmp_path: Path) -> None:
+def test_order_depends_on_the_training_seed_and_splits_do_not(tmp_path: Path) -> None:
     runs = []
     for seed in (0, 0, 1):
         data = digits()
@@ -87,7 +87,7 @@ def test_order_is_a_function_of_the_training_seed_and_splits_are_not(tmp_path: P
     assert runs[0] == runs[1]
     assert runs[0]["train 0"] != runs[2]["train 0"]
     assert runs[0]["val 0"] == runs[2]["val 0"]
-    assert [len(batch) for batch in runs[0]["train 0"]] == [200] * 6  # of 1295; the last 95 are left out
+    assert [len(batch) for batch in runs[0]["train 0"]] == [200] * 6  # of 1295; the last 95 are dropped
 
 
 def test_only_training_is_augmented(tmp_path: Path) -> None:
@@ -159,10 +159,10 @@ def test_overfit_batches_serves_the_same_batches_every_epoch(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("64-true", torch.float64), ("bf16-true", torch.bfloat16)])
-def test_images_have_the_type_of_the_trainer(tmp_path: Path, precision: str, dtype: torch.dtype) -> None:
+def test_images_have_the_dtype_of_the_trainer(tmp_path: Path, precision: str, dtype: torch.dtype) -> None:
     module = fitted(tmp_path, digits(), fast_dev_run=True, precision=precision)
     assert {image.dtype for images in module.images.values() for image in images.values()} == {dtype}
 
 
-def test_data_on_the_device_is_served_alike(tmp_path: Path) -> None:
+def test_data_on_the_device_gives_the_same_batches(tmp_path: Path) -> None:
     assert fitted(tmp_path, digits(on_device=True)).seen == fitted(tmp_path, digits()).seen

@@ -1,4 +1,4 @@
-"""The cached features: the batches of the in-memory loader over the same tensors, wherever the features lie."""
+"""`CachedFeaturesDataModule`: same batches as the in-memory loader, views, resume, verification, and the cache of a checkpoint."""
 
 import inspect
 import re
@@ -23,7 +23,7 @@ TRAIN, VAL, TEST = samples(50, 1), samples(14, 2, first=1), samples(9, 3, first=
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train, val and test in shards of four samples; not to be written to."""
+    """A cache with train, val and test in shards of four samples; tests must not write to it."""
     folder = tmp_path_factory.mktemp("cached") / "cache"
     write(folder, identity(), {"train": TRAIN, "val": VAL, "test": TEST})
     return folder
@@ -34,7 +34,7 @@ def data_of(cache: Path, **settings: Any) -> CachedFeaturesDataModule:
 
 
 class Linear(LightningModule):
-    """Trains one layer and keeps the batches that it was given, by stage and epoch."""
+    """Trains one layer and records the batches that it gets, by stage and epoch."""
 
     def __init__(self, stop_at: tuple[int, int] | None = None) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ def check_same(batches: list[dict[str, Tensor]], expected: list[dict[str, Tensor
 
 @pytest.mark.parametrize("on_device", [True, False, None])
 @pytest.mark.parametrize("seed", [0, 5])
-def test_batches_are_those_of_the_in_memory_loader(cache: Path, tmp_path: Path, on_device: Any, seed: int) -> None:
+def test_batches_equal_those_from_the_in_memory_loader(cache: Path, tmp_path: Path, on_device: Any, seed: int) -> None:
     data, module = data_of(cache, on_device=on_device), Linear()
     data.seed = seed
     run = trainer(tmp_path)
@@ -91,7 +91,7 @@ def test_batches_are_those_of_the_in_memory_loader(cache: Path, tmp_path: Path, 
     run.test(module, datamodule=data, verbose=False)
     run.predict(module, datamodule=data)
     for epoch in range(3):
-        # divmod(epoch, 1) is (epoch, 0), where the epoch begins
+        # divmod(epoch, 1) is (epoch, 0), the start of the epoch
         order = InMemoryLoader(
             by_index(TRAIN), 8, keep="full", shuffle=True, seed=seed, position=partial(divmod, epoch, 1)
         )
@@ -112,7 +112,7 @@ def test_resume_in_mid_epoch_serves_exactly_the_rest(cache: Path, tmp_path: Path
 
 @pytest.mark.parametrize("on_device", [True, False])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_stored_types_come_as_float32(tmp_path: Path, dtype: Any, on_device: bool) -> None:
+def test_all_stored_dtypes_are_served_as_float32(tmp_path: Path, dtype: Any, on_device: bool) -> None:
     write(tmp_path / "c", identity(dtype=dtype), {"train": TRAIN, "val": VAL})
     data = data_of(tmp_path / "c", on_device=on_device, eval_batch_size=99)
     data.setup("validate")
@@ -122,7 +122,7 @@ def test_stored_types_come_as_float32(tmp_path: Path, dtype: Any, on_device: boo
     assert torch.equal(batch["features"], by_index(VAL)["features"].to(getattr(torch, dtype)).float())
 
 
-def test_features_have_the_type_of_the_trainer(cache: Path, tmp_path: Path) -> None:
+def test_features_have_the_dtype_of_the_trainer(cache: Path, tmp_path: Path) -> None:
     module = Linear()
     trainer(tmp_path, precision="64-true", fast_dev_run=True).fit(module, datamodule=data_of(cache))
     assert module.seen["train 0"][0]["features"].dtype == torch.float64
@@ -146,7 +146,7 @@ def test_read_part_gives_labels_and_indices(cache: Path) -> None:
 
 
 @pytest.mark.parametrize("on_device", [True, False])
-def test_every_view_of_a_sample_is_taken_once_in_as_many_epochs(tmp_path: Path, on_device: bool) -> None:
+def test_every_view_of_a_sample_is_used_once_in_as_many_epochs(tmp_path: Path, on_device: bool) -> None:
     train = samples(40, views=4)
     write(tmp_path / "c", identity(views=4), {"train": train, "val": VAL})
     module, data = Linear(), data_of(tmp_path / "c", on_device=on_device)
@@ -164,7 +164,7 @@ def test_every_view_of_a_sample_is_taken_once_in_as_many_epochs(tmp_path: Path, 
     check_same(module.seen["val 0"], list(InMemoryLoader(by_index(VAL), 16, keep="all")))
 
 
-def test_view_is_a_function_of_seed_epoch_and_index_and_all_are_as_frequent() -> None:
+def test_views_depend_on_seed_epoch_and_index_and_are_equally_frequent() -> None:
     index = torch.arange(30_000)
     views = view_of(3, 7, index, 3)
     assert torch.equal(view_of(3, 7, index[[5, 9, 2]], 3), views[[5, 9, 2]])
@@ -173,7 +173,7 @@ def test_view_is_a_function_of_seed_epoch_and_index_and_all_are_as_frequent() ->
     assert (views.bincount() / 30_000).tolist() == pytest.approx([1 / 3] * 3, abs=0.01)
 
 
-def test_features_that_do_not_fit_stay_in_the_file(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_that_do_not_fit_are_memory_mapped(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size = 50 * WIDTH * 4
     assert free_memory() > 1_000_000
     for free, copies in ((2 * size, True), (2 * size - 1, False)):
@@ -191,7 +191,7 @@ def test_features_that_do_not_fit_stay_in_the_file(cache: Path, monkeypatch: pyt
         ({"eval_batch_size": 0}, "eval_batch_size is 0 but must be 1 or more"),
     ],
 )
-def test_wrong_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_errors(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CachedFeaturesDataModule(**settings)
 
@@ -200,16 +200,16 @@ def test_wrong_settings_are_refused(settings: dict[str, Any], message: str) -> N
     ("settings", "message"),
     [
         ({"batch_size": 51}, r"--data\.batch_size 51 is larger than the training set of 50 samples"),
-        ({"backbone": "vit_small"}, r"--data\.backbone is 'vit_small', but .* holds features of 'vit_tiny'; take"),
-        ({"weights_hash": "c" * 64}, r"--data\.weights_hash is 'c{64}', but .* holds features of '(a1){32}'"),
+        ({"backbone": "vit_small"}, r"--data\.backbone is 'vit_small', but .* has features from 'vit_tiny'; use"),
+        ({"weights_hash": "c" * 64}, r"--data\.weights_hash is 'c{64}', but .* has features from '(a1){32}'"),
     ],
 )
-def test_cache_that_does_not_serve_is_refused(cache: Path, settings: dict[str, Any], message: str) -> None:
+def test_a_cache_that_does_not_match_is_an_error(cache: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(MisconfigurationException, match=message):
         data_of(cache, **settings).setup("fit")
 
 
-def test_no_cache_an_unfinished_one_and_one_without_the_split(cache: Path, tmp_path: Path) -> None:
+def test_missing_and_unfinished_caches_and_missing_splits_are_errors(cache: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"--data\.cache .*/none does not exist; expected a folder with header"):
         _ = data_of(tmp_path / "none").class_names
     with pytest.raises(MisconfigurationException, match=r"there is no feature cache, as header\.json is not there"):
@@ -226,7 +226,7 @@ def test_no_cache_an_unfinished_one_and_one_without_the_split(cache: Path, tmp_p
         data_of(tmp_path / "d").setup("fit")
 
 
-def test_damage_is_found_in_setup_unless_it_is_not_looked_for(cache: Path, tmp_path: Path) -> None:
+def test_damage_is_found_in_setup_if_verify_is_set(cache: Path, tmp_path: Path) -> None:
     write(tmp_path / "c", identity(), {"train": TRAIN, "val": VAL})
     shard = tmp_path / "c" / "train-r000-00003.safetensors"
     content = shard.read_bytes()
@@ -237,7 +237,7 @@ def test_damage_is_found_in_setup_unless_it_is_not_looked_for(cache: Path, tmp_p
     data_of(tmp_path / "c", verify=False).setup("fit")
 
 
-def test_checkpoint_goes_on_only_with_the_cache_that_it_was_trained_on(cache: Path, tmp_path: Path) -> None:
+def test_training_continues_only_with_the_cache_of_the_checkpoint(cache: Path, tmp_path: Path) -> None:
     trainer(tmp_path, max_epochs=1).fit(module := Linear(stop_at=(0, 2)), datamodule=data_of(cache))
     checkpoint = tmp_path / "mid.ckpt"
     parts = {"train": TRAIN, "val": VAL, "test": TEST}
@@ -268,18 +268,18 @@ def test_checkpoint_goes_on_only_with_the_cache_that_it_was_trained_on(cache: Pa
 def test_two_ranks_share_an_epoch(cache: Path) -> None:
     data = data_of(cache, on_device=False)
     data.setup("fit")
-    alone = list(data.train_dataloader())
+    one_process = list(data.train_dataloader())
     ranks = []
     for rank in range(2):
         loader = data.train_dataloader()
         loader.rank, loader.world_size, loader.batch_size = rank, 2, 4
         ranks.append(list(loader))
-    for batch, first, second in zip(alone, *ranks, strict=True):
+    for batch, first, second in zip(one_process, *ranks, strict=True):
         together = torch.cat([first["index"], second["index"]])
         assert set(together.tolist()) == set(batch["index"].tolist())
 
 
-def test_only_settings_that_do_something_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_settings_with_an_effect_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(DataModule, "data")
     with pytest.raises(SystemExit):
@@ -292,7 +292,7 @@ def test_only_settings_that_do_something_are_listed(capsys: pytest.CaptureFixtur
     assert set(CachedFeaturesDataModule.fixed_on_resume) <= own
 
 
-def test_features_of_two_processes_are_served_in_the_order_of_the_samples(tmp_path: Path) -> None:
+def test_features_written_by_two_processes_are_sorted_by_sample(tmp_path: Path) -> None:
     for rank in (1, 0):
         writer = CacheWriter(tmp_path, identity(), rank=rank, shard_bytes=sizes_for(3, identity()))
         for split, part in (("train", TRAIN), ("val", VAL)):

@@ -1,4 +1,4 @@
-"""The datamodule of CIFAR-10 on small sets in its layout; the real one is read where LVR_CIFAR10 names its folder."""
+"""`CIFAR10DataModule` on small data sets in its layout, and on the real data if LVR_CIFAR10 names its folder."""
 
 import os
 import tarfile
@@ -37,7 +37,7 @@ def test_splits_of_a_small_set(tmp_path: Path) -> None:
     assert data.class_counts.tolist() == [12] * 10
 
 
-def test_only_the_files_of_the_stage_are_read(tmp_path: Path) -> None:
+def test_only_the_files_needed_by_the_stage_are_read(tmp_path: Path) -> None:
     folder = write_cifar(tmp_path / FOLDER)
     (folder / "data_batch_3").unlink()
     data = CIFAR10DataModule(root=str(tmp_path))
@@ -47,13 +47,13 @@ def test_only_the_files_of_the_stage_are_read(tmp_path: Path) -> None:
         data.setup("fit")
 
 
-def test_last_file_of_the_official_five_is_missed_too(tmp_path: Path) -> None:
+def test_a_missing_last_file_of_the_official_five_is_an_error(tmp_path: Path) -> None:
     write_cifar(tmp_path / FOLDER, files=3)
     with pytest.raises(FileNotFoundError, match="data_batch_4, data_batch_5 missing"):
         CIFAR10DataModule(root=str(tmp_path)).setup("fit")
 
 
-def test_data_of_ones_own(tmp_path: Path) -> None:
+def test_own_data(tmp_path: Path) -> None:
     write_cifar(tmp_path / "mine", names=["cat", "dog", "owl"], size=6, per_file=9, files=11)
     data = CIFAR10DataModule(root=str(tmp_path / "mine"), batch_size=8)
     assert (data.class_names, data.num_classes, data.image_size) == (["cat", "dog", "owl"], 3, 6)
@@ -62,7 +62,7 @@ def test_data_of_ones_own(tmp_path: Path) -> None:
     assert labels["image"][:, 0, 0, 0].tolist() == [pixel(i, 0, 0, 0) for i in range(99)]  # 10 comes after 9
 
 
-def test_missing_data_is_explained(tmp_path: Path) -> None:
+def test_missing_data_names_folder_layout_and_flags(tmp_path: Path) -> None:
     data = CIFAR10DataModule(root=str(tmp_path))
     uses: list[Callable[[], object]] = [lambda: data.num_classes, lambda: data.image_size, lambda: data.setup("fit")]
     for use in uses:
@@ -90,12 +90,12 @@ def test_label_out_of_range_names_its_file(tmp_path: Path) -> None:
 
 class QuietHandler(SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        """Suppress the log output."""
 
 
 @pytest.fixture
 def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A small archive in place of the official one, with its checksums, served by this machine."""
+    """Replace the official archive by a small one with matching checksums, served from localhost."""
     folder = write_cifar(tmp_path / "source" / FOLDER, size=32, per_file=2)
     path = tmp_path / "source" / "cifar-10-python.tar.gz"
     with tarfile.open(path, "w:gz") as tar:
@@ -118,10 +118,10 @@ def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("archive")
-def test_download_fetches_once_and_mends_a_broken_extraction(tmp_path: Path) -> None:
+def test_download_happens_once_and_repairs_a_broken_extraction(tmp_path: Path) -> None:
     root = tmp_path / "data"
     CIFAR10DataModule(root=str(root)).prepare_data()
-    assert not root.exists()  # nothing is fetched unasked
+    assert not root.exists()  # no download without download=True
     data = CIFAR10DataModule(root=str(root), download=True, batch_size=8)
     data.prepare_data()
     batch = root / FOLDER / "data_batch_1"
@@ -139,34 +139,34 @@ def test_header_is_known_before_the_download(tmp_path: Path) -> None:
     assert not (tmp_path / "nothing").exists()
 
 
-def test_data_of_ones_own_is_never_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own_data_is_never_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.CIFAR10, "url", "file:///nowhere")
     for name, names in (("mine", CIFAR10_NAMES), (FOLDER, ["cat", "dog"])):
         write_cifar(tmp_path / name, names=names)
         CIFAR10DataModule(root=str(tmp_path / name), download=True).prepare_data()
 
 
-def test_no_network_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_without_network_names_the_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.CIFAR10, "url", "file:///nowhere/cifar-10-python.tar.gz")
     message = (
-        r"could not fetch file:///nowhere/cifar-10-python\.tar\.gz \(.*\); "
-        r"put cifar-10-python\.tar\.gz or the folder cifar-10-batches-py from elsewhere into .*data$"
+        r"could not download file:///nowhere/cifar-10-python\.tar\.gz \(.*\); "
+        r"obtain cifar-10-python\.tar\.gz or the folder cifar-10-batches-py another way and put it into .*data$"
     )
     with pytest.raises(FileNotFoundError, match=message):
         CIFAR10DataModule(root=str(tmp_path / "data"), download=True).prepare_data()
 
 
 @pytest.mark.usefixtures("archive")
-def test_another_checksum_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_checksum_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", "0" * 32)
-    with pytest.raises(FileNotFoundError, match=r"could not fetch .* \(.*corrupted.*\)"):
+    with pytest.raises(FileNotFoundError, match=r"could not download .* \(.*corrupted.*\)"):
         CIFAR10DataModule(root=str(tmp_path / "data"), download=True).prepare_data()
     assert not (tmp_path / "data" / FOLDER).exists()
 
 
 @pytest.mark.slow
 @pytest.mark.skipif("LVR_CIFAR10" not in os.environ, reason="LVR_CIFAR10 names no folder with CIFAR-10")
-def test_real_cifar10_is_that_of_torchvision() -> None:
+def test_real_cifar10_equals_torchvision() -> None:
     root = os.environ["LVR_CIFAR10"]
     data = CIFAR10DataModule(root=root)
     assert (data.class_names, data.image_size) == (CIFAR10_NAMES, 32)

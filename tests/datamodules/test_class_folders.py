@@ -1,4 +1,4 @@
-"""A folder per class: what is found and left out, files of the same bytes, groups from a CSV, and every message."""
+"""One folder per class: listed and skipped files, byte-identical duplicates, groups from a CSV, and every error message."""
 
 import os
 import random
@@ -21,7 +21,7 @@ def found(folder: Path) -> list[tuple[str, str]]:
     return [(path.relative_to(folder).as_posix(), name) for path, name in scan(folder).images]
 
 
-def test_images_of_every_kind_at_any_depth(tmp_path: Path) -> None:
+def test_images_of_every_format_at_any_depth(tmp_path: Path) -> None:
     names = [
         *("b/1.jpg", "b/2.JPEG", "b/3.Png", "b/deep/er/4.webp", "b/5.bmp", "b/6.tif"),
         *("a/7.tiff", "a/8.GIF", "a/sub.jpg/9.jpg"),
@@ -32,7 +32,7 @@ def test_images_of_every_kind_at_any_depth(tmp_path: Path) -> None:
     assert scan(tmp_path).left_out == {}
 
 
-def test_other_files_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_other_files_are_skipped_and_counted(tmp_path: Path) -> None:
     write(tmp_path, "a/1.jpg", "b/1.jpg", "groups.csv", "a/notes.txt", "a/1.jpg.bak", "b/.hidden.jpg", "b/._1.jpg")
     write(tmp_path, ".git/x.jpg", "__MACOSX/a/1.jpg", "a/.thumbnails/t.jpg")
     write(tmp_path, "a/empty.png", content=b"")
@@ -50,7 +50,7 @@ def test_other_files_are_left_out_and_counted(tmp_path: Path) -> None:
     }
 
 
-def test_the_order_is_that_of_the_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_sorted_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"{label}/{number}.jpg" for label in "abc" for number in range(20)]
     random.Random(0).shuffle(names)
     write(tmp_path, *names)
@@ -61,7 +61,7 @@ def test_the_order_is_that_of_the_names(tmp_path: Path, monkeypatch: pytest.Monk
     assert found(tmp_path) == expected
 
 
-def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+def test_links_are_followed_but_cycles_end(tmp_path: Path) -> None:
     write(tmp_path / "store", "cats/1.jpg", "cats/in/2.jpg")
     write(tmp_path / "data", "dog/1.jpg")
     (tmp_path / "data/cat").symlink_to(tmp_path / "store/cats")
@@ -90,7 +90,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
         (["train/a/1.jpg", "Val/a/1.jpg"], r"holds splits \(Val, train\), not classes; give one of them"),
     ],
 )
-def test_messages_of_a_wrong_folder(tmp_path: Path, names: list[str], message: str) -> None:
+def test_errors_for_invalid_folders(tmp_path: Path, names: list[str], message: str) -> None:
     write(tmp_path / "data").mkdir()
     write(tmp_path / "data", *names)
     with pytest.raises(ValueError, match=message) as caught:
@@ -99,7 +99,7 @@ def test_messages_of_a_wrong_folder(tmp_path: Path, names: list[str], message: s
     assert "\n" not in str(caught.value)
 
 
-def test_messages_of_no_folder(tmp_path: Path) -> None:
+def test_errors_for_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere: no such folder; expected FOLDER/CLASS/IMAGE, as in"):
         scan(tmp_path / "nowhere")
     write(tmp_path, "file")
@@ -107,12 +107,12 @@ def test_messages_of_no_folder(tmp_path: Path) -> None:
         scan(tmp_path / "file")
 
 
-def test_duplicates_are_files_of_the_same_bytes(tmp_path: Path) -> None:
+def test_duplicates_are_byte_identical_files(tmp_path: Path) -> None:
     rng = random.Random(0)
     paths = [tmp_path / f"{number:03}" for number in range(200)]
     for path in paths:
         path.write_bytes(bytes(rng.choices(b"ab", k=rng.randrange(1, 6))))
-    alone = write(tmp_path, "alone", content=b"longer than all others") / "alone"
+    unique = write(tmp_path, "alone", content=b"longer than all others") / "alone"
     read: list[Path] = []
 
     def watch(doubtful: list[Path]) -> list[Path]:
@@ -122,8 +122,8 @@ def test_duplicates_are_files_of_the_same_bytes(tmp_path: Path) -> None:
     expected: dict[bytes, list[Path]] = {}
     for path in paths:
         expected.setdefault(path.read_bytes(), []).append(path)
-    assert duplicate_groups([*paths, alone], watch) == [same for same in expected.values() if len(same) > 1]
-    assert set(read) == set(paths)  # a file of a size of its own is not read
+    assert duplicate_groups([*paths, unique], watch) == [same for same in expected.values() if len(same) > 1]
+    assert set(read) == set(paths)  # a file with a unique size is not read
 
 
 FILES = ["cat/a.jpg", "cat/in/b.jpg", "dog/a.jpg", "dog/c.d.png"]
@@ -139,8 +139,8 @@ def table(folder: Path, text: str) -> Path:
     "text",
     [
         "file,who\ncat/a.jpg,x\nb.jpg,y\ndog/a.jpg,x\nc.d.png,z\n",
-        "who,file\nx,./cat/a.jpg\ny,cat\\in\\b.jpg\nx,dog/a\nz,c.d\n",  # without extensions; the file's column is found by its name
-        "id,age,who\ncat/a,1,x\nb,2, y \ndog/a,3,x\nc.d,4,z\nunknown.jpg,5,\nb.jpg,6,y\n",  # rows of other files; one row twice
+        "who,file\nx,./cat/a.jpg\ny,cat\\in\\b.jpg\nx,dog/a\nz,c.d\n",  # without extensions; the file column is found by its name
+        "id,age,who\ncat/a,1,x\nb,2, y \ndog/a,3,x\nc.d,4,z\nunknown.jpg,5,\nb.jpg,6,y\n",  # rows for unknown files; one row twice
         "\ufeffname,who\r\ncat/a.jpg,x\r\nb,y\r\ndog/a.jpg,x\r\nc.d,z\r\n",  # as spreadsheets write it
     ],
 )
@@ -148,7 +148,7 @@ def test_groups_by_path_or_name(tmp_path: Path, text: str) -> None:
     assert read_groups(table(tmp_path, text), "who", FILES) == ["x", "y", "x", "z"]
 
 
-def test_the_column_of_the_file_can_be_named(tmp_path: Path) -> None:
+def test_the_file_column_can_be_set(tmp_path: Path) -> None:
     text = "task,name,group\nt,cat/a,1\nt,b,2\nt,dog/a,3\nt,c.d,4\n"
     assert read_groups(table(tmp_path, text), "group", FILES, "name") == ["1", "2", "3", "4"]
 
@@ -171,12 +171,12 @@ def test_the_column_of_the_file_can_be_named(tmp_path: Path) -> None:
         ("who;file\nx;b\n", "there is no column 'who'; its columns are who;file"),
     ],
 )
-def test_messages_of_a_wrong_table(tmp_path: Path, text: str, message: str) -> None:
+def test_errors_for_invalid_tables(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_groups(table(tmp_path, text), "who", FILES)
 
 
-def test_messages_of_no_table(tmp_path: Path) -> None:
+def test_errors_for_a_missing_table(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no\.csv: no such file; expected a CSV with the columns file and who"):
         read_groups(tmp_path / "no.csv", "who", FILES)
     with pytest.raises(ValueError, match="there is no column 'image'; its columns are file, who"):

@@ -1,4 +1,4 @@
-"""Tests of `datamodules.images.decoding`: pixels against Pillow's and torchvision's."""
+"""Decoding of image files: pixels compared with Pillow and torchvision, EXIF orientation, transparency, unreadable files."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ def saved(folder: Path, image: Image.Image, name: str = "x.png", **options: Any)
 
 
 @pytest.mark.parametrize(("width", "height", "size"), [(60, 45, 20), (45, 60, 20), (10, 14, 32), (32, 32, 32)])
-def test_squeezed_is_pillows_bilinear_of_the_whole_picture(tmp_path: Path, width: int, height: int, size: int) -> None:
+def test_squeezed_equals_pillows_bilinear_resize_of_the_whole_image(
+    tmp_path: Path, width: int, height: int, size: int
+) -> None:
     image = picture(0, width, height)
     pixels, aspect = squeezed(saved(tmp_path, image), size, 3)
     expected = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR)).astype(int).transpose(2, 0, 1)
@@ -28,19 +30,19 @@ def test_squeezed_is_pillows_bilinear_of_the_whole_picture(tmp_path: Path, width
 
 
 @pytest.mark.parametrize(("width", "height"), [(64, 48), (48, 64), (56, 56)])
-def test_central_is_torchvisions_resize_and_centre_crop(tmp_path: Path, width: int, height: int) -> None:
+def test_central_equals_torchvisions_resize_and_centre_crop(tmp_path: Path, width: int, height: int) -> None:
     image = picture(1, width, height)
     pixels = central(saved(tmp_path, image), 28, 3, 0.875)
     reference = v2.Compose([v2.Resize(32), v2.CenterCrop(28), v2.PILToTensor()])(image)
     assert pixels.shape == (3, 28, 28)
-    assert (pixels.int() - reference.int()).abs().max() <= 8  # the box may lie half a pixel aside
+    assert (pixels.int() - reference.int()).abs().max() <= 8  # the box may be shifted by half a pixel
     side = round(0.875 * min(width, height))
     left, top = (width - side) // 2, (height - side) // 2
     cut = np.asarray(image.crop((left, top, left + side, top + side)).resize((28, 28), Image.Resampling.BILINEAR))
     assert np.abs(pixels.numpy().astype(int) - cut.astype(int).transpose(2, 0, 1)).max() <= 1
 
 
-def test_a_jpeg_is_decoded_at_a_fraction_of_its_size_and_looks_the_same(tmp_path: Path) -> None:
+def test_a_jpeg_decoded_at_a_fraction_of_its_size_looks_the_same(tmp_path: Path) -> None:
     image = picture(2, 640, 480)
     path = saved(tmp_path, image, "x.jpg", quality=95)
     with Image.open(path) as file:
@@ -58,14 +60,14 @@ def test_a_jpeg_is_decoded_at_a_fraction_of_its_size_and_looks_the_same(tmp_path
 
 def test_orientation_transparency_palette_and_grey(tmp_path: Path) -> None:
     turned = Image.Exif()
-    turned[0x0112] = 6  # to be turned by 90 degrees
+    turned[0x0112] = 6  # EXIF: rotate by 90 degrees
     path = saved(tmp_path, picture(3, 40, 20), "turned.jpg", exif=turned, quality=95)
     pixels, aspect = squeezed(path, 20, 3)
     expected = np.asarray(picture(3, 40, 20).rotate(-90, expand=True).resize((20, 20), Image.Resampling.BILINEAR))
     assert aspect == 0.5
     assert np.abs(pixels.numpy().astype(int) - expected.astype(int).transpose(2, 0, 1)).mean() < 3
     clear = saved(tmp_path, Image.new("RGBA", (8, 8), (255, 0, 0, 0)), "clear.png")
-    assert squeezed(clear, 4, 3)[0].eq(255).all()  # on white
+    assert squeezed(clear, 4, 3)[0].eq(255).all()  # composited on white
     palette = saved(tmp_path, Image.new("RGB", (8, 8), (10, 200, 30)).convert("P"), "palette.gif")
     assert (squeezed(palette, 4, 3)[0][:, 0, 0].int() - torch.tensor([10, 200, 30])).abs().max() <= 26  # web palette
     grey = saved(tmp_path, Image.new("L", (8, 8), 77), "grey.png")
@@ -76,14 +78,14 @@ def test_orientation_transparency_palette_and_grey(tmp_path: Path) -> None:
     assert squeezed(deep, 4, 1)[0].eq(255).all()
 
 
-def test_a_header_tells_what_is_no_image(tmp_path: Path) -> None:
+def test_files_that_are_not_images_are_found_by_their_header(tmp_path: Path) -> None:
     good = saved(tmp_path, picture(0))
     text, empty, torn = tmp_path / "text.png", tmp_path / "empty.png", tmp_path / "torn.png"
     text.write_text("no image")
     empty.touch()
     torn.write_bytes(good.read_bytes()[:200])
     assert [why_unreadable(path) for path in (good, text, empty)] == [None, "no image", "no image"]
-    assert why_unreadable(torn) is None  # its header is whole: found when it is decoded
+    assert why_unreadable(torn) is None  # its header is intact: found only when it is decoded
     with pytest.raises(OSError, match="truncated"):
         squeezed(torn, 8, 3)
     assert why_unreadable(tmp_path / "gone.png") == "No such file or directory"

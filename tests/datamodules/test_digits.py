@@ -1,10 +1,12 @@
+"""`DigitsDataModule`: images compared with scikit-learn, mean and std, the test split, defaults."""
+
 import torch
 from sklearn.datasets import load_digits
 
 from datamodules import DigitsDataModule
 
 
-def test_images_are_those_of_scikit_learn() -> None:
+def test_images_equal_those_from_scikit_learn() -> None:
     digits = load_digits()
     data = DigitsDataModule()
     parts = [data.read_part("train"), data.read_part("test")]
@@ -18,14 +20,14 @@ def test_images_are_those_of_scikit_learn() -> None:
     assert {0, 255} <= set(parts[0]["image"].flatten().tolist())
 
 
-def test_constants_are_those_of_the_training_images() -> None:
+def test_mean_and_std_match_the_training_images() -> None:
     data = DigitsDataModule()
     images = data.read_part("train")["image"].double() / 255
     assert data.mean == (round(images.mean().item(), 4),)
     assert data.std == (round(images.std(correction=0).item(), 4),)
 
 
-def test_test_split_is_stratified_and_a_function_of_split_seed() -> None:
+def test_test_split_is_stratified_and_depends_on_split_seed() -> None:
     tests = {}
     for seed in (0, 1):
         for fraction in (0.1, 0.4):
@@ -42,4 +44,5 @@ def test_header_and_defaults() -> None:
     data = DigitsDataModule()
     assert (data.num_classes, data.image_size, data.in_channels) == (10, 8, 1)
     assert data.class_names == list("0123456789")
-    assert (data.augmentation.crop_padding, data.augmentation.flip) == (1, False)  # a mirrored digit is no digit
+    # no flip, because a mirrored digit is not a valid digit
+    assert (data.augmentation.crop_padding, data.augmentation.flip) == (1, False)

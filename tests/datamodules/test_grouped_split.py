@@ -1,4 +1,4 @@
-"""Splits that keep groups whole: counts by hand and against all possible splits, order, seeds, and every message."""
+"""The grouped split: counts against hand calculation and exhaustive search, order, seeds, and every error message."""
 
 import itertools
 import random
@@ -34,7 +34,8 @@ def test_counts_by_hand() -> None:
         name: [labels_of(split.assignment, labels, name, s) for s in range(3)] for name in split.counts
     }
     assert split.largest_deviation()[0] == 0
-    assert grouped_split(labels, groups, (0.7, 0.29, 0.01), 0).counts["fox"] == [70, 29, 1]  # no rounding of floats
+    # no floating-point rounding error
+    assert grouped_split(labels, groups, (0.7, 0.29, 0.01), 0).counts["fox"] == [70, 29, 1]
 
 
 def labels_of(assignment: list[int], labels: list[str], name: str, s: int) -> int:
@@ -52,48 +53,46 @@ def test_singles_are_within_one_of_every_share(shares: tuple[float, ...]) -> Non
     for name, size in sizes.items():
         for count, share in zip(split.counts[name], shares, strict=True):
             assert floor(share * size + 1e-9) <= count <= ceil(share * size - 1e-9)
-        assert split.counts[name][0] >= 1  # nothing is evaluated that cannot be learned
-    if shares[0] < 0.3:  # many classes of one sample or two get their one for training
+        assert split.counts[name][0] >= 1  # every class has a training sample
+    if shares[0] < 0.3:  # many classes of one or two samples get one training sample
         return
     assert all(abs(count - share * len(labels)) <= 2 for count, share in zip(totals(split.counts), shares, strict=True))
     assert split.largest_deviation()[0] < 1
 
 
-def test_small_classes_do_not_all_round_the_same_way() -> None:
-    """1,000 classes of 5: 4 for training, the fifth for validation in one half of the classes, for testing in the other."""
+def test_small_classes_are_not_all_rounded_in_the_same_direction() -> None:
+    """1,000 classes of 5 samples: 4 for training; the fifth is for validation in half of the classes, else for testing."""
     split = grouped_split(*singles({f"c{number}": 5 for number in range(1000)}), SHARES, 0)
     assert totals(split.counts) == [4000, 500, 500]
     assert {count[0] for count in split.counts.values()} == {4}
-    pairs = [
-        f"c{index // 4}" for index in range(1600)
-    ]  # 400 classes of two pairs, which cannot be divided as they should
+    pairs = [f"c{index // 4}" for index in range(1600)]  # 400 classes of two pairs, which cannot meet their shares
     split = grouped_split(pairs, [f"p{index // 2}" for index in range(1600)], SHARES, 0)
     assert all(abs(count - share * 1600) <= 24 for count, share in zip(totals(split.counts), SHARES, strict=True))
     assert min(count[0] for count in split.counts.values()) >= 2
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_groups_stay_whole_and_singles_make_up_for_them(seed: int) -> None:
+def test_groups_stay_whole_and_single_samples_compensate(seed: int) -> None:
     rng = random.Random(seed)
     labels, groups = random_groups(rng, 60, 12, "ab")
-    more, alone = singles({"a": 200, "b": 150})
-    split = grouped_split(labels + more, groups + alone, SHARES, seed)
+    more, free = singles({"a": 200, "b": 150})
+    split = grouped_split(labels + more, groups + free, SHARES, seed)
     places = defaultdict(set)
-    for group, place in zip(groups + alone, split.assignment, strict=True):
+    for group, place in zip(groups + free, split.assignment, strict=True):
         places[group].add(place)
     assert {len(of_group) for of_group in places.values()} == {1}
     assert split.largest_deviation()[0] < 1
 
 
 def error(counts: list[list[int]], shares: tuple[float, ...]) -> float:
-    """Squared errors of the counts (classes, splits), over the squared size of the class; without end where a class is absent."""
+    """Sum of squared errors of the counts (classes, splits), relative to the squared class size; infinite if a class is absent."""
     if not all(map(all, counts)):
         return float("inf")
     return sum((n / sum(row) - share) ** 2 for row in counts for n, share in zip(row, shares, strict=True))
 
 
-def test_groups_come_near_the_best_of_all_splits() -> None:
-    """Seven groups of two classes can be placed in 2,187 ways."""
+def test_the_result_is_close_to_the_best_of_all_splits() -> None:
+    """Seven groups of two classes can be assigned in 2,187 ways."""
     shares, ratios = (0.6, 0.2, 0.2), []
     for seed in range(12):
         labels, groups = random_groups(random.Random(seed), 7, 40, "aab")
@@ -109,13 +108,13 @@ def test_groups_come_near_the_best_of_all_splits() -> None:
             best = min(best, error(counts, shares))
         split = grouped_split(labels, groups, shares, seed)
         ratios.append(error([split.counts["a"], split.counts["b"]], shares) / best)
-    ratios.sort()  # above 1 also as totals count for the split but not here
+    ratios.sort()  # above 1 also because the split minimises the error of the totals, which is not counted here
     assert ratios[len(ratios) // 2] < 1.2
     assert ratios[-1] < 4
 
 
-def test_large_groups_are_held_out_too() -> None:
-    """Validation is not made of the small groups alone: over seeds, a group's chance of it does not fall with its size."""
+def test_large_groups_are_also_held_out() -> None:
+    """Validation does not consist only of small groups: over seeds, a group's probability does not decrease with its size."""
     sizes = [2] * 100 + [10] * 20
     groups = [f"g{number}" for number, size in enumerate(sizes) for _ in range(size)]
     held_out: Counter[int] = Counter()
@@ -124,11 +123,11 @@ def test_large_groups_are_held_out_too() -> None:
         held_out.update(
             sizes[int(name[1:])] for name in {g for g, s in zip(groups, split.assignment, strict=True) if s}
         )
-    assert 0.1 < held_out[2] / 2000 < 0.3  # a fifth is expected
+    assert 0.1 < held_out[2] / 2000 < 0.3  # expected: one fifth
     assert 0.1 < held_out[10] / 400 < 0.3
 
 
-def test_a_group_that_is_too_large_for_a_split_is_trained_on() -> None:
+def test_a_group_too_large_for_a_split_goes_to_training() -> None:
     labels, groups = singles({"a": 40, "b": 40})
     split = grouped_split(labels + ["a"] * 50 + ["b"] * 60, groups + ["big"] * 110, SHARES, 0)
     assert set(split.assignment[-110:]) == {0}
@@ -136,7 +135,7 @@ def test_a_group_that_is_too_large_for_a_split_is_trained_on() -> None:
 
 
 def test_every_class_is_in_every_split_if_it_has_the_groups() -> None:
-    """Three equal groups a class: a split without the class would be worth nothing, whatever the shares."""
+    """Three equal groups per class: each split gets the class, for any shares."""
     labels = [name for name in "abc" for _ in range(300)]
     groups = [f"{name}{index % 3}" for index, name in enumerate(labels)]
     split = grouped_split(labels, groups, SHARES, 0)
@@ -151,15 +150,15 @@ def test_every_class_is_in_every_split_if_it_has_the_groups() -> None:
 def test_the_order_of_the_samples_does_not_matter() -> None:
     rng = random.Random(5)
     labels, groups = random_groups(rng, 80, 6, "abc")
-    more, alone = singles({"a": 50, "b": 30, "c": 7})
-    samples = list(zip(labels + more, groups + alone, strict=True))
-    places = dict(zip(samples, grouped_split(labels + more, groups + alone, SHARES, 1).assignment, strict=True))
+    more, free = singles({"a": 50, "b": 30, "c": 7})
+    samples = list(zip(labels + more, groups + free, strict=True))
+    places = dict(zip(samples, grouped_split(labels + more, groups + free, SHARES, 1).assignment, strict=True))
     rng.shuffle(samples)
     again = grouped_split([label for label, _ in samples], [group for _, group in samples], SHARES, 1)
     assert dict(zip(samples, again.assignment, strict=True)) == places
 
 
-def test_seeds_draw_different_splits() -> None:
+def test_seeds_give_different_splits() -> None:
     labels, groups = singles({"a": 100, "b": 100})
     grouped = [f"g{index // 4}" for index in range(200)]
     for names in (groups, grouped):
@@ -176,15 +175,15 @@ def test_joined_groups() -> None:
 @pytest.mark.parametrize(
     "shares", [(0.8, 0.1), (0.8, 0.3, -0.1), (0.0, 0.5, 0.5), (1.0,), (float("nan"), 1.0), (0.9, float("inf"))]
 )
-def test_messages_of_wrong_shares(shares: tuple[float, ...]) -> None:
+def test_errors_for_invalid_shares(shares: tuple[float, ...]) -> None:
     given = " ".join(f"{share:g}" for share in shares)
     with pytest.raises(
-        ValueError, match=f"shares {given}: expected two or more from 0 to 1, the first above 0, that sum to 1"
+        ValueError, match=f"shares {given}: expected two or more values from 0 to 1, the first above 0, that sum to 1"
     ):
         grouped_split(["a"], ["g"], shares, 0)
 
 
-def test_messages_of_what_cannot_be_split() -> None:
+def test_errors_for_samples_that_cannot_be_split() -> None:
     with pytest.raises(ValueError, match="2 labels, but 1 groups"):
         grouped_split(["a", "b"], ["g"], SHARES, 0)
     with pytest.raises(ValueError, match=r"split 2 of 3 \(share 0.1\) would have no sample: 5 samples in 1 group"):

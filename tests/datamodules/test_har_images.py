@@ -1,4 +1,4 @@
-"""What a batch of HAR is in each mode: shapes, pixels by hand, whole windows, augmentation by seed, epoch, index."""
+"""HAR batches in each image mode: shapes, pixels compared with the encoders, augmentation, and feature caches."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MODES = {
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Four training people and one to be tested, two windows of each activity."""
+    """Generated data of four training subjects and one test subject, two windows of each activity."""
     folder = tmp_path_factory.mktemp("har")
     return str(write_generated(folder, subjects=range(1, 6), test_subjects=(2,), windows=2))
 
@@ -53,30 +53,30 @@ def test_header_and_batch_agree(root: str, mode: str) -> None:
             assert (batch["image"].shape, batch["image"].dtype) == ((2, *shape), torch.float32)
 
 
-def test_images_are_those_of_their_own_signals(root: str) -> None:
+def test_images_match_the_encoded_signals(root: str) -> None:
     settings = {"encoder": "line_plot", "encoder_range": 2.5, "encoder_args": {"width": 2.0}}
     data = read(root, mode="flatten", **settings)
     batch = data._normalize(rows(data, 5, 0))
     mean, std = PIXELS["line_plot"][0]
     for place in range(2):
         for signal in range(9):
-            alone = batch["signal"][place : place + 1, signal : signal + 1]
-            expected = transforms.line_plot(alone, 24, (-2.5, 2.5), width=2.0)[0, 0]
+            one_signal = batch["signal"][place : place + 1, signal : signal + 1]
+            expected = transforms.line_plot(one_signal, 24, (-2.5, 2.5), width=2.0)[0, 0]
             torch.testing.assert_close(batch["image"][place, signal, 0] * std + mean, expected)
     as_channels = read(root, mode="channels", **settings)._normalize(rows(data, 5, 0))["image"]
     assert torch.equal(as_channels, batch["image"][:, :, 0])
-    # the tiles of a grid are encoded at a third of the size, signal 4 in the middle
+    # the tiles of a grid are encoded at a third of the size; signal 4 is in the middle
     tiles = read(root, mode="grid", **settings)._normalize(rows(data, 5, 0))
     small = transforms.line_plot(tiles["signal"][:, 4:5], 8, (-2.5, 2.5), width=2.0)[:, 0]
     torch.testing.assert_close(tiles["image"][:, 0, 8:16, 8:16] * std + mean, small)
 
 
-def test_what_is_left_over_of_a_grid_is_black() -> None:
+def test_unused_tiles_of_a_grid_are_black() -> None:
     images = SignalImages(
         mode="grid", encoder="segment_stack", image_size=26, image_mean=0.25, image_std=0.5, image_channels=3
     )
     image = images(torch.randn(2, 7, 40, generator=torch.Generator().manual_seed(0)), 26)
-    assert image.shape == (2, 3, 26, 26)  # tiles of 8 px; 7 of 9
+    assert image.shape == (2, 3, 26, 26)  # tiles of 8 px; 7 of 9 are used
     assert torch.equal(image[:, 0], image[:, 2])
     black = image[:, 0] == -0.5
     assert black[:, 24:].all()
@@ -92,20 +92,20 @@ def test_three_channels_are_equal(root: str) -> None:
     assert torch.equal(image[:, :, 0], image[:, :, 2])
 
 
-def test_each_window_by_its_own_extremes(root: str) -> None:
+def test_encoder_range_null_scales_each_window_by_its_extremes(root: str) -> None:
     data = read(root, mode="channels", encoder="segment_stack", encoder_range=None, image_mean=0.0, image_std=1.0)
     batch = data._normalize(rows(data, 2))
     torch.testing.assert_close(batch["image"], transforms.segment_stack(batch["signal"], 24))
 
 
-def test_training_may_be_at_another_size(root: str) -> None:
+def test_training_may_use_another_image_size(root: str) -> None:
     data = read(root, mode="channels")
     data.train_size = 16
     assert data.augment(rows(data, 0), 0)["image"].shape[-1] == 16
     assert data._normalize(rows(data, 0))["image"].shape[-1] == 24
 
 
-def test_augmentation_is_a_function_of_seed_epoch_and_index(root: str) -> None:
+def test_augmentation_depends_on_seed_epoch_and_index(root: str) -> None:
     data = read(root, rotation=20.0, scaling=0.2, time_warp=0.2, jitter=0.05, channel_dropout=0.2)
     first = data.augment(rows(data, 3, 7, 11), epoch=4)["signal"]
     assert torch.equal(data.augment(rows(data, 11), epoch=4)["signal"], first[2:])
@@ -124,7 +124,7 @@ def test_rotation_is_before_the_normalisation_and_dropout_after_it(root: str) ->
     mean, std = data.signal_scale
     torch.testing.assert_close(data.augment(rows(data, 0, 1, 2), 2)["signal"], (turned - mean[:, None]) / std[:, None])
     dropped = read(root, channel_dropout=1.0).augment(rows(data, 0, 1, 2), 2)["signal"]
-    assert (dropped == 0).all(-1).sum(1).tolist() == [8, 8, 8]  # one is kept
+    assert (dropped == 0).all(-1).sum(1).tolist() == [8, 8, 8]  # one signal is kept
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_rotation_is_before_the_normalisation_and_dropout_after_it(root: str) ->
         ({"augment_prob": 2.0}, r"augment_prob is 2\.0 but must be 0 to 1"),
     ],
 )
-def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
+def test_invalid_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
         HARDataModule(**settings)
 
@@ -160,24 +160,24 @@ def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
         ),
     ],
 )
-def test_encoder_settings_are_tried_in_setup(root: str, settings: dict[str, Any], message: str) -> None:
+def test_setup_checks_the_encoder_settings(root: str, settings: dict[str, Any], message: str) -> None:
     data = HARDataModule(root=root, mode="channels", **settings)
     with pytest.raises(MisconfigurationException, match=message) as caught:
         data.setup("fit")
     assert "\n" not in str(caught.value)
 
 
-def test_what_a_cache_of_features_is_told(root: str) -> None:
+def test_description_for_a_feature_cache(root: str) -> None:
     data = read(root, mode="grid", encoder="line_plot", encoder_args={"width": 2.0}, val_subjects=2)
     data.extract(None, views=1, left=everything)
-    told = data.identity_of_data()
-    assert told.split == {"val_subjects": 2, "val_subject_id": None, "split_seed": 0}
-    assert told.transform == {"mode": "grid", "encoder": "line_plot", "encoder_range": 3.0, "encoder.width": 2.0}
-    assert told.data == read(root).identity_of_data().data  # of the samples, whatever is made of them
+    described = data.identity_of_data()
+    assert described.split == {"val_subjects": 2, "val_subject_id": None, "split_seed": 0}
+    assert described.transform == {"mode": "grid", "encoder": "line_plot", "encoder_range": 3.0, "encoder.width": 2.0}
+    assert described.data == read(root).identity_of_data().data  # the fingerprint does not depend on the mode
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_one_encoding_whatever_the_batch(root: str, mode: str) -> None:
+def test_encoding_does_not_depend_on_the_batch(root: str, mode: str) -> None:
     data = read(root, mode=mode, encoder="recurrence_plot")
     name = "signal" if mode == "signals" else "image"
     together = data._normalize(rows(data, 1, 2, 3))[name]
@@ -189,5 +189,5 @@ def test_an_extraction_of_two_splits_reads_no_test_part(root: str) -> None:
     data.extract(["train", "val"], views=2, left=everything)
     data.setup("predict")
     assert set(data.splits) == {"train", "val"}
-    told = data.identity_of_data().transform
-    assert (told["views.jitter"], told["mode"]) == (0.1, "grid")
+    described = data.identity_of_data().transform
+    assert (described["views.jitter"], described["mode"]) == (0.1, "grid")

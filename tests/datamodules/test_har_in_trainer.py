@@ -1,4 +1,4 @@
-"""HAR under Lightning's Trainer: batches, what a checkpoint keeps, and settings from the command line."""
+"""`HARDataModule` with a Trainer: batches, normalisation and subjects in the checkpoint, and settings from the command line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from datamodules.signals.har_generator import write_generated
 
 
 class Vote(LightningModule):
-    """Judges each of a window's images, and takes the mean."""
+    """Classifies each image of a window and averages the logits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Vote(LightningModule):
         return nn.functional.cross_entropy(logits, batch["label"])
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """None is run; the Trainer asks for it."""
+        """Not called, but required by the Trainer."""
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         self.seen.append(batch["signal"])
@@ -54,7 +54,7 @@ def trainer(folder: Path) -> Trainer:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Five training people and one to be tested."""
+    """Generated data of five training subjects and one test subject."""
     folder = tmp_path_factory.mktemp("har")
     return str(write_generated(folder, subjects=range(1, 7), test_subjects=(2,), windows=2))
 
@@ -63,7 +63,7 @@ def read(root: str, **settings: Any) -> HARDataModule:
     return HARDataModule(root=root, mode="flatten", image_size=16, batch_size=8, **settings)
 
 
-def test_a_tested_checkpoint_is_normalised_as_it_was_trained(root: str, tmp_path: Path) -> None:
+def test_testing_uses_the_normalisation_of_the_checkpoint(root: str, tmp_path: Path) -> None:
     first, data = trainer(tmp_path), read(root)
     first.fit(Vote(), data)
     first.save_checkpoint(tmp_path / "one.ckpt")
@@ -84,7 +84,7 @@ def test_a_tested_checkpoint_is_normalised_as_it_was_trained(root: str, tmp_path
         torch.testing.assert_close(seen[name], (signal - mean[:, None]) / data.signal_scale[1][:, None])
 
 
-def test_another_split_of_the_same_people_is_not_judged(root: str, tmp_path: Path) -> None:
+def test_another_split_of_the_same_subjects_is_an_error(root: str, tmp_path: Path) -> None:
     first = trainer(tmp_path)
     first.fit(Vote(), read(root, val_subject_id=1))
     first.save_checkpoint(tmp_path / "one.ckpt")
@@ -94,7 +94,7 @@ def test_another_split_of_the_same_people_is_not_judged(root: str, tmp_path: Pat
         )
 
 
-def test_settings_of_the_command_line(root: str, tmp_path: Path) -> None:
+def test_settings_from_the_command_line(root: str, tmp_path: Path) -> None:
     config = tmp_path / "a.yaml"
     config.write_text(
         "model:\n  class_path: ImageClassifier\n"

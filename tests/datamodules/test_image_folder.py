@@ -1,4 +1,4 @@
-"""Tests of `ImageFolderDataModule`: layouts, splits, what is refused and in which words, batches against the files."""
+"""`ImageFolderDataModule`: layouts, splits, groups and duplicates, batches compared with the files, and error messages."""
 
 import csv
 import logging
@@ -62,7 +62,7 @@ def test_one_folder_is_split_by_class(classes: Path) -> None:
         assert [name.split("/")[0] for name in names(data, split)] == labels
 
 
-def test_the_split_depends_on_its_seed_alone(classes: Path) -> None:
+def test_the_split_depends_only_on_its_seed(classes: Path) -> None:
     def held_out(**settings: Any) -> set[str]:
         data = folder(classes, **settings)
         data.seed = settings.get("batch_size", 0)
@@ -73,7 +73,7 @@ def test_the_split_depends_on_its_seed_alone(classes: Path) -> None:
     assert held_out() != held_out(split_seed=1)
 
 
-def test_a_share_of_the_training_images_keeps_what_is_held_out(classes: Path) -> None:
+def test_train_fraction_does_not_change_the_held_out_images(classes: Path) -> None:
     whole, half, less = (folder(classes, train_fraction=share) for share in (1.0, 0.5, 0.25))
     for data in (whole, half, less):
         data.setup("fit")
@@ -81,7 +81,7 @@ def test_a_share_of_the_training_images_keeps_what_is_held_out(classes: Path) ->
     assert half.class_counts.tolist() == [8, 4, 4]
 
 
-def test_groups_are_on_one_side(tmp_path: Path) -> None:
+def test_a_group_is_in_one_split(tmp_path: Path) -> None:
     root = write_classes(tmp_path / "data", COUNTS)
     with (tmp_path / "groups.csv").open("w", newline="") as file:
         rows = csv.writer(file)
@@ -94,7 +94,7 @@ def test_groups_are_on_one_side(tmp_path: Path) -> None:
     assert sorted(owner for side in owners for owner in side) == [0, 1, 2, 3, 4]
 
 
-def test_files_of_the_same_bytes_are_on_one_side(tmp_path: Path, caplog: Any) -> None:
+def test_byte_identical_files_are_in_one_split(tmp_path: Path, caplog: Any) -> None:
     caplog.set_level(logging.INFO)
     root = write_classes(tmp_path / "data", COUNTS)
     for number in range(8):
@@ -106,10 +106,10 @@ def test_files_of_the_same_bytes_are_on_one_side(tmp_path: Path, caplog: Any) ->
         for number in range(8):
             pair = {f"cat/copy{number}.png", f"cat/{number:03}.png"}
             assert [len(pair & set(names(data, split))) for split in ("train", "val", "test")].count(0) == 2
-    assert "16 files of the same bytes as another stay on one side" in caplog.text
+    assert "16 files are byte-identical to another file; identical files stay in one split" in caplog.text
 
 
-def test_folders_of_splits_are_taken_as_they_are(parts: Path) -> None:
+def test_folders_of_splits_are_used_unchanged(parts: Path) -> None:
     data = folder(parts)
     data.setup("fit")
     data.setup("test")
@@ -118,7 +118,7 @@ def test_folders_of_splits_are_taken_as_they_are(parts: Path) -> None:
     assert names(data, "test") == [f"{name}/{i:03}.png" for name in ("cat", "dog") for i in range(3)]
 
 
-def test_without_val_it_is_held_out_from_train(tmp_path: Path) -> None:
+def test_without_a_val_folder_validation_is_held_out_from_train(tmp_path: Path) -> None:
     write_classes(tmp_path / "train", {"cat": 10, "dog": 10})
     data = folder(tmp_path, val_fraction=0.2)
     data.setup("fit")
@@ -128,7 +128,7 @@ def test_without_val_it_is_held_out_from_train(tmp_path: Path) -> None:
         data.setup("test")
 
 
-def test_batches_are_the_files(classes: Path) -> None:
+def test_batches_match_the_files(classes: Path) -> None:
     data = folder(classes, flip=False, canvas=1.5)
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
@@ -161,7 +161,7 @@ def test_size_batch_and_strength_may_change_between_epochs(classes: Path) -> Non
     assert batch["image"].shape == (10, 3, 9, 9)  # 1.15 * 8
     augmented = data.augment(batch, 0)
     assert augmented["image"].shape == (10, 3, 8, 8)
-    # nothing is mixed or erased
+    # without mixing and erasing
     plain = folder(classes)
     plain.train_size = 8
     assert torch.equal(plain.augment(batch, 0)["image"], augmented["image"])
@@ -172,7 +172,7 @@ def test_size_batch_and_strength_may_change_between_epochs(classes: Path) -> Non
     ("setting", "device", "pinned"),
     [(None, "cpu", False), (None, "cuda", True), (False, "cuda", False), (True, "cpu", True)],
 )
-def test_batches_are_pinned_for_a_cuda_device_unless_it_is_set(
+def test_batches_are_pinned_for_a_cuda_device_by_default(
     classes: Path, setting: bool | None, device: str, pinned: bool
 ) -> None:
     data = folder(classes, pin_memory=setting)
@@ -208,10 +208,10 @@ def test_grey(classes: Path) -> None:
     assert next(iter(data.train_dataloader()))["image"].shape == (4, 1, 14, 14)
 
 
-# ---- what is wrong with a folder ----
+# ---- invalid folders and settings ----
 
 
-def test_files_that_are_no_images_are_named_and_left_out_or_refused(tmp_path: Path, caplog: Any) -> None:
+def test_files_that_are_not_images_are_skipped_with_a_warning_or_refused(tmp_path: Path, caplog: Any) -> None:
     root = write_classes(tmp_path / "data", COUNTS)
     (root / "cat" / "broken.png").write_text("no image")
     (root / "list.csv").write_text("a,b")
@@ -227,9 +227,7 @@ def test_files_that_are_no_images_are_named_and_left_out_or_refused(tmp_path: Pa
 
 
 @pytest.mark.parametrize("refuse", [False, True])
-def test_a_file_damaged_behind_its_header_is_found_when_it_is_decoded(
-    tmp_path: Path, caplog: Any, refuse: bool
-) -> None:
+def test_a_file_damaged_after_its_header_is_found_when_decoded(tmp_path: Path, caplog: Any, refuse: bool) -> None:
     root = write_classes(tmp_path / "data", {"cat": 10, "dog": 10}, suffix=".jpg")
     data = folder(root, unreadable="refuse" if refuse else "skip", batch_size=2)
     data.setup("fit")
@@ -240,12 +238,12 @@ def test_a_file_damaged_behind_its_header_is_found_when_it_is_decoded(
         with pytest.raises(MisconfigurationException, match=rf"1 of the files in .*{torn.name}; remove"):
             list(loader)
         return
-    for _ in range(2):  # one line, whatever the number of epochs
+    for _ in range(2):  # one warning for any number of epochs
         assert sum(len(batch["index"]) for batch in loader) == 15
     assert caplog.text.count(f"{torn.parent.name}/{torn.name}; left out") == 1
 
 
-def test_a_class_of_one_image_is_trained_on_and_named(tmp_path: Path, caplog: Any) -> None:
+def test_a_class_of_one_image_goes_to_training_with_a_warning(tmp_path: Path, caplog: Any) -> None:
     data = folder(write_classes(tmp_path, {"cat": 20, "dog": 20, "emu": 1}))
     data.setup("fit")
     assert data.class_counts.tolist() == [16, 16, 1]
@@ -268,11 +266,11 @@ def test_a_class_of_one_image_is_trained_on_and_named(tmp_path: Path, caplog: An
         ({"val/cat": 3, "test/cat": 3}, r"has test, val but no train; expected ROOT/train/CLASS/IMAGE"),
         (
             {"cat": 1, "dog": 1},
-            r"divided into train, val and test .*: split 2 of 3 \(share 0.1\) would have no sample: 2 samples",
+            r"cannot be split into train, val and test .*: split 2 of 3 \(share 0.1\) would have no sample: 2 samples",
         ),
     ],
 )
-def test_one_line_says_what_is_wrong_with_a_folder(tmp_path: Path, made: dict[str, int], message: str) -> None:
+def test_an_invalid_folder_gives_a_one_line_error(tmp_path: Path, made: dict[str, int], message: str) -> None:
     for name, count in made.items():
         write_class(tmp_path / "data" / name, count)
     with pytest.raises((MisconfigurationException, FileNotFoundError), match=message) as caught:
@@ -280,7 +278,7 @@ def test_one_line_says_what_is_wrong_with_a_folder(tmp_path: Path, made: dict[st
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_read_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_classes(tmp_path, {"cat": 3, "dog": 3})
 
     def forbidden(self: Path) -> Any:
@@ -306,9 +304,9 @@ def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.Monke
         ({"std": [0.5, 0.0, 0.5]}, "std is .* but must be 3 values above 0, one for each channel"),
         ({"workers": -1}, "workers is -1 but must be 0 or more, or null"),
         ({"prefetch": 0}, "prefetch is 0 but must be 1 or more"),
-        ({"groups": "a.csv"}, "groups and group_column belong together"),
+        ({"groups": "a.csv"}, "groups and group_column must be set together"),
     ],
 )
-def test_wrong_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_errors(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         folder(Path("x"), **settings)

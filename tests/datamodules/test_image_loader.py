@@ -1,4 +1,4 @@
-"""Tests of `datamodules.images.loader`: what a batch holds, and that order and place are those of the in-memory loader."""
+"""`ImageFileLoader`: content of a batch, same order as the in-memory loader, unreadable files, signals to the workers."""
 
 import multiprocessing
 import os
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from datamodules.images.decoding import central, squeezed
-from datamodules.images.loader import ImageFileLoader, ImageFiles, _obey_parent_only, cores_for_workers
+from datamodules.images.loader import ImageFileLoader, ImageFiles, _signals_from_parent_only, cores_for_workers
 from datamodules.in_memory import InMemoryLoader, beginning
 from tests.datamodules.pictures import write_class
 
@@ -60,7 +60,7 @@ def loader(
     )
 
 
-def test_a_batch_holds_the_pixels_of_its_files(folder: Path) -> None:
+def test_a_batch_has_the_pixels_of_its_files(folder: Path) -> None:
     batch = ImageFiles(folder, names(folder), torch.arange(N), 16, 3)[4]
     pixels, aspect = squeezed(folder / names(folder)[4], 16, 3)
     assert torch.equal(batch["image"][0], pixels)
@@ -73,7 +73,7 @@ def test_a_batch_holds_the_pixels_of_its_files(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_order_and_place_are_those_of_the_in_memory_loader(folder: Path, workers: int) -> None:
+def test_order_and_position_equal_those_of_the_in_memory_loader(folder: Path, workers: int) -> None:
     at = [0, 0]
     places = torch.tensor([9, 1, 4, 7, 0, 2, 3])
     files = loader(folder, workers=workers, places=places, position=lambda: (at[0], at[1]))
@@ -85,7 +85,7 @@ def test_order_and_place_are_those_of_the_in_memory_loader(folder: Path, workers
         assert len(expected) == 3 - at[1]
 
 
-def test_an_epoch_broken_off_leaves_nothing_in_the_next(folder: Path) -> None:
+def test_an_interrupted_epoch_does_not_affect_the_next(folder: Path) -> None:
     files = loader(folder, workers=1)
     first = [batch["index"].tolist() for batch in files]
     for number, _ in enumerate(files):
@@ -104,7 +104,7 @@ def test_two_ranks_share_the_files(folder: Path) -> None:
     assert sorted(served) == list(range(N))
 
 
-def test_the_global_generator_is_left_alone(folder: Path) -> None:
+def test_the_global_generator_is_not_used(folder: Path) -> None:
     before = torch.get_rng_state()
     for workers in (0, 1):
         list(loader(folder, workers=workers))
@@ -112,36 +112,36 @@ def test_the_global_generator_is_left_alone(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_damaged_file_is_left_out_of_its_batch_and_named(tmp_path: Path, workers: int) -> None:
+def test_a_damaged_file_is_left_out_of_its_batch_and_reported(tmp_path: Path, workers: int) -> None:
     write_class(tmp_path, 4)
     torn = tmp_path / "002.png"
     torn.write_bytes(torn.read_bytes()[:-40])
-    said: list[int] = []
-    batches = list(loader(tmp_path, workers=workers, unreadable=said.extend, shuffle=False))
+    reported: list[int] = []
+    batches = list(loader(tmp_path, workers=workers, unreadable=reported.extend, shuffle=False))
     assert [batch["index"].tolist() for batch in batches] == [[0, 1], [3]]
     assert [batch["label"].tolist() for batch in batches] == [[0, 1], [0]]
     assert batches[0]["image"].shape == (2, 3, 16, 16)
     assert "unreadable" not in batches[0]
-    assert said == [2]
+    assert reported == [2]
 
 
-def test_a_batch_of_which_nothing_can_be_read_ends_it(tmp_path: Path) -> None:
+def test_a_batch_without_a_readable_file_is_an_error(tmp_path: Path) -> None:
     write_class(tmp_path, 3)
     files = loader(tmp_path)
     for path in tmp_path.iterdir():
         path.write_bytes(path.read_bytes()[:60])
-    with pytest.raises(Exception, match="not one image of a whole batch can be read"):
+    with pytest.raises(Exception, match="no image of a whole batch can be read"):
         list(files)
 
 
 def _wait() -> None:
-    _obey_parent_only(0)
+    _signals_from_parent_only(0)
     time.sleep(30)
 
 
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="no sigwaitinfo here")
-def test_workers_survive_a_signal_to_the_whole_group(folder: Path) -> None:
-    """As a scheduler sends it: the training process has to write a checkpoint before its workers are gone."""
+def test_workers_survive_a_signal_to_the_process_group(folder: Path) -> None:
+    """A scheduler signals the whole group; the training process must write a checkpoint before its workers exit."""
     files = loader(folder, workers=1)
     batches = iter(files)
     next(batches)
@@ -160,10 +160,10 @@ def test_workers_survive_a_signal_to_the_whole_group(folder: Path) -> None:
     time.sleep(0.3)
     process.terminate()  # by the parent
     process.join(5)
-    assert process.exitcode == 0  # any other would be taken for a crash by torch in the parent
+    assert process.exitcode == 0  # torch in the parent would treat any other code as a crash
 
 
-def test_workers_follow_the_cores_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_workers_follows_the_available_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)), raising=False)
     assert [cores_for_workers(n) for n in (1, 2, 8, 100)] == [12, 6, 1, 1]
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)

@@ -1,4 +1,4 @@
-"""The loader and its pure core, without Lightning; `test_base.py` runs it under a Trainer."""
+"""`InMemoryLoader` and `batch_indices` without Lightning; `test_base_in_trainer.py` tests the loader with a Trainer."""
 
 import hashlib
 from collections.abc import Iterable
@@ -30,7 +30,7 @@ def joined(batches: Iterable[list[int]]) -> list[int]:
         ("full", 1, 2, [[1, 3], [5, 7]]),
         ("equal", 0, 2, [[0, 2], [4, 6], [8, 10]]),
         ("equal", 1, 2, [[1, 3], [5, 7], [9]]),
-        ("equal", 0, 5, [[0, 5]]),  # rank 0 alone would have a second batch, of sample 10
+        ("equal", 0, 5, [[0, 5]]),  # only rank 0 would have a second batch, with sample 10
         ("all", 0, 5, [[0, 5], [10]]),
         ("all", 4, 5, [[4, 9]]),
     ],
@@ -39,11 +39,11 @@ def test_eleven_samples_by_hand(keep: Keep, rank: int, world_size: int, expected
     assert served(11, 2, keep=keep, shuffle=False, rank=rank, world_size=world_size) == expected
 
 
-def test_order_is_a_function_of_seed_and_epoch() -> None:
+def test_order_depends_on_seed_and_epoch() -> None:
     orders = {}
     for seed, epoch in product(range(3), range(3)):
         (order,) = served(50, 50, keep="all", shuffle=True, seed=seed, epoch=epoch)
-        torch.rand(7)  # the global generator has no say in it
+        torch.rand(7)  # the global generator has no influence
         assert served(50, 50, keep="all", shuffle=True, seed=seed, epoch=epoch) == [order]
         assert sorted(order) == list(range(50))
         orders[tuple(order)] = (seed, epoch)
@@ -56,12 +56,12 @@ def test_generator_is_the_same_in_every_process() -> None:
 
 
 @pytest.mark.parametrize(("batch_size", "world_size"), list(product([1, 4, 5], [2, 3, 4])))
-def test_global_batches_are_those_of_one_process(batch_size: int, world_size: int) -> None:
+def test_global_batches_equal_those_of_one_process(batch_size: int, world_size: int) -> None:
     settings: dict[str, Any] = {"keep": "full", "shuffle": True, "seed": 1, "epoch": 2}
-    alone = served(101, batch_size * world_size, **settings)
+    one_process = served(101, batch_size * world_size, **settings)
     ranks = [served(101, batch_size, rank=rank, world_size=world_size, **settings) for rank in range(world_size)]
     together = [joined(batches) for batches in zip(*ranks, strict=True)]
-    assert [set(batch) for batch in together] == [set(batch) for batch in alone]
+    assert [set(batch) for batch in together] == [set(batch) for batch in one_process]
     assert [len(batch) for batch in together] == [batch_size * world_size] * (101 // (batch_size * world_size))
 
 
@@ -76,7 +76,7 @@ def test_evaluation_serves_21_samples_once_each(world_size: int, batch_size: int
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])
-def test_equal_gives_every_rank_as_many_batches_and_repeats_nothing(world_size: int) -> None:
+def test_equal_gives_every_rank_the_same_number_of_batches_without_repeats(world_size: int) -> None:
     for n in range(4, 40):
         ranks = [
             served(n, 4, keep="equal", shuffle=True, rank=rank, world_size=world_size) for rank in range(world_size)
@@ -107,7 +107,7 @@ def test_rows_stay_together_and_are_copies() -> None:
     assert all(torch.equal(data[name], before[name]) for name in data)
 
 
-def test_pass_begins_where_the_position_says_at_the_first_batch() -> None:
+def test_a_pass_starts_at_the_position_read_at_the_first_batch() -> None:
     position = [0, 0]
     loader = InMemoryLoader(
         {"index": torch.arange(20)},
@@ -121,15 +121,15 @@ def test_pass_begins_where_the_position_says_at_the_first_batch() -> None:
     position[:] = [2, 4]  # as Lightning does: the counters are restored after iter()
     rest = [batch["index"].tolist() for batch in iterator]
     assert rest == served(20, 3, keep="full", shuffle=True, seed=4, epoch=2)[4:]
-    assert (len(rest), len(loader)) == (2, 6)  # the length stays that of the whole epoch
+    assert (len(rest), len(loader)) == (2, 6)  # len() is still the length of the whole epoch
 
 
-def test_fewer_samples_than_processes_are_refused() -> None:
+def test_fewer_samples_than_processes_are_an_error() -> None:
     with pytest.raises(MisconfigurationException, match="3 samples cannot be shared by 4 processes"):
         InMemoryLoader({"index": torch.arange(3)}, 1, keep="all", world_size=4)
 
 
-def test_state_is_empty_because_order_and_place_are_functions() -> None:
+def test_state_is_empty_because_order_and_position_are_computed() -> None:
     loader = InMemoryLoader({"index": torch.arange(6)}, 2, keep="all", shuffle=True)
     before = [batch["index"].tolist() for batch in loader]
     assert loader.state_dict() == {}

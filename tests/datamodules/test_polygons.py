@@ -1,4 +1,4 @@
-"""Masks from polygons and run lengths: equal to a test of each pixel's middle by other code, and to cases drawn by hand."""
+"""Rasterised polygons and run lengths: compared with matplotlib's point-in-polygon test and with masks drawn by hand."""
 
 import numpy as np
 import pytest
@@ -16,20 +16,20 @@ def of(*numbers: float) -> NDArray[np.float64]:
     return np.array(numbers, dtype=np.float64).reshape(-1, 2)
 
 
-def test_a_rectangle_is_as_many_pixels_as_its_area() -> None:
+def test_a_rectangle_has_as_many_pixels_as_its_area() -> None:
     assert picture(polygon_mask(of(1, 1, 4, 1, 4, 3, 1, 3), 4, 6)) == ["......", ".###..", ".###..", "......"]
     assert polygon_mask(of(0.4, 0.4, 0.6, 0.4, 0.6, 0.6, 0.4, 0.6), 1, 1).sum() == 1, "it has the pixel's middle"
     assert polygon_mask(of(0.6, 0.0, 1.4, 0.0, 1.4, 2.0, 0.6, 2.0), 2, 2).sum() == 0, "it passes between the middles"
 
 
-def test_neighbours_never_share_a_pixel_and_leave_none() -> None:
+def test_neighbours_share_no_pixel_and_leave_no_gap() -> None:
     slanted = (of(0, 0, 7.3, 0, 2.7, 9, 0, 9), of(7.3, 0, 10, 0, 10, 9, 2.7, 9))
     masks = [polygon_mask(points, 9, 10) for points in slanted]
     assert (masks[0] + masks[1] == 1).all()
 
 
-def test_a_hole_is_gone_around() -> None:
-    """Outer square, a bridge to the hole and around it the other way, and back."""
+def test_a_polygon_with_a_hole() -> None:
+    """The outline goes around the square, along a bridge to the hole, around it in the other direction, and back."""
     keyhole = of(0, 0, 6, 0, 6, 6, 0, 6, 0, 0, 2, 2, 2, 4, 4, 4, 4, 2, 2, 2)
     expected = ["######", "######", "##..##", "##..##", "######", "######"]
     assert picture(polygon_mask(keyhole, 6, 6)) == expected
@@ -41,7 +41,7 @@ def test_parts_are_united() -> None:
     assert not shapes_mask([], 3, 7).any()
 
 
-def test_what_is_outside_is_cut_off() -> None:
+def test_parts_outside_of_the_image_are_cut_off() -> None:
     assert picture(polygon_mask(of(-5, -5, 2, -5, 2, 2, -5, 2), 3, 4)) == ["##..", "##..", "...."]
     assert polygon_mask(of(-50, -50, 90, -50, 90, 90, -50, 90), 3, 4).all()
     for shift in ((-20, 0), (20, 0), (0, -20), (0, 20)):
@@ -49,8 +49,8 @@ def test_what_is_outside_is_cut_off() -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_any_polygon_is_that_of_a_test_of_each_middle(seed: int) -> None:
-    """Stars around a point, partly outside; matplotlib's winding number is the even-odd rule where no line crosses another."""
+def test_any_polygon_equals_a_test_of_each_pixel_centre(seed: int) -> None:
+    """Stars around a point, partly outside; without self-intersections matplotlib's winding number equals the even-odd rule."""
     random = np.random.default_rng(seed)
     angle = np.sort(random.uniform(0, 2 * np.pi, 40))
     radius = random.uniform(5, 30, 40)

@@ -1,4 +1,4 @@
-"""COCO polygons as masks: sets by category, images on one side of the split, and a line for whatever is wrong."""
+"""COCO annotations as masks: sets by category, shared images in one split, and every error message."""
 
 import json
 from collections.abc import Callable
@@ -20,7 +20,7 @@ STAIN = PromptSet("walls", ["stain"], annotations="walls/_annotations.coco.json"
 
 
 def write_coco(root: Path, count: int = 12) -> dict[str, Any]:
-    """Images 20 x 10; of image n a crack from column n to n + 4, and in the even ones a stain, too."""
+    """Write images of 20 x 10 px; image n has a crack from column n to n + 4, and even images also a stain."""
     (root / "walls").mkdir(parents=True)
     images, annotations = [], []
     for n in range(count):
@@ -51,7 +51,7 @@ def data_of(root: Path, *sets: PromptSet, **settings: Any) -> PromptedSegmentati
     return PromptedSegmentationDataModule(str(root), list(sets), **{**small, **settings})
 
 
-def test_masks_are_those_of_the_categories(tmp_path: Path) -> None:
+def test_masks_contain_the_selected_categories(tmp_path: Path) -> None:
     write_coco(tmp_path)
     data = data_of(tmp_path, CRACK, STAIN, negatives=0.0)
     seen = {}
@@ -77,7 +77,7 @@ def test_masks_are_those_of_the_categories(tmp_path: Path) -> None:
 
 
 def test_all_categories_together_and_a_folder_of_images(tmp_path: Path) -> None:
-    """Without categories all are the object; beside a set with masks; images in a folder of their own."""
+    """Without `categories` all categories count as the object; combined with a set of mask files; images in a separate folder."""
     write_coco(tmp_path)
     (tmp_path / "walls" / "images").mkdir()
     for path in (tmp_path / "walls").glob("*.png"):
@@ -114,26 +114,24 @@ def of_first(key: str, value: Any, kind: str = "annotations") -> Callable[[dict[
     [
         (lambda c: c.pop("categories"), "has no list 'categories'; expected COCO's images, categories, annotations"),
         (lambda c: c["images"].clear(), "there is no image in it"),
-        (of_first("width", "20", "images"), "images[0] has no 'width', or one of another kind"),
-        (of_first("segmentation", None), "annotations[0] has no 'segmentation', or one of another kind"),
+        (of_first("width", "20", "images"), "images[0] has no 'width', or it has the wrong type"),
+        (of_first("segmentation", None), "annotations[0] has no 'segmentation', or it has the wrong type"),
         (of_first("name", "joint", "categories"), "there is no category 'crack'; there are joint, split, stain"),
         (of_first("file_name", "x.png", "images"), "1 of its 12 images are not in"),
-        (of_first("file_name", "w01.png", "images"), "w01.png: more than one image of that file_name"),
-        (of_first("id", 101, "images"), "two images have one id"),
-        (of_first("width", 21, "images"), "1 images are of another size: w00.png is 20x10, there 21x10"),
+        (of_first("file_name", "w01.png", "images"), "w01.png: more than one image has this file_name"),
+        (of_first("id", 101, "images"), "two images have the same id"),
+        (of_first("width", 21, "images"), "1 images have another size: w00.png is 20x10, listed as 21x10"),
         (of_first("image_id", 9), "annotation 0 of image 9: there is no image with the id 9"),
-        (of_first("segmentation", [[1, 2, 3, 4]]), "of image 100: a polygon is a list of 3 or more x, y, one after the"),
-        (of_first("segmentation", [[1, 2, 3, 4, 5, 6, 7]]), "a polygon is a list of 3 or more x, y"),
-        (of_first("segmentation", [[1, 2, 3, 4, 5, "6"]]), "a polygon is a list of 3 or more x, y"),
-        (of_first("segmentation", [[1, 2, 3, 4, 5, float("nan")]]), "a polygon is a list of 3 or more x, y"),
+        (of_first("segmentation", [[1, 2, 3, 4]]), "of image 100: a polygon must be a flat list of 3 or more x, y"),
+        (of_first("segmentation", [[1, 2, 3, 4, 5, 6, 7]]), "a polygon must be a flat list of 3 or more x, y"),
+        (of_first("segmentation", [[1, 2, 3, 4, 5, "6"]]), "a polygon must be a flat list of 3 or more x, y"),
+        (of_first("segmentation", [[1, 2, 3, 4, 5, float("nan")]]), "a polygon must be a flat list of 3 or more x, y"),
         (of_first("segmentation", {"counts": "PQ", "size": [10, 20]}), "its run lengths are compressed; write polygons"),
-        (of_first("segmentation", {"counts": [3], "size": [10, 20]}), "its run lengths are not those of 20x10 pixels"),
-        (of_first("segmentation", {"counts": [200], "size": [20, 10]}), "its run lengths are not those of 20x10 pixels"),
+        (of_first("segmentation", {"counts": [3], "size": [10, 20]}), "its run lengths do not match 20x10 pixels"),
+        (of_first("segmentation", {"counts": [200], "size": [20, 10]}), "its run lengths do not match 20x10 pixels"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_said_in_one_line(
-    tmp_path: Path, spoil: Callable[[dict[str, Any]], object], message: str
-) -> None:
+def test_errors_are_one_line(tmp_path: Path, spoil: Callable[[dict[str, Any]], object], message: str) -> None:
     content = write_coco(tmp_path)
     spoil(content)
     save(tmp_path, content)
@@ -165,11 +163,14 @@ def test_a_damaged_image(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sets", "message"),
     [
-        ([CRACK, CRACK], "sets: each folder once, got walls more than once; other categories of it are another set"),
-        ([PromptSet("walls", ["crack"], categories=["crack"])], "sets: walls: categories: names of categories in the"),
-        ([PromptSet("walls", ["crack"], annotations="a", categories=[])], r"in the file `annotations`, got \[\]"),
+        (
+            [CRACK, CRACK],
+            "sets: list each folder once, got walls more than once; list it again only with other categories",
+        ),
+        ([PromptSet("walls", ["crack"], categories=["crack"])], "sets: walls: categories must name categories of the"),
+        ([PromptSet("walls", ["crack"], annotations="a", categories=[])], r"of the file `annotations`, got \[\]"),
     ],
 )
-def test_sets_that_do_not_fit(tmp_path: Path, sets: list[PromptSet], message: str) -> None:
+def test_invalid_sets(tmp_path: Path, sets: list[PromptSet], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         data_of(tmp_path, *sets)

@@ -1,4 +1,4 @@
-"""Prompted segmentation data: masks stay on their images, copies on one side of the split, prompts are what they should be."""
+"""`PromptedSegmentationDataModule`: masks stay aligned with their images, copies stay in one split, choice of prompts."""
 
 import csv
 import json
@@ -48,7 +48,7 @@ def files_of(data: PromptedSegmentationDataModule, split: str) -> set[str]:
 
 
 def grid(height: int, width: int) -> tuple[Tensor, Tensor]:
-    """A picture whose red says the column and whose green says the row of each of 8 x 8 cells; the mask are the even cells."""
+    """An image of 8 x 8 cells, with the column encoded in red and the row in green; the mask is 1 in the even cells."""
     row, column = torch.meshgrid(torch.arange(height) * 8 // height, torch.arange(width) * 8 // width, indexing="ij")
     image = torch.stack([30 * column, 30 * row, torch.full_like(row, 90)]).to(torch.uint8)
     return image, ((row + column) % 2 == 0).to(torch.uint8)[None]
@@ -61,7 +61,7 @@ def grid(height: int, width: int) -> tuple[Tensor, Tensor]:
         {"crop_scale": 1.0, "crop_ratio": 1.0, "flip": True},
         {"crop_scale": 0.2, "crop_ratio": 1.0, "flip": False},
         {"crop_scale": 0.2, "crop_ratio": 2.0, "flip": True},
-        {"crop_scale": 0.2, "crop_ratio": 2.0, "flip": True, "canvas": 400},  # enlarged and out of its proportions
+        {"crop_scale": 0.2, "crop_ratio": 2.0, "flip": True, "canvas": 400},  # enlarged, with another aspect ratio
     ],
 )
 def test_masks_move_with_their_images(tmp_path: Path, settings: dict[str, Any]) -> None:
@@ -75,9 +75,8 @@ def test_masks_move_with_their_images(tmp_path: Path, settings: dict[str, Any]) 
     batch |= Questions([["tape"], ["crack"]], 0.0, True).ask(batch["label"], SampleRandom(0, 2, batch["index"]))
     batch = on_device(data, {k: v for k, v in batch.items() if k not in ("odd", "unreadable")}, training=True)
     column, row = ((batch["image"][:, channel] * 255 / 30) for channel in (0, 1))
-    sure = ((column - column.round()).abs() < 0.05) & (
-        (row - row.round()).abs() < 0.05
-    )  # not blended between two cells
+    # pixels that are not interpolated between two cells
+    sure = ((column - column.round()).abs() < 0.05) & ((row - row.round()).abs() < 0.05)
     expected = (row.round() + column.round()) % 2 == 0
     assert sure.float().mean() > 0.7
     assert (batch["mask"][:, 0].bool() == expected)[sure].float().mean() > 0.995
@@ -87,7 +86,7 @@ def test_masks_move_with_their_images(tmp_path: Path, settings: dict[str, Any]) 
         assert 0 < mirrored[:, 0].sum() < 12, "some are mirrored and some are not"
 
 
-def test_evaluation_is_at_the_stored_size_in_batches_of_one_size(tmp_path: Path) -> None:
+def test_evaluation_uses_the_stored_size_in_batches_of_one_size(tmp_path: Path) -> None:
     data = data_of(write_two(tmp_path), batch_size=3)
     data.setup("test")
     seen = []
@@ -124,7 +123,7 @@ def test_two_processes_evaluate_each_image_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_an_image_of_one_pixel_goes_through(tmp_path: Path, training: bool) -> None:
+def test_an_image_of_one_pixel_works(tmp_path: Path, training: bool) -> None:
     (tmp_path / "joints").mkdir()
     for kind, mode in (("images", "RGB"), ("masks", "L")):
         (tmp_path / kind).mkdir()
@@ -141,7 +140,7 @@ def test_an_image_of_one_pixel_goes_through(tmp_path: Path, training: bool) -> N
 # ---- the split ----
 
 
-def test_groups_copies_and_look_alikes_are_on_one_side(tmp_path: Path) -> None:
+def test_groups_copies_and_near_duplicates_are_in_one_split(tmp_path: Path) -> None:
     write_two(tmp_path, 20)
     with (tmp_path / "groups.csv").open("w", newline="") as file:
         rows = [(kind, f"{kind[0]}{n:02}", f"house {n // 4}") for kind in ("joints", "walls") for n in range(20)]
@@ -158,7 +157,7 @@ def test_groups_copies_and_look_alikes_are_on_one_side(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("near", [None, 2])
 def test_copies_stay_together_without_a_table(tmp_path: Path, near: int | None) -> None:
-    """Ten photos, each there twice: byte for byte, or smaller and as JPEG."""
+    """Ten photos with one copy each: byte-identical, or smaller and as JPEG."""
     for folder in ("joints/images", "joints/masks"):
         (tmp_path / folder).mkdir(parents=True)
     for number in range(10):
@@ -182,7 +181,7 @@ def test_copies_stay_together_without_a_table(tmp_path: Path, near: int | None) 
         assert {tuple(pair) for pair in alike(paths, 2)} == {(2 * n, 2 * n + 1) for n in range(10)}
 
 
-def test_the_split_follows_its_own_seed_alone(tmp_path: Path) -> None:
+def test_the_split_depends_only_on_its_seed(tmp_path: Path) -> None:
     write_two(tmp_path)
     found = []
     for split_seed, seed in ((0, 0), (0, 7), (1, 0)):
@@ -196,36 +195,36 @@ def test_the_split_follows_its_own_seed_alone(tmp_path: Path) -> None:
 # ---- prompts ----
 
 
-def test_synonyms_and_negatives_are_functions_of_seed_epoch_and_index() -> None:
+def test_synonyms_and_negatives_depend_on_seed_epoch_and_index() -> None:
     synonyms = [["tape", "joint tape"], ["crack", "wall crack", "fissure"], ["stain"]]
     label, index = torch.arange(3).repeat(400), torch.arange(1200)
     questions = Questions(synonyms, 0.25, training=True)
-    asked = questions.ask(label, SampleRandom(1, 0, index))
+    drawn = questions.ask(label, SampleRandom(1, 0, index))
     part = questions.ask(label[300:400], SampleRandom(1, 0, index[300:400]))
-    assert part["prompt"][:100] == asked["prompt"][300:400], "whoever else is in the batch"
-    assert asked["prompt"] != questions.ask(label, SampleRandom(1, 1, index))["prompt"]
-    for text, number in zip(asked["prompt"], asked["prompt_number"].tolist(), strict=True):
+    assert part["prompt"][:100] == drawn["prompt"][300:400], "prompts depend on the other images of the batch"
+    assert drawn["prompt"] != questions.ask(label, SampleRandom(1, 1, index))["prompt"]
+    for text, number in zip(drawn["prompt"], drawn["prompt_number"].tolist(), strict=True):
         assert text in synonyms[number]
-    cracks = [text for text, own in zip(asked["prompt"], label.tolist(), strict=False) if own == 1]
+    cracks = [text for text, own in zip(drawn["prompt"], label.tolist(), strict=False) if own == 1]
     assert all(110 < cracks.count(text) < 160 for text in synonyms[1])
-    negatives = len(asked["prompt"]) - 1200
+    negatives = len(drawn["prompt"]) - 1200
     assert 250 < negatives < 350
-    assert asked["positive"].tolist() == [True] * 1200 + [False] * negatives
-    assert (asked["prompt_number"][1200:] != label[asked["image_index"][1200:]]).all()
-    assert set(asked["prompt_number"][1200:].tolist()) == {0, 1, 2}
+    assert drawn["positive"].tolist() == [True] * 1200 + [False] * negatives
+    assert (drawn["prompt_number"][1200:] != label[drawn["image_index"][1200:]]).all()
+    assert set(drawn["prompt_number"][1200:].tolist()) == {0, 1, 2}
 
 
-def test_evaluation_asks_the_first_prompt_and_one_absent_object() -> None:
-    asked = Questions([["tape", "joint tape"], ["crack", "fissure"]], 0.25, training=False).ask(
+def test_evaluation_uses_the_first_prompt_and_one_absent_object() -> None:
+    drawn = Questions([["tape", "joint tape"], ["crack", "fissure"]], 0.25, training=False).ask(
         torch.tensor([1, 0]), SampleRandom(0, 0, torch.tensor([5, 6]))
     )
-    assert asked["prompt"] == ["crack", "tape", "tape", "crack"]
-    assert asked["image_index"].tolist() == [0, 1, 0, 1]
-    assert asked["positive"].tolist() == [True, True, False, False]
-    alone = Questions([["tape"], ["crack"]], 0.0, training=False).ask(
+    assert drawn["prompt"] == ["crack", "tape", "tape", "crack"]
+    assert drawn["image_index"].tolist() == [0, 1, 0, 1]
+    assert drawn["positive"].tolist() == [True, True, False, False]
+    positive_only = Questions([["tape"], ["crack"]], 0.0, training=False).ask(
         torch.tensor([1]), SampleRandom(0, 0, torch.tensor([5]))
     )
-    assert alone["prompt"] == ["crack"]
+    assert positive_only["prompt"] == ["crack"]
 
 
 def test_absent_objects_have_empty_masks(tmp_path: Path) -> None:
@@ -238,13 +237,13 @@ def test_absent_objects_have_empty_masks(tmp_path: Path) -> None:
     assert batch["image"].shape == (4, 3, 16, 16)
 
 
-def test_sets_of_one_object_and_sets_that_are_absent(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_sets_with_the_same_object_and_missing_sets(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_two(tmp_path)
     sets = [PromptSet("joints", ["crack"]), PromptSet("nowhere", ["stain"]), PromptSet("walls", ["crack", "fissure"])]
     with caplog.at_level("WARNING"):
         data = data_of(tmp_path, sets)
         assert data.class_names == ["crack"]
-    assert f"data sets that are not there: {tmp_path / 'nowhere'}; going on with joints, walls" in caplog.text
+    assert f"missing data sets: {tmp_path / 'nowhere'}; continuing with joints, walls" in caplog.text
     assert data.synonyms == [["crack", "fissure"]]
     data.setup("fit")
     assert set(data.splits["train"]["label"].tolist()) == {0}
@@ -266,15 +265,15 @@ def test_generated_images_are_the_same_everywhere(tmp_path: Path) -> None:
     ("values", "mode", "expected"),
     [((0, 255), "L", 1), ((0, 200), "L", 1), ((0, 255), "1", 1), ((0, 65535), "I;16", 1)],
 )
-def test_what_is_over_127_is_the_object(tmp_path: Path, values: tuple[int, int], mode: str, expected: int) -> None:
+def test_values_above_127_are_the_object(tmp_path: Path, values: tuple[int, int], mode: str, expected: int) -> None:
     pixels = np.array([[values[0], values[1]]], dtype=np.uint16 if mode == "I;16" else np.uint8)
     image = Image.fromarray(pixels) if mode != "1" else Image.fromarray(pixels).convert("1")
     image.save(tmp_path / "mask.png")
-    mask, said = read_mask(tmp_path / "mask.png")
+    mask, reason = read_mask(tmp_path / "mask.png")
     assert mask.tolist() == [[[0, expected]]]
-    assert (said is not None) == (values[1] == 200)
+    assert (reason is not None) == (values[1] == 200)
 
 
-def test_a_transparent_mask_is_black(tmp_path: Path) -> None:
+def test_transparent_pixels_of_a_mask_are_black(tmp_path: Path) -> None:
     Image.fromarray(np.array([[[255, 255, 255, 0], [255, 255, 255, 255]]], dtype=np.uint8)).save(tmp_path / "mask.png")
     assert read_mask(tmp_path / "mask.png")[0].tolist() == [[[0, 1]]]

@@ -1,4 +1,4 @@
-"""What is wrong with data of prompted segmentation is said in one line."""
+"""Error messages and warnings of `PromptedSegmentationDataModule` for invalid sets, masks, tables and settings."""
 
 import re
 import shutil
@@ -32,7 +32,7 @@ def enlarge(folder: Path) -> None:
 
 
 def turn(folder: Path) -> None:
-    """A photo that the camera turned: it is seen 18 x 24, its mask is 24 x 18."""
+    """Give a photo an EXIF rotation: it is 18 x 24, and its mask is 24 x 18."""
     path = folder / "images" / "j00.png"
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -54,20 +54,20 @@ def empty_masks(folder: Path) -> None:
     [
         (
             enlarge,
-            "1 masks are of another size than their image: j00.png is 24x18, its mask 30x18; a mask has the pixels",
+            "1 masks have another size than their image: j00.png is 24x18, its mask 30x18; a mask must have the size",
         ),
         (turn, "j00.png is 18x24, its mask 24x18"),
         (
             lambda f: (f / "masks" / "j00.png").unlink(),
-            "1 of the 12 images have no mask: j00.png; an image without the object",
+            "1 of the 12 images have no mask: j00.png; add an all-black mask to images without the object",
         ),
         (
             lambda f: shutil.rmtree(f / "masks"),
             "masks: no such folder; prompt 'tape' needs joints/images and joints/masks",
         ),
-        (empty_masks, "masks: prompt 'tape' has no masks; expected a PNG for each image, of the same name"),
+        (empty_masks, "masks: prompt 'tape' has no masks; expected a PNG with the same name for each image"),
         (empty_images, "images: there is no image in it"),
-        (lambda f: shutil.copy(f / "images" / "j00.png", f / "images" / "j00.jpg"), "j00: two images of one name"),
+        (lambda f: shutil.copy(f / "images" / "j00.png", f / "images" / "j00.jpg"), "j00: two images have this name"),
         (
             lambda f: (f / "images" / "j00.png").write_bytes(b"no"),
             "1 files cannot be read as images: j00.png; repair or remove",
@@ -75,7 +75,7 @@ def empty_masks(folder: Path) -> None:
         (lambda f: (f / "masks" / "j01.png").write_bytes(b"no"), "cannot be read as images: mask of j01.png"),
     ],
 )
-def test_a_set_that_is_not_as_it_should_be(tmp_path: Path, spoil: Callable[[Path], object], message: str) -> None:
+def test_an_invalid_set_gives_a_one_line_error(tmp_path: Path, spoil: Callable[[Path], object], message: str) -> None:
     spoil(write_two(tmp_path) / "joints")
     with pytest.raises(MisconfigurationException) as caught:
         data_of(tmp_path).setup("fit")
@@ -86,14 +86,14 @@ def test_a_set_that_is_not_as_it_should_be(tmp_path: Path, spoil: Callable[[Path
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"sets": []}, "sets: at least one data set is needed, a folder with its prompts, got none"),
+        ({"sets": []}, "sets: give at least one data set, a folder with its prompts, got none"),
         (
             {"sets": [PromptSet("a", [])]},
-            "sets: a: prompts are different texts with a letter or a digit, at least one, got []",
+            "sets: a: prompts must be different texts with a letter or a digit, at least one, got []",
         ),
-        ({"sets": [PromptSet("a", ["?!"])]}, "sets: a: prompts are different texts"),
-        ({"sets": [PromptSet("a", ["b"]), PromptSet("a", ["c"])]}, "sets: each folder once, got a more than once"),
-        ({"sets": None}, "sets: data sets are needed, each a folder with its prompts (or --data.generate 40)"),
+        ({"sets": [PromptSet("a", ["?!"])]}, "sets: a: prompts must be different texts"),
+        ({"sets": [PromptSet("a", ["b"]), PromptSet("a", ["c"])]}, "sets: list each folder once, got a more than once"),
+        ({"sets": None}, "sets: give at least one data set, a folder with its prompts (or use --data.generate 40)"),
         ({"prompts": []}, "prompts is [] but must be different texts"),
         ({"prompts": ["crack", "crack"]}, "prompts is ['crack', 'crack'] but must be different texts"),
         ({"negatives": 1.5}, "negatives is 1.5 but must be a probability, 0 to 1"),
@@ -109,9 +109,9 @@ def test_settings_out_of_range(tmp_path: Path, settings: dict[str, Any], message
         PromptedSegmentationDataModule(str(tmp_path), **{"sets": TWO, **settings})
 
 
-def test_no_set_is_there(tmp_path: Path) -> None:
+def test_no_set_exists(tmp_path: Path) -> None:
     with pytest.raises(
-        FileNotFoundError, match=r"none of the data sets is there: .*joints, .*walls; give --data.root, or use"
+        FileNotFoundError, match=r"none of the data sets exists: .*joints, .*walls; set --data.root, or use"
     ):
         _ = data_of(tmp_path).class_names
 
@@ -123,7 +123,7 @@ def test_no_set_is_there(tmp_path: Path) -> None:
         (None, "sets: joints: groups: .*no such file"),
     ],
 )
-def test_a_table_that_does_not_fit(tmp_path: Path, text: str | None, message: str) -> None:
+def test_a_table_that_does_not_match(tmp_path: Path, text: str | None, message: str) -> None:
     write_two(tmp_path)
     if text is not None:
         (tmp_path / "table.csv").write_text(text)
@@ -143,27 +143,27 @@ def test_a_mask_of_zeros_and_ones_is_refused(tmp_path: Path) -> None:
     data = data_of(tmp_path)
     data.setup("fit")
     with pytest.raises(
-        MisconfigurationException, match=r"masks.j\d\d.png: its largest value is not 255 but 1; a mask is 255"
+        MisconfigurationException, match=r"masks.j\d\d.png: its largest value is not 255 but 1; a mask must be 255"
     ):
         list(data.train_dataloader())
 
 
-def test_stray_values_are_told_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unexpected_values_are_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     spoil_masks(write_two(tmp_path) / "joints", 200)
     data = data_of(tmp_path)
     data.setup("fit")
     with caplog.at_level("WARNING"):
         for _ in range(2):
             list(data.val_dataloader())
-    assert "of its pixels are neither 0 nor 255 but 200 to 200; what is over 127 is taken for the object" in caplog.text
-    told = [record.message.partition(":")[0] for record in caplog.records if record.levelname == "WARNING"]
-    assert len(told) == len(set(told)) == 3
+    assert "of its pixels are neither 0 nor 255 but 200 to 200; values above 127 count as the object" in caplog.text
+    warned = [record.message.partition(":")[0] for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warned) == len(set(warned)) == 3
 
 
-def test_a_damaged_file_ends_a_run_but_not_a_prediction(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_file_stops_training_but_not_prediction(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_two(tmp_path)
     for path in (tmp_path / "joints" / "images").iterdir():
-        path.write_bytes(path.read_bytes()[:-300])  # the header is whole
+        path.write_bytes(path.read_bytes()[:-300])  # the header is intact
     data = data_of(tmp_path)
     data.setup("fit")
     with pytest.raises(MisconfigurationException, match="of the images or their masks cannot be read: joints/images/j"):
@@ -180,7 +180,7 @@ def test_a_damaged_file_ends_a_run_but_not_a_prediction(tmp_path: Path, caplog: 
     assert data.predicted_files() == ["a.png", "b.png"]
 
 
-def test_masks_without_images_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_masks_without_images_give_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_two(tmp_path)
     Image.new("L", (24, 18)).save(tmp_path / "walls" / "masks" / "old.png")
     with caplog.at_level("WARNING"):

@@ -1,4 +1,4 @@
-"""A folder of image files: what each kind of file becomes, what is left out, and `predict --data.images` to the bit."""
+"""Unlabelled image files: pixels of each format and mode, skipped files, and bit-exact `predict --data.images`."""
 
 import csv
 import os
@@ -30,7 +30,7 @@ def read_one(folder: Path, image_size: int, in_channels: int) -> torch.Tensor:
     return images[0]
 
 
-def test_images_of_the_right_size_are_kept_to_the_bit(tmp_path: Path) -> None:
+def test_images_of_the_right_size_are_bit_exact(tmp_path: Path) -> None:
     colour, grey = picture((8, 8, 3)), picture((8, 8))
     for folder, array in (("colour", colour), ("grey", grey)):
         (tmp_path / folder).mkdir()
@@ -42,7 +42,7 @@ def test_images_of_the_right_size_are_kept_to_the_bit(tmp_path: Path) -> None:
     assert np.abs(read_one(tmp_path / "colour", 8, 1)[0].numpy() - expected).max() <= 1
 
 
-def test_the_whole_picture_is_resized_with_antialiasing(tmp_path: Path) -> None:
+def test_the_whole_image_is_resized_with_antialiasing(tmp_path: Path) -> None:
     (tmp_path / "board").mkdir()
     board = np.indices((64, 64)).sum(0) % 2 * 255  # without antialiasing: all black, or black and white
     Image.fromarray(board.astype(np.uint8)).save(tmp_path / "board" / "a.png")
@@ -58,7 +58,7 @@ def test_the_whole_picture_is_resized_with_antialiasing(tmp_path: Path) -> None:
 
 
 def test_orientation_of_a_photograph(tmp_path: Path) -> None:
-    """Orientation 6: the camera was held upright; the stored rows are the picture's columns."""
+    """Orientation 6: the camera was held upright; the stored rows are the columns of the image."""
     array = picture((8, 8))
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -84,7 +84,7 @@ def test_sixteen_bits_keep_their_range(tmp_path: Path) -> None:
     assert read_one(tmp_path, 2, 1)[0].tolist() == [[0, 1], [127, 253]]  # divided by 257
 
 
-def test_other_modes_and_kinds(tmp_path: Path) -> None:
+def test_other_modes_and_formats(tmp_path: Path) -> None:
     image = Image.new("RGB", (4, 4), (255, 0, 0))
     image.convert("CMYK").save(tmp_path / "a.tif")
     image.save(tmp_path / "b.bmp")
@@ -99,16 +99,16 @@ def test_other_modes_and_kinds(tmp_path: Path) -> None:
     assert (images[5] == 255).all()
 
 
-def test_order_and_what_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    monkeypatch.setattr("datamodules.images.unlabelled.log.warning", said.append)
+def test_order_and_skipped_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    warnings: list[str] = []
+    monkeypatch.setattr("datamodules.images.unlabelled.log.warning", warnings.append)
     for number, name in enumerate(["b/2.png", "b/10.png", "a.png", "b.png", ".hidden/x.png", "b/.x.png"]):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("L", (4, 4), number * 10).save(tmp_path / name)
     names, images = read_images(tmp_path, 4, 1)
     assert names == ["a.png", "b.png", "b/10.png", "b/2.png"]
     assert images[:, 0, 0, 0].tolist() == [20, 30, 10, 0]
-    assert not said
+    assert not warnings
 
     whole = (tmp_path / "b.png").read_bytes()
     (tmp_path / "b.png").write_bytes(whole[: len(whole) // 2])
@@ -118,12 +118,12 @@ def test_order_and_what_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     names, images = read_images(tmp_path, 4, 1)
     assert names == ["a.png", "b/10.png", "b/2.png"]
     assert images[:, 0, 0, 0].tolist() == [20, 10, 0]
-    assert said == [f"4 of the 7 files in {tmp_path} cannot be read as images: "
+    assert warnings == [f"4 of the 7 files in {tmp_path} cannot be read as images: "
                     "b.png, b/float.tif, drawing.eps, notes.txt; left out"]  # fmt: skip
 
 
-def test_no_file_is_handed_to_another_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pillow would have Ghostscript run the PostScript program that an EPS file is."""
+def test_no_file_is_passed_to_another_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow would let Ghostscript run the PostScript program in an EPS file."""
     programs, images = tmp_path / "programs", tmp_path / "images"
     programs.mkdir()
     images.mkdir()
@@ -163,7 +163,7 @@ def run(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The test images as files, in their order."""
+    """The test images as files, in their original order."""
     folder = tmp_path_factory.mktemp("digits")
     data = DigitsDataModule()
     data.setup("test")
@@ -183,7 +183,7 @@ def predicted(run: Path, *flags: str) -> list[dict[str, str]]:
 
 
 @pytest.mark.slow
-def test_the_test_images_as_files_are_predicted_as_the_test_split(run: Path, digits: Path) -> None:
+def test_test_images_as_files_get_the_same_predictions_as_the_test_split(run: Path, digits: Path) -> None:
     (digits / "1" / "099.txt").write_text("no image")
     expected, found = predicted(run), predicted(run, "--data.images", str(digits))
     others = [f"{name}_{rank}" for rank in range(2, 6) for name in ("class", "probability")]
@@ -207,7 +207,7 @@ def test_no_label_is_needed(digits: Path) -> None:
     assert DigitsDataModule().predicted_files() is None
 
 
-def test_a_folder_that_is_not_there(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_folder(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in run.iterdir()}
     assert main(["predict", "--run", str(run), "--data.images", str(tmp_path / "nowhere")]) == 2
     assert capsys.readouterr().err == f"error: --data.images {tmp_path / 'nowhere'}: no such folder\n"
@@ -215,7 +215,7 @@ def test_a_folder_that_is_not_there(run: Path, tmp_path: Path, capsys: pytest.Ca
 
 
 @pytest.mark.slow
-def test_other_commands_do_not_mind(run: Path, tmp_path: Path) -> None:
+def test_other_commands_ignore_the_images_setting(run: Path, tmp_path: Path) -> None:
     log, nowhere = tmp_path / "log", str(tmp_path / "nowhere")
     assert forked(["test", "--run", str(run), "--data.images", nowhere], log=log) == 0, log.read_text()
     assert forked(["fit", "--resume", str(run), "--data.images", nowhere], log=log) == 0, log.read_text()

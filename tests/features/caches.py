@@ -1,4 +1,4 @@
-"""Small caches for tests: their identity, their samples, and a folder of them."""
+"""Helpers that create small feature caches for tests: identity, samples, and a written cache."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +33,7 @@ def identity(**changes: Any) -> Identity:
 
 
 def samples(n: int, seed: int = 0, views: int = 1, first: int = 0) -> dict[str, Tensor]:
-    """Samples whose indices are spread and not in order."""
+    """Samples with gaps between their indices, in random order."""
     draw = torch.Generator().manual_seed(seed)
     shape = (n, WIDTH) if views == 1 else (n, views, WIDTH)
     index = first + 3 * torch.randperm(n, generator=draw)
@@ -45,12 +45,12 @@ def samples(n: int, seed: int = 0, views: int = 1, first: int = 0) -> dict[str, 
 
 
 def sizes_for(rows: int, about: Identity, split: str = "train") -> int:
-    """The shard_bytes at which a shard holds so many samples."""
+    """The value of shard_bytes for which a shard holds the given number of samples."""
     return 1024 + rows * (about.views_of(split) * WIDTH * DTYPES[about.dtype].itemsize + 16)
 
 
 def write(folder: Path, about: Identity, parts: dict[Any, dict[str, Tensor]], rows: int = 4, batch: int = 3) -> Header:
-    """A whole cache, written by one process in batches of 3 into shards of 4 training samples."""
+    """A complete cache, written by one process in batches of 3 into shards of 4 training samples."""
     writer = CacheWriter(folder, about, shard_bytes=sizes_for(rows, about))
     for split, data in parts.items():
         for begin in range(0, len(data["index"]), batch):

@@ -1,4 +1,4 @@
-"""Writing and reading a cache: the same values come back, from any number of processes, after any interruption."""
+"""Writing and reading a feature cache: the same values are read back, for any number of processes and after interruptions."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def appended(
 
 
 def check_holds(folder: Path, split: Any, data: dict[str, Tensor], about: Identity) -> None:
-    """What is read is what was written, cast once, to the bit."""
+    """The values read are equal to the bit to the values written, cast once."""
     read, right = CachedSplit(folder, read_header(folder), split), by_index(data)
     assert torch.equal(read.index, right["index"])
     assert torch.equal(read.label, right["label"])
@@ -78,11 +78,11 @@ def test_shards_are_mapped_and_not_read(tmp_path: Path) -> None:
     shard = write(tmp_path, identity(), {"train": samples(4)}).splits["train"].shards[0]
     before = len(os.listdir("/proc/self/fd"))
     read = CachedSplit(tmp_path, read_header(tmp_path), "train")
-    # by the whole path: other tests' shards have the same name and may still be mapped
+    # compare full paths, because shards of other tests have the same name and may still be mapped
     lines = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path / shard.file) in line]
     begin, end = (int(number, 16) for number in lines[0].split()[0].split("-"))
     assert begin < read._features[0].data_ptr() < end
-    assert lines[0].split()[1][-1] == "p"  # private: nothing that is done to a tensor reaches the file
+    assert lines[0].split()[1][-1] == "p"  # private mapping: changes of a tensor do not reach the file
     assert len(os.listdir("/proc/self/fd")) == before
     read._features[0].zero_()
     assert CachedSplit(tmp_path, read_header(tmp_path), "train").whole().any()
@@ -112,7 +112,7 @@ def test_interrupted_extraction_goes_on_with_any_number_of_processes(
         writer = CacheWriter(tmp_path, about, rank=rank, shard_bytes=sizes_for(4, about))
         for rows in list(torch.arange(rank, n, before).split(2))[:stop]:
             appended(writer, data, rows)
-        # killed here: what is held is lost, and a file that was being written has another name
+        # killed here: buffered samples are lost, and a file that was being written has another name
         (tmp_path / f".train-r{rank:03d}-00099.safetensors.r{rank:03d}.tmp").write_bytes(b"half")
     on_disk = len(list(tmp_path.glob("*.safetensors"))) * 4
     written = 0
@@ -122,7 +122,7 @@ def test_interrupted_extraction_goes_on_with_any_number_of_processes(
         missing = writer.missing("train", data["index"][order])
         first = int(missing.nonzero()[0]) if missing.any() else len(order)
         if before == after == 1:
-            assert first == on_disk == 4 * (2 * stop // 4)  # samples written say where to go on
+            assert first == on_disk == 4 * (2 * stop // 4)  # the samples on disk determine where to continue
         for rows in order[first // 2 * 2 :].split(2):
             written += appended(writer, data, rows)
         writer.flush()
@@ -168,7 +168,7 @@ def test_types_are_cast_and_devices_left(tmp_path: Path) -> None:
 
 
 def test_full_disk_loses_nothing_and_the_same_call_goes_on(tmp_path: Path) -> None:
-    """A limit on the size of files stands for it, in a process of its own; 40 samples fit into no file under it."""
+    """Simulated by a limit on the size of files in a separate process; 40 samples exceed the limit."""
     import resource
 
     data, about = samples(60), identity()
@@ -194,7 +194,7 @@ def test_full_disk_loses_nothing_and_the_same_call_goes_on(tmp_path: Path) -> No
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     writer = CacheWriter(tmp_path, about)
-    assert appended(writer, data) == 20  # the five that were held died with the process
+    assert appended(writer, data) == 20  # the five buffered samples were lost with the process
     writer.finish({"train": 60})
     check_holds(tmp_path, "train", data, about)
 
@@ -244,7 +244,7 @@ def refused(message: str) -> Any:
     return pytest.raises(CacheError, match=message)
 
 
-def test_finish_says_what_is_missing_and_what_is_too_much(tmp_path: Path) -> None:
+def test_finish_reports_missing_and_surplus_samples(tmp_path: Path) -> None:
     data, about = samples(10), identity()
     writer = CacheWriter(tmp_path, about)
     appended(writer, data, slice(0, 7))
@@ -292,7 +292,7 @@ CHANGES: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize("finished", [True, False])
 @pytest.mark.parametrize(("changes", "message"), CHANGES, ids=[next(iter(changes)) for changes, _ in CHANGES])
-def test_cache_of_something_else_is_refused_with_the_one_thing(
+def test_cache_with_another_identity_is_refused_with_the_first_difference(
     tmp_path: Path, changes: dict[str, Any], message: str, finished: bool
 ) -> None:
     writer = CacheWriter(tmp_path, identity())
@@ -370,8 +370,8 @@ def test_identity_of_wrong_values_is_refused(changes: dict[str, Any], message: s
         identity(**changes)
 
 
-def test_header_is_what_the_documentation_says(tmp_path: Path) -> None:
-    """docs/feature_cache.md names every field of the header, and no other."""
+def test_header_matches_the_documentation(tmp_path: Path) -> None:
+    """docs/feature_cache.md lists exactly the fields of the header."""
     write(tmp_path, identity(), {"train": samples(4)})
     content = json.loads((tmp_path / "header.json").read_text())
     page = (Path(__file__).resolve().parents[2] / "docs" / "feature_cache.md").read_text()

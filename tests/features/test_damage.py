@@ -1,4 +1,4 @@
-"""Damaged caches: each is refused with a CacheError that names the file, or holds the right data; nothing else comes out."""
+"""Damaged feature caches: reading either raises a CacheError that names the file, or returns correct data."""
 
 import json
 import random
@@ -20,7 +20,7 @@ SHARD = "train-r000-00001.safetensors"
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A good cache; not to be written to."""
+    """An undamaged cache; tests must not write to it."""
     folder = tmp_path_factory.mktemp("whole") / "cache"
     write(folder, identity(), {"train": DATA})
     return folder
@@ -28,12 +28,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def cache(whole: Path, tmp_path: Path) -> Path:
-    """A copy of it."""
+    """A writable copy of the undamaged cache."""
     return Path(shutil.copytree(whole, tmp_path / "cache"))
 
 
 def damage(data: bytes, draw: random.Random) -> bytes:
-    """One of what happens to files."""
+    """Damages a file in one of several random ways."""
     place, other = sorted(draw.sample(range(len(data)), 2))
     noise = draw.randbytes(draw.randrange(1, 30))
     flipped = bytes([data[place] ^ draw.randrange(1, 256)])
@@ -47,13 +47,13 @@ def damage(data: bytes, draw: random.Random) -> bytes:
         lambda: data[:place] + noise + data[place + len(noise) :],
         lambda: data[:place] + data[other:],
         lambda: data[:place] + bytes(other - place) + data[other:],
-        lambda: bytes([draw.randrange(256)]) + data[1:],  # the length of a shard's own header
+        lambda: bytes([draw.randrange(256)]) + data[1:],  # the length field of the safetensors header
     ]
     return draw.choice(actions)()
 
 
 def outcome(folder: Path, read: Callable[[], object]) -> str:
-    """The message of the refusal, or nothing where the data is right; any other exception is the test's."""
+    """The error message of the cache, or nothing if the data is correct; any other exception fails the test."""
     try:
         read()
     except CacheError as error:
@@ -78,13 +78,13 @@ def read_and_compare(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["header.json", SHARD])
 def test_damaged_files_are_refused_or_read_rightly(cache: Path, name: str, count: int) -> None:
     draw, good = random.Random(count), (cache / name).read_bytes()
-    said = []
+    messages = []
     for _ in range(count):
-        (cache / name).unlink()  # what is mapped still lives on the old file
+        (cache / name).unlink()  # existing mappings still refer to the old file
         (cache / name).write_bytes(damage(good, draw))
-        said.append(outcome(cache, lambda: read_and_compare(cache)))
-    assert sum(map(bool, said)) > 0.95 * count
-    assert len({message.removeprefix(str(cache))[:40] for message in said}) > 1  # several checks were reached
+        messages.append(outcome(cache, lambda: read_and_compare(cache)))
+    assert sum(map(bool, messages)) > 0.95 * count
+    assert len({message.removeprefix(str(cache))[:40] for message in messages}) > 1  # several checks were reached
 
 
 @pytest.mark.parametrize("name", ["unfinished.json", SHARD])
@@ -104,18 +104,18 @@ def test_writer_goes_on_or_names_the_damaged_file(tmp_path: Path, name: str) -> 
         writer.finish({"train": 10})
         read_and_compare(copy)
 
-    said = []
+    messages = []
     for _ in range(120):
         shutil.copytree(cache, copy)
         (copy / name).write_bytes(damage(good, draw))
-        said.append(outcome(copy, go_on))
+        messages.append(outcome(copy, go_on))
         shutil.rmtree(copy)
-    assert sum(map(bool, said)) > 0.8 * len(said)
-    assert sum(opened) == said.count("")  # refused at once or not at all
+    assert sum(map(bool, messages)) > 0.8 * len(messages)
+    assert sum(opened) == messages.count("")  # rejected at once or not at all
 
 
 @pytest.mark.parametrize("count", [120, pytest.param(3_000, marks=pytest.mark.slow)])
-def test_without_checksums_damage_is_refused_or_in_the_features_alone(cache: Path, count: int) -> None:
+def test_without_checksums_damage_is_refused_or_only_in_the_features(cache: Path, count: int) -> None:
     draw, good = random.Random(count), (cache / SHARD).read_bytes()
 
     def read() -> None:
@@ -157,7 +157,10 @@ def shard(content: Any, **changes: Any) -> None:
             lambda c: c["splits"]["train"].update(count=9),
             "header.json: splits.train: count is 9, but its shards hold 10",
         ),
-        (lambda c: c["splits"]["train"].update(class_counts=[10, 0, 0]), ": the labels of train are not those that"),
+        (
+            lambda c: c["splits"]["train"].update(class_counts=[10, 0, 0]),
+            ": the labels of train do not match the class counts",
+        ),
         (lambda c: c["splits"]["train"].update(class_counts=[10, 0]), "class_counts one for each class"),
         (lambda c: c["splits"]["train"]["shards"].append(1), "splits.train.shards: it must hold file, count, bytes"),
         (lambda c: shard(c, file="../x.safetensors"), 'splits.train.shards: "../x.safetensors" is no name of a shard'),

@@ -1,4 +1,4 @@
-"""Hashes of weights, tensors and files: what changes them, and what does not."""
+"""Hashes of weights, tensors and lists of files: which changes alter the hash and which do not."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ def test_hash_is_that_of_names_types_shapes_and_bytes() -> None:
     ],
     ids=["order", "strides", "parameter", "part of a storage"],
 )
-def test_hash_does_not_depend_on_how_tensors_lie(same: dict[str, Tensor]) -> None:
+def test_hash_does_not_depend_on_memory_layout(same: dict[str, Tensor]) -> None:
     assert hash_tensors(same) == hash_tensors(NET)
 
 
@@ -61,7 +61,7 @@ def test_any_type_is_hashed(dtype: torch.dtype) -> None:
     assert hash_tensors({"x": values}) == hash_tensors({"x": values.clone()}) != hash_tensors({"x": values.flip(0)})
 
 
-def test_what_is_no_tensor_is_refused() -> None:
+def test_other_values_than_tensors_are_refused() -> None:
     state: Any = {"x": torch.zeros(1), "_extra_state": {"a": 1}}
     with pytest.raises(ValueError, match="_extra_state is a dict, but only tensors can be hashed"):
         hash_tensors(state)
@@ -98,7 +98,7 @@ def test_damaged_list_is_none(tmp_path: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("now", "said"),
+    ("now", "summary"),
     [
         ({"a": 1, "b": 2}, "no file differs"),
         ({"a": 1}, "1 file removed, the first is 'b' (removed)"),
@@ -107,5 +107,5 @@ def test_damaged_list_is_none(tmp_path: Path, content: bytes) -> None:
         ({"a": 3, "c": 4}, "1 file added, 1 removed, 1 changed, the first is 'a' (changed from 1 to 3 bytes)"),
     ],
 )
-def test_file_changes_are_counted_and_the_first_is_named(now: dict[str, int], said: str) -> None:
-    assert file_changes({"a": 1, "b": 2}, now) == said
+def test_file_changes_are_counted_and_the_first_is_named(now: dict[str, int], summary: str) -> None:
+    assert file_changes({"a": 1, "b": 2}, now) == summary

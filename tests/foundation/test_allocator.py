@@ -1,4 +1,4 @@
-"""Freed memory is kept, and the environment's settings win."""
+"""Allocator settings: freed memory is kept by the process; environment variables take precedence."""
 
 import os
 import platform
@@ -28,15 +28,15 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 before = faults()
-told = keep_freed_memory()
+changed = keep_freed_memory()
 faults()
-print(told, faults() < before / 100)
+print(changed, faults() < before / 100)
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 @pytest.mark.parametrize(
-    ("environment", "said"),
+    ("environment", "expected"),
     [
         ({}, "True True"),
         pytest.param({"MALLOC_MMAP_MAX_": "65536"}, "False False", marks=pytest.mark.slow),
@@ -44,8 +44,8 @@ print(told, faults() < before / 100)
     ],
     ids=["kept", "variable", "tunable"],
 )
-def test_freed_memory_is_kept(environment: dict[str, str], said: str) -> None:
+def test_freed_memory_is_kept(environment: dict[str, str], expected: str) -> None:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
     command = [sys.executable, "-c", SCRIPT]
     result = subprocess.run(command, cwd=ROOT, env={**clean, **environment}, capture_output=True, text=True, check=True)
-    assert result.stdout.split() == said.split()
+    assert result.stdout.split() == expected.split()

@@ -1,4 +1,4 @@
-"""Random images of two classes of unequal size, the cache of a small backbone's features of them, and quiet runs on both."""
+"""Helpers for tests: a datamodule of random images in two imbalanced classes, a feature cache of it, Trainers without output."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ PIXELS: dict[str, Any] = {**LABELLED, "mean": list(MEAN), "std": list(STD)}
 
 
 class RandomPhotos(DataModule):
-    """96 images, of which a quarter is brighter and of class 1."""
+    """96 images; a quarter of them is brighter and belongs to class 1."""
 
     @property
     def class_names(self) -> list[str]:
@@ -54,7 +54,7 @@ def photos(**settings: Any) -> RandomPhotos:
 
 
 def weights_file(folder: Path, name: str = BACKBONE, seed: int = 5) -> str:
-    """A file of weights for the backbone: its initial ones, changed a little."""
+    """Write a weights file for the backbone: its initial weights, slightly changed."""
     path = folder / f"{name}-{seed}.pt"
     draw = torch.Generator().manual_seed(seed)
     tensors = FrozenBackbone(name, None, SIZE).tensors()
@@ -63,7 +63,7 @@ def weights_file(folder: Path, name: str = BACKBONE, seed: int = 5) -> str:
 
 
 def write_cache(folder: Path, weights: str, name: str = BACKBONE) -> CachedFeaturesDataModule:
-    """The features of all splits, float32."""
+    """Write the float32 features of all splits to a cache."""
     backbone, data = FrozenBackbone(name, None, SIZE), photos()
     backbone.load(torch.load(weights, weights_only=True))
     data.setup("fit")

@@ -1,4 +1,4 @@
-"""The cascade head: a head on cached features is the head on images, the backbone stays frozen, and its identity."""
+"""Tests of the cascade head: equal results on images and on cached features, frozen backbone, identity of the backbone, resume."""
 
 import re
 from pathlib import Path
@@ -43,7 +43,7 @@ def fresh(cache: CachedFeaturesDataModule) -> CachedFeaturesDataModule:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, weights: str, cache: CachedFeaturesDataModule) -> dict[str, Any]:
-    """200 steps of the same head on images and on their features, and their checkpoints; not to be trained on."""
+    """The same head after 200 steps on images and on cached features, with checkpoints; tests must not train these modules."""
     folder = tmp_path_factory.mktemp("runs")
     found: dict[str, Any] = {}
     for name, module, data in (
@@ -58,7 +58,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, weights: str, cache: CachedFe
     return found
 
 
-def test_cached_head_is_the_live_head(runs: dict[str, Any], cache: CachedFeaturesDataModule) -> None:
+def test_head_on_cached_features_equals_head_on_images(runs: dict[str, Any], cache: CachedFeaturesDataModule) -> None:
     (live, _), (cached, _) = runs["live"], runs["cached"]
     data = photos()
     data.setup("test")
@@ -70,7 +70,7 @@ def test_cached_head_is_the_live_head(runs: dict[str, Any], cache: CachedFeature
     torch.testing.assert_close(cached.eval()(features), expected[: len(features)], atol=1e-4, rtol=0)
 
 
-def test_backbone_stays_as_it_was(runs: dict[str, Any], weights: str) -> None:
+def test_backbone_does_not_change(runs: dict[str, Any], weights: str) -> None:
     module, path = runs["live"]
     backbone = module.network.backbone
     given = torch.load(weights, weights_only=True)
@@ -81,7 +81,7 @@ def test_backbone_stays_as_it_was(runs: dict[str, Any], weights: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["live", "cached"])
-def test_checkpoint_holds_the_head_alone(runs: dict[str, Any], name: str) -> None:
+def test_checkpoint_holds_only_the_head(runs: dict[str, Any], name: str) -> None:
     module, path = runs[name]
     head = sum(parameter.numel() for parameter in module.network.head.parameters())
     assert path.stat().st_size <= 4 * 4 * head + 64_000
@@ -118,7 +118,7 @@ def evaluate(folder: Path, module: CascadeHead, data: Any, path: Path) -> Any:
     return quiet(folder).test(module, datamodule=data, ckpt_path=path, weights_only=True, verbose=False)[0]
 
 
-def test_each_is_judged_as_the_other(
+def test_evaluation_is_the_same_on_images_and_on_features(
     tmp_path: Path, runs: dict[str, Any], weights: str, cache: CachedFeaturesDataModule
 ) -> None:
     metrics = [
@@ -134,7 +134,7 @@ def test_each_is_judged_as_the_other(
     assert metrics[0].keys() <= set(live_head(weights).metric_names)
 
 
-def test_other_weights_are_refused_in_both_directions(tmp_path: Path, runs: dict[str, Any]) -> None:
+def test_other_weights_raise_in_both_directions(tmp_path: Path, runs: dict[str, Any]) -> None:
     other = weights_file(tmp_path, seed=6)
     message = r"backbone: weights_hash is \w{12} in this run, but the head was trained on \w{12}"
     for name in ("live", "cached"):
@@ -146,7 +146,7 @@ def test_other_weights_are_refused_in_both_directions(tmp_path: Path, runs: dict
             evaluate(tmp_path, cached_head(of_others.feature_width), fresh(of_others), runs[name][1])
 
 
-def test_another_network_is_refused_before_its_weights_are_read(tmp_path: Path, runs: dict[str, Any]) -> None:
+def test_another_network_raises_before_its_weights_are_read(tmp_path: Path, runs: dict[str, Any]) -> None:
     module = live_head("nowhere.pt", backbone="test_resnet")
     with pytest.raises(
         MisconfigurationException, match='backbone is "test_resnet" in this run, but the head was trained on "test_vit"'
@@ -183,14 +183,14 @@ def test_the_first_difference_is_named(name: str) -> None:
         check_same(found, IDENTITY, "this run")
 
 
-def test_weights_that_are_gone(tmp_path: Path, runs: dict[str, Any]) -> None:
-    needed = r"weights: gone.pt is not there; needed are those of test_vit with hash \w{12}"
+def test_missing_weights_file(tmp_path: Path, runs: dict[str, Any]) -> None:
+    needed = r"weights: gone.pt does not exist; the weights of test_vit with hash \w{12} are needed"
     with pytest.raises(MisconfigurationException, match=needed):
         evaluate(tmp_path, live_head("gone.pt"), photos(), runs["live"][1])
 
 
 @pytest.mark.parametrize("name", ["live", "cached"])
-def test_used_without_a_trainer(runs: dict[str, Any], weights: str, name: str) -> None:
+def test_use_without_a_trainer(runs: dict[str, Any], weights: str, name: str) -> None:
     module, path = runs[name]
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     loaded = CascadeHead.load_from_checkpoint(path, map_location="cpu", weights_only=True)
@@ -201,25 +201,25 @@ def test_used_without_a_trainer(runs: dict[str, Any], weights: str, name: str) -
     torch.testing.assert_close(runs["cached"][0].logits(images), live_raw, atol=1e-4, rtol=0)  # right after its fit
     loaded.network.head.load_state_dict(
         module.network.head.state_dict()
-    )  # the raw weights, for loading takes the average
+    )  # the raw weights, as loading uses the averaged ones
     torch.testing.assert_close(loaded.logits(images), live_raw, atol=1e-4, rtol=0)
     lost = CascadeHead.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     lost.weights = "gone.pt"
-    with pytest.raises(ValueError, match=r"weights: gone.pt is not there; needed are those of test_vit with hash"):
+    with pytest.raises(ValueError, match=r"weights: gone.pt does not exist; the weights of test_vit with hash"):
         lost.classify(images)
     lost.weights = None
-    message = "weights: none are given" if name == "cached" else "weights_hash is"
+    message = "weights: not set" if name == "cached" else "weights_hash is"
     with pytest.raises(ValueError, match=message):
         lost.classify(images)
     lost.weights = weights
     assert lost.classify(images).shape == (3, 2)
 
 
-def test_settings_must_be_those_of_the_cache(tmp_path: Path, cache: CachedFeaturesDataModule) -> None:
+def test_settings_must_match_the_cache(tmp_path: Path, cache: CachedFeaturesDataModule) -> None:
     for settings, message in (
-        ({"backbone": "resnet18"}, "backbone: resnet18 is given, but the data's features are of test_vit"),
-        ({"layers": [0]}, "layers: [0] is given, but the data's features are of [-1]"),
-        ({"pooling": "avg"}, "pooling: avg is given, but the data's features are of cls"),
+        ({"backbone": "resnet18"}, "backbone: resnet18 is given, but the data's features were computed with test_vit"),
+        ({"layers": [0]}, "layers: [0] is given, but the data's features were computed with [-1]"),
+        ({"pooling": "avg"}, "pooling: avg is given, but the data's features were computed with cls"),
     ):
         with pytest.raises(MisconfigurationException, match=re.escape(message)):
             quiet(tmp_path).fit(cached_head(cache.feature_width, **settings), datamodule=fresh(cache))
@@ -236,14 +236,14 @@ def test_settings_must_be_those_of_the_cache(tmp_path: Path, cache: CachedFeatur
         ({"pretrained": True}, "pretrained and weights: only one of them, got True and w.pt"),
         (
             {"backbone": None, "network_args": {"a": 1}},
-            "network_args: they are of a backbone, and none is named, got {'a': 1}",
+            "network_args: require the setting backbone, which is not set, got {'a': 1}",
         ),
         ({"pooling": "max"}, "pooling: one of cls, avg, native, got max"),
         ({"backbone": "test_vitt"}, "architecture: timm has no test_vitt"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_refused(settings: dict[str, Any], message: str) -> None:
+def test_bad_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         live_head("w.pt", **settings)
 
@@ -253,7 +253,7 @@ def test_other_modules_need_images() -> None:
         ImageClassifier(architecture=BACKBONE, feature_width=64, **PIXELS)
 
 
-def test_exit_figures_by_hand() -> None:
+def test_exit_metrics_by_hand() -> None:
     module = cached_head(2, exit_threshold=0.9)
     assert module.exit_table("test") == []
     # confidences: 0.5, 0.95, 0.99, 0.95; the last one is wrong
@@ -284,18 +284,18 @@ def test_exit_figures_by_hand() -> None:
     assert cached_head(2, exit_threshold="never").threshold("val") == float("inf")
 
 
-def test_a_checkpoint_that_names_no_backbone(tmp_path: Path, runs: dict[str, Any], weights: str) -> None:
+def test_checkpoint_without_a_backbone_entry(tmp_path: Path, runs: dict[str, Any], weights: str) -> None:
     checkpoint = torch.load(runs["live"][1], weights_only=True)
     del checkpoint["backbone"]
     torch.save(checkpoint, tmp_path / "other.ckpt")
-    message = "the checkpoint does not say of which backbone its head is"
+    message = "the checkpoint has no entry backbone"
     with pytest.raises(MisconfigurationException, match=message):
         evaluate(tmp_path, live_head(weights), photos(), tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match=message):
         CascadeHead.load_from_checkpoint(tmp_path / "other.ckpt", weights_only=True)
 
 
-def test_the_run_seed_is_that_of_the_head() -> None:
+def test_head_seed_defaults_to_the_run_seed() -> None:
     torch.manual_seed(11)
     one, other = cached_head(6, head_seed=None), cached_head(6, head_seed=11)
     for ours, theirs in zip(one.network.parameters(), other.network.parameters(), strict=True):

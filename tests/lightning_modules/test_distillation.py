@@ -1,4 +1,4 @@
-"""A teacher's logits and another network's weights: what they do to the loss and to the start, and what a resume needs of them."""
+"""Tests of distillation and of the ternary classifier's `init_from`: loss, initial weights, exact resume, error messages."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_loss_by_hand() -> None:
         )
 
 
-def test_no_loss_where_both_agree_and_a_gradient_that_does_not_fade_with_the_temperature() -> None:
+def test_zero_loss_for_equal_logits_and_gradient_scale_independent_of_temperature() -> None:
     logits = torch.randn(4, 10, requires_grad=True, generator=torch.Generator().manual_seed(0))
     assert distillation_loss(logits, logits.detach() + 3, 2.0).item() == pytest.approx(0, abs=1e-6)
     teacher = torch.randn(4, 10, generator=torch.Generator().manual_seed(1))
@@ -63,16 +63,16 @@ def batch(seed: int = 0) -> dict[str, torch.Tensor]:
     return {"image": torch.randn(6, 1, 8, 8, generator=generator), "label": label}
 
 
-def test_the_teacher_has_its_share_of_the_training_loss_and_none_of_the_weights(finished: Path) -> None:
-    alone = started(finished, dropout=0.0)
+def test_teacher_contributes_to_the_training_loss_but_not_to_the_state_dict(finished: Path) -> None:
+    without_teacher = started(finished, dropout=0.0)
     taught = started(finished, dropout=0.0, teacher=str(finished), distill_share=0.25, distill_temperature=3.0)
-    assert taught.state_dict().keys() == alone.state_dict().keys()
+    assert taught.state_dict().keys() == without_teacher.state_dict().keys()
     data = batch()
     teacher = load_run(finished)
     with torch.no_grad():
-        logits, soft = alone.train()(data["image"]), teacher(data["image"])
+        logits, soft = without_teacher.train()(data["image"]), teacher(data["image"])
     taught.train().on_fit_start()
-    taught.network.load_state_dict(alone.network.state_dict())
+    taught.network.load_state_dict(without_teacher.network.state_dict())
     step = taught.shared_step(data, "train")
     hard = torch.nn.functional.cross_entropy(logits, data["label"])
     expected = 0.75 * hard + 0.25 * distillation_loss(logits, soft, 3.0)
@@ -80,21 +80,21 @@ def test_the_teacher_has_its_share_of_the_training_loss_and_none_of_the_weights(
     step["loss"].backward()
     assert all(p.grad is None for p in taught._teacher[0].parameters())
     assert not taught._teacher[0].training
-    # evaluation is judged by the labels alone
+    # the evaluation loss uses only the labels
     torch.testing.assert_close(
-        taught.shared_step(data, "val")["loss"], alone.shared_step(data, "val")["loss"], rtol=1e-4, atol=1e-4
+        taught.shared_step(data, "val")["loss"], without_teacher.shared_step(data, "val")["loss"], rtol=1e-4, atol=1e-4
     )
 
 
 @pytest.mark.parametrize("source", ["", "checkpoints/best.ckpt", "weights.safetensors"])
-def test_a_start_from_a_run_is_its_averaged_weights(finished: Path, source: str) -> None:
+def test_init_from_a_run_loads_its_averaged_weights(finished: Path, source: str) -> None:
     state = started(finished, init_from=str(finished / source)).network.state_dict()
     weights = load_file(finished / "weights.safetensors")
     assert state.keys() == weights.keys()
     assert all(torch.equal(state[name], weights[name]) for name in weights)
 
 
-def test_a_ternary_network_starts_from_its_twin(tmp_path: Path) -> None:
+def test_ternary_network_starts_from_its_full_precision_twin(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     torch.manual_seed(5)
@@ -104,7 +104,9 @@ def test_a_ternary_network_starts_from_its_twin(tmp_path: Path) -> None:
     for name, layer in ternary_layers(network).items():
         assert torch.equal(layer.weight, twin[f"{name}.weight"])
         positive = layer.ternary().positive
-        large = twin[f"{name}.weight"].clamp(min=0)  # the learned scale of ttq starts as the mean of what is +1
+        large = twin[f"{name}.weight"].clamp(
+            min=0
+        )  # the learned scale of ttq starts as the mean over the weights with symbol +1
         mask = layer.ternary().symbols > 0
         assert float(positive.mean()) == pytest.approx(
             float(((large * mask).flatten(1).sum(1) / mask.flatten(1).sum(1)).mean()), rel=0.2
@@ -112,7 +114,7 @@ def test_a_ternary_network_starts_from_its_twin(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rule", ["twn", "learned_threshold", "none"])
-def test_a_start_from_another_rule_takes_its_weights_only(finished: Path, rule: str) -> None:
+def test_init_from_another_rule_loads_only_the_weights(finished: Path, rule: str) -> None:
     module = TernaryClassifier(**SHAPE, quantizer=rule)  # type: ignore[arg-type]
     fresh = TernaryClassifier(**SHAPE, quantizer=rule, init_from=str(finished))  # type: ignore[arg-type]
     fresh.give_weights()
@@ -133,12 +135,12 @@ def test_a_start_from_another_rule_takes_its_weights_only(finished: Path, rule: 
         ({"distill_temperature": 0.0}, "distill_temperature: a value over 0, got 0.0"),
     ],
 )
-def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
+def test_bad_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TernaryClassifier(**SHAPE, **settings)
 
 
-def test_a_teacher_of_other_classes_is_refused(finished: Path) -> None:
+def test_teacher_with_other_classes_raises(finished: Path) -> None:
     module = TernaryClassifier(**{**SHAPE, "num_classes": 7}, teacher=str(finished))
     with pytest.raises(
         MisconfigurationException, match=r"teacher: .* has num_classes 10, this run 7; both must be the same"
@@ -146,19 +148,19 @@ def test_a_teacher_of_other_classes_is_refused(finished: Path) -> None:
         module.setup("fit")
 
 
-def test_refused_on_the_command_line_without_a_trace(finished: Path, tmp_path: Path) -> None:
-    for flag, said in (
+def test_command_line_error_creates_no_run_folder(finished: Path, tmp_path: Path) -> None:
+    for flag, message in (
         ("--model.teacher", "teacher: nowhere: no such run folder or checkpoint"),
         ("--model.init_from", "init_from: nowhere: no such run folder or checkpoint"),
     ):
         log = tmp_path / flag
         assert forked(["fit", "--config", TINY, "--run_dir", str(tmp_path / "run"), flag, "nowhere"], log=log) == 2
-        assert said in log.read_text()
+        assert message in log.read_text()
         assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
-def test_a_taught_run_resumes_exactly_and_no_longer_needs_its_start(finished: Path, tmp_path: Path) -> None:
+def test_distilled_run_resumes_exactly_without_init_from(finished: Path, tmp_path: Path) -> None:
     start = tmp_path / "start.safetensors"
     shutil.copyfile(finished / "weights.safetensors", start)
     flags = ["--model.teacher", str(finished), "--model.init_from", str(start), "--trainer.max_epochs", "2"]

@@ -1,4 +1,4 @@
-"""The feature extractor: features of its backbone, of images and of views, who it says that it is, and what it refuses."""
+"""Tests of the feature extractor: features of images and of views, identity of the backbone, error messages."""
 
 import re
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ def extractor(weights: str | None, **settings: Any) -> FeatureExtractor:
     return FeatureExtractor(**{"backbone": BACKBONE, "weights": weights, **PIXELS, **settings})
 
 
-def test_predicts_the_features_of_its_backbone(tmp_path: Path, weights: str) -> None:
+def test_predict_returns_the_features_of_the_backbone(tmp_path: Path, weights: str) -> None:
     module, data = extractor(weights), photos()
     batches: Any = quiet(tmp_path).predict(module, datamodule=data)
     found = {name: torch.cat([batch[name] for batch in batches]) for name in ("features", "label", "index")}
@@ -41,7 +41,7 @@ def test_predicts_the_features_of_its_backbone(tmp_path: Path, weights: str) -> 
     assert not list(module.parameters())
 
 
-def test_views_are_taken_one_after_the_other(weights: str) -> None:
+def test_views_are_processed_one_at_a_time(weights: str) -> None:
     module = extractor(weights)
     module.backbone_identity()
     images = torch.randn(3, 2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
@@ -62,7 +62,7 @@ def test_views_are_taken_one_after_the_other(weights: str) -> None:
     assert torch.equal(output["index"], index)
 
 
-def test_says_who_it_is(weights: str) -> None:
+def test_backbone_identity(weights: str) -> None:
     given = torch.load(weights, weights_only=True)
     module = extractor(weights, layers=[-2, -1], pooling="avg")
     assert module.backbone_identity() == {
@@ -78,7 +78,7 @@ def test_says_who_it_is(weights: str) -> None:
     assert (found["image_size"], found["mean"], found["std"], found["transform"]) == (SIZE, list(MEAN), list(STD), {})
 
 
-def test_weights_of_a_run_of_ours(tmp_path: Path) -> None:
+def test_weights_of_a_run(tmp_path: Path) -> None:
     trained = ImageClassifier(architecture="test_resnet", **PIXELS)
     state = {f"network.{name}": tensor for name, tensor in trained.network.state_dict().items()}
     torch.save({"state_dict": state, "hyper_parameters": {}}, tmp_path / "best.ckpt")
@@ -88,12 +88,12 @@ def test_weights_of_a_run_of_ours(tmp_path: Path) -> None:
         assert torch.equal(tensor, trained.network.state_dict()[name])
 
 
-def test_random_weights_are_said_to_be_random(caplog: pytest.LogCaptureFixture) -> None:
+def test_random_weights_log_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     extractor(None).backbone_identity()
     assert "neither weights nor pretrained is given, the frozen test_vit is random" in caplog.text
 
 
-def test_pretrained_without_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_pretrained_without_network_access(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     module, create = extractor(None, pretrained=True), timm.create_model
 
     def offline(name: str, pretrained: bool = False, **settings: Any) -> Any:
@@ -103,27 +103,27 @@ def test_pretrained_without_network(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
     monkeypatch.setattr(timm, "create_model", offline)
     message = (
-        "pretrained: timm's weights of test_vit could not be had (OSError: no route to host); needed are those of test_vit; "
-        "without network give a file by weights (--model.weights FILE) and leave pretrained false"
+        "pretrained: timm's weights of test_vit could not be loaded (OSError: no route to host); the weights of test_vit are "
+        "needed; without network access load them from a file (--model.weights FILE) and leave pretrained false"
     )
     with pytest.raises(MisconfigurationException, match=re.escape(message)):
         quiet(tmp_path).predict(module, datamodule=photos())
 
 
-def test_refused(tmp_path: Path, weights: str) -> None:
+def test_errors(tmp_path: Path, weights: str) -> None:
     with pytest.raises(ValueError, match="FeatureExtractor needs images; the data serves features of width 64"):
         extractor(weights, feature_width=64)
     with pytest.raises(ValueError, match="in_channels: needed"):
         extractor(weights, in_channels=None)
     with pytest.raises(
-        MisconfigurationException, match=r"weights: .*gone.pt is not there; needed are those of test_vit$"
+        MisconfigurationException, match=r"weights: .*gone.pt does not exist; the weights of test_vit are needed$"
     ):
         quiet(tmp_path).predict(extractor(str(tmp_path / "gone.pt")), datamodule=photos())
     with pytest.raises(MisconfigurationException, match="FeatureExtractor has nothing to train"):
         quiet(tmp_path).fit(extractor(weights), datamodule=photos())
     (tmp_path / "damaged.pt").write_bytes(b"nothing")
     with pytest.raises(
-        MisconfigurationException, match=r"weights: .*damaged.pt: cannot be read.*; needed are those of"
+        MisconfigurationException, match=r"weights: .*damaged.pt: cannot be read.*; the weights of test_vit"
     ):
         quiet(tmp_path).predict(extractor(str(tmp_path / "damaged.pt")), datamodule=photos())
     with pytest.raises(MisconfigurationException, match=r"weights: .*: only .* could be filled"):

@@ -1,4 +1,4 @@
-"""Fine-tuning: what an image classifier starts from and says of it, in Python and through the command line."""
+"""Tests of fine-tuning image classifiers: loading initial weights, report of loaded tensors, errors, resume by command line."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def file_of(network: nn.Module, path: Path) -> Path:
 
 
 def checkpoint(path: Path, **settings: Any) -> ImageClassifier:
-    """A checkpoint as of a run, and its module."""
+    """Write a checkpoint like that of a run and return its module."""
     torch.manual_seed(3)
     module = ImageClassifier(**{**SETTINGS, **settings})
     torch.save({"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}, path)
     return module
 
 
-def test_three_classes_go_on_as_five(tmp_path: Path) -> None:
-    """The report is printed, rows go by name, and another normalisation is warned of."""
+def test_weights_with_three_classes_start_a_run_with_five(tmp_path: Path) -> None:
+    """The report is returned, rows of the head are matched by class name, and a different normalisation gives a warning."""
     path = tmp_path / "three.ckpt"
     about = {"class_names": ["c", "a", "b"], "mean": [0.5] * 3, "std": [0.2] * 3}
     source = checkpoint(path, num_classes=3, **about).network.state_dict()
@@ -44,7 +44,7 @@ def test_three_classes_go_on_as_five(tmp_path: Path) -> None:
     torch.manual_seed(4)
     module = ImageClassifier(**SETTINGS, weights=str(path), class_names=names, mean=[0.4] * 3, std=[0.2] * 3)
     new = torch.zeros_like(module.network.fc.weight[3:])  # type: ignore[union-attr, index]
-    said = module.give_weights()
+    lines = module.give_weights()
     state = module.network.state_dict()
     assert torch.equal(state["fc.weight"], torch.cat([source["fc.weight"][[1, 2, 0]], new]))
     assert all(torch.equal(state[name], source[name]) for name in state if not name.startswith("fc."))
@@ -52,13 +52,13 @@ def test_three_classes_go_on_as_five(tmp_path: Path) -> None:
     width = state["fc.weight"].shape[1] + 1
     total = sum(tensor.numel() for tensor in state.values())
     share = int(1000 * (total - 2 * width) / total) / 10
-    assert said == [
+    assert lines == [
         (logging.INFO, f"weights: {path}: {count - 2} of {count} tensors loaded ({share:.1f} % of the weights)"),
-        (logging.INFO, f"weights: {path}: head: 3 of 5 classes taken over by their names (a, b, c); new: d, e"),
+        (logging.INFO, f"weights: {path}: head: 3 of 5 classes loaded by name (a, b, c); new: d, e"),
         (
             logging.WARNING,
-            f"weights: {path}: trained on images of mean [0.5, 0.5, 0.5], std [0.2, 0.2, 0.2]; "
-            "those of this run have mean [0.4, 0.4, 0.4], std [0.2, 0.2, 0.2]",
+            f"weights: {path}: trained on images normalised with mean [0.5, 0.5, 0.5], std [0.2, 0.2, 0.2]; "
+            "this run uses mean [0.4, 0.4, 0.4], std [0.2, 0.2, 0.2]",
         ),
     ]
 
@@ -84,19 +84,19 @@ def test_weights_that_do_not_fit(settings: dict[str, Any], message: str, tmp_pat
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_a_random_frozen_backbone_is_warned_of() -> None:
-    said = ImageClassifier(**SETTINGS, freeze="backbone").give_weights()
-    assert said == [(logging.WARNING, "freeze: backbone without weights or pretrained: what is frozen is random")]
+def test_random_frozen_backbone_logs_a_warning() -> None:
+    lines = ImageClassifier(**SETTINGS, freeze="backbone").give_weights()
+    assert lines == [(logging.WARNING, "freeze: backbone without weights or pretrained: the frozen backbone is random")]
     assert ImageClassifier(**SETTINGS).give_weights() == []
 
 
 @pytest.mark.parametrize("same_classes", [True, False])
-def test_timms_own_weights(same_classes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only training has them downloaded; what timm loads is stood in for by another seed."""
-    create, asked = timm.create_model, []
+def test_pretrained_weights_of_timm(same_classes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights are downloaded only for training; a network with another seed replaces timm's download."""
+    create, requested = timm.create_model, []
 
     def with_weights(name: str, pretrained: bool = False, **settings: Any) -> nn.Module:
-        asked.append(pretrained)
+        requested.append(pretrained)
         if pretrained:
             torch.manual_seed(9)
         network: Any = create(name, **settings)
@@ -109,10 +109,10 @@ def test_timms_own_weights(same_classes: bool, monkeypatch: pytest.MonkeyPatch) 
     expected = torch.rand(3)
     torch.manual_seed(1)
     ImageClassifier(**SETTINGS)
-    assert asked == [False, False]
-    said = [line for _, line in module.give_weights()]
-    assert asked[2:] == [True]
-    assert torch.equal(torch.rand(3), expected), "the generator is left alone"
+    assert requested == [False, False]
+    lines = [line for _, line in module.give_weights()]
+    assert requested[2:] == [True]
+    assert torch.equal(torch.rand(3), expected), "the random state must not change"
     torch.manual_seed(9)
     theirs = create("test_resnet", num_classes=5, in_chans=3, drop_rate=0.0).state_dict()
     state = module.network.state_dict()
@@ -121,11 +121,11 @@ def test_timms_own_weights(same_classes: bool, monkeypatch: pytest.MonkeyPatch) 
         state["fc.weight"], theirs["fc.weight"] if same_classes else torch.zeros_like(theirs["fc.weight"])
     )
     count = len(state)
-    assert f"timm's test_resnet: {count if same_classes else count - 2} of {count} tensors loaded" in said[0]
-    assert "trained on images of mean [0.5, 0.5, 0.5], std [0.5, 0.5, 0.5]; those" in said[-1]
+    assert f"timm's test_resnet: {count if same_classes else count - 2} of {count} tensors loaded" in lines[0]
+    assert "trained on images normalised with mean [0.5, 0.5, 0.5], std [0.5, 0.5, 0.5]; this run" in lines[-1]
 
 
-def test_no_network_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_without_network_access_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     create = timm.create_model
 
     def offline(name: str, pretrained: bool = False, **settings: Any) -> nn.Module:
@@ -135,16 +135,16 @@ def test_no_network_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(timm, "create_model", offline)
     message = (
-        r"pretrained: timm's weights of test_resnet could not be had \(ConnectionError: Name or service not known\); without "
-        r"network give a file by weights \(--model.weights FILE\)"
+        r"pretrained: timm's weights of test_resnet could not be loaded \(ConnectionError: Name or service not known\); without "
+        r"network access load them from a file \(--model.weights FILE\)"
     )
     with pytest.raises(ValueError, match=message):
         ImageClassifier(**SETTINGS, pretrained=True).give_weights()
 
 
-@pytest.mark.skipif(not MOBILENET.is_file(), reason=f"{MOBILENET} is not here")
-def test_real_weights_without_their_padding_are_other_features() -> None:
-    """The network that is built is the one the weights are for: ImageNet's head on them gives the same logits."""
+@pytest.mark.skipif(not MOBILENET.is_file(), reason=f"{MOBILENET} does not exist")
+def test_real_weights_with_another_padding_give_other_features() -> None:
+    """With the right padding the network is the one of the weights: ImageNet's head on its features gives the same logits."""
     settings = {**SETTINGS, "architecture": "mobilenetv2_100", "num_classes": 1000}
     module = ImageClassifier(
         **settings,
@@ -190,14 +190,14 @@ def test_a_run_resumes_exactly_and_loads_without_its_weights(tmp_path: Path, mon
     log = tmp_path / "log"
     arguments = ["fit", "--config", config(tmp_path / "tiny.yaml", start), "--run_dir"]
     assert forked([*arguments, str(tmp_path / "unbroken")], log=log) == 0, log.read_text()
-    assert log.read_text().count(f"weights: {start}: ") == 2  # loaded, not fitting
+    assert log.read_text().count(f"weights: {start}: ") == 2  # two lines: loaded, and not fitting
     assert "not fitting (2): fc.weight (7, " in log.read_text()
     assert "eval mode" not in log.read_text()
     assert forked([*arguments, str(tmp_path / "broken")], Kill("backward", 11), log) == -9
     resume = ["fit", "--resume", str(tmp_path / "broken")]
     again = tmp_path / "again"
     assert forked(resume, Kill("backward", 3), again) == -9
-    assert "tensors loaded" not in again.read_text(), "a resumed run has its own"
+    assert "tensors loaded" not in again.read_text(), "a resumed run uses the weights of its checkpoint"
     start.unlink()
     assert forked(resume, log=again) == 0, again.read_text()
     assert not differences(outcome(tmp_path / "unbroken"), outcome(tmp_path / "broken"))

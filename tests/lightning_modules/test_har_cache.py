@@ -1,4 +1,4 @@
-"""A cache of features of flattened windows: the features of a window's images in a row, on which a cascade head trains."""
+"""Test of a feature cache of flattened HAR windows: features of a window's images are concatenated, a cascade head trains."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_generated(tmp_path_factory.mktemp("har"), subjects=range(1, 7), test_subjects=(2,), windows=2))
 
 
-def test_features_of_windows(root: str, tmp_path: Path) -> None:
+def test_features_of_a_window_are_concatenated(root: str, tmp_path: Path) -> None:
     data = HARDataModule(root=root, mode="flatten", encoder="line_plot", image_size=16, batch_size=8, val_subjects=2)
     extractor = FeatureExtractor(backbone="test_resnet", num_classes=6, in_channels=1, image_size=16)
     writer = FeatureWriter(cache=str(tmp_path / "cache"), dtype="float32")
@@ -32,8 +32,8 @@ def test_features_of_windows(root: str, tmp_path: Path) -> None:
     assert cached.feature_width == 9 * width
     cached.setup("fit")
     batch = data.prepared(data.splits["val"]["signal"])
-    alone = torch.cat([extractor.network(batch["image"][:, s]) for s in range(9)], dim=1)
+    expected = torch.cat([extractor.network(batch["image"][:, s]) for s in range(9)], dim=1)
     served = list(cached.val_dataloader())
     found, index = (torch.cat([batch[name] for batch in served]) for name in ("features", "index"))
     order = data.splits["val"]["index"].argsort()
-    torch.testing.assert_close(found[index.argsort()].float(), alone[order], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found[index.argsort()].float(), expected[order], atol=1e-5, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""The HAR classifier: what it does in each mode, what is frozen until when, its learning rates, weights to start from."""
+"""Tests of the HAR classifier: data modes, metrics, freezing and unfreezing, learning rates, initial weights, classify."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_bad_settings(settings: dict[str, Any], message: str) -> None:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Five training people and one to be tested, two windows of each activity."""
+    """Data of five people for training and one for testing, with two windows per activity."""
     folder = tmp_path_factory.mktemp("har")
     return str(write_generated(folder, subjects=range(1, 7), test_subjects=(2,), windows=2))
 
@@ -87,7 +87,7 @@ def trainer(epochs: int = 1, *callbacks: Callback, **settings: Any) -> Trainer:
         ("signals", {"in_channels": 9, "image_size": 128, "architecture": "signal_resnet"}),
     ],
 )
-def test_every_mode_is_trained_tested_and_predicted(root: str, mode: str, settings: dict[str, Any]) -> None:
+def test_fit_test_and_predict_in_every_mode(root: str, mode: str, settings: dict[str, Any]) -> None:
     module, data = HARClassifier(**{**SETTINGS, **settings}), data_of(root, mode)
     run = trainer()
     run.fit(module, datamodule=data)
@@ -105,11 +105,11 @@ def test_every_mode_is_trained_tested_and_predicted(root: str, mode: str, settin
     assert test["test/loss"] == pytest.approx(float(F.cross_entropy(logits, label)), rel=1e-5)
 
 
-def test_figures_of_windows_images_and_people_by_hand() -> None:
+def test_metrics_of_windows_images_and_people_by_hand() -> None:
     module = HARClassifier(**{**SETTINGS, "num_classes": 2}, class_names=["a", "b"], signals=3)
     each = torch.tensor(
         [
-            [[3.0, 0.0], [0.0, 1.0], [0.0, 1.0]],  # mean (1, 2/3): a, though two of three images say b
+            [[3.0, 0.0], [0.0, 1.0], [0.0, 1.0]],  # mean (1, 2/3): class a, although two of the three images predict b
             [[0.0, 1.0], [0.0, 1.0], [0.0, 1.0]],
             [[1.0, 0.0], [1.0, 0.0], [0.0, 5.0]],
         ]
@@ -132,7 +132,7 @@ def test_figures_of_windows_images_and_people_by_hand() -> None:
 
 
 @pytest.mark.parametrize("image_loss", ["window", "images"])
-def test_what_is_minimised(image_loss: Any) -> None:
+def test_training_loss(image_loss: Any) -> None:
     module = HARClassifier(**SETTINGS, image_loss=image_loss, label_smoothing=0.1, dropout=0.0)
     batch = {"image": torch.randn(4, 9, 1, 16, 16), "label": torch.tensor([0, 5, 2, 1])}
     module.eval()
@@ -158,7 +158,7 @@ def test_what_is_minimised(image_loss: Any) -> None:
         ("grid", {"fusion": "features"}, "fusion: features joins the images of a window; take --data.mode flatten"),
     ],
 )
-def test_data_of_another_mode(root: str, mode: str, settings: dict[str, Any], message: str) -> None:
+def test_data_of_another_mode_raises(root: str, mode: str, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(MisconfigurationException, match=message):
         trainer().fit(HARClassifier(**{**SETTINGS, **settings}), datamodule=data_of(root, mode))
 
@@ -166,8 +166,8 @@ def test_data_of_another_mode(root: str, mode: str, settings: dict[str, Any], me
 # ---- frozen, then trained ----
 
 
-class Watch(Callback):
-    """Notes after each optimiser step which tensors of the encoder are as they were, and the learning rates."""
+class RecordFrozenAndRates(Callback):
+    """Records, for each optimiser step, whether the encoder's tensors are unchanged, and the learning rates."""
 
     def __init__(self) -> None:
         self.same: list[bool] = []
@@ -190,14 +190,17 @@ class Watch(Callback):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_frozen_for_good_is_equal_to_the_bit(root: str, optimizer: Any) -> None:
-    module, watch = HARClassifier(**SETTINGS, freeze="backbone", optimizer=optimizer, weight_decay=0.5, lr=0.1), Watch()
+def test_frozen_encoder_stays_bit_identical(root: str, optimizer: Any) -> None:
+    module, watch = (
+        HARClassifier(**SETTINGS, freeze="backbone", optimizer=optimizer, weight_decay=0.5, lr=0.1),
+        RecordFrozenAndRates(),
+    )
     trainer(2, watch).fit(module, datamodule=data_of(root))
     assert all(watch.same)
     assert {name for rates in watch.rates for name in rates} == {"head_weights", "head_vectors"}
 
 
-def test_unfrozen_at_its_epoch_with_a_schedule_of_its_own(root: str) -> None:
+def test_unfreezing_restarts_the_schedule(root: str) -> None:
     module, watch = (
         HARClassifier(
             **SETTINGS,
@@ -209,11 +212,11 @@ def test_unfrozen_at_its_epoch_with_a_schedule_of_its_own(root: str) -> None:
             lr=0.01,
             warmup_epochs=0,
         ),
-        Watch(),
+        RecordFrozenAndRates(),
     )
     trainer(3, watch).fit(module, datamodule=data_of(root))
     steps = len(watch.same) // 3
-    assert watch.same[: 2 * steps] == [True] * (2 * steps), "weights and batch statistics, for all the decay"
+    assert watch.same[: 2 * steps] == [True] * (2 * steps), "weights and batch statistics, despite weight decay"
     assert not any(watch.same[2 * steps :])
     first, last, restart = watch.rates[0], watch.rates[2 * steps - 1], watch.rates[2 * steps]
     assert first == {"head_weights": 0.01, "head_vectors": 0.01, "backbone_weights": 0.005, "backbone_vectors": 0.005}
@@ -224,7 +227,7 @@ def test_unfrozen_at_its_epoch_with_a_schedule_of_its_own(root: str) -> None:
 
 
 @pytest.mark.parametrize("epochs", [2, 1])
-def test_unfreezing_must_come_before_the_end(root: str, epochs: int) -> None:
+def test_unfreeze_epoch_must_be_before_the_end(root: str, epochs: int) -> None:
     module = HARClassifier(**SETTINGS, freeze="backbone", unfreeze_epoch=2)
     message = f"model.unfreeze_epoch: it must be before the end of the run, --trainer.max_epochs {epochs}, got 2"
     with pytest.raises(MisconfigurationException, match=message):
@@ -232,13 +235,13 @@ def test_unfreezing_must_come_before_the_end(root: str, epochs: int) -> None:
 
 
 class Divides(Callback):
-    """Divides the run into stages, as progressive resizing does."""
+    """Divides the run into stages like progressive resizing."""
 
     def schedule_stages(self, steps: Any) -> list[tuple[int, int, float]]:
         return [(3, 9, 1.0)]
 
 
-def test_unfreezing_is_refused_beside_other_stages_and_in_a_plain_ddp(root: str) -> None:
+def test_unfreezing_raises_with_other_stages_and_in_plain_ddp(root: str) -> None:
     settings: dict[str, Any] = {**SETTINGS, "freeze": "backbone", "unfreeze_epoch": 1, "warmup_epochs": 0}
     with pytest.raises(
         MisconfigurationException, match="unfreeze_epoch: a callback divides the run into stages already"
@@ -252,7 +255,7 @@ def test_unfreezing_is_refused_beside_other_stages_and_in_a_plain_ddp(root: str)
     module.on_fit_start()
 
 
-def test_groups_hold_every_parameter_once_and_except_what_timm_excepts() -> None:
+def test_groups_hold_every_parameter_once_and_exclude_decay_as_timm_does() -> None:
     module = HARClassifier(**{**SETTINGS, "architecture": "test_vit", "image_size": 32}, weight_decay=0.3)
     groups = module.parameter_groups()
     found = {id(parameter): group["name"] for group in groups for parameter in group["params"]}
@@ -266,7 +269,7 @@ def test_groups_hold_every_parameter_once_and_except_what_timm_excepts() -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("mode", "freeze"), [("flatten", "backbone"), ("grid", "none")])
-def test_a_step_of_the_full_vit_b8(root: str, mode: Any, freeze: Any) -> None:
+def test_training_step_of_the_full_vit_b8(root: str, mode: Any, freeze: Any) -> None:
     module = HARClassifier(
         **{**SETTINGS, "hidden": [512], "in_channels": 3, "image_size": 224, "architecture": "vit_base_patch8_224"},
         network_args={"class_token": False, "global_pool": "avg", "fc_norm": False},
@@ -274,42 +277,42 @@ def test_a_step_of_the_full_vit_b8(root: str, mode: Any, freeze: Any) -> None:
         warmup_epochs=0,
     )
     data = HARDataModule(root=root, mode=mode, image_size=224, image_channels=3, batch_size=1, val_subjects=2)
-    watch, before = Watch(), module.network.head.state_dict()["1.layers.0.weight"].clone()
+    watch, before = RecordFrozenAndRates(), module.network.head.state_dict()["1.layers.0.weight"].clone()
     trainer(1, watch, limit_train_batches=1, limit_val_batches=0).fit(module, datamodule=data)
     assert watch.same == [freeze == "backbone"]
     assert not torch.equal(before, module.network.head.state_dict()["1.layers.0.weight"])
 
 
-# ---- weights to start from ----
+# ---- initial weights ----
 
 
 def given(module: HARClassifier) -> str:
     return "\n".join(line for _, line in module.give_weights())
 
 
-def test_rgb_weights_of_timm_come_into_nine_channels(tmp_path: Path) -> None:
+def test_rgb_weights_of_timm_are_adapted_to_nine_channels(tmp_path: Path) -> None:
     torch.manual_seed(1)
     rgb: Any = timm.create_model("test_resnet", num_classes=5)
     save_file(rgb.state_dict(), str(tmp_path / "rgb.safetensors"))
     module = HARClassifier(**{**SETTINGS, "in_channels": 9}, weights=str(tmp_path / "rgb.safetensors"))
-    said = given(module)
-    assert "conv1.0: from 3 to 9 channels" in said
+    lines = given(module)
+    assert "conv1.0: from 3 to 9 channels" in lines
     own: Any = module.network.encoder.network
     torch.testing.assert_close(own.conv1[0].weight[:, 3:6], rgb.conv1[0].weight / 3)
     assert torch.equal(own.layer1[0].conv1.weight, rgb.layer1[0].conv1.weight)
 
 
-def test_a_run_of_its_own_gives_encoder_and_head(tmp_path: Path) -> None:
+def test_weights_of_a_har_run_load_encoder_and_head(tmp_path: Path) -> None:
     torch.manual_seed(1)
     first = HARClassifier(**{**SETTINGS, "head_seed": 9})
     torch.save(first.network.state_dict(), tmp_path / "run.pt")
     module = HARClassifier(**SETTINGS, weights=str(tmp_path / "run.pt"))
-    assert "head: taken over" in given(module)
+    assert "head: loaded" in given(module)
     state = first.network.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in module.network.state_dict().items())
 
 
-def test_weights_that_do_not_fit_and_none_at_all(tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_and_no_weights(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, str(tmp_path / "a.safetensors"))
     module = HARClassifier(**SETTINGS, weights=str(tmp_path / "a.safetensors"))
     with pytest.raises(ValueError, match=r"weights: .*a.safetensors: only 0.0 % of the network outside its head could"):
@@ -317,14 +320,14 @@ def test_weights_that_do_not_fit_and_none_at_all(tmp_path: Path) -> None:
     assert "the frozen encoder is random" in given(HARClassifier(**SETTINGS, freeze="backbone"))
 
 
-def test_a_download_that_fails_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_download_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any, pretrained: bool = False, **__: Any) -> Any:
         raise OSError("no route\nto host")
 
     module = HARClassifier(**SETTINGS, pretrained=True)
     monkeypatch.setattr(timm, "create_model", fails)
     with pytest.raises(
-        ValueError, match=r"pretrained: timm's test_resnet: the weights could not be had \(OSError: no route to"
+        ValueError, match=r"pretrained: timm's test_resnet: the weights could not be loaded \(OSError: no route to"
     ):
         module.give_weights()
 
@@ -332,11 +335,11 @@ def test_a_download_that_fails_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- single windows ----
 
 
-def test_windows_are_classified_by_their_images() -> None:
+def test_classify_windows_from_their_images() -> None:
     module = HARClassifier(**SETTINGS, mean=[0.5], std=[0.25]).eval()
     images = torch.rand(2, 9, 1, 16, 16)
     torch.testing.assert_close(module.classify(images), module((images - 0.5) / 0.25).softmax(1))
-    with pytest.raises(ValueError, match=r"images: got \(2, 9, 128\), which are signals; this run judges their images"):
+    with pytest.raises(ValueError, match=r"images: got \(2, 9, 128\), which are signals; this run classifies images"):
         module.classify(torch.randn(2, 9, 128))
     settings = {**SETTINGS, "architecture": "signal_resnet", "in_channels": 9, "image_size": 128}
     own = HARClassifier(**settings, mean=[0.0] * 9, std=[1.0] * 9).eval()

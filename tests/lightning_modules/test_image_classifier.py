@@ -1,4 +1,4 @@
-"""The image classifier: its settings, learning rates by layer, and what stays frozen."""
+"""Tests of the image classifier: settings, layer-wise learning rates, frozen parts."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
         {"layer_decay": 0.9, "architecture": "pit_ti_224", "image_size": 224},
         "timm knows no layers of a PoolingVisionTra",
     ),
-    ({"freeze": "backbone", "backbone_lr": 0.1}, "leave them at 1.0, for freeze: backbone trains no backbone"),
+    ({"freeze": "backbone", "backbone_lr": 0.1}, "leave them at 1.0, freeze: backbone does not train"),
     ({"freeze": "norm_statistics", "architecture": "test_vit"}, "freeze: norm_statistics: test_vit has no batch norms"),
     ({"architecture": "resnet10", "dropout": 0.1}, "architecture: timm has no resnet10; the nearest are resnet1"),
-    ({"architecture": "test_vit2", "pretrained": True}, "timm has no weights of test_vit2; give a file by weights"),
+    ({"architecture": "test_vit2", "pretrained": True}, "timm has no weights of test_vit2; set weights to a file"),
 ]
 
 
@@ -48,7 +48,7 @@ def test_bad_settings(settings: dict[str, Any], message: str, monkeypatch: pytes
 
 @pytest.mark.parametrize("architecture", ["test_resnet", "test_vit", "mobilenetv3_small_050", "test_convnext"])
 @pytest.mark.parametrize("backbone_lr", [1.0, 0.1])
-def test_layer_decay_is_timms(architecture: str, backbone_lr: float) -> None:
+def test_layer_decay_equals_timm(architecture: str, backbone_lr: float) -> None:
     module = ImageClassifier(
         **{**SETTINGS, "architecture": architecture}, lr=0.2, layer_decay=0.7, backbone_lr=backbone_lr, weight_decay=0.3
     )
@@ -77,7 +77,7 @@ def test_layer_decay_is_timms(architecture: str, backbone_lr: float) -> None:
             assert group["name"].endswith("vectors" if vector else "weights")
 
 
-def test_names_and_rates_by_hand() -> None:
+def test_group_names_and_learning_rates_by_hand() -> None:
     module = ImageClassifier(**SETTINGS, lr=1.0, layer_decay=0.5, backbone_lr=0.5)
     assert [(group["name"], group["lr"]) for group in module.parameter_groups()[:6:2]] == [
         ("head_weights", 1.0),
@@ -101,8 +101,8 @@ def test_names_and_rates_by_hand() -> None:
     ]
 
 
-class Rates(Callback):
-    """Notes every group's learning rate at each step."""
+class RecordRates(Callback):
+    """Records the learning rate of every group at each step."""
 
     def __init__(self) -> None:
         self.rates: list[dict[str, float]] = []
@@ -127,8 +127,8 @@ def fit(module: ImageClassifier, batches: int = 3, epochs: int = 1, callback: Ca
 
 
 @pytest.mark.parametrize("schedule", ["one_cycle", "cosine"])
-def test_ratios_stay_through_the_schedule(schedule: Any) -> None:
-    rates = Rates()
+def test_schedule_keeps_learning_rate_ratios(schedule: Any) -> None:
+    rates = RecordRates()
     torch.manual_seed(0)
     fit(ImageClassifier(**DIGITS, lr=0.01, schedule=schedule, layer_decay=0.5, lr_end=0.1), batches=5, callback=rates)
     assert len(rates.rates) == 5
@@ -151,7 +151,7 @@ def trained(**settings: Any) -> tuple[ImageClassifier, dict[str, Tensor]]:
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_a_frozen_backbone_is_equal_to_the_bit_with_its_statistics(optimizer: Any) -> None:
+def test_frozen_backbone_and_its_statistics_stay_bit_identical(optimizer: Any) -> None:
     module, before = trained(freeze="backbone", optimizer=optimizer)
     for name, tensor in module.network.state_dict().items():
         assert torch.equal(tensor, before[name]) != name.startswith("fc."), name
@@ -167,7 +167,7 @@ def test_frozen_statistics_and_trained_weights() -> None:
         frozen = name.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked")
         if (
             frozen or tensor.ndim > 1
-        ):  # behind a branch that begins as zero, a norm's weight hardly moves in three steps
+        ):  # in a residual branch initialised to zero, the weight of a norm hardly changes in three steps
             assert torch.equal(tensor, before[name]) == frozen, name
     assert module.training
     assert module.network.fc.training  # type: ignore[union-attr]
@@ -181,7 +181,7 @@ def test_nothing_is_frozen_by_default() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["test_resnet", "test_vit", "test_convnext"])
-def test_dropout_before_the_head_stays_over_a_frozen_backbone(architecture: str) -> None:
+def test_dropout_before_the_head_stays_active_with_a_frozen_backbone(architecture: str) -> None:
     torch.manual_seed(0)
     settings = {**SETTINGS, "architecture": architecture}
     module = ImageClassifier(**settings, freeze="backbone", dropout=0.5, drop_path=0.5)

@@ -1,4 +1,4 @@
-"""`load_run` and `classify`: what a run left behind gives the numbers that the run gave, to the bit, in one line."""
+"""Tests of `load_run` and `Classifier.classify`: bit-identical predictions of a finished run, and error messages."""
 
 import csv
 import shutil
@@ -22,7 +22,7 @@ NAMES = [str(digit) for digit in range(10)]
 
 @pytest.fixture(scope="module")
 def images() -> Tensor:
-    """The test images of the digits as they lie in memory: (359, 1, 8, 8) uint8."""
+    """The test images of the digits data set: (359, 1, 8, 8) uint8."""
     data = DigitsDataModule()
     data.setup("test")
     return data.splits["test"]["image"]
@@ -30,7 +30,7 @@ def images() -> Tensor:
 
 @pytest.fixture(scope="module")
 def copied(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The finished run, to be written to."""
+    """A copy of the finished run that tests may modify."""
     folder = tmp_path_factory.mktemp("copied") / "run"
     shutil.copytree(finished, folder)
     return folder
@@ -42,7 +42,7 @@ def classifier(run: Path, checkpoint: str = "best") -> TernaryClassifier:
     return module
 
 
-def test_the_loaded_run_is_the_averaged_network_of_the_weights_file(finished: Path, images: Tensor) -> None:
+def test_loaded_run_has_the_averaged_weights_of_the_weights_file(finished: Path, images: Tensor) -> None:
     plain = build_resnet("resnet20", num_classes=10, in_channels=1, quantizer="ttq", dropout=0.3)
     plain.load_state_dict(load_file(finished / "weights.safetensors"))
     module = classifier(finished)
@@ -57,34 +57,34 @@ def test_the_loaded_run_is_the_averaged_network_of_the_weights_file(finished: Pa
     assert module.dropout == 0.3, "settings come from the checkpoint"
 
 
-def test_classify_gives_what_predict_wrote(copied: Path, images: Tensor, tmp_path: Path) -> None:
+def test_classify_equals_the_output_of_predict(copied: Path, images: Tensor, tmp_path: Path) -> None:
     log = tmp_path / "log"
     assert forked(["predict", "--run", str(copied)], log=log) == 0, log.read_text()
     with (copied / "predictions.csv").open() as file:
         written = [(row["class"], row["probability"]) for row in csv.DictReader(file)]
     module = classifier(copied)
-    chances = torch.cat([module.classify(batch) for batch in images.split(32)])  # the batches of predict
-    best, classes = chances.max(dim=1)
+    probabilities = torch.cat([module.classify(batch) for batch in images.split(32)])  # the batches of predict
+    best, classes = probabilities.max(dim=1)
     assert module.class_names is not None
     found = [(module.class_names[k], f"{c:.6f}") for k, c in zip(classes.tolist(), best.tolist(), strict=True)]
     assert found == written
 
 
-def test_the_file_itself_and_the_last_checkpoint(copied: Path) -> None:
+def test_load_a_checkpoint_file_and_the_last_checkpoint(copied: Path) -> None:
     path = copied / "checkpoints" / "last.ckpt"
     content = torch.load(path, weights_only=True)
     raw, average = content["state_dict"], content["ema"]["state_dict"]
-    average["network.classifier.bias"] += 1  # the best epoch may be the last
+    average["network.classifier.bias"] += 1  # changed, as the best epoch may be the last
     torch.save(content, path)
     expected = {**raw, **average}
-    assert not all(torch.equal(value, raw[name]) for name, value in expected.items()), "or the test shows nothing"
+    assert not all(torch.equal(value, raw[name]) for name, value in expected.items()), "otherwise the test is trivial"
     for module in (classifier(path), classifier(copied, "last"), classifier(copied, "last.ckpt")):
         assert all(torch.equal(value, expected[name]) for name, value in module.state_dict().items())
     best = classifier(copied).state_dict()
     assert not torch.equal(best["network.classifier.bias"], expected["network.classifier.bias"])
 
 
-def test_a_checkpoint_of_before_class_names(copied: Path) -> None:
+def test_old_checkpoint_without_class_names(copied: Path) -> None:
     content = torch.load(copied / "checkpoints" / "best.ckpt", weights_only=True)
     del content["hyper_parameters"]["class_names"]
     torch.save(content, copied / "checkpoints" / "old.ckpt")
@@ -93,9 +93,9 @@ def test_a_checkpoint_of_before_class_names(copied: Path) -> None:
     assert torch.equal(module.classify(torch.zeros(1, 8, 8)), new.classify(torch.zeros(1, 8, 8)))
 
 
-def test_the_newest_configuration_names_the_class(copied: Path) -> None:
+def test_class_is_read_from_the_newest_configuration(copied: Path) -> None:
     config = yaml.safe_load((copied / "config.yaml").read_text())
-    for number, name in ((9, "gone.Model"), (10, "TernaryClassifier")):  # 10 comes after 9
+    for number, name in ((9, "gone.Model"), (10, "TernaryClassifier")):  # 10 is newer than 9
         config["model"]["class_path"] = name
         (copied / f"config.resume-{number}.yaml").write_text(yaml.safe_dump(config))
     assert type(load_run(copied)) is TernaryClassifier
@@ -157,21 +157,21 @@ def test_classify_by_hand(linear: LinearClassifier) -> None:
     logits = values.flatten(1) @ layer.weight.double().T + layer.bias.double()
     expected = (logits - logits.logsumexp(dim=1, keepdim=True)).exp().float()
     for given in (images, images.float() / 255, images.double() / 255):
-        chances = linear.classify(given)
-        torch.testing.assert_close(chances, expected)
-        assert chances.dtype == torch.float32
-        assert not chances.requires_grad
+        probabilities = linear.classify(given)
+        torch.testing.assert_close(probabilities, expected)
+        assert probabilities.dtype == torch.float32
+        assert not probabilities.requires_grad
     torch.testing.assert_close(linear.classify(images[2]), expected[2:3])
     assert linear.classify(images[:0]).shape == (0, 3)
     torch.testing.assert_close(linear.double().classify(images), expected)
 
 
-def test_classify_is_of_the_data_modules_normalisation_to_the_bit(images: Tensor, finished: Path) -> None:
+def test_normalisation_is_bit_identical_to_the_datamodule(images: Tensor, finished: Path) -> None:
     expected = DigitsDataModule()._normalize({"image": images})["image"]
     assert torch.equal(classifier(finished)._normalized(images), expected)
 
 
-def test_classify_leaves_the_mode_alone() -> None:
+def test_classify_does_not_change_the_training_mode() -> None:
     module = TernaryClassifier(architecture="resnet20", mean=[0.3], std=[0.4], **{**SETTINGS, "in_channels": 1}).train()
     module.network.stem.eval()  # type: ignore[union-attr]
     before = {name: value.clone() for name, value in module.state_dict().items()}
@@ -181,7 +181,7 @@ def test_classify_leaves_the_mode_alone() -> None:
     assert module.training
     assert module.network.classifier.training  # type: ignore[union-attr]
     assert not module.network.stem.training  # type: ignore[union-attr]
-    assert torch.equal(module.eval().classify(image), first), "eval mode, whatever the module is in"
+    assert torch.equal(module.eval().classify(image), first), "classify uses eval mode for any mode of the module"
 
 
 BAD: list[tuple[Tensor, str]] = [
@@ -213,7 +213,7 @@ def test_bad_settings() -> None:
         module.classify(torch.zeros(2, 4, 4))
 
 
-def test_class_names_that_contradict_the_data(tmp_path: Path) -> None:
+def test_class_names_that_differ_from_the_data_raise(tmp_path: Path) -> None:
     (tmp_path / "names.yaml").write_text("model:\n  init_args:\n    class_names: [a, b]\n")
     log = tmp_path / "log"
     arguments = ["fit", "--config", "tests/conf/digits_ternary_tiny.yaml", "--config", str(tmp_path / "names.yaml")]

@@ -1,3 +1,5 @@
+"""Tests of lightning_modules/losses.py: equal loss for class ids and one-hot targets, class weights, soft targets."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +15,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_one_hot_targets_and_class_ids_give_one_loss(
+def test_one_hot_targets_and_class_ids_give_the_same_loss(
     batch: tuple[torch.Tensor, ...], smoothing: float, weighted: bool
 ) -> None:
     logits, label, weight = batch
@@ -24,7 +26,7 @@ def test_one_hot_targets_and_class_ids_give_one_loss(
     torch.testing.assert_close(hard, F.cross_entropy(logits, label, weight=w, label_smoothing=smoothing))
 
 
-def test_torch_alone_would_multiply_the_loss(batch: tuple[torch.Tensor, ...]) -> None:
+def test_torch_with_soft_targets_multiplies_the_loss(batch: tuple[torch.Tensor, ...]) -> None:
     logits, label, weight = batch
     one_hot = F.one_hot(label, 4).float()
     ratio = F.cross_entropy(logits, one_hot, weight=weight) / classification_loss(logits, label, one_hot, weight)
@@ -35,7 +37,7 @@ def test_soft_targets_by_hand() -> None:
     logits = torch.tensor([[0.0, 0.0], [0.0, 0.0]])
     target = torch.tensor([[0.25, 0.75], [1.0, 0.0]])
     weight = torch.tensor([2.0, 4.0])
-    # -log p is log 2 everywhere, so the weighted mean of -log p is log 2 whatever the weights
+    # -log p is log 2 everywhere, so its weighted mean is log 2 for any weights
     assert classification_loss(logits, torch.zeros(2).long(), target, weight).item() == pytest.approx(0.6931472)
     logits = torch.tensor([[0.0, 1.0986123]])  # p = 1/4, 3/4
     loss = classification_loss(logits, torch.zeros(1).long(), target[:1], weight)

@@ -1,4 +1,4 @@
-"""Settings of the modules: what is refused, what the groups are, what accumulation and class weights amount to."""
+"""Tests of BaseModule and Classifier: invalid settings, parameter groups, gradient accumulation, class weights."""
 
 from typing import Any, Literal
 
@@ -62,8 +62,8 @@ def fit(batch_size: int, class_weights: Literal["none", "balanced"] = "none", **
     return module
 
 
-def test_accumulation_equals_a_larger_batch_without_batch_statistics() -> None:
-    """Four batches of 32 give the step of one of 128: same samples, same schedule."""
+def test_accumulation_equals_a_larger_batch() -> None:
+    """Without batch norm, four batches of 32 give the same step as one of 128: same samples, same schedule."""
     whole = fit(128, limit_train_batches=8)
     parts = fit(32, limit_train_batches=32, accumulate_grad_batches=4)
     assert whole.trainer.global_step == parts.trainer.global_step == 16
@@ -71,7 +71,7 @@ def test_accumulation_equals_a_larger_batch_without_batch_statistics() -> None:
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
 
 
-def test_balanced_weights_are_scikit_learns_of_the_training_split() -> None:
+def test_balanced_class_weights_equal_scikit_learn() -> None:
     module = fit(64, "balanced", limit_train_batches=1)
     data = DigitsDataModule()
     data.setup("fit")

@@ -1,4 +1,4 @@
-"""Weights to start from: every kind of file gives the same tensors, and what cannot be read is said in one line."""
+"""Tests of reading initial weights: every kind of file gives the same tensors, and errors are one line; loading into new runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ABOUT: dict[str, Any] = {"class_names": ["a", "b", "c"], "mean": [0.5], "std": [
 
 @pytest.fixture(scope="module")
 def network() -> dict[str, Tensor]:
-    """State dict of a network, with numbers in it that no initialisation has."""
+    """State dict of a network with values that no initialisation produces."""
     torch.manual_seed(7)
     state = ImageClassifier(**SETTINGS).network.state_dict()
     return {k: 0.1 + torch.rand_like(v) if v.is_floating_point() else v + 3 for k, v in state.items()}
@@ -33,7 +33,7 @@ def network() -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def run(network: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder whose best checkpoint has `network` as its average, and other raw weights."""
+    """A run folder whose best checkpoint holds `network` as averaged weights, and other raw weights."""
     folder = tmp_path_factory.mktemp("run")
     torch.manual_seed(8)
     module = ImageClassifier(**SETTINGS, **ABOUT)
@@ -59,7 +59,7 @@ def saved(content: Any) -> Callable[[Path, Path], Path]:
     return write
 
 
-def alone(run: Path, target: Path) -> Path:
+def checkpoint_only(run: Path, target: Path) -> Path:
     return Path(shutil.copyfile(run / "checkpoints" / "best.ckpt", target / "moved.ckpt"))
 
 
@@ -70,7 +70,7 @@ def prefixed(network: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 SOURCES: dict[str, Callable[[dict[str, Tensor]], Callable[[Path, Path], Path]]] = {
     "run": lambda network: lambda run, _: run,
     "checkpoint": lambda network: lambda run, _: run / "checkpoints" / "best.ckpt",
-    "moved": lambda network: alone,
+    "moved": lambda network: checkpoint_only,
     "safetensors": lambda network: lambda run, _: run / "weights.safetensors",
     "plain": saved,
     "ordered": lambda network: saved(dict(network.items())),
@@ -88,7 +88,7 @@ SOURCES: dict[str, Callable[[dict[str, Tensor]], Callable[[Path, Path], Path]]] 
 
 
 @pytest.mark.parametrize("kind", SOURCES)
-def test_every_source_gives_the_same_network(kind: str, network: dict[str, Tensor], run: Path, tmp_path: Path) -> None:
+def test_every_source_gives_the_same_weights(kind: str, network: dict[str, Tensor], run: Path, tmp_path: Path) -> None:
     source = SOURCES[kind](network)(run, tmp_path)
     found = read_weights(str(source), network.keys())
     assert found.tensors.keys() == network.keys()
@@ -103,7 +103,7 @@ def test_every_source_gives_the_same_network(kind: str, network: dict[str, Tenso
         assert torch.equal(module.eval()(images), load_run(run)(images))
 
 
-def test_a_prefix_that_belongs_to_the_name_stays() -> None:
+def test_prefix_that_is_part_of_the_name_is_kept() -> None:
     tensors = {"model.a": torch.ones(1), "module.model.b": torch.zeros(1), "model.c": torch.ones(1)}
     assert _named_as(tensors, {"model.a", "model.b", "c"}).keys() == {"model.a", "model.b", "c"}
     both = {"model.c": torch.zeros(1), "c": torch.ones(1)}
@@ -112,11 +112,11 @@ def test_a_prefix_that_belongs_to_the_name_stays() -> None:
 
 
 class Unsafe:
-    """Stands for what a pickle may hold."""
+    """A class that must not be unpickled."""
 
 
 def cut(run: Path, target: Path) -> Path:
-    path = alone(run, target)
+    path = checkpoint_only(run, target)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     return path
 
@@ -132,11 +132,11 @@ def written(name: str, content: bytes) -> Callable[[Path, Path], Path]:
 BROKEN: list[tuple[Callable[[Path, Path], Path], str]] = [
     (lambda run, target: target / "gone", "gone: no such run folder or checkpoint"),
     (lambda run, target: target, "is not a run folder, it has no config.yaml"),
-    (cut, "moved.ckpt: cannot be read, it is cut short or no file of weights"),
-    (written("a.pth", b""), "a.pth: cannot be read, it is cut short or no file of weights"),
-    (written("a.pth", b"text"), "a.pth: cannot be read, it is cut short"),
+    (cut, "moved.ckpt: cannot be read: it is truncated or not a weights file"),
+    (written("a.pth", b""), "a.pth: cannot be read: it is truncated or not a weights file"),
+    (written("a.pth", b"text"), "a.pth: cannot be read: it is truncated"),
     (written("a.safetensors", b"text"), "a.safetensors: cannot be read as safetensors"),
-    (saved(Unsafe()), "holds Python objects beside them, which are never run"),
+    (saved(Unsafe()), "also holds other Python objects, which are never loaded"),
     (written("a.pth", pickle.dumps(argparse.Namespace(), protocol=2)), "a.pth: cannot be read"),
     (saved([torch.zeros(1)]), "holds no state dict but a list"),
     (saved({"epoch": 1, "lr": 0.1}), r"holds no state dict \(it has epoch, lr\)"),
@@ -158,8 +158,8 @@ def test_a_run_without_a_best_checkpoint(run: Path, tmp_path: Path) -> None:
         read_weights(str(tmp_path), [])
 
 
-def test_the_run_of_the_command_line(finished: Path) -> None:
-    """A real run folder: what is read is its file of averaged weights, with the names of its classes."""
+def test_weights_of_a_command_line_run(finished: Path) -> None:
+    """From a real run folder, the averaged weights and the class names are read."""
     expected = load_file(finished / "weights.safetensors")
     found = read_weights(str(finished), expected.keys())
     assert isinstance(found, SavedWeights)
@@ -174,32 +174,32 @@ def test_the_run_of_the_command_line(finished: Path) -> None:
 
 @pytest.fixture
 def no_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The optimiser needs a Trainer; what comes before it does not."""
+    """Replace `BaseModule.configure_optimizers`, which needs a Trainer; loading the weights before it does not."""
     monkeypatch.setattr(Classifier, "configure_optimizers", lambda self: None)
 
 
 @pytest.mark.usefixtures("no_optimizer")
-def test_weights_are_given_once_and_what_came_of_it_is_logged(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_weights_are_loaded_once_and_the_report_is_logged(run: Path, caplog: pytest.LogCaptureFixture) -> None:
     module = ImageClassifier(**SETTINGS, weights=str(run), mean=[0.5], std=[0.5])
     for stage in ("fit", "test"):
         module.setup(stage)
-    assert not caplog.records, "a test of a run needs no weights"
+    assert not caplog.records, "no initial weights are loaded for main.py test"
     with caplog.at_level(logging.INFO):
         module.configure_optimizers()
-    said = [(record.levelno, record.getMessage()) for record in caplog.records]
-    assert said[0] == (logging.INFO, f"weights: {run}: 92 of 92 tensors loaded (100.0 % of the weights)")
-    assert said[-1][0] == logging.WARNING
-    assert said[-1][1].endswith(
-        "trained on images of mean [0.5], std [0.25]; those of this run have mean [0.5], std [0.5]"
+    logged = [(record.levelno, record.getMessage()) for record in caplog.records]
+    assert logged[0] == (logging.INFO, f"weights: {run}: 92 of 92 tensors loaded (100.0 % of the weights)")
+    assert logged[-1][0] == logging.WARNING
+    assert logged[-1][1].endswith(
+        "trained on images normalised with mean [0.5], std [0.25]; this run uses mean [0.5], std [0.5]"
     )
     head: Any = module.network.get_submodule("fc")
     torch.nn.init.zeros_(head.weight)
     module.configure_optimizers()
-    assert head.weight.eq(0).all(), "a second fit goes on"
+    assert head.weight.eq(0).all(), "a second fit must not load the weights again"
 
 
 @pytest.mark.usefixtures("no_optimizer")
-def test_folded_batch_norms_are_refused_unless_their_statistics_stay(tmp_path: Path) -> None:
+def test_folded_batch_norms_raise_unless_their_statistics_are_frozen(tmp_path: Path) -> None:
     source = ImageClassifier(**SETTINGS).network.state_dict()
     state = {name: torch.ones_like(tensor) if name.endswith("bias") else tensor for name, tensor in source.items()}
     torch.save(state, tmp_path / "folded.pth")
@@ -212,7 +212,7 @@ def test_folded_batch_norms_are_refused_unless_their_statistics_stay(tmp_path: P
 
 
 @pytest.mark.usefixtures("no_optimizer")
-def test_a_source_is_not_looked_at_where_a_checkpoint_takes_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_source_is_not_read_when_a_checkpoint_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ImageClassifier(**SETTINGS, weights="gone")
     module.setup("fit")
     with pytest.raises(MisconfigurationException, match="weights: gone: no such run folder or checkpoint"):

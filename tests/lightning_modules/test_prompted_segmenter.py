@@ -1,4 +1,4 @@
-"""The module of prompted segmentation: figures equal numpy's, thresholds belong to the weights, wrong settings are named."""
+"""Tests of PromptedSegmenter: metrics against numpy, thresholds per prompt, prediction, invalid settings; tiling; mask overlays."""
 
 import itertools
 import json
@@ -45,7 +45,7 @@ def module_of(**settings: Any) -> PromptedSegmenter:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two epochs, tested."""
+    """Folder of a run of two epochs after `main.py test`."""
     folder = tmp_path_factory.mktemp("segmentation")
     short = ["--trainer.max_epochs", "2", "--data.root", str(folder / "data"), "--test_after_fit"]
     assert main(["fit", "--config", TINY, *short, "--run_dir", str(folder / "run")]) == 0
@@ -57,8 +57,8 @@ def boundary(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return edge
 
 
-def test_test_figures_are_those_of_the_predicted_masks(trained: Path) -> None:
-    """What predict writes, compared with the masks on disk by numpy alone."""
+def test_test_metrics_equal_metrics_of_the_predicted_masks(trained: Path) -> None:
+    """Compare the masks written by predict with the masks on disk, using only numpy."""
     assert main(["predict", "--run", str(trained)]) == 0
     metrics = json.loads((trained / "test_metrics.json").read_text())["metrics"]
     data = trained.parent / "data" / "segmentation_generated_14"
@@ -102,7 +102,7 @@ def test_test_figures_are_those_of_the_predicted_masks(trained: Path) -> None:
 
 
 def check_nothing(metrics: dict[str, float], truth: list[list[NDArray[np.bool_]]]) -> None:
-    """Figures of predicting nothing, of the true masks of each prompt."""
+    """Check the metrics of empty predictions, computed from the true masks of each prompt."""
     empty = [[float(not mask.any()) for mask in masks] for masks in truth]
     pooled = np.mean([float(not any(mask.any() for mask in masks)) for masks in truth])
     each = np.mean([np.mean(flags) for flags in empty])
@@ -116,8 +116,8 @@ def check_nothing(metrics: dict[str, float], truth: list[list[NDArray[np.bool_]]
 @pytest.mark.parametrize(
     ("name", "other"), [("cracks", "taping"), pytest.param("taping", "cracks", marks=pytest.mark.slow)]
 )
-def test_one_task_alone(tmp_path: Path, name: str, other: str) -> None:
-    """The U-Net of a task: the overlay leaves one set, one text, and no absent object to ask for."""
+def test_single_task(tmp_path: Path, name: str, other: str) -> None:
+    """U-Net for one task: the overlay configuration leaves one data set, one prompt and no prompts for absent objects."""
     write_generated(tmp_path / "data", 12)
     overlay = str(ROOT / "configs" / "experiments" / f"segmentation_{name}_only.yaml")
     flags = ["--data.root", str(tmp_path / "data"), "--data.generate", "null", "--trainer.max_epochs", "1"]
@@ -131,7 +131,7 @@ def test_one_task_alone(tmp_path: Path, name: str, other: str) -> None:
     assert load_run(tmp_path / "run").class_names == [text[name].replace("_", " ")]
 
 
-def test_thresholds_are_those_of_the_best_checkpoint(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_thresholds_are_loaded_from_the_best_checkpoint(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     best = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
     module = load_run(trained)
     assert isinstance(module, PromptedSegmenter)
@@ -141,14 +141,14 @@ def test_thresholds_are_those_of_the_best_checkpoint(trained: Path, capsys: pyte
     capsys.readouterr()
     assert main(["validate", "--run", str(trained)]) == 0
     evaluated = json.loads((trained / "validate_metrics.json").read_text())["metrics"]
-    assert evaluated["val/iou"] == pytest.approx(value, abs=1e-7), "the same weights at the same thresholds"
+    assert evaluated["val/iou"] == pytest.approx(value, abs=1e-7), "same weights and same thresholds"
     assert "val/boundary_f1" in evaluated
     for name in ("segmentation_val.png", "segmentation_validate.png", "segmentation_test.png"):
         assert (trained / "plots" / name).is_file()
 
 
-def test_what_is_marked_where_the_object_is_absent_counts_for_its_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pixel of 0.7 that is crack and one of 0.3 that is not; in an image without cracks two of 0.6."""
+def test_pixels_marked_for_absent_objects_count_when_choosing_thresholds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crack pixel has probability 0.7, a background pixel 0.3; in an image without cracks two pixels have 0.6."""
     logged: dict[str, Any] = {}
     module: Any = module_of()
     module.configure_metrics()
@@ -175,7 +175,7 @@ def test_predict_of_a_folder_with_other_prompts(
     flags = ["--data.images", str(tmp_path / "new"), "--data.prompts", "[segment wall crack, water stain]"]
     capsys.readouterr()
     assert main(["predict", "--run", str(trained), *flags]) == 0
-    assert "prompts that training never asked: 'water stain'; marked at 0.5" in capsys.readouterr().out
+    assert "prompts not used in training: 'water stain'; they use the threshold 0.5" in capsys.readouterr().out
     for name, size in (("a", (50, 30)), ("b", (31, 70)), ("one", (1, 1))):
         for prompt in ("segment_wall_crack", "water_stain"):
             for kind in ("masks", "overlays"):
@@ -186,11 +186,11 @@ def test_predict_of_a_folder_with_other_prompts(
     thresholds = {row[2]: float(row[3]) for row in rows[1:]}
     known = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)["segmentation"]["thresholds"]
     assert thresholds == {"segment wall crack": known["segment crack"], "water stain": 0.5}, (
-        "a synonym has its object's"
+        "a synonym has the threshold of its object"
     )
 
 
-def test_an_encoder_starts_from_a_file(tmp_path: Path) -> None:
+def test_encoder_starts_from_a_file(tmp_path: Path) -> None:
     source = LightSegmenter("test_resnet", width=8)
     save_file(source.encoder.state_dict(), tmp_path / "weights.safetensors")
     network = LightSegmenter("test_resnet", width=8)
@@ -201,7 +201,7 @@ def test_an_encoder_starts_from_a_file(tmp_path: Path) -> None:
         fill_encoder(network, "test_resnet", None, str(tmp_path / "none.safetensors"), pretrained=False)
 
 
-def test_the_encoder_has_its_own_rate() -> None:
+def test_encoder_has_its_own_learning_rate() -> None:
     groups = {group["name"]: group for group in module_of(lr=0.1, encoder_lr=0.25).parameter_groups()}
     assert list(groups) == ["weights", "vectors", "encoder_weights", "encoder_vectors"]
     assert groups["encoder_weights"]["lr"] == 0.025
@@ -209,7 +209,7 @@ def test_the_encoder_has_its_own_rate() -> None:
     assert sum(len(group["params"]) for group in groups.values()) == len(list(module_of().network.parameters()))
 
 
-def test_clipseg_trains_its_decoder_alone_and_knows_its_towers(tmp_path: Path) -> None:
+def test_clipseg_trains_only_its_decoder_and_checks_its_towers(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     module = PromptedSegmenter(network="clipseg", weights="random_tiny", side=48, **LINKS)
     assert module.eval()(torch.zeros(1, 3, 20, 30), ["crack", "tape"], torch.tensor([0, 0])).shape == (2, 1, 20, 30)
@@ -234,22 +234,22 @@ def test_clipseg_trains_its_decoder_alone_and_knows_its_towers(tmp_path: Path) -
         ({"tolerance": -1}, "tolerance: pixels, 0 or more, got -1"),
         ({"side": 0}, "side: pixels, 1 or more, or null, got 0"),
         ({"tile": 8}, "tile: pixels, 32 or more, or null, got 8"),
-        ({"decoder": "high_resolution"}, "decoder: is not of network light"),
+        ({"decoder": "high_resolution"}, "decoder: is not used by network light"),
         (
             {"network": "clipseg", "encoder": "resnet18"},
-            "encoder: is not of network clipseg with decoder null, got 'resnet18'",
+            "encoder: is not used by network clipseg with decoder null, got 'resnet18'",
         ),
         ({"pixel": "hinge"}, "pixel: one of bce, focal, none, got hinge"),
     ],
 )
-def test_settings_that_do_not_fit(settings: dict[str, Any], message: str) -> None:
+def test_bad_settings(settings: dict[str, Any], message: str) -> None:
     given = {"encoder": "mobilenetv2_100", "width": None} if settings.get("network") == "clipseg" else {}
     with pytest.raises(ValueError, match=re.escape(message)):
         module_of(**{**given, **settings})
 
 
 @pytest.mark.parametrize("size", [(64, 64), (100, 64), (150, 201), (33, 250)])
-def test_tiles_of_a_pointwise_network_make_the_whole(size: tuple[int, int]) -> None:
+def test_tiled_output_of_a_pointwise_network_equals_the_whole_image(size: tuple[int, int]) -> None:
     image = torch.rand(2, 3, *size)
 
     def network(image: torch.Tensor, prompts: Any, index: torch.Tensor | None) -> torch.Tensor:
@@ -278,11 +278,11 @@ def test_overlay_tints_inside_and_outlines() -> None:
     assert drawn[2, 2].tolist() == [round(100 * 0.65 + 255 * 0.35), 65, 65]
 
 
-def test_masks_are_named_by_their_images() -> None:
+def test_mask_files_are_named_after_their_images() -> None:
     assert mask_names(["a/1.jpg", "b.jpg", "b.png", "c.d.png"]) == ["a/1", "b.jpg", "b.png", "c.d"]
 
 
-def test_pictures_need_masks(tmp_path: Path) -> None:
+def test_pictures_require_masks(tmp_path: Path) -> None:
     pictures = SegmentationPictures()
     with pytest.raises(
         MisconfigurationException, match="SegmentationPictures: needs batches of images, masks and prompts"

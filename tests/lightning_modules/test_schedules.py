@@ -1,3 +1,5 @@
+"""Tests of lightning_modules/schedules.py: equality with torch's schedulers, warm-up, stages, resume."""
+
 import math
 from typing import Any
 
@@ -17,8 +19,8 @@ def momentum(group: dict[str, Any]) -> float:
     return float(group["betas"][0] if "betas" in group else group["momentum"])
 
 
-def walk(schedule: Schedule, steps: int) -> list[tuple[float, float]]:
-    """(lr, momentum) that each of the optimiser steps uses."""
+def values_of_steps(schedule: Schedule, steps: int) -> list[tuple[float, float]]:
+    """(lr, momentum) of each optimiser step."""
     values = []
     for _ in range(steps):
         group = schedule.optimizer.param_groups[0]
@@ -30,7 +32,7 @@ def walk(schedule: Schedule, steps: int) -> list[tuple[float, float]]:
 
 @pytest.mark.parametrize("steps", [10, 37, 100])
 @pytest.mark.parametrize("adam", [False, True])
-def test_one_cycle_is_torchs_with_momentum(steps: int, adam: bool) -> None:
+def test_one_cycle_equals_torch_with_momentum(steps: int, adam: bool) -> None:
     parameter = torch.nn.Parameter(torch.zeros(2))
     make: list[Optimizer] = [
         AdamW([parameter], lr=0.1, betas=(0.95, 0.999)) if adam else SGD([parameter], lr=0.1, momentum=0.95)
@@ -51,23 +53,23 @@ def test_one_cycle_is_torchs_with_momentum(steps: int, adam: bool) -> None:
 
 def test_cosine_with_warmup_by_hand() -> None:
     schedule = Schedule(optimizer(lr=2.0), Shape("cosine", warmup_steps=4, end=0.1), [Stage(9)])
-    lrs = [lr for lr, _ in walk(schedule, 9)]
+    lrs = [lr for lr, _ in values_of_steps(schedule, 9)]
     assert lrs[:4] == pytest.approx([0.5, 1.0, 1.5, 2.0])
     assert lrs[4:] == pytest.approx([0.2 + 1.8 * (1 + math.cos(math.pi * i / 4)) / 2 for i in range(5)])
     assert lrs[-1] == pytest.approx(0.2)
 
 
-def test_step_is_torchs_multistep() -> None:
+def test_step_equals_torch_multistep() -> None:
     ours = Schedule(optimizer(), Shape("step", milestones=(0.5, 0.75), gamma=0.1), [Stage(20)])
     other = optimizer()
     theirs = MultiStepLR(other, milestones=[10, 15], gamma=0.1)
-    for lr, _ in walk(ours, 20):
+    for lr, _ in values_of_steps(ours, 20):
         assert lr == pytest.approx(other.param_groups[0]["lr"])
         other.step()
         theirs.step()
 
 
-def test_plateau_is_torchs() -> None:
+def test_plateau_equals_torch() -> None:
     values = [1.0, 0.9, 0.95, 0.96, 0.97, 0.5, 0.6, 0.6, 0.6, 0.6]
     ours = Schedule(optimizer(), Shape("plateau"), [Stage(100)], plateau=("min", 0.5, 1))
     other = optimizer()
@@ -87,26 +89,26 @@ def test_warmup_and_plateau_multiply() -> None:
 
 
 @pytest.mark.parametrize("name", ["cosine", "one_cycle", "step", "none"])
-def test_never_leaves_its_end(name: ScheduleName) -> None:
+def test_steps_beyond_the_end_keep_the_end_value(name: ScheduleName) -> None:
     schedule = Schedule(optimizer(), Shape(name), [Stage(5)], (0.8, 0.9))
-    values = walk(schedule, 12)
+    values = values_of_steps(schedule, 12)
     assert values[4:] == [values[4]] * 8
 
 
-def test_stages_have_schedules_of_their_own() -> None:
+def test_each_stage_has_its_own_schedule() -> None:
     schedule = Schedule(optimizer(lr=1.0), Shape("cosine"), [Stage(3), Stage(4, 0.5)])
-    lrs = [lr for lr, _ in walk(schedule, 7)]
+    lrs = [lr for lr, _ in values_of_steps(schedule, 7)]
     assert lrs == pytest.approx([1.0, 0.5, 0.0, 0.5, 0.375, 0.125, 0.0])
     assert schedule.total_steps == 7
 
 
 def test_only_the_first_stage_warms_up() -> None:
     schedule = Schedule(optimizer(lr=1.0), Shape("cosine", warmup_steps=2), [Stage(5), Stage(3, 0.5)])
-    lrs = [lr for lr, _ in walk(schedule, 8)]
+    lrs = [lr for lr, _ in values_of_steps(schedule, 8)]
     assert lrs == pytest.approx([0.5, 1.0, 1.0, 0.5, 0.0, 0.5, 0.25, 0.0])
 
 
-def test_groups_keep_their_ratio() -> None:
+def test_groups_keep_their_learning_rate_ratio() -> None:
     groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (0.1, 0.01)]
     schedule = Schedule(SGD(groups, lr=1.0), Shape("cosine", warmup_steps=3), [Stage(8)])
     for _ in range(7):
@@ -117,7 +119,7 @@ def test_groups_keep_their_ratio() -> None:
 
 
 @pytest.mark.parametrize("name", ["cosine", "one_cycle", "step", "plateau", "none"])
-def test_resume_goes_on_where_it_was(name: ScheduleName) -> None:
+def test_resume_continues_at_the_saved_step(name: ScheduleName) -> None:
     def make() -> Schedule:
         return Schedule(optimizer(), Shape(name, warmup_steps=2), [Stage(11)], (0.8, 0.9), ("min", 0.5, 0))
 
@@ -125,23 +127,23 @@ def test_resume_goes_on_where_it_was(name: ScheduleName) -> None:
     for schedule in (whole, first):
         for value in (1.0, 2.0):
             schedule.observe(value)
-    unbroken = walk(whole, 11)
-    assert walk(first, 4) == unbroken[:4]
+    unbroken = values_of_steps(whole, 11)
+    assert values_of_steps(first, 4) == unbroken[:4]
     second.load_state_dict(first.state_dict())
     assert second.replaced is None
-    assert walk(second, 7) == unbroken[4:]
+    assert values_of_steps(second, 7) == unbroken[4:]
 
 
-def test_this_runs_settings_win_over_a_checkpoints() -> None:
+def test_settings_of_the_run_take_precedence_over_the_checkpoint() -> None:
     old = Schedule(optimizer(lr=0.1), Shape("cosine"), [Stage(10)])
-    walk(old, 5)
+    values_of_steps(old, 5)
     new = Schedule(optimizer(lr=1.0), Shape("cosine"), [Stage(20)])
     new.load_state_dict(old.state_dict())
     assert new.replaced == [Stage(10)]
     assert new.optimizer.param_groups[0]["lr"] == pytest.approx(lr_share(Shape("cosine"), 5, 20))
 
 
-def test_a_table_without_steps_is_refused() -> None:
+def test_stages_without_steps_raise() -> None:
     with pytest.raises(ValueError, match="stages of at least one step"):
         Schedule(optimizer(), Shape(), [])
     with pytest.raises(ValueError, match="stages of at least one step"):

@@ -1,4 +1,4 @@
-"""lightning_modules/segmentation_losses.py: cases worked out by hand, and torchvision's focal loss."""
+"""Tests of lightning_modules/segmentation_losses.py: values computed by hand, and torchvision's focal loss."""
 
 import math
 from typing import Any
@@ -12,7 +12,7 @@ from lightning_modules.segmentation_losses import SegmentationLoss, pixel_loss, 
 
 
 def logit(*probabilities: float) -> Tensor:
-    """Logits (1, 1, 1, W) of probabilities."""
+    """Logits (1, 1, 1, W) for the given probabilities."""
     return torch.tensor(probabilities, dtype=torch.float64).logit().float().view(1, 1, 1, -1)
 
 
@@ -27,18 +27,18 @@ def test_bce_by_hand() -> None:
     assert float(weighted) == pytest.approx(-(5 * math.log(0.9) + math.log(0.8) + math.log(0.4)) / 3)
 
 
-def test_focal_by_hand_and_beside_torchvision() -> None:
+def test_focal_by_hand_and_against_torchvision() -> None:
     value = pixel_loss(logit(0.9, 0.2), mask(1, 0), gamma=2)
     assert float(value) == pytest.approx(-(0.1**2 * math.log(0.9) + 0.2**2 * math.log(0.8)) / 2, rel=1e-5)
     torch.manual_seed(0)
     logits, truth = 4 * torch.randn(3, 1, 5, 5), (torch.rand(3, 1, 5, 5) > 0.7).float()
-    # with alpha its factors are alpha of the object and 1 - alpha of the rest: 0.75 and 0.25 are 3 and 1, times 0.25
+    # torchvision's alpha weights the object by alpha and the rest by 1 - alpha: 0.75 and 0.25 equal 3 and 1 times 0.25
     expected = sigmoid_focal_loss(logits, truth, alpha=0.75, gamma=1.5, reduction="mean") / 0.25
     assert float(pixel_loss(logits, truth, pos_weight=3, gamma=1.5)) == pytest.approx(float(expected), rel=1e-5)
 
 
 @pytest.mark.parametrize("value", [-200.0, 200.0])
-def test_sure_and_wrong_has_a_gradient(value: float) -> None:
+def test_confident_wrong_prediction_has_a_gradient(value: float) -> None:
     logits = torch.full((1, 1, 2, 2), value, requires_grad=True)
     wrong = torch.full((1, 1, 2, 2), float(value < 0))
     SegmentationLoss("focal", "tversky")(logits, wrong).backward()
@@ -48,7 +48,7 @@ def test_sure_and_wrong_has_a_gradient(value: float) -> None:
 
 
 def test_dice_by_hand() -> None:
-    # sum p y = 0.9, sum p = 1.7, sum y = 1; (2 * 0.9 + 2) / (1.7 + 1 + 2) with s = 1, which is 2 in this form
+    # sum p y = 0.9, sum p = 1.7, sum y = 1; (2 * 0.9 + 2) / (1.7 + 1 + 2), as s = 1 corresponds to 2 in this form
     value = region_loss(logit(0.9, 0.2, 0.6), mask(1, 0, 0))
     assert float(value) == pytest.approx(1 - (2 * 0.9 + 2) / (1.7 + 1 + 2))
 
@@ -64,14 +64,14 @@ def test_empty_masks() -> None:
     assert float(region_loss(torch.full((1, 1, 1, 4), -90.0), empty)) == 0
     # FP = 2 and alpha = 0.5, so alpha FP = s = 1: half
     assert float(region_loss(logit(0.5, 0.5, 0.5, 0.5), empty)) == pytest.approx(0.5)
-    # a full mask that is missed whole
+    # a full mask that is missed completely
     assert float(region_loss(torch.full((1, 1, 1, 4), -90.0), mask(1, 1, 1, 1))) == pytest.approx(1 - 1 / 3)
 
 
-def test_over_samples_and_over_the_batch() -> None:
+def test_sums_over_samples_and_over_the_batch() -> None:
     logits = torch.cat([logit(0.9, 0.1), logit(0.4, 0.6)])
     truth = torch.cat([mask(1, 0), mask(0, 0)])
-    # by sample: TP 0.9, FP + FN 0.2; TP 0, FP 1
+    # per sample: TP 0.9, FP + FN 0.2; TP 0, FP 1
     samples = ((1 - (0.9 + 1) / (0.9 + 0.1 + 1)) + (1 - 1 / (0.5 + 1))) / 2
     assert float(region_loss(logits, truth)) == pytest.approx(samples)
     batch = 1 - (0.9 + 1) / (0.9 + 0.5 * 1.2 + 1)
@@ -79,7 +79,7 @@ def test_over_samples_and_over_the_batch() -> None:
 
 
 @pytest.mark.parametrize("over", ["sample", "batch"])
-def test_pixels_that_do_not_count_change_nothing(over: Any) -> None:
+def test_excluded_pixels_do_not_affect_the_loss(over: Any) -> None:
     torch.manual_seed(0)
     logits, truth = torch.randn(2, 1, 6, 8), torch.rand(2, 1, 6, 8) > 0.5
     valid = torch.zeros(2, 1, 6, 8, dtype=torch.bool)
@@ -132,6 +132,6 @@ def test_half_precision_is_computed_in_float32() -> None:
         ({"focal_gamma": -1.0}, "focal_gamma: a number of at least 0 is needed, got -1.0"),
     ],
 )
-def test_wrong_settings(settings: Any, message: str) -> None:
+def test_bad_settings(settings: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SegmentationLoss(**settings)

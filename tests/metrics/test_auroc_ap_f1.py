@@ -1,4 +1,4 @@
-"""Ranking figures against scikit-learn, with ties, absent classes and saturated logits; batches and processes add up."""
+"""AUROC, average precision, F1 and balanced accuracy against scikit-learn; ties, absent classes, saturated logits, processes."""
 
 import math
 
@@ -21,7 +21,7 @@ def sample(n: int, classes: int, seed: int, ties: bool) -> tuple[Tensor, Tensor]
 
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("classes", [2, 3, 7])
-def test_figures_equal_scikit_learn(classes: int, ties: bool) -> None:
+def test_metrics_equal_scikit_learn(classes: int, ties: bool) -> None:
     logits, label = sample(300, classes, seed=classes, ties=ties)
     p, y, taken = logits.double().softmax(1).numpy(), label.numpy(), logits.argmax(1).numpy()
     metrics = classification_scores(logits, label)
@@ -35,7 +35,7 @@ def test_figures_equal_scikit_learn(classes: int, ties: bool) -> None:
             f1_score(y, taken, average="macro"),
         ]
     expected.append(balanced_accuracy_score(y, taken))
-    # torchmetrics has its thresholds in float32
+    # torchmetrics uses float32 thresholds
     assert list(metrics) == ["auroc", "ap", "f1", "balanced_acc"]
     assert list(metrics.values()) == pytest.approx(expected, abs=1e-6)
 
@@ -55,7 +55,7 @@ def test_saturated_logits_are_told_apart() -> None:
     assert classification_scores(logits, torch.tensor([1, 1, 0]))["auroc"] == 0
 
 
-def test_absent_classes_leave_figures_out() -> None:
+def test_metrics_of_absent_classes_are_left_out() -> None:
     logits = torch.tensor([[1.0, 0.0], [2.0, 0.0]])
     assert classification_scores(logits, torch.tensor([0, 0])) == {"balanced_acc": 1.0}
     assert classification_scores(logits, torch.tensor([1, 1])) == {"f1": 0.0, "balanced_acc": 0.0}

@@ -1,4 +1,4 @@
-"""metrics/calibration.py and calibration_errors.py beside numpy, torchmetrics, scikit-learn, simulations, and on two processes."""
+"""Calibration errors: compared with numpy, torchmetrics, scikit-learn and simulations; and computed on two processes."""
 
 import math
 import multiprocessing
@@ -33,7 +33,7 @@ Floats = NDArray[np.float64]
 def draw(
     samples: int, classes: int = 5, scale: float = 2.0, seed: int = 0, truth: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Logits, and labels drawn from softmax(truth * logits): calibrated where truth is 1."""
+    """Logits, and labels drawn from softmax(truth * logits); calibrated if truth is 1."""
     random = torch.Generator().manual_seed(seed)
     logits = scale * torch.randn(samples, classes, generator=random)
     return logits, torch.multinomial((truth * logits).softmax(dim=1), 1, generator=random)[:, 0]
@@ -47,7 +47,7 @@ def measured(logits: Tensor, label: Tensor, bins: int = 15, parts: int = 3) -> C
 
 
 def numpy_metrics(logits: Tensor, label: Tensor, bins: int = 15) -> dict[str, float]:
-    """The figures in float64 straight from their definitions, one bin after another."""
+    """Metrics in float64, computed bin by bin from their definitions."""
     x = logits.float().numpy().astype(np.float64)
     p = np.exp(x - x.max(axis=1, keepdims=True))
     p /= p.sum(axis=1, keepdims=True)
@@ -75,7 +75,7 @@ def numpy_metrics(logits: Tensor, label: Tensor, bins: int = 15) -> dict[str, fl
 
 
 def equal_mass_error(logits: Tensor, label: Tensor, bins: int = 15) -> float:
-    """ECE of sorted samples cut into equally many."""
+    """ECE of sorted samples in bins with equally many samples."""
     confidence, predicted = logits.double().softmax(dim=1).max(dim=1)
     order = confidence.argsort()
     gap = (confidence - (predicted == label).double())[order]
@@ -83,7 +83,7 @@ def equal_mass_error(logits: Tensor, label: Tensor, bins: int = 15) -> float:
 
 
 def saturated() -> tuple[Tensor, Tensor]:
-    """Samples with p = 1 exactly, of which one is wrong and so has p = 0 for its label, and one at p = 1 / 2."""
+    """Three samples with p = 1 exactly, one of them wrong (p = 0 for its label), and one sample with p = 1 / 2."""
     return torch.tensor([[0.0, 200.0], [0.0, 200.0], [200.0, 0.0], [3.0, 3.0]]), torch.tensor([1, 1, 1, 0])
 
 
@@ -109,7 +109,7 @@ def test_equals_numpy(name: str, bins: int) -> None:
 
 def test_the_saturated_case_by_hand() -> None:
     sums = measured(*saturated())
-    # three samples at 1, one of them wrong; the half is right: (|3 - 2| + |0.5 - 1|) / 4
+    # three samples at 1, one of them wrong; the sample at 1/2 is correct: (|3 - 2| + |0.5 - 1|) / 4
     assert sums.metrics()["ece"] == (1 + 0.5) / 4
     assert sums.width.samples.tolist() == [0] * 7 + [1] + [0] * 6 + [3]
     assert sums.nll == pytest.approx((200 + np.log(2)) / 4)
@@ -149,7 +149,7 @@ def test_equal_mass_is_near_that_of_sorted_samples(samples: int, scale: float) -
     sums = measured(logits, label)
     assert sums.mass.samples == pytest.approx(np.full(15, samples / 15))
     assert sums.mass.correct.sum() == pytest.approx(sums.width.correct.sum())
-    # a cut fine bin holds a few samples of this grid, and each cut counts half of them
+    # a split fine bin holds a few samples of this grid, and each split affects half of them
     limit = 14 / samples
     assert sums.metrics()["ece_mass"] == pytest.approx(equal_mass_error(logits, label), abs=limit)
 
@@ -158,7 +158,7 @@ def test_equal_mass_does_not_depend_on_the_order_of_ties() -> None:
     logits = torch.tensor([[0.0, 2.0]]).repeat(100, 1)
     label = (torch.arange(100) < 88).long()
     confidence = float(logits[0].softmax(dim=0)[1])
-    # one confidence: every bin has the gap of the whole
+    # a single confidence value: every bin has the same gap as the whole set
     for order in (label, label.flip(0)):
         assert measured(logits, order).metrics()["ece_mass"] == pytest.approx(abs(confidence - 0.88), abs=1e-7)
 
@@ -170,7 +170,7 @@ def test_any_order_and_batches_give_the_same_bits() -> None:
     assert one.metrics() == other.metrics()
 
 
-def test_nothing_counted_is_nan_and_said() -> None:
+def test_no_samples_gives_nan() -> None:
     metric = BinnedCalibration()
     with pytest.warns(UserWarning, match="was called before the ``update``"):
         sums = metric.compute()
@@ -179,14 +179,14 @@ def test_nothing_counted_is_nan_and_said() -> None:
     assert np.isnan([*bootstrap_interval(sums.width), calibration_p_value(sums.width)]).all()
 
 
-def test_logits_that_are_not_finite_make_the_figures_nan() -> None:
+def test_logits_that_are_not_finite_make_all_metrics_nan() -> None:
     logits, label = draw(20)
     logits[3, 1] = float("nan")
     logits[5, 0] = float("inf")
     sums = measured(logits, label)
     assert (sums.samples, sums.lost, sums.width.samples.sum()) == (20, 2, 18)
     assert all(np.isnan(value) for value in sums.metrics().values())
-    # a class that is masked out is no such case
+    # a class masked out with -inf is allowed
     masked = torch.tensor([[1.0, 2.0, -float("inf")]])
     assert measured(masked, torch.tensor([1])).metrics()["nll"] == pytest.approx(np.log1p(np.exp(-1)), abs=1e-6)
 
@@ -212,11 +212,11 @@ def test_counts_on_after_a_reset_in_inference_mode_and_ignores_casts_of_its_modu
     assert all(found[name] == expected[name] for name in ("ece", "mce", "nll", "brier"))
 
 
-# ---- what is expected of noise
+# ---- noise estimates
 
 
 def drawn_bins(random: np.random.Generator, p: Floats, truth: Floats) -> Bins:
-    """Equal-width sums of fresh outcomes of samples with confidences p and chances ``truth``."""
+    """Equal-width bins of newly drawn outcomes of samples with confidences p and true probabilities ``truth``."""
     place = np.minimum((p * 15).astype(int), 14)
     hits = (random.random(len(p)) < truth).astype(np.float64)
     return Bins(
@@ -248,12 +248,12 @@ def test_noise_floor_of_one_sample_and_of_certainty() -> None:
     def one(p: float, n: float) -> Bins:
         return Bins(*(np.array([value]) for value in (n, n * p, n * p, n * p * (1 - p))))
 
-    # |1 - p| with chance p and p with chance 1 - p
+    # |1 - p| with probability p, and p with probability 1 - p
     assert noise_floor(one(0.8, 1)) == pytest.approx(2 * 0.8 * 0.2)
     assert noise_floor(one(0.5, 2)) == pytest.approx(0.25)
     assert noise_floor(one(1.0, 50)) == 0
     assert maximum_calibration_error(one(1.0, 50)) == 0
-    # a bin of 100 certain samples and 100 at 1 / 2 has the noise of the latter alone
+    # a bin of 100 certain samples and 100 at 1 / 2 has only the noise of the latter
     hits = np.arange(101)
     expected = (np.abs(hits - 50) * np.array([math.comb(100, k) for k in hits]) / 2.0**100).sum() / 200
     mixed = Bins(*(np.array([value]) for value in (200.0, 150.0, 150.0, 25.0)))
@@ -281,7 +281,7 @@ def test_interval_and_p_value_over_fresh_draws(gap: float) -> None:
 
 
 def share(rank: int, folder: Path) -> None:
-    """One of two gloo processes: judges every second sample and leaves what ``compute`` gives."""
+    """One of two gloo processes: evaluates every second sample and stores the result of ``compute``."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)

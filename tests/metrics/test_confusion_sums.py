@@ -1,4 +1,4 @@
-"""metrics/confusion_matrix.py beside scikit-learn, and a matrix worked out by hand."""
+"""Confusion matrix and metrics per class: compared with scikit-learn and with a matrix computed by hand."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from metrics import ClassMetrics, ConfusionSums, class_metrics, confusion_matrix
 
 
 def draw(samples: int, classes: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Logits and labels of which about half agree."""
+    """Logits and labels; about half of the predictions are correct."""
     random = torch.Generator().manual_seed(seed)
     label = torch.randint(classes, (samples,), generator=random)
     logits = torch.randn(samples, classes, generator=random)
@@ -60,8 +60,8 @@ def test_counts_on_after_a_reset_in_inference_mode() -> None:
     assert sums.compute().sum() == 20
 
 
-def test_class_figures_by_hand() -> None:
-    # of 10 cats 7 were recognised, 2 taken for dogs, 1 for a fox; there is no dog; of 4 foxes none was recognised
+def test_class_metrics_by_hand() -> None:
+    # 10 cats: 7 predicted correctly, 2 as dog, 1 as fox; no dogs; 4 foxes: none predicted correctly
     counts = torch.tensor([[7, 2, 1, 0], [0, 0, 0, 0], [3, 1, 0, 0], [0, 0, 0, 4]])
     assert class_metrics(counts) == [
         ClassMetrics(10, 0.7, 0.7, 1),
@@ -71,7 +71,7 @@ def test_class_figures_by_hand() -> None:
     ]
 
 
-def test_class_figures_beside_scikit_learn() -> None:
+def test_class_metrics_equal_scikit_learn() -> None:
     logits, label = draw(400, 6)
     found = class_metrics(confusion_matrix(logits, label))
     predicted = logits.argmax(dim=1)

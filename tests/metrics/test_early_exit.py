@@ -1,4 +1,4 @@
-"""metrics/early_exit.py beside plain loops over sorted samples, torchmetrics, and cases worked out by hand."""
+"""Early-exit metrics: compared with plain loops over sorted samples, with torchmetrics, and with cases computed by hand."""
 
 import numpy as np
 import pytest
@@ -28,25 +28,25 @@ def counted(logits: Tensor, label: Tensor, num_classes: int = 1) -> ExitHistogra
 
 
 def plain_aurc(confidence: Floats, correct: Floats) -> float:
-    """Mean over k of the error share among the k most confident, for confidences without ties."""
+    """Mean over k of the error rate among the k most confident samples, for confidences without ties."""
     wrong = 1 - correct[np.argsort(-confidence)]
     return float(np.mean([wrong[: k + 1].mean() for k in range(len(wrong))]))
 
 
-def test_the_grid_holds_every_threshold_a_person_types() -> None:
+def test_the_grid_contains_all_short_decimals() -> None:
     grid = confidence_grid()
     assert len(grid) == 1352
     assert (np.diff(grid.astype(np.float32)) > 0).all()
     for threshold in (0.0, 0.5, 0.93, 0.985, 0.99, 0.9925, 0.999, 0.9995, 0.9999, 0.99995, 0.99999, 0.999999, 1.0):
         assert threshold in grid
-    # steps are at most a tenth of what is left to 1
+    # steps are at most a tenth of the distance to 1
     assert (np.diff(grid)[:-1] <= 0.1001 * (1 - grid[:-2])).all()
     assert len(confidence_grid([0.5, 1 / 3])) == 1353
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 0.93, 0.99, 0.999, 0.9999, 1.0])
-def test_figures_equal_those_of_the_samples(threshold: float, dtype: torch.dtype) -> None:
+def test_metrics_of_the_grid_equal_those_of_the_samples(threshold: float, dtype: torch.dtype) -> None:
     logits, label = draw(2000, scale=8)
     logits = logits.to(dtype)
     found = counted(logits, label, 4)
@@ -128,9 +128,9 @@ def test_aurc_of_ties_is_the_mean_over_their_orders() -> None:
 
 
 def test_aurc_by_hand() -> None:
-    # from the most confident: right, wrong, right; error shares 0, 1/2, 1/3
+    # from the most confident: correct, wrong, correct; error rates 0, 1/2, 1/3
     assert aurc(np.array([1, 1, 1]), np.array([1, 0, 1])) == pytest.approx((0 + 1 / 2 + 1 / 3) / 3)
-    # best order: right, right, wrong
+    # best order: correct, correct, wrong
     assert excess_aurc(np.array([1, 1, 1]), np.array([1, 0, 1])) == pytest.approx((1 / 2 + 1 / 3 - 1 / 3) / 3)
     assert excess_aurc(np.array([2, 5]), np.array([0, 5])) == pytest.approx(0)
     assert aurc(np.array([3, 4]), np.array([3, 4])) == 0

@@ -1,4 +1,4 @@
-"""metrics/exit_threshold.py: what it promises holds over fresh draws whose truth is known, where a naive choice fails."""
+"""Exit threshold: the accuracy guarantee holds over new draws with known truth, where a naive choice fails."""
 
 import math
 
@@ -15,12 +15,12 @@ from metrics.exit_threshold import least_exits, start_exits
 Floats = NDArray[np.float64]
 GRID = confidence_grid()
 DRAWS = 500
-# 5 % and two standard errors of a share of 500
+# 5 % plus two standard errors of a share of 500 draws
 MOST_FAILURES = 0.05 + 2 * math.sqrt(0.05 * 0.95 / DRAWS)
 
 
 class Population:
-    """What samples are drawn from: the chance of each bin of the grid and the chance of a right answer in it."""
+    """Distribution of samples: the probability of each bin of the grid, and the probability of a correct prediction in it."""
 
     def __init__(self, chance: Floats, right: Floats) -> None:
         self.chance, self.right = chance / chance.sum(), right
@@ -31,10 +31,8 @@ class Population:
         count = random.multinomial(samples, self.chance)
         return count.astype(np.float64), random.binomial(count, self.right).astype(np.float64)
 
-    def broken_promises(
-        self, samples: int, target: float, starts: list[float] | None = None
-    ) -> tuple[float, float, float]:
-        """Share of fresh draws whose TRUE exit accuracy is under the target: ours, the naive choice's; and share with an answer."""
+    def violations(self, samples: int, target: float, starts: list[float] | None = None) -> tuple[float, float, float]:
+        """Share of draws with a TRUE exit accuracy below the target, for our and the naive choice; and share with a threshold."""
         random = np.random.default_rng(0)
         ours = naive = answers = 0
         for _ in range(DRAWS):
@@ -49,7 +47,7 @@ class Population:
 
 
 def of_logits(truth: float, seed: int = 0) -> Population:
-    """A network whose logits say softmax(logits) and whose answers come from softmax(truth * logits): the truth is exact."""
+    """Network with confidences softmax(logits) and labels drawn from softmax(truth * logits), so the true accuracy is known."""
     random = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(100_000, 5, generator=random)
     confidence, predicted = top_label(logits)
@@ -61,7 +59,7 @@ def of_logits(truth: float, seed: int = 0) -> Population:
 
 
 def at_the_border(target: float, kink: float = 0.9) -> Population:
-    """Just over the target above ``kink``, a little under it from there on: the hardest case, most draws are near the border."""
+    """Accuracy just above the target above ``kink`` and slightly below it otherwise: the hardest case, near the decision border."""
     chance = np.zeros(len(GRID))
     chance[(GRID >= 0.5) & (GRID < 0.99) & (np.arange(len(GRID)) % 10 == 0)] = 1.0
     right = np.where(kink <= GRID, target + 0.25 * (1 - target), target - 0.25 * (1 - target))
@@ -81,32 +79,32 @@ def at_the_border(target: float, kink: float = 0.9) -> Population:
     ],
     ids=["overconfident", "calibrated", "underconfident", "few samples", "border 400", "border 10000", "border 0.97"],
 )
-def test_the_promise_is_kept(population: Population, samples: int, target: float, least_answers: float) -> None:
-    ours, naive, answers = population.broken_promises(samples, target)
+def test_the_guarantee_holds(population: Population, samples: int, target: float, least_answers: float) -> None:
+    ours, naive, answers = population.violations(samples, target)
     assert ours <= MOST_FAILURES
-    # the choice by eye, accuracy >= target on the same samples, breaks it many times as often
+    # the naive choice, accuracy >= target on the same samples, violates it many times as often
     assert naive > 0.3
-    # and it is not kept by giving no answers
+    # and the guarantee does not hold merely because no threshold is found
     assert answers >= least_answers
 
 
 @pytest.mark.parametrize("starts", [None, [0.9], [0.99, 0.9, 0.7]])
-def test_the_promise_is_kept_where_every_threshold_is_just_too_bad(starts: list[float] | None) -> None:
-    # each answer is a broken promise here, and 5 % of them are allowed
+def test_the_guarantee_holds_if_every_threshold_just_misses_the_target(starts: list[float] | None) -> None:
+    # every threshold violates the guarantee here, and 5 % violations are allowed
     population = Population((GRID >= 0.5).astype(np.float64), np.full(len(GRID), 0.8999))
-    ours, naive, answers = population.broken_promises(2000, 0.9, starts)
+    ours, naive, answers = population.violations(2000, 0.9, starts)
     assert ours == answers <= MOST_FAILURES
-    # what is allowed is used: a level of 1 % would show
+    # the allowed level is used up: a level of 1 % would be detected
     assert ours > 0.02
     assert naive > 0.9
 
 
 @pytest.mark.parametrize("starts", [None, [0.9], [0.9999, 0.95, 0.9]])
-def test_the_promise_is_kept_where_the_surest_are_the_worst(starts: list[float] | None) -> None:
-    # mislabelled samples at the top: confidence and accuracy run against each other there
+def test_the_guarantee_holds_if_the_most_confident_are_the_worst(starts: list[float] | None) -> None:
+    # mislabelled samples at the top: there, accuracy decreases with confidence
     chance = np.where(GRID > 0.9999, 0.1, GRID >= 0.5)
     population = Population(chance, np.where(GRID > 0.9999, 0.5, np.where(GRID > 0.8, 0.97, 0.6)))
-    ours, naive, answers = population.broken_promises(3000, 0.9, starts)
+    ours, naive, answers = population.violations(3000, 0.9, starts)
     assert ours <= MOST_FAILURES < naive
     assert answers > (0.9 if starts else 0.2)
 
@@ -155,7 +153,7 @@ def test_by_hand() -> None:
     # with three starts a level of 1.67 % each: 0.9^39 = 0.0164
     assert start_exits(39, target, 0.95) == [39, 39, 39]
     assert start_exits(312, target, 0.95) == [39, 78, 156]
-    # too few above 0.9 are passed over, unless the sequence was to start there only
+    # too few samples above 0.9: that start is skipped, unless it is the only one
     few, right = np.array([50.0, 30, 10]), np.array([10.0, 30, 10])
     two = choose_exit_threshold(grid, few, right, target)
     assert two is not None
@@ -166,8 +164,8 @@ def test_by_hand() -> None:
     assert again._replace(lower_bound=0) == two._replace(lower_bound=0)
 
 
-def test_a_failure_ends_what_began_above_it() -> None:
-    # 0.5 would pass by itself, but 0.9 before it fails
+def test_a_failed_threshold_resets_the_level() -> None:
+    # 0.5 alone would pass, but 0.9 is tested before it and fails
     grid = np.array([0.0, 0.5, 0.9])
     count, correct = np.array([0.0, 5000, 100]), np.array([0.0, 5000, 80])
     assert choose_exit_threshold(grid, count, correct, 0.9, starts=[0.9]) is None
@@ -180,12 +178,12 @@ def test_a_failure_ends_what_began_above_it() -> None:
 def test_a_level_that_is_not_lost_adds_up() -> None:
     grid = np.array([0.0, 0.5, 0.9])
     count, correct = np.array([0.0, 60, 60]), np.array([0.0, 54, 60])
-    # p at 0.5 lies between half of the 5 % and all of it, p at 0.9 under half
+    # p at 0.5 lies between half of the 5 % and all of it, p at 0.9 below half
     assert 0.9**60 < 0.025 < stats.binom.cdf(6, 120, 0.1) < 0.05
     both = choose_exit_threshold(grid, count, correct, 0.9, starts=[0.9, 0.5])
     assert both is not None
     assert both.threshold == 0.5
-    # 28 without an error do not pass at half, so what is left at 0.5 is the other half
+    # 28 without an error do not pass at half of the level, so only the other half is left at 0.5
     count, correct = np.array([0.0, 92, 28]), np.array([0.0, 86, 28])
     assert 0.025 < 0.9**28
     assert choose_exit_threshold(grid, count, correct, 0.9, starts=[0.9, 0.5]) is None

@@ -1,4 +1,4 @@
-"""Accuracy of each group, against a count by hand and one over all samples at once."""
+"""Accuracy per group: compared with a count by hand and with a computation over all samples at once."""
 
 import torch
 

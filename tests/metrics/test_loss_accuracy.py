@@ -1,3 +1,5 @@
+"""Loss and accuracy sums: compared with torchmetrics; mixed samples, waiting batches, copies and resets of states."""
+
 import copy
 import pickle
 
@@ -53,7 +55,7 @@ def batches(count: int, mixed: bool) -> list[tuple[torch.Tensor, ...]]:
 
 @pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("count", [1, MOST_WAITING - 1, MOST_WAITING, 3 * MOST_WAITING + 2])
-def test_a_state_is_complete_and_the_same_whoever_read_it_before(count: int, mixed: bool) -> None:
+def test_a_state_does_not_depend_on_earlier_reads(count: int, mixed: bool) -> None:
     read, unread = ClassificationSums(), ClassificationSums()
     samples = 0
     for batch in batches(count, mixed):
@@ -110,7 +112,7 @@ def test_learned_targets_leave_no_graph_in_the_sums() -> None:
     assert not sums.mixed.requires_grad
 
 
-def test_on_an_accelerator_nothing_waits() -> None:
+def test_batches_are_counted_at_once_on_an_accelerator() -> None:
     sums = ClassificationSums().to("meta")
     loss, logits, label = (values.to("meta") for values in (torch.tensor(1.0), torch.eye(2), torch.tensor([0, 1])))
     sums.update(loss, logits, label)
@@ -124,7 +126,7 @@ def test_logits_may_be_changed_once_they_were_given() -> None:
     assert sums.compute()["acc"] == 1
 
 
-def test_what_waits_is_in_a_copy() -> None:
+def test_a_copy_contains_waiting_batches() -> None:
     sums = ClassificationSums()
     for batch in batches(5, mixed=False):
         sums.update(*batch)

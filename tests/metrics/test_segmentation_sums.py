@@ -1,4 +1,4 @@
-"""metrics/segmentation.py beside plain numpy, with empty masks, in halves and at chosen thresholds."""
+"""Segmentation metrics: compared with plain numpy; empty masks, distributed updates and chosen thresholds."""
 
 import math
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ from metrics.segmentation import (
     grid_place,
 )
 
-PROMPTS = 3  # of which the last has no image
+PROMPTS = 3  # the last prompt has no image
 
 
 def draw(count: int = 14, height: int = 9, width: int = 11) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, masks and prompts; some masks are empty, some predictions, and some both."""
+    """Logits, masks and prompts; some true masks are empty, some predictions are empty, and some pairs have both empty."""
     random = torch.Generator().manual_seed(0)
     mask = torch.rand(count, 1, height, width, generator=random) > torch.rand(count, 1, 1, 1, generator=random)
     logits = 1.5 * torch.randn(count, 1, height, width, generator=random) + 1.5 * mask
@@ -41,7 +41,7 @@ def counts_of(logits: Tensor, mask: Tensor, prompt: Tensor, valid: Tensor | None
 
 
 def by_numpy(logits: Tensor, mask: Tensor, thresholds: Sequence[float]) -> MaskMetrics:
-    """The figures of some pairs, each with its threshold, one image after another."""
+    """Metrics of some pairs, each with its own threshold, computed image by image."""
     rows, totals = [], np.zeros(4)
     for one, truth, threshold in zip(logits.numpy(), mask.numpy() != 0, thresholds, strict=True):
         predicted = 1 / (1 + np.exp(-one.astype(np.float64))) >= threshold
@@ -109,11 +109,11 @@ def test_empty_masks_by_hand() -> None:
 
 
 def test_predicting_nothing() -> None:
-    """By hand, and as the figures of logits that mark no pixel."""
+    """Compared with values by hand, and with the metrics of logits that predict no pixel."""
     mask = torch.zeros(4, 1, 4, 4)
     mask[0, :, :2, :2] = 1
     mask[3, :, 0] = 1
-    prompt = torch.tensor([0, 0, 1, 3])  # of prompt 2 there is no image
+    prompt = torch.tensor([0, 0, 1, 3])  # there is no image of prompt 2
     sums = SegmentationSums(4)
     sums.update(torch.full((4, 1, 4, 4), 9.0), mask, prompt)
     nothing = sums.compute().of_nothing()
@@ -135,7 +135,7 @@ def test_a_probability_at_the_threshold_is_predicted_and_nan_is_not() -> None:
 
 @pytest.mark.parametrize("threshold", [0.07, 0.5, 0.93])
 def test_the_rule_is_that_of_comparing_in_float32(threshold: float) -> None:
-    """What writes masks compares sigmoid(logits) with a Python number, and must find the same pixels."""
+    """The mask writer compares sigmoid(logits) with a Python number, which must select the same pixels."""
     torch.manual_seed(0)
     logits = 3 * torch.randn(2, 1, 50, 50)
     near = torch.tensor(threshold).logit()
@@ -188,7 +188,7 @@ def test_counts_on_after_a_reset_in_inference_mode() -> None:
     assert sums.compute().images.sum() == 28 + 2 * 3
 
 
-def test_thresholds_are_those_of_the_best_iou() -> None:
+def test_chosen_thresholds_have_the_best_iou() -> None:
     logits, mask, prompt = draw()
     counts = counts_of(logits, mask, prompt)
     for by in ("iou", "iou_image"):
@@ -203,14 +203,14 @@ def test_thresholds_are_those_of_the_best_iou() -> None:
             assert found == pytest.approx(max(tried), abs=1e-8)
 
 
-def test_of_equal_thresholds_the_middle_one() -> None:
-    # all thresholds from 0.27 to 0.62 tell the two pixels apart: the nearest to 0.5 is itself
+def test_a_tie_of_thresholds_takes_the_one_nearest_to_one_half() -> None:
+    # all thresholds from 0.27 to 0.62 separate the two pixels; the one nearest to 0.5 is 0.5
     logits = torch.tensor([0.265, 0.625]).logit().view(1, 1, 1, 2)
     mask, prompt = torch.tensor([0, 1]).view(1, 1, 1, 2), torch.zeros(1, dtype=torch.int64)
     assert choose_thresholds(counts_of(logits, mask, prompt))[0] == 0.5
     # from 0.63 on
     assert choose_thresholds(counts_of(torch.tensor([0.625, 0.9]).logit().view(1, 1, 1, 2), mask, prompt))[0] == 0.63
-    # a prompt that only has negatives
+    # a prompt that has only negatives
     assert choose_thresholds(counts_of(logits, 0 * mask, prompt))[0] == 0.5
 
 

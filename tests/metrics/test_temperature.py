@@ -1,4 +1,4 @@
-"""metrics/temperature.py beside scipy's minimiser, and at the ends of its range."""
+"""Temperature scaling: compared with scipy's minimiser, and results at the ends of the range."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from metrics.temperature import mean_nll
 
 
 def draw(samples: int, truth: float, classes: int = 6, scale: float = 3.0, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Logits whose labels come from softmax(logits / truth)."""
+    """Logits, and labels drawn from softmax(logits / truth)."""
     random = torch.Generator().manual_seed(seed)
     logits = scale * torch.randn(samples, classes, generator=random)
     return logits, torch.multinomial((logits / truth).softmax(dim=1), 1, generator=random)[:, 0]
@@ -56,10 +56,10 @@ def test_is_never_worse_than_none(seed: int) -> None:
 
 def test_ends_of_the_range() -> None:
     logits = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
-    # all right: ever sharper; all wrong: ever flatter
+    # all predictions correct: lowest temperature; all wrong: highest temperature
     assert fit_temperature(logits, torch.tensor([0, 1])) == 0.05
     assert fit_temperature(logits, torch.tensor([1, 0])) == 20.0
-    # nothing to gain: as it was
+    # no temperature improves the NLL: T stays 1
     assert fit_temperature(torch.zeros(3, 2), torch.tensor([0, 1, 1])) == 1.0
     assert fit_temperature(torch.tensor([[2000.0, 0.0]]), torch.tensor([0])) == 1.0
 

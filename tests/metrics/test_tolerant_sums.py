@@ -1,4 +1,4 @@
-"""metrics/segmentation_boundary.py beside distances by scipy, and cases worked out by hand."""
+"""Mask F1 and boundary F1 with a tolerance: compared with distances by scipy and with cases computed by hand."""
 
 import math
 from typing import Any
@@ -30,14 +30,14 @@ def test_dilation_is_euclidean(radius: int) -> None:
 
 def test_boundary_by_hand() -> None:
     mask = torch.zeros(1, 1, 5, 6, dtype=torch.bool)
-    mask[..., 1:, 1:4] = True  # down to the lower edge, which is none of its boundaries
+    mask[..., 1:, 1:4] = True  # touches the lower image border, which does not count as boundary
     expected = mask.clone()
     expected[..., 2:, 2] = False
     assert torch.equal(boundary(mask), expected)
 
 
 def metrics(predicted: np.ndarray[Any, Any], true: np.ndarray[Any, Any], radius: int) -> tuple[float, float, float]:
-    """Precision, recall and F1 by distances, a list of images as one."""
+    """Precision, recall and F1 computed from distances, pooled over the images."""
     near: list[np.ndarray[Any, Any]] = []
     for one, other in ((predicted, true), (true, predicted)):
         hits = []
@@ -74,15 +74,15 @@ def test_equals_distances(radius: int, of: Any) -> None:
     assert math.isnan(rows[2].f1)
 
 
-def test_a_line_beside_the_truth_by_hand() -> None:
+def test_a_shifted_line_by_hand() -> None:
     true, predicted = torch.zeros(2, 1, 8, 8), torch.zeros(2, 1, 8, 8)
     true[0, 0, :, 2] = 1
-    predicted[0, 0, :, 4] = 1  # two pixels beside it
+    predicted[0, 0, :, 4] = 1  # two pixels away
     for radius, f1 in ((1, 0.0), (2, 1.0)):
         sums = TolerantSums(1, radius)
         sums.update(predicted, true, torch.tensor([0, 0]))
         (row,), _ = sums.compute()
-        # the second image is empty on both sides, which is right
+        # truth and prediction of the second image are empty, which counts as correct
         assert tuple(row) == pytest.approx((2, f1, f1, f1, (f1 + 1) / 2))
 
 

@@ -1,4 +1,4 @@
-"""Folded batch norms against batch norms: whole networks in float64, each layer by its own, and what must not change."""
+"""Tests of networks/folding.py: folded against original networks in float64, layer by layer, and unchanged symbols and settings."""
 
 import copy
 from typing import Any, cast, get_args
@@ -22,7 +22,7 @@ def norm_of(network: nn.Module, name: str) -> nn.BatchNorm2d | None:
 
 
 def expected(network: nn.Module, name: str) -> tuple[Tensor, Tensor]:
-    """Weight and bias by the formula, channel by channel, in Python's float64 arithmetic."""
+    """Folded weight and bias by the formula, channel by channel, in float64."""
     layer, norm = network.get_submodule(name), norm_of(network, name)
     weight = effective_state_dict(network)[f"{name}.weight"].double()
     bias = torch.zeros(len(weight)) if layer.bias is None else cast(Tensor, layer.bias).detach()
@@ -49,7 +49,7 @@ def test_resnet20_computes_the_same(rule: Any, scale: Any, full_precision: list[
         exact = copy.deepcopy(network).double()(images().double())
         torch.testing.assert_close(folded(images()).double(), exact, rtol=0, atol=1e-4)
         torch.testing.assert_close(network(images()), folded(images()), rtol=0, atol=1e-4)
-    assert exact.abs().max() > 0.5  # not merely small
+    assert exact.abs().max() > 0.5  # equality must not be due to small values
     for name, layer in plain_layers(folded).items():
         weight, bias = expected(network, name)
         torch.testing.assert_close(layer.weight.double(), weight, rtol=1e-6, atol=0)
@@ -64,7 +64,7 @@ def test_resnet18_with_projection_shortcuts_computes_the_same(rule: Any) -> None
         torch.testing.assert_close(fold(network)(images(8)), network(images(8)), rtol=0, atol=1e-4)
 
 
-def test_symbols_stay_and_scales_take_the_sign_and_the_zero_of_gamma() -> None:
+def test_symbols_do_not_change_and_scales_take_the_sign_and_the_zero_of_gamma() -> None:
     network = resnet(quantizer="ttq", full_precision=[])
     folded = folded_layers(network)
     for name, layer in ternary_layers(network).items():
@@ -98,11 +98,11 @@ def test_int8_inputs_are_rounded_as_before() -> None:
             got = folded.get_submodule(name)(inputs[name])
             torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
             unrounded = nn.functional.conv2d if isinstance(layer, nn.Conv2d) else None
-            if unrounded is not None and name != "stem.conv":  # the rounding is seen at this precision
+            if unrounded is not None and name != "stem.conv":  # the rounding is visible at this precision
                 weight, bias = expected(network, name)
                 plain = unrounded(inputs[name], weight.float(), bias.float(), layer.stride, layer.padding)  # type: ignore[arg-type]
                 assert (plain - wanted).abs().max() > 1e-3
-    # a value at the border of two levels may fall otherwise, which the layers behind carry on
+    # a value halfway between two levels may round differently, which propagates through the following layers
     with torch.no_grad():
         torch.testing.assert_close(folded(images()), network(images()), rtol=0, atol=0.1)
 
@@ -113,11 +113,11 @@ def test_the_memory_format_of_the_trained_network_does_not_matter(channels: int)
     folded = fold(copy.deepcopy(network).to(memory_format=torch.channels_last))
     for layer in plain_layers(folded).values():
         assert layer.weight.stride() == torch.empty(layer.weight.shape).stride()
-    # the scales of the two are means that were taken in another order
+    # the scales are means whose terms are added in another order
     torch.testing.assert_close(folded(images(channels=channels)), fold(network)(images(channels=channels)))
 
 
-def test_the_network_is_left_alone_and_the_folded_one_is_plain() -> None:
+def test_original_network_does_not_change_and_the_folded_one_is_plain() -> None:
     network = resnet(dropout=0.5).train()
     before, state = copy.deepcopy(network.state_dict()), torch.get_rng_state()
     folded = fold(network)
@@ -135,7 +135,7 @@ def test_the_network_is_left_alone_and_the_folded_one_is_plain() -> None:
     assert not ({p.data_ptr() for p in folded.parameters()} & {p.data_ptr() for p in network.parameters()})
 
 
-def test_a_network_in_float64_becomes_float32() -> None:
+def test_float64_network_becomes_float32() -> None:
     folded = fold(resnet().double())
     assert {parameter.dtype for parameter in folded.parameters()} == {torch.float32}
     with torch.no_grad():
@@ -149,12 +149,12 @@ def test_a_network_in_float64_becomes_float32() -> None:
         ("stages.1.0.bn1.running_var", -1.0),
         ("stages.1.0.bn1.running_mean", float("inf")),
         ("stages.1.0.bn1.bias", float("nan")),
-        ("stages.1.0.bn1.weight", 3e38),  # finite, but not times the scale
+        ("stages.1.0.bn1.weight", 3e38),  # finite, but not after multiplication by the scale
         ("classifier.bias", float("nan")),
         ("stem.conv.weight", float("inf")),
     ],
 )
-def test_values_that_are_not_finite_are_refused(key: str, value: float) -> None:
+def test_values_that_are_not_finite_raise(key: str, value: float) -> None:
     network = as_if_trained(build_resnet("resnet20", num_classes=10))
     with torch.no_grad():
         network.stages[1][0].conv1.weight.mul_(100)  # type: ignore[index]

@@ -1,4 +1,4 @@
-"""The frozen backbone: features equal to timm's own, tensors out of sight and untouched, names and weights."""
+"""Tests of the frozen backbone: features equal to timm's, unregistered and unchanged tensors, full names, loading weights."""
 
 import re
 from pathlib import Path
@@ -47,7 +47,7 @@ def test_final_features_of_a_vit(pooling: Any) -> None:
     assert backbone.feature_width == 48
 
 
-def test_several_layers_of_a_vit_in_the_order_asked_for() -> None:
+def test_several_layers_of_a_vit_in_the_requested_order() -> None:
     backbone, network = pair(VIT, 64, network_args=TINY_VIT, layers=(-1, 0), pooling="cls")
     final, _ = pair(VIT, 64, network_args=TINY_VIT, pooling="cls")
     with torch.no_grad():
@@ -76,7 +76,7 @@ def test_convolutional_network() -> None:
     assert joined.feature_width == sum(layer.shape[1] for layer in maps)
 
 
-def test_norm_after_pooling_and_channels_in_the_last_place() -> None:
+def test_norm_after_pooling_and_channels_last_features() -> None:
     small = {"depth": 2, "embed_dim": 48, "num_heads": 3, "global_pool": "avg"}
     backbone, network = pair(VIT, 64, network_args=small, pooling="avg")
     assert isinstance(network.fc_norm, nn.LayerNorm)
@@ -89,7 +89,7 @@ def test_norm_after_pooling_and_channels_in_the_last_place() -> None:
     torch.testing.assert_close(backbone(IMAGE), network.forward_features(IMAGE).mean((1, 2)))
 
 
-@pytest.mark.skipif(not WEIGHTS.exists(), reason="the weights of MobileNetV2 are not there")
+@pytest.mark.skipif(not WEIGHTS.exists(), reason="the weights of MobileNetV2 do not exist")
 def test_real_weights_in_half_precision() -> None:
     backbone = FrozenBackbone("mobilenetv2_100", {"pad_type": "same"})
     report = backbone.load(load_file(WEIGHTS))
@@ -109,7 +109,7 @@ class Holder(nn.Module):
         self.backbone, self.head = FrozenBackbone("test_resnet"), nn.Linear(2, 2)
 
 
-def test_tensors_are_out_of_sight_and_stay_in_eval_mode() -> None:
+def test_tensors_are_not_registered_and_stay_in_eval_mode() -> None:
     holder = Holder()
     assert [name for name, _ in holder.named_parameters()] == ["head.weight", "head.bias"]
     assert list(holder.state_dict()) == ["head.weight", "head.bias"]
@@ -120,10 +120,10 @@ def test_tensors_are_out_of_sight_and_stay_in_eval_mode() -> None:
     features = holder.backbone(IMAGE.clone().requires_grad_())
     assert not features.requires_grad
     assert hash_tensors(holder.backbone.tensors()) == before
-    torch.testing.assert_close(features[:1], holder.backbone(IMAGE[:1]))  # batch statistics play no part
+    torch.testing.assert_close(features[:1], holder.backbone(IMAGE[:1]))  # independent of the other images of the batch
 
 
-def test_follows_its_module() -> None:
+def test_moves_with_its_parent_module() -> None:
     holder = Holder().to(torch.bfloat16)
     network = holder.backbone.features.network
     assert {tensor.dtype for tensor in holder.backbone.tensors().values()} == {torch.bfloat16}
@@ -133,7 +133,7 @@ def test_follows_its_module() -> None:
     assert {tensor.device.type for tensor in holder.to("meta").backbone.tensors().values()} == {"meta"}
 
 
-def test_random_weights_depend_on_nobody() -> None:
+def test_random_weights_are_independent_of_the_global_random_state() -> None:
     state = torch.get_rng_state()
     one = FrozenBackbone("test_resnet")
     assert torch.equal(state, torch.get_rng_state())
@@ -141,7 +141,7 @@ def test_random_weights_depend_on_nobody() -> None:
     assert hash_tensors(one.tensors()) == hash_tensors(FrozenBackbone("test_resnet").tensors())
 
 
-def test_the_head_of_the_weights_does_not_matter() -> None:
+def test_head_in_the_weights_is_ignored() -> None:
     backbone, network = pair("test_resnet")
     assert not any(name.startswith("fc.") for name in backbone.tensors())
     before = hash_tensors(backbone.tensors())
@@ -150,7 +150,7 @@ def test_the_head_of_the_weights_does_not_matter() -> None:
     assert hash_tensors(backbone.tensors()) == before
 
 
-def test_incomplete_weights_are_refused_and_change_nothing() -> None:
+def test_incomplete_weights_raise_and_change_nothing() -> None:
     backbone, network = pair("test_resnet")
     before = hash_tensors(backbone.tensors())
     state = {name: tensor + 1 for name, tensor in network.state_dict().items() if not name.startswith("layer4")}
@@ -167,7 +167,7 @@ def test_incomplete_weights_are_refused_and_change_nothing() -> None:
         {"a": 1, "b": 0.5, "c": True, "d": None, "e": "1", "f": "", "g": "two words", "h": "true", "i": "x=y"},
     ],
 )
-def test_names_are_read_back(arguments: dict[str, Any]) -> None:
+def test_full_names_round_trip(arguments: dict[str, Any]) -> None:
     assert parse_name(full_name("resnet18.tv_in1k", arguments)) == ("resnet18", arguments)
 
 
@@ -187,6 +187,6 @@ def test_names_are_read_back(arguments: dict[str, Any]) -> None:
         ("resnet_none", {}, "architecture: timm has no resnet_none"),
     ],
 )
-def test_refused(name: str, settings: dict[str, Any], message: str) -> None:
+def test_bad_settings(name: str, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         FrozenBackbone(name, **settings)

@@ -1,4 +1,4 @@
-"""The MLP head: its distribution, that its random numbers are functions of the seed alone, and what is refused."""
+"""Tests of networks/mlp_head.py: initial distribution, random numbers that depend only on the seed, resume, invalid settings."""
 
 import re
 from typing import Any
@@ -19,7 +19,7 @@ def linear(head: MLPHead) -> list[nn.Linear]:
 
 
 def by_hand(head: MLPHead, features: Tensor, count: int) -> Tensor:
-    """A training forward, written out."""
+    """Reference implementation of a training forward."""
     values = features
     *hidden, last = [(layer.weight, layer.bias) for layer in linear(head)]
     for number, (weight, bias) in enumerate(hidden):
@@ -29,7 +29,7 @@ def by_hand(head: MLPHead, features: Tensor, count: int) -> Tensor:
     return values @ last[0].T + last[1]
 
 
-def test_initial_weights_are_distributed_as_those_of_torch() -> None:
+def test_initial_weights_have_the_distribution_of_torch() -> None:
     weight, bias = initial_weights(seed=1, layer=0, fan_in=400, fan_out=300)
     torch.manual_seed(0)
     usual = nn.Linear(400, 300)
@@ -44,7 +44,7 @@ def test_initial_weights_are_distributed_as_those_of_torch() -> None:
     assert not torch.equal(weight, initial_weights(2, 0, 400, 300)[0])
 
 
-def test_no_number_is_drawn_from_the_global_generator() -> None:
+def test_global_generator_is_not_used() -> None:
     state = torch.get_rng_state()
     head = MLPHead(12, 2, hidden=(8,), seed=4)
     head(FEATURES)
@@ -55,7 +55,7 @@ def test_no_number_is_drawn_from_the_global_generator() -> None:
         assert torch.equal(ours, theirs)
 
 
-def test_training_forward_is_the_one_written_out() -> None:
+def test_training_forward_equals_the_reference() -> None:
     head = MLPHead(12, 3, hidden=(20, 10), dropout=0.4, seed=9)
     for count in range(3):
         torch.testing.assert_close(head(FEATURES), by_hand(head, FEATURES, count))
@@ -66,7 +66,7 @@ def test_training_forward_is_the_one_written_out() -> None:
     assert int(head.forwards) == 3
 
 
-def test_dropout_keeps_what_it_should() -> None:
+def test_dropout_keeps_the_right_fraction_and_draws_are_uncorrelated() -> None:
     u = dropout_uniform(0, 0, 7, (200, 500), CPU)
     assert float((u >= 0.3).float().mean()) == pytest.approx(0.7, abs=0.005)
     others = [dropout_uniform(*key, (200, 500), CPU) for key in ((1, 0, 7), (0, 1, 7), (0, 0, 8))]
@@ -75,7 +75,7 @@ def test_dropout_keeps_what_it_should() -> None:
         assert abs(float(torch.corrcoef(torch.stack([u.flatten(), other.flatten()]))[0, 1])) < 0.02
 
 
-def test_heads_of_other_rates_share_their_numbers() -> None:
+def test_heads_with_different_rates_share_random_numbers() -> None:
     ones = torch.ones(64, 12)
     few, many = (MLPHead(12, 2, hidden=(30,), dropout=rate, seed=2) for rate in (0.2, 0.6))
     kept = []
@@ -88,7 +88,7 @@ def test_heads_of_other_rates_share_their_numbers() -> None:
     assert kept[0].sum() > kept[1].sum()
 
 
-def test_goes_on_where_it_was() -> None:
+def test_resume_continues_the_random_sequence() -> None:
     head = MLPHead(12, 2, hidden=(30,), seed=2)
     for _ in range(5):
         head(FEATURES)
@@ -98,7 +98,7 @@ def test_goes_on_where_it_was() -> None:
     other(FEATURES)
     other.load_state_dict(saved)
     assert torch.equal(other(FEATURES), expected)
-    # callbacks that swap weights copy into the buffer
+    # callbacks that swap weights copy values into the buffer
     head.forwards.copy_(saved["forwards"])
     assert torch.equal(head(FEATURES), expected)
     assert int(head.forwards) == 6
@@ -117,7 +117,7 @@ def test_a_linear_head_has_no_dropout() -> None:
         ({"dropout": 1.0}, "dropout: a probability of at least 0 and under 1, got 1.0"),
     ],
 )
-def test_refused(settings: dict[str, Any], message: str) -> None:
+def test_bad_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         MLPHead(12, 2, **settings)
 
@@ -129,5 +129,5 @@ def test_compiles() -> None:
     head = MLPHead(12, 2, hidden=(30,), seed=2)
     head.compile(backend="eager")
     torch._dynamo.reset()
-    for right in expected:  # more than the compilations that torch allows of one function
+    for right in expected:  # more forwards than recompilations that torch allows for one function
         torch.testing.assert_close(head(FEATURES), right)

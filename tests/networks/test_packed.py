@@ -1,4 +1,4 @@
-"""Packed files: the same bits as the folded network, a reader written from the page, sizes, and arguments that are refused."""
+"""Tests of packed files: bit-identical logits, a reader written from docs/export.md, file sizes, invalid arguments."""
 
 import copy
 import hashlib
@@ -29,8 +29,8 @@ from tests.networks.trained import images, resnet
 CODINGS: tuple[Coding, ...] = get_args(Coding)
 
 
-def read_by_the_page(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
-    """Header and folded weights, read with nothing but what docs/export.md says, symbol by symbol."""
+def read_by_the_documentation(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
+    """Read header and folded weights symbol by symbol, implemented only from docs/export.md."""
     data = path.read_bytes()
     magic, version, length, total = struct.unpack_from("<8sIIQ", data)
     assert (magic, version, total) == (b"LVRPACK\x1a", 1, len(data))
@@ -76,7 +76,7 @@ def read_by_the_page(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray[A
     ],
     ids=str,
 )
-def test_logits_of_the_file_are_those_of_the_folded_network_to_the_bit(
+def test_logits_of_the_file_are_bit_identical_to_the_folded_network(
     tmp_path: Path, settings: dict[str, Any], coding: Any
 ) -> None:
     network = resnet(**settings).to(memory_format=torch.channels_last)
@@ -99,12 +99,12 @@ def test_logits_of_the_file_are_those_of_the_folded_network_to_the_bit(
 
 
 @pytest.mark.parametrize("coding", CODINGS)
-def test_a_reader_written_from_the_page_finds_the_same(tmp_path: Path, coding: Any) -> None:
+def test_reader_written_from_the_documentation_finds_the_same_weights(tmp_path: Path, coding: Any) -> None:
     network = resnet(quantizer="ttq", full_precision=["stem", "stages.2", "classifier"])
     names = [f"Klasse {index} ü" for index in range(10)]
     about: dict[str, Any] = {"image_size": 32, "mean": [0.5, 0.25, 0], "std": [1, 0.1, 2], "class_names": names}
     write_packed(tmp_path / "x", network, architecture="resnet20", coding=coding, **about)
-    header, state = read_by_the_page(tmp_path / "x")
+    header, state = read_by_the_documentation(tmp_path / "x")
     folded = fold(network).state_dict()
     assert {*state} == {*folded}
     assert all(np.array_equal(state[key], folded[key].numpy()) for key in folded)
@@ -120,7 +120,7 @@ def test_a_reader_written_from_the_page_finds_the_same(tmp_path: Path, coding: A
         assert getattr(packed, key) == (tuple(value) if isinstance(value, list) else value)
 
 
-def test_what_is_not_known_is_none(tmp_path: Path) -> None:
+def test_unknown_metadata_is_none(tmp_path: Path) -> None:
     write_packed(tmp_path / "x", resnet(), architecture="resnet20")
     packed = read_packed(tmp_path / "x")
     assert [packed.image_size, packed.mean, packed.std, packed.class_names] == [None] * 4
@@ -187,13 +187,13 @@ def test_entropy_coding_of_small_layers(tmp_path: Path, architecture: Any, rule:
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_arguments_that_are_refused(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+def test_bad_arguments(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(PackedError, match=f"^{message}"):
         write_packed(tmp_path / "x", resnet(), **{"architecture": "resnet20", **settings})
     assert not (tmp_path / "x").exists()
 
 
-def test_networks_that_are_refused(tmp_path: Path) -> None:
+def test_unsupported_networks_raise(tmp_path: Path) -> None:
     with pytest.raises(PackedError, match="the network has no ternary layer, so there are no symbols to pack"):
         write_packed(tmp_path / "x", resnet(quantizer="none"), architecture="resnet20")
     mixed = copy.deepcopy(resnet())

@@ -1,7 +1,7 @@
-"""Damaged and forged files: each is refused with a PackedError, soon, and without memory being taken for what it claims.
+"""Fuzz tests of the packed reader: damaged and forged files raise a PackedError, quickly and without allocating claimed memory.
 
-A damaged file is one that the checksum catches. In a forged one the checksum has been repaired, so that the checks behind it
-are on their own; a forged number may be as good as the true one, and then the file is read.
+The checksum detects damaged files. Forged files have a corrected checksum, so that only the checks after it apply. A forged
+value can be valid; the file is then read.
 """
 
 import json
@@ -69,7 +69,7 @@ ODD: list[Any] = [
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The same network in the three codings."""
+    """The same network in all three codings."""
     network, path = resnet(), tmp_path_factory.mktemp("x") / "x"
     about: dict[str, Any] = {"image_size": 8, "mean": [0.5] * 3, "std": [0.2] * 3, "class_names": list("abcdefghij")}
     found: dict[str, bytes] = {}
@@ -81,7 +81,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 def repaired(header: bytes, payload: bytes) -> bytes:
-    """A file of these parts whose lengths and checksum are right."""
+    """A file made of these parts with correct lengths and checksum."""
     data = PREFIX.pack(b"LVRPACK\x1a", 1, len(header), PREFIX.size + len(header) + len(payload) + 16) + header + payload
     return data + checksum(data)
 
@@ -97,7 +97,7 @@ def flip(data: bytes, draw: random.Random, first: int = 0, last: int | None = No
 
 
 def damage(data: bytes, draw: random.Random) -> bytes:
-    """One of what happens to files."""
+    """Apply one random kind of damage to a file."""
     place, other = sorted(draw.sample(range(len(data)), 2))
     noise = draw.randbytes(draw.randrange(1, 64))
     actions: list[Callable[[], bytes]] = [
@@ -115,7 +115,7 @@ def damage(data: bytes, draw: random.Random) -> bytes:
 
 
 def forge(data: bytes, draw: random.Random) -> bytes:
-    """One of what a person with a checksum at hand might try."""
+    """Apply one random manipulation and correct the checksum."""
     header, payload = parts(data)
     content: Any = json.loads(header)
     kind = draw.randrange(20)
@@ -156,7 +156,7 @@ def forge(data: bytes, draw: random.Random) -> bytes:
 
 @contextmanager
 def memory_limit(more: int) -> Iterator[None]:
-    """Let this process take so many bytes more and not one beyond."""
+    """Limit this process to `more` additional bytes of memory."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (used + more, before[1]))
@@ -167,7 +167,7 @@ def memory_limit(more: int) -> Iterator[None]:
 
 
 def outcome(path: Path, data: bytes) -> str:
-    """The message of the refusal, or nothing; any other exception is the test's."""
+    """The message of the PackedError, or an empty string; any other exception fails the test."""
     path.write_bytes(data)
     begin = time.perf_counter()
     try:
@@ -184,7 +184,7 @@ def outcome(path: Path, data: bytes) -> str:
 
 
 @pytest.mark.parametrize("count", [500, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_damaged_files_are_refused(files: dict[str, bytes], tmp_path: Path, count: int) -> None:
+def test_damaged_files_raise(files: dict[str, bytes], tmp_path: Path, count: int) -> None:
     draw = random.Random(count)
     with memory_limit(50_000_000):
         for index in range(count):
@@ -195,16 +195,16 @@ def test_damaged_files_are_refused(files: dict[str, bytes], tmp_path: Path, coun
 
 
 @pytest.mark.parametrize("count", [200, pytest.param(4_000, marks=pytest.mark.slow)])
-def test_forged_files_are_refused_or_read_and_nothing_else(files: dict[str, bytes], tmp_path: Path, count: int) -> None:
-    draw, said = random.Random(count), []
-    read_packed_once(files, tmp_path)  # what it keeps of the shapes is not counted
+def test_forged_files_raise_packed_error_or_are_read(files: dict[str, bytes], tmp_path: Path, count: int) -> None:
+    draw, messages = random.Random(count), []
+    read_packed_once(files, tmp_path)  # fill the cache of shapes first, so that its memory is not counted
     with memory_limit(50_000_000):
         for index in range(count):
-            said.append(outcome(tmp_path / "x", forge(files[("trits", "bits2", "entropy")[index % 3]], draw)))
-    assert sum(map(bool, said)) > 0.8 * count
-    kinds = {message.removeprefix(f"{tmp_path / 'x'}: ")[:14] for message in said}
+            messages.append(outcome(tmp_path / "x", forge(files[("trits", "bits2", "entropy")[index % 3]], draw)))
+    assert sum(map(bool, messages)) > 0.8 * count
+    kinds = {message.removeprefix(f"{tmp_path / 'x'}: ")[:14] for message in messages}
     assert len(kinds) > 15  # many checks were reached
-    assert not any("checksum" in message for message in said)
+    assert not any("checksum" in message for message in messages)
 
 
 def read_packed_once(files: dict[str, bytes], tmp_path: Path) -> None:
@@ -213,28 +213,28 @@ def read_packed_once(files: dict[str, bytes], tmp_path: Path) -> None:
 
 
 def edited(change: Callable[[Any], object]) -> Callable[[bytes], bytes]:
-    """What makes of a file one with another header."""
+    """A function that returns a file with a changed header."""
 
-    def forgery(data: bytes) -> bytes:
+    def edit(data: bytes) -> bytes:
         header, payload = parts(data)
         content = json.loads(header)
         change(content)
         return repaired(json.dumps(content).encode(), payload)
 
-    return forgery
+    return edit
 
 
 def payload_with(place: int, value: bytes) -> Callable[[bytes], bytes]:
-    def forgery(data: bytes) -> bytes:
+    def edit(data: bytes) -> bytes:
         header, payload = parts(data)
         begin = place % len(payload)
         return repaired(header, payload[:begin] + value + payload[begin + len(value) :])
 
-    return forgery
+    return edit
 
 
 @pytest.mark.parametrize(
-    ("forgery", "message"),
+    ("edit", "message"),
     [
         (lambda data: b"", r"not a packed network \(python -m tools.export RUN_DIR writes one\)"),
         (lambda data: b"PK\3\4" + data, "not a packed network"),
@@ -261,7 +261,7 @@ def payload_with(place: int, value: bytes) -> Callable[[bytes], bytes]:
         (edited(lambda c: c["layers"][1].update(shape=[16, 16, 3, 3.0])), "layers: stages.0.0.conv1 must be"),
         (edited(lambda c: c.update(coding="bits2")), "layers: stages.0.0.conv1 must be"),
         (payload_with(0, b"\0\0\xc0\x7f"), "stem.conv holds a number that is not finite"),
-        (payload_with(-2, b"\xff"), "the symbols of stages.2.2.conv2: byte 7371 is 255, which stands for no symbols"),
+        (payload_with(-2, b"\xff"), "the symbols of stages.2.2.conv2: byte 7371 is 255, which encodes no symbols"),
         (payload_with(-1, b"\x51"), "the symbols of stages.2.2.conv2: the last byte is 81, but"),
         (
             lambda data: repaired(*[part[: len(part) - 8 * i] for i, part in enumerate(parts(data))]),
@@ -269,22 +269,22 @@ def payload_with(place: int, value: bytes) -> Callable[[bytes], bytes]:
         ),
     ],
 )
-def test_each_refusal_says_what_is_wrong(
-    files: dict[str, bytes], tmp_path: Path, forgery: Callable[[bytes], bytes], message: str
-) -> None:
-    (tmp_path / "x").write_bytes(forgery(files["trits"]))
+def test_error_messages(files: dict[str, bytes], tmp_path: Path, edit: Callable[[bytes], bytes], message: str) -> None:
+    (tmp_path / "x").write_bytes(edit(files["trits"]))
     with pytest.raises(PackedError, match=f": {message}"):
         read_packed(tmp_path / "x")
 
 
-def test_no_ternary_layer_a_broken_stream_a_folder_and_no_file(files: dict[str, bytes], tmp_path: Path) -> None:
+def test_errors_for_no_ternary_layer_broken_stream_folder_and_missing_file(
+    files: dict[str, bytes], tmp_path: Path
+) -> None:
     def plain(content: Any) -> None:
         for layer in content["layers"]:
             layer.pop("scales", None)
 
     header, payload = parts(files["entropy"])
     cases = {
-        "layers: one at least must be ternary": edited(plain)(files["trits"]),
+        "layers: at least one must be ternary": edited(plain)(files["trits"]),
         "the stream of symbols: it does not end where its last symbol does": repaired(header, payload + bytes(2)),
         "the stream of symbols: it ends too early": repaired(header, payload[:-2]),
     }
@@ -296,7 +296,7 @@ def test_no_ternary_layer_a_broken_stream_a_folder_and_no_file(files: dict[str, 
 
 
 @pytest.mark.slow
-def test_the_reader_needs_neither_lightning_nor_seconds_of_imports(tmp_path: Path) -> None:
+def test_reader_imports_neither_lightning_nor_slow_modules(tmp_path: Path) -> None:
     network = resnet()
     write_packed(tmp_path / "x.lvr", network, architecture="resnet20")
     code = """if True:

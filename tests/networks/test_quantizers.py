@@ -1,4 +1,4 @@
-"""The ternary rules against hand-computed cases and against the papers' formulas written out in numpy."""
+"""Tests of the ternary quantisers: values and gradients against cases computed by hand and the papers' formulas in numpy."""
 
 from typing import Any, get_args
 
@@ -33,7 +33,7 @@ def _weight(*shape: int, seed: int = 0) -> Tensor:
 
 
 def _groups(scale: str, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """One row for each threshold: the weights that share it."""
+    """One row per threshold, with the weights that share it."""
     return array.reshape(1 if scale == "layer" else array.shape[0], -1)
 
 
@@ -53,7 +53,7 @@ HAND = torch.tensor([[1.0, -0.5, 0.25, -0.25], [0.1, 0.2, -0.4, -0.1]])
         # deltas 0.25 (not exceeded by 0.25: round half to even gives 0) and 0.1; scales are the means
         ("absmean", "channel", [[0.5, -0.5, 0, 0], [0, 0.2, -0.2, 0]]),
         ("absmean", "layer", [[0.35, -0.35, 0.35, -0.35], [0, 0.35, -0.35, 0]]),
-        # deltas 0.05 and 0.02: everything is over them; each sign has its own mean to start from
+        # deltas 0.05 and 0.02, below all weights; the initial scale of each sign is its own mean
         ("ttq", "channel", [[0.625, -0.375, 0.625, -0.375], [0.15, 0.15, -0.25, -0.25]]),
         ("ttq", "layer", [[0.3875, -0.3125, 0.3875, -0.3125], [0.3875, 0.3875, -0.3125, -0.3125]]),
         # steps 1 and 0.4, thresholds 0.5 (not exceeded by 0.5) and 0.2
@@ -88,7 +88,7 @@ def _numpy_rule(rule: str, row: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, A
 @pytest.mark.parametrize("shape", [(5, 4, 3, 3), (7, 11)])
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("rule", RULES)
-def test_equals_the_papers_formula(rule: QuantizerName, scale: ScaleName, shape: tuple[int, ...]) -> None:
+def test_equals_the_formula_of_the_paper(rule: QuantizerName, scale: ScaleName, shape: tuple[int, ...]) -> None:
     weight = _weight(*shape)
     quantizer = _quantizer(rule, scale, weight)
     rows = [_numpy_rule(rule, row) for row in _groups(scale, weight.double().numpy())]
@@ -100,13 +100,13 @@ def test_equals_the_papers_formula(rule: QuantizerName, scale: ScaleName, shape:
     np.testing.assert_allclose(quantizer(weight).detach().numpy().ravel(), np.concatenate(values), rtol=1e-6)
 
 
-def test_absmean_equals_bitnets_published_code() -> None:
+def test_absmean_equals_the_published_code_of_bitnet() -> None:
     weight = _weight(16, 8, 3, 3)
     inverse = 1.0 / weight.abs().mean().clamp_(min=1e-5)
     torch.testing.assert_close(AbsMean("layer", 16)(weight), (weight * inverse).round().clamp_(-1, 1) / inverse)
 
 
-def test_twn_scale_is_the_best_for_its_symbols() -> None:
+def test_twn_scale_is_the_least_squares_optimum_for_its_symbols() -> None:
     weight = _weight(1, 500)
     symbols, positive, _ = TWN("channel", 1).ternary(weight)
     least_squares = (weight * symbols).sum() / (symbols * symbols).sum()  # d/da |w - a t|^2 = 0
@@ -116,7 +116,7 @@ def test_twn_scale_is_the_best_for_its_symbols() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("rule", RULES)
-def test_symbols_and_scales_give_the_effective_weight_to_the_bit(
+def test_symbols_and_scales_give_the_exact_effective_weight(
     rule: QuantizerName, scale: ScaleName, dtype: torch.dtype
 ) -> None:
     weight = _weight(6, 5, 3, 3).to(dtype)
@@ -149,7 +149,7 @@ def test_ternary_is_a_copy() -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_autocast_moves_no_bit(rule: QuantizerName) -> None:
+def test_autocast_does_not_change_the_result(rule: QuantizerName) -> None:
     weight = _weight(8, 4, 3, 3).requires_grad_()
     quantizer = _quantizer(rule, "channel", weight)
     grads = []
@@ -196,7 +196,7 @@ def test_ttq_hand_computed_gradient() -> None:
         quantizer.negative.copy_(torch.tensor([5.0, 7.0]))
     weight = torch.tensor([[1.0, -1.0, 0.05, 0.0], [0.2, 0.0, -0.009, -0.4]])  # deltas 0.05 and 0.02
     latent_grad, grads = _gradients(quantizer, weight, GRAD)
-    # w_p g where +, w_n g where -, g where 0
+    # w_p g for +1, w_n g for -1, g for 0
     assert torch.equal(latent_grad, torch.tensor([[2.0, 10.0, 3.0, 4.0], [15.0, 6.0, 7.0, 56.0]]))
     # sums over the symbol, damped by 1 / sqrt(4 weights a scale)
     assert torch.equal(grads["positive"], torch.tensor([1.0, 5.0]) / 2)
@@ -216,8 +216,8 @@ def test_learned_threshold_hand_computed_gradient() -> None:
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_learned_threshold_equals_lsqs_published_pseudocode(scale: ScaleName) -> None:
-    """LSQ's appendix B: gradscale and roundpass by detach, the rest left to autograd."""
+def test_learned_threshold_equals_the_published_pseudocode_of_lsq(scale: ScaleName) -> None:
+    """Appendix B of LSQ: gradscale and roundpass implemented by detach, the rest by autograd."""
     weight, grad = _weight(6, 4, 3, 3), _weight(6, 4, 3, 3, seed=1)
     quantizer = LearnedThreshold(scale, 6)
     quantizer.initialize(weight)
@@ -234,7 +234,7 @@ def test_learned_threshold_equals_lsqs_published_pseudocode(scale: ScaleName) ->
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_ttq_scale_gradient_is_the_damped_derivative(scale: ScaleName) -> None:
-    """In the scales the effective weight is linear, so autograd through the plain formula is exact."""
+    """The effective weight is linear in the scales, so autograd through the plain formula is exact."""
     weight, grad = _weight(6, 10), _weight(6, 10, seed=1)
     quantizer = TTQ(scale, 6)
     quantizer.initialize(weight)
@@ -246,7 +246,7 @@ def test_ttq_scale_gradient_is_the_damped_derivative(scale: ScaleName) -> None:
     torch.testing.assert_close((grads["positive"], grads["negative"]), tuple(damping * d for d in derivatives))
 
 
-def test_the_sign_of_a_learned_step_is_free() -> None:
+def test_sign_of_a_learned_step_has_no_effect() -> None:
     weight, grad = _weight(1, 50), _weight(1, 50, seed=1)
     quantizer = LearnedThreshold("layer", 1)
     quantizer.initialize(weight)
@@ -270,10 +270,10 @@ def test_all_zero_weight_and_zero_channel(rule: QuantizerName, scale: ScaleName)
         assert torch.equal(quantizer(weight)[0], torch.zeros(4))
         latent_grad, grads = _gradients(quantizer, weight, torch.ones(3, 4))
         assert all(grad.isfinite().all() for grad in (latent_grad, *grads.values()))
-        assert torch.equal(latent_grad[0], torch.ones(4))  # zero weights still learn
+        assert torch.equal(latent_grad[0], torch.ones(4))  # zero weights still get gradients
 
 
-def test_step_that_started_from_a_zero_weight_can_learn() -> None:
+def test_step_initialised_from_a_zero_weight_has_a_gradient() -> None:
     quantizer = LearnedThreshold("layer", 1)
     quantizer.initialize(torch.zeros(1, 4))
     _, grads = _gradients(quantizer, torch.ones(1, 4), torch.ones(1, 4))
@@ -281,7 +281,7 @@ def test_step_that_started_from_a_zero_weight_can_learn() -> None:
 
 
 @pytest.mark.parametrize("step", [0.0, 1e-45])
-def test_step_trained_down_to_zero_gives_no_nan(step: float) -> None:
+def test_step_of_zero_gives_no_nan(step: float) -> None:
     quantizer = LearnedThreshold("layer", 1)
     with torch.no_grad():
         quantizer.step.fill_(step)
@@ -290,7 +290,7 @@ def test_step_trained_down_to_zero_gives_no_nan(step: float) -> None:
     assert grads["step"].isfinite().all()
 
 
-def test_ttq_start_of_an_empty_side_is_the_other_sides() -> None:
+def test_ttq_initial_scale_of_an_unused_symbol_equals_the_other_scale() -> None:
     weight = torch.tensor([[1.0, 3.0], [-2.0, -4.0], [1.0, -3.0]])
     quantizer = TTQ("channel", 3)
     quantizer.initialize(weight)
@@ -299,7 +299,7 @@ def test_ttq_start_of_an_empty_side_is_the_other_sides() -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_diverged_weight_is_not_hidden(rule: QuantizerName) -> None:
+def test_nan_weights_stay_nan(rule: QuantizerName) -> None:
     weight = _weight(2, 4)
     weight[1] = torch.nan
     quantizer = _quantizer(rule, "channel", weight)
@@ -310,11 +310,11 @@ def test_diverged_weight_is_not_hidden(rule: QuantizerName) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
-def test_compiles_whole_and_equals_eager(rule: QuantizerName) -> None:
+def test_compiles_without_graph_break_and_equals_eager(rule: QuantizerName) -> None:
     weight = _weight(4, 3, 3, 3).requires_grad_()
     quantizer = _quantizer(rule, "channel", weight)
     compiled = torch.compile(quantizer, fullgraph=True, backend="aot_eager")
     parameters = [weight, *quantizer.parameters()]
     results = [(w, *torch.autograd.grad(w.square().sum(), parameters)) for w in (quantizer(weight), compiled(weight))]
-    for eager, graph in zip(*results, strict=True):  # the graph may round a sum in another order
+    for eager, graph in zip(*results, strict=True):  # the graph may add terms in another order
         torch.testing.assert_close(graph, eager, rtol=1e-6, atol=1e-6)

@@ -1,4 +1,4 @@
-"""The ResNets against torchvision, a functional forward pass and published weights; a ternary net against its twin."""
+"""Tests of the ResNets: against torchvision, a functional forward pass and published weights; ternary network against its twin."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -30,8 +30,8 @@ def _build(architecture: Architecture, seed: int = 0, **settings: Any) -> ResNet
     return build_resnet(architecture, **{"num_classes": 10, **settings})
 
 
-def _with_lively_norms(network: nn.Module) -> nn.Module:
-    """Batch norms as after training, so that forgetting one or swapping two shows."""
+def _with_trained_norms(network: nn.Module) -> nn.Module:
+    """Give batch norms values as after training, so that omitting one or swapping two changes the result."""
     generator = torch.Generator().manual_seed(2)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -61,8 +61,8 @@ def _torchvision_key(key: str) -> str:
 
 
 @pytest.mark.parametrize("size", [8, 32])
-def test_resnet18_equals_torchvisions(size: int) -> None:
-    network = _with_lively_norms(_build("resnet18", quantizer="none")).eval()
+def test_resnet18_equals_torchvision(size: int) -> None:
+    network = _with_trained_norms(_build("resnet18", quantizer="none")).eval()
     peer = torchvision.models.resnet18(num_classes=10)
     peer.conv1, peer.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
     peer.load_state_dict({_torchvision_key(key): value for key, value in network.state_dict().items()})
@@ -71,7 +71,7 @@ def test_resnet18_equals_torchvisions(size: int) -> None:
 
 
 def _option_a_forward(state: dict[str, Tensor], x: Tensor, blocks: int) -> Tensor:
-    """The resnet20 family as a function of its state dict: He et al., section 4.2."""
+    """Functional forward pass of the resnet20 family from its state dict: He et al., section 4.2."""
 
     def norm(x: Tensor, name: str) -> Tensor:
         mean, var = state[f"{name}.running_mean"], state[f"{name}.running_var"]
@@ -95,14 +95,14 @@ def _option_a_forward(state: dict[str, Tensor], x: Tensor, blocks: int) -> Tenso
 @pytest.mark.parametrize("size", [8, 15])
 @pytest.mark.parametrize(("architecture", "blocks"), [("resnet20", 3), ("resnet32", 5)])
 def test_option_a_equals_a_functional_forward(architecture: Architecture, blocks: int, size: int) -> None:
-    network = _with_lively_norms(_build(architecture, quantizer="none", in_channels=1)).eval()
+    network = _with_trained_norms(_build(architecture, quantizer="none", in_channels=1)).eval()
     images = _images(2, 1, size, size)
     torch.testing.assert_close(network(images), _option_a_forward(network.state_dict(), images, blocks))
 
 
 @pytest.mark.skipif("LVR_SHARED_DATA" not in os.environ, reason="LVR_SHARED_DATA names no folder of real data")
 def test_published_resnet20_weights_fit() -> None:
-    """The public pytorch_resnet_cifar10 network: every tensor has its place, and the logits are those of its formula."""
+    """The published pytorch_resnet_cifar10 weights: every tensor is loaded, and the logits equal the functional forward pass."""
     weights = load_file(Path(os.environ["LVR_SHARED_DATA"]) / "weights" / "cifar10_resnet20_fp32.safetensors")
     renamed = {}
     for key, value in weights.items():
@@ -121,7 +121,9 @@ def test_published_resnet20_weights_fit() -> None:
 
 
 @pytest.mark.parametrize(("architecture", "rule"), [("resnet18", "ttq"), *(("resnet20", rule) for rule in RULES)])
-def test_one_seed_gives_twin_and_ternary_net_the_same_weights(architecture: Architecture, rule: QuantizerName) -> None:
+def test_same_seed_gives_ternary_network_and_twin_the_same_weights(
+    architecture: Architecture, rule: QuantizerName
+) -> None:
     twin = _build(architecture, quantizer="none")
     after_twin = torch.get_rng_state()
     network = _build(architecture, quantizer=rule)
@@ -132,11 +134,11 @@ def test_one_seed_gives_twin_and_ternary_net_the_same_weights(architecture: Arch
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_twin_with_the_effective_weights_gives_the_same_logits_to_the_bit(rule: QuantizerName) -> None:
-    network = _with_lively_norms(_build("resnet20", quantizer=rule)).eval()
+def test_twin_with_the_effective_weights_gives_bit_identical_logits(rule: QuantizerName) -> None:
+    network = _with_trained_norms(_build("resnet20", quantizer=rule)).eval()
     twin = _build("resnet20", quantizer="none", seed=7).eval()
     images = _images(3, 3, 16, 16)
-    plain = _with_lively_norms(_build("resnet20", quantizer="none")).eval()
+    plain = _with_trained_norms(_build("resnet20", quantizer="none")).eval()
     assert not torch.equal(network(images), plain(images))
     twin.load_state_dict(effective_state_dict(network))
     assert torch.equal(network(images), twin(images))
@@ -151,9 +153,7 @@ def test_twin_with_the_effective_weights_gives_the_same_logits_to_the_bit(rule: 
         ("resnet20", ("stages.0", "stages.2.1.conv2"), {*STAGE_0, "stages.2.1.conv2"}),
     ],
 )
-def test_full_precision_names_what_stays(
-    architecture: Architecture, full_precision: Sequence[str], kept: set[str]
-) -> None:
+def test_full_precision_layers(architecture: Architecture, full_precision: Sequence[str], kept: set[str]) -> None:
     network = _build(architecture, full_precision=full_precision)
     weighted = {name for name, module in network.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
     assert weighted - set(ternary_layers(network)) == kept
@@ -181,14 +181,14 @@ def test_gradients_reach_every_parameter_under_bf16_autocast(rule: QuantizerName
         assert parameter.grad.abs().sum() > 0, name
 
 
-def test_8_bit_activations_leave_an_image_independent_of_its_batch() -> None:
+def test_8_bit_activations_keep_images_of_a_batch_independent() -> None:
     network = _build("resnet20", activation_bits=8, full_precision=("stem",)).eval()
     images = _images(4, 3, 8, 8) * torch.tensor([1.0, 30.0, 0.1, 5.0]).view(4, 1, 1, 1)
     torch.testing.assert_close(network(images)[:1], network(images[:1]))
 
 
 def test_channels_last_gives_the_same_logits_and_stays_channels_last() -> None:
-    network = _with_lively_norms(_build("resnet20")).eval()
+    network = _with_trained_norms(_build("resnet20")).eval()
     images = _images(2, 3, 16, 16)
     logits = network(images)
     network.to(memory_format=torch.channels_last)
@@ -223,7 +223,7 @@ def test_network_compiles_without_a_graph_break_and_keeps_its_keys(rule: Quantiz
     assert list(network.state_dict()) == keys
 
 
-def test_dropout_acts_on_the_classifiers_input_in_training_only() -> None:
+def test_dropout_acts_on_the_input_of_the_classifier_only_in_training() -> None:
     network = _build("resnet20", dropout=0.25)
     seen: dict[str, Tensor] = {}
     network.dropout.register_forward_hook(lambda _module, inputs, output: seen.update(before=inputs[0], after=output))
@@ -254,9 +254,9 @@ def _bad(message: str, **arguments: Any) -> tuple[dict[str, Any], str]:
         _bad("quantizer must be one of none, twn, ttq, .* got 'TWN'", quantizer="TWN"),
         _bad("scale must be one of layer, channel, got 'tensor'", scale="tensor"),
         _bad("activation_bits must be one of 32, 8, got 16", activation_bits=16),
-        _bad("'clasifier' is in no .* did you mean 'classifier'", full_precision=["clasifier"]),
-        _bad("'stages.3' is in no .* did you mean 'stages", full_precision=["stages.3"]),
-        _bad("'shortcut' is in no ", full_precision=["shortcut"]),  # option A shortcuts have no weights
+        _bad("'clasifier' matches no .* did you mean 'classifier'", full_precision=["clasifier"]),
+        _bad("'stages.3' matches no .* did you mean 'stages", full_precision=["stages.3"]),
+        _bad("'shortcut' matches no ", full_precision=["shortcut"]),  # option A shortcuts have no weights
         _bad("full_precision must be a list of layer names", full_precision="stem"),
     ],
 )

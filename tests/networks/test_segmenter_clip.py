@@ -1,4 +1,4 @@
-"""networks/segmenter_clip*.py beside transformers' CLIPSeg with the same weights, and the tokeniser beside known ids."""
+"""Tests of networks/segmenter_clip*.py: against transformers' CLIPSeg with the same weights, and tokeniser against known ids."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def images(*size: int) -> Tensor:
     return torch.randn(*size, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("side", [64, 96, 32])  # the positions' own size, more and less
+@pytest.mark.parametrize("side", [64, 96, 32])  # the size of the position embeddings, larger and smaller
 def test_equals_transformers_in_double_precision(side: int) -> None:
     model, tokenizer = load_clipseg("random_tiny")
     model.double().eval()
@@ -70,13 +70,15 @@ def test_equals_transformers_in_single_precision() -> None:
 def test_full_size_equals_transformers(side: int) -> None:
     model, tokenizer = load_clipseg("random_rd64")
     net = CLIPSegmenter("random_rd64").eval()
-    assert sum(parameter.numel() for parameter in net.parameters()) == 1_127_009  # as known of rd64-refined
+    assert (
+        sum(parameter.numel() for parameter in net.parameters()) == 1_127_009
+    )  # known parameter count of rd64-refined
     image = images(1, 3, side, side)
     with torch.no_grad():
         logits = net(image, PROMPTS, torch.tensor([0, 0]))
     for pair, prompt in enumerate(PROMPTS):
         expected = theirs(model.eval(), tokenizer, image[0], prompt)
-        # random weights give logits of some hundreds, in float32
+        # random weights give logits of several hundred, in float32
         assert (logits[pair] - expected).abs().max() < 1e-4 * expected.std()
         assert (logits[pair].sigmoid() - expected.sigmoid()).abs().max() < 1e-3
 
@@ -89,7 +91,7 @@ def test_images_of_any_size(decoder: DecoderName, size: tuple[int, int]) -> None
     assert net(images(2, 3, *size), [], torch.zeros(0, dtype=torch.int64)).shape == (0, 1, *size)
 
 
-def test_size_of_the_new_decoder() -> None:
+def test_parameter_count_of_the_high_resolution_decoder() -> None:
     decoder = HighResolutionDecoder(width=768, taps=3, patch=16, text_width=512, channels=64)
     assert (
         sum(parameter.numel() for parameter in decoder.parameters()) == 381_701
@@ -108,7 +110,7 @@ def test_towers_run_once_per_image_and_text() -> None:
     with torch.inference_mode():
         first = net(image, [*PROMPTS, *PROMPTS], torch.tensor([0, 0, 1, 1]))
     assert seen == {"vision": [2], "text": [2]}
-    # vectors that were kept in inference mode serve a training step
+    # vectors cached in inference mode are usable in a training step
     second = net(image, [*PROMPTS, *PROMPTS], torch.tensor([0, 0, 1, 1]))
     second.sum().backward()
     assert seen == {"vision": [2, 2], "text": [2]}
@@ -127,7 +129,7 @@ def test_text_vectors_do_not_depend_on_the_precision_of_the_first_call() -> None
 
 
 @pytest.mark.parametrize("decoder", ["clipseg", "high_resolution"])
-def test_training_leaves_the_towers_alone(decoder: DecoderName) -> None:
+def test_training_does_not_change_the_towers(decoder: DecoderName) -> None:
     net = CLIPSegmenter("random_tiny", decoder=decoder, width=8).train()
     before, towers = copy.deepcopy(net.state_dict()), net.clip.weights_hash()
     assert all(name.startswith("decoder.") for name in before)
@@ -154,7 +156,7 @@ def test_a_state_dict_restores_the_network() -> None:
     assert torch.equal(copied(image, PROMPTS), net(image, PROMPTS))
 
 
-def test_random_weights_are_a_function_of_the_seed() -> None:
+def test_random_weights_depend_only_on_the_seed() -> None:
     hashes: list[str] = []
     for seed in (0, 0, 1):
         torch.manual_seed(len(hashes))
@@ -162,7 +164,7 @@ def test_random_weights_are_a_function_of_the_seed() -> None:
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-def test_towers_follow_the_type() -> None:
+def test_towers_follow_the_dtype() -> None:
     net = CLIPSegmenter("random_tiny").eval()
     single = net.clip.text_vectors(PROMPTS)
     assert net.double()(images(2, 3, 32, 32).double(), PROMPTS).dtype == torch.float64
@@ -207,7 +209,7 @@ def test_saved_folder(tmp_path: Path) -> None:
         ({"decoder": "high_resolution", "width": 7}, "width: an even number of channels is needed, got 7"),
     ],
 )
-def test_wrong_settings(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_bad_settings(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
     given = {
         name: value.replace("EMPTY", str(tmp_path)) if isinstance(value, str) else value
         for name, value in settings.items()
@@ -216,7 +218,7 @@ def test_wrong_settings(settings: dict[str, Any], message: str, tmp_path: Path) 
         CLIPSegmenter(**{"weights": "random_tiny", **given})  # type: ignore[arg-type]
 
 
-def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_hub_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import CLIPSegForImageSegmentation
 
     def offline(*args: Any, **kwargs: Any) -> None:
@@ -224,12 +226,12 @@ def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(CLIPSegForImageSegmentation, "from_pretrained", offline)
     with pytest.raises(
-        ValueError, match="weights: CLIPSeg cannot be had from some/name: We couldn't connect to 'https"
+        ValueError, match="weights: CLIPSeg cannot be loaded from some/name: We couldn't connect to 'https"
     ):
         CLIPSegmenter("some/name")
 
 
-def test_a_prompt_needs_a_word() -> None:
+def test_prompt_without_a_word_raises() -> None:
     with pytest.raises(ValueError, match="prompts: at least a letter or a digit is needed, got ' '"):
         CLIPSegmenter("random_tiny")(torch.zeros(1, 3, 16, 16), [" "])
 

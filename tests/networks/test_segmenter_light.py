@@ -1,4 +1,4 @@
-"""networks/segmenter_text.py, segmenter_parts.py and segmenter_light.py: prompts, pairs, sizes, and thin lines that survive."""
+"""Tests of the light segmenter (segmenter_light.py, segmenter_parts.py, segmenter_text.py): prompts, pairs, sizes, thin lines."""
 
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ def small(encoder: str = "test_efficientnet", **settings: object) -> LightSegmen
     return LightSegmenter(encoder, width=8, text_width=8, **settings)  # type: ignore[arg-type]
 
 
-def steered(net: LightSegmenter) -> LightSegmenter:
-    """With FiLM that differs between prompts, which it does not in a fresh network."""
+def with_random_film(net: LightSegmenter) -> LightSegmenter:
+    """Give the network random FiLM weights, so that prompts differ, which they do not in a new network."""
     for name, parameter in net.named_parameters():
         if "film" in name:
             nn.init.normal_(parameter, std=0.3)
@@ -32,7 +32,7 @@ def steered(net: LightSegmenter) -> LightSegmenter:
 # --- prompts
 
 
-def test_fnv1a_is_that_of_its_authors() -> None:
+def test_fnv1a_equals_the_reference_code() -> None:
     # from the test vectors of the reference code
     assert [fnv1a(text) for text in ("", "a", "foobar")] == [0x811C9DC5, 0xE40C292C, 0xBF9CF968]
 
@@ -48,7 +48,7 @@ def test_weights_of_a_prompt_by_hand() -> None:
     assert float(prompt_weights("segment wall cracks", rows).sum()) == pytest.approx(1)
 
 
-def test_synonyms_that_share_words_are_near() -> None:
+def test_synonyms_that_share_words_have_similar_vectors() -> None:
     torch.manual_seed(0)
     text = HashedTextEncoder()
     crack, cracks, order, other = text(["segment crack", "segment cracks", "Crack, segment!", "fissure"])
@@ -57,7 +57,7 @@ def test_synonyms_that_share_words_are_near() -> None:
 
 
 @pytest.mark.parametrize("prompt", ["", "  ", "_!?"])
-def test_a_prompt_needs_a_word(prompt: str) -> None:
+def test_prompt_without_a_word_raises(prompt: str) -> None:
     with pytest.raises(ValueError, match="prompts: at least a letter or a digit is needed, got "):
         small()(torch.zeros(1, 3, 8, 8), [prompt])
 
@@ -78,20 +78,20 @@ def test_logits_have_the_size_of_the_image(encoder: str, size: tuple[int, int]) 
     assert logits.isfinite().all()
 
 
-def test_all_parameters_learn() -> None:
+def test_all_parameters_get_gradients() -> None:
     net = small()
     net(torch.randn(2, 3, 32, 32), ["a", "b"]).square().sum().backward()
-    # FiLM starts at zero, so that what is before it has gradients of zero at first, but has them
+    # FiLM starts at zero, so the parameters before it initially have gradients that are zero, but not None
     assert all(parameter.grad is not None for parameter in net.parameters())
     with torch.no_grad():
-        steered(net).train()
+        with_random_film(net).train()
     net.zero_grad()
     net(torch.randn(2, 3, 32, 32), ["a", "b"]).square().sum().backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in net.text.parameters())  # type: ignore[union-attr]
 
 
-def test_pairs_equal_one_call_each_and_the_encoder_runs_once() -> None:
-    net = steered(small())
+def test_pairs_equal_separate_calls_and_the_encoder_runs_once() -> None:
+    net = with_random_film(small())
     images = torch.randn(2, 3, 40, 48)
     prompts, index = pairs([["crack", "taping area"], ["taping area"]])
     assert prompts == ["crack", "taping area", "taping area"]
@@ -128,7 +128,7 @@ def test_padding_repeats_edges() -> None:
 
 @pytest.mark.parametrize("way", ["autocast", "bfloat16"])
 def test_half_precision(way: str) -> None:
-    net, image = steered(small()), torch.randn(2, 3, 40, 48)
+    net, image = with_random_film(small()), torch.randn(2, 3, 40, 48)
     expected = net(image, ["crack", "tape"])
     if way == "autocast":
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -143,7 +143,7 @@ def test_half_precision(way: str) -> None:
 
 
 def test_a_line_of_one_pixel_reaches_the_logits() -> None:
-    """What the encoder sees is held still, so that only the path from the image can tell the images apart."""
+    """The encoder gets a constant image, so that only the path from the image can distinguish the images."""
     torch.manual_seed(0)
     decoder = PromptedDecoder([6], [16], text_width=4, width=8).eval()
     image = torch.zeros(1, 3, 64, 64)
@@ -153,11 +153,11 @@ def test_a_line_of_one_pixel_reaches_the_logits() -> None:
     change = (decoder(line, features, text, index) - decoder(image, features, text, index))[0, 0].abs()
     near, far = change[:, 28:36].mean(), change[:, :20].mean()
     assert near > 10 * far
-    # all four pixels of a place have logits of their own
+    # all four pixels of a position have their own logits
     assert not torch.allclose(change[:, 30], change[:, 31], rtol=1e-2)
 
 
-def test_film_is_the_identity_at_first() -> None:
+def test_film_is_initially_the_identity() -> None:
     net = small().eval()
     image = torch.randn(1, 3, 32, 32).expand(2, -1, -1, -1)
     logits = net(image, ["crack", "tape"])
@@ -165,7 +165,7 @@ def test_film_is_the_identity_at_first() -> None:
     assert torch.allclose(net.state_dict()["decoder.head.0.bias"].sigmoid(), torch.tensor(0.1))
 
 
-def test_presence_moves_all_logits_of_a_pair_alike() -> None:
+def test_presence_shifts_all_logits_of_a_pair_equally() -> None:
     torch.manual_seed(0)
     decoder = PromptedDecoder([5, 6], [8, 16], text_width=4, width=8).eval()
     image, text, index = torch.randn(2, 3, 32, 32), torch.randn(3, 4), torch.tensor([1, 0, 1])
@@ -187,7 +187,7 @@ def test_presence_moves_all_logits_of_a_pair_alike() -> None:
     assert moved[0].mean() != moved[2].mean(), "the same image, another prompt"
 
 
-def test_strides_of_an_encoder_of_full_size() -> None:
+def test_strides_of_an_encoder_with_full_resolution_features() -> None:
     assert decoder_strides([1, 2, 4]) == [4, 2]
     decoder = PromptedDecoder([3, 5, 7], [1, 2, 4], text_width=4, width=8)
     features = [torch.randn(1, 3, 16, 16), torch.randn(1, 5, 8, 8), torch.randn(1, 7, 4, 4)]
@@ -205,13 +205,13 @@ def test_strides_of_an_encoder_of_full_size() -> None:
         ({"width": 9}, "width: an even number of channels is needed, got 9"),
     ],
 )
-def test_wrong_settings(settings: dict[str, object], message: str) -> None:
+def test_bad_settings(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LightSegmenter(**{"encoder": "test_efficientnet", **settings})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("encoder", ["test_efficientnet", "test_convnext", "test_vit"])
-def test_encoder_takes_weights_of_the_whole_network(encoder: str) -> None:
+def test_encoder_loads_weights_of_the_whole_network(encoder: str) -> None:
     torch.manual_seed(1)
     whole = timm.create_model(encoder)
     net = small(encoder)
@@ -227,12 +227,12 @@ def test_encoder_takes_weights_of_the_whole_network(encoder: str) -> None:
         assert torch.equal(mine, theirs)
 
 
-def test_weights_of_another_network_are_refused() -> None:
-    with pytest.raises(ValueError, match="and min_loaded asks for 90"):
+def test_weights_of_another_network_raise() -> None:
+    with pytest.raises(ValueError, match="and min_loaded requires 90"):
         small().fill_encoder(timm.create_model("test_resnet").state_dict())
 
 
-@pytest.mark.skipif(not MOBILENET.exists(), reason="weights of MobileNetV2 are not here")
+@pytest.mark.skipif(not MOBILENET.exists(), reason="the weights of MobileNetV2 do not exist")
 def test_real_mobilenet_and_its_size() -> None:
     net = LightSegmenter("mobilenetv2_100", network_args={"pad_type": "same"})
     assert net.fill_encoder(load_file(MOBILENET)).share == 1

@@ -1,4 +1,4 @@
-"""Networks for windows of signals: the ViT-B/8 of Pix2Seq, folding, weights of other channels, frozen encoders, the 1-D network."""
+"""Tests of the networks for signal windows: ViT-B/8 of Pix2Seq, flattened windows, adapted weights, frozen encoder, 1-D network."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from networks.signal_network import SignalResNet
 
 PIX2SEQ: dict[str, Any] = {"class_token": False, "global_pool": "avg", "fc_norm": False}
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"architecture": "signal_resnet", "layers": [0]}, "layers: is for networks of timm, signal_resnet has none"),
-    ({"architecture": "signal_resnet", "drop_path": 0.1}, "drop_path: is for networks of timm"),
+    ({"architecture": "signal_resnet", "layers": [0]}, "layers: is only for timm networks, signal_resnet"),
+    ({"architecture": "signal_resnet", "drop_path": 0.1}, "drop_path: is only for timm networks"),
     ({"architecture": "signal_resnet", "network_args": {"depth": 3}}, "network_args: signal_resnet takes width and"),
     ({"architecture": "signal_resnet", "network_args": {"width": 0}}, "width: 1 or more, got 0"),
     ({"architecture": "test_vit", "network_args": PIX2SEQ, "pooling": "cls"}, "pooling: test_vit has no class token"),
@@ -42,7 +42,7 @@ def small(network_args: dict[str, Any] | None = None, **settings: Any) -> TimmFe
 # ---- the layout of Pix2Seq ----
 
 
-def test_vit_b8_has_the_numbers_of_the_origin() -> None:
+def test_parameter_count_of_vit_b8() -> None:
     encoder = build_encoder("vit_base_patch8_224", in_channels=3, image_size=224, network_args=PIX2SEQ)
     assert isinstance(encoder, TimmFeatures)
     network: Any = encoder.network
@@ -75,7 +75,7 @@ def test_vit_b8_has_784_tokens_at_224_pixels() -> None:
         assert tuple(network.forward_features(torch.randn(1, 3, 64, 96)).shape) == (1, 96, 768), "other sizes"
 
 
-def test_checkpointed_gradients_are_the_same() -> None:
+def test_gradients_are_the_same_with_checkpointing() -> None:
     image, found = torch.randn(2, 1, 32, 32), []
     encoder = small()
     for checkpointing in (False, True):
@@ -104,7 +104,7 @@ def test_inner_layers_are_means_of_their_tokens() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["test_resnet", "test_convnext", "signal_resnet"])
-def test_width_is_that_of_the_features(architecture: str) -> None:
+def test_feature_width(architecture: str) -> None:
     encoder = build_encoder(architecture, in_channels=9, image_size=32)
     shape = (9, 128) if architecture == "signal_resnet" else (9, 32, 32)
     before = [tensor.clone() for tensor in encoder.state_dict().values()]
@@ -119,10 +119,10 @@ def test_width_is_that_of_the_features(architecture: str) -> None:
 
 @pytest.mark.parametrize("channels", [1, 9])
 @pytest.mark.parametrize("architecture", ["test_resnet", "test_vit"])
-def test_a_grey_image_has_the_activations_of_three_channels(architecture: str, channels: int) -> None:
+def test_grey_image_has_the_same_activations_as_with_three_channels(architecture: str, channels: int) -> None:
     rgb: Any = timm.create_model(architecture, num_classes=0).eval()
     with torch.no_grad():
-        for parameter in rgb.parameters():  # a residual branch begins as zero, and would hide everything
+        for parameter in rgb.parameters():  # residual branches are initialised to zero, which would hide differences
             parameter.add_(torch.randn_like(parameter) * 0.05)
     own: Any = timm.create_model(architecture, num_classes=0, in_chans=channels).eval()
     tensors, notes = adapted(own, rgb.state_dict())
@@ -134,12 +134,12 @@ def test_a_grey_image_has_the_activations_of_three_channels(architecture: str, c
     assert notes == [f"{rgb.pretrained_cfg['first_conv']}: from 3 to {channels} channels"]
 
 
-def test_the_class_tokens_position_is_left_out() -> None:
+def test_class_token_and_its_position_are_dropped() -> None:
     with_token: Any = timm.create_model("test_vit", num_classes=0)
     without = small(in_channels=3, image_size=160).network
     tensors, notes = adapted(without, with_token.state_dict())
     assert torch.equal(tensors["pos_embed"], with_token.pos_embed[:, 1:])
-    assert notes == ["cls_token: left out with its position, the network has none"]
+    assert notes == ["cls_token: dropped with its position, as the network has no class token"]
     without.load_state_dict(tensors)
     same, _ = adapted(with_token, with_token.state_dict())
     assert all(torch.equal(tensor, same[name]) for name, tensor in with_token.state_dict().items())
@@ -149,7 +149,7 @@ def test_the_class_tokens_position_is_left_out() -> None:
 
 
 class Brightness(nn.Module):
-    """Features that can be worked out by hand: mean and its double."""
+    """Features that can be computed by hand: the mean and twice the mean."""
 
     def forward(self, image: Tensor) -> Tensor:
         mean = image.mean(dim=(1, 2, 3))
@@ -157,7 +157,7 @@ class Brightness(nn.Module):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_flattened_windows_are_judged_image_by_image(channels: int) -> None:
+def test_flattened_windows_are_classified_image_by_image(channels: int) -> None:
     network = WindowNetwork(Brightness(), 2, 3, [], 0.0, seed=0)
     network.head = head = nn.Linear(2, 3, bias=False)
     with torch.no_grad():
@@ -172,7 +172,7 @@ def test_flattened_windows_are_judged_image_by_image(channels: int) -> None:
     torch.testing.assert_close(WindowAnswer(network)(image[:, 0]), each[:, 0])
 
 
-def test_joined_features_stand_in_the_order_of_the_signals() -> None:
+def test_concatenated_features_are_in_the_order_of_the_signals() -> None:
     network = WindowNetwork(Brightness(), 2, 3, [], 0.0, seed=0, fusion="features", images=9)
     assert isinstance(network.head, nn.Sequential)
     seen: list[Tensor] = []
@@ -182,7 +182,7 @@ def test_joined_features_stand_in_the_order_of_the_signals() -> None:
     assert torch.equal(seen[0], torch.stack([values, 2 * values], dim=2).flatten(1))
 
 
-def test_a_frozen_encoder_builds_no_graph_and_keeps_its_statistics() -> None:
+def test_frozen_encoder_builds_no_graph_and_keeps_its_statistics() -> None:
     encoder = build_encoder("test_resnet", in_channels=1, image_size=32)
     network = WindowNetwork(encoder, feature_width(encoder, (1, 32, 32)), 3, [4], 0.5, seed=0)
     network.frozen = True
@@ -200,7 +200,7 @@ def test_a_frozen_encoder_builds_no_graph_and_keeps_its_statistics() -> None:
     assert any(parameter.grad is not None for parameter in encoder.parameters())
 
 
-def test_the_signal_network_judges_windows_of_any_length_one_by_one() -> None:
+def test_signal_network_takes_any_length_and_keeps_windows_independent() -> None:
     torch.manual_seed(0)
     network = SignalResNet(9, width=8).eval()
     signal = torch.randn(3, 9, 128)
@@ -214,7 +214,7 @@ def test_the_signal_network_judges_windows_of_any_length_one_by_one() -> None:
     assert sum(p.numel() for p in SignalResNet(9).parameters()) == 398_400
 
 
-def test_the_heads_dropout_is_that_of_mlp_head() -> None:
+def test_head_uses_the_dropout_of_mlp_head() -> None:
     network = WindowNetwork(Brightness(), 2, 3, [16], 0.5, seed=5)
     assert isinstance(network.head, nn.Sequential)
     assert isinstance(network.head[1], MLPHead)

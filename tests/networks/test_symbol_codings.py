@@ -1,4 +1,4 @@
-"""The three codings of symbols: by hand, against a decoder written from the page, at their sizes, and refusals."""
+"""Tests of the symbol codings trits, bits2 and entropy: by hand, against a decoder written from docs/export.md, invalid data."""
 
 import itertools
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ def draw(count: int, shares: Sequence[float] = (0.29, 0.42, 0.29), seed: int = 0
 
 
 def scalar_rans(data: bytes, counts: Sequence[int]) -> list[list[int]]:
-    """Decoder in plain integers, one symbol at a time, as docs/export.md describes it."""
+    """Reference decoder with Python integers, one symbol at a time, as described in docs/export.md."""
     numbers = np.frombuffer(data, dtype="<u2").tolist()
     tables = [numbers[2 * g : 2 * g + 2] for g in range(len(counts))]
     lanes = (sum(counts) + 4095) // 4096
@@ -62,7 +62,7 @@ def test_bits2_by_hand() -> None:
     assert trits.unpack("bits2", bytes([134, 1]), 5).tolist() == [1, 0, -1, 1, 0]
 
 
-def test_every_byte_of_trits_is_its_five_symbols() -> None:
+def test_every_byte_of_trits_decodes_to_its_five_symbols() -> None:
     fives = list(itertools.product((-1, 0, 1), repeat=5))
     packed = trits.pack("trits", np.array(fives, dtype=np.int8).ravel())
     assert sorted(packed) == list(range(243))
@@ -71,7 +71,7 @@ def test_every_byte_of_trits_is_its_five_symbols() -> None:
 
 @pytest.mark.parametrize("coding", ["trits", "bits2"])
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 5, 6, 9, 10, 11, 1000])
-def test_there_and_back(coding: Any, count: int) -> None:
+def test_round_trip(coding: Any, count: int) -> None:
     symbols = draw(count)
     packed = trits.pack(coding, symbols)
     assert len(packed) == trits.packed_bytes(coding, count) == -(-count // (5 if coding == "trits" else 4))
@@ -81,24 +81,21 @@ def test_there_and_back(coding: Any, count: int) -> None:
 @pytest.mark.parametrize(
     ("coding", "data", "count", "message"),
     [
-        *[
-            ("trits", bytes([0, byte]), 10, f"byte 1 is {byte}, which stands for no symbols")
-            for byte in range(243, 256)
-        ],
+        *[("trits", bytes([0, byte]), 10, f"byte 1 is {byte}, which encodes no symbols") for byte in range(243, 256)],
         *[("bits2", bytes([0, 3 << shift]), 8, f"byte 1 is {3 << shift}, which") for shift in (0, 2, 4, 6)],
-        ("trits", bytes([9]), 2, "the last byte is 9, but what is left of it must be zero"),
+        ("trits", bytes([9]), 2, "the last byte is 9, but its unused digits must be zero"),
         ("bits2", bytes([16]), 2, "the last byte is 16, but"),
         ("trits", bytes(2), 11, "11 symbols take 3 bytes, got 2"),
         ("bits2", bytes(2), 4, "4 symbols take 1 bytes, got 2"),
     ],
 )
-def test_bytes_that_pack_does_not_write_are_refused(coding: Any, data: bytes, count: int, message: str) -> None:
+def test_invalid_bytes_raise(coding: Any, data: bytes, count: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         trits.unpack(coding, data, count)
 
 
 @pytest.mark.parametrize("value", [-2, 2])
-def test_other_symbols_are_refused(value: int) -> None:
+def test_invalid_symbols_raise(value: int) -> None:
     wrong = np.array([0, value], dtype=np.int8)
     with pytest.raises(ValueError, match="symbols must be -1, 0 or 1"):
         trits.pack("trits", wrong)
@@ -116,7 +113,7 @@ GROUPS = [
 
 
 @pytest.mark.parametrize("groups", GROUPS, ids=lambda groups: "+".join(str(group.size) for group in groups[:4]))
-def test_entropy_coding_is_read_by_a_decoder_written_from_the_page(groups: list[Symbols]) -> None:
+def test_entropy_coding_against_a_decoder_written_from_the_documentation(groups: list[Symbols]) -> None:
     data, counts = entropy.encode(groups), [group.size for group in groups]
     assert scalar_rans(data, counts) == [group.tolist() for group in groups]
     assert all(map(np.array_equal, entropy.decode(data, counts), groups))
@@ -131,14 +128,14 @@ def test_entropy_by_hand() -> None:
     assert len(entropy.encode([half])) == 4 + 4 + 2 * 6
 
 
-def test_entropy_coding_takes_what_the_entropy_asks_for() -> None:
+def test_size_of_entropy_coding_is_close_to_the_entropy() -> None:
     for shares in ((0.29, 0.42, 0.29), (0.05, 0.9, 0.05), (1 / 3, 1 / 3, 1 / 3), (0.6, 0.1, 0.3)):
         groups = [draw(count, shares) for count in (2304, 9216, 36864, 200_000)]
         least = sum(map(entropy.entropy_bits, groups)) / 8
         assert least <= len(entropy.encode(groups)) <= 1.02 * least
 
 
-def test_streams_that_encode_does_not_write_are_refused() -> None:
+def test_invalid_streams_raise() -> None:
     groups = [draw(5000), draw(3000)]
     data, counts = entropy.encode(groups), [5000, 3000]
     low = 2 * 4 + 2 * 4
@@ -154,5 +151,5 @@ def test_streams_that_encode_does_not_write_are_refused() -> None:
     for message, stream in bad.items():
         with pytest.raises(ValueError, match=message):
             entropy.decode(stream, counts)
-    with pytest.raises(ValueError, match=r"end"):  # another symbol somewhere, so another end
+    with pytest.raises(ValueError, match=r"end"):  # a wrong symbol changes the final state
         entropy.decode(data[:50] + bytes([data[50] ^ 1]) + data[51:], counts)

@@ -1,4 +1,4 @@
-"""A plain network made ternary and back: which layers, what they keep, and that the twins compute the same."""
+"""Tests of networks/ternarize.py: which layers become ternary, what they keep, equal results of the twins, warm start."""
 
 import copy
 from collections.abc import Callable
@@ -16,7 +16,7 @@ RULES = get_args(QuantizerName)
 
 
 class Subclassed(nn.Linear):
-    """Not an exact nn.Linear: left alone."""
+    """Not exactly nn.Linear, so it must not be replaced."""
 
 
 def _plain(seed: int = 0) -> nn.Sequential:
@@ -43,7 +43,7 @@ IMAGES = torch.randn(3, 3, 5, 8, generator=torch.Generator().manual_seed(1))
         ((), ["stem", "body.conv", "conv2", "head"]),
         (("stem", "head"), ["body.conv", "conv2"]),
         (("body",), ["stem", "conv2", "head"]),
-        (("conv",), ["stem", "conv2", "head"]),  # a whole part, so not conv2
+        (("conv",), ["stem", "conv2", "head"]),  # only whole parts match, so conv2 stays ternary
         (["body.conv", "conv2"], ["stem", "head"]),
     ],
 )
@@ -54,7 +54,7 @@ def test_which_layers_become_ternary(full_precision: list[str], ternary: list[st
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_layers_keep_parameters_settings_mode_and_the_generators_state(rule: QuantizerName) -> None:
+def test_layers_keep_parameters_settings_mode_and_random_state(rule: QuantizerName) -> None:
     network = _plain().eval().to(torch.float64)
     before = dict(network.named_modules())
     parameters = dict(network.named_parameters())
@@ -73,7 +73,7 @@ def test_layers_keep_parameters_settings_mode_and_the_generators_state(rule: Qua
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_twin_with_the_effective_weights_gives_the_same_logits_to_the_bit(rule: QuantizerName) -> None:
+def test_twin_with_the_effective_weights_gives_bit_identical_logits(rule: QuantizerName) -> None:
     network, twin = _plain(), _plain(seed=5)
     ternarize(network, quantizer=rule, full_precision=["head"])
     with torch.no_grad():
@@ -136,7 +136,7 @@ def _another_number_of_classes(state: dict[str, Tensor]) -> None:
         (_another_number_of_classes, r"'head.weight' is \(7, 6\) in the weights and \(5, 6\) in the network"),
     ],
 )
-def test_warm_start_refuses_what_does_not_fit_and_loads_nothing(
+def test_warm_start_raises_for_tensors_that_do_not_fit_and_loads_nothing(
     spoil: Callable[[dict[str, Tensor]], None], message: str
 ) -> None:
     network = _plain()
@@ -149,7 +149,7 @@ def test_warm_start_refuses_what_does_not_fit_and_loads_nothing(
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
-def test_warm_start_refuses_a_tensor_that_the_network_does_not_have() -> None:
+def test_warm_start_raises_for_an_unknown_tensor() -> None:
     network = _plain()
     ternarize(network, quantizer="twn")
     weights = _plain().state_dict() | {"head.quantizer.step": torch.ones(5)}
@@ -163,9 +163,9 @@ def test_warm_start_refuses_a_tensor_that_the_network_does_not_have() -> None:
         ({"quantizer": "tnn"}, "quantizer must be one of none, twn, ttq, absmean, learned_threshold, got 'tnn'; did you"),
         ({"scale": "chanel"}, "scale must be one of layer, channel, got 'chanel'; did you mean 'channel'"),
         ({"activation_bits": 16}, "activation_bits must be one of 32, 8, got 16"),
-        ({"full_precision": ["sten"]}, "full_precision: 'sten' is in no convolution's or linear layer's name; did you mean 'stem'"),
-        ({"full_precision": ["norm"]}, "full_precision: 'norm' is in no .*; the layers are stem, body.conv, conv2, head"),
-        ({"full_precision": [""]}, "full_precision: '' is in no"),
+        ({"full_precision": ["sten"]}, "full_precision: 'sten' matches no convolution or linear layer; did you mean 'stem'"),
+        ({"full_precision": ["norm"]}, "full_precision: 'norm' matches no .*; the layers are stem, body.conv, conv2, head"),
+        ({"full_precision": [""]}, "full_precision: '' matches no"),
         ({"full_precision": "stem"}, "full_precision must be a list of layer names, got the string 'stem'"),
         ({"full_precision": ["stem", "body", "conv2", "head"]}, "leaves no layer to be ternary; .* use quantizer none"),
     ],

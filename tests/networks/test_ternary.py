@@ -1,4 +1,4 @@
-"""The ternary layers: what forward uses, int8 activations, and the looks that one can take at a network of them."""
+"""Tests of the ternary layers: forward and gradients, int8 activations, statistics of a network's ternary layers."""
 
 import copy
 from typing import Any, get_args
@@ -35,7 +35,7 @@ def test_forward_uses_symbols_times_scale(rule: QuantizerName, scale: ScaleName)
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_gradient_of_the_latent_weight_is_the_rule_applied_to_that_of_the_effective_weight(rule: QuantizerName) -> None:
+def test_gradient_of_the_latent_weight_follows_the_rule(rule: QuantizerName) -> None:
     layer = TernaryConv2d(3, 4, 3, quantizer=rule)
     images = _input(2, 3, 6, 6)
     latent_grad = torch.autograd.grad(layer(images).square().sum(), layer.weight)[0]
@@ -47,7 +47,7 @@ def test_gradient_of_the_latent_weight_is_the_rule_applied_to_that_of_the_effect
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_training_moves_symbols_and_keeps_them_ternary(rule: QuantizerName) -> None:
+def test_training_changes_symbols_and_keeps_them_ternary(rule: QuantizerName) -> None:
     torch.manual_seed(0)
     layer = TernaryLinear(16, 8, quantizer=rule)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.05)
@@ -70,7 +70,7 @@ def test_state_dict_and_deepcopy_keep_everything(rule: QuantizerName) -> None:
     layer = TernaryLinear(6, 5, quantizer=rule)
     with torch.no_grad():
         for parameter in layer.quantizer.parameters():
-            parameter.mul_(1.7)  # trained away from what the weight alone would give
+            parameter.mul_(1.7)  # changed, so that it differs from the value set from the weight
     vectors = _input(3, 6)
     restored = TernaryLinear(6, 5, quantizer=rule)
     restored.load_state_dict(layer.state_dict())
@@ -81,7 +81,7 @@ def test_state_dict_and_deepcopy_keep_everything(rule: QuantizerName) -> None:
     assert set(layer.state_dict()) == {"weight", "bias"} | extra.get(rule, set())
 
 
-def test_initialize_quantizer_sets_learned_scales_from_the_present_weight() -> None:
+def test_initialize_quantizer_sets_learned_scales_from_the_current_weight() -> None:
     layer = TernaryLinear(4, 1, quantizer="learned_threshold")
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[1.0, -2.0, 3.0, -6.0]]))
@@ -89,7 +89,7 @@ def test_initialize_quantizer_sets_learned_scales_from_the_present_weight() -> N
     assert layer.quantizer.get_parameter("step").tolist() == [6.0]
 
 
-def test_printed_layer_names_its_settings() -> None:
+def test_printed_layer_shows_its_settings() -> None:
     layer = TernaryLinear(4, 2, quantizer="ttq", scale="layer", activation_bits=8)
     text = "in_features=4, out_features=2, bias=True, scale=layer, activation_bits=8\n  (quantizer): TTQ()"
     assert text in repr(layer)
@@ -115,7 +115,7 @@ def test_fake_int8_equals_integer_arithmetic(dtype: torch.dtype) -> None:
         torch.testing.assert_close(result, torch.from_numpy(integers * step).to(dtype))
 
 
-def test_fake_int8_gradient_passes_unchanged() -> None:
+def test_fake_int8_passes_the_gradient_unchanged() -> None:
     x, grad = _input(2, 3, 4, 4).requires_grad_(), _input(2, 3, 4, 4, seed=1)
     assert torch.equal(torch.autograd.grad(fake_int8(x, dims=(-3, -2, -1)), x, grad)[0], grad)
 
@@ -127,13 +127,13 @@ def test_fake_int8_gradient_passes_unchanged() -> None:
         (TernaryLinear(6, 4, activation_bits=8), (2,), _input(2, 3, 6)),
     ],
 )
-def test_8_bit_layer_rounds_its_input_once_a_sample(layer: nn.Module, dims: tuple[int, ...], x: Tensor) -> None:
+def test_8_bit_layer_rounds_its_input_per_sample(layer: nn.Module, dims: tuple[int, ...], x: Tensor) -> None:
     plain = copy.deepcopy(layer)
     plain.activation_bits = 32  # type: ignore[assignment]
     step = x.abs().amax(dims, keepdim=True) / 127
     assert torch.equal(layer(x), plain((x / step).round() * step))
     assert not torch.equal(layer(x), plain(x))
-    louder = torch.cat([x[:1], 100 * x[1:]])  # a neighbour in the batch does not coarsen the first sample
+    louder = torch.cat([x[:1], 100 * x[1:]])  # a large second sample must not affect the rounding of the first
     torch.testing.assert_close(layer(louder)[0], layer(x)[0])
 
 
@@ -161,7 +161,7 @@ def test_layers_and_shares_of_a_network() -> None:
     assert all(type(value) is float for row in shares.values() for value in row.values())
 
 
-def test_a_plain_network_has_none() -> None:
+def test_plain_network_has_no_ternary_layers() -> None:
     assert ternary_layers(nn.Linear(2, 2)) == {}
     assert ternary_shares(nn.Linear(2, 2)) == {}
 

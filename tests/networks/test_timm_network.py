@@ -1,4 +1,4 @@
-"""Networks of timm: what is built, what is refused, and what is head, layer, statistics and position in them."""
+"""Tests of networks/timm_network.py: building networks, invalid settings, head, layers, batch norms, position embeddings."""
 
 from typing import Any
 
@@ -47,7 +47,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("name", "settings", "message"), BAD, ids=[message[:40] for _, _, message in BAD])
-def test_refused(name: str, settings: dict[str, Any], message: str) -> None:
+def test_bad_settings(name: str, settings: dict[str, Any], message: str) -> None:
     if name.endswith("_enc") and not timm.is_model(name):
         pytest.skip(f"this timm has no {name}")
     with torch.device("meta"), pytest.raises(ValueError, match=message) as caught:
@@ -56,7 +56,7 @@ def test_refused(name: str, settings: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "mobilenetv3_small_050"])
-def test_it_is_timms_network_to_the_bit(name: str) -> None:
+def test_network_is_bit_identical_to_timm(name: str) -> None:
     torch.manual_seed(0)
     ours = build_timm_network(name, num_classes=5, in_channels=1, image_size=64)
     torch.manual_seed(0)
@@ -66,7 +66,7 @@ def test_it_is_timms_network_to_the_bit(name: str) -> None:
     assert torch.equal(ours.eval()(images), theirs.eval()(images))
 
 
-def test_settings_arrive() -> None:
+def test_settings_are_passed_to_timm() -> None:
     network = build_timm_network("test_resnet", **SETTINGS, dropout=0.3, drop_path=0.2)
     assert network.drop_rate == 0.3
     rates = [module.drop_prob for module in network.modules() if isinstance(module, DropPath)]
@@ -107,7 +107,7 @@ def test_layers_by_hand() -> None:
         assert layer == (int(part.removeprefix("layer")) if expected is None else expected), name
 
 
-def test_a_network_without_layers_is_refused() -> None:
+def test_network_without_layers_raises() -> None:
     with torch.device("meta"):
         network = build_timm_network("caformer_s18", **SETTINGS)
     with pytest.raises(ValueError, match=r"layer_decay: timm knows no layers of a MetaFormer; leave it at 1.0"):
@@ -123,14 +123,14 @@ def test_a_network_without_layers_is_refused() -> None:
         ("deit_tiny_distilled_patch16_224", {"", "head", "head_dist", "head_drop"}),
     ],
 )
-def test_what_stays_in_training_mode_over_a_frozen_backbone(name: str, trained: set[str]) -> None:
+def test_modules_in_training_mode_with_a_frozen_backbone(name: str, trained: set[str]) -> None:
     with torch.device("meta"):
         network = build_timm_network(name, **SETTINGS, dropout=0.1)
     frozen = {id(module) for module in backbone_modules(network)}
     assert {part for part, module in network.named_modules() if id(module) not in frozen} == trained
 
 
-def test_statistics_are_those_of_the_batch_norms() -> None:
+def test_statistics_modules_are_the_batch_norms() -> None:
     network = build_timm_network("test_resnet", **SETTINGS)
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     assert {id(module) for module in statistics_modules(network)} == {id(module) for module in norms}
@@ -138,7 +138,7 @@ def test_statistics_are_those_of_the_batch_norms() -> None:
     assert not statistics_modules(build_timm_network("test_vit", **SETTINGS))
 
 
-def test_positions_are_resampled_as_by_hand_and_the_network_takes_other_sizes() -> None:
+def test_positions_are_resampled_by_hand_and_the_network_accepts_other_sizes() -> None:
     torch.manual_seed(0)
     small, large = (build_timm_network("test_vit", num_classes=5, image_size=size).eval() for size in (64, 96))
     positions = torch.randn(1, 17, 64)  # a class token and a grid of 4 x 4
@@ -159,7 +159,7 @@ def test_positions_are_resampled_as_by_hand_and_the_network_takes_other_sizes() 
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 64), (1, 18, 64), (1, 17, 32), (17, 64), (1, 0, 64)])
-def test_positions_of_no_square_grid_are_not_resampled(shape: tuple[int, ...]) -> None:
+def test_positions_without_a_square_grid_are_not_resampled(shape: tuple[int, ...]) -> None:
     network = build_timm_network("test_vit", **SETTINGS)
     assert network.pos_embed.shape == (1, 17, 64)
     assert resampled_positions(network, torch.zeros(shape)) is None
@@ -167,7 +167,7 @@ def test_positions_of_no_square_grid_are_not_resampled(shape: tuple[int, ...]) -
 
 
 @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "deit_tiny_patch16_224", "eva02_tiny_patch14_224"])
-def test_families_that_take_other_sizes(name: str) -> None:
+def test_families_that_accept_other_sizes(name: str) -> None:
     patch = 14 if "14" in name else 16
     with torch.device("meta"):
         network = build_timm_network(name, num_classes=5, image_size=patch * 8).eval()
@@ -175,13 +175,13 @@ def test_families_that_take_other_sizes(name: str) -> None:
             assert network(torch.zeros(2, 3, patch * side, patch * side)).shape == (2, 5)
 
 
-def test_batch_norms_that_were_folded_are_found() -> None:
+def test_folded_batch_norms_are_found() -> None:
     network = build_timm_network("test_resnet", **SETTINGS)
     assert folded_norms(network) == []  # new: mean 0, variance 1, no bias
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         nn.init.normal_(norm.bias)
-    norms[0].running_mean.fill_(0.5)  # type: ignore[union-attr]  # one that was trained
+    norms[0].running_mean.fill_(0.5)  # type: ignore[union-attr]  # as after training
     found = [network.get_submodule(name) for name in folded_norms(network)]
     assert found == norms[1:]
     assert folded_norms(build_timm_network("test_vit", **SETTINGS)) == []

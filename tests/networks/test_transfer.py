@@ -1,4 +1,4 @@
-"""Weights of another training in a timm network: what is taken over, what is said, what is refused."""
+"""Tests of networks/transfer.py: which tensors are loaded, the report, the head by class names, error messages."""
 
 from pathlib import Path
 from typing import Any
@@ -23,18 +23,18 @@ def weights(num_classes: int = 5, **settings: Any) -> dict[str, Tensor]:
     return network(num_classes, seed=2, **settings).state_dict()
 
 
-def test_all_of_it() -> None:
+def test_all_tensors_fit() -> None:
     tensors, target = weights(), network()
     report = transfer(target, tensors)
     assert all(torch.equal(value, tensors[name]) for name, value in target.state_dict().items())
     assert report.lines() == [
         f"{len(tensors)} of {len(tensors)} tensors loaded (100.0 % of the weights)",
-        "head: taken over as it is, for it is not known which classes it tells apart",
+        "head: loaded unchanged, as class names are not known for both the weights and this run",
     ]
     assert (report.share, report.backbone_share) == (1.0, 1.0)
 
 
-def test_half_precision_is_cast_and_the_memory_format_stays() -> None:
+def test_half_precision_is_converted_and_the_memory_format_kept() -> None:
     tensors = {k: v.half() if v.is_floating_point() else v for k, v in weights().items()}
     target = network().to(memory_format=torch.channels_last)
     transfer(target, tensors)
@@ -44,7 +44,7 @@ def test_half_precision_is_cast_and_the_memory_format_stays() -> None:
     assert target.get_parameter("conv1.0.weight").is_contiguous(memory_format=torch.channels_last)
 
 
-def test_what_is_missing_unfit_and_unused_is_said() -> None:
+def test_report_of_missing_unfitting_and_unused_tensors() -> None:
     tensors, target = weights(num_classes=7), network()
     before = {name: value.clone() for name, value in target.state_dict().items()}
     missing = [name for name in tensors if name.startswith("layer1.") and not name.endswith("num_batches_tracked")]
@@ -77,7 +77,7 @@ def test_what_is_missing_unfit_and_unused_is_said() -> None:
     assert torch.equal(after["layer3.0.conv1.weight"], tensors["layer3.0.conv1.weight"])
 
 
-def test_counters_of_batch_norms_that_older_files_lack_are_not_missed() -> None:
+def test_missing_batch_norm_counters_are_not_reported() -> None:
     tensors = {name: value for name, value in weights().items() if not name.endswith("num_batches_tracked")}
     report = transfer(network(), tensors)
     assert report.missing == []
@@ -85,7 +85,7 @@ def test_counters_of_batch_norms_that_older_files_lack_are_not_missed() -> None:
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_convnext"])
-def test_rows_of_the_head_go_by_class_name(name: str) -> None:
+def test_rows_of_the_head_are_matched_by_class_name(name: str) -> None:
     tensors, target = weights(3, name=name), network(5, name=name)
     key = "fc" if name == "test_resnet" else "head.fc"
     before = {part: target.state_dict()[f"{key}.{part}"].clone() for part in ("weight", "bias")}
@@ -95,7 +95,7 @@ def test_rows_of_the_head_go_by_class_name(name: str) -> None:
         new = torch.zeros_like(there[0])
         expected = torch.stack([there[1], new, there[0], new, new])
         assert torch.equal(after, expected)
-    assert report.notes == ["head: 2 of 5 classes taken over by their names (a, c); new: b, d, e"]
+    assert report.notes == ["head: 2 of 5 classes loaded by name (a, c); new: b, d, e"]
     assert report.unfitting == {}
     assert set(target.state_dict()) - set(report.loaded) == {f"{key}.weight", f"{key}.bias"}
     total = sum(value.numel() for value in target.state_dict().values())
@@ -103,11 +103,11 @@ def test_rows_of_the_head_go_by_class_name(name: str) -> None:
     assert report.share == pytest.approx((total - head + head * 2 / 5) / total, abs=1e-12)
 
 
-def test_rows_of_as_many_classes_in_another_order() -> None:
+def test_rows_of_the_same_classes_in_another_order() -> None:
     tensors, target = weights(3), network(3)
     report = transfer(target, tensors, source_classes=["a", "b", "c"], classes=["c", "a", "b"])
     assert torch.equal(target.state_dict()["fc.weight"], tensors["fc.weight"][[2, 0, 1]])
-    assert report.notes == ["head: 3 of 3 classes taken over by their names (c, a, b)"]
+    assert report.notes == ["head: 3 of 3 classes loaded by name (c, a, b)"]
     assert report.share == 1.0
     assert len(report.loaded) == report.total
 
@@ -116,11 +116,11 @@ def test_no_class_in_common() -> None:
     tensors, target = weights(3), network(3)
     report = transfer(target, tensors, source_classes=["a", "b", "c"], classes=["d", "e", "f"])
     assert target.state_dict()["fc.weight"].eq(0).all()
-    assert report.notes == ["head: starts anew, no class of the weights is one of this run"]
+    assert report.notes == ["head: starts from scratch, no class of the weights is a class of this run"]
     assert report.backbone_share == 1.0
 
 
-def test_too_little_is_refused_and_nothing_loaded() -> None:
+def test_too_few_weights_raise_and_load_nothing() -> None:
     tensors = {name: value for name, value in weights().items() if name.startswith(("conv1", "layer1", "fc"))}
     target = network()
     before = {name: value.clone() for name, value in target.state_dict().items()}
@@ -128,7 +128,7 @@ def test_too_little_is_refused_and_nothing_loaded() -> None:
     rest = sum(before[name].numel() for name in kept if not name.startswith("fc"))
     share = sum(value.numel() for name, value in tensors.items() if not name.startswith("fc")) / rest
     message = (
-        rf"only {percent(share)} of the network outside its head could be filled, and min_loaded asks for 50.0 %; lacking "
+        rf"only {percent(share)} of the network outside its head could be filled, and min_loaded requires 50.0 %; lacking "
         r"bn1.weight, bn1.bias, .*, \.\.\.; the weights hold conv1.0.weight"
     )
     with pytest.raises(ValueError, match=message):
@@ -137,7 +137,7 @@ def test_too_little_is_refused_and_nothing_loaded() -> None:
     transfer(target, tensors, min_loaded=share - 1e-6)
 
 
-def test_other_channels_are_refused_in_words() -> None:
+def test_error_for_other_channels() -> None:
     with pytest.raises(
         ValueError, match=r"conv1.0, the first layer, is for images of 3 channels in the weights and of 1 in this run"
     ):
@@ -152,7 +152,7 @@ def test_positions_of_another_grid() -> None:
     torch.testing.assert_close(target.state_dict()["pos_embed"][:, 0], tensors["pos_embed"][:, 0])
 
 
-@pytest.mark.skipif(not MOBILENET.is_file(), reason=f"{MOBILENET} is not here")
+@pytest.mark.skipif(not MOBILENET.is_file(), reason=f"{MOBILENET} does not exist")
 def test_real_weights_of_mobilenet() -> None:
     target = network(name="mobilenetv2_100", network_args={"pad_type": "same"})
     tensors = load_file(MOBILENET)

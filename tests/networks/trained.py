@@ -1,4 +1,4 @@
-"""Networks as training leaves them: batch norms that have seen data, gammas of both signs and some of zero."""
+"""Helpers for tests: ResNets with batch norms as after training (random statistics, gammas of both signs and zero), and images."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from networks import ResNet, build_resnet
 
 
 def as_if_trained(network: ResNet, seed: int = 0) -> ResNet:
-    """Give the batch norms random values, in place, and put the network into eval mode."""
+    """Set random values in the batch norms, in place, and put the network into eval mode."""
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for norm in network.modules():
@@ -28,7 +28,7 @@ def as_if_trained(network: ResNet, seed: int = 0) -> ResNet:
 
 
 def resnet(architecture: Any = "resnet20", seed: int = 0, **settings: Any) -> ResNet:
-    """A network from a seed, as if trained."""
+    """A network with weights from a seed and batch norms as after training."""
     torch.manual_seed(seed)
     return as_if_trained(build_resnet(architecture, **{"num_classes": 10, **settings}), seed)
 

@@ -1,4 +1,4 @@
-"""Runs of main.py in forked processes that are killed at chosen moments, and what two runs have in common."""
+"""Helpers that kill runs of main.py at chosen moments in forked processes, and compare the results of two runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MOMENTS = ("batch_start", "backward", "batch_end", "val", "epoch_end", "between"
 
 
 class Kill(NamedTuple):
-    """A moment of a run: the n-th time (from 1) that it comes to a phase; signum is what it then gets."""
+    """A moment of a run: the n-th time (from 1) that it reaches a phase; signum is the signal sent at that moment."""
 
     phase: str
     n: int
@@ -113,7 +113,7 @@ def forked(
     """
     sys.stdout.flush()
     with warnings.catch_warnings():
-        # Python 3.12 on warns of any fork beside threads; the child runs on nothing that they hold
+        # Python 3.12 and later warn about any fork of a process with threads; the child uses no lock that they hold
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
@@ -152,17 +152,17 @@ def digest(content: Any) -> Any:
 
 
 def without_time(content: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint without what may differ between an unbroken and a resumed run."""
+    """A checkpoint without the values that may differ between an uninterrupted and a resumed run."""
     content = {key: value for key, value in content.items() if key not in ("hparams_name",)}
     content["callbacks"] = {k: v for k, v in content["callbacks"].items() if k not in ("RunFolder", "MetricsLog")}
     loops = content["loops"]["fit_loop"]
-    # totals of restarted validations count twice; what decides the rest of a run is compared below
+    # totals of restarted validations count twice; the values that determine the rest of a run are compared below
     content["loops"] = {key: value for key, value in loops.items() if "val_loop" not in key and key != "state_dict"}
     return content
 
 
 def outcome(folder: Path, keep: Callable[[str], bool] = lambda name: True) -> dict[str, Any]:
-    """Everything of a finished run that must not depend on how often it was broken."""
+    """All results of a finished run that must not depend on how often it was interrupted."""
     summary = json.loads((folder / "training_summary.json").read_text())
     rows = [
         {name: value.hex() for name, value in row.items() if not name.startswith(NOT_REPEATABLE)}
@@ -186,7 +186,7 @@ def outcome(folder: Path, keep: Callable[[str], bool] = lambda name: True) -> di
 
 
 def differences(one: Any, other: Any, path: str = "") -> list[str]:
-    """Places where two nested contents differ."""
+    """Paths at which two nested structures differ."""
     if isinstance(one, dict) and isinstance(other, dict):
         keys = sorted({*one, *other})
         return [place for key in keys for place in differences(one.get(key), other.get(key), f"{path}/{key}")]

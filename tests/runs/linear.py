@@ -1,4 +1,4 @@
-"""A classifier without batch statistics, so that two processes with half the batch must give what one gives."""
+"""Linear classifier without batch statistics, so two processes with half the batch must give the result of one process."""
 
 from torch import nn
 

@@ -1,4 +1,4 @@
-"""A classifier for images of any size, with batch statistics and dropout: all that a resume or another stage could lose."""
+"""Classifier for images of any size with batch norm and dropout, to test that resuming and image-size stages keep their state."""
 
 from torch import nn
 

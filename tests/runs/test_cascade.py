@@ -1,4 +1,4 @@
-"""The cascade head by its commands: extract, train on the cache, judge, predict; and an extraction that is stopped."""
+"""Cascade head, end to end by its commands: extract features, train, test, predict; and an interrupted extraction."""
 
 import csv
 import json
@@ -50,7 +50,7 @@ def extraction(pictures: Path, weights: Path, cache: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def cache(pictures: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An unbroken extraction."""
+    """The cache of an uninterrupted extraction."""
     folder = tmp_path_factory.mktemp("caches") / "cache"
     assert main(extraction(pictures, weights, folder)) == 0
     return folder
@@ -58,7 +58,7 @@ def cache(pictures: Path, weights: Path, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def run(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A head that was trained on it, and tested in the same process."""
+    """A head trained on the cache and tested in the same process."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     config = ["fit", "--config", "configs/cascade_cached.yaml", "--data.cache", str(cache), *CPU]
     short = ["--trainer.max_epochs", "3", "--data.batch_size", "8", "--test_after_fit"]
@@ -67,7 +67,7 @@ def run(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def same(one: Path, other: Path) -> bool:
-    """Whether two caches hold the same samples, whatever their shards are."""
+    """Whether two caches hold the same samples, however they are divided into shards."""
     headers = [read_header(folder) for folder in (one, other)]
     if headers[0].identity != headers[1].identity or headers[0].splits.keys() != headers[1].splits.keys():
         return False
@@ -76,20 +76,20 @@ def same(one: Path, other: Path) -> bool:
         rows = torch.arange(entry.count)
         if not (torch.equal(a.index, b.index) and torch.equal(a.label, b.label)):
             return False
-        # what else is in its batch may move the last bits of a matrix product
+        # the other samples of the batch can change the last bits of a matrix product
         if not torch.allclose(a.take(rows), b.take(rows), rtol=0, atol=1e-5):
             return False
     return True
 
 
-def test_the_test_figures_of_a_fresh_command_are_those_after_fit(run: Path) -> None:
+def test_a_new_test_command_gives_the_metrics_of_fit(run: Path) -> None:
     after_fit = json.loads((run / "test_metrics.json").read_text())["metrics"]
     assert main(["test", "--run", str(run), *CPU]) == 0
     assert json.loads((run / "test_metrics.json").read_text())["metrics"] == after_fit
     assert {"test/acc", "test/auroc", "test/ece", "test/exit_coverage", "test/balanced_acc"} <= after_fit.keys()
 
 
-def test_the_files_of_a_run_hold_the_head_alone(run: Path) -> None:
+def test_the_files_of_a_run_hold_only_the_head(run: Path) -> None:
     checkpoint = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
     assert not [name for name in checkpoint["state_dict"] if "backbone" in name]
     assert checkpoint["backbone"]["backbone"] == "test_vit"
@@ -159,7 +159,7 @@ def test_a_stopped_extraction_goes_on(
     cache: Path, pictures: Path, weights: Path, tmp_path: Path, signum: int, code: int
 ) -> None:
     command, log = extraction(pictures, weights, tmp_path / "cache"), tmp_path / "log"
-    # each shard holds few samples, so that some are there when it is stopped
+    # each shard holds few samples, so that some shards exist when the extraction is stopped
     command += ["--trainer.callbacks.shard_mb", "0.02"]
     assert forked(command, Kill("predict", 3, signum), log) == code, log.read_text()
     assert not (tmp_path / "cache" / "header.json").exists()

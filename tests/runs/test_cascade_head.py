@@ -1,4 +1,4 @@
-"""Runs of the cascade head by main.py: killed and resumed to the bit, tested, used on images, exported."""
+"""Cascade head runs: exact resume after a kill, test, prediction on images, ONNX export."""
 
 import json
 from importlib.util import find_spec
@@ -28,7 +28,7 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, command: list[str]) -> Path:
-    """Folder of an unbroken run; not to be written to."""
+    """Folder of an uninterrupted run; tests must not write to it."""
     folder = tmp_path_factory.mktemp("run") / "run"
     log = folder.parent / "log"
     assert forked([*command, "--run_dir", str(folder), "--test_after_fit"], log=log) == 0, log.read_text()
@@ -43,7 +43,7 @@ def test_resumed_to_the_bit(trained: Path, command: list[str], tmp_path: Path, k
     assert not differences(outcome(trained), outcome(folder))
 
 
-def test_test_in_a_fresh_process_says_the_same(trained: Path, tmp_path: Path) -> None:
+def test_test_in_a_new_process_gives_the_same_metrics(trained: Path, tmp_path: Path) -> None:
     metrics, log = trained / "test_metrics.json", tmp_path / "log"
     before = json.loads(metrics.read_text())
     assert {"test/auroc", "test/ap", "test/f1", "test/balanced_acc", "test/ece", "test/exit_coverage"} <= before[

@@ -1,4 +1,4 @@
-"""What cannot be helped ends in an honest exit code, a hint, and files that are whole."""
+"""Out of memory, full disk and signals outside training: correct exit code, a hint, and no damaged files."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from lightning_modules import TernaryClassifier
 from tests.runs.killing import TINY, forked
 
 
-def test_out_of_memory_says_what_to_change(
+def test_out_of_memory_prints_a_hint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def exhausted(self: TernaryClassifier, batch: Any, batch_idx: int) -> Any:
@@ -51,7 +51,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(
 def test_a_signal_outside_training_ends_the_command(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, signum: int
 ) -> None:
-    """Before the first step and in a test there is nothing to save; nothing stays behind."""
+    """Before the first step and in a test there is nothing to save; no files are left behind."""
     log = tmp_path / "log"
 
     def hit(self: TernaryClassifier, **_: Any) -> None:

@@ -1,4 +1,4 @@
-"""A resumed run with other settings: explicit flags win over the checkpoint, and a longer run is re-annealed."""
+"""Resume with changed settings: explicit flags override the checkpoint, and the schedule is adapted to a longer run."""
 
 import json
 import shutil
@@ -26,10 +26,10 @@ def test_flags_win_and_the_schedule_is_that_of_a_run_planned_longer(
     capsys.readouterr()
     flags = ["--trainer.max_epochs", "3", "--model.lr", "0.02", "--model.weight_decay", "0.125"]
     assert main(["fit", "--resume", str(folder), *flags]) == 0
-    said = capsys.readouterr().out
-    assert "changed   model.lr: 0.05 -> 0.02" in said
-    assert "changed   trainer.max_epochs: 1 -> 3" in said
-    assert "schedule re-annealed: 4 -> 12 steps; from step 4 on it is that of a run planned for 12 steps" in said
+    printed = capsys.readouterr().out
+    assert "changed   model.lr: 0.05 -> 0.02" in printed
+    assert "changed   trainer.max_epochs: 1 -> 3" in printed
+    assert "schedule re-annealed: 4 -> 12 steps; from step 4 on it equals the schedule of a run of 12 steps" in printed
     rows = [row for row in read_metrics(folder / "metrics.csv") if "train/loss_step" in row and row["step"] > 4]
     assert rows
     for row in rows:  # a row holds the lr that the next step will use
@@ -79,9 +79,9 @@ def test_from_a_periodic_checkpoint_to_more_epochs_early_stopping_counts_on(
     best = json.loads((folder / "checkpoints" / "best.json").read_text())
     capsys.readouterr()
     assert main(["fit", "--resume", str(periodic), "--trainer.max_epochs", "50"]) == 0
-    said = capsys.readouterr().out
-    assert "schedule re-annealed: 12 -> 200 steps; from step 8 on" in said
-    # nothing is ever good enough: patience 3 ends a run after epoch 4, wherever it was resumed, and after 5 if it were forgotten
+    printed = capsys.readouterr().out
+    assert "schedule re-annealed: 12 -> 200 steps; from step 8 on" in printed
+    # no epoch counts as improved: patience 3 ends a run after epoch 4 wherever it was resumed; with a lost counter, after 5
     epochs = [int(row["epoch"]) for row in read_metrics(folder / "metrics.csv") if "val/acc" in row]
     assert epochs == [1, 2, 3, 4]
     states = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
@@ -115,7 +115,7 @@ def test_plateau_survives_a_kill(tmp_path: Path, optimizer: str) -> None:
 
 @pytest.mark.slow
 def test_compiled_in_place_gives_the_same_run_and_clean_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the backend that only traces: what differs is then ours (swapped averages, keys, checkpoints)."""
+    """Uses a backend that only traces, so any difference is caused by our code (swapped averages, keys, checkpoints)."""
     plain, compiled = tmp_path / "plain", tmp_path / "compiled"
     assert main(["fit", "--config", TINY, "--run_dir", str(plain), *SHORT[2:], "2"]) == 0
     calls, original = [], nn.Module.compile

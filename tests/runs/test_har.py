@@ -1,4 +1,4 @@
-"""Runs of the HAR classifier by main.py: killed and resumed to the bit before and after its encoder thaws, tested, predicted."""
+"""HAR classifier runs: exact resume before and after the encoder is unfrozen, test, prediction."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ TINY = str(ROOT / "tests" / "conf" / "har_tiny.yaml")
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The command of the run, without its folder: three people are trained on, in five batches, three steps an epoch."""
+    """The command of the run, without its folder: three training people, five batches and three steps per epoch."""
     root = write_generated(tmp_path_factory.mktemp("har"), subjects=range(1, 7), test_subjects=(2,), windows=2)
     return ["fit", "--config", TINY, "--data.root", str(root)]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, command: list[str]) -> Path:
-    """Folder of an unbroken run; not to be written to."""
+    """Folder of an uninterrupted run; tests must not write to it."""
     folder = tmp_path_factory.mktemp("run") / "run"
     log = folder.parent / "log"
     assert forked([*command, "--run_dir", str(folder), "--test_after_fit"], log=log) == 0, log.read_text()
@@ -36,9 +36,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory, command: list[str]) -> Pat
 @pytest.mark.parametrize(
     "kill",
     [
-        Kill("backward", 7),  # in the second epoch: a group of the optimiser has only just got its moments
+        Kill("backward", 7),  # in the second epoch: one optimiser group has just got its moments
         Kill("batch_end", 3),  # still frozen
-        Kill("epoch_end", 1),  # goes on with the first thawed step
+        Kill("epoch_end", 1),  # continues with the first step after unfreezing
         Kill("val", 2),
     ],
 )
@@ -51,9 +51,9 @@ def test_resumed_to_the_bit(trained: Path, command: list[str], tmp_path: Path, k
 
 def test_what_a_run_leaves(trained: Path, tmp_path: Path) -> None:
     log, metrics = tmp_path / "log", trained / "test_metrics.json"
-    said = (trained.parent / "log").read_text()
-    assert "baseline   always answering" in said
-    assert "unfrozen   the encoder is trained from epoch 1 on" in said
+    log_text = (trained.parent / "log").read_text()
+    assert "baseline   always predicting" in log_text
+    assert "unfrozen   the encoder is trained from epoch 1 on" in log_text
     before = json.loads(metrics.read_text())
     assert {"test/acc", "test/acc_image", "test/acc_worst_subject", "test/f1"} <= before["metrics"].keys()
     with (trained / "per_subject_test.csv").open() as file:

@@ -1,4 +1,4 @@
-"""What a run reports, what its files hold and what is computed from them later are the same numbers, to the bit, with EMA on."""
+"""With EMA, metrics reported by fit equal, to the bit, those in its files and those computed later in a new process."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests.runs.killing import TINY, digest, forked
 
 
 def metrics_of(folder: Path, command: str, tmp_path: Path) -> dict[str, float]:
-    """Figures of a fresh process."""
+    """Metrics computed in a new process."""
     log = tmp_path / "log"
     assert forked([command, "--run", str(folder)], log=log) == 0, log.read_text()
     content: dict[str, Any] = json.loads((folder / f"{command}_metrics.json").read_text())
@@ -30,7 +30,7 @@ def test_a_fresh_process_tests_what_fit_tested(finished: Path, tmp_path: Path) -
     assert metrics_of(finished, "test", tmp_path) == in_process
 
 
-def test_validate_gives_the_figures_of_the_best_epoch(finished: Path, tmp_path: Path) -> None:
+def test_validate_gives_the_metrics_of_the_best_epoch(finished: Path, tmp_path: Path) -> None:
     best = json.loads((finished / "checkpoints" / "best.json").read_text())
     rows = read_metrics(finished / "metrics.csv")
     row = next(row for row in rows if row["epoch"] == best["epoch"] and "val/acc" in row)
@@ -51,7 +51,7 @@ def images() -> torch.Tensor:
 
 
 def test_the_average_has_batch_statistics_of_training_images(finished: Path) -> None:
-    """Those of the first layer, whose input depends on no other: four batches of that epoch's augmented images."""
+    """Checked on the first layer, whose input depends on no other layer: four batches of augmented images of that epoch."""
     data = DigitsDataModule(batch_size=16, train_fraction=0.1, mixup_prob=0.5)
     data.seed = 3
     data.setup("fit")
@@ -107,7 +107,7 @@ SHORT = ["--trainer.max_epochs", "2", "--model.dropout", "0.1"]
 
 @pytest.mark.slow
 def test_averaging_does_not_touch_training_and_decay_zero_is_none(tmp_path: Path) -> None:
-    """Training with EMA, with EMA of decay 0 and without gives the same raw weights; decay 0 the same figures as without."""
+    """Training with EMA, with EMA of decay 0 and without gives the same raw weights; decay 0 gives the same metrics as without."""
     callbacks: dict[str, str] = {
         "ema": '[{"class_path": "EMA", "init_args": {"decay": 0.9}}]',
         "zero": '[{"class_path": "EMA", "init_args": {"decay": 0.0}}]',

@@ -1,4 +1,4 @@
-"""Runs on image files, decoded by workers: killed and resumed to the bit, tested and predicted from the run folder alone."""
+"""Runs on image files decoded by worker processes: exact resume, number of workers, test and prediction from the run folder."""
 
 import csv
 import json
@@ -18,13 +18,13 @@ TINY = str(ROOT / "tests" / "conf" / "image_folder_tiny.yaml")
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """33 pictures of three classes, of which 27 are trained on: four batches of 6, and 3 left over."""
+    """33 pictures of three classes; 27 are for training: four batches of 6, and 3 left over."""
     return write_classes(tmp_path_factory.mktemp("pictures"), {"cat": 11, "dog": 11, "owl": 11}, suffix=".jpg")
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
-    """Folder of an unbroken run; not to be written to."""
+    """Folder of an uninterrupted run; tests must not write to it."""
     folder = tmp_path_factory.mktemp("run") / "run"
     log = folder.parent / "log"
     command = ["fit", "--config", TINY, "--data.root", str(pictures), "--run_dir", str(folder), "--test_after_fit"]
@@ -35,7 +35,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
 @pytest.mark.parametrize(
     "kill",
     [
-        Kill("backward", 7),  # in the middle of an epoch, batches ahead in the worker's queue
+        Kill("backward", 7),  # in the middle of an epoch, with prefetched batches in the worker's queue
         pytest.param(Kill("val", 2, signal.SIGTERM), marks=pytest.mark.slow),
         pytest.param(Kill("batch_start", 5), marks=pytest.mark.slow),
         pytest.param(Kill("between", 2), marks=pytest.mark.slow),

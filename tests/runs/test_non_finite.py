@@ -1,4 +1,4 @@
-"""A loss that is no number ends the run with exit code 4, a message that helps, and a checkpoint that is sound."""
+"""A NaN loss ends the run with exit code 4, a helpful message and a valid checkpoint."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""``on_oom: accumulate``: a run whose memory gives out goes on with half the batch, and ends as if nothing had happened."""
+"""``on_oom: accumulate``: after running out of memory, a run continues with half the batch and gives the same result."""
 
 import json
 import pickle
@@ -25,7 +25,7 @@ CPU_SAYS = (
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """CIFAR-10's layout, two classes of 8x8 images: 100, of which 79 are trained on: 4 whole batches of 16, but 9 of 8."""
+    """CIFAR-10's layout, two classes, 100 images of 8x8; 79 are for training: 4 full batches of 16, but 9 of 8."""
     folder = tmp_path_factory.mktemp("data") / "cifar-10-batches-py"
     folder.mkdir()
     random = np.random.default_rng(0)
@@ -58,7 +58,7 @@ def train(data: Path, tmp_path: Path) -> Train:
 
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
-    """Optimiser step -> most samples of a batch that memory holds from there on; to be filled in."""
+    """Optimiser step -> largest batch that fits into memory from that step on; filled in by each test."""
     limits: dict[int, int] = {}
     step = LinearClassifier.training_step
 
@@ -91,7 +91,7 @@ ON = ["--on_oom", "accumulate"]
 
 
 def test_memory_gives_out_twice(train: Train, memory: dict[int, int], capsys: pytest.CaptureFixture[str]) -> None:
-    """Batches of 16, accumulated over 3, are one and a third windows an epoch; at steps 3 and 4 memory holds 8 and then 4."""
+    """Batches of 16, accumulated over 3, give 4/3 windows per epoch; from steps 3 and 4 on, memory holds 8 and then 4."""
     whole = train("whole", 16, 3)
     memory.update({3: 8, 4: 4})
     broken = train("broken", 16, 3, *ON, "--checkpoint.last_every_n_steps", "1")
@@ -101,9 +101,9 @@ def test_memory_gives_out_twice(train: Train, memory: dict[int, int], capsys: py
     for one, other in zip(read_metrics(broken / "metrics.csv"), read_metrics(whole / "metrics.csv"), strict=True):
         for name in ("train/loss", "train/acc", "val/loss", "val/acc"):
             assert one.get(name) == (None if name not in other else pytest.approx(other[name], abs=1e-6)), name
-    said = [line for line in (broken / "train.log").read_text().splitlines() if "out of memory" in line]
+    printed = [line for line in (broken / "train.log").read_text().splitlines() if "out of memory" in line]
     goes_on = "goes on from last.ckpt with batches of"
-    assert [re.sub(r"^\S+ \S+ ", "", line) for line in said] == [
+    assert [re.sub(r"^\S+ \S+ ", "", line) for line in printed] == [
         f"out of memory at step 3: {CPU_SAYS}; {goes_on} 8, accumulated over 6 (were 16 over 3)",
         f"out of memory at step 4: CUDA out of memory.; {goes_on} 4, accumulated over 12 (were 8 over 6)",
     ]
@@ -113,9 +113,9 @@ def test_memory_gives_out_twice(train: Train, memory: dict[int, int], capsys: py
 def test_it_is_recorded(train: Train, memory: dict[int, int], capsys: pytest.CaptureFixture[str]) -> None:
     memory[0] = 8
     folder = train("run", 16, 1, *ON, "--data.eval_batch_size", "10", "--test_after_fit")
-    said = capsys.readouterr()
-    assert "out of memory at step 0: CUDA out of memory.; goes on from last.ckpt with batches of 8" in said.out
-    assert "changed   data.batch_size: 16 -> 8" in said.out
+    printed = capsys.readouterr()
+    assert "out of memory at step 0: CUDA out of memory.; goes on from last.ckpt with batches of 8" in printed.out
+    assert "changed   data.batch_size: 16 -> 8" in printed.out
     config = yaml.safe_load((folder / "config.resume-1.yaml").read_text())
     assert config["data"]["init_args"]["batch_size"] == 8
     assert config["data"]["init_args"]["eval_batch_size"] == 5
@@ -185,9 +185,9 @@ def test_batch_normalisation_keeps_eight(
 
     monkeypatch.setattr("lightning_modules.TernaryClassifier.training_step", exhausted)
     assert main(["fit", "--config", TINY, "--run_dir", str(tmp_path / "run"), *ON]) == 3
-    said = capsys.readouterr()
-    assert "with batches of 8, accumulated over 4 (were 16 over 2)" in said.out
-    assert "batch normalisation needs batches of 8 or more, half of 8 is less" in said.err
+    printed = capsys.readouterr()
+    assert "with batches of 8, accumulated over 4 (were 16 over 2)" in printed.out
+    assert "batch normalisation needs batches of 8 or more, half of 8 is less" in printed.err
 
 
 def test_before_the_first_step_there_is_nothing_to_go_on_from(

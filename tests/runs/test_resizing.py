@@ -1,4 +1,4 @@
-"""A run in stages of image size, killed inside a stage or between two and resumed, ends as the unbroken run ends, to the bit."""
+"""Progressive resizing: exact resume within and between image-size stages, changed stages, memory check, two processes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ STAGES: list[dict[str, Any]] = [
 
 
 def config(folder: Path, stages: list[dict[str, Any]] = STAGES, batch_statistics: int = 48, **settings: Any) -> Path:
-    """A configuration with all that a resume could lose."""
+    """A configuration that uses every state that a resume could lose."""
     if not (folder / "data").exists():
         write_cifar(folder / "data" / "cifar-10-batches-py", size=16)
     content: dict[str, Any] = {
@@ -75,7 +75,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def unbroken(place: Path) -> Path:
-    """Folder of the run that nothing broke; not to be written to."""
+    """Folder of the uninterrupted run; tests must not write to it."""
     folder, log = place / "unbroken", place / "log"
     assert forked(["fit", "--config", str(config(place)), "--run_dir", str(folder)], log=log) == 0, log.read_text()
     return folder
@@ -144,7 +144,7 @@ def test_other_settings_resume_as_exactly(place: Path, tmp_path: Path, settings:
     assert not found
 
 
-def test_what_the_run_says_of_its_stages(unbroken: Path) -> None:
+def test_the_run_prints_its_stages(unbroken: Path) -> None:
     rows = [row for row in read_metrics(unbroken / "metrics.csv") if "train/loss" in row]
     columns = [(row["stage/number"], row["stage/size"], row["stage/batch_size"]) for row in rows]
     assert columns == [(1, 8, 32)] * 2 + [(2, 12, 24)] * 2 + [(3, 16, 16)] * 2
@@ -157,12 +157,12 @@ def test_what_the_run_says_of_its_stages(unbroken: Path) -> None:
     assert all(log[i].startswith("epoch ") for i in (1, 2, 4, 5, 7, 8))
 
 
-# ---- other stages in a resumed run ----
+# ---- changed stages in a resumed run ----
 
 
 @pytest.fixture(scope="module")
 def halfway(place: Path, unbroken: Path) -> Path:
-    """Folder of a run that was killed in the second epoch of stage 2; not to be written to."""
+    """Folder of a run that was killed in the second epoch of stage 2; tests must not write to it."""
     folder, log = place / "halfway", place / "log"
     arguments = ["fit", "--config", str(config(place)), "--run_dir", str(folder)]
     assert forked(arguments, Kill("backward", 20), log) == -9, log.read_text()
@@ -170,7 +170,7 @@ def halfway(place: Path, unbroken: Path) -> Path:
 
 
 def resumed(halfway: Path, place: Path, folder: Path, changes: dict[int, dict[str, Any]]) -> list[str]:
-    """Command line of a resume with stages that are changed by their place, from 0."""
+    """Command line of a resume with changed stages, given by their position from 0."""
     shutil.copytree(halfway, folder)
     stages = [{**stage, **changes.get(i, {})} for i, stage in enumerate(STAGES)]
     return ["fit", "--resume", str(folder), "--config", str(config(place, stages))]
@@ -182,9 +182,9 @@ def test_later_stages_may_change(
     folder = tmp_path / "run"
     changes = {1: {"epochs": 3, "lr": 0.4}, 2: {"batch_size": 20, "lr": 0.2}}
     assert main(resumed(halfway, place, folder, changes)) == 0, capsys.readouterr().err
-    said = capsys.readouterr().out
-    assert "schedule re-annealed: 22 -> 23 steps" in said  # 2 * 3 + 3 * 3 + 2 * 4
-    assert "stage 2/3 goes on: 12 px, batch 24, 3 epochs, lr x 0.4" in (folder / "train.log").read_text()
+    printed = capsys.readouterr().out
+    assert "schedule re-annealed: 22 -> 23 steps" in printed  # 2 * 3 + 3 * 3 + 2 * 4
+    assert "stage 2/3 continues: 12 px, batch 24, 3 epochs, lr x 0.4" in (folder / "train.log").read_text()
     rows = [row for row in read_metrics(folder / "metrics.csv") if "train/loss" in row]
     assert [row["stage/batch_size"] for row in rows] == [32, 32, 24, 24, 24, 20, 20]
     end = next(row for row in rows if row["epoch"] == 7)
@@ -227,7 +227,7 @@ def test_stages_that_are_done_or_begun_may_not(
 ) -> None:
     assert main(resumed(halfway, place, tmp_path / "run", changes)) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert f"{stage} of ProgressiveResizing: cannot change in a resumed run of which 4 epochs have begun" in error
+    assert f"{stage} of ProgressiveResizing: cannot change in a resumed run after 4 epochs have begun" in error
 
 
 def test_a_run_begun_without_stages_cannot_get_them(
@@ -237,7 +237,7 @@ def test_a_run_begun_without_stages_cannot_get_them(
     flags = ["--trainer.callbacks", "[]", "--trainer.max_epochs", "1"]
     assert main(["fit", "--config", str(path), "--run_dir", str(folder), *flags]) == 0
     assert main(["fit", "--resume", str(folder), "--config", str(path)]) == 2
-    assert "this run was begun without it and cannot go on with it; start a new run" in capsys.readouterr().err
+    assert "this run was started without it and cannot be resumed with it; start a new run" in capsys.readouterr().err
 
 
 # ---- memory ----
@@ -290,7 +290,7 @@ def test_out_of_memory_within_a_stage_names_it(
 def test_a_memory_limit_is_met_before_stage_one_begins(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int, code: int
 ) -> None:
-    """A process that may have 150 MB more: 4 images with 4096 channels of 16x16 pixels are 17 MB, 100 are 420 MB."""
+    """A process limited to 150 MB more: 4 images with 4096 channels of 16x16 pixels take 17 MB, 100 take 420 MB."""
     configure = PooledClassifier.configure_network
 
     def wide(self: PooledClassifier) -> None:
@@ -351,7 +351,7 @@ def test_wrong_stages_end_in_one_line(
 
 @pytest.mark.slow
 def test_image_files_and_their_workers_follow_the_stages(tmp_path: Path) -> None:
-    """A stage's workers decode at its size; those of the stages before are gone when it is killed and resumed."""
+    """Workers of a stage decode at its image size; workers of earlier stages no longer exist after a kill and a resume."""
     draw, root = np.random.default_rng(0), tmp_path / "pictures"
     for name in ("cat", "dog", "fox"):
         (root / name).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""A run that is killed at any moment and resumed ends in what the unbroken run ends in, to the bit."""
+"""Exact resume: a run killed at any moment and resumed gives the same results, to the bit, as an uninterrupted run."""
 
 import random
 import signal
@@ -9,7 +9,7 @@ import pytest
 
 from tests.runs.killing import MOMENTS, TINY, Kill, differences, forked, outcome
 
-# how often the unbroken tiny run comes to each phase: 4 epochs (early stopping) of 8 batches, five validation batches
+# how often the uninterrupted tiny run reaches each phase: 4 epochs (early stopping) of 8 batches, five validation batches
 TIMES = {
     "batch_start": 32,
     "backward": 32,
@@ -37,7 +37,7 @@ def broken(folder: Path, kills: list[Kill | float]) -> dict[str, Any]:
         timed = isinstance(kill, float)
         code = forked(arguments, None if timed else kill, log, kill if timed else None)  # type: ignore[arg-type]
         assert code in (0, -9), log.read_text()
-        if not (folder / "checkpoints" / "last.ckpt").exists():  # killed before the first checkpoint: start anew
+        if not (folder / "checkpoints" / "last.ckpt").exists():  # killed before the first checkpoint: start again
             folder = folder.with_name(folder.name + "x")
             arguments[-1] = str(folder)
         else:
@@ -67,7 +67,7 @@ def test_killed_and_resumed_equals_unbroken(
 
 @pytest.fixture(scope="module")
 def validated_twice(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A run with a validation in the middle of each epoch, just where last.ckpt is due."""
+    """A run with a validation in the middle of each epoch, at the moment when last.ckpt is due."""
     folder = tmp_path_factory.mktemp("twice") / "run"
     log = folder.parent / "log"
     assert forked([*TWICE, "--run_dir", str(folder)], log=log) == 0, log.read_text()

@@ -1,4 +1,4 @@
-"""Runs of prompted segmentation: plateau, early stopping, thresholds and best checkpoint survive a kill to the bit."""
+"""Prompted segmentation runs: exact resume of plateau, early stopping, thresholds and best checkpoint; two processes."""
 
 import json
 import signal
@@ -21,7 +21,7 @@ def command(folder: Path, *flags: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a run that was never killed; not to be written to."""
+    """Folder of a run that was never killed; tests must not write to it."""
     folder = tmp_path_factory.mktemp("segmentation") / "run"
     assert forked(command(folder), log=folder.parent / "log") == 0, (folder.parent / "log").read_text()
     return folder
@@ -65,8 +65,8 @@ def test_plateau_and_thresholds_are_at_work(unbroken: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_judge_as_one(tmp_path: Path) -> None:
-    """Pooled and per image, of an odd number of images; what two chose as thresholds and found best is what one finds."""
+def test_two_processes_evaluate_as_one(tmp_path: Path) -> None:
+    """For an odd number of images, metrics, chosen thresholds and best checkpoint equal those of one process."""
     two, log = tmp_path / "two", tmp_path / "log"
     assert start([*command(two), *TWO, "--test_after_fit"], log).wait() == 0, log.read_text()
     metrics = json.loads((two / "test_metrics.json").read_text())["metrics"]

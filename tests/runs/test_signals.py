@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT in training and in validation: a checkpoint, an honest exit code, the command that goes on."""
+"""SIGTERM and SIGINT in training and validation: checkpoint, correct exit code, and the printed command for resuming."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ def unbroken(finished: Path) -> dict[str, Any]:
     ("phase", "n", "signum", "step"),
     [
         pytest.param("batch_start", 10, signal.SIGTERM, 5, marks=pytest.mark.slow),  # closes its accumulation window
-        # in the middle of an accumulation window: gradients are saved too
+        # in the middle of an accumulation window: gradients are saved as well
         pytest.param("backward", 11, signal.SIGINT, 5, marks=pytest.mark.slow),
         ("val", 7, signal.SIGTERM, 8),
         pytest.param("val", 2, signal.SIGINT, 4, marks=pytest.mark.slow),
@@ -61,7 +61,7 @@ def test_a_second_signal_quits_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_finished_run_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resuming_a_finished_run_reports_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
     assert forked(["fit", "--config", TINY, "--run_dir", str(folder), "--trainer.max_epochs", "1"]) == 0
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

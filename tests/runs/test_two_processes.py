@@ -1,4 +1,4 @@
-"""Two processes (gloo, DDP) train, judge and resume as one does: no sample counted twice, none left out."""
+"""Two processes (gloo, DDP) train, evaluate and resume like one process; no sample is counted twice or left out."""
 
 import json
 import os
@@ -22,7 +22,7 @@ TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """CIFAR-10's layout with two classes of 8x8 images: 100 to train on, of which 21 are validation, and 21 to test."""
+    """CIFAR-10's layout with two classes of 8x8 images: 100 for training, 21 of them for validation, and 21 for testing."""
     folder = tmp_path_factory.mktemp("data") / "cifar-10-batches-py"
     folder.mkdir()
     random = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""A callback that ends its run once: with an error, or with a signal to its own process."""
+"""A callback for tests that crashes its run once: with an error, or with a signal to its own process."""
 
 import os
 from pathlib import Path
@@ -8,19 +8,19 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class CrashOnce(Callback):
-    """Crashes before a training step, unless a file is there, which it then makes.
+    """Crashes before a training step and creates a marker file; does nothing if the file already exists.
 
     Args:
-        marker: The file.
-        step: Optimiser steps that are done by then.
-        signum: Signal for the process; 0: an error is raised.
+        marker: Path of the marker file.
+        step: Number of optimiser steps before the crash.
+        signum: Signal sent to the process; 0 raises an error instead.
     """
 
     def __init__(self, marker: str, step: int, signum: int = 0) -> None:
         self.marker, self.step, self.signum = Path(marker), step, signum
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Crash."""
+        """Crash if the step is reached and the marker file does not exist."""
         if trainer.global_step != self.step or self.marker.exists():
             return
         self.marker.touch()

@@ -1,4 +1,4 @@
-"""A small cache of two or three classes for the tests of tools/sweep_heads/__main__.py."""
+"""Writes a small feature cache for the tests of tools/sweep_heads."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ TINY = "tests/conf/cascade_sweep_tiny.yaml"
 
 
 def write_cache(folder: Path, names: tuple[str, ...] = ("crack", "none"), train: int = 75, val: int = 40) -> Path:
-    """Noisy features of unequal classes, in float32."""
+    """Write noisy float32 features of classes of unequal size, and return the folder."""
     about = identity(class_names=names, feature_width=WIDTH)
     writer = CacheWriter(folder, about, shard_bytes=2**20)
     draw = torch.Generator().manual_seed(3)

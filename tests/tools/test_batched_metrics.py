@@ -1,4 +1,4 @@
-"""The figures of many heads at once against those of scikit-learn and of our own metrics, head by head."""
+"""Tests of the batched metrics of tools/sweep_heads against scikit-learn and the project's own metrics, head by head."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ draw = torch.Generator().manual_seed(1)
 
 @pytest.mark.parametrize("classes", [2, 4])
 @pytest.mark.parametrize("ties", [False, True])
-def test_each_head_has_its_own_figures(classes: int, ties: bool) -> None:
+def test_metrics_of_each_head(classes: int, ties: bool) -> None:
     label = torch.randint(classes, (200,), generator=draw)
     logits = torch.randn(3, 200, classes, generator=draw) + 1.5 * F.one_hot(label, classes)
     logits = logits.round() if ties else logits
@@ -40,7 +40,7 @@ def test_each_head_has_its_own_figures(classes: int, ties: bool) -> None:
         assert {name: float(values[head]) for name, values in found.items()} == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_head_that_is_not_finite_has_none() -> None:
+def test_metrics_of_a_head_that_is_not_finite_are_nan() -> None:
     logits = torch.zeros(2, 4, 2)
     logits[0, 3, 1] = math.nan
     found = metrics(logits, torch.tensor([0, 1, 0, 1]), names(2))

@@ -1,4 +1,4 @@
-"""python -m tools.cascade: a cascade equals what its stages say alone, and the sweep and the choices equal counts by hand."""
+"""Tests tools.cascade: predictions against each stage by itself, sweep and threshold choice against direct counts, the command."""
 
 import csv
 import json
@@ -33,7 +33,7 @@ def module(seed: int, **settings: Any) -> TernaryClassifier:
 
 @pytest.fixture(scope="module")
 def stages() -> list[Stage]:
-    """Two networks that disagree, of another normalisation each."""
+    """Two networks with different predictions and different normalisation."""
     return [Stage("a", module(0), CPU), Stage("b", module(1, mean=[0.1] * 3, std=[0.4] * 3), CPU)]
 
 
@@ -45,7 +45,7 @@ def samples() -> Samples:
 
 
 def write_stage(folder: Path, name: str, architecture: str = "resnet20", **settings: Any) -> str:
-    """A configuration and a plain file of weights, as the command line names them."""
+    """Write a configuration and a plain file of weights, and return the stage in command-line form."""
     torch.manual_seed(len(name))
     network = build_resnet(architecture, num_classes=10, in_channels=1, quantizer="none")  # type: ignore[arg-type]
     save_file(network.state_dict(), folder / f"{name}.safetensors")
@@ -58,7 +58,7 @@ def write_stage(folder: Path, name: str, architecture: str = "resnet20", **setti
 # ---- execution ----
 
 
-def test_at_the_ends_it_is_one_of_its_stages(stages: list[Stage], samples: Samples) -> None:
+def test_extreme_thresholds_give_the_predictions_of_one_stage(stages: list[Stage], samples: Samples) -> None:
     first, second = (alone(stage, samples.image, 16) for stage in stages)
     assert not torch.equal(first, second)
     never, always = (answer(stages, samples.image, threshold, 16) for threshold in (NEVER, 0.0))
@@ -70,7 +70,7 @@ def test_at_the_ends_it_is_one_of_its_stages(stages: list[Stage], samples: Sampl
 
 @pytest.mark.parametrize("batch_size", [1, 7, 16, 100])
 @pytest.mark.parametrize("temperature", [1.0, 0.25])
-def test_who_leaves_is_answered_by_stage_1_and_nobody_else(
+def test_stage_1_answers_exactly_the_samples_above_the_threshold(
     stages: list[Stage], samples: Samples, batch_size: int, temperature: float
 ) -> None:
     logits = stages[0].logits(samples.image)
@@ -92,12 +92,12 @@ def test_stage_2_gets_full_batches(samples: Samples, stages: list[Stage], monkey
 
     monkeypatch.setattr(stages[1], "logits", counted)
     confidence = stages[0].logits(samples.image).softmax(1).amax(1)
-    threshold = float(confidence.sort(descending=True)[0][14])  # 15 of 50 leave
+    threshold = float(confidence.sort(descending=True)[0][14])  # stage 1 answers 15 of 50
     answer(stages, samples.image, threshold, 16)
     assert sizes == [16, 16, 3]
 
 
-def test_each_stage_sees_its_own_normalisation_and_size(samples: Samples) -> None:
+def test_each_stage_uses_its_own_normalisation_and_size(samples: Samples) -> None:
     small = Stage("s", module(0, image_size=4, mean=[0.1] * 3), CPU)
     seen = small.prepared(samples.image[:2])
     assert seen.shape == (2, 3, 4, 4)
@@ -114,7 +114,7 @@ def test_bf16_computes_in_bfloat16(samples: Samples) -> None:
     torch.testing.assert_close(exact, rounded, rtol=0, atol=0.05 * float(exact.abs().max()))
 
 
-def test_flops_are_those_of_the_layers(samples: Samples) -> None:
+def test_flops_match_a_count_by_layer(samples: Samples) -> None:
     stage = Stage("a", module(0), CPU)
     counted: list[float] = []
 
@@ -134,23 +134,23 @@ def test_flops_are_those_of_the_layers(samples: Samples) -> None:
 # ---- sweep and choice ----
 
 
-def at_chance(n: int = 200) -> Evaluated:
+def random_results(n: int = 200) -> Evaluated:
     random = np.random.default_rng(0)
-    confidence = (random.integers(0, 40, n) / 40).astype(np.float32)  # many are equal
+    confidence = (random.integers(0, 40, n) / 40).astype(np.float32)  # many equal values
     return Evaluated(confidence, random.random(n) < confidence, random.random(n) < 0.8)
 
 
-def test_the_sweep_is_what_counting_gives() -> None:
-    given = at_chance()
+def test_sweep_equals_direct_counting() -> None:
+    given = random_results()
     swept = sweep(given)
     assert swept.threshold.tolist() == [NEVER, *sorted({float(c) for c in given.confidence}, reverse=True)]
     for i, threshold in enumerate(swept.threshold):
-        leaves = given.confidence >= threshold
-        right = np.where(leaves, given.right1, given.right2)
-        assert (swept.coverage[i], swept.accuracy[i]) == pytest.approx((leaves.mean(), right.mean()))
+        exits = given.confidence >= threshold
+        right = np.where(exits, given.right1, given.right2)
+        assert (swept.coverage[i], swept.accuracy[i]) == pytest.approx((exits.mean(), right.mean()))
         assert swept.at(float(threshold)) == i
-        if leaves.any():
-            assert swept.exit_accuracy[i] == pytest.approx(given.right1[leaves].mean())
+        if exits.any():
+            assert swept.exit_accuracy[i] == pytest.approx(given.right1[exits].mean())
     assert swept.at(0.0) == len(swept.threshold) - 1
     assert swept.cost(1.0, 10.0)[[0, -1]].tolist() == [11.0, 1.0]
 
@@ -167,25 +167,27 @@ def curve(*accuracy: float) -> Sweep:
         ((0.90, 0.92, 0.91, 0.90, 0.88), 0.0, 3),
         ((0.90, 0.92, 0.91, 0.90, 0.88), 0.02, 4),
         ((0.90, 0.92, 0.91, 0.90, 0.88), -0.01, 2),
-        ((0.90, 0.92, 0.91, 0.90, 0.88), -0.05, 1),  # no threshold brings so much: the best
-        ((0.90, 0.92, 0.89, 0.91, 0.80), 0.0, 1),  # what comes after a fall is chance
-        ((0.90, 0.80, 0.70), 0.0, 0),  # stage 1 is of no use: never
+        ((0.90, 0.92, 0.91, 0.90, 0.88), -0.05, 1),  # no threshold gains this much: the most accurate one
+        ((0.90, 0.92, 0.89, 0.91, 0.80), 0.0, 1),  # thresholds below a drop in accuracy are not considered
+        ((0.90, 0.80, 0.70), 0.0, 0),  # stage 1 never helps: the first threshold (never)
     ],
 )
-def test_the_cheapest_that_loses_nothing(accuracy: tuple[float, ...], tolerance: float, place: int) -> None:
+def test_choose_the_cheapest_threshold_within_the_tolerance(
+    accuracy: tuple[float, ...], tolerance: float, place: int
+) -> None:
     assert measures.choose_within(curve(*accuracy), tolerance) == place
 
 
-def test_the_best_for_a_cost() -> None:
-    swept = curve(0.90, 0.92, 0.91, 0.93, 0.80)  # forwards 1, 0.75, 0.5, 0.25, 0
+def test_choose_the_most_accurate_threshold_for_a_budget() -> None:
+    swept = curve(0.90, 0.92, 0.91, 0.93, 0.80)  # shares forwarded to stage 2: 1, 0.75, 0.5, 0.25, 0
     assert measures.choose_at_cost(swept, 2, 10, 0.7) == 3
     assert measures.choose_at_cost(swept, 2, 10, 2.0) == 3
     assert measures.choose_at_cost(swept, 2, 10, 0.3) == 4
-    with pytest.raises(ValueError, match=r"--budget 0.1: stage 1 alone costs 0.2 of stage 2"):
+    with pytest.raises(ValueError, match=r"--budget 0.1: too low, stage 1 by itself costs 0.2 of stage 2"):
         measures.choose_at_cost(swept, 2, 10, 0.1)
 
 
-def test_halves() -> None:
+def test_halves_are_disjoint_and_seeded() -> None:
     first, second = measures.halves(11, seed=1)
     assert (len(first), len(second)) == (6, 5)
     assert sorted([*first, *second]) == list(range(11))
@@ -196,7 +198,7 @@ def test_halves() -> None:
 
 
 def public_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors as pytorch_resnet_cifar10 names them, without counters."""
+    """Rename our tensors as in pytorch_resnet_cifar10, without the batch-norm counters."""
     parts = {"stem.conv": "conv1", "stem.bn": "bn1", "classifier": "linear"}
     parts |= {f"stages.{i}": f"layer{i + 1}" for i in range(4)}
     parts |= {"shortcut.conv": "shortcut.0", "shortcut.bn": "shortcut.1"}
@@ -210,7 +212,7 @@ def public_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("architecture", ["resnet20", "resnet18"])
-def test_public_names_are_read(architecture: Any) -> None:
+def test_public_tensor_names_are_mapped_to_ours(architecture: Any) -> None:
     network = build_resnet(architecture, num_classes=10, quantizer="none")
     state = {name: t for name, t in network.state_dict().items() if not name.endswith("num_batches_tracked")}
     theirs = public_names(network.state_dict())
@@ -218,7 +220,7 @@ def test_public_names_are_read(architecture: Any) -> None:
     assert own_names(theirs).keys() == own_names(state).keys() == state.keys()
 
 
-def test_weights_of_a_plain_file(tmp_path: Path) -> None:
+def test_stage_from_a_plain_weights_file(tmp_path: Path) -> None:
     stage = write_stage(tmp_path, "own", mean=[0.25])
     torch.manual_seed(3)
     network = build_resnet("resnet20", num_classes=10, in_channels=1, quantizer="none").eval()
@@ -232,7 +234,7 @@ def test_weights_of_a_plain_file(tmp_path: Path) -> None:
     torch.testing.assert_close(made.logits(images), expected, rtol=0, atol=1e-4)
 
 
-def test_a_run_is_a_stage_and_does_what_its_test_did(finished: Path) -> None:
+def test_stage_from_a_run_reproduces_its_test_accuracy(finished: Path) -> None:
     (stage, _), data = open_stages([Source.of(str(finished))] * 2, finished / "config.yaml", None, CPU, False)
     samples = read_samples(data, "test", None, 0)
     tested = json.loads((finished / "test_metrics.json").read_text())
@@ -248,13 +250,13 @@ def two(tmp_path: Path) -> list[str]:
     return [write_stage(tmp_path, "small"), write_stage(tmp_path, "larger", "resnet32")]
 
 
-def test_the_command(two: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_writes_consistent_files(two: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert main([*two, "--limit", "60", "--repeats", "1", "--out", str(out)]) == 0
     report = json.loads((out / "cascade.json").read_text())
     rows = list(csv.DictReader((out / "cascade.csv").read_text().splitlines()))
     assert sorted(path.name for path in out.iterdir()) == ["cascade.csv", "cascade.json", "cascade.png"]
-    assert report["data"]["samples"] == 30  # the other half chose
+    assert report["data"]["samples"] == 30  # the other half was used to choose the threshold
     assert float(rows[0]["accuracy"]) == report["measured"]["stage 2"]["accuracy"]
     assert float(rows[-1]["accuracy"]) == report["measured"]["stage 1"]["accuracy"]
     assert rows[0]["threshold"] == "never"
@@ -273,7 +275,7 @@ def test_a_given_threshold(two: list[str], tmp_path: Path, threshold: str, same_
     assert report["coverage"] == (0 if threshold == "never" else 1)
 
 
-def test_the_stored_threshold_is_taken(finished: Path, tmp_path: Path) -> None:
+def test_the_stored_threshold_is_used(finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     path = run / "checkpoints" / "best.ckpt"
@@ -291,20 +293,20 @@ def test_the_stored_threshold_is_taken(finished: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--threshold", "high"], "--threshold: a number from 0 on, never or stored, got high"),
-        (["--threshold", "nan"], "--threshold: a number from 0 on"),
-        (["--threshold", "stored", "--limit", "9"], "--threshold stored: the checkpoint of small has none"),
-        (["--threshold", "1", "--budget", "1"], "--threshold 1: leaves --budget nothing to choose"),
-        (["--tolerance", "1", "--budget", "1"], "--tolerance and --budget: only one of them"),
-        (["--budget", "0"], "--budget: a share over 0"),
-        (["--limit", "0"], "--limit: 1 or more, got 0"),
-        (["--split", "val", "--choose_on", "val"], "--choose_on val: is what --split val measures on"),
-        (["--limit", "1"], "--choose_on half: 2 samples or more"),
+        (["--threshold", "high"], "--threshold: must be a number of 0 or more, never or stored, got high"),
+        (["--threshold", "nan"], "--threshold: must be a number of 0 or more"),
+        (["--threshold", "stored", "--limit", "9"], "--threshold stored: the checkpoint of small has no threshold"),
+        (["--threshold", "1", "--budget", "1"], "--threshold 1: fixes the threshold that --budget would choose"),
+        (["--tolerance", "1", "--budget", "1"], "--tolerance and --budget: give only one of them"),
+        (["--budget", "0"], "--budget: must be a share above 0"),
+        (["--limit", "0"], "--limit: must be 1 or more, got 0"),
+        (["--split", "val", "--choose_on", "val"], "--choose_on val: --split val measures on the same samples"),
+        (["--limit", "1"], "--choose_on half: needs 2 samples or more"),
         (["--root", "data"], "--root: DigitsDataModule reads no folder"),
         (["--split", "train"], "invalid choice: 'train'"),
     ],
 )
-def test_refusals(
+def test_invalid_flags_end_in_one_line(
     two: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
 ) -> None:
     assert main([*two, *flags, "--out", str(tmp_path / "out")]) == 2
@@ -319,7 +321,7 @@ def test_refusals(
     [
         ({"num_classes": 7, "class_names": None}, "shape"),
         ({"class_names": list("1023456789")}, "classes or their order differ"),
-        ({"image_size": 64}, "takes images of 64 pixels, and those of the data have 8"),
+        ({"image_size": 64}, "takes images of 64 pixels, but the data has images of 8 pixels"),
         ({"architecture": "resnet56"}, "which the network needs"),
     ],
 )
@@ -338,12 +340,12 @@ def test_stages_that_do_not_fit(
     assert error.count("\n") == 1
 
 
-def test_no_such_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "none"), str(tmp_path)]) == 2
     assert "no such run folder" in capsys.readouterr().err
 
 
-def test_the_public_stages_are_configurations_of_ours() -> None:
+def test_configurations_of_the_public_stages_can_be_built() -> None:
     folder = Path(__file__).resolve().parents[2] / "configs" / "stages"
     found = sorted(folder.glob("*.yaml"))
     assert len(found) == 2
@@ -355,7 +357,7 @@ def test_the_public_stages_are_configurations_of_ours() -> None:
         assert type(configured_data(path)).__name__ == "CIFAR10DataModule"
 
 
-def test_data_of_masks() -> None:
+def test_data_with_masks_is_rejected() -> None:
     config = Path(__file__).resolve().parents[2] / "configs" / "prompt_segmentation_light.yaml"
     with pytest.raises(
         ValueError, match=r"light.yaml: data.class_path: PromptedSegmentationDataModule has masks; the data of a"

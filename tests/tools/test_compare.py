@@ -1,4 +1,4 @@
-"""python -m tools.compare: its table equals a by-hand reading of the folders, of any system, whatever state they are in."""
+"""Tests tools.compare: table, Markdown and plot against values read directly from run folders, also unfinished and broken ones."""
 
 import csv
 import json
@@ -38,7 +38,7 @@ def write_run(
     test: dict[str, float] | None = None,
     **model: Any,
 ) -> Path:
-    """A run folder as fit leaves it; without seconds it is not finished."""
+    """Write a run folder as fit does; without ``seconds`` the run is unfinished."""
     folder.mkdir(parents=True)
     init_args = {**config["model"]["init_args"], **model}
     config = {"seed_everything": seed, **config, "model": {**config["model"], "init_args": init_args}}
@@ -67,7 +67,7 @@ def epochs(name: str, *values: float, loss: float = 1.0) -> list[dict[str, float
 
 @pytest.fixture
 def runs(tmp_path: Path) -> list[Path]:
-    """Two seeds, another learning rate, another system, one that goes on, and one of which the table was cut."""
+    """Six runs: two seeds, another learning rate, another system, an unfinished run, and a run with a damaged metrics.csv."""
     a = write_run(tmp_path / "a", CLASSIFIER, epochs("val/acc", 0.5, 0.9, 0.8), test={"test/acc": 0.85})
     b = write_run(tmp_path / "b", CLASSIFIER, epochs("val/acc", 0.6, 0.7, 0.7), seed=1, seconds=3600.0)
     c = write_run(tmp_path / "c", CLASSIFIER, epochs("val/acc", 0.2, 0.3, 0.4, loss=0.5), lr=0.01)
@@ -83,7 +83,7 @@ def table(path: Path) -> list[dict[str, str]]:
 
 
 def by_hand(folder: Path) -> dict[str, Any]:
-    """Some figures of a run, read by no code of ours."""
+    """Expected values of a run, read without the code under test."""
     rows = [row for row in table(folder / "metrics.csv") if row["train/loss"]]
     expected: dict[str, Any] = {}
     for name in [name for name in rows[0] if name.startswith(("train/", "val/", "val_raw/"))]:
@@ -101,7 +101,7 @@ def by_hand(folder: Path) -> dict[str, Any]:
     return expected
 
 
-def test_the_table_is_a_by_hand_reading_of_the_folders(runs: list[Path], tmp_path: Path) -> None:
+def test_table_equals_values_read_directly(runs: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "table.csv"
     assert main([*map(str, runs), "--output", str(out), "--price", "1.5"]) == 0
     rows = table(out)
@@ -140,7 +140,7 @@ def test_a_real_run(finished: Path, tmp_path: Path) -> None:
     assert row["status"] == "finished"
 
 
-def test_the_settings_are_those_of_the_last_resume(runs: list[Path]) -> None:
+def test_settings_come_from_the_last_resume(runs: list[Path]) -> None:
     config = yaml.safe_load((runs[0] / "config.yaml").read_text())
     for number, lr in ((2, 0.3), (10, 0.7)):
         config["model"]["init_args"]["lr"] = lr
@@ -159,16 +159,16 @@ def test_markdown_marks_the_best_and_averages_seeds(runs: list[Path], tmp_path: 
     assert rows["mean of 2 seeds"]["val/acc"] == f"0.8 ± {statistics.stdev([0.9, 0.7]):.2g}"
     assert rows["mean of 2 seeds"]["test/acc"] == "0.85 (n 1)"
     assert rows["mean of 2 seeds"]["model.lr"] == "0.1"
-    assert rows["c"]["train/loss"] == "**0.1667 (3)**"  # the least
-    assert rows["d"]["val/iou"] == "0.4 (2)"  # no other has it
+    assert rows["c"]["train/loss"] == "**0.1667 (3)**"  # the minimum is best
+    assert rows["d"]["val/iou"] == "0.4 (2)"  # no mark: no other run has this metric
 
 
-def test_the_terminal(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_terminal_table(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(runs[0]), str(runs[2]), str(runs[5]), str(runs[0] / "config.yaml")]) == 0
-    said = capsys.readouterr().out
-    assert "0.9 (2) *" in said
-    assert "broken: no run folder" in " ".join(said.split()).replace("│", "") or "broken" in said
-    assert "4 runs; best value (epoch)" in said
+    output = capsys.readouterr().out
+    assert "0.9 (2) *" in output
+    assert "broken: not a run folder" in " ".join(output.split()).replace("│", "") or "broken" in output
+    assert "4 runs; best value (epoch)" in output
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_the_terminal(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> N
         (lambda run: (run / "metrics.csv").write_text("epoch,step\n"), "finished"),
     ],
 )
-def test_a_damaged_run_is_a_row(runs: list[Path], tmp_path: Path, damage: Any, status: str) -> None:
+def test_a_damaged_run_is_still_a_row(runs: list[Path], tmp_path: Path, damage: Any, status: str) -> None:
     damage(runs[0])
     out = tmp_path / "table.csv"
     flags = ["--output", str(out), "--plot", str(tmp_path / "p.png"), "--markdown", str(tmp_path / "m.md")]
@@ -196,7 +196,7 @@ def test_a_damaged_run_is_a_row(runs: list[Path], tmp_path: Path, damage: Any, s
     assert rows[1]["status"] == "finished"
 
 
-def test_flat() -> None:
+def test_settings_are_flattened_to_flag_names() -> None:
     settings = dict(flat(CLASSIFIER))
     assert settings["model"] == "TernaryClassifier"
     assert settings["trainer.callbacks.EMA.decay"] == 0.9
@@ -204,7 +204,7 @@ def test_flat() -> None:
     assert settings["checkpoint.monitor"] == "val/acc"
 
 
-def test_groups_and_differences() -> None:
+def test_groups_and_differing_settings() -> None:
     runs = [Run("a", settings={"model.lr": 1, "x": 1}), Run("b", settings={"model.lr": 1, "x": 1}), Run("c"), Run("d")]
     runs.append(Run("e", settings={"model.lr": 2, "x": 1}))
     assert [[run.name for run in group] for group in grouped(runs)] == [["a", "b"], ["c"], ["d"], ["e"]]
@@ -212,10 +212,10 @@ def test_groups_and_differences() -> None:
     assert differing([runs[0], Run("f", settings={"x": 2, "z": 0})]) == ["x", "model.lr", "z"]
 
 
-def test_best() -> None:
+def test_best_value_of_a_column() -> None:
     assert best_of([0.1, None, 0.3, float("nan")], "val/acc") == 0.3
     assert best_of([0.1, 0.3], "val/loss") == 0.1
-    assert best_of([0.1, None], "val/acc") is None  # nothing to be better than
+    assert best_of([0.1, None], "val/acc") is None  # a single value is not marked as best
 
 
 def curves(figure: Figure) -> list[tuple[str, list[str]]]:
@@ -227,7 +227,7 @@ def test_a_panel_for_each_metric_and_an_entry_for_each_group(runs: list[Path], t
     figure = draw(grouped([read_run(folder) for folder in runs[:4]]))
     (acc, classifiers), (iou, segmenters) = curves(figure)
     assert (acc, iou) == ("val/acc", "val/iou")
-    assert [entry.endswith("and 1 more of its settings") for entry in classifiers] == [True, False]
+    assert [entry.endswith("and 1 more with the same settings") for entry in classifiers] == [True, False]
     assert len(segmenters) == 1
     lines = figure.axes[0].get_lines()
     assert lines[0].get_xydata().tolist() == [[1, 0.5], [2, 0.9], [3, 0.8]]  # type: ignore[union-attr]
@@ -239,20 +239,22 @@ def test_a_panel_for_each_metric_and_an_entry_for_each_group(runs: list[Path], t
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--price", "-1"], "--price: of an hour, 0 or more, got -1.0"),
-        (["--metric", "val/f1"], "--metric val/f1: no run has it (there: val/acc, train/loss)"),
+        (["--price", "-1"], "--price: the price of an hour must be 0 or more, got -1.0"),
+        (["--metric", "val/f1"], "--metric val/f1: no run has this metric (available: val/acc, train/loss)"),
         (["--output", "nowhere/x.csv"], "nowhere/x.csv: must be a file in a folder that exists"),
         (["--price", "much"], "invalid float value: 'much'"),
     ],
 )
-def test_refusals(runs: list[Path], capsys: pytest.CaptureFixture[str], flags: list[str], message: str) -> None:
+def test_invalid_flags_end_in_one_line(
+    runs: list[Path], capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
     assert main([str(runs[0]), *flags]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
 
 
-def test_no_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folders_without_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(tmp_path / "none", ignore_errors=True)
     assert main([str(tmp_path), str(tmp_path / "none")]) == 2
     assert capsys.readouterr().err == (

@@ -1,4 +1,4 @@
-"""Report and profile of a run of every system, and the ONNX file of a HAR run: what they find in its folder and its data."""
+"""Tests report and profile_model on a run of each of the five systems, and the ONNX export of HAR runs in every mode."""
 
 import json
 from importlib.util import find_spec
@@ -19,7 +19,7 @@ from tools.report import __main__ as report
 
 EXPORT = all(find_spec(name) for name in ("onnx", "onnxruntime", "onnxscript"))
 
-# tiny twin -> the metric that its best checkpoint is chosen by
+# tiny configuration of a system -> metric that selects its best checkpoint
 SYSTEMS = {
     "digits_ternary": "val/acc",
     "image_folder": "val/acc",
@@ -30,7 +30,7 @@ SYSTEMS = {
 
 
 def arguments_of(system: str, folder: Path) -> list[str]:
-    """Configuration and data of a system, as for ``main.py fit``."""
+    """Arguments of ``main.py fit`` for a system; generates its data in ``folder``."""
     given = ["--config", str(ROOT / "tests" / "conf" / f"{system}_tiny.yaml"), "--trainer.max_epochs", "2"]
     data = folder / "data"
     if system == "image_folder":
@@ -69,7 +69,7 @@ def test_report_of_a_run(system: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_profile_of_a_configuration(system: str, tmp_path: Path) -> None:
-    """In this process, which is quicker than a fresh one for each figure; that these start is tested with one system."""
+    """Measures in this process, which is faster than a new process per measurement; another test covers the processes."""
     arguments, output = arguments_of(system, tmp_path), tmp_path / "profile"
     flags = ["--batch_sizes", "2", "4", "--steps", "1", "--device", "cpu", "--output", str(output)]
     assert profile_model.main([*arguments, *flags], measure) == 0
@@ -86,9 +86,9 @@ def test_profile_of_a_configuration(system: str, tmp_path: Path) -> None:
 @pytest.mark.skipif(not EXPORT, reason="needs the extra `export`")
 @pytest.mark.parametrize("mode", ["flatten", "grid", "channels", "signals"])
 def test_onnx_of_a_har_run(mode: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The command compares the file's logits with those of the run's own ``logits``, at two batch sizes.
+    """The command compares the logits of the file with ``logits`` of the run's module, at two batch sizes.
 
-    The run is of this process: one that is forked beside onnxruntime's threads never ends.
+    The run is trained in this process, because a process forked while onnxruntime's threads exist never ends.
     """
     import onnxruntime
 

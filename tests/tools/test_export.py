@@ -1,4 +1,4 @@
-"""python -m tools.export on a finished run: what it writes, what it says, and what it refuses without leaving a file."""
+"""Tests tools.export on a finished run: the packed file, the printed table, verification failures, error messages, --onnx."""
 
 import re
 import shutil
@@ -24,7 +24,7 @@ from transforms import normalize
 
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Path:
-    """A finished run's folder, to be written to."""
+    """A copy of a finished run folder, which tests may change."""
     shutil.copytree(finished, tmp_path / "run")
     return tmp_path / "run"
 
@@ -36,7 +36,7 @@ def module_of(run: Path, checkpoint: str = "best") -> tuple[TernaryClassifier, R
     return module, module.network
 
 
-def test_the_file_computes_what_the_run_tested(run: Path) -> None:
+def test_packed_file_reproduces_the_logits_of_the_run(run: Path) -> None:
     assert main([str(run)]) == 0
     packed, data = read_packed(run / "packed_trits.lvr"), DigitsDataModule()
     assert packed.class_names == tuple("0123456789")
@@ -52,13 +52,15 @@ def test_the_file_computes_what_the_run_tested(run: Path) -> None:
 
 
 @pytest.mark.parametrize("coding", ["trits", "bits2", "entropy"])
-def test_the_table_adds_up(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], coding: str) -> None:
+def test_table_of_sizes_adds_up(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], coding: str) -> None:
     output = tmp_path / "model.lvr"
     arguments = ["--ckpt", "last", "--output", str(output), "--coding", coding]
     arguments += ["--verify", "test"] if coding == "entropy" else []
     assert main([str(run), *arguments]) == 0
-    said = capsys.readouterr().out
-    rows = {name: (int(a.replace(",", "")), int(b.replace(",", "")), float(c)) for name, a, b, c in ROW.findall(said)}
+    printed = capsys.readouterr().out
+    rows = {
+        name: (int(a.replace(",", "")), int(b.replace(",", "")), float(c)) for name, a, b, c in ROW.findall(printed)
+    }
     assert [name.partition(" ")[0] for name in rows] == [
         "symbols",
         "scales",
@@ -74,11 +76,11 @@ def test_the_table_adds_up(run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert sum(fp32[:-1]) == fp32[-1] == whole
     assert sum(file[:-1]) == file[-1] == output.stat().st_size
     assert bits == pytest.approx([8 * size / weights for size in file], abs=6e-5)
-    assert f"\n{whole / output.stat().st_size:.2f} times smaller than the fp32 state dict" in said
-    assert re.search(r"\nsymbols: [12]\.\d{4} bits each; their entropy is 1\.\d{4} bits, \d\d,\d{3} bytes\n", said)
-    assert "read back: weights and logits equal to those of the folded network, to the bit" in said
-    assert re.search(r"random images: same class on 16 of 16, largest difference \d", said)
-    assert bool(re.search(r"test images: same class on 359 of 359, largest difference \d", said)) == (
+    assert f"\n{whole / output.stat().st_size:.2f} times smaller than the fp32 state dict" in printed
+    assert re.search(r"\nsymbols: [12]\.\d{4} bits each; their entropy is 1\.\d{4} bits, \d\d,\d{3} bytes\n", printed)
+    assert "read back: weights and logits are bit-identical to the folded network" in printed
+    assert re.search(r"random images: same class on 16 of 16, largest difference \d", printed)
+    assert bool(re.search(r"test images: same class on 359 of 359, largest difference \d", printed)) == (
         coding == "entropy"
     )
     assert torch.equal(read_packed(output).network.classifier.bias, state["classifier.bias"])
@@ -95,7 +97,7 @@ def change_config(run: Path, **data: Any) -> None:
 
 
 def make_twin(run: Path) -> None:
-    """Turn the run into its full-precision twin's, whose state dict has the same keys."""
+    """Turn the run into a run of the full-precision twin, whose state dict has the same keys but for the quantisers."""
     path = run / "checkpoints" / "best.ckpt"
     content = torch.load(path, weights_only=True)
     content["hyper_parameters"]["quantizer"] = "none"
@@ -106,7 +108,7 @@ def make_twin(run: Path) -> None:
     torch.save(content, path)
 
 
-def nothing(run: Path) -> None:
+def unchanged(run: Path) -> None:
     pass
 
 
@@ -114,18 +116,18 @@ def nothing(run: Path) -> None:
     ("prepare", "arguments", "message"),
     [
         (shutil.rmtree, [], "RUN: no such run folder or checkpoint"),
-        (nothing, ["--ckpt", "worst"], "RUN: has no checkpoint worst"),
+        (unchanged, ["--ckpt", "worst"], "RUN: has no checkpoint worst"),
         (
             make_twin,
             [],
             r"RUN is a full-precision twin \(quantizer none\): it has no symbols to pack; its weights are in",
         ),
-        (nothing, ["--coding", "zip"], "argument --coding: invalid choice: 'zip'"),
-        (nothing, ["--verify", "train"], "argument --verify: invalid choice: 'train'"),
-        (nothing, ["--output", "none/x.lvr"], "--output none/x.lvr: must be a file in a folder that exists"),
-        (nothing, ["--output", "RUN"], "--output RUN: must be a file in a folder that exists"),
-        (nothing, ["--root", "data"], "--root is of use with --verify test only"),
-        (nothing, ["--root", "data", "--verify", "test"], "--root: DigitsDataModule reads no folder"),
+        (unchanged, ["--coding", "zip"], "argument --coding: invalid choice: 'zip'"),
+        (unchanged, ["--verify", "train"], "argument --verify: invalid choice: 'train'"),
+        (unchanged, ["--output", "none/x.lvr"], "--output none/x.lvr: must be a file in a folder that exists"),
+        (unchanged, ["--output", "RUN"], "--output RUN: must be a file in a folder that exists"),
+        (unchanged, ["--root", "data"], "--root: only valid with --verify test"),
+        (unchanged, ["--root", "data", "--verify", "test"], "--root: DigitsDataModule reads no folder"),
         (lambda run: change_config(run, class_path="os.path"), ["--verify", "test"], ".*: os.path is no DataModule"),
         (lambda run: change_config(run, class_path="nowhere.X"), ["--verify", "test"], "No module named 'nowhere'"),
         (lambda run: change_config(run, class_path=""), ["--verify", "test"], ".*config.yaml: names no datamodule"),
@@ -136,10 +138,10 @@ def nothing(run: Path) -> None:
             "no CIFAR-10 in .*none: expected cifar-10-batches-py/",
         ),
         (lambda run: (run / "checkpoints" / "best.ckpt").unlink(), [], "RUN: has no checkpoint best"),
-        (nothing, ["surplus"], "unrecognized arguments: surplus"),
+        (unchanged, ["surplus"], "unrecognized arguments: surplus"),
     ],
 )
-def test_wrong_input_ends_in_one_line_and_writes_nothing(
+def test_invalid_input_ends_in_one_line_and_writes_nothing(
     run: Path,
     capsys: pytest.CaptureFixture[str],
     prepare: Callable[[Path], object],
@@ -150,13 +152,13 @@ def test_wrong_input_ends_in_one_line_and_writes_nothing(
     before = {*run.parent.rglob("*")}
     try:
         code = main([str(run), *(word.replace("RUN", str(run)) for word in arguments)])
-    except SystemExit as end:  # argparse ends so
+    except SystemExit as end:  # argparse exits this way
         code = int(end.code or 0)
-    said = capsys.readouterr()
+    output = capsys.readouterr()
     assert code == 2
-    assert re.match(f"error: {message.replace('RUN', re.escape(str(run)))}", said.err)
-    assert said.err.count("\n") == 1
-    assert said.out == ""
+    assert re.match(f"error: {message.replace('RUN', re.escape(str(run)))}", output.err)
+    assert output.err.count("\n") == 1
+    assert output.out == ""
     assert {*run.parent.rglob("*")} == before
 
 
@@ -170,7 +172,7 @@ def another_network(path: Path, network: ResNet, **settings: Any) -> Any:
 
 
 def one_bit(path: Path, network: ResNet, **settings: Any) -> Any:
-    """One weight of the classifier is wrong by its last bit, in a file whose checksum is right."""
+    """Write a file with a correct checksum in which the last bit of one classifier weight is wrong."""
     sizes = write_packed(path, network, **settings)
     data = path.read_bytes()
     value = fold(network).get_parameter("classifier.weight")[0, 0].numpy().tobytes()
@@ -188,8 +190,8 @@ def damaged(path: Path, network: ResNet, **settings: Any) -> Any:
 @pytest.mark.parametrize(
     ("write", "tolerance", "message"),
     [
-        (another_network, 1e-3, "the weights of the file are not those of the folded network, to the bit"),
-        (one_bit, 1e-3, "the weights of the file are not those of the folded network, to the bit"),
+        (another_network, 1e-3, "the weights of the file are not bit-identical to the folded network"),
+        (one_bit, 1e-3, "the weights of the file are not bit-identical to the folded network"),
         (damaged, 1e-3, ".*its checksum is wrong"),
         (
             write_packed,
@@ -198,7 +200,7 @@ def damaged(path: Path, network: ResNet, **settings: Any) -> Any:
         ),
     ],
 )
-def test_a_file_that_does_not_hold_up_is_not_left(
+def test_a_file_that_fails_verification_is_not_kept(
     run: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -211,14 +213,14 @@ def test_a_file_that_does_not_hold_up_is_not_left(
     (run / "packed_trits.lvr").write_bytes(b"an older one")
     before = {*run.rglob("*")}
     assert main([str(run)]) == 1
-    said = capsys.readouterr()
-    assert re.match(f"verification failed: {message}.*; nothing is written\n$", said.err)
-    assert said.out == ""
+    output = capsys.readouterr()
+    assert re.match(f"verification failed: {message}.*; nothing is written\n$", output.err)
+    assert output.out == ""
     assert {*run.rglob("*")} == before
     assert (run / "packed_trits.lvr").read_bytes() == b"an older one"
 
 
-def test_weights_in_another_memory_format_are_noticed(
+def test_another_memory_format_of_the_weights_is_detected(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def read_channels_last(path: Path) -> PackedNetwork:
@@ -227,12 +229,12 @@ def test_weights_in_another_memory_format_are_noticed(
 
     monkeypatch.setattr(export, "read_packed", read_channels_last)
     assert main([str(run)]) == 1
-    assert "the logits of the file are not those of the folded network, to the bit" in capsys.readouterr().err
+    assert "the logits of the file are not bit-identical to the folded network" in capsys.readouterr().err
 
 
 @pytest.fixture
 def onnx(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Path]]:
-    """Stands for tools/export/onnx.py, which needs packages of its own; says what it was called with."""
+    """Replaces tools/export/onnx.py, which needs optional packages; returns the list of its calls."""
     calls: list[tuple[Any, Path]] = []
 
     def export_onnx(module: Any, path: Path) -> str:
@@ -247,7 +249,7 @@ def onnx(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Path]]:
     return calls
 
 
-def test_onnx_too(run: Path, onnx: list[tuple[Any, Path]], capsys: pytest.CaptureFixture[str]) -> None:
+def test_packed_file_and_onnx(run: Path, onnx: list[tuple[Any, Path]], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(run), "--onnx", "x.onnx"]) == 0
     assert capsys.readouterr().out.endswith("a line on the ONNX file\n")
     ((module, path),) = onnx
@@ -260,10 +262,12 @@ def test_onnx_too(run: Path, onnx: list[tuple[Any, Path]], capsys: pytest.Captur
     assert not (run / "packed_trits.lvr").exists()
 
 
-def test_of_a_twin_onnx_alone(run: Path, onnx: list[tuple[Any, Path]], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_precision_twin_is_written_only_as_onnx(
+    run: Path, onnx: list[tuple[Any, Path]], capsys: pytest.CaptureFixture[str]
+) -> None:
     make_twin(run)
     assert main([str(run), "--onnx", "x.onnx"]) == 0
-    wanted = f"no packed file, since {run} is a full-precision twin\na line on the ONNX file\n"
+    wanted = f"no packed file, because {run} is a full-precision twin\na line on the ONNX file\n"
     assert capsys.readouterr().out == wanted
     assert len(onnx) == 1
     assert not [*run.glob("*.lvr")]

@@ -1,4 +1,4 @@
-"""tools/inspect_data: figures beside numpy's, every duplicate and damaged file by name, the pictures, and every message."""
+"""Tests tools.inspect_data: statistics against numpy, duplicates and damaged files by name, the pictures, and error messages."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ def report(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(autouse=True)
-def _at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
 # ---- in memory ---------------------------------------------------------------------------------------------------------------
 
 
-def test_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_in_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(DIGITS) == 0
     out = tmp_path / "inspect" / "digits_ternary"
     assert sorted(path.name for path in out.iterdir()) == FILES
-    found, said = report(out), capsys.readouterr().out
+    found, output = report(out), capsys.readouterr().out
     assert found["data"] == "DigitsDataModule"
     totals = [sum(found["counts"][split][str(digit)] for split in ("train", "val", "test")) for digit in range(10)]
     assert totals == np.bincount(load_digits().target).tolist()
@@ -60,14 +60,14 @@ def test_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["sizes"] == {side: {"min": 8, "median": 8, "max": 8} for side in ("width", "height")}
     assert (found["leaks"], found["damaged"], found["left_out"]) == ([], [], {})
     assert found["imbalance"] == round(131 / 125, 3)
-    assert "all        1,295 100.0%        143 100.0%        359 100.0%\n" in said
-    assert "duplicates none" in said
-    assert "init_args" not in said  # its mean and std are no settings
-    assert main(DIGITS) == 0  # its own files are written anew
+    assert "all        1,295 100.0%        143 100.0%        359 100.0%\n" in output
+    assert "duplicates none" in output
+    assert "init_args" not in output  # mean and std are not settings of this datamodule
+    assert main(DIGITS) == 0  # files of an earlier call are overwritten
 
 
-def test_the_leaks_of_a_data_set_in_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    # in this data set test image i is training image i, with another label; 5 x 4 training images, of which 2 are held out
+def test_leaks_in_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # test image i equals training image i but has another label; 5 x 4 training images, 2 of them held out
     write_cifar(tmp_path / "images", names=["cat", "dog"], size=4, per_file=4)
     flags = ["--data.root", str(tmp_path / "images"), "--data.batch_size", "4", "--out", "here"]
     assert main([*CIFAR, *flags]) == 0
@@ -82,7 +82,7 @@ def test_the_leaks_of_a_data_set_in_memory(tmp_path: Path, capsys: pytest.Captur
     assert "warning: LEAK: the same image in several splits, 4 times: train: " in capsys.readouterr().out
 
 
-def test_mean_and_std_are_those_of_numpy() -> None:
+def test_mean_and_std_equal_numpy() -> None:
     images = torch.randint(256, (7, 3, 5, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     mean, std = mean_and_std(inspect_measures._count(images))
     assert np.allclose(mean, (images.numpy() / 255).mean(axis=(0, 2, 3)))
@@ -100,12 +100,15 @@ def picture(path: Path, seed: int, width: int = 20, height: int = 10, **settings
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """train: 8 cats, 4 dogs; val and test one each; with a leak, a double, a contradiction and three files that are damaged."""
+    """Image folder with a leak, a duplicate, an image under both classes, an EXIF rotation, a text file and two damaged files.
+
+    train has 8 cats and 4 dogs, val and test have one undamaged image of each class; the leak adds a cat to test.
+    """
     root = tmp_path / "photos"
     for number in range(7):
         picture(root / "train" / "cat" / f"{number}.png", number)
     turned = Image.Exif()
-    turned[0x0112] = 6  # stored lying, shown standing
+    turned[0x0112] = 6  # stored in landscape, displayed in portrait
     picture(root / "train" / "cat" / "turned.jpg", 7, 300, 15, exif=turned)
     for number in range(2):
         picture(root / "train" / "dog" / f"{number}.png", 10 + number)
@@ -129,9 +132,9 @@ def folder_config(tmp_path: Path) -> list[str]:
     return [*CIFAR, "--config", "mine.yaml", *FOLDER]
 
 
-def test_a_folder(photos: Path, folder_config: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_in_files(photos: Path, folder_config: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*folder_config, "--data.root", "photos", "--out", "here"]) == 0
-    found, said = report(Path("here")), capsys.readouterr().out
+    found, output = report(Path("here")), capsys.readouterr().out
     assert sorted(path.name for path in Path("here").iterdir()) == FILES
     assert found["counts"] == {
         "train": {"cat": 8, "dog": 4},
@@ -153,34 +156,36 @@ def test_a_folder(photos: Path, folder_config: list[str], capsys: pytest.Capture
     ]
     assert found["damaged"] == ["photos/train/cat/no_image.jpg", "val: photos/val/dog/cut.jpg"]
     assert found["left_out"] == {"not an image": 1}
-    assert "warning: LEAK: the same image in several splits, 1 time: train: photos/train/cat/1.png = test: " in said
+    assert "warning: LEAK: the same image in several splits, 1 time: train: photos/train/cat/1.png = test: " in output
     assert (
         "warning: files that cannot be read, 2 times: photos/train/cat/no_image.jpg; val: photos/val/dog/cut.jpg"
-        in said
+        in output
     )
-    assert "left out   1 not an image" in said
-    # the twelve training images squeezed to 16 pixels, as the datamodule decodes them
+    assert "left out   1 not an image" in output
+    # the twelve training images at 16 pixels, as the datamodule decodes them
     from datamodules.images.decoding import squeezed
 
     names = [path for path in (photos / "train").rglob("*.*") if path.name not in ("no_image.jpg", "notes.txt")]
     pixels = torch.stack([squeezed(path, 16, 3)[0] for path in names]).numpy() / 255
     assert found["mean"]["measured"] == np.round(pixels.mean(axis=(0, 2, 3)), 4).tolist()
     assert found["std"]["measured"] == np.round(pixels.std(axis=(0, 2, 3)), 4).tolist()
-    assert f"data:\n  init_args:\n    mean: {found['mean']['measured']}\n    std: {found['std']['measured']}\n" in said
+    assert (
+        f"data:\n  init_args:\n    mean: {found['mean']['measured']}\n    std: {found['std']['measured']}\n" in output
+    )
 
 
-def test_the_lines_to_paste_are_a_configuration(
+def test_printed_mean_and_std_are_a_valid_configuration(
     photos: Path, folder_config: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*folder_config, "--data.root", "photos", "--out", "here"]) == 0
-    said = capsys.readouterr().out
-    Path("measured.yaml").write_text(said[said.index("data:\n") : said.index("written ")])
+    output = capsys.readouterr().out
+    Path("measured.yaml").write_text(output[output.index("data:\n") : output.index("written ")])
     assert main([*folder_config, "--config", "measured.yaml", "--data.root", "photos", "--out", "here"]) == 0
     found = report(Path("here"))
     assert found["mean"]["configured"] == found["mean"]["measured"]
 
 
-def test_one_folder_of_classes_and_workers(photos: Path, folder_config: list[str]) -> None:
+def test_folder_without_splits_and_with_workers(photos: Path, folder_config: list[str]) -> None:
     for number in range(70):  # more than a batch
         picture(photos / "train" / "dog" / f"more{number}.png", 100 + number)
     flags = ["--data.root", "photos/train", "--data.workers", "1", "--data.val_fraction", "0.2", "--out", "here"]
@@ -190,7 +195,7 @@ def test_one_folder_of_classes_and_workers(photos: Path, folder_config: list[str
     assert found["damaged"] == ["photos/train/cat/no_image.jpg"]
 
 
-def test_no_test_split(photos: Path, folder_config: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_test_split(photos: Path, folder_config: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(photos / "test")
     assert main([*folder_config, "--data.root", "photos", "--out", "here"]) == 0
     assert list(report(Path("here"))["counts"]) == ["train", "val"]
@@ -225,12 +230,12 @@ def test_overview(classes: int) -> None:
     assert all(left is not None and right is not None and left.x1 < right.x0 for left, right in pairwise(tight))
 
 
-def test_sizes_that_are_all_equal_are_said() -> None:
+def test_equal_sizes_are_shown_as_text() -> None:
     figure = draw_overview(["a", "b"], {"train": [1, 1]}, torch.full((2, 2), 8), torch.ones(1, 256), 8, "mine")
     assert [text.get_text() for text in figure.axes[1].texts] == ["all 2 images\n8 x 8 pixels"]
 
 
-def test_tiles_are_what_the_network_sees() -> None:
+def test_tiles_are_augmented_as_in_training() -> None:
     data = DigitsDataModule(batch_size=8, mixup_prob=0.5)
     data.setup("fit")
     tiles = training_tiles(data, 8, 3)
@@ -261,7 +266,7 @@ def test_sample_grid() -> None:
     assert (np.asarray(shown) == 7).all()
 
 
-def test_table() -> None:
+def test_table_of_counts() -> None:
     assert counts_table(["cat", "dog"], {"train": [30, 10], "val": [0, 0]}) == [
         "class             train               val",
         "cat           30  75.0%          0   0.0%",
@@ -270,7 +275,7 @@ def test_table() -> None:
     ]
 
 
-# ---- what is refused ---------------------------------------------------------------------------------------------------------
+# ---- error messages ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -281,22 +286,22 @@ def test_table() -> None:
         ([*DIGITS, "--data.crop_paddin", "1"], "data.crop_paddin: no such setting, did you mean 'crop_padding'?"),
         ([*DIGITS, "--data.val_fraction", "2"], "data.val_fraction is 2.0 but must be above 0 and below 1"),
         ([*DIGITS, "--out"], "argument --out: expected one argument; see python -m tools.inspect_data --help"),
-        ([*DIGITS, "--out", "full"], "--out full: holds other files (mine.txt) and nothing is overwritten"),
+        ([*DIGITS, "--out", "full"], "--out full: contains other files (mine.txt) and nothing is overwritten"),
         ([*DIGITS, "--out", "full/mine.txt"], "--out full/mine.txt: is a file; give a folder"),
         ([*CIFAR, "--data.root", "nowhere"], "no CIFAR-10 in "),
     ],
 )
-def test_wrong_input_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_input_ends_in_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("full").mkdir()
     Path("full/mine.txt").write_text("mine")
     assert main(arguments) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(f"error: {message}")
-    assert said.count("\n") == 1
+    output = capsys.readouterr().err
+    assert output.startswith(f"error: {message}")
+    assert output.count("\n") == 1
     assert [path.name for path in Path().rglob("*")] == ["full", "mine.txt"]
 
 
-def test_stopped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_interrupt_writes_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def stop(*arguments: Any) -> None:
         raise KeyboardInterrupt
 

@@ -1,4 +1,4 @@
-"""The loader benchmark: the choice on made-up speeds, the overlay through the command line, a tiny real run, a Ctrl-C."""
+"""Tests of tools/loader_benchmark: the choice on simulated speeds, the overlay, a small real run, interruption by signals."""
 
 import doctest
 import itertools
@@ -59,7 +59,7 @@ def config(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-# ---- the choice ----
+# ---- choosing a setting ----
 
 
 def test_doctests() -> None:
@@ -67,7 +67,7 @@ def test_doctests() -> None:
     assert not doctest.testmod(loader_search).failed
 
 
-def test_the_grid_has_no_two_settings_that_differ_in_nothing() -> None:
+def test_grid_has_no_duplicate_settings() -> None:
     assert grid([2, 0, 2], [4], [False, True]) == [
         Cell(0, None, False),
         Cell(0, None, True),
@@ -85,37 +85,37 @@ def test_the_grid_has_no_two_settings_that_differ_in_nothing() -> None:
         (cells((0, None, 99), (4, 8, 100)), (0, None)),
     ],
 )
-def test_a_tie_goes_to_what_takes_less_memory(speeds: dict[Cell, float], taken: tuple[int, int | None]) -> None:
+def test_tie_goes_to_the_setting_with_less_memory(speeds: dict[Cell, float], taken: tuple[int, int | None]) -> None:
     assert choose(speeds)[:2] == taken
 
 
-def test_a_tie_of_pinned_and_not_goes_to_not_pinned() -> None:
+def test_tie_of_pinned_and_unpinned_goes_to_unpinned() -> None:
     assert choose({Cell(2, 2, True): 101.0, Cell(2, 2, False): 100.0}).pin is False
     assert choose({Cell(2, 2, True): 110.0, Cell(2, 2, False): 100.0}).pin is True
 
 
-def test_finalists_are_the_fastest_and_the_cheapest_that_is_near() -> None:
+def test_finalists_are_the_fastest_and_the_cheapest_near_the_best() -> None:
     first = {cell: 1000.0 + cell.workers + (cell.prefetch or 0) / 10 for cell in GRID}
     first[Cell(0, None, None)] = 300.0
     assert finalists(first) == [Cell(1, 2, None), *[Cell(4, 4, None), Cell(4, 8, None)], *GRID[-3:]]
     assert finalists(cells((0, None, 69), (1, 2, 70), (2, 2, 100), (4, 2, 0))) == [Cell(1, 2, None), Cell(2, 2, None)]
 
 
-def test_the_order_of_the_measurements() -> None:
+def test_order_of_measurements() -> None:
     speeds = cells((0, None, 20), (1, 2, 60), (1, 4, 100), (2, 2, 95))
     calls: list[Cell] = []
-    said: list[Progress] = []
+    reported: list[Progress] = []
 
     def timer(cell: Cell) -> float:
         calls.append(cell)
         return speeds[cell]
 
-    metrics = search(list(speeds), timer, said.append, repeats=3)
+    metrics = search(list(speeds), timer, reported.append, repeats=3)
     a, b, c, d = speeds
     assert calls == [a, b, c, d, d, c, b, c, d, d, c, c, d]  # all; the promising ones backwards; two finalists in turns
     assert metrics.finals == {c: [100] * 3, d: [95] * 3}
-    assert [progress.done for progress in said] == list(range(1, 14))
-    assert [said[i].total for i in (0, 4, 7, 12)] == [20, 19, 13, 13]
+    assert [progress.done for progress in reported] == list(range(1, 14))
+    assert [reported[i].total for i in (0, 4, 7, 12)] == [20, 19, 13, 13]
 
 
 def test_the_better_of_two_measurements_counts() -> None:
@@ -125,8 +125,8 @@ def test_the_better_of_two_measurements_counts() -> None:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_the_choice_is_near_the_best_of_the_grid_however_the_machine_jitters(seed: int) -> None:
-    """Speeds that saturate, noise that only slows down, and a neighbour that takes half of the machine for a while."""
+def test_choice_is_near_the_best_on_a_noisy_machine(seed: int) -> None:
+    """Speeds that saturate, noise that only slows down, and another program that takes half of the machine for a while."""
     draw = random.Random(seed)
     bound = draw.uniform(150, 700)
     true: dict[Cell, float] = {
@@ -143,18 +143,18 @@ def test_the_choice_is_near_the_best_of_the_grid_however_the_machine_jitters(see
     assert true[winner] >= 0.9 * max(true.values())
 
 
-def test_settings_that_do_not_work_are_left_out() -> None:
+def test_failing_settings_are_left_out() -> None:
     speeds = cells((1, 2, 80), (2, 2, 0), (4, 2, 0))
     metrics = search(list(speeds), lambda cell: speeds[cell])
     assert [*metrics.finals] == [Cell(1, 2, None)]
     assert [line.split() for line in table(metrics, Cell(1, 2, None))[2:]] == [
         [workers, "2", "0", "does", "not", "work"] for workers in ("2", "4")
     ]
-    with pytest.raises(ValueError, match="not one of the settings works; what was wrong is said above"):
+    with pytest.raises(ValueError, match="none of the settings works; the reasons are printed above"):
         search([Cell(1, 2, None)], lambda cell: 0.0)
 
 
-def test_the_table() -> None:
+def test_table_lines() -> None:
     a, b, c = Cell(0, None, False), Cell(2, 2, False), Cell(2, 4, True)
     metrics = Measurements({a: 210.0, b: 3100.0, c: 3000.0}, {b: [2900.0, 3200, 3000], c: [3050.0, 3100, 3000]})
     assert [line.split() for line in table(metrics, b)] == [
@@ -165,22 +165,22 @@ def test_the_table() -> None:
     ]
 
 
-def test_a_busy_machine_is_named() -> None:
+def test_busy_machine_gives_a_warning() -> None:
     cell = Cell(2, 2, None)
     assert loader_search.busy(Measurements({}, {cell: [100.0, 90, 110]}), cell) is None
     assert "differ by 21% from one" in str(loader_search.busy(Measurements({}, {cell: [100.0, 90, 111]}), cell))
 
 
 @pytest.mark.parametrize(
-    ("loader", "network", "workers", "said"),
+    ("loader", "network", "workers", "text"),
     [
         (400, 100, 2, "the loader is no bottleneck: it is busy 25% of the time that the network takes"),
         (100, 400, 2, "the network would wait 75.0% of its time for data"),
         (300, 100, 0, "the network would wait 25.0% of its time for data"),  # 1/300 s after 1/100 s of work
     ],
 )
-def test_what_the_network_waits(loader: float, network: float, workers: int, said: str) -> None:
-    assert waiting(loader, network, workers) == said
+def test_waiting_share_of_the_network(loader: float, network: float, workers: int, text: str) -> None:
+    assert waiting(loader, network, workers) == text
 
 
 # ---- the overlay ----
@@ -192,29 +192,27 @@ def test_what_the_network_waits(loader: float, network: float, workers: int, sai
         (Cell(3, 5, True), (3, 5, True)),
         (Cell(3, 5, False), (3, 5, False)),
         (Cell(3, 5, None), (3, 5, None)),
-        (Cell(0, None, None), (0, 6, None)),  # what was not measured stays as the experiment has it
+        (Cell(0, None, None), (0, 6, None)),  # a setting that was not measured keeps its configured value
     ],
 )
-def test_the_overlay_reaches_the_datamodule(
-    winner: Cell, settings: tuple[Any, ...], config: Path, tmp_path: Path
-) -> None:
+def test_overlay_reaches_the_datamodule(winner: Cell, settings: tuple[Any, ...], config: Path, tmp_path: Path) -> None:
     file = tmp_path / "loader.yaml"
     file.write_text(overlay(winner, ["head", "line"], ["--config", "a b.yaml"], "vm, 2 cores", "x/loader.yaml"))
     data = load_datamodule(["--config", str(config), "--config", str(file)])
     assert isinstance(data, ImageFolderDataModule)
     assert (data.workers, data.prefetch, data.pin_memory) == settings
     comment = [line for line in file.read_text().splitlines() if line.startswith("#")]
-    assert comment[0].startswith("# On any experiment with an ImageFolderDataModule")
+    assert comment[0].startswith("# Overlay for experiments with an ImageFolderDataModule")
     assert comment[2] == "#   python main.py fit --config EXPERIMENT --config x/loader.yaml"
     assert "# Written by: python -m tools.loader_benchmark --config 'a b.yaml'" in comment
     assert comment[-2:] == ["# head", "# line"]
 
 
-# ---- the clock ----
+# ---- time measurement ----
 
 
 class Ticking:
-    """A clock that stands still but for what is told to take time."""
+    """A fake clock that only advances when a test sets its time."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -223,25 +221,23 @@ class Ticking:
         return self.now
 
 
-def test_whole_rounds_are_timed_after_a_warm_up(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whole_worker_rounds_are_timed_after_a_warm_up(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Ticking()
     monkeypatch.setattr(timing, "perf_counter", clock)
     data = ImageFolderDataModule(root=str(root), image_size=12, batch_size=3)
 
     def batches() -> Any:
-        # of three workers; the first two rounds are slow, the others take a second
+        # three workers; the first two rounds are slow, every later round takes one second
         for seconds in itertools.chain((0.5, 0, 0, 5, 0, 0), itertools.cycle((0.8, 0, 0.2))):
             clock.now += seconds
             yield {"index": torch.arange(3)}
 
     pipeline = Pipeline(data, torch.device("cpu"), seconds=3.1, say=lambda what, text: None)
-    # 3 batches of 3 a second, for 4 seconds; 3.2 seconds would have part of a round too many
+    # 3 batches of 3 images per second, for 4 seconds; stopping at 3.2 seconds would include a partial round
     assert pipeline._timed(batches(), 3, augmented=False) == pytest.approx(9.0)
 
 
-def test_batches_are_augmented_as_in_training_and_settings_reach_the_loader(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_batches_are_augmented_and_settings_reach_the_loader(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = ImageFolderDataModule(root=str(root), image_size=12, batch_size=3, val_fraction=0.2)
     data.setup("fit")
     seen: list[torch.Size] = []
@@ -262,17 +258,17 @@ def test_batches_are_augmented_as_in_training_and_settings_reach_the_loader(
     assert (data.workers, data.prefetch, data.pin_memory) == (3, 5, True)
 
 
-def test_a_loader_that_fails_is_said_and_counts_as_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_loader_is_reported_and_has_speed_0(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = ImageFolderDataModule(root=str(root))
-    said: list[str] = []
+    printed: list[str] = []
 
     def fail() -> Any:
         raise RuntimeError("DataLoader worker (pid 7) is killed\nby signal: Bus error.")
 
     monkeypatch.setattr(data, "train_dataloader", fail)
-    pipeline = Pipeline(data, torch.device("cpu"), 1.0, lambda what, text: said.append(f"{what}: {text}"))
+    pipeline = Pipeline(data, torch.device("cpu"), 1.0, lambda what, text: printed.append(f"{what}: {text}"))
     assert pipeline.images_per_s(Cell(8, 8, None), augmented=False) == 0
-    assert said == ["failed: workers 8, prefetch 8: DataLoader worker (pid 7) is killed by signal: Bus error."]
+    assert printed == ["failed: workers 8, prefetch 8: DataLoader worker (pid 7) is killed by signal: Bus error."]
 
 
 # ---- the command ----
@@ -280,14 +276,14 @@ def test_a_loader_that_fails_is_said_and_counts_as_nothing(root: Path, monkeypat
 
 @pytest.mark.slow
 @forks
-def test_a_real_run(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_small_real_run(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "new" / "loader.yaml"
     flags = ["--config", str(config), "--device", "cpu", "--seconds", "0.02", "--workers", "0", "1", "--prefetch", "2"]
     assert main([*flags, "--out", str(out), "--images_per_s", "1e9"]) == 0
     printed = capsys.readouterr().out
     assert "9 training images, batches of 3 at 12 px, decoded, copied to cpu and augmented" in printed
     assert "9 of 9 read" in printed
-    assert "pin        left out: pinned memory is of use with a CUDA device only" in printed
+    assert "pin        skipped: pinned memory only helps with a CUDA device" in printed
     assert "<- taken" in printed
     assert "the network would wait" in printed
     data = load_datamodule(["--config", str(config), "--config", str(out)])
@@ -297,7 +293,7 @@ def test_a_real_run(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert not multiprocessing.active_children()
     before = out.read_text()
     assert main([*flags, "--out", str(out)]) == 2
-    assert capsys.readouterr().err == f"error: --out {out}: is there already; give another, or --overwrite\n"
+    assert capsys.readouterr().err == f"error: --out {out}: already exists; give another file or --overwrite\n"
     assert out.read_text() == before
     assert main([*flags, "--out", str(out), "--overwrite", "--with_augmentation", "false"]) == 0
     assert "decoded and thrown away" in capsys.readouterr().out
@@ -305,7 +301,7 @@ def test_a_real_run(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def forked_tool(arguments: list[str], errors: Path) -> None:
-    """The command as a process of its own, which need not import everything anew."""
+    """Run the command in a forked process, which does not need to import everything again."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as under `if __name__ == "__main__"`
     os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
@@ -315,7 +311,7 @@ def forked_tool(arguments: list[str], errors: Path) -> None:
 
 @forks
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_leaves_nothing_behind(stop: signal.Signals, config: Path, tmp_path: Path) -> None:
+def test_signal_leaves_no_files_and_no_workers(stop: signal.Signals, config: Path, tmp_path: Path) -> None:
     out, errors = tmp_path / "new" / "loader.yaml", tmp_path / "errors"
     words = ["--config", str(config), "--device", "cpu", "--seconds", "100", "--workers", "2", "--out", str(out)]
     process = multiprocessing.get_context("fork").Process(target=forked_tool, args=(words, errors))
@@ -353,7 +349,7 @@ def test_a_signal_leaves_nothing_behind(stop: signal.Signals, config: Path, tmp_
         (["--data.batch_size", "300"], "--data.batch_size 300 is larger than the training set of 9 samples"),
     ],
 )
-def test_wrong_input(
+def test_wrong_input_is_one_line(
     flags: list[str],
     message: str,
     config: Path,
@@ -371,14 +367,16 @@ def test_wrong_input(
     assert not [*tmp_path.iterdir()]
 
 
-def test_wrong_places(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_output_folder_and_missing_config_are_errors(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["--config", str(config), "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"error: --out {tmp_path}: is a folder; give a file\n"
     assert main([]) == 2
     assert "--config: which data?" in capsys.readouterr().err
 
 
-def test_data_in_memory_has_nothing_to_measure(
+def test_data_in_memory_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     digits = str(Path("configs/digits_ternary.yaml").resolve())

@@ -1,4 +1,4 @@
-"""Logistic regression over a row of C against scikit-learn on the same data, in float64 and to the end."""
+"""Tests of the logistic-regression solver of tools/sweep_heads against scikit-learn's converged float64 solutions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CS = [1e-4, 1e-2, 0.3, 1.0, 30.0, 1e3]
 
 
 def problem(classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features of very unequal scale, off the origin, of classes that overlap."""
+    """Features of overlapping classes, with very different scales and a mean that is not 0."""
     draw = torch.Generator().manual_seed(classes)
     label = torch.arange(N) % classes
     centres = 0.7 * torch.randn(classes, D, generator=draw)
@@ -24,13 +24,13 @@ def problem(classes: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def objective(c: float, weight: torch.Tensor, bias: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> float:
     loss = torch.nn.functional.cross_entropy(x.double() @ weight.T + bias, y, reduction="sum")
-    # two classes: scikit-learn has one vector, the difference of the two here
+    # with two classes scikit-learn has one vector, the difference of the two vectors here
     squares = (weight[1] - weight[0]).square().sum() if len(weight) == 2 else weight.square().sum()
     return float(c * loss + squares / 2)
 
 
 @pytest.mark.parametrize("classes", [2, 5])
-def test_objective_and_classes_are_those_of_scikit_learn(classes: int) -> None:
+def test_objective_and_classes_equal_scikit_learn(classes: int) -> None:
     x, y = problem(classes)
     held = torch.randn(400, D, generator=torch.Generator().manual_seed(9)) * torch.logspace(0, -2, D) + 1.0
     for solution in logistic_path(x, y, classes, CS):
@@ -46,7 +46,7 @@ def test_objective_and_classes_are_those_of_scikit_learn(classes: int) -> None:
         assert np.mean(predicted == theirs.predict(held.double().numpy())) > 0.995
 
 
-def test_few_steps_from_one_c_to_the_next() -> None:
+def test_few_steps_for_each_c() -> None:
     x, y = problem(5)
     steps = [solution.steps for solution in logistic_path(x, y, 5, torch.logspace(-4, 4, 17).tolist())]
     assert sum(steps) < 17 * 30
@@ -55,7 +55,7 @@ def test_few_steps_from_one_c_to_the_next() -> None:
 @pytest.mark.parametrize(
     ("cs", "bad", "message"), [([0.0], 0.0, "c: values above 0"), ([1.0], float("nan"), "not finite")]
 )
-def test_refused(cs: list[float], bad: float, message: str) -> None:
+def test_wrong_input_is_refused(cs: list[float], bad: float, message: str) -> None:
     x, y = problem(3)
     x[3, 1] += bad
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""The ONNX file gives the logits of the run in another runtime, for any batch, and says what it needs to be used."""
+"""Tests the ONNX export: logits in onnxruntime for several batch sizes, ternary weights, metadata, and errors."""
 
 import json
 import sys
@@ -41,7 +41,7 @@ def metadata_of(path: Path) -> dict[str, str]:
 
 
 def ternary(**settings: Any) -> TernaryClassifier:
-    """A small network whose batch norms have seen something."""
+    """A small network whose batch norms have non-trivial statistics."""
     torch.manual_seed(0)
     module = TernaryClassifier(architecture="resnet20", **{**SETTINGS, "image_size": 8}, **settings).train()
     with torch.no_grad():
@@ -83,8 +83,8 @@ def test_logits_and_metadata_of_a_run(exported: tuple[Classifier, Path, str]) ->
 
 
 @pytest.mark.slow
-def test_the_weights_of_the_file_are_ternary(exported: tuple[Classifier, Path, str]) -> None:
-    """Plain convolutions with folded batch norms: each channel has 0 and two scales (ttq) at most."""
+def test_weights_in_the_file_are_ternary(exported: tuple[Classifier, Path, str]) -> None:
+    """The file has plain convolutions with folded batch norms; a channel has at most 0 and two scales (ttq)."""
     module, path, _ = exported
     graph = onnx.load(path).graph
     plain = {"Mul", "Add", "Conv", "Relu", "Pad", "Slice", "ReduceMean", "Reshape", "Gemm"}
@@ -98,7 +98,7 @@ def test_the_weights_of_the_file_are_ternary(exported: tuple[Classifier, Path, s
 
 
 @pytest.mark.slow
-def test_the_file_holds_no_path_of_this_machine(exported: tuple[Classifier, Path, str]) -> None:
+def test_the_file_contains_no_path_of_this_machine(exported: tuple[Classifier, Path, str]) -> None:
     content = exported[1].read_bytes()
     assert str(ROOT).encode() not in content
     assert b".py" not in content
@@ -110,13 +110,15 @@ def test_the_file_holds_no_path_of_this_machine(exported: tuple[Classifier, Path
     [{"activation_bits": 8, "quantizer": "absmean"}, {"quantizer": "none", "class_names": ["a", "b", "c"]}],
     ids=["int8", "twin"],
 )
-def test_other_networks(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_int8_network_and_full_precision_twin(settings: dict[str, Any], tmp_path: Path) -> None:
     module, path, int8 = ternary(**settings), tmp_path / "net.onnx", "activation_bits" in settings
     before = {name: value.clone() for name, value in module.state_dict().items()}
     export_onnx(module, path)
     images = torch.rand(6, 2, 8, 8, generator=torch.Generator().manual_seed(1))
     expected = module.logits(images)
-    allowed = (2e-2 if int8 else 1e-5) * float(expected.abs().max())  # a value between two levels may go either way
+    allowed = (2e-2 if int8 else 1e-5) * float(
+        expected.abs().max()
+    )  # a value between two int8 levels may be rounded either way
     torch.testing.assert_close(torch.from_numpy(logits_of(path, images.numpy())), expected, atol=allowed, rtol=0)
     rounds = [node for node in onnx.load(path).graph.node if node.op_type == "Round"]
     assert len(rounds) == (18 if int8 else 0)
@@ -125,8 +127,8 @@ def test_other_networks(settings: dict[str, Any], tmp_path: Path) -> None:
     assert json.loads(metadata_of(path)["class_names"]) == settings.get("class_names", ["0", "1", "2"])
 
 
-class OtherWhenCopied(nn.Module):
-    """A network whose copy computes something else."""
+class ChangedByCopy(nn.Module):
+    """A network whose deep copy has other weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,16 +138,16 @@ class OtherWhenCopied(nn.Module):
         values: Tensor = self.layer(x.flatten(1))
         return values
 
-    def __deepcopy__(self, memo: Any) -> "OtherWhenCopied":
-        other = OtherWhenCopied()
+    def __deepcopy__(self, memo: Any) -> "ChangedByCopy":
+        other = ChangedByCopy()
         other.layer.load_state_dict({name: value * 1.01 for name, value in self.layer.state_dict().items()})
         return other
 
 
 @pytest.mark.slow
-def test_a_file_that_computes_something_else_is_not_kept(tmp_path: Path) -> None:
+def test_a_file_with_other_logits_is_not_kept(tmp_path: Path) -> None:
     module = LinearClassifier(**SETTINGS)
-    module.network = OtherWhenCopied()
+    module.network = ChangedByCopy()
     path = tmp_path / "net.onnx"
     path.write_text("the one before")
     with pytest.raises(ValueError, match=r"net.onnx: not written, onnxruntime's logits differ from torch's by 0\.01"):
@@ -154,10 +156,10 @@ def test_a_file_that_computes_something_else_is_not_kept(tmp_path: Path) -> None
     assert [file.name for file in tmp_path.iterdir()] == ["net.onnx"]
 
 
-def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="the module must know mean, std and image_size"):
+def test_error_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="the module must have mean, std and image_size"):
         export_onnx(LinearClassifier(**{**SETTINGS, "mean": None}), tmp_path / "net.onnx")
-    with pytest.raises(ValueError, match="there is no folder"):
+    with pytest.raises(ValueError, match=r"the folder .* does not exist"):
         export_onnx(LinearClassifier(**SETTINGS), tmp_path / "nowhere" / "net.onnx")
     assert not list(tmp_path.iterdir())
 
@@ -166,5 +168,5 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(ImportError) as caught:
         import_module(onnx_export.__name__)
     assert str(caught.value) == (
-        "ONNX needs onnxruntime, not installed here: pip install 'lightning-vision-recipes[export]'"
+        "ONNX needs onnxruntime, not installed here: uv sync --extra export, or pip install '.[export]' in the checkout"
     )

@@ -1,4 +1,4 @@
-"""The profiler: operations and parts of known networks, sizes that do not fit, the choice on made-up figures, a small real run."""
+"""Tests of tools/profile_model: results and tables, choice of the batch size, ladder, out of memory, a small real run."""
 
 import doctest
 import json
@@ -35,7 +35,7 @@ PARTS = {"forward": [0.25, 0.75, 0.5], "backward": [1.0, 1.0, 1.0], "optimizer":
 
 
 def metrics(size: int, seconds: list[float], **given: Any) -> Result:
-    """A result as a process writes it: JSON makes the sizes text."""
+    """A result as a process writes it: in JSON the batch sizes are strings."""
     result: Any = {
         "status": "ok",
         "parts": {str(size): PARTS},
@@ -57,10 +57,10 @@ def test_doctests(module: Any) -> None:
     assert not result.failed
 
 
-# ---- figures ----
+# ---- results ----
 
 
-def test_a_row_has_medians_spread_and_the_share_of_the_peak() -> None:
+def test_row_has_medians_spread_and_share_of_the_peak() -> None:
     row = row_of("4", 4, [metrics(4, [2.0, 8.0, 3.0]), metrics(4, [4.0], memory=300)], {"fp32": 100.0})
     assert (row.step, row.spread, row.memory, row.flops) == (3.5, (2.0, 8.0), 300, 120.0)
     assert row.parts == {"forward": 0.5, "backward": 1.0, "optimizer": 0.25}
@@ -70,7 +70,7 @@ def test_a_row_has_medians_spread_and_the_share_of_the_peak() -> None:
     assert row_of("4", 4, [metrics(4, [2.0], flops={})], {"fp32": 100.0}).share is None
 
 
-def test_the_slow_neighbour_of_one_block_does_not_move_the_median() -> None:
+def test_one_slow_block_does_not_change_the_median() -> None:
     row = row_of("8", 8, [metrics(8, [1.0, 1.0, 1.0, 50.0, 1.0])], {})
     assert row.step == 1.0
 
@@ -91,11 +91,11 @@ def test_candidates(speeds: dict[int, float], chosen: list[int]) -> None:
 @pytest.mark.parametrize(
     ("speeds", "best"), [({16: 97.0, 32: 100.0}, 16), ({16: 96.9, 32: 100.0}, 32), ({8: 10.0, 64: 9.9}, 8)]
 )
-def test_of_what_is_as_fast_the_smallest_is_taken(speeds: dict[int, float], best: int) -> None:
+def test_smallest_of_equally_fast_sizes_is_chosen(speeds: dict[int, float], best: int) -> None:
     assert choose(speeds) == best
 
 
-def test_the_gain_of_a_rung_is_over_the_last_measured_one() -> None:
+def test_gain_of_a_rung_is_over_the_last_measured_one() -> None:
     rungs = [
         Row("fp32", "ok", size=1, step=6.0),
         Row("cuDNN", ABSENT),
@@ -110,7 +110,7 @@ def test_the_gain_of_a_rung_is_over_the_last_measured_one() -> None:
 
 
 class Machine:
-    """Stands for the processes: a true speed for each size, times seeded noise; sizes above ``most`` do not fit."""
+    """Simulates the measuring processes: a true speed per size with seeded noise; sizes above ``most`` are out of memory."""
 
     def __init__(self, speeds: dict[int, float], noise: float, seed: int, most: int = 1 << 30) -> None:
         self.speeds, self.noise, self.most, self.random = speeds, noise, most, random.Random(seed)
@@ -131,15 +131,15 @@ class Machine:
         return metrics(plan[0].size, [0.0], whole=whole)
 
 
-def bench(machine: Any, tmp_path: Path, said: list[str] | None = None) -> Bench:
-    lines = said if said is not None else []
+def bench(machine: Any, tmp_path: Path, printed: list[str] | None = None) -> Bench:
+    lines = printed if printed is not None else []
     return Bench(
         ["--config", "x"], {}, tmp_path, "cpu", None, 10, lambda what, text: lines.append(f"{what} {text}"), machine
     )
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_chosen_size_is_within_ten_percent_of_the_best(seed: int, tmp_path: Path) -> None:
+def test_chosen_size_is_within_ten_percent_of_the_best(seed: int, tmp_path: Path) -> None:
     speeds = {8: 300.0, 16: 500.0, 32: 640.0, 64: 700.0, 128: 690.0, 256: 600.0}
     timed = bench(Machine(speeds, 0.25, seed, most=256), tmp_path)
     timed.peaks()
@@ -150,7 +150,7 @@ def test_the_chosen_size_is_within_ten_percent_of_the_best(seed: int, tmp_path: 
     assert speeds[timed.best(rows, again)] >= 0.9 * max(speeds.values())
 
 
-def test_candidates_are_timed_in_turns_and_backwards_every_other_time(tmp_path: Path) -> None:
+def test_candidates_are_timed_in_turns_alternately_backwards(tmp_path: Path) -> None:
     machine = Machine({8: 100.0, 16: 100.0}, 0.0, 0)
     timed = bench(machine, tmp_path)
     timed.again(timed.sweep([8, 16]))
@@ -158,19 +158,19 @@ def test_candidates_are_timed_in_turns_and_backwards_every_other_time(tmp_path: 
     assert order == turns([8, 16]) == [8, 16, 16, 8, 8, 16, 16, 8, 8, 16]
 
 
-def test_candidates_that_do_not_fit_together_go_on_without_the_largest(tmp_path: Path) -> None:
+def test_largest_candidate_is_dropped_if_they_do_not_fit_together(tmp_path: Path) -> None:
     timed = bench(Machine({8: 100.0, 16: 100.0, 32: 100.0}, 0.0, 0), tmp_path)
     rows = timed.sweep([8, 16, 32])
     timed.measure = Machine({8: 100.0, 16: 100.0}, 0.0, 0, most=16)
     assert sorted(timed.again(rows)) == [8, 16]
 
 
-def test_the_ladder_adds_up_and_names_what_the_device_has_not(tmp_path: Path) -> None:
+def test_ladder_adds_flags_and_names_unsupported_rungs(tmp_path: Path) -> None:
     machine = Machine({8: 100.0}, 0.0, 0)
     rows = bench(machine, tmp_path).rungs(ladder("bf16-mixed"), 8)
     assert [row.status for row in rows] == ["ok", "ok", ABSENT, ABSENT, "ok", "ok"]
     flags = [" ".join(job["arguments"][2:]) for job in machine.jobs]
-    assert len(flags) == 8  # there and back
+    assert len(flags) == 8  # forwards and backwards
     assert flags[:4] == flags[:3:-1]
     assert "--trainer.precision=32-true" in flags[0]
     assert "--model.compile=false" in flags[0]
@@ -178,10 +178,10 @@ def test_the_ladder_adds_up_and_names_what_the_device_has_not(tmp_path: Path) ->
     assert "--model.channels_last=true" in flags[3]
     assert "--model.compile=true" in flags[3]
     assert not any("benchmark=true" in one or "matmul_precision=high " in one for one in flags)
-    assert machine.jobs[3]["plan"][0][2] == "warm"  # compiled code is not counted
+    assert machine.jobs[3]["plan"][0][2] == "warm"  # operations of compiled code are not counted
 
 
-def test_a_rung_that_fails_adds_nothing_to_those_after_it(tmp_path: Path) -> None:
+def test_failing_rung_adds_no_flags_to_later_rungs(tmp_path: Path) -> None:
     machine = Machine({8: 100.0}, 0.0, 0)
 
     def failing(job: Job) -> Result:
@@ -204,7 +204,7 @@ def test_a_rung_that_fails_adds_nothing_to_those_after_it(tmp_path: Path) -> Non
         (1, "Traceback\nValueError: x\n", 10**9, "failed"),
     ],
 )
-def test_a_process_that_died(code: int, stderr: str, limit: int | None, status: str) -> None:
+def test_status_of_a_process_that_died(code: int, stderr: str, limit: int | None, status: str) -> None:
     assert died(code, stderr, limit)["status"] == status
 
 
@@ -212,7 +212,7 @@ def test_a_process_that_died(code: int, stderr: str, limit: int | None, status: 
 
 
 @pytest.mark.slow
-def test_a_small_run_in_this_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_small_run_in_this_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     jobs: list[Job] = []
 
     def here(job: Job) -> Result:
@@ -226,7 +226,7 @@ def test_a_small_run_in_this_process(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main([*arguments, "--device", "cpu"], here) == 0
     out = capsys.readouterr().out
     assert "one training batch of DigitsDataModule" in out
-    assert f"{len(jobs)}/{len(jobs)} " in out  # what was foretold is what was done
+    assert f"{len(jobs)}/{len(jobs)} " in out  # the expected number of jobs is the actual one
     content = json.loads((output / "profile.json").read_text())
     assert [row["name"] for row in content["sizes"]] == ["2", "4"]
     assert content["best_batch_size"] in (2, 4)
@@ -240,12 +240,12 @@ def test_a_small_run_in_this_process(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert row["share"] == pytest.approx(row["flops"] / row["step"] / 1e12)
     assert (output / "profile.png").read_bytes()[:4] == b"\x89PNG"
     assert "profile_model" in (output / "profile.txt").read_text()
-    assert len(jobs) in (7, 8)  # peak, two sizes, in turns where they are near, two rungs there and back
-    assert not Path(jobs[1]["batch"]).exists()  # the folder of the processes is gone
+    assert len(jobs) in (7, 8)  # peak, two sizes, perhaps the candidates in turns, two rungs twice
+    assert not Path(jobs[1]["batch"]).exists()  # the temporary folder of the processes is deleted
 
 
 @pytest.mark.slow
-def test_a_size_that_does_not_fit_is_a_row(tmp_path: Path) -> None:
+def test_size_out_of_memory_is_a_row(tmp_path: Path) -> None:
     output = tmp_path / "profile"
     arguments = ["--batch_sizes", "8", "262144", "--memory_limit", "1.5", "--steps", "1", "--output", str(output)]
     ended = subprocess.run(
@@ -271,7 +271,7 @@ def test_a_size_that_does_not_fit_is_a_row(tmp_path: Path) -> None:
         (FileNotFoundError("weights"), "refused"),
     ],
 )
-def test_errors_of_a_step(monkeypatch: pytest.MonkeyPatch, error: Exception, status: str) -> None:
+def test_status_of_errors_in_a_step(monkeypatch: pytest.MonkeyPatch, error: Exception, status: str) -> None:
     def fail(job: Job) -> None:
         raise error
 
@@ -280,7 +280,7 @@ def test_errors_of_a_step(monkeypatch: pytest.MonkeyPatch, error: Exception, sta
     assert measure(job)["status"] == status
 
 
-def test_other_errors_are_not_called_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_are_not_reported_as_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(job: Job) -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
@@ -291,7 +291,7 @@ def test_other_errors_are_not_called_out_of_memory(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ([], "--config: which data? give --config FILE"),
         (["--config", TINY, "--batch_sizes", "0"], "--batch_sizes is [0] but must be 1 or more"),
@@ -302,30 +302,30 @@ def test_other_errors_are_not_called_out_of_memory(monkeypatch: pytest.MonkeyPat
         (["--config", TINY, "--model.lrr", "1"], "no such setting"),
     ],
 )
-def test_wrong_input_is_one_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_input_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert error.count("\n") == 1
 
 
-def test_no_size_that_works_is_one_line_and_nothing_is_written(
+def test_if_no_size_works_the_error_is_one_line_and_nothing_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     machine = Machine({}, 0.0, 0, most=0)
     assert main(["--config", TINY, "--output", str(tmp_path / "out"), "--device", "cpu"], machine) == 2
-    assert "not one of the sizes works: oom, too large" in capsys.readouterr().err
+    assert "none of the sizes works: oom, too large" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_a_cuda_device_that_is_not_there_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_cuda_device_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     assert main(["--config", TINY, "--device", "cuda"]) == 2
     assert "torch finds no CUDA device" in capsys.readouterr().err
 
 
-def test_the_table_says_what_was_not_measured() -> None:
+def test_table_shows_why_a_size_was_not_measured() -> None:
     rows = [row_of("8", 8, [metrics(8, [0.5, 0.25, 1.0])], {"fp32": 960.0}), Row("16", "oom", "too large", 16)]
     lines = size_table(rows, {8: [16.0, 20.0, 12.0]}, 8)
     assert "16 (12 .. 20)  <- best" in lines[1]

@@ -1,4 +1,4 @@
-"""The clocks and the batch of the profiler: operations counted by hand, made-up times, rows of a batch."""
+"""Tests of the profiler's timers and batch: operation counts, times of a step with a fake clock, memory, rows of a batch."""
 
 import mmap
 from pathlib import Path
@@ -17,7 +17,7 @@ from tools.profile_model.timers import Block, Clock, Memory, gemm_peak, resident
 
 
 class Net(LightningModule):
-    """A convolution and a linear layer, whose operations are counted by hand."""
+    """A convolution and a linear layer with known operation counts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ def fake_trainer(batch_idx: int = 0) -> Any:
     )
 
 
-def test_operations_are_those_counted_by_hand() -> None:
+def test_operation_counts() -> None:
     net, clock, trainer = Net(), Clock([Block(2, 1, "flops")]), fake_trainer()
     clock.on_train_start(trainer, net)
     clock.on_train_batch_start(trainer, net, None, 0)
@@ -45,12 +45,12 @@ def test_operations_are_those_counted_by_hand() -> None:
     clock.on_before_backward(trainer, net, loss)
     loss.backward()
     clock.on_after_backward(trainer, net)
-    conv, linear = 2 * 8 * 8 * 4 * 3 * 9, 2 * 256 * 5  # a multiplication and an addition each
-    # backward: both layers' weights, but of the inputs only the linear layer's, as images need no gradient
+    conv, linear = 2 * 8 * 8 * 4 * 3 * 9, 2 * 256 * 5  # one multiplication and one addition each
+    # backward: weight gradients of both layers, input gradient of the linear layer only, because images need none
     assert clock.flops == {"forward": conv + linear, "backward": conv + 2 * linear}
 
 
-def test_parts_of_a_step_add_up_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_add_up_to_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter([10.0, 13.0, 13.5, 18.0, 20.0])
     monkeypatch.setattr(profile_clock, "perf_counter", lambda: next(ticks))
     net, clock, trainer = Net(), Clock([Block(2, 1, "parts")]), fake_trainer()
@@ -59,10 +59,12 @@ def test_parts_of_a_step_add_up_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     clock.on_before_backward(trainer, net, None)
     clock.on_after_backward(trainer, net)
     clock.on_train_batch_end(trainer, net, None, None, 0)
-    assert clock.parts == {2: {"forward": [3.0], "backward": [4.5], "optimizer": [2.5]}}  # zeroing is the optimiser's
+    assert clock.parts == {
+        2: {"forward": [3.0], "backward": [4.5], "optimizer": [2.5]}
+    }  # zeroing the gradients counts as optimiser time
 
 
-def test_a_whole_block_is_timed_from_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whole_block_is_timed_from_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter([1.0, 7.0])
     monkeypatch.setattr(profile_clock, "perf_counter", lambda: next(ticks))
     net, clock, trainer = Net(), Clock([Block(2, 1, "warm"), Block(2, 3, "whole")]), fake_trainer()
@@ -75,16 +77,16 @@ def test_a_whole_block_is_timed_from_end_to_end(monkeypatch: pytest.MonkeyPatch)
     assert clock.sizes == [2, 2, 2, 2]
 
 
-def test_memory_is_what_is_taken_after_the_start() -> None:
+def test_memory_counts_allocations_after_the_start() -> None:
     memory = Memory("cpu")
-    # of the system itself: what torch takes may have been freed by a test before and kept
+    # allocate from the system: torch may reuse memory that an earlier test freed
     pages = mmap.mmap(-1, 100_000_000)
     block = torch.frombuffer(pages, dtype=torch.uint8).fill_(1)
     assert 0.09e9 < memory.peak() < 0.3e9
     assert resident("VmHWM") >= resident("VmRSS") - block.nbytes
 
 
-def test_the_peak_is_positive_and_the_best_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peak_is_the_fastest_of_all_products(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(profile_clock.GEMM_SIZE, "cpu", 4)
     ticks = iter([0.0, 0.1, 1.0, 1.5, 0.2, 2.0, 2.25, 9.0])
     monkeypatch.setattr(profile_clock, "perf_counter", lambda: next(ticks))
@@ -94,7 +96,7 @@ def test_the_peak_is_positive_and_the_best_of_all(monkeypatch: pytest.MonkeyPatc
 # ---- the batch ----
 
 
-def test_rows_are_cut_or_repeated_and_lists_with_them() -> None:
+def test_rows_of_tensors_and_lists_are_cut_or_repeated() -> None:
     batch = {
         "image": torch.arange(3.0)[:, None],
         "index": torch.arange(3),
@@ -109,7 +111,7 @@ def test_rows_are_cut_or_repeated_and_lists_with_them() -> None:
     assert [len(one["index"]) for one in Repeated(batch, [1, 5, 1])] == [1, 5, 1]
 
 
-def test_the_batch_is_that_of_the_data() -> None:
+def test_batch_and_header_come_from_the_data() -> None:
     data = DigitsDataModule(batch_size=8, crop_padding=1)
     served = serve(data)
     assert served.batch["image"].shape == (8, 1, 8, 8)
@@ -118,8 +120,8 @@ def test_the_batch_is_that_of_the_data() -> None:
     assert served.header == header_of(data)
 
 
-def test_images_that_are_not_there_are_replaced_and_that_is_said(tmp_path: Path) -> None:
+def test_missing_images_are_replaced_and_reported(tmp_path: Path) -> None:
     served = serve(ImageFolderDataModule(root=str(tmp_path / "none"), image_size=12, batch_size=4))
     assert served.batch["image"].shape == (4, 3, 12, 12)
     assert served.header["num_classes"] == 10
-    assert served.what.startswith("random images 3 x 12 x 12, 10 classes, as the data is not there")
+    assert served.what.startswith("random images 3 x 12 x 12, 10 classes, because the data is missing")

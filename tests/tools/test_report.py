@@ -1,4 +1,4 @@
-"""The report of a run: figures against scikit-learn and by hand, a finished and a broken run, pages that need no other file."""
+"""Tests of tools/report: class metrics against scikit-learn, finished and incomplete runs, Markdown and self-contained HTML."""
 
 import base64
 import csv
@@ -30,7 +30,7 @@ PNG = base64.b64decode(
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run as a fit of two epochs leaves it, and an evaluation, by hand; its figures are drawn, but as four pixels."""
+    """A hand-written run folder of a fit of two epochs and an evaluation; each plot is replaced by four pixels."""
     monkeypatch.setattr(report_sections, "render", lambda figure: np.zeros((2, 2, 3), np.uint8))
     folder = tmp_path / "runs" / "one"
     (folder / "plots").mkdir(parents=True)
@@ -84,7 +84,7 @@ def write_csv(path: Path, rows: list[tuple[object, ...]]) -> None:
 
 
 class Links(html.parser.HTMLParser):
-    """Collects ids, links and whatever a page would load."""
+    """Collects ids, links, tags and the resources that a page would load."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class Links(html.parser.HTMLParser):
         self.text += data
 
 
-# ---- figures ----
+# ---- metrics and files ----
 
 
 @pytest.mark.parametrize("module", [report_page, report_run, report_sections])
@@ -116,7 +116,7 @@ def test_doctests(module: object) -> None:
     assert not result.failed
 
 
-def test_the_class_report_is_that_of_scikit_learn() -> None:
+def test_class_report_equals_scikit_learn() -> None:
     random = np.random.default_rng(0)
     true, taken = random.integers(0, 5, 300), random.integers(0, 6, 300)
     counts = torch.zeros(7, 7, dtype=torch.int64)  # class 5 has no samples, class 6 is never predicted either
@@ -135,7 +135,7 @@ def test_the_class_report_is_that_of_scikit_learn() -> None:
         assert list(row[1:]) == pytest.approx(wanted, abs=1e-12)
 
 
-def test_the_confusion_has_the_order_and_the_empty_classes_of_the_table_of_classes(run: Path) -> None:
+def test_confusion_has_order_and_empty_classes_of_the_class_table(run: Path) -> None:
     found = read_confusion(run, "test")
     assert found is not None
     counts, names = found
@@ -148,7 +148,7 @@ def test_the_confusion_has_the_order_and_the_empty_classes_of_the_table_of_class
     assert read_confusion(run, "validate") is None
 
 
-def test_the_time_of_an_epoch_leaves_out_the_gap_before_a_resume(run: Path) -> None:
+def test_epoch_times_leave_out_the_gap_before_a_resume(run: Path) -> None:
     with (run / "train.log").open("a") as file:
         file.write(
             "2026-11-21 12:00:00 resuming last.ckpt\n2026-11-21 12:00:20 epoch 3/5 x\n2026-11-21 12:00:31 epoch 4/? x\n"
@@ -159,11 +159,11 @@ def test_the_time_of_an_epoch_leaves_out_the_gap_before_a_resume(run: Path) -> N
 def test_speed_is_the_median_with_lowest_and_highest(run: Path) -> None:
     table = speed(read_run(run)).blocks[0]
     assert isinstance(table, Table)
-    assert ["images a second", "200", "100", "300"] in [list(row) for row in table.rows]
+    assert ["images per second", "200", "100", "300"] in [list(row) for row in table.rows]
     assert ["peak memory (GB)", "2", "1.5", "2.5"] in [list(row) for row in table.rows]
 
 
-def test_numbers_and_durations_are_short() -> None:
+def test_format_of_numbers_and_durations() -> None:
     assert [number(True), number(float("nan")), number(123456)] == ["True", "nan", "123,456"]
     assert in_words(59.96) == "60.0 s"
 
@@ -171,7 +171,7 @@ def test_numbers_and_durations_are_short() -> None:
 # ---- the page ----
 
 
-def test_markdown_keeps_signs_of_names_from_being_markup() -> None:
+def test_markdown_syntax_in_names_is_escaped() -> None:
     sections = [
         Section(
             "One: 1", [Text("a *b*\n<c>"), Table(["n", "k"], [["1,5 %", "x|y"]], fold="more"), Code("```\n", "yaml")]
@@ -185,7 +185,7 @@ def test_markdown_keeps_signs_of_names_from_being_markup() -> None:
     )
 
 
-def test_the_html_is_one_file_whose_contents_lead_to_its_headings(run: Path) -> None:
+def test_html_is_self_contained_and_its_contents_link_to_headings(run: Path) -> None:
     page = write_report(run)
     assert page == run / "report" / "report.html"
     text = page.read_text()
@@ -201,25 +201,25 @@ def test_the_html_is_one_file_whose_contents_lead_to_its_headings(run: Path) -> 
     assert base64.b64encode(PNG).decode() in text
 
 
-def test_the_report_says_what_the_run_was(run: Path) -> None:
+def test_content_of_the_report(run: Path) -> None:
     write_report(run)
     text = (run / "report" / "report.md").read_text()
     assert "| state | finished |" in text
-    assert "| val/iou | 0.25 | 1 | 0.125 |" in text  # a metric that no code knows: its best, the epoch, its last
+    assert "| val/iou | 0.25 | 1 | 0.125 |" in text  # an unknown metric: best value, its epoch, last value
     assert "| test of best.ckpt | test/acc 0.875 |" in text
     assert "| a\\|b | 1.0000 | 0.7500 | 0.8571 | 4 |" in text
     assert "| \\<dog\\> | 0.8000 | 1.0000 | 0.8889 | 4 |" in text
     assert "| all | 8 | 0.5 |" in text  # exit_test.csv
     assert "python main.py fit --config 'a b.yaml'" in text
-    assert "abc123 with changes that were not committed" in text
+    assert "abc123 with uncommitted changes" in text
     assert "seed_everything: 3" in text
     assert "--resume" not in text
-    assert "Memory is the most that was held so far, of the device's tensors." in text
+    assert "Each memory value is the peak so far, of the device's tensors." in text
     for name in re.findall(r"!\[[^]]*\]\((.*?)\)", text):
         assert (run / "report" / name).read_bytes()[:4] == b"\x89PNG"
 
 
-def test_a_run_that_goes_on_is_not_finished(run: Path) -> None:
+def test_resumed_run_is_not_finished(run: Path) -> None:
     with (run / "metrics.csv").open("a") as file:
         file.write("3,30,0.5,0.875,0.1,300,2.5\n")
     (run / "config.resume-1.yaml").write_text("trainer: {max_epochs: 5}\n")
@@ -227,12 +227,12 @@ def test_a_run_that_goes_on_is_not_finished(run: Path) -> None:
     text = (run / "report" / "report.md").read_text()
     assert "not finished" in text
     assert "| epochs | 3 of 5 |" in text
-    assert "| val/acc | 0.875 | 3 | 0.875 |" in text  # from the table, as the summary is older
+    assert "| val/acc | 0.875 | 3 | 0.875 |" in text  # from metrics.csv, because the summary is older
     assert f"--resume {run}" in text
     assert "config.resume-1.yaml" in text
 
 
-def test_a_run_without_validation_says_so(run: Path) -> None:
+def test_run_without_validation(run: Path) -> None:
     (run / "metrics.csv").write_text("epoch,step,train/loss\n1,10,2.0\n")
     (run / "checkpoints" / "best.json").unlink()
     (run / "training_summary.json").unlink()
@@ -256,16 +256,16 @@ def test_a_run_without_validation_says_so(run: Path) -> None:
         "confusion_test.csv",
     ],
 )
-def test_whatever_is_missing_is_left_out(run: Path, name: str) -> None:
+def test_missing_files_are_left_out(run: Path, name: str) -> None:
     path = run / name
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     write_report(run)
     text = (run / "report" / "report.md").read_text()
     if name in ("metrics.csv", "training_summary.json", "environment.json"):
-        assert f"as the run has no {name.replace('_', chr(92) + '_')}" in text
+        assert f"because the run has no {name.replace('_', chr(92) + '_')}" in text
 
 
-def test_only_a_configuration_is_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_configuration_file_is_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("model: {class_path: M}\n")
     assert main([str(tmp_path / "run"), "--output", str(tmp_path / "out")]) == 0
@@ -274,7 +274,7 @@ def test_only_a_configuration_is_enough(tmp_path: Path, capsys: pytest.CaptureFi
     assert "the run never began to train" in (tmp_path / "out" / "report.md").read_text()
 
 
-def test_nothing_of_the_run_is_changed_and_no_temporary_file_is_left(run: Path) -> None:
+def test_run_is_not_changed_and_no_temporary_file_is_left(run: Path) -> None:
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     write_report(run)
     write_report(run)  # a second one replaces the first
@@ -283,31 +283,31 @@ def test_nothing_of_the_run_is_changed_and_no_temporary_file_is_left(run: Path) 
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda folder: folder.rmdir(), "no such folder"),
-        (lambda folder: None, "is no run folder, as it has no config.yaml"),
-        (lambda folder: (folder / "config.yaml").write_text("a: ["), "is no valid YAML"),
+        (lambda folder: None, "is not a run folder, because it has no config.yaml"),
+        (lambda folder: (folder / "config.yaml").write_text("a: ["), "is not valid YAML"),
         (
             lambda folder: ((folder / "config.yaml").write_text("a: 1"), (folder / "environment.json").write_text("{")),
-            "environment.json: is no valid JSON",
+            "environment.json: is not valid JSON",
         ),
     ],
 )
-def test_what_is_no_run_is_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], make: object, said: str
+def test_wrong_folder_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], make: object, message: str
 ) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     make(folder)  # type: ignore[operator]
     assert main([str(folder)]) == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert error.count("\n") == 1
     assert not (folder / "report").exists()
 
 
-def test_a_real_run_of_the_ternary_classifier(finished: Path, tmp_path: Path) -> None:
+def test_real_run_of_the_ternary_classifier(finished: Path, tmp_path: Path) -> None:
     page = write_report(finished, tmp_path / "report")
     found = Links(page.read_text())
     assert "TernaryClassifier" in found.text

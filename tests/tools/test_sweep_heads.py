@@ -1,4 +1,4 @@
-"""python -m tools.sweep_heads against `main.py fit` on the same cache, and what it writes and refuses."""
+"""Tests of the command tools.sweep_heads: heads against `main.py fit` on the same cache, written files, wrong input."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def rows_of(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.read_text().splitlines()))
 
 
-def fit_alone(cache: Path, folder: Path, *flags: str) -> dict[str, Any]:
-    """Checkpoint of a head that a run of its own trained."""
+def fit_one(cache: Path, folder: Path, *flags: str) -> dict[str, Any]:
+    """Train one head with `main.py fit`, and return its last checkpoint."""
     words = ["fit", "--config", TINY, "--data.cache", str(cache), "--run_dir", str(folder), *flags]
     assert run(words) == 0
     loaded: dict[str, Any] = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
@@ -48,7 +48,7 @@ def fit_alone(cache: Path, folder: Path, *flags: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("flags", "compared"),
     [
-        ([], (3, 5, 18)),  # one of each width, of both seeds, both rates and both dropouts
+        ([], (3, 5, 18)),  # one head of each hidden size, with both seeds, learning rates and dropouts
         pytest.param(
             ["--model.schedule", "one_cycle", "--trainer.callbacks", "[]", "--model.class_weights", "none"],
             (9,),
@@ -60,9 +60,7 @@ def fit_alone(cache: Path, folder: Path, *flags: str) -> dict[str, Any]:
     ],
     ids=["all", "one_cycle", "clipped by value"],
 )
-def test_each_head_is_what_its_own_run_gives(
-    cache: Path, tmp_path: Path, flags: list[str], compared: tuple[int, ...]
-) -> None:
+def test_each_head_equals_its_own_run(cache: Path, tmp_path: Path, flags: list[str], compared: tuple[int, ...]) -> None:
     options = parser().parse_args(["--cache", str(cache), *HEADS])
     plan = make_plan(options, ["--config", TINY, "--data.cache", str(cache), *flags])
     outcomes = search(plan)[1]
@@ -72,14 +70,14 @@ def test_each_head_is_what_its_own_run_gives(
         settings = {"lr": head.lr, "weight_decay": head.weight_decay, "dropout": head.dropout, "head_seed": head.seed}
         own = [word for name, value in settings.items() for word in (f"--model.{name}", str(value))]
         own += ["--model.hidden", str(list(head.hidden))]
-        checkpoint = fit_alone(cache, tmp_path / str(number), *flags, *own)
+        checkpoint = fit_one(cache, tmp_path / str(number), *flags, *own)
         state = checkpoint["ema"]["state_dict"] if "ema" in checkpoint else checkpoint["state_dict"]
         for name, values in outcomes[number].weights.items():
             assert torch.allclose(state[f"network.head.{name}"], values, rtol=0, atol=1e-6), (head, name)
 
 
 @pytest.mark.draws
-def test_files_winner_and_figures(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_winner_and_metrics(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     grid = ["--lr", "1e-3", "1e-2", "--weight_decay", "0", "0.1", "--hidden", "none", "8", "--seeds", "0", "1"]
     words = ["--cache", str(cache), "--config", TINY, *grid, "--epochs", "3", "--price", "2", "--output", "found"]
     assert main(words) == 0
@@ -98,7 +96,7 @@ def test_files_winner_and_figures(cache: Path, capsys: pytest.CaptureFixture[str
     assert content["winner"]["mean"] == pytest.approx(sum(means[best]) / 2, rel=1e-6)
     assert content["cost"] == pytest.approx(2 * content["device_hours"])
     assert content["device_hours"] == pytest.approx(content["seconds"] / 3600, abs=1e-4)
-    # the winner's run has the figures of its row, and is judged by `test`
+    # the winner's run has the metrics of its row, and `test` accepts it
     row = next(r for r in rows if (r["lr"], r["weight_decay"], r["hidden"]) == best and r["seed"] == "0")
     found = json.loads((output / "best" / "checkpoints" / "best.json").read_text())
     assert (found["metric"], found["epoch"]) == ("val/loss", int(row["best_epoch"]))
@@ -112,10 +110,10 @@ def test_files_winner_and_figures(cache: Path, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.slow
-def test_figures_are_those_of_the_run(cache: Path, tmp_path: Path) -> None:
+def test_metrics_equal_those_of_the_run(cache: Path, tmp_path: Path) -> None:
     plan = make_plan(parser().parse_args(["--cache", str(cache)]), ["--config", TINY, "--data.cache", str(cache)])
     values = search(plan)[1][0].final
-    fit_alone(cache, tmp_path / "run", "--model.head_seed", "0")
+    fit_one(cache, tmp_path / "run", "--model.head_seed", "0")
     assert run(["validate", "--run", str(tmp_path / "run"), "--ckpt", "last"]) == 0
     metrics = json.loads((tmp_path / "run" / "validate_metrics.json").read_text())["metrics"]
     for name, value in values.items():
@@ -129,20 +127,22 @@ def test_figures_are_those_of_the_run(cache: Path, tmp_path: Path) -> None:
         (["--lr", "0"], "--lr: must be above 0, got 0.0"),
         (["--dropout", "1"], "--dropout: must be at least 0 and under 1, got 1.0"),
         (["--hidden", "big"], "--hidden: none, or sizes such as 256 or 512-256, got 'big'"),
-        (["--monitor", "val/f2"], "--monitor: no figure 'val/f2' of 2 classes; there are val/loss, val/acc"),
+        (["--monitor", "val/f2"], "--monitor: no metric 'val/f2' for 2 classes; available: val/loss, val/acc"),
         (["--price", "-1"], "--price: 0 or more"),
-        (["--c", "1"], "--c: is of use with --logistic only"),
-        (["--logistic", "--lr", "1"], "--lr: is of no use with --logistic"),
+        (["--c", "1"], "--c: needs --logistic"),
+        (["--logistic", "--lr", "1"], "--lr: cannot be combined with --logistic"),
         (["--logistic", "--c", "0"], "--c: must be above 0"),
-        (["--output", "tests"], "--output tests: is there already"),
-        (["--model.optimizer", "sgd"], "model.optimizer: a sweep trains by adamw, got sgd"),
-        (["--model.schedule", "plateau"], "model.schedule: plateau goes by each run's own figures"),
-        (["--trainer.precision", "bf16-mixed"], "trainer.precision: a sweep does not follow it, got bf16-mixed"),
+        (["--output", "tests"], "--output tests: already exists"),
+        (["--model.optimizer", "sgd"], "model.optimizer: a sweep trains with adamw, got sgd"),
+        (["--model.schedule", "plateau"], "model.schedule: a sweep does not support plateau"),
+        (["--trainer.precision", "bf16-mixed"], "trainer.precision: not supported by a sweep, got bf16-mixed"),
         (["--epochs", "0"], "trainer.max_epochs (or --epochs): 1 or more, got 0"),
         (["--config", "configs/digits_ternary.yaml"], "cache"),
     ],
 )
-def test_refused_in_one_line(flags: list[str], message: str, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_input_is_one_line(
+    flags: list[str], message: str, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["--cache", str(cache), *(() if "--config" in flags else ("--config", TINY))]
     assert main([*words, *flags]) == 2
     error = capsys.readouterr().err
@@ -151,13 +151,13 @@ def test_refused_in_one_line(flags: list[str], message: str, cache: Path, capsys
     assert not Path("sweeps").exists()
 
 
-def test_a_cache_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_cache(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--cache", "nowhere", "--config", TINY]) == 2
     assert "nowhere does not exist" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_a_head_that_diverges_is_a_row(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_diverged_head_is_a_row(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--cache", str(cache), "--config", TINY, "--lr", "1e-3", "1e38", "--output", "found"]
     assert main(words) == 0
     rows = rows_of(Path("found/leaderboard.csv"))

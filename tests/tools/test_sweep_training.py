@@ -1,4 +1,4 @@
-"""Heads trained together against each trained alone, in a loop of torch's own parts over an MLPHead."""
+"""Tests of training heads together, against a plain torch training loop for each head by itself."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GRID = [
     *(Head(lr, wd, 0.0, (), seed) for lr in (1e-3, 3e-2) for wd in (0.0, 0.1) for seed in (0, 1)),
     *(Head(3e-3, 0.05, p, (8,), seed) for p in (0.0, 0.3, 0.6) for seed in (0, 1)),
     *(Head(1e-2, 0.01, 0.3, (8, 5), seed) for seed in (0, 5)),
-    Head(1e-2, 0.1, 0.2, (1,), 0),  # whose first weight is a vector: not decayed
+    Head(1e-2, 0.1, 0.2, (1,), 0),  # its first weight is a vector, which gets no weight decay
 ]
 RECIPES = {
     "plain": Recipe(4, 5, Shape("cosine")),
@@ -46,7 +46,7 @@ RECIPES = {
 
 
 def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """With a short last one, in another order every epoch."""
+    """Batches in a different order every epoch; the last one is smaller."""
     order = torch.randperm(N, generator=torch.Generator().manual_seed(epoch))
     for chosen in order.split(B):
         yield FEATURES[chosen], LABELS[chosen]
@@ -57,8 +57,8 @@ def validation(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
     yield VAL[25:], VAL_LABELS[25:]
 
 
-def alone(head: Head, recipe: Recipe) -> tuple[MLPHead, list[float]]:
-    """The head trained by torch's own optimiser and clipping, and its validation loss after each epoch."""
+def train_one(head: Head, recipe: Recipe) -> tuple[MLPHead, list[float]]:
+    """Train one head with torch's own optimiser and clipping; return it and its validation loss after each epoch."""
     module = MLPHead(D, K, head.hidden, head.dropout, head.seed).train()
     decayed = [p for p in module.parameters() if p.numel() != max(p.shape)]
     others = [p for p in module.parameters() if p.numel() == max(p.shape)]
@@ -107,11 +107,11 @@ def together(heads: list[Head], recipe: Recipe, monitor: str = "loss") -> list[O
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_each_head_is_what_it_would_be_alone(name: str) -> None:
+def test_each_head_equals_the_head_trained_by_itself(name: str) -> None:
     outcomes = together(GRID, RECIPES[name])
     assert [outcome.head for outcome in outcomes] == GRID
     for outcome in outcomes:
-        module, losses = alone(outcome.head, RECIPES[name])
+        module, losses = train_one(outcome.head, RECIPES[name])
         loaded = MLPHead(D, K, outcome.head.hidden, outcome.head.dropout, outcome.head.seed)
         loaded.load_state_dict(outcome.weights)
         for name_, expected in module.state_dict().items():
@@ -121,8 +121,8 @@ def test_each_head_is_what_it_would_be_alone(name: str) -> None:
         assert outcome.best["loss"] == pytest.approx(min(losses), abs=1e-5)
 
 
-def test_the_settings_of_this_file_matter() -> None:
-    """Clipping is at work, and seeds, dropout and weight decay each change a head: the test above would see a mix-up."""
+def test_settings_of_this_file_change_the_heads() -> None:
+    """Clipping, seeds, dropout and weight decay each change a head, so the test above would notice a mix-up of heads."""
     clipped, free = (together(GRID[:1], RECIPES[name])[0].weights for name in ("all", "plain"))
     assert not torch.allclose(clipped["layers.0.weight"], free["layers.0.weight"], atol=1e-3)
     weights = [outcome.weights["layers.0.weight"] for outcome in together(GRID, RECIPES["all"])]
@@ -131,7 +131,7 @@ def test_the_settings_of_this_file_matter() -> None:
             assert one.shape != other.shape or (one - other).abs().max() > 1e-4
 
 
-def test_a_head_that_diverges_spoils_no_other() -> None:
+def test_diverging_head_does_not_change_the_others() -> None:
     wild = Head(1e38, 0.0, 0.0, (8,), 0)
     heads = [GRID[8], wild, GRID[10]]
     outcomes, calm = together(heads, RECIPES["all"]), together([heads[0], heads[2]], RECIPES["all"])
@@ -142,16 +142,16 @@ def test_a_head_that_diverges_spoils_no_other() -> None:
             assert torch.allclose(outcome.weights[name], values, rtol=0, atol=1e-6)
 
 
-def test_blocks_of_one_hidden_size_and_one_seed_where_they_can() -> None:
+def test_blocks_have_one_hidden_size_and_one_seed_if_possible() -> None:
     heads = [Head(1e-3 * i, 0.0, 0.1, (256,), seed) for i in range(1, 5) for seed in (0, 1)]
     made = [make() for make in blocks_of(heads, D, K, RECIPES["plain"], 512, CPU)]
     assert [sorted({head.seed for head in block.heads}) for block in made] == [[0], [0], [1], [1]]
     assert sorted(place for block in made for place in block.places) == list(range(8))
 
 
-def test_the_best_epoch_is_by_the_monitored_figure() -> None:
+def test_best_epoch_is_selected_by_the_monitored_metric() -> None:
     outcome = together(GRID[2:3], RECIPES["plain"], "acc")[0]
-    module, _ = alone(GRID[2], RECIPES["plain"])
+    module, _ = train_one(GRID[2], RECIPES["plain"])
     assert outcome.final["acc"] == (module(VAL).argmax(1) == VAL_LABELS).double().mean().item()
     assert outcome.best["acc"] >= outcome.final["acc"]
     assert set(metrics(torch.zeros(1, 4, 2), torch.tensor([0, 1, 0, 1]), ["auroc"])) == {"auroc"}

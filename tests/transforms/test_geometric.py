@@ -1,4 +1,4 @@
-"""Tests of `transforms.geometric`: each image against torchvision at the drawn place, for all dtypes and memory formats."""
+"""Random crop and flip: each image compared with torchvision at the drawn position, for all dtypes and memory formats."""
 
 from collections.abc import Callable
 
@@ -67,7 +67,7 @@ def test_crop_takes_views_that_are_not_contiguous() -> None:
 
 
 def test_crop_reaches_every_place_equally_often() -> None:
-    """The one marked pixel of each image tells the place that its crop was taken from."""
+    """The one marked pixel of each image shows the position of its crop."""
     batch_size, padding = 25_000, 2
     images = torch.zeros(batch_size, 1, 5, 5)
     images[:, :, 2, 2] = 1
@@ -125,15 +125,21 @@ def test_crop_and_flip_change_with_the_epoch_and_are_independent() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda x, r: random_crop(x, 1, r, size=0), "size must be 1 pixel to those of the images, .*, got 0"),
-        (lambda x, r: random_crop(x, 1, r, size=99), "size must be 1 pixel to those of the images, .*, got 99"),
+        (
+            lambda x, r: random_crop(x, 1, r, size=0),
+            "size must be between 1 pixel and the size of the images, .*, got 0",
+        ),
+        (
+            lambda x, r: random_crop(x, 1, r, size=99),
+            "size must be between 1 pixel and the size of the images, .*, got 99",
+        ),
         (lambda x, r: random_crop(x, -1, r), "padding must be 0 pixels or more, got -1"),
         (lambda x, r: random_crop(x[0], 4, r), r"images must be \(B, C, H, W\), got shape \(3, 8, 8\)"),
-        (lambda x, r: random_crop(x[:3], 4, r), "random is of 4 samples, but there are 3 images"),
+        (lambda x, r: random_crop(x[:3], 4, r), "random has 4 samples, but there are 3 images"),
         (lambda x, r: random_crop(x.to("meta"), 4, r), "random is on cpu, but the images are on meta"),
         (lambda x, r: random_flip(x, r, 1.1), "p must be a probability between 0 and 1, got 1.1"),
         (lambda x, r: random_flip(x[0], r), r"images must be \(B, C, H, W\)"),
-        (lambda x, r: random_flip(x[:1], r), "random is of 4 samples, but there are 1 images"),
+        (lambda x, r: random_flip(x[:1], r), "random has 4 samples, but there are 1 images"),
     ],
 )
 def test_wrong_arguments_are_refused(call: Callable[[Tensor, SampleRandom], Tensor], message: str) -> None:

@@ -1,7 +1,6 @@
-"""Tests of `transforms.mix`.
+"""MixUp and CutMix: targets, boxes, partners, distributions and invariances.
 
-In most of them image i is 1 in channel i and 0 elsewhere and has label i, so that a mixed pixel shows how much of each image is
-in it.
+In most tests, image i is 1 in channel i and 0 elsewhere and has label i, so that a mixed pixel shows the share of each image.
 """
 
 import math
@@ -34,7 +33,7 @@ def mix_colours(batch_size: int, settings: dict[str, float], seed: int = 0) -> t
 
 
 def partners(targets: Tensor) -> list[int]:
-    """Return the other image in each row of the targets of distinct labels."""
+    """Return the partner of each image, read from the targets of distinct labels."""
     return [next(j for j in row.nonzero().flatten().tolist() if j != i) for i, row in enumerate(targets)]
 
 
@@ -120,7 +119,7 @@ def test_each_method_is_applied_to_its_share_of_the_samples() -> None:
     assert fractional[both & prefer_mixup].all()
     assert not fractional[both & ~prefer_mixup].any()
     assert abs(float(fractional.double().mean()) - p * (1 - q / 2)) < 4.5 * 0.5 / math.sqrt(batch_size)
-    # a drawn CutMix box may be empty, so these two are bounds
+    # a drawn CutMix box can be empty, so these two values are bounds
     changed_box = ~fractional & ~unmixed
     assert float(changed_box.double().mean()) < q * (1 - p / 2) + 4.5 * 0.5 / math.sqrt(batch_size)
     assert float(unmixed.double().mean()) > (1 - p) * (1 - q) - 4.5 * 0.5 / math.sqrt(batch_size)
@@ -134,7 +133,7 @@ def test_mixups_share_is_distributed_as_beta(alpha: float) -> None:
     settings = {**MIXUP, "mixup_alpha": alpha}
     mixed, _ = mix(images, labels, 2, some_random(batch_size), **settings)
     share = mixed.flatten()
-    strictly_mixed = (share != 0) & (share != 1)  # the partner is of the other class, about half of them
+    strictly_mixed = (share != 0) & (share != 1)  # about half of the partners have the other class
     edges = torch.from_numpy(stats.beta(alpha, alpha).ppf([place / 20 for place in range(1, 20)]))
     counts = torch.bucketize(share[strictly_mixed], edges).bincount(minlength=20)
     assert stats.chisquare(counts.numpy()).pvalue > 1e-4
@@ -157,7 +156,7 @@ def test_cutmixs_area_is_that_of_the_drawn_share_where_nothing_is_clipped() -> N
 
 
 def test_draws_of_a_sample_do_not_depend_on_its_batch() -> None:
-    """Alone with one other image or in a batch of 16, the sample has the same method, share and box."""
+    """In a batch of 2 and in a batch of 16, a sample has the same method, share and box."""
     large, _ = mix_colours(16, BOTH)
     for i in range(15):
         pair = SampleRandom(0, 0, torch.tensor([10 + i, 10 + i + 1]))
@@ -225,7 +224,7 @@ def test_dtype_and_memory_format_are_kept(dtype: torch.dtype, memory_format: tor
         ({"cutmix_alpha": -1.0}, "cutmix_alpha must be positive, got -1.0; cutmix_prob 0 switches cutmix off"),
         ({"images": colours(4).byte()}, "images must be float32 or .*, got uint8"),
         ({"images": colours(4)[0]}, r"images must be \(B, C, H, W\), got shape \(4, 8, 8\)"),
-        ({"random": some_random(3)}, "random is of 3 samples, but there are 4 images"),
+        ({"random": some_random(3)}, "random has 3 samples, but there are 4 images"),
         ({"labels": torch.arange(3)}, r"labels must be \(4,\) int64, got shape \(3,\) of torch.int64"),
         ({"labels": torch.arange(4.0)}, r"labels must be \(4,\) int64, got shape \(4,\) of torch.float32"),
         ({"num_classes": 3}, "labels must be in 0 to 2, got 0 to 3: there are 3 classes"),

@@ -1,4 +1,4 @@
-"""Tests of `transforms.nearest`: against torchvision's exact nearest neighbour, box by box."""
+"""Nearest-neighbour crop and resize: compared with torchvision's exact nearest neighbour, box by box."""
 
 import pytest
 import torch

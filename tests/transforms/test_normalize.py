@@ -1,4 +1,4 @@
-"""Tests of `transforms.normalize`: values against torchvision."""
+"""Normalisation: values compared with torchvision."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def test_mean_and_deviation_of_the_data_become_0_and_1() -> None:
 
 
 def test_constants_made_in_inference_mode_serve_autograd() -> None:
-    std = [0.123]  # of no other test, so that the constants are made here
+    std = [0.123]  # values used in no other test, so that the cached constants are created here
     with torch.inference_mode():
         normalize(some_images(1) / 255, [0.5], std)
     images = (some_images(1) / 255).requires_grad_()

@@ -1,4 +1,4 @@
-"""Tests of `transforms.policies`: each operation, each magnitude and whole policies against torchvision, image by image."""
+"""RandAugment and AutoAugment: each operation, each magnitude and whole policies compared with torchvision, image by image."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ UNSIGNED = ["Identity", "Posterize", "Solarize", "AutoContrast", "Equalize", "In
 
 
 def some_images(batch_size: int, channels: int = 3, height: int = 16, width: int = 16) -> Tensor:
-    """Return smooth images of different contrast with some noise, one of them of one colour."""
+    """Return smooth images of different contrast with some noise, one image with a single colour."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(batch_size, channels, 4, 4, generator=generator)
     images = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")
@@ -51,7 +51,7 @@ def test_each_operation_is_torchvisions(name: str, channels: int) -> None:
             expected = torch.stack([torchvisions(image, name, magnitude) for image in images])
             result = apply_operation(images, name, magnitude)
             assert torch.equal(result, expected)
-            # The first version of torchvision's kernels rounds three of the operations otherwise.
+            # Version 1 of torchvision's kernels rounds three of the operations differently.
             first = torch.stack(
                 [_apply_op(image, name, magnitude, InterpolationMode.NEAREST, None) for image in images]
             )
@@ -62,7 +62,7 @@ def test_each_operation_is_torchvisions(name: str, channels: int) -> None:
 
 @pytest.mark.parametrize("num_bins", [2, 10, 11, 31])
 def test_each_magnitude_is_torchvisions(num_bins: int) -> None:
-    """Equal to the first version; the second one computes the same numbers in another order, seen only in `Solarize`."""
+    """Equal to torchvision v1; v2 computes the same numbers in another order, which matters only for `Solarize`."""
     rand: dict[str, tuple[Tensor, bool]] = RandAugment()._augmentation_space(num_bins, (24, 40))
     auto: dict[str, tuple[Tensor, bool]] = AutoAugment()._augmentation_space(num_bins, (24, 40))
     assert sorted({**rand, **auto}) == sorted(SIGNED + UNSIGNED)
@@ -121,7 +121,7 @@ def test_cifar10_policy_is_the_papers() -> None:
 
 
 @pytest.mark.parametrize("augment", [rand_augment, auto_augment])
-def test_result_depends_on_the_sample_alone(augment: Callable[[Tensor, SampleRandom], Tensor]) -> None:
+def test_result_depends_only_on_the_sample(augment: Callable[[Tensor, SampleRandom], Tensor]) -> None:
     images, index = some_images(50), torch.arange(50) + 1000
     whole = augment(images, SampleRandom(0, 2, index))
     order = torch.randperm(50, generator=torch.Generator().manual_seed(0))
@@ -170,7 +170,7 @@ def test_weakest_magnitude_of_a_signed_operation_changes_nothing(name: str) -> N
         (lambda x, r: rand_augment(x, r, num_bins=1), "num_bins must be 2 or more, got 1"),
         (lambda x, r: rand_augment(x / 255, r), "images must be uint8, got float32"),
         (lambda x, r: rand_augment(x[:, :2], r), "images must have 1 or 3 channels, got 2"),
-        (lambda x, r: rand_augment(x[:2], r), "random is of 4 samples, but there are 2 images"),
+        (lambda x, r: rand_augment(x[:2], r), "random has 4 samples, but there are 2 images"),
         (
             lambda x, r: auto_augment(x, r, UNKNOWN),
             "policy must be one of cifar10, imagenet, svhn, got 'cifar'",

@@ -1,4 +1,4 @@
-"""Tests of `transforms.random_erasing`: each image and the distribution of the boxes against torchvision's."""
+"""Random erasing: each image and the distribution of the boxes compared with torchvision."""
 
 from collections.abc import Callable
 
@@ -27,12 +27,12 @@ def drawn_by_torchvision(count: int, height: int, width: int) -> Tensor:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         boxes = [transform.make_params([image]) for _ in range(count)]
-    nothing = [height // 2, width // 2, 0, 0]  # where torchvision erases nothing, our box is empty
+    nothing = [height // 2, width // 2, 0, 0]  # if torchvision erases nothing, our box is empty
     return torch.tensor([nothing if box["v"] is None else [box[name] for name in "ijhw"] for box in boxes])
 
 
 def quantities(boxes: Tensor, height: int, width: int) -> list[Tensor]:
-    """Return area, ratio, and both places as shares of the room there is."""
+    """Return area, ratio, and both positions as shares of the free space."""
     top, left, tall, wide = boxes.double().unbind(1)
     return [tall * wide, tall / wide.clamp(min=1), top / (height - tall + 1), left / (width - wide + 1)]
 
@@ -65,7 +65,7 @@ def test_erased_are_the_drawn_boxes_of_the_drawn_images(
 
 @pytest.mark.parametrize(("height", "width"), [(97, 150), (64, 64), (20, 160)])
 def test_boxes_are_distributed_as_torchvisions(height: int, width: int) -> None:
-    """Two-sample tests of Kolmogorov and Smirnov; of 20 x 160 many boxes do not fit, some none of ten times."""
+    """Kolmogorov-Smirnov two-sample tests; on 20 x 160 many boxes do not fit, and for some images none of ten tries."""
     count = 3000
     boxes, expected = erasing_boxes(height, width, some_random(count)), drawn_by_torchvision(count, height, width)
     assert (boxes[:, :2] >= 0).all()
@@ -108,7 +108,7 @@ def test_erasing_changes_with_the_epoch() -> None:
 
 
 def test_an_accelerators_host_never_waits() -> None:
-    """A tensor without values has nothing to wait for: reading one would raise."""
+    """Meta tensors have no values: code that reads one (and would synchronise) raises."""
     images = torch.empty(4, 3, 20, 30, device="meta").contiguous(memory_format=torch.channels_last)
     erased = random_erasing(images, SampleRandom(0, 0, torch.arange(4, device="meta")), 0.5)
     assert erased.is_contiguous(memory_format=torch.channels_last)
@@ -131,7 +131,7 @@ def test_an_accelerators_host_never_waits() -> None:
         ),
         (lambda x, r: random_erasing(x[0], r, 0.5), r"images must be \(B, C, H, W\), got shape \(3, 8, 8\)"),
         (lambda x, r: random_erasing(x.byte(), r, 0.5), "images must be float32 or .*, got uint8"),
-        (lambda x, r: random_erasing(x[:3], r, 0.5), "random is of 4 samples, but there are 3 images"),
+        (lambda x, r: random_erasing(x[:3], r, 0.5), "random has 4 samples, but there are 3 images"),
         (lambda x, r: random_erasing(x.to("meta"), r, 0.5), "random is on cpu, but the images are on meta"),
     ],
 )

@@ -1,6 +1,6 @@
-"""Tests of `transforms.resized_crop`: each image against torchvision and PIL at the drawn box, the boxes against torchvision's.
+"""Random resized crop and resize: each image compared with torchvision and PIL, and the boxes with torchvision's.
 
-`_resample_products` is what runs on an accelerator; here it runs on the CPU, whose own way `random_resized_crop` takes.
+`_resample_products` is the accelerator code; here it runs on the CPU, where `random_resized_crop` uses another code path.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional as F
 from transforms import SampleRandom, crop_boxes, random_resized_crop, resize
 from transforms.resized_crop import _integer_parts, _resample_each, _resample_products, _weights
 
-# Height, width and size: shrunk, shrunk a lot, enlarged, to one pixel, by the identity's size.
+# Height, width and size: shrunk, shrunk a lot, enlarged, to one pixel, unchanged size.
 GEOMETRIES = [(58, 58, 48), (150, 90, 16), (24, 36, 64), (9, 11, 1), (40, 40, 30)]
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
@@ -52,7 +52,7 @@ def drawn_by_torchvision(count: int, height: int, width: int, transform: v2.Rand
 
 
 def quantities(boxes: Tensor, height: int, width: int) -> list[Tensor]:
-    """Return area, ratio, both places as shares of the room there is, and both edges."""
+    """Return area, ratio, both positions as shares of the free space, and both edge lengths."""
     top, left, tall, wide = boxes.double().unbind(1)
     return [tall * wide, wide / tall, top / (height - tall + 1), left / (width - wide + 1), tall, wide]
 
@@ -86,7 +86,7 @@ def test_products_are_torchvisions_resampling_to_the_bit_for_uint8(
     difference = (crops.int() - crop_one_by_one(images, boxes, size).int()).abs()
     assert crops.dtype == torch.uint8
     assert crops.is_contiguous(memory_format=memory_format)
-    assert int(difference.max()) <= 1  # what is promised where torchvision has no kernel for uint8
+    assert int(difference.max()) <= 1  # the guaranteed tolerance if torchvision has no kernel for uint8
     if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
         assert float((difference > 0).double().mean()) < 1e-4
 
@@ -121,7 +121,7 @@ def test_resampling_is_pillows_within_one_level(
 
 
 def test_products_worked_out_by_hand() -> None:
-    """Four pixels to two: weights 3, 3, 1 of 7 at the border of the box, whatever lies beyond it."""
+    """Four pixels to two: weights 3, 3, 1 of 7 at the border of the box; pixels outside have no effect."""
     images = torch.tensor([9.0, 7.0, 0.0, 14.0, 21.0, 9.0], dtype=torch.float64).expand(1, 1, 1, 6)
     crops = _resample_products(images, torch.tensor([[0, 1, 1, 4]]), 2)
     row = torch.tensor([(3 * 7 + 3 * 0 + 14) / 7, (0 + 3 * 14 + 3 * 21) / 7], dtype=torch.float64)
@@ -141,7 +141,7 @@ def test_parts_of_the_weights_have_eight_bits_and_sum_to_the_weights(canvas: int
 
 @pytest.mark.parametrize(("height", "width"), [(97, 150), (64, 64), (40, 120)])
 def test_boxes_are_distributed_as_torchvisions(height: int, width: int) -> None:
-    """Two-sample tests of Kolmogorov and Smirnov for area, ratio and both places, the last of 40 x 120 with many retries."""
+    """Kolmogorov-Smirnov two-sample tests for area, ratio and both positions; the last case, 40 x 120, needs many retries."""
     count = 3000
     boxes = crop_boxes(height, width, some_random(count))
     expected = drawn_by_torchvision(count, height, width, v2.RandomResizedCrop(8))
@@ -194,7 +194,7 @@ def test_an_empty_batch_stays_empty() -> None:
 
 
 def test_an_accelerators_host_never_waits() -> None:
-    """A tensor without values has nothing to wait for: reading one would raise."""
+    """Meta tensors have no values: code that reads one (and would synchronise) raises."""
     images = torch.empty(4, 3, 20, 30, dtype=torch.uint8, device="meta").contiguous(memory_format=torch.channels_last)
     crops = random_resized_crop(images, 16, SampleRandom(0, 0, torch.arange(4, device="meta")))
     assert crops.shape == (4, 3, 16, 16)
@@ -217,12 +217,12 @@ def test_resize_is_pillows(memory_format: torch.memory_format, height: int, widt
 
 @pytest.mark.parametrize(("height", "width"), [(900, 1200), (1200, 600), (300, 1200)])
 def test_boxes_of_a_squeezed_picture_are_those_of_the_picture(height: int, width: int) -> None:
-    """Drawn with the same numbers, both are the same shares of the edges, but for rounding to pixels."""
+    """With the same random numbers, both boxes are the same shares of the edges, up to rounding to pixels."""
     aspect = torch.full((4000,), width / height)
     squeezed = crop_boxes(1200, 1200, some_random(4000), aspect=aspect) / 1200
     upright = crop_boxes(height, width, some_random(4000)) / torch.tensor([height, width, height, width])
     near = (squeezed - upright).abs().amax(1) < 2 / min(height, width)
-    assert near.float().mean() > 0.995  # a box that just fits in one may just not fit in the other
+    assert near.float().mean() > 0.995  # a box that barely fits in one may barely not fit in the other
     assert not near.all() or (height, width) != (300, 1200)
 
 
@@ -232,7 +232,7 @@ def test_a_picture_too_wide_for_any_box_is_cut_to_the_widest() -> None:
     assert boxes.tolist() == [[0, 100, 240, 40]] * 5
 
 
-def test_a_squeezed_picture_is_cut_as_its_box_says() -> None:
+def test_a_squeezed_picture_is_cut_at_its_box() -> None:
     images, aspect = some_images(6, 3, 40, 40), torch.tensor([0.5, 0.8, 1.0, 1.25, 2.0, 4.0])
     expected = crop_one_by_one(images, crop_boxes(40, 40, some_random(6), aspect=aspect), 32)
     assert torch.equal(random_resized_crop(images, 32, some_random(6), aspect=aspect), expected)
@@ -261,11 +261,11 @@ def test_a_squeezed_picture_is_cut_as_its_box_says() -> None:
         ),
         (lambda x, r: random_resized_crop(x[0], 4, r), r"images must be \(B, C, H, W\), got shape \(3, 8, 8\)"),
         (lambda x, r: random_resized_crop(x.int(), 4, r), "images must be uint8 or float32 or .*, got int32"),
-        (lambda x, r: random_resized_crop(x[:3], 4, r), "random is of 4 samples, but there are 3 images"),
+        (lambda x, r: random_resized_crop(x[:3], 4, r), "random has 4 samples, but there are 3 images"),
         (lambda x, r: random_resized_crop(x.to("meta"), 4, r), "random is on cpu, but the images are on meta"),
         (
             lambda x, r: random_resized_crop(x[..., :6], 4, r, aspect=torch.ones(4)),
-            "only square images were squeezed to a square, got 8x6",
+            "aspect needs square images, got 8x6",
         ),
         (lambda x, r: resize(x, 0), "size must be 1 pixel or more, got 0"),
         (lambda x, r: resize(x[0], 4), r"images must be \(B, C, H, W\), got shape \(3, 8, 8\)"),

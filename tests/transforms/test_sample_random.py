@@ -1,4 +1,4 @@
-"""Tests of `transforms.sample_random`: values against Python integers and scipy, uniformity, independence, statelessness."""
+"""Stateless random numbers: values compared with Python integers and scipy; uniformity, independence, statelessness."""
 
 import hashlib
 import math
@@ -24,7 +24,7 @@ def chi_square_p_value(counts: Tensor) -> float:
 
 
 def splitmix(word: int) -> int:
-    """SplitMix64's finaliser as published, on unbounded integers cut to 64 bits."""
+    """SplitMix64's finaliser as published, on Python integers reduced to 64 bits."""
     word = ((word ^ (word >> 30)) * 0xBF58476D1CE4E5B9) & MASK
     word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & MASK
     return word ^ (word >> 31)
@@ -51,7 +51,7 @@ def test_bits_are_those_of_64_bit_integer_arithmetic(device: str) -> None:
 
 
 def test_draws_never_change_between_versions() -> None:
-    """A run that is resumed after an upgrade must go on with the same augmentation."""
+    """A run that is resumed after an upgrade must continue with the same augmentation."""
     random = SampleRandom(seed=1, epoch=2, index=torch.tensor([3, 4, 50_000]))
     assert random.bits("x").tolist() == [8488805013125262528, 7828277043342816443, -8101620755647144091]
     assert random.integers("x", 1000).tolist() == [460, 424, 560]
@@ -67,7 +67,7 @@ def test_draws_never_change_between_versions() -> None:
         lambda random: random.beta("x", 0.3),
     ],
 )
-def test_draw_depends_on_the_sample_alone(draw: Callable[[SampleRandom], Tensor]) -> None:
+def test_draw_depends_only_on_the_sample(draw: Callable[[SampleRandom], Tensor]) -> None:
     index = torch.arange(1000, 1257)
     whole = draw(SampleRandom(5, 3, index))
     order = torch.randperm(257, generator=torch.Generator().manual_seed(0))
@@ -128,7 +128,7 @@ def test_every_bit_is_fair_and_changes_with_every_bit_of_the_index() -> None:
 
     index = torch.arange(4096)
     bits = unpack(SampleRandom(0, 0, index).bits("x"))
-    tolerance = 5.5 * 0.5 / math.sqrt(len(index) / 2)  # two of the indices can be one pair
+    tolerance = 5.5 * 0.5 / math.sqrt(len(index) / 2)  # two of the indices can form the same pair
     assert (bits.double().mean(0) - 0.5).abs().max() < tolerance
     for place in range(63):
         flipped = unpack(SampleRandom(0, 0, index ^ (1 << place)).bits("x"))

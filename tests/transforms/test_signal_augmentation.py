@@ -1,4 +1,4 @@
-"""Tests of `transforms.signal_augmentation`: identities, distributions, and one rotation and one warp against numpy."""
+"""Signal augmentation: identities, distributions, and one rotation and one time warp compared with numpy."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_noise_of_jitter_is_normal_white_and_of_the_signals_own_scale() -> None:
     signals = some_signals(40, 3, 128) * torch.tensor([1.0, 10.0, 0.01])[:, None] + 5
     noise = (jitter(signals, some_random(40), strength=0.1) - signals).double()
     relative = noise / signals.double().std(-1, correction=0, keepdim=True) / 0.1
-    for signal in range(2):  # the third is of the size of a rounding
+    for signal in range(2):  # the amplitude of the third signal is near rounding error
         assert stats.kstest(relative[:, signal].flatten().numpy(), "norm").pvalue > 1e-3
     assert abs(float((relative[:, :2, 1:] * relative[:, :2, :-1]).mean())) < 4.5 / (80 * 127) ** 0.5
     assert abs(float((relative[:, 0] * relative[:, 1]).mean())) < 4.5 / (40 * 128) ** 0.5
@@ -88,7 +88,7 @@ def test_rotation_keeps_norms_and_angles_and_is_one_for_all_triples() -> None:
     turned = rotation(signals, some_random(30), strength=180.0).double().unflatten(1, (3, 3))
     triples = signals.double().unflatten(1, (3, 3))
     torch.testing.assert_close(turned.norm(dim=2), triples.norm(dim=2), rtol=1e-5, atol=1e-6)
-    # the one matrix that explains all triples of a window at all times is a rotation without mirroring
+    # a single matrix explains all triples of a window at all times; it is a rotation without mirroring
     for before, after in zip(triples, turned, strict=True):
         x, y = (each.permute(1, 0, 2).flatten(1).numpy() for each in (before, after))
         matrix = y @ np.linalg.pinv(x)
@@ -98,7 +98,9 @@ def test_rotation_keeps_norms_and_angles_and_is_one_for_all_triples() -> None:
 
 
 def test_rotation_has_uniform_angles_up_to_the_strength_and_axes_on_the_sphere() -> None:
-    unit = torch.eye(3).expand(3000, 3, 3).contiguous()  # at time t the vector e_t: the result is the matrix
+    unit = (
+        torch.eye(3).expand(3000, 3, 3).contiguous()
+    )  # the signal at time t is the unit vector e_t, so the result is the matrix
     matrices = rotation(unit, some_random(3000), strength=40.0).double().numpy()
     angles = np.degrees(np.arccos(((np.trace(matrices, axis1=1, axis2=2) - 1) / 2).clip(-1, 1)))
     assert stats.kstest(angles / 40, "uniform").pvalue > 1e-3
@@ -111,7 +113,7 @@ def test_rotation_has_uniform_angles_up_to_the_strength_and_axes_on_the_sphere()
 
 def test_time_warp_reads_a_smooth_increasing_time() -> None:
     length = 60
-    times = torch.arange(length, dtype=torch.float32).expand(200, 2, -1)  # a signal that tells the time it is read at
+    times = torch.arange(length, dtype=torch.float32).expand(200, 2, -1)  # a signal whose value is the time
     read = time_warp(times, some_random(200), strength=0.6, waves=3).double()
     torch.testing.assert_close(read[:, 0], read[:, 1])
     assert torch.equal(read[..., 0], torch.zeros(200, 2, dtype=torch.float64))
@@ -120,7 +122,7 @@ def test_time_warp_reads_a_smooth_increasing_time() -> None:
     assert speed.min() > 0.4 - 1e-4
     assert speed.max() < 1.6 + 1e-4
     assert speed.min() < 0.7
-    # three sine waves and nothing else
+    # three sine waves only
     t, k = np.arange(length), np.arange(1, 4)
     waves = np.sin(np.pi * np.outer(k, t) / (length - 1)) / k[:, None] * 0.6 * (length - 1) / (np.pi * 3)
     shift = (read[:, 0] - times[:, 0].double()).numpy()
@@ -165,9 +167,9 @@ X, R = some_signals(4), some_random(4)
         (lambda: jitter(X, R, 0.1, p=2.0), "p must be a probability between 0 and 1, got 2.0"),
         (lambda: jitter(X[0], R), r"signals must be \(B, S, T\) float32, got shape \(9, 40\) of float32"),
         (lambda: jitter(X.double(), R), "signals must be .* of float64"),
-        (lambda: rotation(X[:, :8], R), "signals must stand in triples x, y, z, got 8 of them"),
-        (lambda: scaling(X[:, :4], R), "signals must stand in triples x, y, z, got 4 of them"),
-        (lambda: jitter(X[:3], R), "random is of 4 samples on cpu, but there are 3 windows on cpu"),
+        (lambda: rotation(X[:, :8], R), "signals must be ordered in triples x, y, z, got 8 of them"),
+        (lambda: scaling(X[:, :4], R), "signals must be ordered in triples x, y, z, got 4 of them"),
+        (lambda: jitter(X[:3], R), "random has 4 samples on cpu, but there are 3 windows on cpu"),
         (lambda: jitter(X.to("meta"), R), "there are 4 windows on meta"),
     ],
 )

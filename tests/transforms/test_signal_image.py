@@ -1,4 +1,4 @@
-"""Tests of `transforms.signal_image` and the encoders: pixels against scipy, PIL, matplotlib and slow numpy."""
+"""Signal encoders, `encode` and `arrange`: pixels compared with scipy, PIL, matplotlib and slow numpy code."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIZES = [(128, 64), (128, 128), (128, 48), (100, 37), (60, 7)]
 
 
 def walks(batch_size: int, signals: int, length: int, offset: float = 1.0) -> Tensor:
-    """Random walks far from 0, as an accelerometer that feels gravity: 1 +- 0.01."""
+    """Random walks far from 0, like an accelerometer that measures gravity: 1 +- 0.01."""
     steps = torch.randn(batch_size, signals, length, generator=torch.Generator().manual_seed(length))
     return offset + 0.002 * steps.cumsum(-1)
 
@@ -43,7 +43,7 @@ def close(images: Tensor, expected: Array, atol: float = 1e-5) -> None:
 
 
 def resized(image: Array, size: int) -> Array:
-    """PIL's bilinear resampling, which is anti-aliased where it shrinks."""
+    """PIL's bilinear resampling, which is anti-aliased when it shrinks."""
     return np.asarray(Image.fromarray(image.astype(np.float32)).resize((size, size), Image.Resampling.BILINEAR))
 
 
@@ -139,7 +139,7 @@ def test_recurrence_plot_with_ranges_is_distance_by_extent() -> None:
 
 
 def test_markov_transition_field_of_few_values_by_hand() -> None:
-    """0 0 1 0 with two bins: the median is 0, and nothing is above it but the 1; 0 is followed by 0 once, by 1 once."""
+    """0 0 1 0 with two bins: the median is 0, and only the 1 is above it; 0 is followed once by 0 and once by 1."""
     signals = torch.tensor([[[0.0, 0.0, 1.0, 0.0]]])
     m = {(0, 0): 0.5, (0, 1): 0.5, (1, 0): 1.0, (1, 1): 0.0}
     q = [0, 0, 1, 0]
@@ -195,7 +195,7 @@ def distances(x: Array, y: Array, columns: Array, rows: Array) -> Array:
 
 def end(x: Array, y: Array, column: float, radius: float, outwards: float) -> float:
     """The row, by bisection, where a column leaves the line: outwards -1 for the upper end, 1 for the lower."""
-    # The line covers a whole stretch of a column: beginning where the curve crosses it, no second stretch can be missed.
+    # The line covers one interval of a column; the search starts where the curve crosses it, so no second interval is missed.
     inside, outside = float(np.interp(column, x, y)), outwards * 1000.0
     for _ in range(50):
         middle = (inside + outside) / 2
@@ -247,7 +247,7 @@ def test_line_plot_looks_like_matplotlibs() -> None:
     ("length", "size", "segment", "hop", "starts"),
     [
         (12, 4, 4, 4, [0, 4, 8]),
-        (12, 9, 5, 3, [0, 2, 5, 7]),  # the last begins at 7, and 7/3 and 14/3 are rounded
+        (12, 9, 5, 3, [0, 2, 5, 7]),  # the last row starts at 7, and 7/3 and 14/3 are rounded
         (6, 3, 6, 1, [0]),
         (7, 5, None, 2, [0, 2, 4]),  # the root of 7 is 2.6: rows of 3
         (128, 128, 11, 1, list(range(118))),
@@ -368,7 +368,7 @@ X = walks(3, 2, 40)
         (lambda: arrange(X[None], "tiles"), "mode must be one of flatten, grid, channels, got tiles"),  # type: ignore[arg-type]
         (lambda: arrange(X[None], "flatten", channels=0), "channels must be 1 or more, got 0"),
         (lambda: arrange(X[None], "grid", columns=2), "columns must divide the 3 signals, got 2"),
-        (lambda: window_mean(torch.zeros(10, 6), 9), "the 10 images are not those of whole windows of 9"),
+        (lambda: window_mean(torch.zeros(10, 6), 9), "values must hold all 9 images of each window, got 10 images"),
     ],
 )
 def test_wrong_arguments_are_refused(call: Callable[[], Tensor], message: str) -> None:

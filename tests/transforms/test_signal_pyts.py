@@ -1,4 +1,4 @@
-"""Pixels of the encoders against those of pyts, which takes its time to compile when it is imported."""
+"""Signal encoders: pixels compared with pyts. A separate file, because pyts compiles slowly when it is imported."""
 
 from __future__ import annotations
 

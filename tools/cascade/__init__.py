@@ -1,1 +1,1 @@
-"""Two classifiers one after the other: accuracy against cost. The command is `__main__.py`."""
+"""Measures accuracy and cost of a two-stage cascade of classifiers. The command is in `__main__.py`."""

@@ -1,12 +1,12 @@
-"""Runs two classifiers one after the other, the costly one only where the cheap one is unsure, and measures what that brings.
+"""The command that measures accuracy, time and operations of a cascade: the second classifier runs only if the first is unsure.
 
 python -m tools.cascade STAGE1 STAGE2 [--split test|val] [--data CONFIG] [--root DIR] [--threshold X|never|stored]
                         [--choose_on val|half] [--tolerance POINTS | --budget SHARE] [--out DIR]
 
-a stage is RUN_DIR, CHECKPOINT or CONFIG.yaml:WEIGHTS (tools/cascade/stages.py)
+A stage is RUN_DIR, CHECKPOINT or CONFIG.yaml:WEIGHTS (tools/cascade/stages.py). STAGE1 is the cheap one, STAGE2 the costly one.
 
-OUT/cascade.json   all that is printed, with the spread of the times and the machine
-OUT/cascade.csv    coverage, accuracy and cost at every threshold (at most 500 of them)
+OUT/cascade.json   everything that is printed, the spread of the times, and the machine
+OUT/cascade.csv    coverage, accuracy and cost at each threshold (at most 500 thresholds)
 OUT/cascade.png    accuracy against operations and against time
 """
 
@@ -32,11 +32,11 @@ from tools.cascade.picture import Point, draw
 from tools.cascade.stages import Samples, Source, Stage, open_stages, read_samples
 from tools.command_line import Parser, run_command, start
 
-ROWS = 500  # of the CSV
+ROWS = 500  # largest number of rows in cascade.csv
 
 
 class Choice(NamedTuple):
-    """A threshold, how it came about, and the samples that are left to measure it on."""
+    """A threshold, a text on how it was chosen, and the indices of the samples to measure it on."""
 
     threshold: float
     how: str
@@ -44,52 +44,64 @@ class Choice(NamedTuple):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; ``argv`` as on the command line, None takes the process's own. Returns the exit code."""
+    """Run the command.
+
+    Args:
+        argv: Arguments without the program's name; None takes those of the process.
+
+    Returns:
+        The exit code.
+    """
     return run_command(lambda: cascade(_checked(_parser().parse_args(argv))))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser("cascade", "Measure a two-stage cascade beside each of its stages alone.")
+    parser = Parser("cascade", "Measure a two-stage cascade and each of its two stages by itself.")
     parser.add_argument(
-        "stage1", metavar="STAGE1", type=Source.of, help="the cheap one: run folder, checkpoint or CONFIG.yaml:WEIGHTS"
+        "stage1",
+        metavar="STAGE1",
+        type=Source.of,
+        help="cheap classifier: run folder, checkpoint or CONFIG.yaml:WEIGHTS",
     )
-    parser.add_argument("stage2", metavar="STAGE2", type=Source.of, help="the costly one, likewise")
-    parser.add_argument("--split", choices=("test", "val"), default="test", help="what is measured on")
-    parser.add_argument("--data", type=Path, metavar="CONFIG", help="configuration of the data (that of stage 1)")
-    parser.add_argument("--root", metavar="DIR", help="where that data is, if not where the configuration has it")
-    parser.add_argument("--ckpt", default="best", help="best or last checkpoint of a run folder")
+    parser.add_argument("stage2", metavar="STAGE2", type=Source.of, help="costly classifier, in the same form")
+    parser.add_argument("--split", choices=("test", "val"), default="test", help="split to measure on")
+    parser.add_argument(
+        "--data", type=Path, metavar="CONFIG", help="configuration of the data (default: the configuration of stage 1)"
+    )
+    parser.add_argument("--root", metavar="DIR", help="folder of the data, in place of the configured one")
+    parser.add_argument("--ckpt", default="best", help="checkpoint of a run folder: best or last")
     parser.add_argument(
         "--threshold",
         metavar="X",
-        help="confidence from 0 on, never, or stored: that of stage 1's checkpoint (stored, where there is one)",
+        help="a confidence of 0 or more; never; or stored, the threshold in stage 1's checkpoint (default: stored if there is one)",
     )
     parser.add_argument(
         "--choose_on",
         choices=("val", "half"),
-        help="choose it on the validation split, or on half of the split and measure on the other (val for runs)",
+        help="where to choose the threshold: validation split, or half of the split, measuring on the other (val for runs)",
     )
     parser.add_argument(
         "--tolerance",
         type=float,
         metavar="POINTS",
-        help="percentage points that may be lost beside stage 2, for the cheapest such threshold (0)",
+        help="choose the cheapest threshold that loses at most this many percentage points of accuracy against stage 2 (0)",
     )
     parser.add_argument(
         "--budget",
         type=float,
         metavar="SHARE",
-        help="most operations as a share of stage 2's, for the most accurate such threshold",
+        help="choose the most accurate threshold that takes at most this share of stage 2's operations",
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="use N samples of a split, drawn by seed")
-    parser.add_argument("--seed", type=int, default=0, help="of the halves and of --limit")
-    parser.add_argument("--batch_size", type=int, default=256, help="images in a batch of either stage")
+    parser.add_argument("--limit", type=int, metavar="N", help="use N samples of each split, drawn with --seed")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draws of --limit and of the halves")
+    parser.add_argument("--batch_size", type=int, default=256, help="images per batch, for both stages")
     parser.add_argument("--precision", choices=("32", "bf16"), default="32")
-    parser.add_argument("--device", help="cpu, cuda, ... (cuda where there is one)")
-    parser.add_argument("--repeats", type=int, default=3, help="times that everything is timed, in turns")
-    parser.add_argument("--timed", type=int, metavar="N", help="time the first N samples only")
+    parser.add_argument("--device", help="cpu, cuda, ... (default: cuda if available)")
     parser.add_argument(
-        "--out", type=Path, default=Path("cascade"), metavar="DIR", help="folder for the files (cascade)"
+        "--repeats", type=int, default=3, help="number of timings of each stage and of the cascade, in turns"
     )
+    parser.add_argument("--timed", type=int, metavar="N", help="time only the first N samples")
+    parser.add_argument("--out", type=Path, default=Path("cascade"), metavar="DIR", help="output folder (cascade)")
     return parser
 
 
@@ -97,36 +109,38 @@ def _checked(options: argparse.Namespace) -> argparse.Namespace:
     for name in ("limit", "batch_size", "repeats", "timed"):
         value = getattr(options, name)
         if value is not None and value < 1:
-            raise ValueError(f"--{name}: 1 or more, got {value}")
+            raise ValueError(f"--{name}: must be 1 or more, got {value}")
     if options.tolerance is not None and options.budget is not None:
-        raise ValueError("--tolerance and --budget: only one of them")
+        raise ValueError("--tolerance and --budget: give only one of them")
     choosing = [name for name in ("choose_on", "tolerance", "budget") if getattr(options, name) is not None]
     if options.threshold is not None and choosing:
-        raise ValueError(f"--threshold {options.threshold}: leaves --{choosing[0]} nothing to choose; give one of them")
+        raise ValueError(
+            f"--threshold {options.threshold}: fixes the threshold that --{choosing[0]} would choose; give only one of them"
+        )
     if options.threshold not in (None, "never", "stored"):
         try:
             good = float(options.threshold) >= 0
         except ValueError:
             good = False
         if not good:
-            raise ValueError(f"--threshold: a number from 0 on, never or stored, got {options.threshold}")
+            raise ValueError(f"--threshold: must be a number of 0 or more, never or stored, got {options.threshold}")
     if options.budget is not None and not options.budget > 0:
-        raise ValueError(f"--budget: a share over 0 of stage 2's operations, got {options.budget}")
+        raise ValueError(f"--budget: must be a share above 0 of stage 2's operations, got {options.budget}")
     if options.choose_on == "val" and options.split == "val":
-        raise ValueError("--choose_on val: is what --split val measures on; choose on half of it")
+        raise ValueError("--choose_on val: --split val measures on the same samples; give --choose_on half")
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"--out {options.out}: is a file; give a folder")
     return options
 
 
 def cascade(options: argparse.Namespace) -> None:
-    """Measure, print and write.
+    """Measure the cascade, print the table and write the files.
 
     Args:
-        options: See ``--help``.
+        options: Parsed flags, see ``--help``.
 
     Raises:
-        ValueError: A stage, the data or a setting does not fit the others.
+        ValueError: A setting is invalid, or stages and data do not fit together.
         OSError: A file cannot be read or written.
         MisconfigurationException: The data is damaged.
     """
@@ -173,7 +187,7 @@ def _choose(
     evaluated: measures.Evaluated,
     flops: list[float],
 ) -> Choice:
-    """The threshold by whatever way the options say."""
+    """Take the threshold from the flags or the checkpoint, or choose it on samples."""
     everything = np.arange(len(evaluated.confidence))
     stored = stages[0].module.chosen_threshold
     given = options.threshold
@@ -182,7 +196,7 @@ def _choose(
     if given == "stored":
         if stored is None:
             raise ValueError(
-                f"--threshold stored: the checkpoint of {stages[0].name} has none (callbacks/calibration.py)"
+                f"--threshold stored: the checkpoint of {stages[0].name} has no threshold (see callbacks/calibration.py)"
             )
         return Choice(stored, "stored in stage 1's checkpoint", everything)
     if given is not None:
@@ -195,25 +209,25 @@ def _choose(
         evaluated = measures.evaluate(stages, samples, options.batch_size, stages[0].module.temperature)
     else:
         if len(everything) < 2:
-            raise ValueError(f"--choose_on half: 2 samples or more are needed, got {len(everything)}")
+            raise ValueError(f"--choose_on half: needs 2 samples or more, got {len(everything)}")
         chosen_on, places = measures.halves(len(everything), options.seed)
-        where = f"half of the {options.split} split ({len(chosen_on):,} samples, seed {options.seed}), measured on the other"
+        where = f"half of the {options.split} split ({len(chosen_on):,} samples, seed {options.seed}); the other half is measured"
         evaluated = evaluated.part(chosen_on)
     swept = measures.sweep(evaluated)
     if options.budget is not None:
         place = measures.choose_at_cost(swept, flops[0], flops[1], options.budget)
-        how = f"the most accurate of at most {options.budget:.0%} of stage 2's operations"
+        how = f"most accurate threshold with at most {options.budget:.0%} of stage 2's operations"
     else:
         lost = options.tolerance or 0.0
         place = measures.choose_within(swept, lost / 100)
-        how = f"the cheapest with stage 2's accuracy less {lost:g} points"
+        how = f"cheapest threshold that loses at most {lost:g} points against stage 2"
     return Choice(float(swept.threshold[place]), f"{how}, on {where}", places)
 
 
 def _times(
     options: argparse.Namespace, stages: list[Stage], samples: Samples, threshold: float
 ) -> dict[str, list[float]]:
-    """Seconds an image of each stage alone and of the cascade, one figure a repeat, measured in turns."""
+    """Measure seconds per image of stage 1, stage 2 and the cascade in turns; one value for each repeat."""
     images = samples.image[: options.timed]
     temperature, batch_size = stages[0].module.temperature, options.batch_size
 
@@ -229,7 +243,7 @@ def _times(
 
 
 def _row(accuracy: float, flops: float, flops2: float, times: list[float], times2: list[float]) -> dict[str, Any]:
-    """A line of the table; times in seconds an image."""
+    """Values of one table row; ``times`` and ``times2`` (stage 2) are seconds per image."""
     ratios = [own / other for own, other in zip(times, times2, strict=True)]
     return {
         "accuracy": accuracy,
@@ -245,7 +259,7 @@ def _share(hits: np.ndarray[Any, np.dtype[np.bool_]]) -> float | None:
 
 
 def _lines(report: dict[str, Any]) -> list[str]:
-    header = ("", "accuracy %", "ms/image", "time, share of stage 2", "M operations", "share")
+    header = ("", "accuracy %", "ms/image", "time / stage 2", "M operations/image", "operations / stage 2")
     rows = []
     for name, row in report["measured"].items():
         seconds, share = Spread(**row["seconds"]), Spread(**row["time_share"])
@@ -253,13 +267,13 @@ def _lines(report: dict[str, Any]) -> list[str]:
         cells = [f"{100 * row['accuracy']:.2f}", milliseconds.text(3), share.text(3)]
         rows.append([name, *cells, f"{row['flops'] / 1e6:,.2f}", f"{row['flops_share']:.3f}"])
     exits = report["exit_accuracy"]
-    right = "" if exits is None else f", {exits:.2%} of them right"
+    right = "" if exits is None else f", {exits:.2%} of these answers are correct"
     return [
         f"stage 1: {report['stage1']}\nstage 2: {report['stage2']}",
-        f"{report['data']['split']} split, {report['data']['samples']:,} samples; times: median (least .. most)\n",
+        f"{report['data']['split']} split, {report['data']['samples']:,} samples; times: median (lowest .. highest)\n",
         table(header, rows),
-        f"\nthreshold {_text(report['threshold'])}: {report['coverage']:.1%} leave after stage 1{right}",
-        f"chosen: {report['chosen']}",
+        f"\nthreshold {_text(report['threshold'])}: stage 1 answers {report['coverage']:.1%} of the samples{right}",
+        f"threshold chosen by: {report['chosen']}",
     ]
 
 

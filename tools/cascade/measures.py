@@ -1,10 +1,10 @@
-"""What a cascade does: its execution, the sweep of its threshold, and the choice of one.
+"""Runs a cascade of two classifiers, computes coverage and accuracy at every threshold, and chooses a threshold.
 
-batch --stage 1--> confidence >= threshold: answered, leaves
-                   else waits until a batch is full --stage 2--> answered
+batch --stage 1--> confidence >= threshold: stage 1 answers
+                   otherwise: collected until a batch is full --stage 2--> stage 2 answers
 
-confidence = largest softmax probability of stage 1's logits / temperature
-cost an image = cost of stage 1 + share that does not leave * cost of stage 2
+confidence = largest softmax probability of (logits of stage 1 / temperature)
+cost per image = cost of stage 1 + share of samples that stage 2 answers * cost of stage 2
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ NEVER = math.inf
 
 
 class Answers(NamedTuple):
-    """What a cascade said of N images, on the host.
+    """Predictions of a cascade for N images, on the CPU.
 
     Attributes:
-        predicted: Class of each (N,).
-        exited: Whether stage 1 answered (N,).
+        predicted: Predicted class of each image, (N,) int64.
+        exited: Whether stage 1 answered, (N,) bool.
     """
 
     predicted: Tensor
     exited: Tensor
 
     def accuracy(self, labels: Tensor) -> float:
-        """Share of right answers."""
+        """Share of correct predictions, 0 to 1."""
         return float((self.predicted == labels).double().mean())
 
 
 class Evaluated(NamedTuple):
-    """Both stages' answers to the same samples (N,): what any threshold would do follows from them.
+    """Results of both stages on the same N samples, enough to compute the cascade's accuracy at any threshold.
 
     Attributes:
-        confidence: Of stage 1, float32.
-        right1: Whether stage 1 is right.
-        right2: Whether stage 2 is right.
+        confidence: Confidence of stage 1, (N,) float32.
+        right1: Whether stage 1 is correct, (N,).
+        right2: Whether stage 2 is correct, (N,).
     """
 
     confidence: NDArray[np.float32]
@@ -57,18 +57,20 @@ class Evaluated(NamedTuple):
     right2: NDArray[np.bool_]
 
     def part(self, places: NDArray[np.int64]) -> Evaluated:
-        """Those of some samples."""
+        """Select the samples at the given indices."""
         return Evaluated(self.confidence[places], self.right1[places], self.right2[places])
 
 
 class Sweep(NamedTuple):
-    """Every threshold that makes a difference, from the highest, at which nothing leaves, down to that of all.
+    """Coverage and accuracy at each distinct threshold, in descending order.
+
+    At the first threshold stage 2 answers every sample, at the last one stage 1 does.
 
     Attributes:
-        threshold: (T,), the first is infinite.
-        coverage: Share that stage 1 answers.
-        accuracy: Of all answers.
-        exit_accuracy: Of those of stage 1; NaN where there are none.
+        threshold: Thresholds, (T,); the first is infinite.
+        coverage: Share of samples that stage 1 answers, (T,).
+        accuracy: Accuracy of the cascade, (T,).
+        exit_accuracy: Accuracy of stage 1 on the samples that it answers, (T,); NaN where it answers none.
     """
 
     threshold: Array
@@ -77,25 +79,28 @@ class Sweep(NamedTuple):
     exit_accuracy: Array
 
     def at(self, threshold: float) -> int:
-        """The place that a threshold has the same effect as."""
+        """Return the index of the threshold in the sweep that has the same effect as the given one."""
         return int((self.threshold >= np.float32(threshold)).sum()) - 1
 
     def cost(self, first: float, second: float) -> Array:
-        """Mean cost of an image at each threshold, in the unit of the stages' own."""
+        """Mean cost per image at each threshold, from the costs of stage 1 and stage 2 in any common unit."""
         return first + (1 - self.coverage) * second
 
 
 def answer(
     stages: Sequence[Stage], images: Tensor, threshold: float, batch_size: int, temperature: float = 1.0
 ) -> Answers:
-    """Run a cascade.
+    """Run a cascade on images.
 
     Args:
-        stages: The cheap one, then the costly one.
-        images: (N, C, H, W) uint8.
-        threshold: Stage 1 answers from this confidence on: 0 always, infinite never.
-        batch_size: Images in a batch of either stage; the last ones may be fewer.
-        temperature: What stage 1's logits are divided by.
+        stages: The cheap stage, then the costly one.
+        images: Images, (N, C, H, W) uint8.
+        threshold: Stage 1 answers if its confidence is at least this; 0 means always, infinity never.
+        batch_size: Images per batch, for both stages; the last batch may be smaller.
+        temperature: Divisor of stage 1's logits.
+
+    Returns:
+        The predictions, and which of them come from stage 1.
     """
     first, second = stages
     predicted = torch.empty(len(images), dtype=torch.int64, device=first.device)
@@ -115,7 +120,7 @@ def answer(
 
 
 def alone(stage: Stage, images: Tensor, batch_size: int) -> Tensor:
-    """Classes (N,) that one stage gives to all images, on the host."""
+    """Predict the classes of all images with one stage; returns (N,) int64 on the CPU."""
     return torch.cat([stage.logits(images[places]).argmax(dim=1).cpu() for places in _batches(images, batch_size)])
 
 
@@ -126,7 +131,18 @@ def seconds(
     threshold: float = NEVER,
     temperature: float = 1.0,
 ) -> float:
-    """Wall time of one stage alone, or of the cascade of two, from uint8 images in memory to classes on the host."""
+    """Measure the wall time from uint8 images in memory to predicted classes on the CPU.
+
+    Args:
+        stage_or_stages: One stage to measure by itself, or the two stages of a cascade.
+        images: Images, (N, C, H, W) uint8.
+        batch_size: Images per batch.
+        threshold: Threshold of the cascade, see :func:`answer`.
+        temperature: Divisor of stage 1's logits in the cascade.
+
+    Returns:
+        Seconds for all images.
+    """
     began = time.perf_counter()
     if isinstance(stage_or_stages, Stage):
         alone(stage_or_stages, images, batch_size)
@@ -136,7 +152,14 @@ def seconds(
 
 
 def evaluate(stages: Sequence[Stage], samples: Samples, batch_size: int, temperature: float = 1.0) -> Evaluated:
-    """Show all samples to both stages."""
+    """Run both stages on all samples.
+
+    Args:
+        stages: The cheap stage, then the costly one.
+        samples: Images and labels.
+        batch_size: Images per batch.
+        temperature: Divisor of stage 1's logits, for its confidence.
+    """
     logits = []
     for number, stage in enumerate(stages, start=1):
         places = _batches(samples.image, batch_size)
@@ -153,7 +176,7 @@ def _batches(images: Tensor, batch_size: int) -> tuple[Tensor, ...]:
 
 
 def sweep(evaluated: Evaluated) -> Sweep:
-    """Coverage and accuracy at every threshold.
+    """Compute coverage and accuracy at every threshold.
 
     >>> s = sweep(Evaluated(np.float32([0.9, 0.5, 0.7]), np.array([1, 0, 1], bool), np.array([0, 1, 1], bool)))
     >>> s.coverage.round(2).tolist(), s.accuracy.round(2).tolist()
@@ -162,7 +185,7 @@ def sweep(evaluated: Evaluated) -> Sweep:
     confidence, right1, right2 = evaluated
     order = np.argsort(-confidence, kind="stable")
     descending, n = confidence[order], len(order)
-    # equal confidences leave together: a threshold ends where the next confidence is another
+    # samples of equal confidence are treated alike: take the last index of each run of equal values
     ends = np.append(np.flatnonzero(descending[1:] != descending[:-1]), n - 1)
     hits, others = right1[order].cumsum()[ends], right2[order].cumsum()[ends]
     exits, rest = ends + 1, right2.sum() - others
@@ -175,14 +198,18 @@ def sweep(evaluated: Evaluated) -> Sweep:
 
 
 def choose_within(swept: Sweep, tolerance: float) -> int:
-    """The cheapest threshold that costs no accuracy beside stage 2 alone, as the place in the sweep.
+    """Choose the cheapest threshold at which the cascade is as accurate as stage 2 by itself, within a tolerance.
 
-    It is sought from the most accurate threshold downwards and ends where the accuracy first falls short: a lower one that is
-    good again is so by chance more often than not.
+    The search starts at the most accurate threshold and goes down until the accuracy first falls short. A lower threshold whose
+    accuracy is sufficient again is usually so by chance.
 
     Args:
-        swept: On the samples that choose.
-        tolerance: Accuracy that may be lost, as a share: 0.001 for 0.1 points; negative asks for a gain where there is one.
+        swept: Sweep over the samples on which the threshold is chosen.
+        tolerance: Accuracy that may be lost, as a share: 0.001 means 0.1 points. A negative value requires a gain; if no threshold
+            reaches it, the most accurate one is chosen.
+
+    Returns:
+        Index of the threshold in the sweep.
     """
     best = int(swept.accuracy.argmax())
     short = np.flatnonzero(swept.accuracy[best:] < swept.accuracy[0] - tolerance - 1e-12)
@@ -192,25 +219,28 @@ def choose_within(swept: Sweep, tolerance: float) -> int:
 
 
 def choose_at_cost(swept: Sweep, first: float, second: float, share: float) -> int:
-    """The most accurate threshold of those that cost at most a share of stage 2 alone, as the place in the sweep.
+    """Choose the most accurate threshold whose cost is at most a given share of the cost of stage 2.
 
     Args:
-        swept: On the samples that choose.
-        first: Cost of stage 1 an image.
-        second: Cost of stage 2, in the same unit.
-        share: Of ``second``, over 0.
+        swept: Sweep over the samples on which the threshold is chosen.
+        first: Cost of stage 1 per image.
+        second: Cost of stage 2 per image, in the same unit.
+        share: Largest cost as a share of ``second``, above 0.
+
+    Returns:
+        Index of the threshold in the sweep.
 
     Raises:
-        ValueError: Stage 1 alone costs more.
+        ValueError: Stage 1 by itself already costs more.
     """
     affordable = np.flatnonzero(swept.cost(first, second) <= share * second)
     if not len(affordable):
-        raise ValueError(f"--budget {share:g}: stage 1 alone costs {first / second:.3g} of stage 2")
+        raise ValueError(f"--budget {share:g}: too low, stage 1 by itself costs {first / second:.3g} of stage 2")
     return int(affordable[swept.accuracy[affordable].argmax()])
 
 
 def halves(samples: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Places of two halves drawn by seed, each ascending; the first is the larger where the number is odd."""
+    """Draw two random halves of the indices 0 to ``samples`` - 1, each in ascending order; an odd index goes to the first half."""
     order = np.random.default_rng(seed).permutation(samples)
     middle = (samples + 1) // 2
     return np.sort(order[:middle]), np.sort(order[middle:])

@@ -1,4 +1,4 @@
-"""The picture of tools.cascade: accuracy against operations, and against time as it was measured."""
+"""Draws cascade.png: accuracy against operations per image and against measured time per image."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from metrics.confidence import Array
 
 
 class Point(NamedTuple):
-    """A stage alone or the cascade: accuracy (a share), operations an image, seconds an image."""
+    """Measurements of a single stage or of the cascade: accuracy (0 to 1), operations per image, seconds per image."""
 
     accuracy: float
     flops: float
@@ -22,31 +22,43 @@ class Point(NamedTuple):
 
 
 def draw(curve: tuple[Array, Array], points: Mapping[str, Point], title: str, chosen: str) -> Figure:
-    """Two panels: the swept threshold against operations, and what was measured against time.
+    """Draw two panels: accuracy against operations on the left, accuracy against time on the right.
+
+    Both panels show the curve over all thresholds and the measured points.
 
     Args:
-        curve: Operations an image and accuracy at each threshold.
-        points: ``stage 1``, ``stage 2`` and ``cascade``.
-        title: Line above the picture.
-        chosen: What the legend says of the threshold.
+        curve: Operations per image and accuracy at each threshold.
+        points: Measurements with the keys ``stage 1``, ``stage 2`` and ``cascade``.
+        title: Title of the figure.
+        chosen: Legend entry of the cascade's point.
+
+    Returns:
+        The figure.
     """
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     figure.suptitle(label_text(title, 160))
     left, right = figure.subplots(1, 2, sharey=True)
     left.plot(curve[0] / 1e6, 100 * curve[1], color=BLUE, linewidth=1.5, label="cascade, threshold swept")
     first, second = points["stage 1"], points["stage 2"]
-    # what the threshold would cost in time follows from the stages alone; the cascade's own point is measured
+    # the time at each threshold is computed from the times of the two stages; the cascade's own point is measured
     time = first.seconds + (curve[0] - first.flops) / second.flops * second.seconds
-    right.plot(1e3 * time, 100 * curve[1], color=BLUE, linewidth=1, linestyle="--", label="from the stages' times")
+    right.plot(
+        1e3 * time,
+        100 * curve[1],
+        color=BLUE,
+        linewidth=1,
+        linestyle="--",
+        label="computed from the times of both stages",
+    )
     looks = {"stage 1": (GREEN, "s"), "stage 2": (VERMILION, "D"), "cascade": (BLUE, "o")}
     for name, point in points.items():
         colour, shape = looks[name]
-        text = chosen if name == "cascade" else f"{name} alone"
+        text = chosen if name == "cascade" else f"{name} only"
         for axes, cost in ((left, point.flops / 1e6), (right, 1e3 * point.seconds)):
             label = text if axes is right else None
             axes.plot([cost], [100 * point.accuracy], shape, color=colour, markersize=9, label=label)
-    _finish(left, "million operations an image (a multiplication and an addition are two)")
-    _finish(right, "milliseconds an image, measured")
+    _finish(left, "million operations per image (a multiply-add counts as two)")
+    _finish(right, "milliseconds per image, measured")
     left.set_ylabel("accuracy (%)")
     for axes in (left, right):
         axes.legend(frameon=False, loc="lower right")

@@ -1,8 +1,8 @@
-"""The two stages of a cascade: trained classifiers that are given uint8 images, each normalised and sized as it was trained.
+"""Loads the two classifiers of a cascade and its data; each stage normalises and resizes uint8 images as in its training.
 
-RUN_DIR or CHECKPOINT          a run of ours: newest configuration, averaged weights where there are any
-CONFIG.yaml:WEIGHTS            a network of the configuration's `model` with the weights of a plain file, such as a public one;
-                               what `model.init_args` does not say of the images (num_classes, mean, ...) is that of the data
+RUN_DIR or CHECKPOINT          a run of this project: its newest configuration, and the averaged weights if there are any
+CONFIG.yaml:WEIGHTS            the configuration's `model` with weights from a plain file, such as a public one;
+                               image settings that `model.init_args` lacks (num_classes, mean, ...) are taken from the data
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ LINKED = ("num_classes", "in_channels", "image_size", "mean", "std", "class_name
 
 
 class Source(NamedTuple):
-    """Where a stage comes from: a run or checkpoint, or a configuration and a file of weights."""
+    """Source of a stage: a run folder or checkpoint, or a configuration together with a file of weights."""
 
     path: Path
     weights: str | None
 
     @classmethod
     def of(cls, text: str) -> Source:
-        """Take apart what the command line was given.
+        """Parse the command-line form of a stage.
 
         >>> Source.of("net.yaml:weights.pt").weights, Source.of("runs/a").weights
         ('weights.pt', None)
@@ -50,10 +50,10 @@ class Source(NamedTuple):
         return cls(Path(text), None)
 
     def config(self) -> Path:
-        """The configuration.
+        """Return the configuration file; for a run, the newest one.
 
         Raises:
-            ValueError: There is none.
+            ValueError: There is no such configuration, run folder or checkpoint.
         """
         if self.weights is not None:
             if not self.path.is_file():
@@ -68,21 +68,24 @@ class Stage:
     """A classifier in eval mode that takes uint8 images.
 
     Args:
-        name: For tables.
-        module: Any classifier of ours that takes images.
-        device: Where it computes.
-        bf16: Compute in bfloat16 where autocast does; else in float32.
+        name: Name in tables and messages.
+        module: A classifier of this project that takes images.
+        device: Device of the computation.
+        bf16: Use autocast with bfloat16; otherwise everything is computed in float32.
+
+    Raises:
+        ValueError: The module does not know mean and std.
     """
 
     def __init__(self, name: str, module: Classifier, device: torch.device, bf16: bool = False) -> None:
         if module.mean is None or module.std is None:
-            raise ValueError(f"{name}: does not know the mean and std of its images")
+            raise ValueError(f"{name}: has no mean and std to normalise images with")
         self.name, self.module, self.device, self.bf16 = name, module.eval().to(device), device, bf16
         self.module.channels_last = True
         self.module.to(memory_format=torch.channels_last)
 
     def prepared(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) uint8 as this stage's network takes them; larger ones are shrunk, antialiased."""
+        """Resize (with antialiasing) and normalise images (B, C, H, W) uint8 for this stage's network."""
         images = images.to(self.device, non_blocking=True)
         size = self.module.image_size
         if size is not None and images.shape[-1] != size:
@@ -93,28 +96,28 @@ class Stage:
 
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
-        """Logits (B, K) float32 of images (B, C, H, W) uint8."""
+        """Compute logits (B, K) float32 of images (B, C, H, W) uint8."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             logits: Tensor = self.module(self.prepared(images))
         return logits.float()
 
     def flops(self, images: Tensor) -> float:
-        """Floating-point operations an image, a multiplication and an addition counted as two: convolutions and matrix products."""
+        """Count the floating-point operations per image in convolutions and matrix products; a multiply-add counts as two."""
         prepared = self.prepared(images[:1])
-        # the fused attention kernels are unknown to the counter; the plain one is two products of matrices
+        # the counter does not know the fused attention kernels; the MATH backend is two matrix products, which it counts
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             self.module(prepared)
         return float(counter.get_total_flops())
 
 
 class Samples(NamedTuple):
-    """Images (N, C, H, W) uint8 and labels (N,) int64, in memory."""
+    """Images (N, C, H, W) uint8 and labels (N,) int64 in memory."""
 
     image: Tensor
     label: Tensor
 
     def part(self, places: Tensor) -> Samples:
-        """The samples at these places."""
+        """Select the samples at the given indices."""
         return Samples(self.image[places], self.label[places])
 
 
@@ -126,23 +129,26 @@ def open_stages(
     bf16: bool,
     checkpoint: str = "best",
 ) -> tuple[list[Stage], DataModule]:
-    """Both stages, and the data at the larger of their image sizes.
+    """Load the stages, and create the data at the largest of their image sizes.
 
     Args:
-        sources: Of the stages.
-        config: Configuration whose ``data`` both are shown.
+        sources: Sources of the stages.
+        config: Configuration whose ``data`` section is used.
         root: Folder of the data, in place of the configured one.
-        device: Where both compute.
+        device: Device of both stages.
         bf16: See :class:`Stage`.
-        checkpoint: Which one of a run folder.
+        checkpoint: Checkpoint of a run folder, ``best`` or ``last``.
+
+    Returns:
+        The stages and the datamodule, which is not set up yet.
 
     Raises:
-        ValueError: Something is missing or does not fit; one line says what.
+        ValueError: A source is missing, is no classifier, or does not fit the data.
     """
     data = configured_data(config, root)
     if isinstance(data, CachedFeaturesDataModule):
         raise ValueError(
-            f"{config}: holds features, and a cascade is shown images; name a configuration of images by --data"
+            f"{config}: its data are cached features, but a cascade needs images; give a configuration with images as --data"
         )
     modules = [_module(source, data, checkpoint) for source in sources]
     largest = max((module.image_size or 0 for module in modules), default=0)
@@ -162,14 +168,14 @@ def _module(source: Source, data: DataModule, checkpoint: str) -> Classifier:
     if source.weights is None:
         module = load_run(source.path, checkpoint)
         if not isinstance(module, Classifier):
-            raise ValueError(f"{source.path}: is a run of {type(module).__name__}, a classifier is needed")
+            raise ValueError(f"{source.path}: is a run of {type(module).__name__}, but a classifier is needed")
         return module
     cls = model_class(source.config())
     if not issubclass(cls, Classifier):
-        raise ValueError(f"{source.path}: model.class_path: {cls.__name__} is no classifier")
+        raise ValueError(f"{source.path}: model.class_path: {cls.__name__} is not a classifier")
     given = yaml.safe_load(source.path.read_text(encoding="utf-8"))["model"].get("init_args") or {}
     try:
-        made = cls(**{**_of_data(data), **given})
+        made = cls(**{**_data_settings(data), **given})
         tensors = read_weights(source.weights, made.network.state_dict().keys()).tensors
         warm_start(made.network, own_names(tensors) if isinstance(made.network, ResNet) else tensors)
     except (ValueError, TypeError) as error:
@@ -177,37 +183,37 @@ def _module(source: Source, data: DataModule, checkpoint: str) -> Classifier:
     return made
 
 
-def _of_data(data: DataModule) -> dict[str, Any]:
+def _data_settings(data: DataModule) -> dict[str, Any]:
     values = {name: getattr(data, name) for name in LINKED}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def _check(source: Source, module: Classifier, data: DataModule) -> None:
-    """Refuse a stage that cannot judge the data."""
+    """Raise ValueError if a stage cannot classify the data: other classes, other channels or larger images."""
     for name in ("num_classes", "in_channels"):
         own, there = getattr(module, name), getattr(data, name)
         if own != there:
             raise ValueError(f"{_name(source)}: {name} {own}, but the data has {there}")
     if module.class_names is not None and list(module.class_names) != list(data.class_names):
         raise ValueError(
-            f"{_name(source)}: tells apart {', '.join(module.class_names[:5])}, but the data has "
+            f"{_name(source)}: its classes are {', '.join(module.class_names[:5])}, but the data has "
             f"{', '.join(data.class_names[:5])}: classes or their order differ"
         )
     if module.image_size is not None and module.image_size > data.image_size:
         raise ValueError(
-            f"{_name(source)}: takes images of {module.image_size} pixels, and those of the data have {data.image_size}, "
-            "which are not enlarged"
+            f"{_name(source)}: takes images of {module.image_size} pixels, but the data has images of {data.image_size} pixels, "
+            "and images are not enlarged"
         )
 
 
 def read_samples(data: DataModule, split: str, limit: int | None, seed: int) -> Samples:
-    """A split in memory.
+    """Read a split into memory.
 
     Args:
-        data: Not set up yet, or already.
+        data: The datamodule; it is set up here.
         split: ``val`` or ``test``.
-        limit: Most samples, drawn by seed; None for all.
-        seed: Of the draw.
+        limit: Number of samples to draw; None for all.
+        seed: Seed of the draw.
 
     Raises:
         ValueError: The split is empty.
@@ -216,7 +222,7 @@ def read_samples(data: DataModule, split: str, limit: int | None, seed: int) -> 
     loader = data.val_dataloader() if split == "val" else data.test_dataloader()
     batches = list(watched(f"reading {split}", loader, "batches", len(loader)))
     if not batches:
-        raise ValueError(f"--split {split}: has no samples")
+        raise ValueError(f"--split {split}: the split has no samples")
     samples = Samples(torch.cat([b["image"] for b in batches]).cpu(), torch.cat([b["label"] for b in batches]).cpu())
     if limit is None or limit >= len(samples.label):
         return samples

@@ -1,1 +1,1 @@
-"""Compares runs: best and last metrics, settings that differ, cost. The command is `__main__.py`."""
+"""Compares runs: best and last metrics, settings that differ, cost. The command is in `__main__.py`."""

@@ -1,8 +1,9 @@
-"""Compares runs of any system: best and last figures, what was set otherwise, speed, memory and cost; seeds taken together.
+"""The command that compares runs: the table's columns (metrics, settings that differ, speed, memory, cost), and its files.
 
     python -m tools.compare RUN_DIR... [--output FILE.csv] [--markdown FILE.md] [--plot FILE.png] [--metric NAME] [--price X]
 
-Run folders are read as they are, finished or not: a run that is broken is a row that says so. `*` marks the best of a column.
+Runs of any system are compared, finished or not; a broken run is a row that states the problem. Runs that differ only in the seed
+are followed by a row with their mean. `*` marks the best value of a column.
 """
 
 from __future__ import annotations
@@ -26,12 +27,19 @@ from tools.command_line import Parser, run_command, start
 from tools.compare.picture import draw
 from tools.compare.runs import BROKEN, SEED, Run, Value, best_of, differing, grouped, is_run, read_run
 
-WIDTH = 200  # of the table where the output is no terminal
-SETTINGS, METRICS = 4, 4  # most columns of each kind on the terminal; the files have all
+WIDTH = 200  # characters of the table if the output is not a terminal
+SETTINGS, METRICS = 4, 4  # largest number of columns of each kind on the terminal; the files have all columns
 
 
 class Column(NamedTuple):
-    """A column: its title, what a run has there, and whether the best is marked and seeds are averaged."""
+    """A column of the table.
+
+    Attributes:
+        title: Header of the column.
+        value: Function that returns the value of a run.
+        metric: Whether the best value is marked and seeds are averaged.
+        epoch: Function that returns the epoch of the value; None for no epoch.
+    """
 
     title: str
     value: Callable[[Run], Value]
@@ -40,42 +48,51 @@ class Column(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """Text of a cell, and whether it is the best of its column."""
+    """Text of a cell, and whether it is the best value of its column."""
 
     text: str
     best: bool = False
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; ``argv`` as on the command line, None takes the process's own. Returns the exit code."""
+    """Run the command.
+
+    Args:
+        argv: Arguments without the program's name; None takes those of the process.
+
+    Returns:
+        The exit code.
+    """
     return run_command(lambda: compare(_parser().parse_args(argv)))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser("compare", "Compare runs, finished or not, of any system.")
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="run folders; runs/*/* names many")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="CSV with a row for each run")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="the table in Markdown")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="PNG with the curve of each run")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="run folders, such as runs/*/*")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write a CSV file with a row for each run")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table in Markdown")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="write a PNG with the curve of each run")
     parser.add_argument(
-        "--metric", metavar="NAME", help="what is drawn and comes first (what chose the best checkpoint)"
+        "--metric",
+        metavar="NAME",
+        help="metric to plot and to show first (default: the metric that selected the best checkpoint)",
     )
-    parser.add_argument("--price", type=float, metavar="X", help="of an hour of one device, for the cost")
+    parser.add_argument("--price", type=float, metavar="X", help="price of one hour of one device, for the column cost")
     return parser
 
 
 def compare(options: argparse.Namespace) -> None:
-    """Read, print and write.
+    """Read the runs, print the table and write the files.
 
     Args:
-        options: See ``--help``.
+        options: Parsed flags, see ``--help``.
 
     Raises:
-        ValueError: None of the folders is a run, or a setting is wrong.
+        ValueError: None of the folders is a run, or a setting is invalid.
         OSError: A file cannot be written.
     """
     if options.price is not None and not options.price >= 0:
-        raise ValueError(f"--price: of an hour, 0 or more, got {options.price}")
+        raise ValueError(f"--price: the price of an hour must be 0 or more, got {options.price}")
     for path in (options.output, options.markdown, options.plot):
         if path is not None and (path.is_dir() or not path.parent.is_dir()):
             raise ValueError(f"{path}: must be a file in a folder that exists")
@@ -84,12 +101,12 @@ def compare(options: argparse.Namespace) -> None:
         given = ", ".join(str(folder) for folder in folders[:3])
         raise ValueError(f"no run among the {len(folders)} given ({given}): a run folder has a config.yaml")
     runs = [
-        read_run(folder, options.metric) if is_run(folder) else Run(str(folder), f"{BROKEN}: no run folder")
+        read_run(folder, options.metric) if is_run(folder) else Run(str(folder), f"{BROKEN}: not a run folder")
         for folder in folders
     ]
     if options.metric is not None and not any(options.metric in run.best for run in runs):
         there = ", ".join(_metrics(runs)) or "none"
-        raise ValueError(f"--metric {options.metric}: no run has it (there: {there})")
+        raise ValueError(f"--metric {options.metric}: no run has this metric (available: {there})")
     groups = grouped(runs)
     if options.output is not None:
         write_text(options.output, _csv(runs, groups, options.price))
@@ -99,14 +116,14 @@ def compare(options: argparse.Namespace) -> None:
         write_png(options.plot, render(draw(groups)))
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     console.print(_rich(groups, _columns(runs, options.price, SETTINGS, METRICS)))
-    print(_left_out(runs))
+    print(_caption(runs))
 
 
 # ---- columns ----
 
 
 def _metrics(runs: Sequence[Run]) -> list[str]:
-    """Metrics of any run, those that chose checkpoints first, then validation."""
+    """Sort the metric names of all runs: first those that selected checkpoints, then validation metrics, then the rest."""
     names = {name for run in runs for name in run.best}
     chosen = [run.main for run in runs if run.main in names]
     return sorted(names, key=lambda name: (name not in chosen, not name.startswith("val/"), name))
@@ -130,7 +147,15 @@ def _best(name: str) -> Column:
 def _columns(
     runs: Sequence[Run], price: float | None, settings: int | None = None, metrics: int | None = None
 ) -> list[Column]:
-    """Columns of the table, at most so many settings and so many metrics of training and of evaluation."""
+    """Create the columns of the table.
+
+    Args:
+        runs: All runs.
+        price: Price of one hour of one device; None for no cost column.
+        settings: Largest number of settings that differ; None for all.
+        metrics: Largest number of training metrics, and of evaluation metrics; None for all. With a limit, only validation and
+            test metrics and the main metric of the first run are shown.
+    """
     found = [name for name in _metrics(runs) if metrics is None or name.startswith("val/") or name == runs[0].main]
     evaluated = [name for name in _evaluated(runs) if metrics is None or name.startswith("test/")]
     return [
@@ -155,18 +180,18 @@ def _costs(price: float | None) -> list[Column]:
     ]
 
 
-def _left_out(runs: Sequence[Run]) -> str:
-    """What the table on the terminal does not show."""
+def _caption(runs: Sequence[Run]) -> str:
+    """Caption below the terminal table: number of runs, legend, and the settings that differ but have no column."""
     hidden = differing(runs)[SETTINGS:]
-    more = f"; also set otherwise: {', '.join(hidden[:8])}{' ...' * (len(hidden) > 8)}" if hidden else ""
-    return f"{len(runs)} run{'s' * (len(runs) != 1)}; best value (epoch), * the best of a column; all figures: --output FILE{more}"
+    more = f"; more settings that differ: {', '.join(hidden[:8])}{' ...' * (len(hidden) > 8)}" if hidden else ""
+    return f"{len(runs)} run{'s' * (len(runs) != 1)}; best value (epoch), * best of the column; all metrics: --output FILE{more}"
 
 
 # ---- cells ----
 
 
 def _rows(groups: Sequence[Sequence[Run]], columns: Sequence[Column]) -> list[list[Cell]]:
-    """A row for each run, and after those of several seeds one with their mean and standard deviation."""
+    """Build a row for each run; a group of several seeds is followed by a row with their mean and standard deviation."""
     runs = [run for group in groups for run in group]
     best = {column.title: best_of(_numbers(runs, column), column.title) for column in columns if column.metric}
     short = _short([run.name for run in runs])
@@ -203,7 +228,7 @@ def _cell(run: Run, column: Column, best: float | None) -> Cell:
 
 
 def _mean(group: Sequence[Run], column: Column) -> Cell:
-    """Mean, deviation and number of the seeds that have a figure; a setting is the same in all."""
+    """Mean, standard deviation and number of the runs that have a value; for settings, the common value of the group."""
     numbers = [value for value in _numbers(group, column) if value is not None]
     if column.metric or column.title in [cost.title for cost in _costs(0.0)]:
         if not numbers:
@@ -223,7 +248,7 @@ def _text(value: Value) -> str:
 
 
 def _short(names: Sequence[str]) -> dict[str, str]:
-    """Names without the folders that all have in common."""
+    """Map each name to the name without the leading folders that all names have in common."""
     parts = [Path(name).parts for name in names]
     common = 0
     while len(parts) > 1 and all(len(part) > common + 1 and part[common] == parts[0][common] for part in parts):
@@ -239,7 +264,7 @@ def _rich(groups: Sequence[Sequence[Run]], columns: Sequence[Column]) -> Table:
     table.add_column("run", overflow="fold")
     shown = [column for column in columns if any(column.value(run) is not None for group in groups for run in group)]
     for column in shown:
-        title = column.title.removeprefix("model.").replace("_", " ")  # words, which may stand below each other
+        title = column.title.removeprefix("model.").replace("_", " ")  # spaces let rich wrap the title
         table.add_column(escape(title), justify="right" if column.metric else "left", overflow="fold")
     for row in _rows(groups, shown):
         mean = row[0].text.startswith("mean of ")
@@ -258,7 +283,7 @@ def _markdown(groups: Sequence[Sequence[Run]], columns: Sequence[Column]) -> str
 
 
 def _csv(runs: Sequence[Run], groups: Sequence[Sequence[Run]], price: float | None) -> str:
-    """A row for each run with every figure in full; runs that differ in the seed alone have the same number as ``group``."""
+    """CSV text: a row for each run, values unrounded; runs that differ only in the seed share a number in the column ``group``."""
     number = {run.name: index for index, group in enumerate(groups, start=1) for run in group}
     columns: list[Column] = [
         Column("run", lambda run: run.name),

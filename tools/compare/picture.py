@@ -1,4 +1,4 @@
-"""The picture of tools.compare: the curve of each run's main metric, a panel for each metric, a colour for each group of seeds."""
+"""Draws the curves of compare: the main metric of each run over epochs, one panel per metric, one colour per group of seeds."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from tools.compare.runs import Run
 
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, GREY)
 STYLES = ("-", "--", ":", "-.")
-LISTED = 14  # most entries of a legend
+LISTED = 14  # largest number of legend entries
 
 
 def draw(groups: Sequence[Sequence[Run]]) -> Figure:
-    """Curves over epochs; a dot is the best epoch. Runs that differ in the seed alone have one colour and one entry.
+    """Draw curves over epochs, with a dot at the best epoch. Runs that differ only in the seed share a colour and a legend entry.
 
     Args:
-        groups: Runs without a curve are left out.
+        groups: Runs grouped by settings; runs without a curve are left out.
+
+    Returns:
+        The figure.
     """
     metrics = list(dict.fromkeys(run.main for group in groups for run in group if run.curve and run.main))
     figure = Figure(figsize=(8.5, max(4.2 * len(metrics), 2.0)), layout="constrained")
@@ -44,12 +47,12 @@ def draw(groups: Sequence[Sequence[Run]]) -> Figure:
         epoch_axis(axes, last)
         axes.set_ylabel(metric)
         axes.set_title(f"{metric} of each run; a large dot is its best epoch", fontsize=10)
-        title = f"{entries - LISTED} more than are listed" if entries > LISTED else None
+        title = f"{entries - LISTED} more not listed" if entries > LISTED else None
         legend = axes.legend(frameon=False, fontsize=8, title=title, loc="center left", bbox_to_anchor=(1.0, 0.5))
         legend.get_title().set_fontsize(8)
     return figure
 
 
 def _label(group: Sequence[Run]) -> str:
-    seeds = f" and {len(group) - 1} more of its settings" if len(group) > 1 else ""
+    seeds = f" and {len(group) - 1} more with the same settings" if len(group) > 1 else ""
     return label_text(f"{group[0].name[-40:]}{seeds}", 70)

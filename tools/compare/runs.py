@@ -1,4 +1,4 @@
-"""What the folder of a run says: its figures, its settings, its cost. Only JSON, CSV and YAML are read, no checkpoint."""
+"""Reads run folders for compare: metrics, settings, speed, memory, cost. Only JSON, CSV and YAML are read, no checkpoints."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ Value = str | float | int | bool | None
 
 SEED = "seed_everything"
 EVALUATIONS = ("validate", "test")
-# what a run is, and not what it was asked to be
+# settings that do not count as differences between runs
 LEFT_OUT = (SEED, "trainer.logger")
 FINISHED, UNFINISHED, BROKEN = "finished", "unfinished", "broken"
 
 
 @dataclass
 class Run:
-    """A row of the comparison; what a run lacks stays empty.
+    """A row of the comparison; fields that a run lacks stay empty.
 
     Args:
-        name: The folder as it was given.
+        name: The folder as given on the command line.
         status: ``finished``, ``unfinished`` (no training_summary.json) or ``broken: reason``.
-        best: Best value and epoch of each training and validation metric.
-        final: Their last values.
-        evaluated: What ``validate`` and ``test`` found, by metric.
-        settings: Every setting by its flag's name, without the seed.
-        seed: Of the training.
-        main: The metric that chose the best checkpoint.
-        curve: Epoch and value of that metric.
-        epochs: How many have ended.
-        device_hours: Hours of training times devices.
-        images_per_s: Median over the rows of metrics.csv.
-        memory_gb: Most memory.
+        best: Best value and its epoch, for each training and validation metric.
+        final: Last value of each of these metrics.
+        evaluated: Results of ``validate`` and ``test`` by metric.
+        settings: Every setting by the name of its flag, without the seed.
+        seed: Seed of the training.
+        main: The metric that selected the best checkpoint, or the one given to :func:`read_run`.
+        curve: Pairs of epoch and value of the main metric.
+        epochs: Number of finished epochs.
+        device_hours: Training time in hours times number of devices.
+        images_per_s: Median of ``speed/images_per_s`` over the rows of metrics.csv.
+        memory_gb: Largest ``memory/gb`` in metrics.csv.
     """
 
     name: str
@@ -61,16 +61,16 @@ class Run:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder has what a run leaves first."""
+    """Whether a folder is a run folder: it has a config.yaml, a metrics.csv or a training_summary.json."""
     return any((folder / name).is_file() for name in ("config.yaml", "metrics.csv", "training_summary.json"))
 
 
 def read_run(folder: Path, metric: str | None = None) -> Run:
-    """Read a run folder; what cannot be read makes the run a broken one and leaves the rest.
+    """Read a run folder. A file that is missing or cannot be read makes the status ``broken``; the other files are still read.
 
     Args:
-        folder: Of any system.
-        metric: The one to draw; None for the one that chose the run's best checkpoint.
+        folder: Run folder of any system.
+        metric: Main metric of the run; None for the metric that selected the run's best checkpoint.
     """
     run = Run(str(folder))
     problems = []
@@ -106,7 +106,7 @@ def _read_config(run: Run, folder: Path, metric: str | None) -> None:
 def _read_table(run: Run, folder: Path, metric: str | None) -> None:
     rows = read_metrics(folder / "metrics.csv")
     run.best = best_metrics(rows)
-    # the rows of epochs: those of steps have none of these
+    # rows at the end of an epoch; rows of single steps have none of these metrics
     epochs = [row for row in rows if run.best.keys() & row.keys()]
     run.epochs = int(epochs[-1]["epoch"]) if epochs else 0
     run.final = {name: epochs[-1][name] for name in run.best if name in epochs[-1]} if epochs else {}
@@ -130,13 +130,13 @@ def _read_evaluations(run: Run, folder: Path, metric: str | None) -> None:
         path = folder / f"{name}_metrics.json"
         if path.is_file():
             content = json.loads(path.read_text(encoding="utf-8"))["metrics"]
-            # validate judges the checkpoint on what training called val/
+            # the metrics of validate are also named val/...; the prefix separates them from those of training
             prefix = "" if name == "test" else f"{name}:"
             run.evaluated |= {f"{prefix}{key}": float(value) for key, value in content.items()}
 
 
 def flat(value: Any, name: str = "") -> Iterator[tuple[str, Value]]:
-    """Settings by the names of their flags; of a class that can be chosen, its name and then its own settings.
+    """Flatten a configuration to pairs of flag name and value; a class becomes its name, followed by its own settings.
 
     >>> dict(flat({"model": {"class_path": "a.Net", "init_args": {"lr": 0.1}}, "layers": [1, 2]}))
     {'model': 'Net', 'model.lr': 0.1, 'layers': '[1, 2]'}
@@ -156,7 +156,7 @@ def flat(value: Any, name: str = "") -> Iterator[tuple[str, Value]]:
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
-    """Settings that are not the same in all runs: those that all of them have first, of them model and data first."""
+    """Names of settings that differ between runs: settings that all runs have first, and model, data, trainer before others."""
     known = [run for run in runs if run.settings]
     names = sorted(
         {name for run in known for name in run.settings},
@@ -172,15 +172,15 @@ def _order(name: str) -> tuple[int, str]:
 
 
 def grouped(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs that differ in nothing but the seed, in the order of the first of each; a run without settings is alone."""
+    """Group runs that differ only in the seed, in order of first appearance; a run without settings forms its own group."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        key = json.dumps(sorted(run.settings.items())) if run.settings else f"alone {run.name}"
+        key = json.dumps(sorted(run.settings.items())) if run.settings else f"no settings: {run.name}"
         groups.setdefault(key, []).append(run)
     return list(groups.values())
 
 
 def best_of(values: Sequence[float | None], name: str) -> float | None:
-    """The best of a column: the least of an error, the most of anything else."""
+    """Best value of a column: the minimum for losses and errors, else the maximum; None with fewer than two values."""
     known = [value for value in values if value is not None and value == value]
     return (min if is_lower_better(name) else max)(known) if len(known) > 1 else None

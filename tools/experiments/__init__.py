@@ -1,1 +1,1 @@
-"""Runs named experiments, resumes what was interrupted, compares them. The command is `__main__.py`."""
+"""Runs named experiments, resumes interrupted ones and compares all of them. The command is in `__main__.py`."""

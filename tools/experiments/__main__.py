@@ -1,13 +1,13 @@
-"""Runs named experiments, overlays of configs/experiments/: skips what is finished, goes on with what is broken, compares them.
+"""The command that runs the overlays of configs/experiments/ on a configuration: skips finished runs, resumes broken ones.
 
     python -m tools.experiments --list
     python -m tools.experiments --config BASE [--only NAME...] [--jobs N] [--dry_run] [--data.NAME VALUE ...]
 
-    OUT/NAME/              the run of an experiment           OUT/experiments.json   words, exit code and seconds of each
-    OUT/NAME.log           what its process said              OUT/compare.{csv,md,png}   all of them, by tools.compare
+    OUT/NAME/              run folder of an experiment        OUT/experiments.json       command, exit code and seconds of each
+    OUT/NAME.log           output of its process              OUT/compare.{csv,md,png}   comparison of all, by tools.compare
 
-Each experiment is a process of its own, so that one that fails leaves the others alone. --dry_run prints their commands, a line
-each, for a cluster's scheduler.
+Each experiment runs in its own process, so that a failure does not affect the others. --dry_run prints their commands, one per
+line, for the scheduler of a cluster.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from foundation.project import ROOT
+from foundation.project import ROOT, find_config
 from tools.command_line import FAILED, OK, Parser, run_command, start
 from tools.experiments.files import Experiment, choose, files_of, read_experiment, read_header
 from tools.experiments.jobs import Job, epochs_of, first_words, run_jobs, state_of
 from tools.experiments.report import Report, check_record, read_record
 
 FOLDER = ROOT / "configs" / "experiments"
-OF_A_FIT = re.compile(r"--(seed_everything\b|\w+\.)")  # others would decide where a run is or what it goes on from
+OF_A_FIT = re.compile(
+    r"--(seed_everything\b|\w+\.)"
+)  # other flags would change the run folder or the checkpoint to resume
 EXAMPLES = """\
 examples:
   python -m tools.experiments --config configs/prompt_segmentation_light.yaml --data.root FOLDER --jobs 2
@@ -37,69 +39,80 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags of the tool itself; all others go to each ``main.py fit``."""
+    """Create the parser of the tool's own flags; all other flags are passed on to each ``main.py fit``."""
     parser = Parser(
         "experiments",
         usage="--config BASE [--config OVERLAY] [--only NAME...] [--jobs N] [--list | --dry_run] [--data.NAME VALUE ...]",
-        description="Run named experiments on a configuration: skip the finished ones, go on with the broken ones, compare.",
+        description="Run named experiments on a configuration: skip finished ones, resume broken ones, compare all.",
         epilog=EXAMPLES,
     )
     parser.add_argument(
         "--config",
-        type=Path,
+        type=find_config,
         action="append",
         metavar="BASE",
-        help="what the experiments are overlays of; others go between",
+        help="base configuration; more --config are overlays applied before the experiment's own",
     )
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="experiments, lists or overlay files (all that fit)")
-    parser.add_argument("--experiments", type=Path, default=FOLDER, metavar="DIR", help="folder of the overlays")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the runs (runs/experiments/<config>)")
     parser.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help="experiments at once, each with its share of the cores"
+        "--only", nargs="+", metavar="NAME", help="experiments, lists or overlay files (default: all that fit)"
+    )
+    parser.add_argument(
+        "--experiments", type=Path, default=FOLDER, metavar="DIR", help="folder with the overlays (configs/experiments)"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the runs (runs/experiments/<config>)")
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="experiments to run at the same time; they share the cores"
     )
     choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("--list", action="store_true", help="name the experiments, and with --config how far they are")
+    choice.add_argument("--list", action="store_true", help="list the experiments; with --config, also their progress")
     choice.add_argument(
-        "--dry_run", action="store_true", help="print the commands of what is left to do, and run nothing"
+        "--dry_run", action="store_true", help="print the commands of unfinished experiments without running them"
     )
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; ``argv`` as on the command line, None takes the process's own. Returns the exit code."""
+    """Run the command.
+
+    Args:
+        argv: Arguments without the program's name; None takes those of the process.
+
+    Returns:
+        The exit code.
+    """
 
     def command() -> int:
         options, flags = parser().parse_known_args(sys.argv[1:] if argv is None else argv)
         return experiments(options, flags)
 
-    return run_command(command, "stopped; the same command goes on")
+    return run_command(command, "stopped; run the same command to resume")
 
 
 def experiments(options: argparse.Namespace, flags: Sequence[str]) -> int:
-    """List, print or run experiments.
+    """List the experiments, print their commands or run them.
 
     Args:
-        options: See ``--help``.
-        flags: For each ``main.py fit``, after the configurations.
+        options: Parsed flags, see ``--help``.
+        flags: Flags for each ``main.py fit``, after the configurations.
 
     Returns:
-        0; 1 where an experiment failed.
+        0 on success, 1 if an experiment failed.
 
     Raises:
-        ValueError: A setting is wrong, or a finished experiment was made with other words.
+        ValueError: A setting is invalid, or an experiment that has begun was started with other arguments.
         OSError: A file cannot be read or written.
     """
     if options.jobs < 1:
-        raise ValueError(f"--jobs: experiments at once, 1 or more, got {options.jobs}")
+        raise ValueError(f"--jobs: must be 1 or more, got {options.jobs}")
     if options.config is None:
         if not options.list:
-            raise ValueError("--config: which configuration are they overlays of? (or --list)")
+            raise ValueError("--config: missing; give the base configuration of the experiments, or --list")
         _list(options.experiments, None, None)
         return OK
     if absent := [path for path in options.config if not path.is_file()]:
         raise ValueError(f"--config {absent[0]}: no such file")
     if wrong := [flag for flag in flags if flag.startswith("--") and not OF_A_FIT.match(flag)]:
-        raise ValueError(f"{wrong[0]}: is no flag of this command, nor a setting of each run; see --help")
+        raise ValueError(f"{wrong[0]}: is neither a flag of this command nor a setting of the runs; see --help")
     out = options.out or Path("runs") / "experiments" / options.config[0].stem
     chosen = choose(options.experiments, options.config[0], options.only)
     if options.list:
@@ -116,28 +129,28 @@ def experiments(options: argparse.Namespace, flags: Sequence[str]) -> int:
                 print(job.line())
         return OK
     out.mkdir(parents=True, exist_ok=True)
-    with _alone(out) as held:
-        return _run(out, jobs, options.jobs, held)
+    with _locked(out) as lock:
+        return _run(out, jobs, options.jobs, lock)
 
 
-# ---- what there is ----
+# ---- list ----
 
 
 def _list(folder: Path, chosen: Sequence[Experiment] | None, out: Path | None) -> None:
-    """Print experiments; with a configuration those that fit, and how far they are."""
+    """Print all experiments and lists; with a configuration, the chosen experiments and their progress."""
     shown = [read_experiment(path) for path in files_of(folder, "yaml").values()] if chosen is None else chosen
     width = max((len(one.name) for one in shown), default=0)
     for one in shown:
-        how_far = f"{_how_far(out, one.name):24} " if out is not None else ""
+        progress = f"{_progress(out, one.name):24} " if out is not None else ""
         bases = f" [{', '.join(one.bases)}]" if one.bases and chosen is None else ""
-        print(f"{one.name:{width}}  {how_far}{one.says}{bases}")
+        print(f"{one.name:{width}}  {progress}{one.says}{bases}")
     if chosen is None:
         for name, path in files_of(folder, "txt").items():
             names, says = read_header(path)
             print(f"{name:{width}}  a list: {says} [{', '.join(names) or 'any'}]")
 
 
-def _how_far(out: Path, name: str) -> str:
+def _progress(out: Path, name: str) -> str:
     state = state_of(out / name)
     ended, limit = epochs_of(out / name)
     code = read_record(out).get(name, {}).get("exit_code")
@@ -151,28 +164,31 @@ def _how_far(out: Path, name: str) -> str:
 
 
 @contextmanager
-def _alone(out: Path) -> Iterator[int]:
-    """Hold a lock on a folder, whose descriptor the processes inherit: it is held until the last of them has ended."""
+def _locked(out: Path) -> Iterator[int]:
+    """Lock a folder against a second call; yields the lock's file descriptor.
+
+    The processes of the experiments inherit the descriptor, so the lock is held until the last of them has ended.
+    """
     with (out / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ValueError(
-                f"--out {out}: another call of this command, or a run that it began, is at work"
+                f"--out {out}: another call of this command, or a run that it started, is still running"
             ) from error
         yield file.fileno()
 
 
-def _run(out: Path, jobs: Sequence[Job], at_once: int, held: int) -> int:
+def _run(out: Path, jobs: Sequence[Job], at_once: int, lock: int) -> int:
     report = Report(out, jobs)
-    run_jobs(report.todo, at_once, report.began, report.ended, report.tell, [held])
+    run_jobs(report.todo, at_once, report.began, report.ended, report.tell, [lock])
     print("\n".join(report.rows()), flush=True)
     _compare(out, [job.folder for job in jobs])
     return FAILED if any(report.codes.values()) else OK
 
 
 def _compare(out: Path, folders: Sequence[Path]) -> None:
-    """Table, CSV, Markdown and picture of what has been run; nothing where no run has begun."""
+    """Print and write the comparison of all runs that have begun; does nothing if there are none."""
     from tools.compare import __main__ as compare
     from tools.compare.runs import is_run
 

@@ -1,7 +1,7 @@
-"""Experiments by name: overlays in configs/experiments/, the configurations that each is for, and lists that are compared together.
+"""Finds experiments by name: overlay files, lists of overlays, and the base configurations that each of them fits.
 
-NAME.yaml   an overlay; its first line says what it is for:  # On configs/a.yaml, configs/b.yaml: ...   or  # On any experiment: ...
-NAME.txt    a list; a file of an overlay on each line, from the list's own folder; its first line as above
+NAME.yaml   an overlay; first line: # On configs/a.yaml, configs/b.yaml: DESCRIPTION   or   # On any experiment: DESCRIPTION
+NAME.txt    a list of experiments; same first line, then one overlay file per line, relative to the folder of the list
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ HEADER = re.compile(r"# On (?P<bases>[^:]*): (?P<says>.*)")
 
 
 class Experiment(NamedTuple):
-    """An overlay that can be run.
+    """An overlay that can be run as an experiment.
 
     Attributes:
-        name: Stem of its file.
-        overlay: Its file.
-        bases: Stems of the configurations that it is for; none: any.
-        says: What its first line says about it.
+        name: Stem of the overlay file.
+        overlay: The overlay file.
+        bases: Stems of the base configurations that it fits; empty for any.
+        says: Description in its first line.
     """
 
     name: str
@@ -30,12 +30,12 @@ class Experiment(NamedTuple):
     says: str
 
     def fits(self, base: Path) -> bool:
-        """Whether it is for a configuration."""
+        """Whether the experiment fits a base configuration."""
         return not self.bases or base.stem in self.bases
 
 
 def read_header(path: Path) -> tuple[tuple[str, ...], str]:
-    """Stems of the configurations that a file's first line names, and the rest of that line.
+    """Read the first line of a file: stems of the base configurations, and the description.
 
     Raises:
         OSError: The file cannot be read.
@@ -48,7 +48,7 @@ def read_header(path: Path) -> tuple[tuple[str, ...], str]:
 
 
 def read_experiment(path: Path) -> Experiment:
-    """An overlay, by its file.
+    """Read an experiment from its overlay file.
 
     Raises:
         OSError: The file cannot be read.
@@ -57,10 +57,10 @@ def read_experiment(path: Path) -> Experiment:
 
 
 def read_list(path: Path) -> list[Experiment]:
-    """The experiments of a list, in its order.
+    """Read the experiments of a list, in its order.
 
     Raises:
-        ValueError: It names an overlay that is not there, or none.
+        ValueError: The list names an overlay that does not exist, or none at all.
     """
     found = []
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -70,38 +70,41 @@ def read_list(path: Path) -> list[Experiment]:
         if name:
             found.append(read_experiment(path.parent / name))
     if not found:
-        raise ValueError(f"{path}: names no overlay; expected a file of one on each line")
+        raise ValueError(f"{path}: names no overlay; expected one overlay file per line")
     return found
 
 
 def files_of(folder: Path, ending: str) -> dict[str, Path]:
-    """Overlays (``yaml``) or lists (``txt``) of a folder by name.
+    """Find the overlays (``yaml``) or lists (``txt``) of a folder, by name.
 
     Raises:
-        ValueError: There is no such folder.
+        ValueError: The folder does not exist.
     """
     if not folder.is_dir():
-        raise ValueError(f"--experiments {folder}: no such folder; it holds an overlay for each experiment")
+        raise ValueError(f"--experiments {folder}: no such folder; expected a folder with one overlay per experiment")
     return {path.stem: path for path in sorted(folder.glob(f"*.{ending}"))}
 
 
 def choose(folder: Path, base: Path, names: Sequence[str] | None) -> list[Experiment]:
-    """The experiments to run.
+    """Choose the experiments to run.
 
     Args:
-        folder: Of overlays and lists.
-        base: Configuration that they are overlays of.
-        names: Names in the folder, of lists too, or files of overlays elsewhere; None: all overlays of the folder that fit.
+        folder: Folder with overlays and lists.
+        base: Base configuration.
+        names: Names of overlays and lists in the folder, or overlay files elsewhere; None for all overlays in the folder that fit.
+
+    Returns:
+        The experiments, each overlay once.
 
     Raises:
-        ValueError: A name is not there or does not fit, two overlays have one name, or there is nothing to run.
+        ValueError: A name is unknown or does not fit the base, two overlays share a name, or no overlay fits.
     """
     overlays, lists = files_of(folder, "yaml"), files_of(folder, "txt")
     if names is None:
         everything = [read_experiment(path) for path in overlays.values()]
         chosen = [one for one in everything if one.fits(base)]
         if not chosen:
-            raise ValueError(f"--experiments {folder}: none of its {len(everything)} overlays is for {base}")
+            raise ValueError(f"--experiments {folder}: none of its {len(everything)} overlays fits {base}")
         return chosen
     chosen = []
     for name in names:
@@ -122,13 +125,13 @@ def _check(chosen: Iterable[Experiment], base: Path) -> None:
     for one in chosen:
         if not one.fits(base):
             right = " or ".join(f"configs/{stem}.yaml" for stem in one.bases)
-            raise ValueError(f"--only {one.name}: is for {right}, not for {base} (the first line of {one.overlay})")
+            raise ValueError(f"--only {one.name}: fits {right}, not {base} (see the first line of {one.overlay})")
         if files.setdefault(one.name, one.overlay.resolve()) != one.overlay.resolve():
-            raise ValueError(f"--only {one.name}: {one.overlay} and another overlay have one name, and so one folder")
+            raise ValueError(f"--only {one.name}: {one.overlay} and another overlay share a name, and so a run folder")
 
 
 def _unknown(name: str, folder: Path, known: Sequence[str]) -> str:
     from foundation.suggestions import nearest
 
     there = ", ".join(known) or "none"
-    return f"--only {name}: no such experiment{nearest(name, known)}; in {folder} there are {there}"
+    return f"--only {name}: no such experiment{nearest(name, known)}; {folder} has {there}"

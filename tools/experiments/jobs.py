@@ -1,10 +1,11 @@
-"""Runs as processes of their own: what a run's folder says is left to do, the command for it, and several of them at once.
+"""Starts runs as processes, several at a time: state of a run folder, command that finishes the run, exit codes, time left.
 
-    nothing in FOLDER                    fit --config BASE --config OVERLAY --run_dir FOLDER --test_after_fit
-    a checkpoint, no end                 fit --resume FOLDER --test_after_fit
-    summary and test figures             nothing
+    state of FOLDER                      command
+    no checkpoint (new)                  fit --config BASE --config OVERLAY --run_dir FOLDER --test_after_fit
+    last.ckpt, not finished (broken)     fit --resume FOLDER --test_after_fit
+    summary and test metrics (finished)  none
 
-Each process is in a session of its own: Ctrl-C reaches it as one SIGTERM from here, after which it writes last.ckpt and ends.
+Each process has its own session. On Ctrl-C this module sends it one SIGTERM; the run then writes last.ckpt and ends.
 """
 
 from __future__ import annotations
@@ -22,9 +23,8 @@ from typing import Literal, NamedTuple
 
 import yaml
 
-from foundation.project import ROOT
+from foundation.project import PROGRAM as PROGRAM  # tests put another in its place
 
-PROGRAM = (sys.executable, str(ROOT / "main.py"))
 POLL_S, TELL_S = 0.1, 30.0
 TESTED = "--test_after_fit"
 # exit codes of main.py, see cli/app.py
@@ -33,12 +33,12 @@ State = Literal["new", "broken", "finished"]
 
 
 class Job(NamedTuple):
-    """A run to make.
+    """A run to start or to resume.
 
     Attributes:
-        name: Of the experiment.
-        folder: Of the run.
-        first: Words for main.py that begin it.
+        name: Name of the experiment.
+        folder: Run folder.
+        first: Arguments of main.py that start the run.
     """
 
     name: str
@@ -47,35 +47,35 @@ class Job(NamedTuple):
 
     @property
     def log(self) -> Path:
-        """What its process says; beside the run's folder, which must be empty when it begins."""
+        """File for the output of the process; it lies next to the run folder, which must be empty when the run begins."""
         return self.folder.with_name(f"{self.folder.name}.log")
 
     def words(self) -> list[str]:
-        """Words for main.py that do what is left."""
+        """Arguments of main.py that start or resume the run."""
         if state_of(self.folder) == "new":
             return self.first
         return ["fit", "--resume", str(self.folder), TESTED]
 
     def line(self) -> str:
-        """The command for a shell."""
+        """The command as one line for a shell."""
         return shlex.join([*PROGRAM, *self.words()])
 
 
 def first_words(configs: Sequence[Path], folder: Path, flags: Sequence[str]) -> list[str]:
-    """Words for main.py that begin a run; of its configurations later ones win, and flags over all."""
+    """Arguments of main.py that start a run; later configurations override earlier ones, and flags override all of them."""
     words = [word for config in configs for word in ("--config", str(config))]
     return ["fit", *words, *flags, "--run_dir", str(folder), TESTED]
 
 
 def state_of(folder: Path) -> State:
-    """What a run's folder says; one without a checkpoint has nothing to go on from."""
+    """State of a run folder; a folder without last.ckpt counts as ``new``, because it has nothing to resume from."""
     if (folder / "training_summary.json").is_file() and (folder / "test_metrics.json").is_file():
         return "finished"
     return "broken" if (folder / "checkpoints" / "last.ckpt").is_file() else "new"
 
 
 def epochs_of(folder: Path) -> tuple[int, int | None]:
-    """Epochs that have ended, and how many there will be; None where that is not known."""
+    """Number of finished epochs, and the total number of epochs (None if unknown)."""
     ended, limit = 0, None
     try:
         with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
@@ -83,24 +83,27 @@ def epochs_of(folder: Path) -> tuple[int, int | None]:
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         limit = config["trainer"]["max_epochs"]
     except (OSError, ValueError, KeyError, TypeError, csv.Error, yaml.YAMLError):
-        pass  # not there yet, or being written
+        pass  # the files do not exist yet, or are being written
     return ended, limit if isinstance(limit, int) and limit > 0 else None
 
 
 def done_share(folder: Path) -> float:
-    """How much of a run is done, 0 to 1, by its epochs."""
+    """Share of a run's epochs that are finished, 0 to 1."""
     ended, limit = epochs_of(folder)
     return min(1.0, ended / limit) if limit else 0.0
 
 
 def time_left(before: float, now: float, total: int, seconds: float) -> float | None:
-    """Seconds until all is done, at the pace so far; None where nothing is known.
+    """Estimate the seconds until all runs are finished, at the pace so far.
 
     Args:
-        before: Runs, and shares of runs, that were done when it began.
-        now: That are done now.
-        total: Runs.
-        seconds: Since it began.
+        before: Number of finished runs at the start, including fractions of runs.
+        now: The same number now.
+        total: Total number of runs.
+        seconds: Seconds since the start.
+
+    Returns:
+        The estimate; None if there is no progress yet.
 
     >>> time_left(before=0.5, now=1.5, total=4, seconds=100.0)
     250.0
@@ -109,7 +112,7 @@ def time_left(before: float, now: float, total: int, seconds: float) -> float | 
 
 
 def meaning(code: int) -> str:
-    """An exit code in words.
+    """Describe an exit code.
 
     >>> meaning(3), meaning(-9)
     ('exit code 3, out of memory', 'exit code -9, killed by signal 9')
@@ -119,7 +122,14 @@ def meaning(code: int) -> str:
 
 
 def environment_of(place: int, at_once: int) -> dict[str, str]:
-    """Environment of one of several processes at once: its share of the cores, and one of the GPUs where several are named."""
+    """Environment of one of several concurrent processes: its share of the cores, and one GPU if several are listed.
+
+    The GPUs are those in CUDA_VISIBLE_DEVICES.
+
+    Args:
+        place: Slot of the process, 0 to ``at_once`` - 1.
+        at_once: Largest number of processes at a time.
+    """
     environment = dict(os.environ)
     if at_once > 1:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -131,7 +141,7 @@ def environment_of(place: int, at_once: int) -> dict[str, str]:
 
 
 class Running(NamedTuple):
-    """A process, its place among those at once, and when it began."""
+    """A running process: its job, its slot among the concurrent processes, and its start time."""
 
     job: Job
     process: subprocess.Popen[bytes]
@@ -147,33 +157,33 @@ def run_jobs(
     tell: Callable[[Sequence[Job]], None],
     inherited: Sequence[int] = (),
 ) -> None:
-    """Run all, some at once; whatever becomes of one, the others go on.
+    """Run all jobs, several at a time; a failed job does not stop the others.
 
     Args:
-        jobs: In the order in which they begin.
-        at_once: Most processes at a time.
-        began: Is given each job before its process.
-        ended: Is given each job with its exit code and seconds.
-        tell: Is given those that run, now and then.
-        inherited: File descriptors that the processes hold as long as they live.
+        jobs: Jobs in the order in which they are started.
+        at_once: Largest number of processes at a time.
+        began: Called with each job before its process starts.
+        ended: Called with each job, its exit code and its seconds.
+        tell: Called with the running jobs every ``TELL_S`` seconds.
+        inherited: File descriptors that the processes inherit and keep open.
 
     Raises:
-        KeyboardInterrupt: It was stopped; the processes have ended.
+        KeyboardInterrupt: The command was stopped; all processes have ended.
     """
-    waiting, running, places, told = deque(jobs), list[Running](), deque(range(at_once)), 0.0
+    waiting, running, places, reported = deque(jobs), list[Running](), deque(range(at_once)), 0.0
     try:
         while waiting or running:
             while waiting and places:
                 began(waiting[0])
                 running.append(_start(waiting.popleft(), places.popleft(), at_once, inherited))
-                told = time.monotonic()
+                reported = time.monotonic()
             time.sleep(POLL_S)
             for one in [one for one in running if one.process.poll() is not None]:
                 running.remove(one)
                 places.append(one.place)
                 ended(one.job, one.process.returncode, time.monotonic() - one.began)
-            if running and time.monotonic() - told >= TELL_S:
-                told = time.monotonic()
+            if running and time.monotonic() - reported >= TELL_S:
+                reported = time.monotonic()
                 tell([one.job for one in running])
     except BaseException:
         _stop(running)
@@ -197,7 +207,7 @@ def _start(job: Job, place: int, at_once: int, inherited: Sequence[int]) -> Runn
 
 
 def _move_aside(folder: Path) -> None:
-    """Keep what is in a folder without a checkpoint, under another name."""
+    """Rename a folder without a checkpoint to ``<name>.broken-<number>``, to keep its content."""
     number = 1
     while (other := folder.with_name(f"{folder.name}.broken-{number}")).exists():
         number += 1
@@ -205,11 +215,11 @@ def _move_aside(folder: Path) -> None:
 
 
 def _stop(running: Sequence[Running]) -> None:
-    """One SIGTERM for each, and wait for their checkpoints; a second Ctrl-C does not wait."""
+    """Send SIGTERM to every process and wait until it has written its checkpoint; a second Ctrl-C kills the processes."""
     for one in running:
         one.process.terminate()
     if running:
-        print(f"stopping {', '.join(one.job.name for one in running)}, which write their checkpoints", file=sys.stderr)
+        print(f"stopping {', '.join(one.job.name for one in running)}; each writes a checkpoint", file=sys.stderr)
     try:
         for one in running:
             one.process.wait()

@@ -1,4 +1,4 @@
-"""What is known of experiments: the record beside their runs, and the lines that say how far they are."""
+"""Keeps experiments.json (command, exit code, seconds of each experiment) and prints progress lines and the final summary."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RECORD = "experiments.json"
 
 
 def read_record(out: Path) -> dict[str, dict[str, Any]]:
-    """What is known of the experiments of a folder, by name: ``words``, ``exit_code`` and ``seconds``.
+    """Read experiments.json of a folder: ``words`` (arguments of main.py), ``exit_code`` and ``seconds`` by name of experiment.
 
     Raises:
         ValueError: The file is damaged.
@@ -26,67 +26,67 @@ def read_record(out: Path) -> dict[str, dict[str, Any]]:
     try:
         content: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: is damaged ({error}); remove it") from error
+        raise ValueError(f"{path}: is damaged ({error}); delete it") from error
     return content
 
 
 def check_record(out: Path, jobs: Sequence[Job]) -> None:
-    """Refuse to take runs with other settings for those that are asked for.
+    """Check that existing runs were started with the same arguments as the requested ones.
 
     Raises:
-        ValueError: One was begun with other words.
+        ValueError: A run was started with other arguments.
     """
     record = read_record(out)
     for job in jobs:
         was = record.get(job.name, {}).get("words", job.first)
         if state_of(job.folder) != "new" and was != job.first:
             raise ValueError(
-                f"--out {out}: {job.name} was begun with other words ({' '.join(was[1:-3])}); "
-                f"give another --out, or remove {job.folder}"
+                f"--out {out}: {job.name} was started with other arguments ({' '.join(was[1:-3])}); "
+                f"give another --out, or delete {job.folder}"
             )
 
 
 class Report:
-    """Says what begins and ends, keeps the record, and guesses the time that is left.
+    """Prints a line when an experiment begins or ends, updates the record, and estimates the time left.
 
     Args:
         out: Folder of the runs.
-        jobs: All experiments, the finished ones included.
+        jobs: All experiments, including finished ones.
     """
 
     def __init__(self, out: Path, jobs: Sequence[Job]) -> None:
         self.out, self.jobs, self.record = out, jobs, read_record(out)
         self.todo = [job for job in jobs if state_of(job.folder) != "finished"]
         self.codes: dict[str, int] = {}
-        self._before = self._done()
+        self._done_at_start = self._done()
         self._began = time.monotonic()
 
     def _done(self) -> float:
         return sum(1.0 if job.name in self.codes else done_share(job.folder) for job in self.todo)
 
     def began(self, job: Job) -> None:
-        """An experiment is about to begin or to go on."""
+        """Report that an experiment is about to start or to resume."""
         ended, limit = epochs_of(job.folder)
-        verb = "begins" if state_of(job.folder) == "new" else f"goes on after {ended} of {limit} epochs"
-        self._say(f"{job.name} {verb}")
+        verb = "starts" if state_of(job.folder) == "new" else f"resumes after {ended} of {limit} epochs"
+        self._print(f"{job.name} {verb}")
         self._keep(job, None, 0.0)
 
     def ended(self, job: Job, code: int, seconds: float) -> None:
-        """An experiment has ended."""
+        """Report that an experiment has ended, with its exit code and its seconds."""
         self.codes[job.name] = code
         self._keep(job, code, seconds)
         what = "finished" if code == 0 else f"failed: {meaning(code)}; see {job.log}"
-        self._say(f"{job.name} {what}")
-        if code == WRONG_INPUT:  # the last line says what is wrong
+        self._print(f"{job.name} {what}")
+        if code == WRONG_INPUT:  # the last line of the log is the error message
             print(f"    {job.log.read_text(encoding='utf-8', errors='replace').rstrip().rpartition(chr(10))[2]}")
 
     def tell(self, running: Sequence[Job]) -> None:
-        """Those that run, by their epochs."""
+        """Print the running experiments and their epochs."""
         shown = []
         for job in running:
             ended, limit = epochs_of(job.folder)
             shown.append(f"{job.name} ({ended} of {limit} epochs)" if limit else job.name)
-        self._say(", ".join(shown))
+        self._print(", ".join(shown))
 
     def _keep(self, job: Job, code: int | None, seconds: float) -> None:
         from foundation.atomic_files import write_json
@@ -95,22 +95,22 @@ class Report:
         self.record[job.name] = {"words": job.first, "exit_code": code, "seconds": round(before + seconds, 1)}
         write_json(self.out / RECORD, self.record)
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         from foundation.durations import clock_time
 
-        left = time_left(self._before, self._done(), len(self.todo), time.monotonic() - self._began)
+        left = time_left(self._done_at_start, self._done(), len(self.todo), time.monotonic() - self._began)
         eta = f"  ETA {clock_time(left)}" if left else ""
         skipped = len(self.jobs) - len(self.todo)
         print(f"{time.strftime('%H:%M:%S')} {skipped + len(self.codes)}/{len(self.jobs)}  {text}{eta}", flush=True)
 
     def rows(self) -> Iterator[str]:
-        """A line for each experiment, at the end."""
+        """Yield a summary line for each experiment."""
         from foundation.durations import clock_time
 
         width = max(len(job.name) for job in self.jobs)
         for job in self.jobs:
             code, seconds = self.codes.get(job.name), self.record.get(job.name, {}).get("seconds")
             state = (
-                "skipped: finished before" if code is None else "finished" if code == 0 else f"failed: {meaning(code)}"
+                "skipped: already finished" if code is None else "finished" if code == 0 else f"failed: {meaning(code)}"
             )
             yield f"{job.name:{width}}  {epochs_of(job.folder)[0]:4} epochs  {clock_time(seconds):>8}  {state}"

@@ -1,1 +1,1 @@
-"""Packed ternary files and ONNX of a run's network. The command is `__main__.py`."""
+"""Exports the network of a run as a packed ternary file or as ONNX. The command is in `__main__.py`."""

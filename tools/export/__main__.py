@@ -1,9 +1,9 @@
-"""Writes the network of a ternary run as a packed file, says what it costs beside fp32, and reads it back to verify it.
+"""The command that writes a ternary run as a packed file: prints its size against fp32, reads it back and verifies it.
 
     python -m tools.export RUN_DIR [--ckpt best|last] [--output FILE] [--coding trits|bits2|entropy]
                            [--verify test [--root DIR]] [--onnx FILE]
 
-The file is written to a temporary name and takes its own only when it holds up: docs/export.md says what is verified.
+The file is written under a temporary name and renamed only after the verification, which docs/export.md describes.
 """
 
 from __future__ import annotations
@@ -38,30 +38,40 @@ from tools.run_data import configured_data
 from transforms import normalize
 
 TOLERANCE = {32: 1e-4, 8: 0.1}
-"""Largest difference to the trained network's logits, as a share of their largest or of 1; an int8 rounding may fall otherwise."""
+"""Largest allowed difference to the trained network's logits by activation bits, as a share of max(1, largest logit).
+
+With int8 activations a value between two levels may be rounded differently, hence the larger tolerance.
+"""
 
 Batches = Iterable[tuple[Tensor, Tensor]]
-"""Images as the trained network takes them, and as the packed one does."""
+"""Pairs of images: normalised for the trained network, and for the packed network."""
 
 
 class VerificationError(Exception):
-    """What was written does not compute what it should."""
+    """The written file does not reproduce the network."""
 
 
 class Comparison(NamedTuple):
-    """The packed network beside the trained one."""
+    """Comparison of the packed network with the trained one: number of images, number of equal classes, largest difference."""
 
     images: int
     same_class: int
     difference: float
-    """The largest between two logits."""
+    """Largest absolute difference between two logits."""
 
     def __str__(self) -> str:
         return f"same class on {self.same_class:,} of {self.images:,}, largest difference {self.difference:.2g}"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; ``argv`` as on the command line, None takes the process's own. Returns the exit code."""
+    """Run the command.
+
+    Args:
+        argv: Arguments without the program's name; None takes those of the process.
+
+    Returns:
+        The exit code.
+    """
 
     def command() -> int:
         try:
@@ -75,27 +85,31 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser("export", "Write a ternary run's network as a packed file.")
+    parser = Parser("export", "Write the network of a ternary run as a packed file, or of any classifier as ONNX.")
     parser.add_argument("run", metavar="RUN_DIR", type=Path, help="run folder of a ternary network")
-    parser.add_argument("--ckpt", default="best", help="best or last checkpoint (averaged weights where there are any)")
+    parser.add_argument(
+        "--ckpt", default="best", help="checkpoint: best or last; averaged weights are used if there are any"
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: RUN_DIR/packed_<coding>.lvr")
-    parser.add_argument("--coding", choices=("trits", "bits2", "entropy"), default="trits", help="of the symbols")
+    parser.add_argument(
+        "--coding", choices=("trits", "bits2", "entropy"), default="trits", help="coding of the ternary symbols"
+    )
     parser.add_argument("--verify", choices=("test",), help="also compare both networks on the run's test split")
-    parser.add_argument("--root", metavar="DIR", help="where that data is, if not where the run had it")
+    parser.add_argument("--root", metavar="DIR", help="folder of the test data, in place of the run's own")
     parser.add_argument("--onnx", type=Path, metavar="FILE", help="also write the network as ONNX")
     return parser
 
 
 def _export(options: argparse.Namespace) -> None:
     if options.root is not None and options.verify is None:
-        raise ValueError("--root is of use with --verify test only")
-    # before anything is written: an extra package may be missing
+        raise ValueError("--root: only valid with --verify test")
+    # import before anything is written, because an optional package may be missing
     export_onnx: Callable[..., str] | None = import_module("tools.export.onnx").export_onnx if options.onnx else None
     module = load_run(options.run, options.ckpt)
     if not isinstance(module, TernaryClassifier):
         if export_onnx is not None and isinstance(module, Classifier):
             line = export_onnx(module, options.onnx, **_windows(module, options.run))
-            print(f"no packed file, since {options.run} is a run of {type(module).__name__}\n{line}")
+            print(f"no packed file, because {options.run} is a run of {type(module).__name__}\n{line}")
             return
         raise ValueError(f"{options.run} is a run of {type(module).__name__}; only a TernaryClassifier can be packed")
     if not ternary_layers(module.network):
@@ -104,7 +118,7 @@ def _export(options: argparse.Namespace) -> None:
                 f"{options.run} is a full-precision twin (quantizer none): it has no symbols to pack; its weights are in "
                 "the run folder's weights.safetensors, and --onnx FILE writes it as ONNX"
             )
-        print(f"no packed file, since {options.run} is a full-precision twin\n{export_onnx(module, options.onnx)}")
+        print(f"no packed file, because {options.run} is a full-precision twin\n{export_onnx(module, options.onnx)}")
         return
     data = _test_data(options.run, options.root) if options.verify else None
     folder = options.run if options.run.is_dir() else options.run.resolve().parent.parent
@@ -114,13 +128,15 @@ def _export(options: argparse.Namespace) -> None:
     with replace_file(output) as temporary:
         sizes = _write(module, temporary, options.coding)
         lines = _verify(module, temporary, data)
-        lines += [export_onnx(module, options.onnx)] if export_onnx else []  # a refusal leaves no packed file either
+        lines += (
+            [export_onnx(module, options.onnx)] if export_onnx else []
+        )  # an error in the ONNX export also discards the packed file
     print(f"{output}   {module.architecture}, {module.quantizer}, checkpoint {options.ckpt}")
     print("\n".join([*_table(module, sizes), *lines]))
 
 
 def _windows(module: Classifier, run: Path) -> dict[str, tuple[int, ...]]:
-    """What the ONNX export is told of a run that judges windows of signals."""
+    """Extra argument of ``export_onnx`` for a HAR run: the input shape; empty for other classifiers."""
     if not isinstance(module, HARClassifier):
         return {}
     folder = run if run.is_dir() else run.resolve().parent.parent
@@ -150,7 +166,7 @@ def _network(module: TernaryClassifier) -> ResNet:
 
 
 def _table(module: TernaryClassifier, sizes: PackedSizes) -> list[str]:
-    """Lines that set each part of the file beside what it takes in the state dict of the full-precision twin."""
+    """Table of the size of each part of the file, next to its size in the state dict of the full-precision twin."""
     state = effective_state_dict(module.network)
     own = {name: tensor.numel() * tensor.element_size() for name, tensor in state.items()}
     ternary = sum(own[f"{name}.weight"] for name in ternary_layers(module.network))
@@ -178,22 +194,29 @@ def _table(module: TernaryClassifier, sizes: PackedSizes) -> list[str]:
 
 
 def _verify(module: TernaryClassifier, path: Path, data: DataModule | None) -> list[str]:
-    """Read a file back and compare what it computes; what to print, or a VerificationError."""
+    """Read the file back and compare its weights and logits with the run's network.
+
+    Returns:
+        Lines to print.
+
+    Raises:
+        VerificationError: Weights or logits differ.
+    """
     try:
         packed = read_packed(path)
     except ValueError as error:
         raise VerificationError(str(error)) from error
     folded = fold(_network(module))
-    # the logits alone would not show a weight's last bit, nor the weights alone the memory format that a sum is taken by
+    # logits may hide a wrong last bit of a weight; weights do not show a memory format that changes the order of a sum
     own = packed.network.state_dict()
     if not all(torch.equal(own[key], value) for key, value in folded.state_dict().items()):
-        raise VerificationError("the weights of the file are not those of the folded network, to the bit")
+        raise VerificationError("the weights of the file are not bit-identical to the folded network")
     size = module.image_size or 32
     shape = (16, module.in_channels, size, size)
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     compared = _compare(module, packed, folded, [(images, images)])
     lines = [
-        "read back: weights and logits equal to those of the folded network, to the bit",
+        "read back: weights and logits are bit-identical to the folded network",
         f"random images: {compared}",
     ]
     if data is not None:
@@ -203,32 +226,32 @@ def _verify(module: TernaryClassifier, path: Path, data: DataModule | None) -> l
 
 @torch.inference_mode()
 def _compare(module: TernaryClassifier, packed: PackedNetwork, folded: ResNet, batches: Batches) -> Comparison:
-    """Compare file and folded network, which must be equal, and file and trained network, which must be near."""
+    """Compare the logits of the file: equal to the folded network's, and within ``TOLERANCE`` of the trained network's."""
     images = same = 0
     difference = largest = 0.0
     for trained_images, packed_images in batches:
         trained, logits = module(trained_images), packed.network(packed_images)
         if not torch.equal(logits, folded(packed_images)):
-            raise VerificationError("the logits of the file are not those of the folded network, to the bit")
+            raise VerificationError("the logits of the file are not bit-identical to the folded network")
         images, same = images + len(logits), same + int((logits.argmax(1) == trained.argmax(1)).sum())
         difference = max(difference, float((logits - trained).abs().max()))
         largest = max(largest, float(trained.abs().max()))
     comparison = Comparison(images, same, difference)
-    # written so that NaN fails
+    # this form of the condition also fails for NaN
     if not difference <= TOLERANCE[packed.activation_bits] * max(1.0, largest):
         raise VerificationError(f"the logits of the file are too far from the trained network's: {comparison}")
     return comparison
 
 
 def _test_data(run: Path, root: str | None) -> DataModule:
-    """The run's own datamodule, from its newest configuration, with the test split read."""
+    """Create the datamodule from the run's newest configuration, and set up the test split."""
     data = configured_data(newest_config(run if run.is_dir() else run.resolve().parent.parent), root=root)
     data.setup("test")
     return data
 
 
 def _test_batches(data: DataModule, packed: PackedNetwork) -> Batches:
-    """Normalised for the trained network as in its run, for the packed one as its file says."""
+    """Yield test images normalised with the data's mean and std, and with those in the packed file (if it has any)."""
     for batch in data.test_dataloader():
         mean, std = packed.mean or data.mean, packed.std or data.std
         yield normalize(batch["image"], data.mean, data.std), normalize(batch["image"], mean, std)

@@ -1,11 +1,11 @@
-"""A trained classifier as an ONNX file that needs none of this project: pixels in, logits out, checked against torch.
+"""Writes a trained classifier as a self-contained ONNX file (pixels in, logits out) and checks it against torch.
 
     images (B, C, S, S) float32 in 0..1 --> normalisation --> convolutions with the effective weights --> logits (B, K)
 
-A HAR run's file takes `images` of windows, (B, S, C, N, N) in the mode flatten, or normalised `signals` (B, S, T).
+The file of a HAR run takes `images` of windows, (B, S, C, N, N) in the mode flatten, or normalised `signals` (B, S, T).
 
-A ternary layer becomes a plain convolution whose weights are -1, 0 or +1 times a scale, so the file is as large as that of the
-full-precision twin. The metadata holds `class_names`, `mean` and `std` (JSON) and `architecture`.
+A ternary layer becomes a plain convolution with weights of -1, 0 or +1 times a scale, so the file is as large as the file of the
+full-precision twin. The metadata has `class_names`, `mean` and `std` (JSON) and `architecture`.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ from networks.signal_encoder import SIGNAL_NETWORK
 
 if missing := [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]:
     raise ImportError(
-        f"ONNX needs {' and '.join(missing)}, not installed here: pip install 'lightning-vision-recipes[export]'"
+        f"ONNX needs {' and '.join(missing)}, not installed here: "
+        "uv sync --extra export, or pip install '.[export]' in the checkout"
     )
 
-LARGEST = 1e-3  # difference that is allowed, as a share of the largest logit
-# a value that lies between two levels of int8 may be rounded up by one runtime and down by the other
+LARGEST = 1e-3  # largest allowed difference, as a share of the largest logit
+# the same with int8 activations: a value between two levels may be rounded up by one runtime and down by the other
 LARGEST_ROUNDED = 5e-2
 
 
-class _AsItIs(nn.Module):
-    """Stands where a quantiser was."""
+class _IdentityQuantizer(nn.Module):
+    """Replaces a quantiser: returns the weights unchanged."""
 
     scale = "effective"
 
@@ -44,7 +45,7 @@ class _AsItIs(nn.Module):
 
 
 class _Deployed(nn.Module):
-    """The graph of the file: normalisation and network."""
+    """The exported module: normalisation followed by the network."""
 
     factor: Tensor
     shift: Tensor
@@ -52,7 +53,7 @@ class _Deployed(nn.Module):
     def __init__(self, network: nn.Module, mean: list[float], std: list[float], places: int) -> None:
         super().__init__()
         self.network = network
-        each = (-1, *[1] * places)  # of a channel, over the dimensions behind it
+        each = (-1, *[1] * places)  # one value per channel, broadcast over the dimensions after it
         means, stds = (torch.tensor(values, dtype=torch.float64).view(each) for values in (mean, std))
         self.register_buffer("factor", (1 / stds).float())
         self.register_buffer("shift", (-means / stds).float())
@@ -63,27 +64,30 @@ class _Deployed(nn.Module):
 
 
 def export_onnx(module: Classifier, path: Path, shape: tuple[int, ...] | None = None) -> str:
-    """Write a classifier as ONNX, and compare what onnxruntime makes of it with what torch does.
+    """Write a classifier as ONNX and compare the logits of onnxruntime with those of torch.
 
     Args:
-        module: A trained classifier, as `load_run` gives it; left as it is.
-        path: File to write; replaced only when the new one has been checked.
-        shape: Of one input; None: (C, S, S). Of a HAR run see :func:`window_shape`.
+        module: A trained classifier, as returned by `load_run`; it is not changed.
+        path: File to write; an existing file is replaced only after the new one has passed the check.
+        shape: Shape of one input; None means (C, S, S). For a HAR run see :func:`window_shape`.
 
     Returns:
-        A line with the size of the file and the largest difference of the logits, as a share of the largest logit.
+        A line with the size of the file and the largest difference between logits, as a share of the largest logit.
 
     Raises:
-        ValueError: The module does not know mean, std or image size, there is no such folder, or onnxruntime's logits differ from
-            torch's by more than a thousandth of the largest (a twentieth with int8 activations); then nothing is written.
+        ValueError: The module has no mean, std or image size, the folder of ``path`` does not exist, or the logits of onnxruntime
+            and torch differ by more than a thousandth of the largest logit (a twentieth with int8 activations). Nothing is
+            written in these cases.
     """
     if module.mean is None or module.std is None or module.image_size is None:
-        raise ValueError("ONNX: the module must know mean, std and image_size of its data; the command line gives them")
+        raise ValueError(
+            "ONNX: the module must have mean, std and image_size of its data; main.py sets them from the data"
+        )
     if not path.parent.is_dir():
-        raise ValueError(f"{path}: there is no folder {path.parent}")
+        raise ValueError(f"{path}: the folder {path.parent} does not exist")
     shape = shape or (module.in_channels, module.image_size, module.image_size)
     places = 1 if len(shape) == 2 else 2
-    deployed = _Deployed(_plain(module.deployed_network), module.mean, module.std, places).eval()
+    deployed = _Deployed(_with_effective_weights(module.deployed_network), module.mean, module.std, places).eval()
     with replace_file(path) as temporary:
         _write(deployed, torch.zeros(2, *shape), temporary, _metadata(module))
         difference = max(
@@ -101,11 +105,11 @@ def export_onnx(module: Classifier, path: Path, shape: tuple[int, ...] | None = 
 
 
 def window_shape(module: HARClassifier, config: dict[str, Any]) -> tuple[int, ...]:
-    """Shape of what a HAR run judges at a time, without the batch.
+    """Shape of one input window of a HAR run, without the batch dimension.
 
     Args:
-        module: Of the run, which knows size and channels.
-        config: The run's configuration, which knows whether a window is several images.
+        module: The run's module, for image size and channels.
+        config: The run's configuration, for ``data.mode``: with flatten, a window is several images.
 
     Returns:
         (S, T) for signals, (S, C, N, N) in the mode flatten, else (C, N, N).
@@ -117,12 +121,12 @@ def window_shape(module: HARClassifier, config: dict[str, Any]) -> tuple[int, ..
     return (*([module.signals] if flat else []), module.in_channels, size, size)
 
 
-def _plain(network: nn.Module) -> nn.Module:
-    """A copy on the CPU, in float32, whose ternary layers hold their effective weights and quantise them no more."""
+def _with_effective_weights(network: nn.Module) -> nn.Module:
+    """Copy of a network on the CPU in float32, with the ternary layers' effective weights as plain weights and no quantiser."""
     network = copy.deepcopy(network).cpu().float().to(memory_format=torch.contiguous_format)
     for name, layer in ternary_layers(network).items():
         layer.weight = nn.Parameter(layer.effective_weight().detach(), requires_grad=False)
-        network.set_submodule(f"{name}.quantizer", _AsItIs())
+        network.set_submodule(f"{name}.quantizer", _IdentityQuantizer())
     return network
 
 
@@ -138,7 +142,7 @@ def _write(deployed: nn.Module, example: Tensor, path: Path, metadata: dict[str,
     )
     assert program is not None
     for node in program.model.graph:
-        node.metadata_props.clear()  # the lines of code, with their paths, that each node comes from
+        node.metadata_props.clear()  # source lines and paths of this machine
     program.model.metadata_props.update(metadata)
     program.save(path, external_data=False)
 
@@ -153,7 +157,7 @@ def _metadata(module: Classifier) -> dict[str, str]:
 
 
 def _difference(module: Classifier, path: Path, images: Tensor) -> float:
-    """Largest difference of the logits of the file and of the module, as a share of the largest logit."""
+    """Largest difference between the logits of the file and of the module, as a share of the largest logit."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])

@@ -1,1 +1,1 @@
-"""Statistics, duplicates and pictures of a data set, before training. The command is `__main__.py`."""
+"""Checks a data set before training: statistics, duplicates, damaged files, plots. The command is in `__main__.py`."""

@@ -1,12 +1,12 @@
-"""Looks at the data of a configuration before anything is trained on it: a table, a JSON file and two pictures.
+"""The command that inspects the data set of a configuration: prints a table and warnings, writes a JSON file and two pictures.
 
     python -m tools.inspect_data --config FILE [--config OVERLAY] [--data.root DIR ...] [--out DIR]
 
-    OUT/inspect_data.json   all that is printed, and every duplicate and damaged file by name
-    OUT/inspect_data.png    samples of each class, sizes of the images, values of their pixels
-    OUT/samples.png         training images as the file has them, and as the network sees them in three epochs
+    OUT/inspect_data.json   everything that is printed, and all duplicates and damaged files by name
+    OUT/inspect_data.png    samples per class, image sizes, histogram of pixel values
+    OUT/samples.png         training images from the file, and after augmentation in three epochs
 
-The data is read as ``python main.py fit`` would read it. Duplicates and damaged files are warnings: the exit code stays 0.
+The data is read as in ``python main.py fit``. Duplicates and damaged files are warnings: the exit code is still 0.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 from tools.command_line import Parser, run_command, say, start
 
-if TYPE_CHECKING:  # imported where it is used: the packages bring torch, and --help should not wait for that
+if TYPE_CHECKING:  # imported inside the functions: the packages import torch, which would delay --help
     from torch import Tensor
 
     from datamodules import DataModule
     from tools.inspect_data.measures import Pixels, Sample
 
 REPORT, OVERVIEW, SAMPLES = "inspect_data.json", "inspect_data.png", "samples.png"
-NAMED = 5  # duplicates and files that a warning lists
-COLUMNS, EPOCHS = 8, 3  # of samples.png
+NAMED = 5  # largest number of duplicates or files listed in a warning
+COLUMNS, EPOCHS = 8, 3  # number of samples and of augmented versions in samples.png
 EXAMPLES = """\
 examples:
   python -m tools.inspect_data --config configs/digits_ternary.yaml
@@ -36,7 +36,7 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags of the tool itself; all others are those of ``main.py fit``."""
+    """Create the parser of the tool's own flags; all other flags are passed on to ``main.py fit``."""
     parser = Parser(
         "inspect_data",
         usage="--config FILE [--config OVERLAY] [--data.NAME VALUE ...] [--out DIR]",
@@ -44,13 +44,20 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
     )
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder for the files, empty or of an earlier call (inspect/<config>)"
+        "--out", type=Path, metavar="DIR", help="output folder, empty or from an earlier call (inspect/<config>)"
     )
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; ``argv`` as on the command line, None takes the process's own. Returns the exit code."""
+    """Run the command.
+
+    Args:
+        argv: Arguments without the program's name; None takes those of the process.
+
+    Returns:
+        The exit code.
+    """
     words = sys.argv[1:] if argv is None else argv
 
     def command() -> None:
@@ -61,15 +68,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def inspect_data(arguments: list[str], out: Path | None) -> None:
-    """Measure, print and write.
+    """Inspect the data, print the results and write the files.
 
     Args:
-        arguments: As for ``main.py fit``.
-        out: Folder for the files; None: inspect/<config>.
+        arguments: Arguments as for ``main.py fit``.
+        out: Output folder; None means inspect/<config>.
 
     Raises:
-        UsageError: The configuration is wrong.
-        ValueError: The folder holds other files.
+        UsageError: The configuration is invalid.
+        ValueError: The output folder contains other files.
         OSError: A file cannot be read or written.
         MisconfigurationException: The data does not fit the configuration.
     """
@@ -108,24 +115,28 @@ def inspect_data(arguments: list[str], out: Path | None) -> None:
     title = f"{name} · {type(data).__name__} · {len(samples):,} images"
     overview = draw_overview(data.class_names, table, sizes, found.histogram, data.train_size, title)
     write_png(out / OVERVIEW, render(overview))
-    write_png(out / SAMPLES, render(draw_samples(tiles, f"{name} · training images, file and augmented")))
+    write_png(out / SAMPLES, render(draw_samples(tiles, f"{name} · training images: file and augmented")))
     write_json(out / REPORT, report)
     say("written", f"{out}: {REPORT}, {OVERVIEW}, {SAMPLES}")
 
 
 def check_out(out: Path) -> None:
-    """Refuse a folder that holds anything but the output of an earlier call."""
+    """Check that the output folder is empty, new, or contains only files of an earlier call.
+
+    Raises:
+        ValueError: It is a file, or contains other files.
+    """
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out}: is a file; give a folder")
     others = sorted({path.name for path in out.iterdir()} - {REPORT, OVERVIEW, SAMPLES}) if out.is_dir() else []
     if others:
         raise ValueError(
-            f"--out {out}: holds other files ({others[0]}) and nothing is overwritten; give another folder"
+            f"--out {out}: contains other files ({others[0]}) and nothing is overwritten; give another folder"
         )
 
 
 def _set_up(data: DataModule) -> None:
-    """Read all splits; damaged files are looked at whatever the configuration says, and a test split may be missing."""
+    """Set up all splits; damaged files are skipped regardless of the configuration, and the test split may be missing."""
     if hasattr(data, "unreadable"):
         data.unreadable = "skip"
     data.prepare_data()
@@ -183,12 +194,12 @@ def _problems(
 
 
 def printable(path: Path) -> str:
-    """A path whose bytes are no UTF-8 with those bytes escaped."""
+    """Path as text, with bytes that are not UTF-8 escaped."""
     return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def counts_table(names: Sequence[str], table: dict[str, list[int]]) -> list[str]:
-    """Lines of a table of classes and splits, with their shares of the split."""
+    """Lines of a table with the number of samples of each class in each split, and their share of the split."""
     rows = [*zip(names, *table.values(), strict=True), ("all", *(sum(column) for column in table.values()))]
     shown = [str(row[0]).encode("utf-8", "backslashreplace").decode() for row in rows]
     width = max(len(name) for name in (*shown, "class"))
@@ -201,7 +212,7 @@ def counts_table(names: Sequence[str], table: dict[str, list[int]]) -> list[str]
 
 
 def lines_of(report: dict[str, Any]) -> list[str]:
-    """What is printed below the table: figures, then warnings."""
+    """Lines printed below the table: statistics, then warnings."""
     lines = [f"imbalance  {report['imbalance']:g} (samples of the largest class over those of the smallest, training)"]
     for side, values in report["sizes"].items():
         lines.append(f"{side:<10} {values['min']} to {values['max']} pixels, median {values['median']}")
@@ -225,7 +236,7 @@ def lines_of(report: dict[str, Any]) -> list[str]:
 
 
 def setting_lines(data: DataModule, report: dict[str, Any]) -> list[str]:
-    """Mean and deviation as they are, and as lines of a configuration where they are settings of the datamodule."""
+    """Lines with measured and configured mean and std; also as YAML to paste, if they are settings of the datamodule."""
     import inspect
 
     lines = [
@@ -233,7 +244,7 @@ def setting_lines(data: DataModule, report: dict[str, Any]) -> list[str]:
         for name in ("mean", "std")
     ]
     if {"mean", "std"} <= inspect.signature(type(data)).parameters.keys():
-        lines += ["           to train with what was measured, write", "data:", "  init_args:"]
+        lines += ["           to train with the measured values, add to the configuration", "data:", "  init_args:"]
         lines += [f"    {name}: {report[name]['measured']}" for name in ("mean", "std")]
     return lines
 

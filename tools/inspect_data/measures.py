@@ -1,7 +1,7 @@
-"""What there is to know of a data set before training: samples, sizes, pixel values, duplicates, files that cannot be read.
+"""Computes the statistics of inspect_data: class counts, image sizes, pixel mean and std, duplicates, unreadable files.
 
-All of it comes from what every datamodule has: ``splits`` with labels and indices, and either uint8 images in memory or files
-(``folder(split)`` and ``files(split)``). Pixels are counted into a histogram, so that mean and deviation are exact.
+Input is any datamodule: its ``splits`` with labels and indices, and either uint8 images in memory or files (``folder(split)`` and
+``files(split)``). Pixels are counted into a histogram, so that mean and standard deviation are exact.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from torch.utils.data import DataLoader
 
 from datamodules import DataModule
 from datamodules.images.class_folders import duplicate_groups, scan
-from datamodules.images.decoding import FORMATS
+from datamodules.images.formats import readable_formats
 from datamodules.images.loader import ImageFiles, cores_for_workers
 from tools.command_line import watched
 
 T = TypeVar("T")
-BATCH = 64  # images that are decoded or counted at a time
-ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values for a picture that lies on its side
-THREADS = 8  # opening files waits for the disk
+BATCH = 64  # images decoded or counted at a time
+ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values for images rotated by 90 degrees
+THREADS = 8  # for reading headers, which mostly waits for the disk
 
 
 class Sample(NamedTuple):
-    """A sample of a data set: the split it is in, its class, its index in the data set, and its file where it has one."""
+    """A sample of a data set: split, class, index in the data set, and file (None for data in memory)."""
 
     split: str
     label: int
@@ -42,11 +42,11 @@ class Sample(NamedTuple):
 
 
 class Pixels(NamedTuple):
-    """Pixel values of the training images, and the files that could not be decoded.
+    """Pixel values of the training images, and files that could not be decoded.
 
     Attributes:
-        histogram: (C, 256) int64, how often each value occurs in each channel.
-        damaged: Samples of any split.
+        histogram: Count of each pixel value in each channel of the training images, (C, 256) int64.
+        damaged: Samples of all splits whose file cannot be decoded.
     """
 
     histogram: Tensor
@@ -54,7 +54,7 @@ class Pixels(NamedTuple):
 
 
 def samples_of(data: DataModule) -> list[Sample]:
-    """Every sample of the splits that were set up, train, val and test in this order."""
+    """List the samples of all splits that were set up, in the order train, val, test."""
     found: list[Sample] = []
     for split in [split for split in ("train", "val", "test") if split in data.splits]:
         labels, indices = data.splits[split]["label"].tolist(), data.splits[split]["index"].tolist()
@@ -67,7 +67,7 @@ def samples_of(data: DataModule) -> list[Sample]:
 
 
 def _paths(data: DataModule, split: str) -> list[Path] | None:
-    """The file of each index, None for data in memory."""
+    """File of each index; None for data in memory."""
     if not has_files(data):
         return None
     folder = data.folder(split)  # type: ignore[attr-defined]
@@ -75,12 +75,12 @@ def _paths(data: DataModule, split: str) -> list[Path] | None:
 
 
 def has_files(data: DataModule) -> bool:
-    """Whether the samples are files, and not tensors in memory."""
+    """Whether the samples are files rather than tensors in memory."""
     return hasattr(data, "files") and hasattr(data, "folder")
 
 
 def counts(data: DataModule, samples: Sequence[Sample]) -> dict[str, list[int]]:
-    """Samples of each class in each split."""
+    """Count the samples of each class in each split."""
     table = {split: [0] * data.num_classes for split in dict.fromkeys(sample.split for sample in samples)}
     for sample in samples:
         table[sample.split][sample.label] += 1
@@ -88,7 +88,7 @@ def counts(data: DataModule, samples: Sequence[Sample]) -> dict[str, list[int]]:
 
 
 def sizes(data: DataModule, samples: Sequence[Sample]) -> Tensor:
-    """Width and height (N, 2) int64 of each sample, as a viewer shows it; of files from their headers alone."""
+    """Width and height (N, 2) int64 of each sample after EXIF rotation; for files, only the headers are read."""
     if not has_files(data):
         return torch.tensor([[data.image_size, data.image_size]]).expand(len(samples), 2)
     paths = [sample.path for sample in samples if sample.path is not None]
@@ -99,7 +99,7 @@ def sizes(data: DataModule, samples: Sequence[Sample]) -> Tensor:
 
 
 def _size(path: Path) -> tuple[int, int]:
-    with warnings.catch_warnings(), Image.open(path, formats=FORMATS) as file:
+    with warnings.catch_warnings(), Image.open(path, formats=readable_formats()) as file:
         warnings.simplefilter("ignore")
         width, height = file.size
         return (height, width) if file.getexif().get(ORIENTATION) in TURNED else (width, height)
@@ -108,7 +108,7 @@ def _size(path: Path) -> tuple[int, int]:
 def pixels(data: DataModule, samples: Sequence[Sample]) -> Pixels:
     """Count the pixel values of the training images, and find the files of all splits that cannot be decoded.
 
-    Files are shrunk to the size that is trained at, as the network sees them; a picture in full has a larger deviation.
+    Files are decoded at the training size, as the network sees them; at full size, the standard deviation would be larger.
     """
     histogram = torch.zeros(data.in_channels, 256, dtype=torch.int64)
     if not has_files(data):
@@ -131,7 +131,7 @@ def _count(images: Tensor) -> Tensor:
 
 
 def _decoded(data: DataModule, samples: Sequence[Sample]) -> Iterator[tuple[Tensor, list[int]]]:
-    """Batches of images (B, C, S, S), and the places of samples that cannot be decoded."""
+    """Yield batches of images (B, C, S, S), and the indices in ``samples`` of files that cannot be decoded."""
     files = ImageFiles(Path(), [str(sample.path) for sample in samples], None, data.train_size, data.in_channels)
     batches = torch.arange(len(samples)).split(BATCH)
     workers = data.workers if getattr(data, "workers", None) is not None else cores_for_workers()  # type: ignore[attr-defined]
@@ -139,8 +139,8 @@ def _decoded(data: DataModule, samples: Sequence[Sample]) -> Iterator[tuple[Tens
         files,
         batch_sampler=[batch.tolist() for batch in batches],
         num_workers=workers if len(batches) > 1 else 0,
-        collate_fn=_as_it_is,
-        worker_init_fn=_deaf,
+        collate_fn=_identity,
+        worker_init_fn=_ignore_interrupts,
     )
     decoded = iter(loader)
     for _ in watched(f"decoded {samples[0].split}", batches, f"batches of {BATCH} files"):
@@ -148,21 +148,21 @@ def _decoded(data: DataModule, samples: Sequence[Sample]) -> Iterator[tuple[Tens
         yield batch["image"], batch["unreadable"]
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
-def _deaf(worker: int) -> None:
-    """A worker ends with its parent, which Ctrl-C stops."""
+def _ignore_interrupts(worker: int) -> None:
+    """Ignore Ctrl-C in a loader worker: the parent process handles it and ends the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def mean_and_std(histogram: Tensor) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel in units of 0..1.
+    """Compute mean and standard deviation of each channel, for pixel values scaled to 0..1.
 
     Args:
-        histogram: (C, 256) counts of the values 0 to 255.
+        histogram: Counts of the values 0 to 255, (C, 256).
     """
     weights = histogram.double() / histogram.sum(dim=1, keepdim=True).clamp(min=1)
     values = torch.arange(256, dtype=torch.float64) / 255
@@ -172,7 +172,7 @@ def mean_and_std(histogram: Tensor) -> tuple[list[float], list[float]]:
 
 
 def duplicates(data: DataModule, samples: Sequence[Sample]) -> list[list[Sample]]:
-    """Sets of two or more samples that are the same: files of the same bytes, images in memory of the same pixels."""
+    """Find sets of two or more equal samples: files with the same bytes, or images in memory with the same pixels."""
     if has_files(data):
         by_path: dict[Path, list[Sample]] = defaultdict(list)
         for sample in samples:
@@ -191,7 +191,7 @@ def duplicates(data: DataModule, samples: Sequence[Sample]) -> list[list[Sample]
 
 
 def unreadable_headers(data: DataModule, samples: Sequence[Sample]) -> tuple[list[Path], dict[str, int]]:
-    """Files that the datamodule left out as they do not begin as an image does, and how many it left out for other reasons."""
+    """Find files that the datamodule left out because they have no image header, and count those left out for other reasons."""
     missing: list[Path] = []
     left_out: dict[str, int] = defaultdict(int)
     if not has_files(data):

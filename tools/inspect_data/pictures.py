@@ -1,4 +1,4 @@
-"""The pictures of tools.inspect_data: how many, how large, how bright; and samples as the file has them and as the network does."""
+"""Draws inspect_data.png (samples per class, image sizes, pixel values) and samples.png (images from file and augmented)."""
 
 from __future__ import annotations
 
@@ -16,23 +16,26 @@ from foundation.plotting import BLUE, GREEN, GREY, ORANGE, VERMILION
 from tools.inspect_data.samples import Tile
 
 COLOURS = {"train": BLUE, "val": VERMILION, "test": GREEN}
-WITH_NAMES = 40  # most classes that have a name on the axis
+WITH_NAMES = 40  # largest number of classes with names on the axis
 ABOVE_LEGEND = 26  # points between a panel and its title
-POINTS = 5_000  # most points of the size panel
+POINTS = 5_000  # largest number of points in the panel of sizes
 
 
 def draw_overview(
     names: Sequence[str], counts: dict[str, list[int]], sizes: Tensor, histogram: Tensor, network_size: int, title: str
 ) -> Figure:
-    """Samples of each class, sizes of the images, and values of their pixels.
+    """Draw three panels: samples per class, image sizes, and the histogram of pixel values.
 
     Args:
-        names: Of the K classes.
-        counts: Samples of each class in each split.
-        sizes: Width and height (N, 2).
-        histogram: (C, 256) counts of pixel values in the training images.
-        network_size: Height and width of what is trained on, marked among the sizes.
-        title: Line above the picture.
+        names: Names of the K classes.
+        counts: Number of samples of each class, for each split.
+        sizes: Width and height of each image, (N, 2).
+        histogram: Counts of pixel values in the training images, (C, 256).
+        network_size: Height and width of the training images, marked in the panel of sizes.
+        title: Title of the figure.
+
+    Returns:
+        The figure.
     """
     classes = len(names)
     height = max(4.0, 0.24 * classes * (classes <= WITH_NAMES) + 1.6)
@@ -46,14 +49,14 @@ def draw_overview(
 
 
 def _draw_counts(axes: Axes, names: Sequence[str], counts: dict[str, list[int]]) -> None:
-    """Stacked bars, one a class; of many classes only their outline, the largest first."""
+    """Draw a stacked bar for each class; with more than ``WITH_NAMES`` classes, step lines sorted by size."""
     total = np.sum(list(counts.values()), axis=0)
-    axes.set_title("samples of each class", pad=ABOVE_LEGEND)
+    axes.set_title("samples per class", pad=ABOVE_LEGEND)
     if len(names) > WITH_NAMES:
         order = np.argsort(-total, kind="stable")
         for split, column in counts.items():
             axes.plot(np.asarray(column)[order], color=COLOURS[split], drawstyle="steps-mid", label=split)
-        axes.set_xlabel("classes, the largest first")
+        axes.set_xlabel("classes, sorted by number of samples")
         axes.set_ylabel("samples")
         axes.set_ylim(bottom=0)
     else:
@@ -78,9 +81,9 @@ def _draw_sizes(axes: Axes, sizes: Tensor, network_size: int) -> None:
         axes.set_axis_off()
         return
     shown = sizes[:: math.ceil(len(sizes) / POINTS)].numpy()
-    # equal sizes lie upon each other: the darker, the more
+    # transparent points: a size shared by many images is darker
     axes.scatter(shown[:, 0], shown[:, 1], s=12, color=BLUE, alpha=0.25, linewidths=0, label="an image")
-    axes.plot([network_size], [network_size], "+", markersize=14, color=VERMILION, label="trained at")
+    axes.plot([network_size], [network_size], "+", markersize=14, color=VERMILION, label="training size")
     axes.set_xlim(0, 1.05 * max(int(sizes[:, 0].max()), network_size))
     axes.set_ylim(0, 1.05 * max(int(sizes[:, 1].max()), network_size))
     axes.set_xlabel("width (pixels)")
@@ -99,7 +102,7 @@ def _draw_values(axes: Axes, histogram: Tensor) -> None:
     shares = histogram.double() / histogram.sum(dim=1, keepdim=True).clamp(min=1)
     for (name, colour), values in zip(many, shares, strict=True):
         axes.plot(range(256), values.numpy(), color=colour, label=name, linewidth=1)
-    inner = float(shares[:, 1:-1].max())  # black and white borders would flatten all else
+    inner = float(shares[:, 1:-1].max())  # scale without 0 and 255: black and white borders would flatten the rest
     axes.set_ylim(0, 1.1 * inner if inner > 0 else 1)
     axes.set_xlim(0, 255)
     axes.set_title("pixel values of the training images", pad=ABOVE_LEGEND)
@@ -110,11 +113,14 @@ def _draw_values(axes: Axes, histogram: Tensor) -> None:
 
 
 def draw_samples(tiles: Sequence[Tile], title: str) -> Figure:
-    """A column for each sample: as the file has it, and below as the network sees it in each epoch.
+    """Draw one column per sample: the image from the file on top, and below it the augmented image of each epoch.
 
     Args:
-        tiles: At least one, all with the same number of epochs.
-        title: Line above the picture.
+        tiles: At least one sample, all with the same number of epochs.
+        title: Title of the figure.
+
+    Returns:
+        The figure.
     """
     rows = 1 + len(tiles[0].augmented)
     figure = Figure(figsize=(1.7 * len(tiles) + 0.6, 1.8 * rows + 0.8), layout="constrained")

@@ -1,4 +1,4 @@
-"""A few training images as their files have them, and as the network sees them after augmentation in several epochs."""
+"""Selects a few training images of different classes, and augments them as training does in several epochs."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from torch import Tensor
 
 from callbacks.pictures.image_pixels import image_pixels
 from datamodules import DataModule
-from datamodules.images.decoding import FORMATS, upright
+from datamodules.images.decoding import upright
+from datamodules.images.formats import readable_formats
 from datamodules.images.loader import ImageFiles
 from datamodules.in_memory import seeded_generator
 from tools.inspect_data.measures import has_files
 
-LOOKED_AT = 2000  # training samples, in a seeded order, among which one of each class is looked for
+CANDIDATES = 2000  # training samples, in a seeded order, among which samples of different classes are searched
 
 
 class Tile(NamedTuple):
-    """A training sample: its class, its pixels in the file (H, W, C) uint8, and after augmentation in several epochs."""
+    """A training sample: class name, pixels in the file (H, W, C) uint8, and pixels after augmentation in each epoch."""
 
     label: str
     original: NDArray[np.uint8]
@@ -29,14 +30,17 @@ class Tile(NamedTuple):
 
 
 def training_tiles(data: DataModule, count: int, epochs: int) -> list[Tile]:
-    """Samples of as many classes as possible, a function of the data's two seeds.
+    """Select samples of as many classes as possible and augment them; the result depends only on the two seeds of the data.
 
-    Mixup and CutMix mix them with each other, in training with any sample of the batch.
+    Mixup and CutMix mix these samples with each other; in training they mix all samples of a batch.
 
     Args:
-        data: After ``setup("fit")``.
-        count: How many samples; fewer where files cannot be read or there are fewer.
-        epochs: How many epochs, from the first.
+        data: Datamodule after ``setup("fit")``.
+        count: Number of samples; the result has fewer if files cannot be read or there are fewer samples.
+        epochs: Number of epochs, starting with the first.
+
+    Returns:
+        The samples.
     """
     chosen = _chosen(data, count)
     batch, originals = _from_files(data, chosen) if has_files(data) else _from_memory(data, chosen)
@@ -49,9 +53,9 @@ def training_tiles(data: DataModule, count: int, epochs: int) -> list[Tile]:
 
 
 def _chosen(data: DataModule, count: int) -> Tensor:
-    """Places in the training split: the first of each class in a seeded order, then the second of each, and so on."""
+    """Choose indices in the training split: in a seeded order, the first sample of each class, then the second, and so on."""
     labels = data.splits["train"]["label"].cpu()
-    order = torch.randperm(len(labels), generator=seeded_generator("inspect", data.split_seed))[:LOOKED_AT]
+    order = torch.randperm(len(labels), generator=seeded_generator("inspect", data.split_seed))[:CANDIDATES]
     labels = labels[order]
     rank = torch.stack([(labels[:i] == labels[i]).sum() for i in range(len(labels))])
     return order[(rank * data.num_classes + labels).argsort()[:count]]
@@ -63,7 +67,7 @@ def _from_memory(data: DataModule, chosen: Tensor) -> tuple[dict[str, Tensor], l
 
 
 def _from_files(data: DataModule, chosen: Tensor) -> tuple[dict[str, Tensor], list[NDArray[np.uint8]]]:
-    """The batch as workers would decode it, and the pictures in full."""
+    """Decode the chosen files as loader workers do, and also at full size."""
     split = data.splits["train"]
     folder, names = data.folder("train"), data.files("train")  # type: ignore[attr-defined]
     labels = torch.zeros(len(names), dtype=torch.int64).scatter_(0, split["index"], split["label"])
@@ -72,7 +76,7 @@ def _from_files(data: DataModule, chosen: Tensor) -> tuple[dict[str, Tensor], li
     del batch["unreadable"]
     originals = []
     for index in batch["index"].tolist():
-        with Image.open(folder / names[index], formats=FORMATS) as file:
+        with Image.open(folder / names[index], formats=readable_formats()) as file:
             pixels = np.array(upright(file, data.in_channels))
         originals.append(pixels.reshape(*pixels.shape[:2], data.in_channels))
     return batch, originals

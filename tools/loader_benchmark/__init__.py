@@ -1,1 +1,1 @@
-"""Measures loader settings and names the fastest. The command is `__main__.py`."""
+"""Finds the fastest data-loader settings (workers, prefetch, pin_memory). The command is in `__main__.py`."""

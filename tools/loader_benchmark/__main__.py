@@ -1,11 +1,11 @@
-"""Measures which loader settings feed the training of a configuration fastest on this machine, and writes them as an overlay.
+"""The command that finds the fastest loader settings for a configuration on this machine and writes them as an overlay.
 
     python -m tools.loader_benchmark --config FILE [--config OVERLAY ...] [--data.root DIR ...] [--out FILE]
 
-    files --workers: decode, shrink--> batches --[pinned memory]--> device --> augmentation      what is measured: images a second
+    files --workers: decode, shrink--> batches --[pinned memory]--> device --> augmentation      measured: images per second
 
-The loader and the augmentation are those of ``python main.py fit`` with the same arguments; nothing is trained. The settings are
-workers, prefetch and, with a CUDA device, pin_memory; how they are searched is in tools/loader_benchmark/search.py.
+Loader and augmentation are the same as in ``python main.py fit`` with the same arguments; nothing is trained. The settings are
+workers, prefetch and, with a CUDA device, pin_memory. tools/loader_benchmark/search.py describes the search.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING
 from tools.command_line import Parser, run_command, say, start
 from tools.loader_benchmark.search import Progress, busy, choose, grid, overlay, powers_up_to, search, table, waiting
 
-if TYPE_CHECKING:  # imported where it is used: the packages bring torch, and --help should not wait for that
+if TYPE_CHECKING:  # imported inside the functions: the packages import torch, which would delay --help
     from datamodules import ImageFolderDataModule
 
 EXAMPLES = """\
 how:
-  Each setting is measured for --seconds after a warm-up, those that are fast a second time, and the best five times in turns. The
-  largest median wins; of settings within 3 % the one with fewer workers, then less prefetch, as these take memory. A machine that
-  does nothing else gives figures that hold.
+  Every setting is measured for --seconds after a warm-up. The fast ones are measured a second time, and the best ones
+  five times in turns. The setting with the largest median wins. Within 3 % of it, fewer workers win, then less prefetch,
+  because both take memory. Run this on an idle machine for reliable results.
 
 examples:
   python -m tools.loader_benchmark --config configs/image_standard.yaml --data.root photos
@@ -37,7 +37,7 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags of the tool itself; all others are those of ``main.py fit``."""
+    """Create the parser of the tool's own flags; all other flags are passed on to ``main.py fit``."""
     parser = Parser(
         "loader_benchmark",
         usage="--config FILE [--config OVERLAY] [--data.NAME VALUE ...] [--out FILE] [flags]",
@@ -46,9 +46,16 @@ def parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--out", type=Path, metavar="FILE", help=f"overlay to write (default: {default_out()})")
-    add("--overwrite", action="store_true", help="replace the overlay where it is there already")
+    add("--overwrite", action="store_true", help="replace an existing overlay")
     add("--workers", type=int, nargs="+", metavar="N", help="numbers of workers (default: 0, 1, 2, 4, ... all cores)")
-    add("--prefetch", type=int, nargs="+", metavar="N", default=[2, 4, 8], help="batches of a worker (default: 2 4 8)")
+    add(
+        "--prefetch",
+        type=int,
+        nargs="+",
+        metavar="N",
+        default=[2, 4, 8],
+        help="batches that each worker prepares in advance (default: 2 4 8)",
+    )
     add(
         "--seconds",
         type=float,
@@ -62,23 +69,30 @@ def parser() -> argparse.ArgumentParser:
         default="true",
         help="copy the batches to the device and augment them there, as training does (default: true)",
     )
-    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA where there is one (default)")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA if available (default)")
     add(
         "--images_per_s",
         type=float,
         metavar="N",
-        help="what the network trains at: says whether it would wait for data",
+        help="training speed of the network: report whether it would wait for data",
     )
     return parser
 
 
 def default_out() -> Path:
-    """One file a machine, where ``main.py --help`` lists the user's own overlays."""
+    """Return the default overlay path, one file per machine, in the folder that ``main.py --help`` lists."""
     return Path("configs", "experiments", f"loader_{platform.node() or 'here'}.yaml")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; ``argv`` as on the command line, None takes the process's own. Returns the exit code."""
+    """Run the command.
+
+    Args:
+        argv: Arguments without the program's name; None takes those of the process.
+
+    Returns:
+        The exit code.
+    """
     words = sys.argv[1:] if argv is None else argv
 
     def command() -> None:
@@ -89,12 +103,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def loader_benchmark(options: argparse.Namespace, arguments: list[str], command: list[str]) -> None:
-    """Measure, print and write.
+    """Measure the settings, print the table and write the overlay.
 
     Args:
-        options: As parsed by ``parser``.
-        arguments: As for ``main.py fit``.
-        command: The whole command line, for the overlay's header.
+        options: The tool's own flags, as parsed by ``parser``.
+        arguments: All other arguments, as for ``main.py fit``.
+        command: The whole command line, quoted in the header of the overlay.
 
     Raises:
         UsageError: The configuration is wrong.
@@ -124,29 +138,32 @@ def loader_benchmark(options: argparse.Namespace, arguments: list[str], command:
     say("machine", machine(device))
     _say_data(data, device, augmented)
     if device.type != "cuda":
-        say("pin", "left out: pinned memory is of use with a CUDA device only")
+        say("pin", "skipped: pinned memory only helps with a CUDA device")
     pipeline.warm_up(augmented)
-    metrics = search(cells, lambda cell: pipeline.images_per_s(cell, augmented), _Lines())
+    metrics = search(cells, lambda cell: pipeline.images_per_s(cell, augmented), _ProgressLines())
     winner = choose(metrics.medians)
     lines = table(metrics, winner)
     print("\n".join(["", *lines, ""]))
-    say("taken", f"{winner}: of what is within 3 % of the best, the fewest workers, then the least prefetch")
+    say("taken", f"{winner}: within 3 % of the fastest setting, with the fewest workers, then the least prefetch")
     if warning := busy(metrics, winner):
         say("warning", warning)
-    alone = pipeline.alone(winner) if augmented else metrics.medians[winner]
-    say("loader", f"{alone:,.0f} images/s by itself, without copy to the device and augmentation")
+    loader = pipeline.loader_only(winner) if augmented else metrics.medians[winner]
+    say("loader", f"{loader:,.0f} images/s by itself, without copy to the device and augmentation")
     if options.images_per_s:
-        say("training", waiting(alone, options.images_per_s, winner.workers))
+        say("training", waiting(loader, options.images_per_s, winner.workers))
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, overlay(winner, lines, command, machine(device), str(out)))
     say("written", f"{out}: add --config {out} after the experiment")
 
 
 def check(options: argparse.Namespace) -> Path:
-    """Refuse what would be refused after minutes of measuring.
+    """Check the flags before the measurements, which take minutes.
 
     Returns:
-        Where the overlay goes.
+        Path of the overlay.
+
+    Raises:
+        ValueError: A flag is out of its range, or the overlay cannot be written to its path.
     """
     for name, good, wanted in (
         ("workers", all(number >= 0 for number in options.workers or []), "0 or more"),
@@ -160,17 +177,17 @@ def check(options: argparse.Namespace) -> Path:
     if out.is_dir():
         raise ValueError(f"--out {out}: is a folder; give a file")
     if out.exists() and not options.overwrite:
-        raise ValueError(f"--out {out}: is there already; give another, or --overwrite")
+        raise ValueError(f"--out {out}: already exists; give another file or --overwrite")
     return out
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
+    """Return the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def machine(device: object) -> str:
-    """What the figures hold for."""
+    """Describe the machine that the results are valid for."""
     import torch
 
     name = torch.cuda.get_device_name() if str(device).startswith("cuda") else "CPU only"
@@ -183,8 +200,8 @@ def _say_data(data: ImageFolderDataModule, device: object, augmented: bool) -> N
     say("data", f"{images:,} training images, batches of {data.batch_size} at {data.train_size} px, {what}")
 
 
-class _Lines:
-    """A line for each measurement, with the time that is left."""
+class _ProgressLines:
+    """Prints a line for each measurement, with the estimated time left."""
 
     def __init__(self) -> None:
         self.began = time.monotonic()

@@ -1,10 +1,11 @@
-"""Which loader settings to measure, in which order, which of them to take, and what is said of it: all but the clock.
+"""Searches the grid of loader settings: order of measurements, choice of the best setting, result table and overlay text.
 
-    each setting once --> again, from the last to the first, those with half of the best or more --> finalists x 5, in turns
-        --> the largest median; of those within 3 % of it the fewest workers, then the least prefetch, then no pinning
+    every setting once --> a second time, in reverse order, if at least half as fast as the best --> finalists x 5, in turns
+        --> largest median; within 3 % of it the fewest workers, then the least prefetch, then no pinning
 
-A neighbour on the machine can only make a measurement lower. So the better of two decides who is a finalist, and finalists are
-measured in turns, so that a slow minute is one of all of them.
+The time measurement itself is in tools/loader_benchmark/timing.py. Other programs on the machine can only make a measurement
+slower. The better of two measurements therefore decides which settings are finalists, and the finalists are measured in turns, so
+that a slow minute affects all of them.
 """
 
 from __future__ import annotations
@@ -15,27 +16,29 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-REPEATS = 5  # of each finalist
+from foundation.project import MAIN, TOOL
+
+REPEATS = 5  # measurements of each finalist
 FINALISTS = 5
 TIE = 0.03
-NEAR = 0.1  # the cheapest setting that came so near to the best is a finalist in any case
-PROMISING = 0.5  # of the best: measured a second time
-GOOD = 0.7  # of the best: may be a finalist
-BUSY = 0.2  # a machine on which one setting's figures differ by more is at work on something else
-SHOWN = 6  # lines of the table in the overlay
+NEAR = 0.1  # the cheapest setting within this share of the best is always a finalist
+PROMISING = 0.5  # share of the best speed from which a setting is measured a second time
+GOOD = 0.7  # share of the best speed from which a setting may be a finalist
+BUSY = 0.2  # relative spread of one setting above which the machine counts as busy
+SHOWN = 6  # lines of the result table in the overlay's header
 
 
 class Cell(NamedTuple):
-    """Settings of a loader."""
+    """One combination of loader settings."""
 
     workers: int
     prefetch: int | None
-    """None without workers, which are what it is for."""
+    """Batches that each worker prepares in advance; None without workers."""
     pin: bool | None
-    """None where there is no CUDA device to copy to."""
+    """Whether batches are in pinned memory; None without a CUDA device."""
 
     def cost(self) -> tuple[int, int, bool]:
-        """What is smaller takes less memory."""
+        """Sort key: a smaller value takes less memory."""
         return self.workers, self.prefetch or 0, bool(self.pin)
 
     def __str__(self) -> str:
@@ -46,35 +49,35 @@ class Cell(NamedTuple):
 
 
 Timer = Callable[[Cell], float]
-"""Images a second with these settings; 0 where they do not work."""
+"""Measures images per second with the given settings; 0 if they do not work."""
 
 
 class Progress(NamedTuple):
-    """A measurement that is done."""
+    """A finished measurement, and how many there are."""
 
     cell: Cell
     speed: float
     done: int
     total: int
-    """Measurements in all, as far as is known."""
+    """Total number of measurements, as currently estimated."""
 
 
 class Measurements(NamedTuple):
-    """What was measured, images a second."""
+    """Results of a search in images per second."""
 
     first: dict[Cell, float]
-    """The better of one or two measurements of every setting."""
+    """Best of one or two measurements, for every setting."""
     finals: dict[Cell, list[float]]
-    """The measurements in turns of the finalists."""
+    """Repeated measurements of the finalists, taken in turns."""
 
     @property
     def medians(self) -> dict[Cell, float]:
-        """Of the finalists."""
+        """Median speed of each finalist."""
         return {cell: statistics.median(values) for cell, values in self.finals.items()}
 
 
 def powers_up_to(cores: int) -> list[int]:
-    """Numbers of workers to try.
+    """Return the numbers of workers to try: 0, powers of two, and the number of cores.
 
     >>> powers_up_to(1), powers_up_to(2), powers_up_to(6)
     ([0, 1], [0, 1, 2], [0, 1, 2, 4, 6])
@@ -84,7 +87,7 @@ def powers_up_to(cores: int) -> list[int]:
 
 
 def grid(workers: Iterable[int], prefetch: Iterable[int], pins: Iterable[bool | None]) -> list[Cell]:
-    """All settings, without those that differ in nothing.
+    """Return all combinations, cheapest first; without workers, prefetch has no effect and is not varied.
 
     >>> [tuple(cell) for cell in grid([0, 2], [4, 2], [None])]
     [(0, None, None), (2, 2, None), (2, 4, None)]
@@ -95,35 +98,35 @@ def grid(workers: Iterable[int], prefetch: Iterable[int], pins: Iterable[bool | 
 def search(
     cells: Sequence[Cell],
     timer: Timer,
-    said: Callable[[Progress], None] = lambda progress: None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
     repeats: int = REPEATS,
 ) -> Measurements:
-    """Measure all settings, and the best of them in turns.
+    """Measure all settings, then the fastest ones several times in turns.
 
     Args:
         cells: The settings, at least one.
-        timer: Measures one.
-        said: Is told of each measurement.
-        repeats: Measurements of a finalist.
+        timer: Measures one setting.
+        on_progress: Called after each measurement.
+        repeats: Measurements of each finalist.
 
     Raises:
-        ValueError: Not one of the settings works.
+        ValueError: None of the settings works.
     """
     first: dict[Cell, float] = {}
     done, finals_take = 0, repeats * min(len(cells), FINALISTS)
     for cell in cells:
         first[cell] = timer(cell)
         done += 1
-        said(Progress(cell, first[cell], done, 2 * len(cells) + finals_take))
+        on_progress(Progress(cell, first[cell], done, 2 * len(cells) + finals_take))
     best = max(first.values())
     if best <= 0:
-        raise ValueError("not one of the settings works; what was wrong is said above")
+        raise ValueError("none of the settings works; the reasons are printed above")
     again = [cell for cell in reversed(cells) if first[cell] >= PROMISING * best]
     for cell in again:
         speed = timer(cell)
         first[cell] = max(first[cell], speed)
         done += 1
-        said(Progress(cell, speed, done, len(cells) + len(again) + finals_take))
+        on_progress(Progress(cell, speed, done, len(cells) + len(again) + finals_take))
     chosen = finalists(first)
     finals: dict[Cell, list[float]] = {cell: [] for cell in chosen}
     total = done + repeats * len(chosen)
@@ -131,12 +134,12 @@ def search(
         for cell in chosen[:: -1 if repeat % 2 else 1]:
             finals[cell].append(timer(cell))
             done += 1
-            said(Progress(cell, finals[cell][-1], done, total))
+            on_progress(Progress(cell, finals[cell][-1], done, total))
     return Measurements(first, finals)
 
 
 def finalists(first: dict[Cell, float]) -> list[Cell]:
-    """The fastest, and the cheapest that is nearly as fast; the cheapest first."""
+    """Return the fastest settings and the cheapest one that is nearly as fast, cheapest first."""
     best = max(first.values())
     good = [cell for cell, speed in first.items() if speed >= GOOD * best]
     fastest = sorted(good, key=lambda cell: (-first[cell], cell.cost()))
@@ -145,13 +148,13 @@ def finalists(first: dict[Cell, float]) -> list[Cell]:
 
 
 def choose(speeds: dict[Cell, float]) -> Cell:
-    """The cheapest of those that nothing beats by more than 3 %."""
+    """Return the cheapest setting within 3 % of the fastest."""
     best = max(speeds.values())
     return min((cell for cell, speed in speeds.items() if speed >= (1 - TIE) * best), key=Cell.cost)
 
 
 def busy(metrics: Measurements, winner: Cell) -> str | None:
-    """What to say where the winner's own measurements differ so much that the choice is chance."""
+    """Return a warning if the winner's own measurements differ so much that the choice is random, else None."""
     values = metrics.finals[winner]
     spread = (max(values) - min(values)) / metrics.medians[winner]
     if spread <= BUSY:
@@ -160,7 +163,7 @@ def busy(metrics: Measurements, winner: Cell) -> str | None:
 
 
 def table(metrics: Measurements, winner: Cell) -> list[str]:
-    """The figures as lines: finalists with median and spread, the others with what they reached."""
+    """Format the results as lines: finalists with median and range, all other settings with their best speed."""
     medians, pinned = metrics.medians, any(cell.pin is not None for cell in metrics.first)
     order = sorted(metrics.first, key=lambda cell: (cell not in medians, -medians.get(cell, metrics.first[cell])))
     lines = [f"{'workers':>7}  {'prefetch':>8}{'  pinned' * pinned}  {'images/s':>9}  measured"]
@@ -178,12 +181,12 @@ def table(metrics: Measurements, winner: Cell) -> list[str]:
 
 
 def waiting(loader: float, network: float, workers: int) -> str:
-    """How much of its time a network would wait for its data.
+    """Describe which share of its time a network would wait for data.
 
     Args:
-        loader: Images a second of the loader by itself.
-        network: Images a second that the network trains at, its augmentation included.
-        workers: With 0 the network waits while images are decoded; with workers both go on at the same time.
+        loader: Images per second of the loader by itself.
+        network: Images per second of the training step, including augmentation.
+        workers: Number of workers; with 0 the network waits while images are decoded, with workers both run at the same time.
     """
     if workers and loader >= network:
         return f"the loader is no bottleneck: it is busy {network / loader:.0%} of the time that the network takes"
@@ -192,14 +195,22 @@ def waiting(loader: float, network: float, workers: int) -> str:
 
 
 def overlay(winner: Cell, lines: list[str], command: list[str], machine: str, out: str) -> str:
-    """The overlay's text: what was measured as a comment, then the settings; those that were not measured are left out."""
+    """Return the text of the overlay: the results as a comment, then the settings that were measured.
+
+    Args:
+        winner: The chosen settings.
+        lines: Result table, as ``table`` returns it.
+        command: Arguments of the tool.
+        machine: Description of the machine.
+        out: Path of the overlay, quoted in the comment.
+    """
     settings = {"workers": winner.workers, "prefetch": winner.prefetch, "pin_memory": winner.pin}
     header = [
-        "On any experiment with an ImageFolderDataModule: the loader settings that were fastest on one machine.",
+        "Overlay for experiments with an ImageFolderDataModule: the loader settings that were fastest on one machine.",
         "",
-        f"  python main.py fit --config EXPERIMENT --config {out}",
+        f"  {MAIN} fit --config EXPERIMENT --config {out}",
         "",
-        f"Written by: python -m tools.loader_benchmark {shlex.join(command)}",
+        f"Written by: {TOOL}loader_benchmark {shlex.join(command)}",
         f"{time.strftime('%Y-%m-%d %H:%M')}, {machine}",
         "",
         *lines[: 1 + SHOWN],

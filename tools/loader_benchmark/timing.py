@@ -1,4 +1,4 @@
-"""The clock of the loader benchmark: images a second of a datamodule's training pipeline with given loader settings."""
+"""Measures the speed of a datamodule's training pipeline in images per second, for given loader settings."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ from datamodules import ImageFolderDataModule
 from tools.loader_benchmark.search import REPEATS, Cell
 
 Batch = dict[str, Tensor]
-READ_S = 20.0  # at most, for the files that are to be in the page cache
-WARM_UP = 1 / 3  # of the length of a measurement
+READ_S = 20.0  # at most, to read files into the page cache
+WARM_UP = 1 / 3  # length of the warm-up as a share of the measurement
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of `--device`.
+    """Return the device for the value of `--device`.
+
+    Args:
+        name: auto, cpu or cuda.
 
     Raises:
-        ValueError: cuda is asked for, and there is none.
+        ValueError: cuda is requested, but there is no CUDA device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -35,20 +38,20 @@ def pick_device(name: str) -> torch.device:
 
 @contextmanager
 def stops_between_batches() -> Iterator[Callable[[], None]]:
-    """Give a check that raises KeyboardInterrupt once SIGINT or SIGTERM has come; a second one does so at once.
+    """Delay SIGINT and SIGTERM: yields a check that raises KeyboardInterrupt after a signal; a second signal raises at once.
 
-    While a batch is received, the worker that sends it would print a traceback of its own.
+    Stopping while a batch is being received would make the sending worker print its own traceback.
     """
-    asked = False
+    stop_requested = False
 
     def note(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
+        nonlocal stop_requested
+        if stop_requested:
             raise KeyboardInterrupt
-        asked = True
+        stop_requested = True
 
     def check() -> None:
-        if asked:
+        if stop_requested:
             raise KeyboardInterrupt
 
     stopping = [
@@ -65,13 +68,13 @@ def stops_between_batches() -> Iterator[Callable[[], None]]:
 
 
 class Pipeline:
-    """The training pipeline of a datamodule, measured with other settings of its loader.
+    """Measures the training pipeline of a datamodule with different loader settings.
 
     Args:
-        data: Set up for a fit; its loader settings are changed.
-        device: Where batches are augmented.
+        data: Datamodule, set up for a fit; its loader settings are changed.
+        device: Device on which batches are augmented.
         seconds: Length of a measurement, without its warm-up.
-        say: Is told what is worth a line, as (what, text).
+        say: Prints an output line, called with (label, text).
     """
 
     def __init__(
@@ -80,7 +83,7 @@ class Pipeline:
         self.data, self.device, self.seconds, self.say = data, device, seconds, say
 
     def warm_up(self, augmented: bool) -> None:
-        """Read the files in the order in which each measurement takes them, and start the device."""
+        """Read the files into the page cache, in the order of the measurements, and start the device."""
         folder, names = self.data.folder("train"), self.data.files("train")
         self._set(Cell(0, None, None))
         loader = self.data.train_dataloader()
@@ -91,8 +94,8 @@ class Pipeline:
                 break
             size += len((folder / names[index]).read_bytes())
             read += 1
-        rest = "" if read == len(order) else "; the others come from the disk when it is their turn"
-        self.say("files", f"{read:,} of {len(order):,} read, {size / 1e6:,.0f} MB, to be in the page cache{rest}")
+        rest = "" if read == len(order) else "; the others are read from disk during the measurements"
+        self.say("files", f"{read:,} of {len(order):,} read into the page cache, {size / 1e6:,.0f} MB{rest}")
         self._use(next(iter(loader)), augmented)
         self._wait()
 
@@ -104,7 +107,7 @@ class Pipeline:
             augmented: Whether batches are copied to the device and augmented, or thrown away.
 
         Returns:
-            Images a second; 0 where the loader fails, which is said.
+            Images per second; 0 if the loader fails, which is printed.
         """
         self._set(cell)
         with stops_between_batches() as check:
@@ -120,8 +123,8 @@ class Pipeline:
         finally:
             batches.close()  # ends the workers
 
-    def alone(self, cell: Cell) -> float:
-        """Images a second of the loader by itself, median of five."""
+    def loader_only(self, cell: Cell) -> float:
+        """Images per second of the loader without copy and augmentation, median of five measurements."""
         return statistics.median(self.images_per_s(cell, augmented=False) for _ in range(REPEATS))
 
     def _set(self, cell: Cell) -> None:
@@ -129,7 +132,7 @@ class Pipeline:
         self.data.prefetch = cell.prefetch or self.data.prefetch
 
     def _endless(self) -> Generator[Batch, None, None]:
-        """Epoch after epoch of one loader, whose workers end with it."""
+        """Yield the batches of one loader, epoch after epoch; its workers end when the generator is closed."""
         loader = self.data.train_dataloader()
         while True:
             yield from loader
@@ -137,7 +140,7 @@ class Pipeline:
     def _timed(
         self, batches: Iterator[Batch], turns: int, augmented: bool, check: Callable[[], None] = lambda: None
     ) -> float:
-        """Whole rounds of all workers: they deliver in turns and often at once, so that part of a round is too fast or too slow."""
+        """Time whole rounds of all workers, which often deliver at the same time: a partial round would be too fast or slow."""
 
         def served() -> int:
             images = 0
@@ -165,6 +168,6 @@ class Pipeline:
         return len(batch["index"])
 
     def _wait(self) -> None:
-        """Let the device finish what it was given."""
+        """Wait until the device has finished all queued work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)

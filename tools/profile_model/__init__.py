@@ -1,1 +1,1 @@
-"""Time, memory and operations of a training step. The command is `__main__.py`."""
+"""Measures time, memory and floating-point operations of a training step. The command is in `__main__.py`."""

@@ -1,11 +1,11 @@
-"""Measures a training step of a configuration: its parts, memory, speed, share of the machine's peak, and the best batch size.
+"""The command that profiles the training step of a configuration: time, memory, share of peak FLOP/s, best batch size.
 
     python -m tools.profile_model --config FILE [--config OVERLAY ...] [--batch_sizes 8 16 32] [--amp] [--ladder] [--output DIR]
 
     parse --> one batch --> peak of a matrix product --> each size, each rung: a fresh process --> candidates in turns --> best
                                                                                             --> profile.json, .txt, .png
 
-How a process measures is in tools/profile_model/step.py, what is made of its figures in tools/profile_model/results.py.
+tools/profile_model/step.py runs in each measured process; tools/profile_model/results.py evaluates the measurements.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from typing import TYPE_CHECKING, Any
 
 from tools.command_line import Parser, run_command, say, start
 
-if TYPE_CHECKING:  # imported where they are used: the packages bring torch, and --help should not wait for that
+if TYPE_CHECKING:  # imported inside the functions: the packages import torch, which would delay --help
     from tools.profile_model.processes import Measure
     from tools.profile_model.results import Row
 
 EXAMPLES = """\
 how:
-  The step is that of main.py fit with the same arguments, on one device and without accumulation, with one batch of the data again
-  and again: reading and augmenting data is no part of it (python -m tools.loader_benchmark measures that). Where the data is not
-  there, random images of its shape take its place, which is said. Each size and each rung has a process of its own; a size that
-  does not fit is a row oom. A machine that does nothing else gives figures that hold.
+  The measured step is the training step of main.py fit with the same arguments, on one device and without gradient accumulation.
+  It repeats one batch of the data: reading and augmenting is not measured (use python -m tools.loader_benchmark for that). If the
+  data is missing, random images of the same shape replace it, and a line reports this. Each batch size and each ladder rung runs
+  in its own process; a size that does not fit into memory is listed as oom. Run this on an idle machine for reliable results.
 
 examples:
   python -m tools.profile_model --config configs/digits_ternary.yaml
@@ -41,7 +41,7 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags of the tool itself; all others are those of ``main.py fit``."""
+    """Create the parser of the tool's own flags; all other flags are passed on to ``main.py fit``."""
     parser = Parser(
         "profile_model",
         usage="--config FILE [--config OVERLAY] [--SETTING VALUE ...] [flags]",
@@ -49,12 +49,17 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
     )
     add = parser.add_argument
-    add("--batch_sizes", type=int, nargs="+", metavar="N", help="sizes to try (default: that of the configuration)")
+    add("--batch_sizes", type=int, nargs="+", metavar="N", help="batch sizes to try (default: the configured one)")
     add("--amp", action="store_true", help="compare automatic mixed precision with fp32, at the best size")
     add("--ladder", action="store_true", help="fp32, +AMP, +cuDNN benchmark, +TF32, +channels_last, +compile")
-    add("--memory_limit", type=float, metavar="GB", help="what training may take (1e9 bytes); what needs more is oom")
-    add("--steps", type=int, default=10, metavar="N", help="timed steps of a size (default: 10)")
-    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA where there is one (default)")
+    add(
+        "--memory_limit",
+        type=float,
+        metavar="GB",
+        help="memory limit (1 GB = 1e9 bytes); a size that needs more is oom",
+    )
+    add("--steps", type=int, default=10, metavar="N", help="timed steps per batch size (default: 10)")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA if available (default)")
     add("--output", type=Path, metavar="DIR", help="folder of the results (default: profiles/<config>)")
     return parser
 
@@ -63,8 +68,8 @@ def main(argv: list[str] | None = None, measure: Measure | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: Command line without the program's name; None takes the process's own.
-        measure: Does a job; None starts a fresh process for each.
+        argv: Arguments without the program's name; None takes those of the process.
+        measure: Runs one job; None starts a fresh process for each job.
 
     Returns:
         The exit code.
@@ -81,18 +86,18 @@ def main(argv: list[str] | None = None, measure: Measure | None = None) -> int:
 def profile_model(
     options: argparse.Namespace, arguments: list[str], command: list[str], measure: Measure | None
 ) -> None:
-    """Measure, print and write.
+    """Measure, print the tables and write the results.
 
     Args:
-        options: As parsed by ``parser``.
-        arguments: As for ``main.py fit``.
-        command: The whole command line, for the results.
-        measure: See ``main``.
+        options: The tool's own flags, as parsed by ``parser``.
+        arguments: All other arguments, as for ``main.py fit``.
+        command: The whole command line, stored with the results.
+        measure: Runs one job; see ``main``.
 
     Raises:
         UsageError: The configuration is wrong.
-        ValueError: A flag is out of its range, or not one of the sizes works.
-        OSError: The data is not there and nothing can take its place, or the results cannot be written.
+        ValueError: A flag is out of its range, or none of the batch sizes works.
+        OSError: The data is missing and random images cannot replace it, or the results cannot be written.
         MisconfigurationException: The data does not fit the configuration.
     """
     check(options)
@@ -122,12 +127,13 @@ def profile_model(
         bench.expect(sizes, 2 * options.amp + len(ladder(amp)) * options.ladder)
         say("machine", machine(device))
         if device == "cpu" and options.device == "auto":
-            say("device", "the CPU: torch finds no CUDA device; figures hold for the CPU alone")
+            say("device", "CPU: torch finds no CUDA device; the results are valid only for the CPU")
         say("data", served.what)
         peaks = bench.peaks()
         say(
             "peak",
-            ", ".join(f"{name} {peak / 1e12:,.3g} TFLOP/s" for name, peak in peaks.items()) + ", of a matrix product",
+            ", ".join(f"{name} {peak / 1e12:,.3g} TFLOP/s" for name, peak in peaks.items())
+            + ", measured on a matrix product",
         )
         rows = bench.sweep(sizes)
         again = bench.again(rows)
@@ -159,7 +165,7 @@ def profile_model(
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse what would be refused after minutes of measuring."""
+    """Check the flags before the measurements, which take minutes; raises ValueError."""
     for name, good, wanted in (
         ("batch_sizes", all(size >= 1 for size in options.batch_sizes or []), "1 or more"),
         ("steps", options.steps >= 1, "1 or more"),
@@ -172,7 +178,7 @@ def check(options: argparse.Namespace) -> None:
 
 
 def machine(device: str) -> str:
-    """What the figures hold for."""
+    """Describe the machine that the results are valid for."""
     import torch
 
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
@@ -181,7 +187,7 @@ def machine(device: str) -> str:
 
 
 def report(rows: list[Row], again: dict[int, list[float]], best: int, ladders: dict[str, list[Row]]) -> list[str]:
-    """The tables as lines."""
+    """Return the tables of batch sizes and ladders as lines."""
     from tools.profile_model.results import rung_table, size_table
 
     lines = size_table(rows, again, best if len(rows) > 1 else None)
@@ -199,7 +205,7 @@ def write(
     ladders: dict[str, list[Row]],
     text: list[str],
 ) -> None:
-    """profile.json, profile.txt and profile.png, each whole or not at all."""
+    """Write profile.json, profile.txt and profile.png, each atomically."""
     from foundation.atomic_files import write_json, write_text
     from foundation.plotting import render, write_png
     from tools.profile_model.picture import draw_profile

@@ -1,8 +1,8 @@
-"""The batch that the profiler trains on: one of the configuration's own data, or random images of its shape, at any size.
+"""Creates the batch that the profiler trains on: one batch of the configured data, or random images, at any batch size.
 
     datamodule --one batch, augmented--> file --> every measured process: B rows of it, the same at each step
 
-So a measured process reads no data: its time is the network's and its memory that of the training.
+A measured process therefore reads no data: its time and memory are those of the training step only.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ STAND_IN_CLASSES = 10
 
 
 class Served(NamedTuple):
-    """A batch and what the network is told of the data."""
+    """A batch and the data settings that the network needs."""
 
     batch: Batch
     header: dict[str, Any]
-    """The values of all settings that the command line links from data to model, plain."""
+    """Values of all settings that the command line links from data to model, as JSON types."""
     what: str
-    """Where the batch is from, for the user."""
+    """Source of the batch, printed for the user."""
 
 
 def rows(batch: Batch, size: int) -> Batch:
-    """A batch of ``size`` samples: the first ones, all of them again where there are fewer.
+    """Return a batch of ``size`` samples: the first ones, repeated if the batch has fewer.
 
     Args:
-        batch: Tensors and lists with a row for each sample; what has another length is taken as it is. With `image_index`, rows of
-            its length are of prompts, which go where their images go.
-        size: Samples wanted, from 1.
+        batch: Tensors and lists with one row per sample; values of another length are kept unchanged. With `image_index`, values of
+            its length have one row per prompt; each prompt is taken together with its image.
+        size: Number of samples, at least 1.
 
     >>> rows({"label": torch.tensor([7, 8, 9]), "prompt": ["a", "b", "c"]}, 5)
     {'label': tensor([7, 8, 9, 7, 8]), 'prompt': ['a', 'b', 'c', 'a', 'b']}
@@ -48,15 +48,15 @@ def rows(batch: Batch, size: int) -> Batch:
     """
     have = length(batch)
     order = torch.arange(size) % have
-    orders, asked = {have: order}, batch.get("image_index")
-    if asked is not None:
+    orders, image_index = {have: order}, batch.get("image_index")
+    if image_index is not None:
         pairs = [
             (new, place)
             for new, old in enumerate(order.tolist())
-            for place in (asked == old).nonzero().flatten().tolist()
+            for place in (image_index == old).nonzero().flatten().tolist()
         ]
         images, prompts = torch.tensor(pairs).unbind(1)
-        orders = {have: order, len(asked): prompts}
+        orders = {have: order, len(image_index): prompts}
 
     def taken(value: Any) -> Any:
         if isinstance(value, Tensor) and value.ndim and len(value) in orders:
@@ -66,27 +66,27 @@ def rows(batch: Batch, size: int) -> Batch:
         return value
 
     found = {name: taken(value) for name, value in batch.items()}
-    return found if asked is None else {**found, "image_index": images.to(asked.device)}
+    return found if image_index is None else {**found, "image_index": images.to(image_index.device)}
 
 
 def length(batch: Batch) -> int:
-    """Samples of a batch."""
+    """Return the number of samples in a batch."""
     return len(batch["index"] if "index" in batch else batch["label"])
 
 
 def serve(data: Any) -> Served:
-    """Take one training batch, augmented as in training.
+    """Read one training batch and augment it as in training; if the data is missing, make random images instead.
 
     Args:
-        data: A datamodule of ours, not yet set up.
+        data: A datamodule of this project, not yet set up.
 
     Raises:
-        FileNotFoundError: Its data is not there, and it does not serve images, of which random ones would do.
+        FileNotFoundError: The data is missing and does not consist of images, which random ones could replace.
         MisconfigurationException: The data does not fit the configuration.
     """
     try:
         if hasattr(data, "workers"):
-            data.workers = 0  # one batch is not worth their start
+            data.workers = 0  # starting workers for one batch would take too long
         data.prepare_data()
         data.setup("fit")
         batch = data.augment(next(iter(data.train_dataloader())), epoch=0)
@@ -97,23 +97,23 @@ def serve(data: Any) -> Served:
         if stand_in is None:
             raise
         reason = str(error).split(";")[0].split("\n")[0]
-        return stand_in._replace(what=f"{stand_in.what}, as the data is not there ({reason})")
+        return stand_in._replace(what=f"{stand_in.what}, because the data is missing ({reason})")
 
 
 def header_of(data: Any) -> dict[str, Any]:
-    """What the command line links, by name, and what cached features are of; what this datamodule does not have is None."""
+    """Return the settings that the command line links to the model, and the identity of cached features; missing ones are None."""
     identity = getattr(data, "identity", None)
     linked = {name: plain(getattr(data, name, None)) for name in LINKED}
     return {**linked, "identity": {name: plain(value) for name, value in vars(identity).items()} if identity else None}
 
 
 def plain(value: Any) -> Any:
-    """Tuples as lists, as JSON has them."""
+    """Convert tuples to lists, as JSON does."""
     return [plain(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def random_images(data: Any) -> Served | None:
-    """Normal noise in place of normalised images, and ten classes; None where the datamodule knows no image size without data."""
+    """Return normal noise in place of normalised images, with ten classes; None if the image size is unknown without the data."""
     try:
         size, channels = data.image_size, data.in_channels
         header = {"image_size": size, "in_channels": channels, "mean": plain(data.mean), "std": plain(data.std)}
@@ -131,11 +131,11 @@ def random_images(data: Any) -> Served | None:
 
 
 class Repeated:
-    """A loader of the same rows again and again, with as many samples as a plan says for each step.
+    """A loader that yields rows of one batch repeatedly, with a given number of samples for each step.
 
     Args:
-        batch: What the rows are of, on the device that trains.
-        sizes: Samples of each step.
+        batch: Source of the rows, on the training device.
+        sizes: Number of samples of each step.
     """
 
     def __init__(self, batch: Batch, sizes: list[int]) -> None:
@@ -150,11 +150,11 @@ class Repeated:
 
 
 class ServedBatch(DataModule):
-    """The datamodule of a measured process: the header of the real one, and a batch from a file.
+    """The datamodule of a measured process: settings of the real datamodule, and a batch from a file.
 
     Args:
-        path: File that ``torch.save`` wrote, a batch.
-        header: As ``header_of`` returns it.
+        path: File with a batch, written by ``torch.save``.
+        header: Settings of the real datamodule, as ``header_of`` returns them.
     """
 
     def __init__(self, path: str, header: dict[str, Any]) -> None:
@@ -162,69 +162,69 @@ class ServedBatch(DataModule):
         self.path, self.header, self.sizes = Path(path), header, [1]
 
     def __getattr__(self, name: str) -> Any:
-        """What other systems link beside the below."""
+        """Return a linked setting that is not a property below."""
         if name not in LINKED:
             raise AttributeError(name)
         return self.header.get(name)
 
     @property
     def class_names(self) -> list[str]:
-        """Of the real data."""
+        """Class names of the real data."""
         return list(self.header["class_names"])
 
     @property
     def image_size(self) -> int:
-        """Of the real data."""
+        """Image size of the real data in pixels."""
         return int(self.header["image_size"])
 
     @property
     def in_channels(self) -> int:
-        """Of the real data."""
+        """Number of image channels of the real data."""
         return int(self.header["in_channels"])
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """Of the real data."""
+        """Channel means of the real data."""
         return tuple(self.header["mean"])
 
     @property
     def std(self) -> tuple[float, ...]:
-        """Of the real data."""
+        """Channel standard deviations of the real data."""
         return tuple(self.header["std"])
 
     @property
     def feature_width(self) -> int | None:
-        """Of the real data."""
+        """Feature width of the real data; None if it has no features."""
         return self.header.get("feature_width")
 
     @property
     def identity(self) -> SimpleNamespace | None:
-        """Of the real data, where it is cached features; lists stand for tuples."""
+        """Identity of the real data if it consists of cached features, else None; tuples have become lists."""
         found = self.header.get("identity")
         return SimpleNamespace(**found) if found else None
 
     @property
     def class_counts(self) -> Tensor:
-        """As if the classes were even: weights of classes cost the same whatever they are."""
+        """Equal counts (K,); the values of class weights do not change the cost of a step."""
         return torch.ones(self.num_classes, dtype=torch.long)
 
     def read_part(self, part: Literal["train", "test"]) -> Batch:
-        """Not called, as there are no splits."""
+        """Never called, because there are no splits."""
         raise FileNotFoundError(part)
 
     def setup(self, stage: str) -> None:
-        """The batch is read by the loader."""
+        """Do nothing; ``train_dataloader`` reads the batch."""
 
     def num_train_batches(self, batch_size: int | None = None) -> int:
-        """Steps of the plan."""
+        """Return the number of steps in the plan."""
         return len(self.sizes)
 
     def train_dataloader(self) -> Any:
-        """The plan's batches, on the device before the first step."""
+        """Return a loader of the plan's batches, which are on the device before the first step."""
         assert self.trainer is not None
         batch = torch.load(self.path, map_location=self.trainer.strategy.root_device, weights_only=True)
         return Repeated(self.trainer.precision_plugin.convert_input(batch), self.sizes)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """The batch is augmented."""
+        """Return the batch unchanged; it is already augmented."""
         return batch

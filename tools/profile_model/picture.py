@@ -1,4 +1,4 @@
-"""The profiler's picture: speed, parts of a step and memory over the batch size, and the ladder as bars."""
+"""Draws the profiler's plots: speed, parts of a step and memory over the batch size, and the ladder as bars."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ COLOURS = {"forward": SKY, "backward": BLUE, "optimizer": ORANGE}
 
 
 def draw_profile(rows: Sequence[Row], ladders: dict[str, list[Row]], best: int | None, title: str) -> Figure:
-    """All that was measured.
+    """Draw all measurements of a profile.
 
     Args:
-        rows: Of the batch sizes.
-        ladders: Rungs by the heading of their panel.
-        best: The size that was chosen, marked.
-        title: Line above the picture.
+        rows: Results of the batch sizes.
+        ladders: Results of the rungs, by the title of their panel.
+        best: The chosen batch size, which is marked; None marks none.
+        title: Title of the whole figure.
     """
     ladders = {name: rungs for name, rungs in ladders.items() if any(rung.status == "ok" for rung in rungs)}
     lines = 1 + len(ladders)
@@ -35,11 +35,11 @@ def draw_profile(rows: Sequence[Row], ladders: dict[str, list[Row]], best: int |
         axes[0].patches[place[0]].set_color(VERMILION)
         axes[0].set_title(f"throughput (best: batch {best})")
     parts = {part: [1e3 * row.parts[part] / row.size for row in done] for part in COLOURS}
-    _bars(axes[1], done, parts, COLOURS, "time for an image (ms)", "parts of a step")
+    _bars(axes[1], done, parts, COLOURS, "time per image (ms)", "parts of a step")
     axes[1].legend(facecolor="white", edgecolor="none")
     _bars(axes[2], done, {"": [row.memory / 1e9 for row in done]}, {"": GREY}, "peak memory (GB)", "memory")
     if missing:
-        axes[2].set_title(f"memory (without figures: {', '.join(missing)})")
+        axes[2].set_title(f"memory (not measured: {', '.join(missing)})")
     for number, (name, rungs) in enumerate(ladders.items(), start=1):
         _draw_ladder(figure.add_subplot(grid[number, :]), name, rungs)
     return figure
@@ -48,7 +48,7 @@ def draw_profile(rows: Sequence[Row], ladders: dict[str, list[Row]], best: int |
 def _bars(
     axes: Axes, rows: list[Row], stacks: dict[str, list[float]], colours: dict[str, str], label: str, title: str
 ) -> None:
-    """Bars over the batch sizes, stacked where there are several."""
+    """Draw bars over the batch sizes, stacked if there are several series."""
     places, below = range(len(rows)), [0.0] * len(rows)
     for name, values in stacks.items():
         axes.bar(places, values, bottom=below, color=colours[name], label=name or None, width=0.7)
@@ -62,7 +62,7 @@ def _bars(
 
 
 def _draw_ladder(axes: Axes, name: str, rungs: list[Row]) -> None:
-    """Step time of each rung, with what it gains; a rung without figures says why."""
+    """Draw the step time and speed-up of each rung; a rung without results shows its status instead."""
     axes.barh(range(len(rungs)), [1e3 * rung.step for rung in rungs], color=BLUE, height=0.7)
     for place, (rung, gain) in enumerate(zip(rungs, gains(rungs), strict=True)):
         text = rung.status if gain is None else f"{1e3 * rung.step:,.1f} ms, {gain[1]:.2f}x, {rung.memory / 1e9:.2f} GB"
@@ -70,6 +70,6 @@ def _draw_ladder(axes: Axes, name: str, rungs: list[Row]) -> None:
     axes.set_yticks(range(len(rungs)), [rung.name for rung in rungs])
     axes.invert_yaxis()
     axes.set_xlim(0, 1.3 * max(1e3 * rung.step for rung in rungs))
-    axes.set_xlabel("time of a step (ms)")
+    axes.set_xlabel("step time (ms)")
     axes.set_title(name, loc="left")
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""Which processes the profiler starts, in which order, and what it makes of one that dies."""
+"""Starts the profiler's measuring processes in order, and handles those that crash or run out of memory."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from foundation.project import ROOT
 from tools.profile_model.results import ABSENT, Row, Rung, candidates, choose, row_of, turns
 from tools.profile_model.step import Job, Result, has_tf32
 
-WARM, WHOLE = 2, 5  # steps before the clock counts; blocks that are timed as a whole
+WARM, WHOLE = 2, 5  # warm-up steps; blocks that are timed from end to end
 ARITHMETIC = {"cpu": ["fp32", "bf16"], "cuda": ["fp32", "tf32", "bf16", "fp16"]}
-THREADS = "Thread creation failed"  # libgomp ends the process where a limit leaves no room for a stack
+THREADS = "Thread creation failed"  # libgomp's message when a memory limit leaves no room for a thread's stack
 
 Measure = Callable[[Job], Result]
 
 
 def in_subprocess(job: Job) -> Result:
-    """Do a job in a fresh process; one that memory kills is ``oom``."""
+    """Run a job in a fresh process; if lack of memory kills it, the status is ``oom``."""
     folder = Path(job["batch"]).parent
     source, target = folder / "job.json", folder / "result.json"
     target.unlink(missing_ok=True)
@@ -48,12 +48,12 @@ def in_subprocess(job: Job) -> Result:
 
 
 def died(code: int, stderr: str, limit: int | None) -> Result:
-    """What is said of a process that ended without a result.
+    """Return the result of a process that ended without writing one.
 
     Args:
-        code: Its exit code; below 0 the signal that killed it.
-        stderr: What it said.
-        limit: The memory limit that it had.
+        code: Exit code of the process; a negative value is the signal that killed it.
+        stderr: Its output on stderr.
+        limit: Its memory limit in bytes, or None.
 
     >>> died(-9, "", None)
     {'status': 'oom', 'reason': 'the system killed the process (signal 9), as it does when memory runs out'}
@@ -67,20 +67,20 @@ def died(code: int, stderr: str, limit: int | None) -> Result:
 
 
 class Bench:
-    """Measures one configuration.
+    """Measures one configuration in all batch sizes and variants.
 
     Args:
-        arguments: As for ``main.py fit``.
-        header: What the network is told of the data.
-        folder: With batch.pt, and for the files of the processes.
+        arguments: Arguments as for ``main.py fit``.
+        header: Data settings that the network needs, as ``tools.profile_model.batches.header_of`` returns them.
+        folder: Folder with batch.pt; the files of the processes are written there too.
         device: cpu or cuda.
-        limit: Bytes that training may take.
-        steps: Timed steps.
-        say: Is told what is worth a line, as (what, text).
-        measure: Does a job.
+        limit: Memory limit of training in bytes; None sets no limit.
+        steps: Number of timed steps.
+        say: Prints an output line, called with (label, text).
+        measure: Runs one job.
 
     Attributes:
-        facts: Parameters of the network, from the first size that worked.
+        facts: Number of parameters, of trainable parameters, and arithmetic, from the first batch size that works.
     """
 
     def __init__(
@@ -101,21 +101,21 @@ class Bench:
         self._done, self._total, self._began = 0, 1, time.monotonic()
 
     def expect(self, sizes: Sequence[int], rungs: int) -> None:
-        """Know how many processes there will be: the peak, the sizes, the turns, the rungs twice."""
+        """Set the expected number of processes for the time estimate: peak, sizes, candidates in turns, each rung twice."""
         self._total = 1 + len(sizes) + (len(sizes) > 1) + 2 * rungs
         self._began = time.monotonic()
 
     def peaks(self) -> dict[str, float]:
-        """Operations a second that a matrix product reaches, by arithmetic."""
+        """Measure the peak FLOP/s of a matrix product, by arithmetic."""
         self._peaks = self._run("peak", [], gemm=ARITHMETIC[self.device])["gemm"]
         return self._peaks
 
     def sweep(self, sizes: Sequence[int]) -> list[Row]:
-        """Each size once.
+        """Measure each batch size once.
 
         Raises:
             UsageError: The configuration is wrong.
-            ValueError: Not one size works.
+            ValueError: None of the sizes works.
         """
         rows = []
         for size in sizes:
@@ -124,11 +124,15 @@ class Bench:
                 self.facts = {name: result[name] for name in ("parameters", "trainable", "arithmetic")}
             rows.append(row_of(str(size), size, [result], self._peaks))
         if not self.facts:
-            raise ValueError(f"--batch_sizes: not one of the sizes works: {rows[0].status}, {rows[0].reason}")
+            raise ValueError(f"--batch_sizes: none of the sizes works: {rows[0].status}, {rows[0].reason}")
         return rows
 
     def again(self, rows: Sequence[Row]) -> dict[int, list[float]]:
-        """Samples a second of the candidates, five times in turns in one process, so that a slow minute is one of all of them."""
+        """Time the candidates again, five times in turns in one process, so that a slow minute affects all of them.
+
+        Returns:
+            Five measurements in samples per second for each candidate; empty if there is only one candidate.
+        """
         sizes = candidates({row.size: row.speed for row in rows if row.status == "ok"})
         self._total -= len(rows) > 1 and len(sizes) == 1
         while len(sizes) > 1:
@@ -139,21 +143,21 @@ class Bench:
             if result["status"] == "ok":
                 whole = {int(size): seconds for size, seconds in result["whole"].items()}
                 return {size: [size / seconds for seconds in whole[size]] for size in sizes}
-            sizes = sizes[:-1]  # together they may not fit where each did alone
+            sizes = sizes[:-1]  # sizes that fit one at a time may not fit together
             self._total += 1
         return {}
 
     def best(self, rows: Sequence[Row], again: dict[int, list[float]]) -> int:
-        """The size to take."""
+        """Return the best batch size, by the repeated measurements if there are any."""
         from statistics import median
 
         once = {row.size: row.speed for row in rows if row.status == "ok"}
         return choose({size: median(speeds) for size, speeds in again.items()} or once)
 
     def rungs(self, rungs: Sequence[Rung], size: int) -> list[Row]:
-        """Each rung with the flags of those before it, from the first to the last and back, so that a drift of the machine cancels.
+        """Measure each rung with the flags of all earlier rungs, first to last and then backwards, to cancel drift of the machine.
 
-        A rung that fails, or that this device does not have, adds nothing to those after it.
+        A rung that fails, or that the device does not support, adds no flags to the later rungs.
         """
         flags: dict[str, str] = {}
         plans: dict[str, dict[str, str]] = {}
@@ -172,11 +176,11 @@ class Bench:
                 del plans[rung.name]
         for name in reversed(plans):
             results[name].append(self._run(name, self._plan(size, plans[name]), plans[name]))
-        self._lend_flops(results)
+        self._fill_in_flops(results)
         return [row_of(name, size, found, self._peaks) for name, found in results.items()]
 
-    def _lend_flops(self, results: dict[str, list[Result]]) -> None:
-        """A compiled network is not counted: its operations are those of the rung before."""
+    def _fill_in_flops(self, results: dict[str, list[Result]]) -> None:
+        """Copy the operation counts of the previous rung to a compiled network, whose operations are not counted."""
         counted: dict[str, float] = {}
         for result in (one for found in results.values() for one in found if one["status"] == "ok"):
             counted = result["flops"] or counted
@@ -186,7 +190,7 @@ class Bench:
         return self.device == "cuda" and (need != "tf32" or has_tf32())
 
     def _plan(self, size: int, flags: dict[str, str] | None = None) -> list[list[Any]]:
-        """Blocks for one size; see tools/profile_model/timers.py."""
+        """Return the blocks for one batch size; see tools/profile_model/timers.py."""
         compiled = (flags or {}).get("model.compile") == "true"
         counted: list[list[Any]] = [] if compiled else [[size, 1, "flops"]]
         whole: list[list[Any]] = [[size, max(1, self.steps // WHOLE), "whole"]] * WHOLE

@@ -1,7 +1,7 @@
-"""What the profiler makes of its figures: medians, the best batch size, gains, tables; all but the clock.
+"""Evaluates the profiler's measurements: medians, choice of the best batch size, speed-ups of the ladder, result tables.
 
 each size once, in a fresh process --> those within 30 % of the fastest, at most four --> five times in turns in one process
-    --> the largest median; of those within 3 % of it the smallest, which takes the least memory
+    --> largest median; within 3 % of it the smallest size, which takes the least memory
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ ABSENT = "not on this device"
 
 
 class Rung(NamedTuple):
-    """A step of the ladder.
+    """A rung of the ladder: a speed setting that is added to the earlier ones.
 
     Attributes:
-        name: As in the table.
-        flags: What it adds to the command line.
-        needs: ``cuda`` or ``tf32`` where other devices have no such thing.
+        name: Name in the table.
+        flags: Settings that the rung adds to the command line.
+        needs: ``cuda`` or ``tf32`` if the rung needs this feature of the device; empty if it runs on every device.
     """
 
     name: str
@@ -30,20 +30,20 @@ class Rung(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A measured configuration.
+    """Results of one measured batch size or rung.
 
     Attributes:
         name: Batch size, or name of a rung.
         status: ``ok``, ``oom``, ``failed`` or ``not on this device``.
-        reason: Why there are no figures.
-        size: Samples of a step.
-        step: Median seconds of a step.
-        spread: Lowest and highest seconds of a step.
+        reason: Why there are no results.
+        size: Samples per step.
+        step: Median seconds per step.
+        spread: Lowest and highest seconds per step.
         parts: Median seconds of forward, backward and optimizer.
-        parts_spread: Lowest and highest seconds of each.
-        memory: Bytes at most.
+        parts_spread: Lowest and highest seconds of each part.
+        memory: Peak memory in bytes.
         flops: Floating-point operations of a step, forward and backward.
-        share: Of the machine's peak, as a matrix product reaches it; None where operations were not counted.
+        share: Share of the machine's peak FLOP/s, as measured on a matrix product; None if operations were not counted.
     """
 
     name: str
@@ -60,18 +60,22 @@ class Row(NamedTuple):
 
     @property
     def speed(self) -> float:
-        """Samples a second; 0 where there are no figures."""
+        """Samples per second; 0 if there are no results."""
         return self.size / self.step if self.step else 0.0
 
     def plain(self) -> dict[str, Any]:
-        """For JSON: seconds, bytes, and only what was measured."""
+        """Return the row as JSON types, in seconds and bytes; a failed row has only name, status and reason."""
         if self.status != "ok":
             return {"name": self.name, "status": self.status, "reason": self.reason}
         return {**self._asdict(), "images_per_s": self.speed}
 
 
 def ladder(amp: str) -> list[Rung]:
-    """The rungs of mission D6, each on top of those before it."""
+    """Return the rungs of `--ladder`; each is added to the earlier ones.
+
+    Args:
+        amp: Precision setting of automatic mixed precision, ``bf16-mixed`` or ``16-mixed``.
+    """
     plain = {"trainer.precision": "32-true", "trainer.benchmark": "false", "model.matmul_precision": "highest"}
     plain |= {"model.channels_last": "false", "model.compile": "false"}
     return [
@@ -85,18 +89,18 @@ def ladder(amp: str) -> list[Rung]:
 
 
 def amp_pair(amp: str) -> list[Rung]:
-    """The configuration as it is, in fp32 and with automatic mixed precision."""
+    """Return the two rungs of `--amp`: the configuration in fp32 and with automatic mixed precision."""
     return [Rung("fp32", {"trainer.precision": "32-true"}), Rung(f"AMP ({amp})", {"trainer.precision": amp})]
 
 
 def row_of(name: str, size: int, results: Sequence[Mapping[str, Any]], peaks: Mapping[str, float]) -> Row:
-    """Figures of a configuration that was measured once or more.
+    """Combine one or more measurements of the same configuration into a row.
 
     Args:
-        name: Of the row.
-        size: Samples of a step.
-        results: As ``tools.profile_model.step.measure`` returns them; the keys of its tables may be text, as JSON has them.
-        peaks: Operations a second that a matrix product reaches, by arithmetic.
+        name: Name of the row.
+        size: Samples per step.
+        results: As ``tools.profile_model.step.measure`` returns them; batch sizes as keys may be strings, as in JSON.
+        peaks: Peak FLOP/s of a matrix product, by arithmetic.
     """
     bad = next((result for result in results if result["status"] != "ok"), None)
     if bad is not None:
@@ -124,15 +128,15 @@ def row_of(name: str, size: int, results: Sequence[Mapping[str, Any]], peaks: Ma
 
 
 def by_size(table: Mapping[Any, Any]) -> dict[int, Any]:
-    """A table with batch sizes as keys, which JSON makes text."""
+    """Convert the keys of a table to int; JSON stores batch sizes as strings."""
     return {int(size): value for size, value in table.items()}
 
 
 def candidates(speeds: Mapping[int, float]) -> list[int]:
-    """The sizes that may be the best, smallest first.
+    """Return the sizes that may be the best, smallest first: at most four within 30 % of the fastest.
 
     Args:
-        speeds: Samples a second by batch size, of those that fit.
+        speeds: Samples per second by batch size, for the sizes that fit into memory.
 
     >>> candidates({8: 50.0, 16: 80.0, 32: 99.0, 64: 100.0})
     [16, 32, 64]
@@ -143,7 +147,7 @@ def candidates(speeds: Mapping[int, float]) -> list[int]:
 
 
 def turns(sizes: Sequence[int], repeats: int = REPEATS) -> list[int]:
-    """The order in which candidates are timed again, every other time backwards.
+    """Return the order in which candidates are timed again: every second pass runs backwards.
 
     >>> turns([8, 16, 32], 2)
     [8, 16, 32, 32, 16, 8]
@@ -152,7 +156,7 @@ def turns(sizes: Sequence[int], repeats: int = REPEATS) -> list[int]:
 
 
 def choose(speeds: Mapping[int, float]) -> int:
-    """The best batch size: nothing is over 3 % faster, and nothing smaller is as near.
+    """Return the best batch size: the smallest one within 3 % of the fastest.
 
     >>> choose({16: 97.5, 32: 100.0, 64: 90.0})
     16
@@ -162,21 +166,21 @@ def choose(speeds: Mapping[int, float]) -> int:
 
 
 def spread_of(values: Sequence[float]) -> str:
-    """Lowest and highest in milliseconds."""
+    """Format the lowest and highest value in milliseconds."""
     return f"{1e3 * min(values):,.1f} .. {1e3 * max(values):,.1f}"
 
 
 def size_table(rows: Sequence[Row], again: Mapping[int, Sequence[float]], best: int | None) -> list[str]:
-    """Lines of the sweep.
+    """Format the results of the batch sizes as lines.
 
     Args:
-        rows: One for each size.
-        again: Samples a second of the candidates, timed in turns.
-        best: The size that was chosen.
+        rows: One row per batch size.
+        again: Samples per second of the candidates, timed again in turns.
+        best: The chosen batch size; None marks none.
     """
     lines = [
         f"{'batch':>6} {'step ms':>9} {'lowest .. highest':>19} {'forward':>9} {'backward':>9} {'optimiser':>9} "
-        f"{'images/s':>9} {'memory GB':>9} {'of peak':>8}  again, in turns"
+        f"{'images/s':>9} {'memory GB':>9} {'of peak':>8}  timed again in turns"
     ]
     for row in rows:
         if row.status != "ok":
@@ -193,9 +197,9 @@ def size_table(rows: Sequence[Row], again: Mapping[int, Sequence[float]], best: 
 
 
 def rung_table(rows: Sequence[Row]) -> list[str]:
-    """Lines of a ladder: each rung with its gain over the one before it that was measured, and over the first."""
+    """Format a ladder as lines: each rung with its speed-up over the previous measured rung and over the first one."""
     lines = [
-        f"{'':<20} {'step ms':>9} {'lowest .. highest':>19} {'gain':>7} {'in all':>7} {'images/s':>9} {'memory GB':>9} "
+        f"{'':<20} {'step ms':>9} {'lowest .. highest':>19} {'gain':>7} {'total':>7} {'images/s':>9} {'memory GB':>9} "
         f"{'of peak':>8}"
     ]
     gained = gains(rows)
@@ -211,7 +215,7 @@ def rung_table(rows: Sequence[Row]) -> list[str]:
 
 
 def gains(rows: Sequence[Row]) -> list[tuple[float, float] | None]:
-    """How many times faster each rung is than the measured one before it, and than the first; None where it was not measured."""
+    """Return the speed-up of each rung over the previous measured rung and over the first one; None if it was not measured."""
     measured: list[Row] = []
     found: list[tuple[float, float] | None] = []
     for row in rows:
@@ -224,5 +228,5 @@ def gains(rows: Sequence[Row]) -> list[tuple[float, float] | None]:
 
 
 def share_text(row: Row) -> str:
-    """As a percentage, or a dash."""
+    """Format the share of the peak as a percentage, or a dash if unknown."""
     return "-" if row.share is None else f"{row.share:.1%}"

@@ -1,7 +1,7 @@
-"""One measured process of the profiler: `python -m tools.profile_model.step JOB.json` trains by a plan and writes RESULT.json.
+"""The measured process of the profiler: `python -m tools.profile_model.step JOB.json RESULT.json` trains a plan of steps.
 
-The Trainer is that of ``python main.py fit`` with the same arguments: its precision, clipping, optimiser and EMA. Callbacks that
-are no part of a step, loggers and the run folder are left out; nothing is accumulated, so that a step is one batch.
+The Trainer is configured as in ``python main.py fit`` with the same arguments: precision, clipping, optimiser and EMA. Callbacks
+that do not affect a step, loggers and the run folder are left out. Gradients are not accumulated, so a step is one batch.
 """
 
 from __future__ import annotations
@@ -26,28 +26,30 @@ from cli.vision_cli import VisionCLI
 from foundation.atomic_files import write_json
 from tools.profile_model.timers import Block, Clock, Memory, gemm_peak
 
-# oneDNN's words, and those of a thread that could not be started within a limit
+# error messages of oneDNN, C++ and threads when a memory limit is reached
 NO_MEMORY = ("could not create a memory", "could not create a primitive", "bad_alloc", "can't start new thread")
 
 
 class Job(TypedDict):
-    """What a process is to do, as plain values."""
+    """Description of what a process measures, as JSON types."""
 
     arguments: list[str]
-    """As for ``main.py fit``."""
+    """Arguments as for ``main.py fit``."""
     batch: str
+    """Path of the file with the batch."""
     header: dict[str, Any]
+    """Data settings that the network needs."""
     plan: list[list[Any]]
-    """Blocks; see tools/profile_model/timers.py."""
+    """Blocks of steps; see tools/profile_model/timers.py."""
     device: str
     limit: int | None
-    """Bytes."""
+    """Memory limit in bytes."""
     gemm: list[str]
-    """Arithmetic whose peak is measured, with an empty plan."""
+    """Kinds of arithmetic whose peak is measured; the plan is then empty."""
 
 
 class Result(TypedDict, total=False):
-    """What came of it."""
+    """Result of a job."""
 
     status: str
     """``ok``, ``oom``, ``refused`` (the configuration is wrong) or ``failed``."""
@@ -63,10 +65,10 @@ class Result(TypedDict, total=False):
 
 
 class ProfileCLI(VisionCLI):
-    """A fit of the plan's steps.
+    """Runs a fit that consists of the steps of a job's plan.
 
     Args:
-        job: What to do.
+        job: The job.
     """
 
     def __init__(self, job: Job) -> None:
@@ -80,11 +82,11 @@ class ProfileCLI(VisionCLI):
         self.memory: Memory | None = None
 
     def run(self) -> None:
-        """Parse and train; signals are left to the tool."""
+        """Parse and train; the calling tool handles signals."""
         self._run()
 
     def before_instantiate_classes(self) -> None:
-        """The batch from its file in place of the data; from here memory counts, and is limited."""
+        """Replace the datamodule by one that reads the batch from its file; memory is measured and limited from here on."""
         served = {"path": self.job["batch"], "header": self.job["header"]}
         init_args = Namespace(**served)  # type: ignore[no-untyped-call]
         data = Namespace(class_path="tools.profile_model.batches.ServedBatch", init_args=init_args)  # type: ignore[no-untyped-call]
@@ -96,7 +98,7 @@ class ProfileCLI(VisionCLI):
         return [*(callback for callback in own if isinstance(callback, ours.EMA)), self.clock]
 
     def fit(self, model: LightningModule, datamodule: Any) -> None:
-        """Train the plan, without validation."""
+        """Train the steps of the plan, without validation."""
         datamodule.sizes = self.clock.sizes
         trainer: Trainer = self.trainer
         trainer.limit_val_batches = 0
@@ -104,10 +106,10 @@ class ProfileCLI(VisionCLI):
 
 
 def measure(job: Job) -> Result:
-    """Do a job in this process.
+    """Run a job in this process.
 
     Returns:
-        The figures; with status ``oom`` or ``refused`` and a reason where there are none.
+        The measurements; if there are none, the status is ``oom`` or ``refused`` and a reason is given.
     """
     try:
         if job["gemm"]:
@@ -135,7 +137,7 @@ def measure(job: Job) -> Result:
 
 
 def arithmetic(precision: str, matmul_precision: str, device: str) -> str:
-    """What most products of a run are calculated in: the name of the peak that its speed is compared with.
+    """Return the arithmetic of most matrix products of a run, which names the peak that its speed is compared with.
 
     >>> arithmetic("bf16-mixed", "high", "cuda"), arithmetic("32-true", "high", "cuda"), arithmetic("32-true", "high", "cpu")
     ('bf16', 'tf32', 'fp32')
@@ -146,23 +148,23 @@ def arithmetic(precision: str, matmul_precision: str, device: str) -> str:
 
 
 def has_tf32() -> bool:
-    """Whether the CUDA device has tensor cores for fp32 (compute capability 8 on); true where there is none to ask."""
+    """Whether the CUDA device has TF32 tensor cores (compute capability 8 or higher); true if there is no CUDA device."""
     return not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] >= 8
 
 
 def one_line(error: BaseException) -> str:
-    """The message, short."""
+    """Return the error message on one line, cut to 300 characters."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Do the job of a file, and write the result beside it.
+    """Read a job from a file, run it, and write its result to another file.
 
     Args:
-        argv: Paths of the job and the result; None takes the process's own.
+        argv: Paths of the job and the result; None takes the arguments of the process.
 
     Returns:
-        0 where there is a result, whatever its status.
+        0 if a result was written, whatever its status; 130 if interrupted.
     """
     source, target = map(Path, sys.argv[1:] if argv is None else argv)
     configure_logging()
@@ -180,4 +182,4 @@ def main(argv: list[str] | None = None) -> int:
 if __name__ == "__main__":
     code = main()
     sys.stderr.flush()
-    os._exit(code)  # under a memory limit the interpreter may fail at its own end
+    os._exit(code)  # under a memory limit the interpreter may crash during its shutdown

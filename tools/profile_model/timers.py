@@ -1,8 +1,8 @@
-"""The clocks of the profiler: parts of a training step, floating-point operations, memory, and the machine's peak.
+"""Measures parts of a training step, floating-point operations, peak memory, and the machine's peak FLOP/s.
 
     on_train_batch_start |-- forward --| zero_grad |-- backward --|-- optimiser --| on_train_batch_end
 
-On a CUDA device the parts are waited for one by one; a whole block of steps is waited for at its end only, as in training.
+On a CUDA device the timer synchronises after each part of a step, but only once at the end of a whole block, as in training.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class Block(NamedTuple):
-    """Steps that belong together.
+    """A block of steps that are measured in the same way.
 
     Attributes:
-        size: Samples of each.
-        steps: How many.
-        kind: ``flops``: counted; ``warm``: thrown away; ``parts``: the parts of each are timed; ``whole``: timed from end to end.
+        size: Samples per step.
+        steps: Number of steps.
+        kind: ``flops``: operations are counted; ``warm``: warm-up, not measured; ``parts``: the parts of each step are timed;
+            ``whole``: the block is timed from end to end.
     """
 
     size: int
@@ -38,15 +39,15 @@ class Block(NamedTuple):
 
 
 class Clock(Callback):
-    """Times the steps of a fit by a plan; stands last among the callbacks, so that theirs are in the step.
+    """The callback that times the steps of a fit; it must be the last callback, so that the time of the others is included.
 
     Args:
-        plan: Blocks in their order.
+        plan: Blocks of steps, in their order.
 
     Attributes:
         parts: Seconds of each part of each step, by batch size.
-        whole: Mean seconds of a step of each whole block, by batch size.
-        flops: Floating-point operations for one sample, forward and backward.
+        whole: Mean seconds per step of each whole block, by batch size.
+        flops: Floating-point operations per sample, forward and backward.
     """
 
     def __init__(self, plan: list[Block]) -> None:
@@ -62,18 +63,18 @@ class Clock(Callback):
 
     @property
     def sizes(self) -> list[int]:
-        """Samples of each step."""
+        """Number of samples of each step."""
         return [block.size for block, _ in self._steps]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Know the device; a graph that does not compile is an error here, not an eager step under another name."""
+        """Store the device; make compilation errors raise instead of falling back to eager mode."""
         self._device = trainer.strategy.root_device
         if getattr(pl_module, "compile_network", False):
             torch._dynamo.config.suppress_errors = False
-            torch._dynamo.config.automatic_dynamic_shapes = False  # each batch size gets kernels of its own
+            torch._dynamo.config.automatic_dynamic_shapes = False  # compile separate kernels for each batch size
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Begin a step."""
+        """Start the measurement of a step."""
         block, number = self._steps[batch_idx]
         if block.kind == "flops":
             self._counter = FlopCounterMode(display=False)
@@ -83,17 +84,17 @@ class Clock(Callback):
         self._at = [self._began]
 
     def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        """The loss is known."""
+        """End of the forward pass."""
         if self._counter is not None:
             self.flops["forward"] = self._counter.get_total_flops()
         self._mark(trainer)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Any) -> None:
-        """What lies between is the zeroing of gradients."""
+        """Start of the backward pass, after the gradients were zeroed."""
         self._mark(trainer)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The gradients are known."""
+        """End of the backward pass."""
         if self._counter is not None:
             self._counter.__exit__(None, None, None)
             size = self.plan[0].size
@@ -105,7 +106,7 @@ class Clock(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """End a step, or the block."""
+        """End the measurement of a step or of a whole block."""
         block, number = self._steps[batch_idx]
         if block.kind == "parts":
             self._mark(trainer)
@@ -129,17 +130,19 @@ class Clock(Callback):
 
 
 class Memory:
-    """Bytes that were needed at most since this was made: of a CUDA device's tensors, or of the process above what it had then.
+    """Measures peak memory since its creation: of tensors on a CUDA device, or of the process on the CPU.
+
+    On the CPU, memory that the process held before is subtracted.
 
     Args:
-        limit: Bytes that may be taken from now on, so that what needs more fails as on a smaller machine; None: no limit. On the
-            CPU it is a limit on the address space of the process, on CUDA on the device's memory.
-        device: What trains.
+        device: cpu or cuda.
+        limit: Bytes that may be allocated from now on; what needs more fails, as on a smaller machine. None sets no limit. On the
+            CPU this limits the address space of the process, on CUDA the memory of the device.
     """
 
     def __init__(self, device: str, limit: int | None = None) -> None:
         self.device = device
-        torch.ones(256, 256) @ torch.ones(256, 256)  # threads are started before their stacks would count
+        torch.ones(256, 256) @ torch.ones(256, 256)  # start the threads now, so that their stacks are not counted
         if device == "cuda":
             torch.cuda.init()
             torch.cuda.reset_peak_memory_stats()
@@ -148,23 +151,26 @@ class Memory:
                 torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total))
             return
         with suppress(OSError):
-            CLEAR_REFS.write_text("5")  # the peak begins anew
+            CLEAR_REFS.write_text("5")  # resets the recorded peak
         self.base = resident("VmRSS")
         if limit is not None:
             most = resident("VmSize") + limit
             resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
     def peak(self) -> int:
-        """Bytes."""
+        """Return the peak memory in bytes."""
         if self.device == "cuda":
             return torch.cuda.max_memory_allocated()
         return max(0, resident("VmHWM") - self.base)
 
 
 def resident(name: str) -> int:
-    """A memory figure of this process in bytes: ``VmRSS`` now, ``VmHWM`` the peak, ``VmSize`` the address space.
+    """Return a memory value of this process in bytes.
 
-    getrusage's peak will not do where there is /proc: it begins with the peak of the process that started this one.
+    With /proc, the peak of getrusage is not used: it starts at the peak of the parent process.
+
+    Args:
+        name: ``VmRSS`` for the current resident memory, ``VmHWM`` for its peak, ``VmSize`` for the address space.
     """
     if STATUS.is_file():
         line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
@@ -173,7 +179,7 @@ def resident(name: str) -> int:
 
 
 def gemm_peak(arithmetic: str, device: str, seconds: float = GEMM_S) -> float:
-    """Floating-point operations a second of a large matrix product, the best of all within some time: the peak that can be had.
+    """Measure the peak FLOP/s of the machine: the fastest of repeated large matrix products.
 
     Args:
         arithmetic: fp32, tf32, bf16 or fp16.

@@ -1,1 +1,1 @@
-"""The report of a run as Markdown and HTML. The command is `__main__.py`."""
+"""Writes the report of a run as Markdown and HTML. The command is in `__main__.py`."""

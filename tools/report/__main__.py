@@ -1,10 +1,11 @@
-"""Writes the report of a run from its folder alone: report.md with its pictures, and report.html, which is one file.
+"""The command that writes the report of a run folder: report.md with its pictures, and report.html as one self-contained file.
 
     python -m tools.report RUN_DIR [--output DIR]
 
-    RUN_DIR --read_run--> what there is --sections--> page --> DIR/report.md, *.png, report.html        (DIR: RUN_DIR/report)
+    RUN_DIR --read_run--> Run --sections--> page --> DIR/report.md, *.png, report.html        (default DIR: RUN_DIR/report)
 
-It reads text files and pictures, never data or weights, and changes nothing of the run; a report that is there is replaced.
+It reads only the text files and pictures of the run folder, never data or weights, and does not change the run. An existing
+report is replaced.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ def write_report(run_dir: str | Path, output: str | Path | None = None) -> Path:
 
     Args:
         run_dir: Folder of the run.
-        output: Folder of the report; None: ``report`` in the run's.
+        output: Folder of the report; None takes the subfolder ``report`` of the run.
 
     Returns:
-        Path of report.html; report.md and the pictures are beside it.
+        Path of report.html; report.md and the pictures are in the same folder.
 
     Raises:
-        ValueError: The folder is no run, or a file in it is damaged.
+        ValueError: The folder is not a run folder, or a file in it is damaged.
         OSError: The report cannot be written.
     """
     from foundation.atomic_files import write_text
@@ -45,7 +46,7 @@ def write_report(run_dir: str | Path, output: str | Path | None = None) -> Path:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Create the argument parser of the command."""
     parser = Parser("report", "Write the report of a run as markdown and HTML.")
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="folder of the run, finished or not")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the report (default: RUN_DIR/report)")
@@ -53,7 +54,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; ``argv`` as on the command line, None takes the process's own. Returns the exit code."""
+    """Run the command.
+
+    Args:
+        argv: Arguments without the program's name; None takes those of the process.
+
+    Returns:
+        The exit code.
+    """
 
     def command() -> None:
         options = parser().parse_args(argv)

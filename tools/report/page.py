@@ -1,56 +1,42 @@
-"""A page of headings, text, tables, pictures and code, as markdown beside its pictures and as one self-contained HTML file."""
+"""Renders a page of headings, text, tables, pictures and code as Markdown or as one self-contained HTML file."""
 
 from __future__ import annotations
 
 import base64
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
 
-# no script, no web font, nothing from elsewhere: the file is the same in ten years and in an e-mail
-STYLE = """
-:root { color-scheme: light; --ink: #1d2733; --soft: #5b6875; --line: #dde3e9; --tint: #f5f7f9; --accent: #0072B2 }
-* { box-sizing: border-box }
-body { margin: 0; color: var(--ink); background: #fff; font: 16px/1.6 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif }
-main { max-width: 62rem; margin: 0 auto; padding: 2.5rem 1.5rem 5rem }
-h1 { font-size: 2rem; line-height: 1.2; margin: 0 0 .5rem; overflow-wrap: anywhere }
-h2 { font-size: 1.35rem; margin: 3rem 0 .75rem; padding-top: 1rem; border-top: 1px solid var(--line) }
-h3 { font-size: 1.05rem; margin: 1.75rem 0 .5rem }
-p { max-width: 46rem; margin: .5rem 0 }
-a { color: var(--accent); text-decoration: none } a:hover { text-decoration: underline }
-nav { background: var(--tint); border-radius: 8px; padding: .75rem 1.25rem; margin: 1.5rem 0 }
-nav ul { margin: 0; padding: 0; list-style: none; display: flex; flex-wrap: wrap; gap: .25rem 1.5rem }
-.wide { overflow-x: auto; margin: .75rem 0 }
-table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .9rem .3rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line) }
-th { color: var(--soft); font-weight: 600 }
-td.number, th.number { text-align: right }
-figure { margin: 1rem 0 } figure img { max-width: 100%; height: auto }
-figcaption { color: var(--soft); font-size: .9rem }
-pre { background: var(--tint); border-radius: 6px; padding: .8rem 1rem; overflow-x: auto; font-size: .85rem; line-height: 1.45 }
-details { margin: .75rem 0 } summary { cursor: pointer; color: var(--accent) }
-@media print { nav { display: none } h2 { break-after: avoid } figure, tr { break-inside: avoid } }
-"""
+from jinja2 import Environment, StrictUndefined
+from markdown_it import MarkdownIt
+from markdown_it.renderer import RendererHTML
+from markdown_it.token import Token
+from markupsafe import Markup
+
+TEMPLATE = Path(__file__).with_name("page.html.jinja")
 NUMBER = re.compile(r"[-+]?[\d,.]+(e[-+]?\d+)?( ?(%|s|x|GB|h|min))?|-?inf|nan|")
 
 
 @dataclass
 class Text:
-    """A paragraph, plain."""
+    """A paragraph of plain text."""
 
     text: str
 
 
 @dataclass
 class Table:
-    """Rows of text.
+    """A table of text cells.
 
     Args:
-        header: One for each column.
-        rows: Of as many cells.
-        fold: Line that stands for a long table until it is opened; empty: always open.
+        header: Column titles.
+        rows: Rows with one cell per column.
+        fold: Summary line of a table that is folded at first; empty for a table that is always open.
     """
 
     header: Sequence[str]
@@ -60,7 +46,7 @@ class Table:
 
 @dataclass
 class Picture:
-    """A PNG in the page's folder."""
+    """A PNG file in the folder of the page."""
 
     name: str
     caption: str
@@ -68,7 +54,7 @@ class Picture:
 
 @dataclass
 class Code:
-    """Verbatim lines; folded under a line where one is given."""
+    """Verbatim lines of code; folded at first if ``fold`` gives a summary line."""
 
     text: str
     language: str = ""
@@ -80,12 +66,12 @@ Block = Text | Table | Picture | Code
 
 @dataclass
 class Section:
-    """A heading and what is below it; sections of level 3 stand within the one before them.
+    """A heading and its content; a section of level 3 belongs to the preceding section of level 2.
 
     Args:
-        title: Unique in the page.
-        blocks: In their order.
-        level: 2 or 3.
+        title: Heading, unique in the page.
+        blocks: Content in order.
+        level: Level of the heading, 2 or 3.
     """
 
     title: str
@@ -94,7 +80,7 @@ class Section:
 
 
 def anchor(title: str) -> str:
-    """What GitHub makes of a heading.
+    """Return the anchor that GitHub generates for a heading.
 
     >>> anchor("Test: per class (5)")
     'test-per-class-5'
@@ -103,7 +89,7 @@ def anchor(title: str) -> str:
 
 
 def numeric(table: Table) -> list[bool]:
-    """Which columns hold nothing but numbers."""
+    """Return for each column whether it contains only numbers."""
     columns = range(len(table.header))
     return [bool(table.rows) and all(NUMBER.fullmatch(row[i]) for row in table.rows) for i in columns]
 
@@ -112,14 +98,16 @@ def numeric(table: Table) -> list[bool]:
 
 
 def to_markdown(title: str, sections: Sequence[Section]) -> str:
-    """The page as markdown; pictures are links to files beside it."""
+    """Render the page as Markdown; pictures are links to files in the same folder."""
     lines = [f"# {_plain(title)}", ""]
     lines += [f"- [{_plain(one.title)}](#{anchor(one.title)})" for one in sections if one.level == 2]
-    for section in sections:
-        lines += ["", f"{'#' * section.level} {_plain(section.title)}"]
-        for block in section.blocks:
-            lines += ["", *_markdown(block)]
+    lines += [line for section in sections for line in _section(section)]
     return "\n".join(lines) + "\n"
+
+
+def _section(section: Section) -> list[str]:
+    heading = f"{'#' * section.level} {_plain(section.title)}"
+    return ["", heading, *(line for block in section.blocks for line in ["", *_markdown(block)])]
 
 
 def _markdown(block: Block) -> list[str]:
@@ -144,7 +132,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text of which markdown makes nothing else: names of classes and files may hold any sign."""
+    """Escape Markdown syntax; names of classes and files may contain any character."""
     return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(text.split()))
 
 
@@ -152,46 +140,40 @@ def _plain(text: str) -> str:
 
 
 def to_html(title: str, sections: Sequence[Section], folder: Path) -> str:
-    """The page as HTML that needs no other file.
+    """Render the page as HTML with embedded pictures, which needs no other file: its Markdown, set into page.html.jinja.
 
     Args:
-        title: Of the page.
-        sections: Its content.
-        folder: Where the pictures are.
+        title: Title of the page.
+        sections: Content of the page.
+        folder: Folder of the pictures.
     """
-    tops = [section for section in sections if section.level == 2]
-    links = "".join(f'<li><a href="#{anchor(one.title)}">{html.escape(one.title)}</a></li>' for one in tops)
-    body = [f"<h1>{html.escape(title)}</h1>", f'<nav aria-label="Contents"><ul>{links}</ul></nav>']
-    for section in sections:
-        tag = f"h{section.level}"
-        body.append(f'<{tag} id="{anchor(section.title)}">{html.escape(section.title)}</{tag}>')
-        body += [_html(block, folder) for block in section.blocks]
-    head = (
-        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style>"
-    )
-    content = "\n".join(body)
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body><main>\n{content}\n</main></body></html>\n'
+    # raw HTML is on for the <details> of folded blocks; all other text is escaped by `_plain`
+    reader = MarkdownIt("commonmark", {"html": True}).enable("table")
+    reader.add_render_rule("image", _pictures_of(folder))
+    reader.add_render_rule("table_open", lambda *_: '<div class="wide"><table>')
+    reader.add_render_rule("table_close", lambda *_: "</table></div>")
+    tops = [(anchor(one.title), one.title) for one in sections if one.level == 2]
+    blocks = "\n".join(line for one in sections for line in _section(one))
+    page = Environment(autoescape=True, undefined=StrictUndefined).from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return page.render(title=title, contents=tops, body=Markup(_with_anchors(reader, blocks)))
 
 
-def _html(block: Block, folder: Path) -> str:
-    if isinstance(block, Text):
-        return f"<p>{html.escape(block.text)}</p>"
-    if isinstance(block, Picture):
-        data = base64.b64encode((folder / block.name).read_bytes()).decode("ascii")
-        caption = html.escape(block.caption)
-        return f'<figure><img alt="{caption}" src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>'
-    text = f"<pre><code>{html.escape(block.text.rstrip())}</code></pre>" if isinstance(block, Code) else _table(block)
-    return f"<details><summary>{html.escape(block.fold)}</summary>{text}</details>" if block.fold else text
+def _with_anchors(reader: MarkdownIt, text: str) -> str:
+    tokens = reader.parse(text)
+    for opening, content in pairwise(tokens):
+        if opening.type == "heading_open":
+            opening.attrSet("id", anchor("".join(one.content for one in content.children or [])))
+    return str(reader.renderer.render(tokens, reader.options, {}))
 
 
-def _table(table: Table) -> str:
-    kinds = [' class="number"' if number else "" for number in numeric(table)]
+def _pictures_of(folder: Path) -> Callable[..., str]:
+    """The render rule that embeds the pictures of a folder."""
 
-    def row(cells: Sequence[str], tag: str) -> str:
-        parts = (f"<{tag}{kind}>{html.escape(cell)}</{tag}>" for cell, kind in zip(cells, kinds, strict=True))
-        return f"<tr>{''.join(parts)}</tr>"
+    def picture(renderer: RendererHTML, tokens: Sequence[Token], place: int, *_: Any) -> str:
+        file = folder / unquote(str(tokens[place].attrs["src"]))
+        data = base64.b64encode(file.read_bytes()).decode("ascii")
+        caption = html.escape("".join(one.content for one in tokens[place].children or []))
+        image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
+        return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
 
-    rows = "".join(row(cells, "td") for cells in table.rows)
-    head = row(table.header, "th")
-    return f'<div class="wide"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
+    return picture

@@ -1,4 +1,4 @@
-"""A run folder as it is found: every file that may be missing is read here, and what is not there is None or empty."""
+"""Reads the files of a run folder for the report: configuration, metrics, confusion matrix, epoch times; files may be missing."""
 
 from __future__ import annotations
 
@@ -24,17 +24,19 @@ EPOCH_LINE = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) epoch (\d+)/(\d+|\?)
 
 @dataclass
 class Run:
-    """What there is of a run.
+    """Contents of a run folder; missing files are empty values.
 
     Attributes:
-        folder: Of the run.
-        config: Its configuration, the latest one where it was resumed; and its file's name and text.
-        summary: training_summary.json, empty before the end.
-        environment: environment.json.
-        best: checkpoints/best.json.
-        rows: Of metrics.csv.
-        evaluations: STAGE_metrics.json by stage.
-        missing: Names of what is not there.
+        folder: The run folder.
+        config: Configuration of the run, the latest one if it was resumed.
+        config_name: Name of the configuration file.
+        config_text: Text of the configuration file.
+        summary: Content of training_summary.json, empty until training ends.
+        environment: Content of environment.json.
+        best: Content of checkpoints/best.json.
+        rows: Rows of metrics.csv.
+        evaluations: Contents of the files STAGE_metrics.json, by stage.
+        missing: Names of the missing files.
     """
 
     folder: Path
@@ -50,34 +52,36 @@ class Run:
 
     @property
     def epochs(self) -> list[dict[str, float]]:
-        """Rows that end an epoch."""
+        """Rows of metrics.csv at the end of an epoch."""
         return epoch_rows(self.rows)
 
     @property
     def planned(self) -> int | None:
-        """Epochs that the run is to have."""
+        """Planned number of epochs, None if unknown."""
         epochs = (self.config.get("trainer") or {}).get("max_epochs")
         return epochs if isinstance(epochs, int) and epochs > 0 else None
 
     @property
     def finished(self) -> bool:
-        """Whether training came to its end, and did not go on since."""
+        """Whether training has ended and was not continued afterwards."""
         done = int(self.rows[-1]["epoch"]) if self.rows else 0
         return bool(self.summary) and done <= self.summary.get("total_epochs", 0)
 
 
 def read_run(folder: Path) -> Run:
-    """Read what is there.
+    """Read a run folder.
 
     Raises:
-        ValueError: The folder is no run.
+        ValueError: The folder is not a run folder, or a file in it is damaged.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; give the folder of a run, such as runs/NAME/DATE-TIME")
     configs = sorted(folder.glob("config.resume-*.yaml"), key=lambda path: int(re.sub(r"\D", "", path.stem) or 0))
     configs = [path for path in (folder / "config.yaml", *configs) if path.is_file()]
     if not configs:
-        raise ValueError(f"{folder}: is no run folder, as it has no config.yaml; give one such as runs/NAME/DATE-TIME")
+        raise ValueError(
+            f"{folder}: is not a run folder, because it has no config.yaml; give one such as runs/NAME/DATE-TIME"
+        )
     text = configs[-1].read_text(encoding="utf-8")
     missing: list[str] = []
 
@@ -106,7 +110,7 @@ def _yaml(text: str, path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ValueError(f"{path}: is no valid YAML: {error}") from error
+        raise ValueError(f"{path}: is not valid YAML: {error}") from error
     return content if isinstance(content, dict) else {}
 
 
@@ -117,20 +121,26 @@ def _json(path: Path, missing: list[str]) -> dict[str, Any]:
         missing.append(path.name)
         return {}
     except ValueError as error:
-        raise ValueError(f"{path}: is no valid JSON: {error}") from error
+        raise ValueError(f"{path}: is not valid JSON: {error}") from error
     return content if isinstance(content, dict) else {}
 
 
 def read_table(path: Path) -> list[list[str]]:
-    """Header and rows of a CSV; names may hold bytes that are no UTF-8, which are shown as such."""
+    """Read header and rows of a CSV file; bytes that are not valid UTF-8 are shown as escapes."""
     with path.open(newline="", encoding="utf-8", errors="backslashreplace") as file:
         return [row for row in csv.reader(file) if row]
 
 
 def read_confusion(folder: Path, stage: str) -> tuple[Tensor, list[str]] | None:
-    """Counts (K, K), rows are true classes, and the names, of an evaluation; None where there is no table.
+    """Read the confusion matrix of an evaluation.
 
-    The order is that of per_class_STAGE.csv, which also has the classes that no sample was of.
+    Args:
+        folder: Run folder.
+        stage: Stage of the evaluation, such as ``test``.
+
+    Returns:
+        Counts (K, K), rows are true classes and columns predicted ones, and the K class names; None if there is no table. The
+        classes have the order of per_class_STAGE.csv, which includes classes without samples.
     """
     path = folder / f"confusion_{stage}.csv"
     if not path.is_file():
@@ -147,7 +157,7 @@ def read_confusion(folder: Path, stage: str) -> tuple[Tensor, list[str]] | None:
 
 
 class ClassReport(NamedTuple):
-    """Figures of a class, or of all: shares from 0 to 1, and 0 where nothing is of a class or taken for it, as in scikit-learn."""
+    """Metrics of a class or their mean, in [0, 1]; 0 for a class without samples or without predictions, as in scikit-learn."""
 
     name: str
     precision: float
@@ -157,11 +167,11 @@ class ClassReport(NamedTuple):
 
 
 def class_report(counts: Tensor, names: list[str]) -> list[ClassReport]:
-    """Precision, recall, F1 and support of each class, then their mean and their mean weighted by support.
+    """Compute precision, recall, F1 and support of each class, then their mean and their mean weighted by support.
 
     Args:
         counts: (K, K) int64; rows are true classes, columns predicted ones.
-        names: Of the K classes.
+        names: Names of the K classes.
 
     >>> class_report(torch.tensor([[3, 1], [0, 4]]), ["cat", "dog"])[0]
     ClassReport(name='cat', precision=1.0, recall=0.75, f1=0.8571428571428571, support=4)
@@ -181,9 +191,9 @@ def class_report(counts: Tensor, names: list[str]) -> list[ClassReport]:
 
 
 def epoch_seconds(run: Run) -> list[float]:
-    """Seconds from the end of one epoch to the end of the next, as train.log has them: with validation and checkpoints.
+    """Read from train.log the seconds between the ends of consecutive epochs, including validation and checkpoints.
 
-    The gap before an epoch that a resume began with is left out.
+    The first epoch after a resume is left out, because it includes the pause.
     """
     path = run.folder / "train.log"
     if not path.is_file():
@@ -201,5 +211,5 @@ def epoch_seconds(run: Run) -> list[float]:
 
 
 def spread(values: list[float]) -> tuple[float, float, float] | None:
-    """Median, lowest and highest."""
+    """Return median, lowest and highest value; None for an empty list."""
     return (statistics.median(values), min(values), max(values)) if values else None

@@ -1,4 +1,4 @@
-"""What the report of a run says: one function a section, of what ``read_run`` found; what is not there is left out with a line."""
+"""Builds the sections of a run's report, one function per section; missing files are listed in a section at the end."""
 
 from __future__ import annotations
 
@@ -18,28 +18,29 @@ from callbacks.summary import best_metrics, hyperparameters
 from foundation.atomic_files import replace_file
 from foundation.durations import in_words
 from foundation.plotting import render, write_png
+from foundation.project import MAIN
 from tools.report.page import Block, Code, Picture, Section, Table, Text
 from tools.report.run import STAGES, Run, class_report, epoch_seconds, read_confusion, read_table, spread
 
-LONG = 40  # rows; a longer table is folded
-MOST = 200  # rows of a table that is taken over from a CSV
-DRAWN = ("confusion", "per_class")  # tables that the report says in its own way
+LONG = 40  # a table with more rows is folded
+MOST = 200  # rows shown of a CSV file
+DRAWN = ("confusion", "per_class")  # CSV files and pictures that the report draws itself
 CAPTIONS = {"mistakes": "the most confident mistakes", "reliability": "reliability", "lr_find": "learning-rate sweep"}
 
 
 def sections(run: Run, target: Path) -> list[Section]:
-    """All of the report; pictures are written to ``target``."""
+    """Return all sections of the report; their pictures are written to ``target``."""
     parts = [summary(run), metrics(run), curves(run, target), *evaluations(run, target), *other_pictures(run, target)]
     parts += [settings(run), speed(run), environment(run), commands(run)]
     if run.missing:
         parts.append(
-            Section("Not in the folder", [Text("Left out, as the run has no " + ", ".join(run.missing) + ".")])
+            Section("Not in the folder", [Text("Left out, because the run has no " + ", ".join(run.missing) + ".")])
         )
     return parts
 
 
 def number(value: object) -> str:
-    """A figure as short as it can be read.
+    """Format a number briefly: integers with separators, floats with four significant digits.
 
     >>> number(0.86713284), number(1371.30335), number(12), number(4e-07), number("sgd")
     ('0.8671', '1,371', '12', '4e-07', 'sgd')
@@ -52,16 +53,16 @@ def number(value: object) -> str:
 
 
 def short(path: object) -> str:
-    """The last part of a class path."""
+    """Return the class name of a class path."""
     return str(path or "?").rpartition(".")[2]
 
 
 def summary(run: Run) -> Section:
-    """The run in ten lines."""
+    """Section with state, model, data, epochs, best checkpoint, evaluations and training time."""
     done = int(run.epochs[-1]["epoch"]) if run.epochs else 0
     planned = f" of {run.planned}" if run.planned else ""
     rows = [
-        ["state", "finished" if run.finished else "not finished: the figures are those so far"],
+        ["state", "finished" if run.finished else "not finished: the values are those so far"],
         ["model", short((run.config.get("model") or {}).get("class_path"))],
         ["data", short((run.config.get("data") or {}).get("class_path"))],
         ["epochs", f"{done}{planned}"],
@@ -81,9 +82,9 @@ def summary(run: Run) -> Section:
 
 
 def metrics(run: Run) -> Section:
-    """Best and last value of everything that was measured."""
+    """Section with the best and the last value of every metric."""
     if not run.rows:
-        return Section("Metrics", [Text("No figures yet: metrics.csv is missing or empty.")])
+        return Section("Metrics", [Text("No metrics yet: metrics.csv is missing or empty.")])
     best = run.summary.get("best_metrics") if run.finished else None
     best = best or best_metrics(run.rows)
     last: Mapping[str, float] = run.epochs[-1] if run.epochs else {}
@@ -96,14 +97,14 @@ def metrics(run: Run) -> Section:
     other = sorted({*last} - {*best, "epoch", "step"}, key=column_order)
     if other:
         rest = [[name, number(last[name])] for name in other]
-        blocks.append(Table(["figure", "value"], rest, fold=f"{len(rest)} other figures of epoch {epoch}"))
+        blocks.append(Table(["metric", "value"], rest, fold=f"{len(rest)} other values of epoch {epoch}"))
     return Section("Metrics", blocks)
 
 
 def curves(run: Run, target: Path) -> Section:
-    """Drawn anew from metrics.csv, so that an unfinished run has them too."""
+    """Section with the training curves, drawn from metrics.csv, so that an unfinished run has them too."""
     if not run.rows:
-        return Section("Curves", [Text("No figures yet.")])
+        return Section("Curves", [Text("No metrics yet.")])
     title = f"{run.folder.resolve().parent.name}/{run.folder.resolve().name}"
     figure = draw_curves(run.rows, title, run.best.get("epoch"))
     write_png(target / "curves.png", render(figure))
@@ -111,7 +112,7 @@ def curves(run: Run, target: Path) -> Section:
 
 
 def evaluations(run: Run, target: Path) -> list[Section]:
-    """Of each stage: confusion matrix, figures of the classes, and every other table and picture that it left."""
+    """One section per evaluated stage: metrics, confusion matrix, metrics per class, other tables and pictures."""
     found: list[Section] = []
     for stage, title in STAGES.items():
         blocks: list[Block] = []
@@ -131,9 +132,9 @@ def evaluations(run: Run, target: Path) -> list[Section]:
 
 
 def evaluated(content: Mapping[str, Any]) -> str:
-    """Which checkpoint an evaluation was of."""
+    """Describe the checkpoint of an evaluation."""
     weights = f", {content['weights']} weights" if content.get("weights") else ""
-    return f"Of {content.get('checkpoint', 'a checkpoint')}, epoch {content.get('epoch', '?')}{weights}."
+    return f"Checkpoint {content.get('checkpoint', '?')}, epoch {content.get('epoch', '?')}{weights}."
 
 
 def _confusion(counts: Tensor, names: list[str], stage: str, title: str, target: Path) -> list[Block]:
@@ -143,13 +144,13 @@ def _confusion(counts: Tensor, names: list[str], stage: str, title: str, target:
         [one.name, *(f"{share:.4f}" for share in (one.precision, one.recall, one.f1)), f"{one.support:,}"]
         for one in class_report(counts, names)
     ]
-    fold = f"Figures of {len(names)} classes" if len(rows) > LONG else ""
+    fold = f"Metrics of {len(names)} classes" if len(rows) > LONG else ""
     table = Table(["class", "precision", "recall", "F1", "support"], rows, fold)
     return [Picture(name, f"Confusion matrix: {title.lower()}"), table]
 
 
 def _tables(folder: Path, stage: str) -> list[Block]:
-    """CSV files of a stage that the report does not know."""
+    """Return the remaining CSV files of a stage as tables, all except those that the report draws itself."""
     blocks: list[Block] = []
     for path in sorted(folder.glob(f"*_{stage}.csv")):
         content = read_table(path) if not path.stem.startswith(DRAWN) else []
@@ -162,7 +163,7 @@ def _tables(folder: Path, stage: str) -> list[Block]:
 
 
 def other_pictures(run: Run, target: Path) -> list[Section]:
-    """Pictures of the run that belong to no evaluation."""
+    """Section with the pictures that do not belong to an evaluation."""
     known = {f"_{stage}" for stage in STAGES}
     paths = [
         path
@@ -181,7 +182,7 @@ def _copied(path: Path, target: Path) -> Picture:
 
 
 def settings(run: Run) -> Section:
-    """What a table of runs is sorted by, then the whole configuration."""
+    """Section with the settings of model, data and trainer, and the whole configuration file."""
     rows = [[name, number(value)] for name, value in sorted(hyperparameters(run.config).items())]
     blocks: list[Block] = [Table(["setting", "value"], rows, fold=f"{len(rows)} settings of model, data and trainer")]
     blocks.append(Code(run.config_text, "yaml", fold=f"The whole configuration ({run.config_name})"))
@@ -189,18 +190,18 @@ def settings(run: Run) -> Section:
 
 
 def speed(run: Run) -> Section:
-    """Images a second, waiting, memory, time of an epoch."""
+    """Section with images per second, waiting for data, peak memory and time per epoch."""
     rows = []
     kinds: Iterable[tuple[str, str, float]] = (
-        ("speed/images_per_s", "images a second", 1),
-        ("speed/data_share", "share of the time that waits for data (%)", 100),
+        ("speed/images_per_s", "images per second", 1),
+        ("speed/data_share", "share of the time spent waiting for data (%)", 100),
         ("memory/gb", "peak memory (GB)", 1),
     )
     for name, label, factor in kinds:
         if values := spread([factor * row[name] for row in run.rows if name in row]):
             rows.append([label, *(number(value) for value in values)])
     if values := spread(epoch_seconds(run)):
-        rows.append(["time of an epoch, validation and checkpoints included (s)", *(number(value) for value in values)])
+        rows.append(["time per epoch, including validation and checkpoints (s)", *(number(value) for value in values)])
     if not rows:
         return Section("Speed and memory", [Text("Not measured.")])
     device = (
@@ -208,12 +209,12 @@ def speed(run: Run) -> Section:
     )
     return Section(
         "Speed and memory",
-        [Table(["", "median", "lowest", "highest"], rows), Text(f"Memory is the most that was held so far, {device}.")],
+        [Table(["", "median", "lowest", "highest"], rows), Text(f"Each memory value is the peak so far, {device}.")],
     )
 
 
 def environment(run: Run) -> Section:
-    """Machine, versions and code."""
+    """Section with machine, software versions and code revision."""
     if not run.environment:
         return Section("Environment", [Text("environment.json is missing: the run never began to train.")])
     content = dict(run.environment)
@@ -221,25 +222,23 @@ def environment(run: Run) -> Section:
     versions = content.pop("versions", {})
     dirty = content.pop("git_dirty", False)
     revision = content.get("git_revision")
-    content["git_revision"] = (
-        f"{revision}{' with changes that were not committed' * bool(dirty)}" if revision else "unknown"
-    )
+    content["git_revision"] = f"{revision}{' with uncommitted changes' * bool(dirty)}" if revision else "unknown"
     rows = [[name.replace("_", " "), str(value)] for name, value in content.items()]
     return Section("Environment", [Table(["", ""], [*rows, *([name, str(one)] for name, one in versions.items())])])
 
 
 def commands(run: Run) -> Section:
-    """How to make it again, go on with it and judge it."""
+    """Section with the commands that reproduce, resume and test the run."""
     folder = shlex.quote(str(run.folder))
     blocks: list[Block] = []
     if command := run.environment.get("command"):
         blocks += [Text("The command of the last start:"), Code(f"python {shlex.join(map(str, command))}", "bash")]
     revision = run.environment.get("git_revision")
     lines = [f"git checkout {revision}"] if revision else []
-    lines.append(f"python main.py fit --config {folder}/{run.config_name}        # the same run anew")
+    lines.append(f"{MAIN} fit --config {folder}/{run.config_name}        # the same run from scratch")
     if not run.finished:
-        lines.append(f"python main.py fit --resume {folder}        # go on where it stopped")
+        lines.append(f"{MAIN} fit --resume {folder}        # resume where it stopped")
     last = "" if run.best else " --ckpt last"
-    lines.append(f"python main.py test --run {folder}{last}        # test figures")
-    blocks += [Text("Reproduce, go on, test:"), Code("\n".join(lines), "bash")]
+    lines.append(f"{MAIN} test --run {folder}{last}        # test metrics")
+    blocks += [Text("Reproduce, resume, test:"), Code("\n".join(lines), "bash")]
     return Section("Commands", blocks)

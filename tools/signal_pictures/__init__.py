@@ -1,1 +1,1 @@
-"""Draws what each encoder makes of a window of signals. The command is `__main__.py`."""
+"""Draws the image that each signal encoder makes of a window of signals. The command is in `__main__.py`."""

@@ -1,8 +1,8 @@
-"""Draw what each encoder of signals makes of a window of two activities: the picture of docs/signal_images.md.
+"""The command that draws the image of each signal encoder for two example windows: the picture in docs/signal_images.md.
 
     python -m tools.signal_pictures [--data "data/har/UCI HAR Dataset"] [--out docs/images/signal_images.png]
 
-One signal of one training window of each of two activities, in the layout of UCI HAR. Prints nothing but where the picture is.
+It reads one signal of one training window for each of two activities, in the layout of UCI HAR, and prints the path of the picture.
 """
 
 from __future__ import annotations
@@ -20,19 +20,27 @@ from transforms import Encoder, encode
 
 ACTIVITIES = {1: "walking", 4: "sitting"}
 SIGNAL, LABEL = "total_acc_x", "total acceleration, x"
-STEP = np.uint8(17)  # 16 levels of a colour are enough for the eye, and half the file
+STEP = np.uint8(17)  # 16 levels per colour look the same and halve the file size
 RATE, SIZE, SETTINGS = 50, 128, {"gramian_angular_field": ("summation", "difference")}
 
 
 def windows(data: Path, number: int) -> dict[str, torch.Tensor]:
-    """The numbered training window (T,) of each activity, float32, in g."""
+    """Read one training window (T,) of each activity, float32, in g.
+
+    Args:
+        data: Folder of UCI HAR.
+        number: Index of the window among those of the activity, from 0.
+
+    Returns:
+        The windows by name of the activity.
+    """
     labels = np.loadtxt(data / "train" / "y_train.txt", dtype=int)
     signals = np.loadtxt(data / "train" / "Inertial Signals" / f"{SIGNAL}_train.txt", dtype=np.float32)
     return {name: torch.from_numpy(signals[labels == label][number]) for label, name in ACTIVITIES.items()}
 
 
 def draw(signals: dict[str, torch.Tensor]) -> Figure:
-    """A row for each window: its curve, then an image of each encoder."""
+    """Draw a row for each window: its curve, then the image of each encoder."""
     columns = [(encoder, method) for encoder in get_args(Encoder) for method in SETTINGS.get(encoder, ("",))]
     figure = Figure(figsize=(8.2, 2.7), layout="constrained")
     axes = figure.subplots(len(signals), 1 + len(columns), width_ratios=[1.3, *[1] * len(columns)])
@@ -51,16 +59,25 @@ def draw(signals: dict[str, torch.Tensor]) -> Figure:
 
 
 def parser() -> Parser:
-    """The command line."""
-    parser = Parser("signal_pictures", "Draw what each encoder of signals makes of a window of two activities.")
+    """Create the argument parser of the command."""
+    parser = Parser("signal_pictures", "Draw the image of each signal encoder for a window of two activities.")
     parser.add_argument("--data", type=Path, default=Path("data/har/UCI HAR Dataset"), help="folder of UCI HAR")
     parser.add_argument("--out", type=Path, default=Path("docs/images/signal_images.png"), help="PNG to write")
-    parser.add_argument("--number", type=int, default=100, help="which window of an activity, from 0")
+    parser.add_argument(
+        "--number", type=int, default=100, help="index of the window of each activity, from 0 (default: 100)"
+    )
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; ``argv`` as on the command line, None takes the process's own. Returns the exit code."""
+    """Run the command.
+
+    Args:
+        argv: Arguments without the program's name; None takes those of the process.
+
+    Returns:
+        The exit code.
+    """
 
     def command() -> None:
         options = parser().parse_args(argv)

@@ -1,1 +1,1 @@
-"""Splits a folder of images into train, val and test. The command is `__main__.py`."""
+"""Splits a folder of images into train, val and test. The command is in `__main__.py`."""

@@ -1,12 +1,12 @@
-"""Split a folder of images with one folder per class into train, val and test, by links, copies or an index file.
+"""The command that splits a folder of images, one folder per class, into train, val and test: by links, copies or an index file.
 
     python -m tools.split_folder SOURCE TARGET [--shares 0.8 0.1 0.1] [--seed 0] [--mode link|symlink|copy|index]
                                  [--groups CSV --group_column NAME] [--duplicates keep_together|drop]
 
     SOURCE/cat/trip/2.png  ->  TARGET/train/cat/trip/2.png   and a row in TARGET/split.csv
 
-Everything is written into a folder beside TARGET that is renamed to TARGET at the end: a run that is stopped, by whatever, leaves
-nothing at TARGET. SOURCE is only read. How samples are drawn: datamodules/splitting/grouped.py.
+Everything is written into a temporary folder next to TARGET, which is renamed to TARGET at the end: a run that is interrupted or
+killed leaves nothing at TARGET. SOURCE is only read. datamodules/splitting/grouped.py draws the samples.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from tools.command_line import Parser, run_command, say, start, watched
 
-if TYPE_CHECKING:  # imported where it is used: the package brings torch, and --help should not wait for that
+if TYPE_CHECKING:  # imported inside the functions: the package imports torch, which would delay --help
     from datamodules.images.class_folders import ImageFolder
     from datamodules.splitting.grouped import GroupedSplit
 
@@ -31,10 +31,10 @@ SPLITS = ("train", "val", "test")
 INDEX = "split.csv"
 DONE = {"link": "hard links", "symlink": "symbolic links", "copy": "copies", "index": "rows"}
 EXAMPLES = """\
-what is guaranteed:
-  SOURCE is not changed, and nothing is ever overwritten: TARGET must not exist or be empty. Each class keeps its shares to within
-  one image where neither groups nor duplicates bind; how far it is off is printed. No group and no two files of the same bytes
-  are in two splits. The same SOURCE, shares, groups and seed give the same split.
+guarantees:
+  SOURCE is not changed, and nothing is ever overwritten: TARGET must be empty or must not exist. Without groups and duplicates,
+  each class keeps its shares to within one image; the largest deviation is printed. A group is never divided between splits, nor are
+  files with the same bytes. The same SOURCE, shares, groups and seed give the same split.
 
 examples:
   python -m tools.split_folder photos photos_split
@@ -44,7 +44,7 @@ examples:
 
 
 class Sample(NamedTuple):
-    """An image that is kept: its name relative to SOURCE, its class and the name of its split."""
+    """An image of the split: its path relative to SOURCE, its class, and the name of its split."""
 
     file: str
     label: str
@@ -52,7 +52,7 @@ class Sample(NamedTuple):
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Create the argument parser."""
     parser = Parser(
         "split_folder",
         description="Split a folder of images with one folder per class into train, val and test.",
@@ -60,64 +60,82 @@ def parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("source", metavar="SOURCE", type=Path, help="folder with one folder of images per class, at any depth below it")
-    add("target", metavar="TARGET", type=Path, help="folder to make; must not exist or be empty, nor lie in SOURCE")
+    add(
+        "target",
+        metavar="TARGET",
+        type=Path,
+        help="folder to create; must be empty or not exist, and must not lie in SOURCE",
+    )
     add(
         "--shares",
         nargs=3,
         type=float,
         default=[0.8, 0.1, 0.1],
         metavar=("TRAIN", "VAL", "TEST"),
-        help="share of each split, in sum 1; 0 makes no such split (default: 0.8 0.1 0.1)",
+        help="shares of the splits, which sum to 1; a share of 0 creates no split (default: 0.8 0.1 0.1)",
     )
-    add("--seed", type=int, default=0, help="another seed draws another split (default: 0)")
+    add("--seed", type=int, default=0, help="seed of the random draw (default: 0)")
     add(
         "--mode",
         choices=list(DONE),
         default="link",
-        help="link: hard links, which take no space, on SOURCE's file system; editing one in place edits the image in SOURCE. "
-        "symlink: links that break when SOURCE is moved. copy: independent files. "
+        help="link: hard links, which take no space; TARGET must be on SOURCE's file system, and editing a link in place "
+        "edits the image in SOURCE. "
+        "symlink: symbolic links, which break when SOURCE is moved. copy: independent files. "
         f"index: only TARGET/{INDEX} with the columns file, class, split (default: link)",
     )
-    add("--groups", type=Path, metavar="CSV", help="table that says which images belong together, such as one person's")
-    add("--group_column", metavar="NAME", help="its column with the group")
+    add(
+        "--groups",
+        type=Path,
+        metavar="CSV",
+        help="table of images that belong together, such as all images of one person",
+    )
+    add("--group_column", metavar="NAME", help="column of the table with the group")
     add(
         "--file_column",
         metavar="NAME",
-        help="its column with the image, as a path from SOURCE or a name that is unique, with or without extension "
-        "(default: file, or else the first column)",
+        help="column of the table with the image: path relative to SOURCE or unique file name, with or without extension "
+        "(default: the column file if there is one, else the first column)",
     )
     add(
         "--duplicates",
         choices=["keep_together", "drop"],
         default="keep_together",
-        help="files of the same bytes: all into one split, or only the first by name (default: keep_together)",
+        help="files with the same bytes: put all into one split, or keep only the first by name (default: keep_together)",
     )
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; ``argv`` as on the command line, None takes the process's own. Returns the exit code."""
+    """Run the command.
+
+    Args:
+        argv: Arguments without the program's name; None takes those of the process.
+
+    Returns:
+        The exit code.
+    """
     return run_command(lambda: split_folder(parser().parse_args(argv)), "stopped; TARGET was not written")
 
 
 def split_folder(options: argparse.Namespace) -> None:
-    """Read SOURCE, draw the split, write TARGET and print what was done.
+    """Read SOURCE, draw the split, write TARGET and print a summary.
 
     Args:
-        options: As parsed by ``parser``.
+        options: Flags as parsed by ``parser``.
 
     Raises:
-        ValueError: The input is wrong.
+        ValueError: A flag or the content of SOURCE is invalid.
         OSError: A file cannot be read or written.
     """
     if (options.groups is None) != (options.group_column is None):
-        raise ValueError("--groups and --group_column belong together: a CSV, and its column with the group")
+        raise ValueError("--groups and --group_column: give both, a CSV and its column with the group")
     source, target = options.source, Path(os.path.realpath(options.target))
     _check_target(source, target)
     from datamodules.images.class_folders import scan
     from datamodules.splitting.grouped import exact_shares, grouped_split
 
-    exact_shares(options.shares)  # before files are read, which may take minutes
+    exact_shares(options.shares)  # check the shares before reading the files, which may take minutes
     folder = scan(source)
     reasons = ", ".join(f"{len(paths):,} {reason}" for reason, paths in sorted(folder.left_out.items()))
     say(
@@ -142,18 +160,18 @@ def split_folder(options: argparse.Namespace) -> None:
 def _check_target(source: Path, target: Path) -> None:
     real = Path(os.path.realpath(source))
     if target == real or real in target.parents:
-        raise ValueError(f"TARGET {target} lies in SOURCE {real}: give a folder outside of it")
+        raise ValueError(f"TARGET {target} lies in SOURCE {real}: give a folder outside SOURCE")
     if target.exists():
         if not target.is_dir():
-            raise ValueError(f"TARGET {target} is a file: give a folder that does not exist or is empty")
+            raise ValueError(f"TARGET {target} is a file: give a folder that is empty or does not exist")
         if any(target.iterdir()):
             raise ValueError(
-                f"TARGET {target} is not empty and nothing is overwritten: give another, or empty it first"
+                f"TARGET {target} is not empty and nothing is overwritten: give another folder, or empty this one first"
             )
 
 
 def _groups(options: argparse.Namespace, folder: ImageFolder, files: list[str]) -> tuple[list[str], set[int]]:
-    """The group of each image, joined where bytes are the same, and the images to drop."""
+    """Determine the group of each image, with groups joined that share a file, and the indices of the images to drop."""
     from datamodules.images.class_folders import duplicate_groups, listed, read_groups
     from datamodules.splitting.grouped import join_groups
 
@@ -189,17 +207,17 @@ def _groups(options: argparse.Namespace, folder: ImageFolder, files: list[str]) 
 
 
 def _write(samples: list[Sample], folders: list[tuple[str, str]], source: Path, target: Path, mode: str) -> None:
-    """Write everything beside TARGET and rename it; os.rename refuses a TARGET that is no longer empty."""
+    """Write everything into a temporary folder and rename it to TARGET; os.rename fails if TARGET is not empty by then."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
     try:
-        partial = beside / target.name
+        partial = temporary / target.name
         partial.mkdir()
         with (partial / INDEX).open("x", encoding="utf-8", errors="surrogateescape", newline="") as file:
             rows = csv.writer(file, lineterminator="\n")
             rows.writerows([("file", "class", "split"), *samples])
         if mode != "index":
-            for split, label in folders:  # also those without an image, as classes are numbered by their folders
+            for split, label in folders:  # also empty ones: readers number the classes by their folders
                 (partial / split / label).mkdir(parents=True)
             for sample in watched("written", samples, "files"):
                 place = partial / sample.split / sample.file
@@ -207,12 +225,12 @@ def _write(samples: list[Sample], folders: list[tuple[str, str]], source: Path, 
                 _put(source / sample.file, place, mode)
         os.rename(partial, target)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _put(image: Path, place: Path, mode: str) -> None:
-    """One image by link or copy; FileExistsError where there is one already."""
-    real = os.path.realpath(image)  # of an image that is a link itself, what it leads to
+    """Link or copy one image; raises FileExistsError or ValueError if ``place`` already exists."""
+    real = os.path.realpath(image)  # if the image is a symbolic link, the file it points to
     if mode == "copy":
         with open(real, "rb") as read, place.open("xb") as written:
             shutil.copyfileobj(read, written)
@@ -229,7 +247,7 @@ def _put(image: Path, place: Path, mode: str) -> None:
 
 
 def table(split: GroupedSplit) -> list[str]:
-    """The split as lines of text: images and percentages of each class in each split, and what is worth knowing of it."""
+    """Lines of a table with the images of each class in each split, followed by the largest deviation and a warning if needed."""
     rows = [*split.counts.items(), ("all", [sum(column) for column in zip(*split.counts.values(), strict=True)])]
     width = max(len(printable(name)) for name, _ in (*rows, ("class", [])))
     lines = ["", f"{'class':{width}}  {'images':>9}" + "".join(f"  {name:>16}" for name in SPLITS)]
@@ -246,7 +264,7 @@ def table(split: GroupedSplit) -> list[str]:
 
 
 def printable(name: str) -> str:
-    """A name whose bytes are no UTF-8 with those bytes escaped."""
+    """Name as text, with bytes that are not UTF-8 escaped."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 

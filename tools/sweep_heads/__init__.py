@@ -1,1 +1,1 @@
-"""Trains a grid of heads on cached features in one pass. The command is `__main__.py`."""
+"""Trains a grid of classifier heads together on cached features. The command is in `__main__.py`."""

@@ -1,15 +1,15 @@
-"""Trains a grid of heads together in one pass over a feature cache, ranks the settings, and trains the best as a run.
+"""The command that trains a grid of heads together on a feature cache, ranks the settings, and trains the best one as a run.
 
     python -m tools.sweep_heads --cache DIR --lr 1e-4 3e-4 1e-3 --weight_decay 0 0.01 --seeds 0 1 2 [--output DIR] [...]
     python -m tools.sweep_heads --cache DIR --logistic [--c 0.01 0.1 1 ...]
 
-    OUTPUT/leaderboard.csv   every head: its settings, its figures on the validation split, its rank
-    OUTPUT/sweep.png         the settings with the spread of their seeds
-    OUTPUT/sweep.json        what was searched, how long it took, what it cost, the winner
-    OUTPUT/best.yaml         the winner as an overlay, for the final run with augmented images
-    OUTPUT/best/             the winner as a run of `main.py fit`, on the same cache
+    OUTPUT/leaderboard.csv   every head: settings, metrics on the validation split, rank
+    OUTPUT/sweep.png         plot of the settings with the range over their seeds
+    OUTPUT/sweep.json        size of the search, duration, cost, winner
+    OUTPUT/best.yaml         the winning setting as an overlay, for the final run with augmented images
+    OUTPUT/best/             the winning setting as a run of `main.py fit`, on the same cache
 
-The winner is the setting with the best mean over its seeds, not the luckiest head. docs/sweep_heads.md.
+The winner is the setting with the best mean over its seeds, not the best single head. See docs/sweep_heads.md.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from foundation.project import TOOL
 from tools.command_line import Parser, run_command, say, start
 
 EXAMPLES = """\
-Settings that are not swept are those of --config, and any flag of main.py fit can be added, such as --model.label_smoothing 0.1.
+Settings that are not swept come from --config. Any flag of main.py fit can be added, such as --model.label_smoothing 0.1.
 
 examples:
   python -m tools.sweep_heads --cache caches/NAME --lr 1e-4 3e-4 1e-3 3e-3 --weight_decay 0 0.01 0.1 --seeds 0 1 2
@@ -35,15 +36,15 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags of the tool itself; all others are those of ``main.py fit``."""
+    """Create the parser of the tool's own flags; all other flags are passed on to ``main.py fit``."""
     parser = Parser(
         "sweep_heads",
         usage="--cache DIR [--lr LR ...] [--weight_decay WD ...] [--seeds N ...] [...] [--output DIR]",
-        description="Train a grid of heads together on cached features, and the best one as a run.",
+        description="Train a grid of heads together on cached features, then train the best setting as a run.",
         epilog=EXAMPLES,
     )
     add = parser.add_argument
-    add("--cache", metavar="DIR", required=True, help="feature cache, as main.py predict writes it")
+    add("--cache", metavar="DIR", required=True, help="feature cache, written by main.py predict")
     add(
         "--config",
         action="append",
@@ -54,34 +55,44 @@ def parser() -> argparse.ArgumentParser:
     add("--weight_decay", type=float, nargs="*", metavar="WD", help="decoupled weight decays")
     add("--dropout", type=float, nargs="*", metavar="P", help="probabilities of dropping a hidden value")
     add("--hidden", nargs="*", metavar="SIZES", help="none (a linear head), 256, 512-256, ...")
-    add("--seeds", type=int, nargs="*", default=[0], metavar="N", help="of initial weights and dropout (default: 0)")
+    add(
+        "--seeds",
+        type=int,
+        nargs="*",
+        default=[0],
+        metavar="N",
+        help="seeds of initial weights and dropout (default: 0)",
+    )
     add("--epochs", type=int, metavar="N", help="passes over the training split")
     add("--batch_size", type=int, metavar="B", help="training samples in a batch")
     add(
         "--monitor",
         default="val/loss",
-        metavar="FIGURE",
-        help="decides the best epoch and the winner: val/loss (default), val/acc, val/balanced_acc, val/ece; of two classes "
-        "also val/auroc, val/ap",
+        metavar="METRIC",
+        help="selects the best epoch and the winner: val/loss (default), val/acc, val/balanced_acc, val/ece; with two "
+        "classes also val/auroc, val/ap",
     )
-    add("--logistic", action="store_true", help="instead: logistic regression over a grid of C, by L-BFGS")
+    add("--logistic", action="store_true", help="train logistic regression over a grid of C by L-BFGS instead")
     add(
         "--c",
         type=float,
         nargs="*",
         metavar="C",
-        help="of --logistic: inverse strengths of the penalty (45, 1e-6 to 1e5)",
+        help="with --logistic: inverse strengths of the penalty (default: 45 values from 1e-6 to 1e5)",
     )
-    add("--price", type=float, metavar="P", help="of an hour of the device, to say what the search cost")
-    add("--output", type=Path, metavar="DIR", help="folder, empty or new (default: sweeps/<cache>/<date-time>)")
+    add("--price", type=float, metavar="P", help="price of one device hour, to report the cost of the search")
+    add("--output", type=Path, metavar="DIR", help="empty or new folder (default: sweeps/<cache>/<date-time>)")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; ``argv`` as on the command line, None takes the process's own.
+    """Run the command.
+
+    Args:
+        argv: Arguments without the program's name; None takes those of the process.
 
     Returns:
-        The exit code; 1 where the winner's own run failed.
+        The exit code; 1 if the winner's own run failed.
     """
     words = sys.argv[1:] if argv is None else argv
 
@@ -94,10 +105,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse what can be refused before anything is read, and fill in what depends on other flags.
+    """Check the flags before any file is read, and set the default of ``output``.
 
     Raises:
-        ValueError: A flag is out of its range.
+        ValueError: A flag is out of its range or does not fit another flag, or the output folder is not empty.
     """
     if options.price is not None and not (math.isfinite(options.price) and options.price >= 0):
         raise ValueError(f"--price: 0 or more for an hour of the device, got {options.price}")
@@ -109,19 +120,19 @@ def check(options: argparse.Namespace) -> None:
         name for name in ("lr", "weight_decay", "dropout", "hidden", "epochs") if getattr(options, name) is not None
     ]
     if options.logistic and swept:
-        raise ValueError(f"--{swept[0]}: is of no use with --logistic, whose only setting is --c")
+        raise ValueError(f"--{swept[0]}: cannot be combined with --logistic, whose only setting is --c")
     if options.c is not None and not options.logistic:
-        raise ValueError("--c: is of use with --logistic only")
+        raise ValueError("--c: needs --logistic")
     if options.c is not None and min(options.c) <= 0:
         raise ValueError(f"--c: must be above 0, got {min(options.c)}")
     output = options.output or Path("sweeps", Path(options.cache).name, time.strftime("%Y-%m-%d_%H-%M-%S"))
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"--output {output}: is there already and nothing is overwritten; give a folder, empty or new")
+        raise ValueError(f"--output {output}: already exists and nothing is overwritten; give an empty or new folder")
     options.output = output
 
 
 def arguments_of(options: argparse.Namespace, rest: Sequence[str]) -> list[str]:
-    """What ``main.py fit`` is given for the heads of this sweep, swept settings aside."""
+    """Return the arguments of ``main.py fit`` for the heads of this sweep, without the swept settings."""
     configs = [word for path in options.config or ["configs/cascade_cached.yaml"] for word in ("--config", path)]
     flags = {
         "--data.cache": options.cache,
@@ -133,19 +144,19 @@ def arguments_of(options: argparse.Namespace, rest: Sequence[str]) -> list[str]:
 
 
 def sweep_heads(options: argparse.Namespace, rest: Sequence[str], command: list[str]) -> int:
-    """Search, write, train the winner and say what to type next.
+    """Run the sweep, write its results, train the winner and print the commands for the next steps.
 
     Args:
-        options: As parsed and checked.
+        options: The tool's own flags, parsed and checked.
         rest: Further flags of ``main.py fit``.
-        command: The whole command line.
+        command: The whole command line, stored with the results.
 
     Returns:
-        0, or 1 where the winner's own run failed.
+        0, or 1 if the winner's own run failed.
 
     Raises:
         UsageError: The configuration is wrong.
-        ValueError: A flag is out of its range, or every head diverged.
+        ValueError: A flag is out of its range, or every setting diverged with at least one seed.
         OSError: A file cannot be read or written.
         MisconfigurationException: The cache is not finished, or damaged.
     """
@@ -172,16 +183,18 @@ def sweep_heads(options: argparse.Namespace, rest: Sequence[str], command: list[
     write_leaderboard(output / "leaderboard.csv", outcomes, plan.monitor)
     print("\n".join(["", *table(settings, plan.monitor), ""]))
     if math.isnan(settings[0].mean):
-        raise ValueError(f"every setting diverged with a seed or more; give lower --lr ({output / 'leaderboard.csv'})")
+        raise ValueError(
+            f"every setting diverged with at least one seed; give lower --lr ({output / 'leaderboard.csv'})"
+        )
     write_png(output / "sweep.png", render(picture(settings, plan.monitor)))
-    typed_again = f"python -m tools.sweep_heads {shlex.join(command)}"
-    write_text(output / "best.yaml", overlay(settings[0], plan.recipe.epochs, typed_again))
-    summary = summarise(plan, settings, seconds, options.price, typed_again)
+    full_command = f"{TOOL}sweep_heads {shlex.join(command)}"
+    write_text(output / "best.yaml", overlay(settings[0], plan.recipe.epochs, full_command))
+    summary = summarise(plan, settings, seconds, options.price, full_command)
     write_json(output / "sweep.json", summary)
     cost = f", {summary['cost']:.4g} at {options.price:g} an hour" if options.price is not None else ""
     say("searched", f"{len(outcomes):,} heads in {seconds:.1f} s, {summary['device_hours']:.4f} device hours{cost}")
     code = train_winner(output, arguments_of(options, rest), plan, settings[0])
-    say("took", f"{time.monotonic() - begun:.1f} s with the winner's run; {output / 'leaderboard.csv'}")
+    say("took", f"{time.monotonic() - begun:.1f} s including the winner's run; {output / 'leaderboard.csv'}")
     return code
 
 

@@ -1,12 +1,14 @@
-"""Figures of many heads on the same samples at once, each as the metrics of a single run have it.
+"""Computes loss, accuracy, balanced accuracy, ECE, AUROC and average precision of many heads at once, on the same samples.
 
     logits (n, N, K), labels (N,)  ->  name: (n,)
 
 loss          mean cross-entropy in nats, without weights and smoothing
 acc           accuracy
-balanced_acc  mean over the classes of the accuracy on each, those without samples left out
-ece           expected calibration error of 15 bins of equal width (metrics/calibration.py)
-auroc, ap     with two classes: of the second class; ties count one half, and samples of one score are ranked together
+balanced_acc  mean of the accuracies on each class, without classes that have no samples
+ece           expected calibration error with 15 bins of equal width (metrics/calibration.py)
+auroc, ap     only with two classes, for the second class; AUROC counts ties as one half, AP ranks equal scores together
+
+Each value equals the metric of a run that trains the head by itself.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ def acc(logits: Tensor, label: Tensor) -> Tensor:
 
 
 def balanced_acc(logits: Tensor, label: Tensor) -> Tensor:
-    """Mean accuracy of the classes (n,)."""
+    """Balanced accuracy (n,): mean of the accuracies on each class."""
     counts = label.bincount(minlength=logits.shape[2]).double()
     hits = (logits.argmax(dim=2) == label).double() @ F.one_hot(label, logits.shape[2]).double()
     there = counts > 0
@@ -60,7 +62,7 @@ def auroc(logits: Tensor, label: Tensor) -> Tensor:
 
 
 def average_precision(logits: Tensor, label: Tensor) -> Tensor:
-    """Average precision (n,): the mean over the positives of the precision at the threshold that just takes them in."""
+    """Average precision (n,): mean over the positives of the precision at the threshold equal to their score."""
     positive, negative = _scores(logits, label)
     hits = positive.shape[1] - torch.searchsorted(positive, positive).double()
     others = negative.shape[1] - torch.searchsorted(negative, positive).double()
@@ -68,7 +70,7 @@ def average_precision(logits: Tensor, label: Tensor) -> Tensor:
 
 
 def _scores(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """Ascending scores of the positives (n, P) and of the negatives (n, N - P)."""
+    """Return the ascending scores of the positives (n, P) and of the negatives (n, N - P)."""
     score = logits[..., 1] - logits[..., 0]
     positive, negative = (score[:, label == kind].contiguous().sort(dim=1).values for kind in (1, 0))
     return positive, negative
@@ -86,17 +88,20 @@ LOWER_IS_BETTER = ("loss", "ece")
 
 
 def names(num_classes: int) -> list[str]:
-    """The figures that there are for so many classes."""
+    """Return the names of the metrics that are defined for a number of classes."""
     return [name for name in METRIC_NAMES if num_classes == 2 or name not in ("auroc", "ap")]
 
 
 def metrics(logits: Tensor, label: Tensor, wanted: Collection[str]) -> dict[str, Tensor]:
-    """Figures by name, each (n,) float64 on the CPU; NaN for a head with a logit that is not finite.
+    """Compute metrics of n heads.
 
     Args:
-        logits: (n, N, K) float32.
-        label: (N,) int64.
-        wanted: Their names.
+        logits: Logits (n, N, K) float32.
+        label: Labels (N,) int64.
+        wanted: Names of the metrics.
+
+    Returns:
+        Values by name, each (n,) float64 on the CPU; NaN for a head with logits that are not finite.
     """
     finite = logits.isfinite().all(dim=2).all(dim=1)
     known = torch.where(finite.view(-1, 1, 1), logits, 0.0)

@@ -1,10 +1,10 @@
-"""The heads of a grid that are trained together: blocks of the same widths, and one step of all heads of a block.
+"""Groups the heads of a sweep into blocks of the same hidden sizes, and runs the optimiser step of all heads in a block.
 
     batch --> block of n heads (networks/batched_heads.py) --> sum of their losses --> gradients, clipped head by head
           --> AdamW with a learning rate and a weight decay for each head --> average of the weights
 
-A block holds heads of the same widths, in tensors of n matrices. The arithmetic is that of torch.optim.AdamW, clip_grad_norm_, our
-schedules and our EMA, so that a head differs from one that `main.py fit` trains on the same batches by rounding alone.
+A block stores its n heads in tensors of n matrices. The arithmetic equals torch.optim.AdamW, clip_grad_norm_, and the schedules and
+EMA of this project: a head differs only by rounding from one that `main.py fit` trains on the same batches.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from tools.sweep_heads.batched_metrics import metrics, names
 
 BETA2, EPS = 0.999, 1e-8
 ACTIVATIONS = 2**20
-"""Bytes of hidden values of a block on a CPU: what a core's own cache holds, beside the weights; larger blocks were slower."""
+"""Largest size in bytes of a block's hidden values on a CPU, so that they fit into a core's cache; larger blocks were slower."""
 
 
 class Head(NamedTuple):
-    """One head of the grid."""
+    """Settings of one head of the grid."""
 
     lr: float
     weight_decay: float
@@ -42,25 +42,25 @@ class Head(NamedTuple):
 
     @property
     def setting(self) -> tuple[float, float, float, tuple[int, ...]]:
-        """What it shares with the heads of other seeds."""
+        """All settings except the seed."""
         return self[:4]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What all heads of a sweep share.
+    """Training settings that all heads of a sweep share.
 
     Args:
         epochs: Passes over the training split.
-        steps_per_epoch: Optimiser steps of each.
-        shape: Of the schedule, warm-up in steps.
+        steps_per_epoch: Optimiser steps per epoch.
+        shape: Shape of the learning-rate schedule, with warm-up in steps.
         momentum: beta1 of AdamW.
-        momentum_low: The lowest beta1 of one-cycle; None where it does not cycle.
-        label_smoothing: eps of torch's definition.
-        class_weight: (K,), or None for equal weights.
-        clip: The largest norm or value of a head's gradient; None does not clip.
+        momentum_low: Lowest beta1 of the one-cycle schedule; None if beta1 is constant.
+        label_smoothing: Label smoothing as in torch.nn.CrossEntropyLoss.
+        class_weight: Class weights (K,), or None for equal weights.
+        clip: Largest norm or value of a head's gradient; None does not clip.
         clip_by: `norm` or `value`.
-        ema: Decay, warm-up and first step of the average (callbacks/ema.py); None judges the raw weights.
+        ema: Decay, warm-up and first step of the weight average (callbacks/ema.py); None evaluates the raw weights.
     """
 
     epochs: int
@@ -75,39 +75,39 @@ class Recipe:
     ema: tuple[float, bool, int] | None = None
 
     def schedule(self) -> Schedule:
-        """Share of the peak learning rate, and beta1, at each step."""
+        """Return the schedule, which gives the share of the peak learning rate and beta1 at each step."""
         bounds = None if self.momentum_low is None else (self.momentum_low, self.momentum)
         stages = [Stage(max(1, self.steps_per_epoch * self.epochs))]
         return Schedule(SGD([torch.zeros(1)], lr=1.0), self.shape, stages, bounds)
 
 
 class Outcome(NamedTuple):
-    """What became of a head: figures by name, at the end and at its best epoch."""
+    """Result of a trained head: metrics by name, at the end and at its best epoch."""
 
     head: Head
     final: dict[str, float]
     best: dict[str, float]
     best_epoch: int
-    """From 0."""
+    """Epoch with the best monitored value, counted from 0."""
     weights: dict[str, Tensor]
-    """State dict for an `MLPHead` at the end: the averaged weights where there is an average."""
+    """Final state dict for an `MLPHead`: the averaged weights if EMA is used, else the raw ones."""
 
     @property
     def diverged(self) -> bool:
-        """Whether its logits were not finite at the end."""
+        """Whether the logits of the head were not finite at the end."""
         return not math.isfinite(self.final["loss"])
 
 
 class Block:
-    """Some heads of the same widths with their optimiser.
+    """Heads of the same hidden sizes, with their AdamW state and weight average.
 
     Args:
-        heads: At least one; all of the same `hidden`.
-        places: Of each head in the grid.
-        in_features: D.
-        num_classes: K.
-        recipe: What they share.
-        device: Where they are trained.
+        heads: At least one head; all with the same `hidden`.
+        places: Index of each head in the grid.
+        in_features: D, width of the features.
+        num_classes: K, number of classes.
+        recipe: Settings that the heads share.
+        device: Device on which they are trained.
     """
 
     def __init__(
@@ -129,21 +129,29 @@ class Block:
         self.moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in self.parameters]
         self.average = None if recipe.ema is None else {name: p.detach().clone() for name, p in parts.items()}
         self.steps = self.updates = 0
-        # as BaseModule.parameter_groups has it: vectors, which a matrix of one row or column is, are not decayed
+        # as in BaseModule.parameter_groups: vectors get no weight decay, and a matrix of one row or column counts as a vector
         self._decayed = [p[0].numel() != max(p.shape[1:]) for p in self.parameters]
         self._lr, self._decay = (
             torch.tensor([getattr(h, name) for h in heads], dtype=torch.float64) for name in ("lr", "weight_decay")
         )
         self.best: Tensor | None = None
-        """Logits of validation at each head's best epoch."""
+        """Validation logits (n, N, K) at each head's best epoch."""
         self.best_epoch = torch.zeros(len(heads), dtype=torch.int64)
         self._best_value = torch.full((len(heads),), math.nan, dtype=torch.float64)
 
     def step(self, features: Tensor, label: Tensor, share: float, beta1: float, uniform: Uniform) -> None:
-        """One step of all heads on a batch, at a share of their peak learning rates."""
+        """Run one optimiser step of all heads.
+
+        Args:
+            features: Features (B, D).
+            label: Labels (B,).
+            share: Learning rate as a share of each head's peak.
+            beta1: beta1 of AdamW.
+            uniform: Random numbers for dropout.
+        """
         recipe, n = self.recipe, len(self.heads)
         logits = self.network(features, uniform=uniform).flatten(0, 1)
-        # n times the mean over n heads: of each head's loss, its own gradient
+        # n times the mean over all heads, so that each head gets the gradient of its own loss
         loss = n * classification_loss(logits, label.repeat(n), None, recipe.class_weight, recipe.label_smoothing)
         gradients = torch.autograd.grad(loss, self.parameters)
         with torch.no_grad():
@@ -153,7 +161,7 @@ class Block:
             self._update_average()
 
     def _clip(self, gradients: Sequence[Tensor]) -> None:
-        """As torch.nn.utils.clip_grad_norm_ or clip_grad_value_ do to each head alone."""
+        """Clip each head's gradient separately, as torch.nn.utils.clip_grad_norm_ or clip_grad_value_ does."""
         clip = self.recipe.clip
         if clip is None:
             return
@@ -194,11 +202,18 @@ class Block:
             self.updates += 1
 
     def evaluated(self) -> dict[str, Tensor]:
-        """The tensors that are validated: averages where there are any."""
+        """Return the weights used in validation: the averages if there are any, else the raw weights."""
         return self.network.parts() if self.average is None else self.average
 
-    def note(self, epoch: int, logits: Tensor, values: Tensor, lower: bool) -> None:
-        """Keep the validation logits (n, N, K) of the heads whose monitored value (n,) is better than before."""
+    def keep_best(self, epoch: int, logits: Tensor, values: Tensor, lower: bool) -> None:
+        """Keep the validation logits of the heads whose monitored value is better than before.
+
+        Args:
+            epoch: The epoch, from 0.
+            logits: Validation logits (n, N, K).
+            values: Monitored values (n,).
+            lower: Whether lower values are better.
+        """
         better = values < self._best_value if lower else values > self._best_value
         better |= self._best_value.isnan() & ~values.isnan()
         self._best_value[better], self.best_epoch[better] = values[better], epoch
@@ -209,7 +224,12 @@ class Block:
             self.best[chosen] = logits[chosen]
 
     def outcomes(self, logits: Tensor, label: Tensor) -> Iterator[tuple[int, Outcome]]:
-        """Place in the grid and outcome of each head, from the last validation logits."""
+        """Yield the index in the grid and the outcome of each head.
+
+        Args:
+            logits: Validation logits (n, N, K) after the last epoch.
+            label: Validation labels (N,).
+        """
         assert self.best is not None
         wanted = names(logits.shape[2])
         final, best = (metrics(values, label, wanted) for values in (logits, self.best))
@@ -220,7 +240,7 @@ class Block:
 
 
 def _by_head(values: Tensor, like: Tensor) -> Tensor:
-    """(n,) in the shape that multiplies a tensor of n matrices or vectors."""
+    """Reshape values (n,) so that they multiply a tensor of n matrices or vectors."""
     return values.view(-1, *[1] * (like.ndim - 1))
 
 
@@ -233,7 +253,22 @@ def blocks_of(
     device: torch.device,
     most: int | None = None,
 ) -> list[partial[Block]]:
-    """What makes the blocks of a grid, of at most so many heads; those of one seed together, as they share draws of dropouts."""
+    """Divide the heads of a grid into blocks of equal hidden sizes.
+
+    Heads of the same seed are placed together, because they share their random numbers for dropout.
+
+    Args:
+        heads: The grid.
+        in_features: D, width of the features.
+        num_classes: K, number of classes.
+        recipe: Settings that the heads share.
+        batch_size: Samples per batch, which limits the size of a block on a CPU.
+        device: Device on which the heads are trained.
+        most: Largest number of heads in a block; None sets no limit.
+
+    Returns:
+        Functions that create the blocks.
+    """
     order = sorted(range(len(heads)), key=lambda place: (heads[place].hidden, heads[place].seed, place))
     made: list[partial[Block]] = []
     for hidden in sorted({head.hidden for head in heads}):
@@ -248,7 +283,10 @@ def blocks_of(
 
 
 def bytes_of(head: Head, in_features: int, num_classes: int, validated: int) -> int:
-    """Memory of a head: weights, gradient, two moments and average, and the validation logits now, at best, and in between."""
+    """Return the memory of a head in bytes: six copies of its weights and four of its validation logits.
+
+    These are weights, gradient, two moments, average and temporaries; and current, best and temporary logits.
+    """
     widths = [in_features, *head.hidden, num_classes]
     weights = sum(out * (fan_in + 1) for fan_in, out in itertools.pairwise(widths))
     return 4 * (6 * weights + 4 * validated * num_classes)

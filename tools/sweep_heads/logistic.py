@@ -1,8 +1,8 @@
-"""The --logistic part of tools/sweep_heads/__main__.py: logistic regression over a grid of C on a feature cache.
+"""Runs `tools.sweep_heads --logistic`: logistic regression over a grid of C on a feature cache, and writes the results.
 
-OUTPUT/logistic.csv    every C with its objective and its figures
+OUTPUT/logistic.csv    every C with its objective and its metrics
 OUTPUT/logistic.png    loss and accuracy against C
-OUTPUT/logistic.json   what was searched, how long it took, what it cost, the winner
+OUTPUT/logistic.json   size of the search, duration, cost, winner
 OUTPUT/logistic.safetensors   the winner's head.layers.0.weight (K, D) and head.layers.0.bias (K,), float32
 """
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from features import CachedSplit
 from foundation.atomic_files import replace_file, write_json
 from foundation.plotting import BLUE, VERMILION, render, write_png
+from foundation.project import TOOL
 from tools.command_line import Progress
 from tools.sweep_heads.batched_metrics import LOWER_IS_BETTER, metrics, names
 from tools.sweep_heads.logistic_path import Solution
@@ -29,16 +30,16 @@ from tools.sweep_heads.logistic_path import logistic_path as solve
 from tools.sweep_heads.settings import pick_device, read_config
 
 CS = tuple(10 ** (-6 + 11 * number / 44) for number in range(45))
-"""Those of the linear evaluation of DINOv2 (arXiv 2304.07193)."""
+"""Default values of C, as in the linear evaluation of DINOv2 (arXiv 2304.07193)."""
 
 
 def logistic_path(options: argparse.Namespace, arguments: list[str], command: list[str]) -> int:
-    """Solve for every C, judge and write; see the top of the file.
+    """Solve for every C, evaluate on the validation split, and write the files listed at the top of this module.
 
     Args:
-        options: As parsed by tools/sweep_heads/__main__.py.
-        arguments: As for `main.py fit`.
-        command: The whole command line.
+        options: Flags as parsed by tools/sweep_heads/__main__.py.
+        arguments: Arguments as for `main.py fit`.
+        command: The whole command line, stored with the results.
 
     Returns:
         0.
@@ -50,11 +51,11 @@ def logistic_path(options: argparse.Namespace, arguments: list[str], command: li
     data, config = read_config(arguments)
     known, monitor = names(data.num_classes), options.monitor.removeprefix("val/")
     if monitor not in known:
-        raise ValueError(f"--monitor: no figure {options.monitor!r}; there are {', '.join(f'val/{n}' for n in known)}")
+        raise ValueError(f"--monitor: no metric {options.monitor!r}; available: {', '.join(f'val/{n}' for n in known)}")
     device = pick_device(config["trainer"]["accelerator"])
     data.setup("fit")
     (x, y), (held, label) = (
-        _whole(CachedSplit(data.cache, data.header, split, verify=False), device) for split in ("train", "val")
+        _read_split(CachedSplit(data.cache, data.header, split, verify=False), device) for split in ("train", "val")
     )
     cs = sorted(set(options.c or CS))
     print(f"logistic   {len(cs)} values of C, {len(y):,} x {x.shape[1]} features on {device}", flush=True)
@@ -68,12 +69,12 @@ def logistic_path(options: argparse.Namespace, arguments: list[str], command: li
     sign = 1 if monitor in LOWER_IS_BETTER else -1
     best = min(range(len(rows)), key=lambda number: sign * rows[number][1][monitor])
     seconds = time.monotonic() - begun
-    _write(options, rows, best, monitor, seconds, f"python -m tools.sweep_heads {shlex.join(command)}")
+    _write(options, rows, best, monitor, seconds, f"{TOOL}sweep_heads {shlex.join(command)}")
     return 0
 
 
-def _whole(split: CachedSplit, device: torch.device) -> tuple[Tensor, Tensor]:
-    """All feature vectors, every view as a sample of its own, and their labels."""
+def _read_split(split: CachedSplit, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return all feature vectors of a split, each view as a separate sample, and their labels."""
     return split.whole(device).float(), split.label.repeat_interleave(split.views).to(device)
 
 
@@ -115,7 +116,7 @@ def _write(
 
 
 def picture(rows: list[tuple[Solution, dict[str, float]]], best: int) -> Figure:
-    """Validation loss and accuracy against C."""
+    """Plot validation loss and accuracy against C."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     left = figure.subplots()
     right = left.twinx()

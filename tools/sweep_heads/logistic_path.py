@@ -1,17 +1,18 @@
-"""Multinomial logistic regression for a row of values of C, each begun where the last two point to.
+"""Solves multinomial logistic regression by L-BFGS for a sequence of values of C, each started from the previous solutions.
 
-    minimise  C * sum_i -log p(y_i | x_i) + 1/2 ||W||^2,     p = softmax(W x + b), the intercepts b not penalised
+    minimise  C * sum_i -log p(y_i | x_i) + 1/2 ||W||^2,     p = softmax(W x + b), the intercepts b are not penalised
 
-This is scikit-learn's LogisticRegression. What makes it fast:
+This is the objective of scikit-learn's LogisticRegression. The solver is fast for these reasons:
 
-- Features are centred and turned into the eigenbasis of their Gram matrix once, which changes neither the minimum nor ||W||. There
-  the Hessian is nearly A (x) diag(eigenvalues) + penalty, A being the mean of diag(p) - p p' over the samples (K x K): its inverse
-  costs nothing for any C. Boehning's bound (1992) has the largest possible A in that place; the true one takes longer steps.
-- L-BFGS (Nocedal 1980) starts from that inverse in each step. What it learnt of the loss's curvature is kept from one C to the
-  next: the penalty's share of a pair is known exactly, so that a pair holds for every C.
-- Weights go on in a straight line over log C, which leaves less than 1e-4 of the objective to be gained.
-- Products of matrices are in float32; weights, sums and directions are in float64. Samples count to 1e-8 of their loss however
-  small it is, so that classes that can be told apart without error are solved too.
+- The features are centred and rotated into the eigenbasis of their Gram matrix once, which changes neither the minimum nor ||W||.
+  In this basis the Hessian is nearly A (x) diag(eigenvalues) + penalty, where A is the mean of diag(p) - p p' over the samples
+  (K x K). Its inverse is cheap for every C. Boehning's bound (1992) uses the largest possible A instead; the actual A allows longer
+  steps.
+- L-BFGS (Nocedal 1980) uses this inverse as its initial matrix in each step. The curvature pairs are kept from one C to the next:
+  the penalty's contribution to a pair is known exactly, so a pair is valid for every C.
+- The start for the next C extrapolates the weights linearly in log C. It is within 1e-4 of the minimum, relative to the objective.
+- Matrix products are in float32; weights, sums and directions are in float64. The loss of a sample is accurate to 1e-8 of its
+  value, however small it is, so that separable classes are solved too.
 """
 
 from __future__ import annotations
@@ -26,57 +27,58 @@ from torch import Tensor
 
 HISTORY = 60
 FLOOR = 1e-9
-"""Smallest eigenvalue of the Gram matrix that is told apart, as a share of the largest."""
+"""Lower bound of the eigenvalues of the Gram matrix, as a share of the largest; smaller ones are raised to it."""
 
 
 class Solution(NamedTuple):
-    """The minimum for one C."""
+    """The solution for one C."""
 
     c: float
     weight: Tensor
-    """(K, D) float64."""
+    """Weights (K, D) float64."""
     bias: Tensor
-    """(K,) float64, in sum 0."""
+    """Intercepts (K,) float64, with sum 0."""
     objective: float
     steps: int
     converged: bool
 
 
 class Point(NamedTuple):
-    """The loss, without the penalty, at some weights (K, D + 1), the intercepts last."""
+    """Value and derivatives of the loss, without the penalty, at given weights."""
 
     weights: Tensor
+    """Weights (K, D + 1), the intercepts in the last column."""
     loss: float
     slope: Tensor
-    """(K, D + 1) gradient."""
+    """Gradient (K, D + 1)."""
     spread: Tensor
-    """(K, K) mean of diag(p) - p p'."""
+    """Mean of diag(p) - p p' over the samples, (K, K)."""
 
     def objective(self, penalty: float) -> float:
-        """The objective divided by C."""
+        """Return the objective divided by C."""
         return self.loss + penalty / 2 * float(self.weights[:, :-1].square().sum())
 
     def gradient(self, penalty: float) -> Tensor:
-        """Of `objective`."""
+        """Return the gradient of `objective`."""
         return self.slope + penalty * ridge(self.weights)
 
 
 def ridge(weights: Tensor) -> Tensor:
-    """The weights (K, D + 1) with 0 for intercepts: what a penalty of 1 adds to the gradient."""
+    """Return the gradient of a penalty of strength 1: the weights (K, D + 1), with 0 for the intercepts."""
     return torch.cat([weights[:, :-1], torch.zeros_like(weights[:, -1:])], dim=1)
 
 
 class Problem:
-    """Features in their eigenbasis, and the loss on them.
+    """The features in the eigenbasis of their Gram matrix, and the loss on them.
 
     Args:
-        features: (N, D) of any float type.
-        label: (N,) int64, each class at least once.
+        features: Features (N, D) of any float type.
+        label: Labels (N,) int64, each class at least once.
         num_classes: K, at least 2.
-        dtype: Of the products of matrices.
+        dtype: Type of the matrix products.
 
     Attributes:
-        rounding: What these leave uncertain of the loss, as a share of it.
+        rounding: Relative uncertainty of the loss caused by rounding in the matrix products.
     """
 
     def __init__(self, features: Tensor, label: Tensor, num_classes: int, dtype: torch.dtype) -> None:
@@ -85,28 +87,28 @@ class Problem:
         self.mean = features.mean(dim=0, dtype=torch.float64)
         centred = features.to(dtype) - self.mean.to(dtype)
         values, self.basis = torch.linalg.eigh((centred.T @ centred).double())
-        # (D, N), and below (K, N): sums over few classes are fast where samples lie side by side
+        # layout (D, N), and (K, N) below: sums over the few classes are fast if the samples are contiguous
         self.columns = self.basis.to(dtype).T @ centred.T
         self.gram = values.clamp(min=FLOOR * float(values.max()))
 
     def start(self) -> Point:
-        """Where C = 0 ends: no weights, and the shares of the classes."""
+        """Return the solution for C = 0: zero weights, and intercepts that give the class frequencies."""
         weights: Tensor = self.gram.new_zeros(self.num_classes, len(self.gram) + 1)
         weights[:, -1] = self.label.bincount(minlength=self.num_classes).double().log()
         weights[:, -1] -= weights[:, -1].mean()
         return self.at(weights)
 
     def at(self, weights: Tensor) -> Point:
-        """The loss and its derivatives."""
+        """Compute the loss and its derivatives at given weights (K, D + 1)."""
         slopes, intercepts = weights.to(self.dtype).split([len(self.gram), 1], dim=1)
         p = torch.addmm(intercepts, slopes, self.columns)
         p -= p.amax(dim=0)
         wanted = p.gather(0, self.label[None]).sum(dtype=torch.float64)
-        # the largest is exp(0): with a sum in float64 a loss far under 1e-7 of a sample still counts
+        # the largest term is exp(0) = 1: a float64 sum keeps sample losses far below 1e-7
         sums = p.exp_().sum(dim=0, dtype=torch.float64)
         loss = sums.log().sum() - wanted
         p /= sums.to(self.dtype)
-        # differences to 1 as sums of the rest, which are exact where p is nearly 1
+        # compute 1 - p as the sum of the other probabilities, which is exact where p is nearly 1
         spread = -(p @ p.T).double()
         spread.diagonal().zero_()
         spread.diagonal().copy_(-spread.sum(dim=1))
@@ -118,25 +120,25 @@ class Problem:
         return Point(weights, float(loss), slope, spread / len(self.label))
 
     def original(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights of the features as they were given: (K, D) and (K,)."""
+        """Return weights (K, D) and intercepts (K,) for the original features."""
         weight = weights[:, :-1] @ self.basis.T
         bias = weights[:, -1] - weight @ self.mean
         return weight, bias - bias.mean()
 
 
 class Curvature:
-    """What is known of the Hessian at one point: A (x) diag(Gram) + penalty, and the pairs of the steps so far.
+    """L-BFGS approximation of the Hessian at a point: A (x) diag(Gram) + penalty, updated by the pairs of earlier steps.
 
     Args:
-        problem: Has the eigenvalues of the Gram matrix.
-        point: Has A.
-        penalty: 1 / C.
-        pairs: Changes of the weights with those of the loss's gradient, oldest first.
+        problem: Provides the eigenvalues of the Gram matrix.
+        point: Provides A.
+        penalty: 1 / C, or 2 / C with two classes.
+        pairs: Changes of the weights and of the loss's gradient in earlier steps, oldest first.
     """
 
     def __init__(self, problem: Problem, point: Point, penalty: float, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
         values, self._turn = torch.linalg.eigh(point.spread)
-        # one eigenvalue is 0: adding the same to the weights of all classes changes no probability
+        # one eigenvalue is 0: adding the same vector to the weights of all classes changes no probability
         values = values.clamp(min=max(1e-3 * float(values.max()), 1e-12))[:, None]
         self._scale = torch.cat([values * problem.gram + penalty, values * len(problem.label)], dim=1)
         self._pairs = []
@@ -150,7 +152,7 @@ class Curvature:
         return turned
 
     def solve(self, gradient: Tensor) -> Tensor:
-        """The inverse of the Hessian times a gradient, by the two loops of L-BFGS."""
+        """Return the inverse Hessian times a gradient, by the two-loop recursion of L-BFGS."""
         left, shares = gradient.clone(), []
         for change, difference, along in reversed(self._pairs):
             shares.append(float((change * left).sum()) / along)
@@ -173,20 +175,21 @@ def logistic_path(
     most_steps: int = 1000,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[Solution]:
-    """Solve for each C, ascending, the smallest first.
+    """Solve for each C in ascending order.
 
     Args:
-        features: (N, D), on the device where this is to be done.
-        label: (N,) int64, 0 to K - 1.
+        features: Features (N, D), on the device that is used for the computation.
+        label: Labels (N,) int64, from 0 to K - 1.
         num_classes: K.
         cs: Inverse strengths of the penalty, above 0.
-        tolerance: A solution is taken when the next step would gain less than this share of the objective, and of what the
-            solution gained over no weights: where C is small that is little, and decides which class a sample is given.
-        most_steps: Steps after which one is taken as it is.
-        dtype: Of the products of matrices; in float64 a tolerance of 1e-11 can be had.
+        tolerance: The solver stops when the predicted gain of the next step is below this share of the objective, and also below
+            this share of the improvement over zero weights. With small C that improvement is small, but it decides the predicted
+            classes.
+        most_steps: Largest number of steps; the solution reached by then is returned as not converged.
+        dtype: Type of the matrix products; float64 allows a tolerance of 1e-11.
 
     Yields:
-        A solution for each C.
+        The solution for each C.
 
     Raises:
         ValueError: A C is not above 0, or features are not finite.
@@ -201,18 +204,18 @@ def logistic_path(
     no_weights = point.loss
     solved: list[tuple[float, Tensor]] = []
     for c in sorted(cs):
-        # of two classes scikit-learn has the one vector w of weights w/2 and -w/2, whose squares are half of its own
+        # with two classes scikit-learn uses one vector w; here the weights are w/2 and -w/2, with half its squared norm
         penalty = (2 if num_classes == 2 else 1) / c
-        point = _onwards(problem, point, solved, math.log(c), penalty)
+        point = _extrapolate(problem, point, solved, math.log(c), penalty)
         point, steps, converged = _solve(problem, point, penalty, pairs, tolerance, no_weights, most_steps)
         solved = [*solved[-1:], (math.log(c), point.weights)]
         yield Solution(c, *problem.original(point.weights), c * point.objective(penalty), steps, converged)
 
 
-def _onwards(
+def _extrapolate(
     problem: Problem, point: Point, solved: Sequence[tuple[float, Tensor]], log_c: float, penalty: float
 ) -> Point:
-    """The start of the next C: the line through the last two solutions, where that is better than the last one."""
+    """Return the start for the next C: extrapolated from the last two solutions, or the last one if that is better."""
     if len(solved) < 2 or solved[1][0] == solved[0][0]:
         return point
     (before, first), (last, second) = solved
@@ -230,7 +233,7 @@ def _solve(
     no_weights: float,
     most_steps: int,
 ) -> tuple[Point, int, bool]:
-    """The minimum from a point on, steps, whether it converged; the pairs of its steps are added."""
+    """Minimise from a point; return the minimum, the number of steps and whether it converged. Appends to ``pairs``."""
     for step in range(most_steps):
         gradient, objective = point.gradient(penalty), point.objective(penalty)
         direction = Curvature(problem, point, penalty, pairs).solve(gradient)
@@ -242,14 +245,14 @@ def _solve(
             pairs.append((moved.weights - point.weights, moved.slope - point.slope))
             point = moved
         elif pairs:
-            pairs.clear()  # of other weights, and misleading here
+            pairs.clear()  # the pairs come from other weights and mislead here
         else:
             return point, step, False
     return point, most_steps, False
 
 
 def _step(problem: Problem, point: Point, direction: Tensor, gain: float, penalty: float) -> Point | None:
-    """The first point that is enough of a gain of a whole step, half of one, and so on; None where none is."""
+    """Backtracking line search: halve the step until the objective decreases enough; None if it never does."""
     length = 1.0
     while length > 1e-6 and math.isfinite(gain):
         moved = problem.at(point.weights - length * direction)

@@ -1,4 +1,4 @@
-"""What a sweep found: the leaderboard, the settings by their mean over seeds, the picture, and the winner as an overlay."""
+"""Reports the results of a sweep: ranking by mean over seeds, leaderboard CSV, table, plot, and overlay with the winner."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ TITLES = {"loss": "validation loss, nats", "acc": "validation accuracy", "balanc
 
 
 class Setting(NamedTuple):
-    """The heads that differ in their seed alone."""
+    """The heads that differ only in their seed."""
 
     outcomes: list[Outcome]
     values: list[float]
-    """The monitored figure of each at its best epoch; NaN where it diverged."""
+    """Monitored metric of each head at its best epoch; NaN if it diverged."""
 
     @property
     def mean(self) -> float:
-        """Over the seeds; NaN with a seed that diverged."""
+        """Mean over the seeds; NaN if a seed diverged."""
         return statistics.fmean(self.values)
 
     @property
     def spread(self) -> float:
-        """Standard deviation over the seeds; NaN of one seed."""
+        """Standard deviation over the seeds; NaN with one seed or if a seed diverged."""
         known = len(self.values) > 1 and all(map(math.isfinite, self.values))
         return statistics.stdev(self.values) if known else math.nan
 
     def value(self, name: str) -> float | str:
-        """One of its settings, hidden sizes as they are typed."""
+        """Return one of the settings by name; hidden sizes as typed on the command line."""
         value = getattr(self.outcomes[0].head, name)
         return typed(value) if name == "hidden" else float(value)
 
 
 def settings_of(outcomes: Sequence[Outcome], monitor: str) -> list[Setting]:
-    """The settings, best mean over seeds first; those of which a seed diverged stand last, in the order of the grid."""
+    """Group heads into settings, best mean over seeds first; settings with a diverged seed come last, in the order of the grid."""
     groups: dict[tuple[object, ...], list[Outcome]] = {}
     for outcome in outcomes:
         groups.setdefault(outcome.head.setting, []).append(outcome)
@@ -63,7 +63,7 @@ def _order(value: float, monitor: str) -> float:
 
 
 def write_leaderboard(path: Path, outcomes: Sequence[Outcome], monitor: str) -> None:
-    """Every head with its settings and figures, best first; its rank, and that of its setting, from 1."""
+    """Write a CSV with the settings and metrics of every head, best first, its rank and the rank of its setting, from 1."""
     ranks = {s.outcomes[0].head.setting: rank for rank, s in enumerate(settings_of(outcomes, monitor), start=1)}
     ordered = sorted(outcomes, key=lambda o: math.inf if o.diverged else _order(o.best[monitor], monitor))
     with replace_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
@@ -79,7 +79,7 @@ def write_leaderboard(path: Path, outcomes: Sequence[Outcome], monitor: str) -> 
 
 
 def table(settings: Sequence[Setting], monitor: str, rows: int = 10) -> list[str]:
-    """The best settings as lines of text."""
+    """Format the best settings as lines of text."""
     shown = list(dict.fromkeys([monitor, *settings[0].outcomes[0].best]))
     width = max(len(str(setting.value("hidden"))) for setting in settings)
     header = (
@@ -104,7 +104,7 @@ def table(settings: Sequence[Setting], monitor: str, rows: int = 10) -> list[str
 
 
 def picture(settings: Sequence[Setting], monitor: str) -> Figure:
-    """A panel for each setting that was swept: every dot is a setting's mean over seeds, its bar their range."""
+    """Plot a panel for each swept setting: each dot is a combination's mean over seeds, its bar the range over seeds."""
     swept = [name for name in SWEPT if len({setting.value(name) for setting in settings}) > 1] or ["lr"]
     figure = Figure(figsize=(0.8 + 3.6 * len(swept), 4.2), layout="constrained")
     panels = figure.subplots(1, len(swept), sharey=True, squeeze=False)[0]
@@ -113,7 +113,7 @@ def picture(settings: Sequence[Setting], monitor: str) -> Figure:
     panels[0].set_ylabel(TITLES.get(monitor, f"validation {monitor}"))
     gone = sum(math.isnan(setting.mean) for setting in settings)
     seeds = max(len(setting.values) for setting in settings)
-    spread = f"means over {seeds} seeds, bars: least and most" if seeds > 1 else "one seed"
+    spread = f"means over {seeds} seeds, bars: lowest and highest" if seeds > 1 else "one seed"
     title = f"{len(settings):,} settings, {spread}; blue: the best of each value, orange: the winner"
     figure.suptitle(title + f"; {gone} diverged, not shown" * bool(gone), fontsize=10)
     return figure
@@ -125,7 +125,7 @@ def _panel(axes: Axes, settings: Sequence[Setting], name: str) -> None:
     ticks = list(dict.fromkeys(typed(head.hidden) if name == "hidden" else getattr(head, name) for head in heads))
     place = {value: number for number, value in enumerate(ticks)}
     count = max(1, len(known))
-    for number, setting in enumerate(reversed(known)):  # the best last, on top of the others
+    for number, setting in enumerate(reversed(known)):  # draw the best last, on top of the others
         winner = number == len(known) - 1
         x = place[setting.value(name)] + (0 if winner else 0.5 * (number / count - 0.5))
         colour = VERMILION if winner else GREY
@@ -144,12 +144,18 @@ def _panel(axes: Axes, settings: Sequence[Setting], name: str) -> None:
 
 
 def overlay(winner: Setting, epochs: int, source: str) -> str:
-    """The winner's settings as the text of an overlay, for a cascade_cached or cascade_train configuration."""
+    """Return the text of an overlay with the winner's settings, for a cascade_cached or cascade_train configuration.
+
+    Args:
+        winner: The winning setting.
+        epochs: Number of epochs of the sweep.
+        source: Command line of the sweep, quoted in a comment.
+    """
     head = winner.outcomes[0].head
     model = {"lr": head.lr, "weight_decay": head.weight_decay, "dropout": head.dropout, "hidden": list(head.hidden)}
     if not head.hidden:
         del model["dropout"]  # a linear head has none
     content = {"trainer": {"max_epochs": epochs}, "model": {"init_args": model}}
-    return f"# The best of a sweep of heads, on a CascadeHead.\n#\n#   {source}\n" + yaml.safe_dump(
+    return f"# The best setting of a head sweep, for a CascadeHead.\n#\n#   {source}\n" + yaml.safe_dump(
         content, sort_keys=False
     )

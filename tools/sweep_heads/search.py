@@ -1,4 +1,4 @@
-"""The parts of a sweep of heads: the search in as few passes as memory allows, its summary, and the winner as a run of ours."""
+"""Runs the steps of a head sweep: trains all heads in as few passes as memory allows, summarises, trains the winner as a run."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 from cli import main as run
 from cli.resume import read_best
 from foundation.atomic_files import write_json
+from foundation.project import MAIN
 from tools.command_line import FAILED, INTERRUPTED, Progress, say
 from tools.sweep_heads.batched_metrics import LOWER_IS_BETTER
 from tools.sweep_heads.head_groups import Outcome, blocks_of, bytes_of
@@ -22,10 +23,10 @@ from tools.sweep_heads.training import train
 
 
 def search(plan: Plan) -> tuple[float, list[Outcome]]:
-    """Train all heads of a plan, in as few passes as memory allows.
+    """Train all heads of a plan, in as few passes over the cache as memory allows.
 
     Returns:
-        Seconds, and the outcomes in the order of the grid.
+        Duration in seconds, and the outcomes in the order of the grid.
     """
     begun, data, heads = time.monotonic(), plan.data, plan.heads
     batches = Batches(data, plan.device)
@@ -57,7 +58,15 @@ def search(plan: Plan) -> tuple[float, list[Outcome]]:
 def summarise(
     plan: Plan, settings: Sequence[Setting], seconds: float, price: float | None, command: str
 ) -> dict[str, Any]:
-    """What sweep.json holds, as plain values."""
+    """Return the content of sweep.json as JSON types.
+
+    Args:
+        plan: The sweep.
+        settings: All settings, best first.
+        seconds: Duration of the search.
+        price: Price of one device hour, or None.
+        command: Command line of the sweep.
+    """
     winner = settings[0]
     head, hours = winner.outcomes[0].head, seconds / 3600
     return {
@@ -88,12 +97,22 @@ def summarise(
 
 
 def train_winner(output: Path, arguments: list[str], plan: Plan, winner: Setting) -> int:
-    """Train the winner as a run of ours, compare it with the sweep, and say what to type next."""
+    """Train the winner as a run of `main.py fit`, compare its metric with the sweep, and print the next commands.
+
+    Args:
+        output: Folder of the sweep.
+        arguments: Arguments of `main.py fit` without the swept settings.
+        plan: The sweep.
+        winner: The winning setting.
+
+    Returns:
+        0; 1 if the run failed; 130 if it was interrupted.
+    """
     outcome, monitor = winner.outcomes[0], plan.monitor
     mode = "min" if monitor in LOWER_IS_BETTER else "max"
     chosen = ["--checkpoint.monitor", f"val/{monitor}", "--checkpoint.mode", mode]
     seed = ["--model.head_seed", str(outcome.head.seed)]
-    # the overlay stands after the configurations, which flags win over
+    # the overlay comes after the other configurations; flags override both
     words = [
         "fit",
         *arguments,
@@ -104,7 +123,7 @@ def train_winner(output: Path, arguments: list[str], plan: Plan, winner: Setting
         "--run_dir",
         str(output / "best"),
     ]
-    say("best", f"trained as a run: python main.py {shlex.join(words)}")
+    say("best", f"trained as a run: {MAIN} {shlex.join(words)}")
     if code := run(words):
         print(
             f"the winner's own run ended with exit code {code}; {output / 'best.yaml'} has its settings",
@@ -117,9 +136,9 @@ def train_winner(output: Path, arguments: list[str], plan: Plan, winner: Setting
         output / "best" / "sweep.json",
         {"sweep": str(output), f"val/{monitor}": value, f"val/{monitor} in the sweep": outcome.best[monitor]},
     )
-    say("test it", f"python main.py test --run {output / 'best'}")
+    say("test it", f"{MAIN} test --run {output / 'best'}")
     say(
         "final run",
-        f"python main.py fit --config configs/cascade_train.yaml --config {output / 'best.yaml'} --data.root FOLDER",
+        f"{MAIN} fit --config configs/cascade_train.yaml --config {output / 'best.yaml'} --data.root FOLDER",
     )
     return 0

@@ -1,4 +1,4 @@
-"""What a sweep is to train: the grid of its flags, and all else as the configuration has it for `main.py fit`."""
+"""Turns the flags and configuration of a head sweep into a plan: grid of heads, shared training settings, data, device."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from cli.load_datamodule import DataOnlyCLI
 from cli.run_flags import split_flags
 from datamodules import CachedFeaturesDataModule
 from datamodules.feature_loader import CachedFeaturesLoader, free_memory
+from lightning_modules.optimizers import default_momentum
 from lightning_modules.schedules import Shape
 from tools.sweep_heads.batched_metrics import names
 from tools.sweep_heads.head_groups import Head, Recipe
@@ -33,20 +34,20 @@ UNSET: dict[str, tuple[Any, ...]] = {
     "overfit_batches": (None, 0, 0.0),
     "check_val_every_n_epoch": (None, 1),
 }
-"""Flags of the Trainer that a sweep does not follow, with the values that mean nothing."""
+"""Trainer flags that a sweep does not support, with the values that have no effect."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A sweep before its first step.
+    """A checked sweep, ready to be trained.
 
     Attributes:
-        data: The cache, set up for fit.
-        heads: The grid.
-        recipe: What the heads share.
-        monitor: Figure that decides, by its name in tools/sweep_heads/batched_metrics.py.
-        device: Where the heads are trained.
-        notes: What of the configuration a sweep leaves out, a line each.
+        data: Datamodule of the cache, set up for fit.
+        heads: The grid of heads.
+        recipe: Training settings that the heads share.
+        monitor: Metric that selects the winner, by its name in tools/sweep_heads/batched_metrics.py.
+        device: Device on which the heads are trained.
+        notes: Parts of the configuration that the sweep ignores, one line each.
     """
 
     data: CachedFeaturesDataModule
@@ -58,10 +59,10 @@ class Plan:
 
 
 def widths(text: str) -> tuple[int, ...]:
-    """Hidden sizes as they are typed.
+    """Parse hidden sizes as typed on the command line.
 
     Raises:
-        ValueError: It is neither `none` nor sizes with `-` between them.
+        ValueError: The text is neither `none` nor sizes separated by `-`.
 
     >>> widths("none"), widths("512-256")
     ((), (512, 256))
@@ -78,32 +79,35 @@ def widths(text: str) -> tuple[int, ...]:
 
 
 def typed(hidden: tuple[int, ...]) -> str:
-    """Hidden sizes as `widths` takes them."""
+    """Format hidden sizes as `widths` parses them."""
     return "-".join(map(str, hidden)) or "none"
 
 
 def read_config(arguments: list[str]) -> tuple[CachedFeaturesDataModule, dict[str, Any]]:
-    """The datamodule, not set up, and the configuration with its defaults that `main.py fit` would make of these arguments.
+    """Parse arguments of `main.py fit`.
+
+    Returns:
+        The datamodule, not set up, and the full configuration including defaults.
 
     Raises:
-        UsageError: Something in the configuration is wrong, such as data that is no feature cache.
+        UsageError: The configuration is wrong, for example its data is not a feature cache.
     """
     cli = DataOnlyCLI(split_flags(["fit", *arguments]), ["main.py", "fit", *arguments])
     cli.run()
-    assert isinstance(cli.datamodule, CachedFeaturesDataModule)  # no other takes --data.cache
+    assert isinstance(cli.datamodule, CachedFeaturesDataModule)  # no other datamodule accepts --data.cache
     return cli.datamodule, cli.config_dict()
 
 
 def make_plan(options: argparse.Namespace, arguments: list[str]) -> Plan:
-    """Read configuration and cache and check all of the sweep's settings.
+    """Read configuration and cache, and check all settings of the sweep.
 
     Args:
-        options: As parsed by tools/sweep_heads/__main__.py.
-        arguments: As for `main.py fit`.
+        options: Flags as parsed by tools/sweep_heads/__main__.py.
+        arguments: Arguments as for `main.py fit`.
 
     Raises:
         UsageError: The configuration is wrong.
-        ValueError: A flag is out of its range, or the configuration asks for what a sweep cannot do.
+        ValueError: A flag is out of its range, or the configuration has a setting that a sweep does not support.
         FileNotFoundError: There is no cache.
         MisconfigurationException: The cache is not finished, or damaged.
     """
@@ -114,7 +118,9 @@ def make_plan(options: argparse.Namespace, arguments: list[str]) -> Plan:
     monitor = options.monitor.removeprefix("val/")
     if monitor not in known:
         listed = ", ".join(f"val/{name}" for name in known)
-        raise ValueError(f"--monitor: no figure {options.monitor!r} of {data.num_classes} classes; there are {listed}")
+        raise ValueError(
+            f"--monitor: no metric {options.monitor!r} for {data.num_classes} classes; available: {listed}"
+        )
     device = pick_device(config["trainer"]["accelerator"])
     data.setup("fit")
     if config["model"]["init_args"]["matmul_precision"] != "highest" and device.type == "cuda":
@@ -123,9 +129,12 @@ def make_plan(options: argparse.Namespace, arguments: list[str]) -> Plan:
 
 
 def grid(options: argparse.Namespace, model: dict[str, Any]) -> list[Head]:
-    """Every combination of the settings, those without a flag as the configuration has them; twice the same is once.
+    """Return every combination of the swept settings, without duplicates; other settings come from the configuration.
 
-    Linear heads have no dropout, so that they are not trained once for each rate.
+    Linear heads have no dropout, so they are not repeated for each dropout rate.
+
+    Raises:
+        ValueError: A flag is out of its range.
     """
     rates = options.lr or [model["lr"]]
     decays = options.weight_decay if options.weight_decay is not None else [model["weight_decay"]]
@@ -146,40 +155,44 @@ def grid(options: argparse.Namespace, model: dict[str, Any]) -> list[Head]:
 
 
 def refuse_or_note(config: dict[str, Any]) -> list[str]:
-    """What of a configuration a sweep does not do: refused where a head would become another, or said.
+    """Check that a sweep supports the configuration.
+
+    Returns:
+        Notes on parts of the configuration that the sweep ignores.
 
     Raises:
-        ValueError: A setting that would make another head of each.
+        ValueError: A setting that a sweep does not support would change the trained heads.
     """
     model, trainer = config["model"]["init_args"], config["trainer"]
     name = str(config["model"]["class_path"]).rpartition(".")[2]
     if name != "CascadeHead":
-        raise ValueError(f"model: the heads of a CascadeHead are swept, the configuration has a {name}")
+        raise ValueError(f"model: a sweep trains the heads of a CascadeHead, got {name}")
     if model["optimizer"] != "adamw":
-        raise ValueError(f"model.optimizer: a sweep trains by adamw, got {model['optimizer']}")
+        raise ValueError(f"model.optimizer: a sweep trains with adamw, got {model['optimizer']}")
     if model["schedule"] == "plateau":
-        raise ValueError("model.schedule: plateau goes by each run's own figures; take cosine, one_cycle, step or none")
+        raise ValueError("model.schedule: a sweep does not support plateau; use cosine, one_cycle, step or none")
     for flag, nothing in UNSET.items():
         if trainer.get(flag) not in nothing:
-            raise ValueError(f"trainer.{flag}: a sweep does not follow it, got {trainer[flag]}; leave it out")
+            raise ValueError(f"trainer.{flag}: not supported by a sweep, got {trainer[flag]}; leave it out")
     if trainer["max_epochs"] is None or trainer["max_epochs"] < 1:
         raise ValueError(f"trainer.max_epochs (or --epochs): 1 or more, got {trainer['max_epochs']}")
     found = [str(entry["class_path"]).rpartition(".")[2] for entry in callbacks(config)]
-    return [f"{kind}: stops no head of a sweep" for kind in found if kind == "EarlyStopping"]
+    return [f"{kind}: ignored, a sweep trains all heads for all epochs" for kind in found if kind == "EarlyStopping"]
 
 
 def callbacks(config: dict[str, Any]) -> list[dict[str, Any]]:
-    """The callbacks of a configuration, with class_path and init_args."""
+    """Return the callbacks of a configuration as a list of dicts with class_path and init_args."""
     listed = config["trainer"].get("callbacks") or []
     return listed if isinstance(listed, list) else [listed]
 
 
 def make_recipe(config: dict[str, Any], data: CachedFeaturesDataModule, device: torch.device) -> Recipe:
-    """What all heads share, as BaseModule and Classifier make it of the same configuration."""
+    """Return the shared training settings, as BaseModule and Classifier derive them from the same configuration."""
     model, trainer = config["model"]["init_args"], config["trainer"]
     steps, one_cycle = data.num_train_batches(), model["schedule"] == "one_cycle"
     warmup = 0 if one_cycle else round(model["warmup_epochs"] * steps)
     milestones = tuple(model["step_milestones"] or (0.5, 0.75))
+    momentum = default_momentum("adamw") if model["momentum"] is None else model["momentum"]
     averages = [e.get("init_args") or {} for e in callbacks(config) if str(e["class_path"]).endswith("EMA")]
     weight = None
     if model["class_weights"] == "balanced":
@@ -191,8 +204,8 @@ def make_recipe(config: dict[str, Any], data: CachedFeaturesDataModule, device: 
         shape=Shape(
             model["schedule"], warmup, model["lr_end"], model["one_cycle_rise"], milestones, model["step_gamma"]
         ),
-        momentum=model["momentum"],
-        momentum_low=model["one_cycle_momentum"] if model["momentum"] > 0 else None,
+        momentum=momentum,
+        momentum_low=model["one_cycle_momentum"] if momentum > 0 else None,
         label_smoothing=model["label_smoothing"],
         class_weight=weight,
         clip=trainer["gradient_clip_val"],
@@ -202,10 +215,10 @@ def make_recipe(config: dict[str, Any], data: CachedFeaturesDataModule, device: 
 
 
 def pick_device(accelerator: str) -> torch.device:
-    """The device that a Trainer of this accelerator would take first.
+    """Return the first device that a Trainer with this accelerator would use.
 
     Raises:
-        ValueError: It is none that a sweep runs on.
+        ValueError: A sweep does not support this accelerator.
         MisconfigurationException: There is no such device.
     """
     if accelerator not in ("auto", "cpu", "gpu", "cuda"):
@@ -213,16 +226,16 @@ def pick_device(accelerator: str) -> torch.device:
     if accelerator != "cpu" and torch.cuda.is_available():
         return torch.device("cuda", 0)
     if accelerator in ("gpu", "cuda"):
-        raise MisconfigurationException(f"trainer.accelerator {accelerator}: there is no CUDA device; take cpu")
+        raise MisconfigurationException(f"trainer.accelerator {accelerator}: there is no CUDA device; use cpu")
     return torch.device("cpu")
 
 
 class Batches:
-    """Batches of the cache as a fit of the same configuration has them, on a device.
+    """Provides the batches that a fit of the same configuration would see, on a device.
 
     Args:
-        data: Set up for fit.
-        device: Where they go; a split that takes at most half of what is free there is copied once.
+        data: Datamodule of the cache, set up for fit.
+        device: Target device; a split that needs at most half of its free memory is copied to it once.
     """
 
     def __init__(self, data: CachedFeaturesDataModule, device: torch.device) -> None:
@@ -243,12 +256,12 @@ class Batches:
         return loader
 
     def training(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Features (B, D) and labels (B,) of an epoch, from 0."""
+        """Return the features (B, D) and labels (B,) of a training epoch; epochs count from 0."""
         self._training.position = lambda: (epoch, 0)
         return self._moved(self._training)
 
     def validation(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Those of the validation split, in the same order in every epoch."""
+        """Return the features and labels of the validation split, in the same order in every epoch."""
         return self._moved(self._validation)
 
     def _moved(self, loader: CachedFeaturesLoader) -> Iterator[tuple[Tensor, Tensor]]:
@@ -256,5 +269,5 @@ class Batches:
             yield batch["features"].to(self.device), batch["label"].to(self.device)
 
     def budget(self) -> int:
-        """Bytes that the heads may take: half of what is free."""
+        """Return the memory in bytes that the heads may use: half of the free memory."""
         return (torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else free_memory()) // 2

@@ -1,4 +1,4 @@
-"""Trains the heads of a grid together: one pass over the cache, every batch for all heads, each head as it would be alone."""
+"""Trains and validates blocks of heads together: each batch is read once and used by all heads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tools.sweep_heads.batched_metrics import LOWER_IS_BETTER, metrics
 from tools.sweep_heads.head_groups import Block, Outcome, Recipe
 
 Batches = Callable[[int], Iterable[tuple[Tensor, Tensor]]]
-"""Features (B, D) float32 and labels (B,) of an epoch."""
+"""Returns the features (B, D) float32 and labels (B,) of an epoch."""
 
 
 def train(
@@ -22,36 +22,36 @@ def train(
     validation: Batches,
     recipe: Recipe,
     monitor: str,
-    said: Callable[[], None] = lambda: None,
+    on_epoch_end: Callable[[], None] = lambda: None,
 ) -> list[tuple[int, Outcome]]:
-    """Train blocks of heads on the same batches.
+    """Train blocks of heads on the same batches; each head becomes what it would be if trained by itself.
 
     Args:
-        blocks: The heads, new.
-        training: Batches of an epoch.
-        validation: Batches of the validation split, the same in every epoch.
-        recipe: What the heads share.
-        monitor: Figure that decides which epoch of a head is its best.
-        said: Is called after each epoch.
+        blocks: The heads, not yet trained.
+        training: Returns the training batches of an epoch.
+        validation: Returns the validation batches of an epoch, which are the same in every epoch.
+        recipe: Training settings that the heads share.
+        monitor: Metric that selects the best epoch of a head.
+        on_epoch_end: Called after each epoch.
 
     Returns:
-        Place in the grid and outcome of each head.
+        Index in the grid and outcome of each head.
     """
     schedule, step = recipe.schedule(), 0
     outcomes: list[tuple[int, Outcome]] = []
     for epoch in range(recipe.epochs):
         for features, label in training(epoch):
             share, momentum = schedule.at(step)
-            uniform = remembered()
+            uniform = shared_dropout_uniform()
             for block in blocks:
                 block.step(features, label, share, recipe.momentum if momentum is None else momentum, uniform)
             step += 1
         last = epoch == recipe.epochs - 1
         for block, logits, label in evaluate(blocks, validation(epoch)):
-            block.note(epoch, logits, metrics(logits, label, [monitor])[monitor], monitor in LOWER_IS_BETTER)
+            block.keep_best(epoch, logits, metrics(logits, label, [monitor])[monitor], monitor in LOWER_IS_BETTER)
             if last:
                 outcomes += block.outcomes(logits, label)
-        said()
+        on_epoch_end()
     return outcomes
 
 
@@ -59,7 +59,7 @@ def train(
 def evaluate(
     blocks: Sequence[Block], batches: Iterable[tuple[Tensor, Tensor]]
 ) -> Iterator[tuple[Block, Tensor, Tensor]]:
-    """Each block with its logits (n, N, K) of all batches and their labels (N,)."""
+    """Yield each block with its logits (n, N, K) on all batches and their labels (N,)."""
     logits: list[list[Tensor]] = [[] for _ in blocks]
     labels = []
     for block in blocks:
@@ -73,8 +73,8 @@ def evaluate(
         yield block, torch.cat(parts, dim=1), torch.cat(labels)
 
 
-def remembered() -> Uniform:
-    """`dropout_uniform` for the blocks of one step: what was drawn is not drawn again."""
+def shared_dropout_uniform() -> Uniform:
+    """Return a cached `dropout_uniform` for one step, so that blocks with the same seed share their random numbers."""
     drawn: dict[tuple[int, int, int, tuple[int, ...]], Tensor] = {}
 
     def uniform(seed: int, layer: int, count: int, shape: Sequence[int], device: torch.device) -> Tensor:

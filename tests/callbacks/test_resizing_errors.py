@@ -1,0 +1,88 @@
+"""callbacks/progressive_resizing.py: stages that do not fit the Trainer or the data raise an error before the first step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from callbacks import (
+    ProgressiveResizing,
+)
+from callbacks.resizing_stages import PlannedStage
+from datamodules import CIFAR10DataModule
+from tests.callbacks.resizing_fit import STAGES, run, write_images
+from tests.callbacks.stages import sized
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("data"))
+
+
+@pytest.mark.parametrize(
+    ("stages", "settings", "message"),
+    [
+        (
+            STAGES,
+            {"max_epochs": 7},
+            "the stages have 6 epochs together, but trainer.max_epochs is 7; set --trainer.max_epochs 6, other epochs for the "
+            "stages, or stretch: true",
+        ),
+        (STAGES, {"max_steps": 5}, "trainer.max_steps: the stages .* set the length of the run, leave it out; got 5"),
+        (
+            STAGES[:2],
+            {"max_epochs": 4},
+            "size of stage 2: validation and test use the data's 16 px, so the last stage must too, got 12",
+        ),
+        (
+            STAGES,
+            {"val_check_interval": 6},
+            "trainer.val_check_interval: at most the 5 batches of an epoch of stage 1, got 6",
+        ),
+        (
+            STAGES,
+            {"limit_train_batches": 0.1},
+            "trainer.limit_train_batches: 0.1 of the 5 batches of stage 1 leaves none",
+        ),
+        (
+            [STAGES[0], sized(16, 200, 4)],
+            {"data": {"drop_last": True}},
+            "stage 2 of ProgressiveResizing: batch_size 200 is larger than the training set of 130",
+        ),
+        (
+            STAGES,
+            {"module": {"schedule": "cosine", "warmup_epochs": 2}},
+            "model.warmup_epochs: .*first stage of 2 epochs, got 2",
+        ),
+    ],
+)
+def test_refused_before_the_first_step(
+    root: Path, stages: list[PlannedStage], settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(MisconfigurationException, match=message):
+        run(root, [ProgressiveResizing(stages)], **settings)
+
+
+def test_a_datamodule_that_cannot_resize_is_refused() -> None:
+    with pytest.raises(
+        MisconfigurationException, match="needs a datamodule with train_size, batch_size, strength, got NoneType"
+    ):
+        ProgressiveResizing(STAGES).setup(Trainer(accelerator="cpu", logger=False), None, "fit")  # type: ignore[arg-type]
+
+
+def test_a_loader_of_unexpected_length_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CIFAR10DataModule, "num_train_batches", lambda self, batch_size=None: 7)
+    message = (
+        "stage 1 of ProgressiveResizing: the loader has 5 batches, but num_train_batches of CIFAR10DataModule returns 7"
+    )
+    with pytest.raises(MisconfigurationException, match=message):
+        run(root, [ProgressiveResizing(STAGES)])
+
+
+def test_stretching_needs_a_length(root: Path) -> None:
+    with pytest.raises(MisconfigurationException, match=r"stretch needs trainer.max_epochs, 1 or more, got -1"):
+        run(root, [ProgressiveResizing(STAGES, stretch=True)], max_epochs=-1)
