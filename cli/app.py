@@ -1,4 +1,4 @@
-"""What a command ends in: one readable line, an exit code, and the next command to try.
+"""The entry point `main`: runs one command and maps its outcome to an exit code, a one-line message and the next command to try.
 
 Exit codes: 0 done or already finished; 1 an error that is ours or the machine's, with its traceback; 2 wrong input, nothing
 written; 3 out of memory; 4 loss or weights not finite; 130 SIGINT; 143 SIGTERM.

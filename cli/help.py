@@ -1,4 +1,4 @@
-"""Help: what the commands are, and with a configuration every setting of the classes that it names."""
+"""Prints help: the commands, and with a configuration every setting of the classes that it names."""
 
 from __future__ import annotations
 

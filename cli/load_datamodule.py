@@ -1,4 +1,4 @@
-"""The datamodule of a configuration, for tools that look at the data and train nothing."""
+"""Builds the datamodule of a configuration without model and trainer, for tools that only look at the data."""
 
 from __future__ import annotations
 

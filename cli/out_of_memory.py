@@ -1,4 +1,4 @@
-"""Where memory ran out in a fit: what to say, and with ``on_oom: accumulate`` the start that goes on by itself.
+"""Handles out-of-memory errors of a fit: the message, and with ``on_oom: accumulate`` an automatic restart with a smaller batch.
 
 It goes on as ``fit --resume`` from last.ckpt, with half the batch and twice the accumulation. So an optimiser step is of the same
 samples in the same order, an epoch has as many steps, and the schedule is what it was; config.resume-N.yaml has the new settings.

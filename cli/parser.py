@@ -1,4 +1,4 @@
-"""The parser, and what its messages mean: one line that names the setting, what was given, and what would be right.
+"""The argument parser, and readable one-line messages for its errors: the setting, the value given, the valid values.
 
 jsonargparse reports a wrong value in a class's settings as the list of everything that the value might have been, with the useful
 line somewhere inside. ``readable`` finds this line and says it in our words, with the file and line where the setting stands and

@@ -1,4 +1,4 @@
-"""predictions.csv: a row a sample, with its class, how sure the network is, whether it may leave early, and what came next.
+"""Writes predictions.csv: class, calibrated probability, early exit and the top five classes of each sample.
 
     index  [file]  class  probability  [exit]  class_2  probability_2 ..     up to five classes, the surest first
 

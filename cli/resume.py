@@ -1,4 +1,4 @@
-"""Going on with a run: which checkpoint, which configuration, what may change, and whether there is anything left to do."""
+"""Resume: finds checkpoint and configuration of a run, and checks which settings may change."""
 
 from __future__ import annotations
 

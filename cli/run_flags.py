@@ -1,4 +1,4 @@
-"""Flags of our own, which decide where a configuration comes from and so are read before one is parsed."""
+"""Flags that are parsed before the configuration: --run_dir, --resume, --run, --ckpt, --test_after_fit, --cache."""
 
 from __future__ import annotations
 

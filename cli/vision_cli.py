@@ -1,4 +1,4 @@
-"""Our LightningCLI: the callbacks that every run has, the links between data and model, the commands."""
+"""The LightningCLI of the project: the callbacks of every run, the links between data and model, the commands."""
 
 from __future__ import annotations
 

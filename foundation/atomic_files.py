@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all: under a temporary name, synced to disk, then renamed."""
+"""Writes files atomically: under a temporary name, synced to disk, then renamed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Colours, axes and PNG files of all pictures.
+"""Palette, axes and PNG files that all plots share.
 
 ``Figure`` is used without pyplot, so that nothing is global, no window opens, and no figure has to be closed.
 """

@@ -1,4 +1,4 @@
-"""Adds AUROC, average precision, F1, balanced accuracy, ECE and early-exit metrics to validation and test of a classifier."""
+"""Base class of CascadeHead and HARClassifier: AUROC, average precision, F1, balanced accuracy, ECE and early-exit metrics."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """The optimisers that ``--model.optimizer`` names, their momentum, and how one is built. To add an optimiser, add it here.
 
 The table is timm's: torch's own (``sgd``, ``adamw``, ``adam``, ``nadam`` ...) and timm's (``lion``, ``muon``, ``nadamuon``,
-``lamb``, ``adan``, ``adopt`` ...). Not in the table are optimisers for which exact resume or plain backward passes do not hold:
+``lamb``, ``adan``, ``adopt``, ``kron`` ...). Not in the table are optimisers of packages that are not dependencies (apex,
+bitsandbytes), and ``adahessian``, which needs the graph of the gradients (second order).
 
-- optimisers of packages that are not dependencies (apex, bitsandbytes);
-- ``adahessian``, which needs the graph of the gradients (second order);
-- ``kron``, ``kronw``, ``kronc``: they draw random numbers whose state is in no checkpoint, so a resumed run would differ.
+All of them resume to the bit. ``kron`` draws from torch's global generator, whose state is in the checkpoints of
+`callbacks.ExactResume`; in a loop of your own, save that state with the optimiser's.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from torch.optim import Optimizer
 
 from foundation.suggestions import nearest
 
-NOT_RESUMABLE = ("kron", "kronw", "kronc")
 SGD_MOMENTUM = 0.9  # torch's and timm's own default is 0 for the SGD family, which nobody trains with
 
 
@@ -29,7 +28,7 @@ def optimizer_names() -> tuple[str, ...]:
     """Every name that ``--model.optimizer`` takes, sorted."""
     infos = {str(name): get_optimizer_info(str(name)) for name in list_optimizers()}
     usable = [name for name, info in infos.items() if not isinstance(info.opt_class, str) and not info.second_order]
-    return tuple(sorted(name for name in usable if name not in NOT_RESUMABLE))
+    return tuple(sorted(usable))
 
 
 def check_optimizer(name: str) -> None:
@@ -39,11 +38,8 @@ def check_optimizer(name: str) -> None:
         ValueError: There is no such optimiser; the message has the nearest name and the common ones.
     """
     if name not in optimizer_names():
-        reason = (
-            " (its random numbers are in no checkpoint)" if name in NOT_RESUMABLE else nearest(name, optimizer_names())
-        )
         raise ValueError(
-            f"optimizer: got {name!r}{reason}; sgd, adamw, nadamw, lion, muon, nadamuon, lamb, adan, adopt or another of "
+            f"optimizer: got {name!r}{nearest(name, optimizer_names())}; sgd, adamw, nadamw, lion, muon, nadamuon, lamb, adan, adopt or another of "
             f"timm's: {', '.join(optimizer_names())}"
         )
 

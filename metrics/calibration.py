@@ -1,4 +1,4 @@
-"""Calibration metrics of an epoch: ECE with equal-width and equal-mass bins, maximum error, NLL and Brier score.
+"""Calibration metrics of an epoch and the number of ECE bins: ECE with equal-width and equal-mass bins, NLL and Brier score.
 
 The state has a fixed size. Samples are counted on the fine grid of metrics/confidence.py, to which the borders of the equal-width
 bins are added. Equal-width bins are therefore exact; equal-mass bins are merged from fine bins. The error formulas and their noise

@@ -1,4 +1,4 @@
-"""Calibration errors from binned sums: ECE, maximum error, debiased error, noise floor, bootstrap interval and p-value.
+"""Formulas of calibration errors from given bin sums: ECE, maximum error, debiased error and their noise level.
 
     ECE = sum over bins |confidence - correct| / samples        (sums of a bin; Naeini et al. 2015, Guo et al. 2017)
 

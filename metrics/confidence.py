@@ -1,4 +1,4 @@
-"""Confidence of the predicted class, and the fixed grid of confidence bins that calibration and early-exit metrics share.
+"""Confidence of the predicted class, and the fine fixed grid on which samples are counted (ECE bins: calibration.py).
 
     confidence = largest softmax probability, computed in float32 for logits of any type
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import timm
-from timm.layers import resample_abs_pos_embed  # type: ignore[attr-defined]  # timm.layers has no __all__
+from timm.layers import resample_abs_pos_embed
 from timm.models import group_parameters
 from torch import Tensor, nn
 

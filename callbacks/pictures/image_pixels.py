@@ -1,4 +1,4 @@
-"""Converts normalised images to pixels, draws mask overlays, and defines the colours of true and predicted masks."""
+"""Colours of true and predicted masks, mask overlays, and normalised images converted to pixels."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
+from timm.optim import param_groups_layer_decay
 from torch import Tensor
 
 from datamodules import DigitsDataModule

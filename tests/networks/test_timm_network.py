@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath  # type: ignore[attr-defined]
+from timm.layers import DropPath
 from torch import nn
 
 from networks.timm_network import (

@@ -33,8 +33,8 @@ DONE = {"link": "hard links", "symlink": "symbolic links", "copy": "copies", "in
 EXAMPLES = """\
 guarantees:
   SOURCE is not changed, and nothing is ever overwritten: TARGET must be empty or must not exist. Without groups and duplicates,
-  each class keeps its shares to within one image; the largest deviation is printed. A group is never divided between splits, nor are
-  files with the same bytes. The same SOURCE, shares, groups and seed give the same split.
+  each class keeps its shares to within one image; the largest deviation is printed. A group is never divided between splits,
+  nor are files with the same bytes. The same SOURCE, shares, groups and seed give the same split.
 
 examples:
   python -m tools.split_folder photos photos_split
