@@ -1,12 +1,14 @@
 """The command line: ``main(args)`` runs one command and returns its exit code.
 
-app.py        main: what a command ends in, as one readable line and an exit code
-own_flags.py  --run_dir, --resume, --run, --ckpt, --test_after_fit: what comes before a configuration
-vision_cli.py our LightningCLI: links, callbacks that every run has, the commands
-parser.py     the parser, whose errors are short and suggest what was meant
-out_of_memory.py  what to say where memory ran out, and the start that goes on by itself
-resume.py     which checkpoint, which configuration, what may change
-help.py       --help with a configuration: every setting of the classes that it names
+app.py              main: runs a command, reports errors in one line, returns the exit code
+run_flags.py        --run_dir, --resume, --run, --ckpt, --test_after_fit, --cache: flags parsed before the configuration
+vision_cli.py       the LightningCLI subclass: fit, validate, test and predict, the callbacks of every run, data-to-model links
+parser.py           the argument parser, short error messages with suggestions
+resume.py           finds checkpoint and configuration of a run, checks which settings a resumed run may change
+out_of_memory.py    out-of-memory message, automatic restart with a smaller batch
+predictions.py      writes predictions.csv
+load_datamodule.py  builds only the datamodule of a configuration, for tools
+help.py             --help, with every setting of the classes in a configuration
 """
 
 from cli.app import main

@@ -1,7 +1,7 @@
 """The entry point `main`: runs one command and maps its outcome to an exit code, a one-line message and the next command to try.
 
-Exit codes: 0 done or already finished; 1 an error that is ours or the machine's, with its traceback; 2 wrong input, nothing
-written; 3 out of memory; 4 loss or weights not finite; 130 SIGINT; 143 SIGTERM.
+Exit codes: 0 done or already finished; 1 internal or system error, with traceback; 2 invalid input, nothing written; 3 out of
+memory; 4 loss or weights not finite; 130 SIGINT; 143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def main(args: list[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        args: Command line without the program's name; None takes the process's own.
+        args: Command line without the program's name; None uses ``sys.argv``.
 
     Returns:
-        The exit code; see the top of the file.
+        The exit code; see the module docstring.
     """
     args = sys.argv[1:] if args is None else list(args)
     configure_logging()
@@ -50,44 +50,46 @@ def main(args: list[str] | None = None) -> int:
             print_command_help(flags)
             return OK
     except UsageError as error:
-        return _refuse(error)
+        return _reject(error)
     outcome = _run(flags, args)
-    while isinstance(outcome, RunFlags):  # memory ran out; what held it is gone only here, outside of the failed start
+    while isinstance(
+        outcome, RunFlags
+    ):  # out of memory; the failed run's objects are freed only after _run has returned
         release_memory()
         outcome = _run(outcome, args)
     return outcome
 
 
 def _run(flags: RunFlags, args: list[str]) -> int | RunFlags:
-    """The exit code, or the start that goes on where this one ran out of memory."""
+    """Run a command; return its exit code, or the flags of the restart that continues it after running out of memory."""
     cli = VisionCLI(flags, ["main.py", *args])
     try:
         cli.run()
     except (UsageError, MisconfigurationException, FileNotFoundError) as error:
         cli.discard()
-        return _refuse(error)
+        return _reject(error)
     except NonFiniteError as error:
-        _say(f"stopped: {error}")
+        _print_error(f"stopped: {error}")
         return NON_FINITE
     except Interrupted as stop:
         cli.discard()
-        _say(f"{stop}; nothing is lost" if cli.resume_command else str(stop))
-        _tell_resume(cli)
+        _print_error(f"{stop}; the run can be resumed" if cli.resume_command else str(stop))
+        _print_resume_command(cli)
         return 128 + stop.signum
     except (RuntimeError, MemoryError, OSError) as error:
         if is_out_of_memory(error):
             return _out_of_memory(cli, error)
         if "Error(s) in loading state_dict" in str(error):
             cli.discard()
-            return _refuse(UsageError(f"the checkpoint is of another network: {' '.join(str(error).split())[:300]}"))
+            return _reject(UsageError(f"the checkpoint is of another network: {' '.join(str(error).split())[:300]}"))
         return _fail(cli)
     except Exception:
         return _fail(cli)
     return OK
 
 
-def _refuse(error: Exception) -> int:
-    _say(f"error: {error}")
+def _reject(error: Exception) -> int:
+    _print_error(f"error: {error}")
     return WRONG_INPUT
 
 
@@ -95,33 +97,33 @@ def _out_of_memory(cli: VisionCLI, error: BaseException) -> int | RunFlags:
     if (smaller := halved(cli, error)) is not None:
         return smaller
     for line in hint(cli, error):
-        _say(line)
-    cli.discard()  # before the first step there is nothing to keep
+        _print_error(line)
+    cli.discard()  # before the first step, the run folder contains nothing to keep
     return OUT_OF_MEMORY
 
 
 def _fail(cli: VisionCLI) -> int:
     text = traceback.format_exc()
-    print(text.rstrip(), file=sys.stderr, flush=True)  # whichever process it is
+    print(text.rstrip(), file=sys.stderr, flush=True)  # from every process of a run, not only the first
     folder = cli.run_dir
     if folder is not None and (folder / "train.log").is_file():
         with (folder / "train.log").open("a", encoding="utf-8") as file:
             file.write(text)
-    _tell_resume(cli)
+    _print_resume_command(cli)
     return FAILED
 
 
-def _tell_resume(cli: VisionCLI) -> None:
+def _print_resume_command(cli: VisionCLI) -> None:
     if cli.resume_command:
-        _say(f"RESUME: {cli.resume_command}")
+        _print_error(f"RESUME: {cli.resume_command}")
 
 
 def _first_process() -> bool:
-    """Whether this is the one that speaks, of several processes of a run."""
+    """Whether this is the first process of a run (rank 0), which prints the messages."""
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
-def _say(text: str) -> None:
+def _print_error(text: str) -> None:
     if _first_process():
         print(text, file=sys.stderr, flush=True)
 
@@ -132,19 +134,19 @@ class _PlainFormatter(logging.Formatter):
         return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"
 
 
-# What Lightning calls that others have deprecated since, and hints of its own: nothing a user can act on
+# Warnings hidden from users, who cannot act on them: deprecated calls inside Lightning, and hints from Lightning
 NOT_FOR_USERS = (
     "`isinstance.treespec, LeafSpec.` is deprecated",
     "(?s).*JsonargparseDeprecationWarning",
     "(?s).*instantiate_classes",
     "The number of training batches .* is smaller than the logging interval",
-    "It is recommended to use `self.log.*sync_dist=True",  # what we log is of all processes already
+    "It is recommended to use `self.log.*sync_dist=True",  # our logged metrics are already reduced over all processes
     "Be aware that when using `ckpt_path`, callbacks used to create the checkpoint need to be provided",
 )
 
 
 def configure_logging() -> None:
-    """Our messages go to the terminal as they are; Lightning's hints and announcements do not."""
+    """Print the project's log messages to stdout without prefix below WARNING; hide Lightning's hints and info messages."""
     for message in NOT_FOR_USERS:
         warnings.filterwarnings("ignore", message=message)
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -160,7 +162,7 @@ def configure_logging() -> None:
 
 
 def relative(path: Path) -> str:
-    """A path as short as it can be typed here."""
+    """Return a path relative to the working directory if it is inside it, else unchanged."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))
     except ValueError:

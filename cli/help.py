@@ -1,4 +1,4 @@
-"""Prints help: the commands, and with a configuration every setting of the classes that it names."""
+"""Prints --help: the commands, and with a configuration all settings of the classes that it names."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from foundation.project import MAIN, configs_folder
 
 OVERVIEW = """usage: {program} COMMAND [flags]
 
-  fit       --config FILE [--config OVERLAY ...] [--SETTING VALUE ...]   train, into a new run folder
-  fit       --resume RUN_DIR | CHECKPOINT                                go on with a run exactly where it was
-  validate  --run RUN_DIR [--ckpt best|last|PATH]                        validation figures of a checkpoint
-  test      --run RUN_DIR [--ckpt best|last|PATH]                        test figures of a checkpoint
-  predict   --run RUN_DIR [--ckpt best|last|PATH] [--data.images DIR]    predictions.csv, of the test split or of a folder
+  fit       --config FILE [--config OVERLAY ...] [--SETTING VALUE ...]   train in a new run folder
+  fit       --resume RUN_DIR | CHECKPOINT                                resume a run exactly where it stopped
+  validate  --run RUN_DIR [--ckpt best|last|PATH]                        validation metrics of a checkpoint
+  test      --run RUN_DIR [--ckpt best|last|PATH]                        test metrics of a checkpoint
+  predict   --run RUN_DIR [--ckpt best|last|PATH] [--data.images DIR]    write predictions.csv for the test split or a folder
 
-Every setting of an experiment:  {program} fit --config FILE --help
+All settings of an experiment:  {program} fit --config FILE --help
 Experiments: {experiments}
 Overlays, given after an experiment: {overlays}
 """
 
 
 def print_help() -> None:
-    """Commands, experiments and overlays."""
+    """Print the commands and the available experiments and overlays."""
     folder = configs_folder()
     names = sorted(str(path) for path in folder.glob("*.yaml") if path.stem != "defaults")
     overlays = sorted(str(path) for room in ("with", "experiments") for path in (folder / room).glob("*.yaml"))
@@ -43,7 +43,7 @@ def print_help() -> None:
 
 
 def print_command_help(flags: RunFlags) -> None:
-    """Our flags, every setting of the classes that the configurations name, and three examples."""
+    """Print the flags of a command, all settings of the classes that the configurations name, and three examples."""
     check_configs(flags.configs)
     print(f"usage: {MAIN} {flags.command} [flags]\n\nflags:")
     for name, (commands, takes_value, text) in FLAGS.items():

@@ -12,14 +12,14 @@ from foundation.project import MAIN
 
 
 class DataOnlyCLI(VisionCLI):
-    """Parses the command line of a fit with all its checks, and makes the datamodule alone."""
+    """Parses and checks the command line of a fit, and creates only the datamodule."""
 
     def run(self) -> None:
-        """Parse and make it; signals are left to the tool."""
+        """Parse the command line and create the datamodule, without installing signal handlers: the tool handles signals."""
         self._run()
 
     def instantiate_classes(self) -> None:
-        """Data without model, trainer and callbacks."""
+        """Create the datamodule, without model, trainer and callbacks."""
         settings = self.config[self.subcommand]
         package, _, name = settings.data.class_path.rpartition(".")
         given: dict[str, Any] = dict(settings.data.get("init_args") or {})
@@ -30,17 +30,18 @@ class DataOnlyCLI(VisionCLI):
         self.datamodule.seed = settings.seed_everything
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Nothing is trained."""
+        """Does nothing: no command is run."""
 
 
 def load_datamodule(arguments: list[str]) -> DataModule:
-    """Make the datamodule that ``python main.py fit`` would make of these arguments.
+    """Create the datamodule that ``python main.py fit`` would create from the same arguments.
 
     Args:
-        arguments: ``--config FILE`` once or more, and flags such as ``--data.root``; those of other parts are checked and not used.
+        arguments: One or more ``--config FILE``, and flags such as ``--data.root``. Flags of model and trainer are checked but not
+            used.
 
     Raises:
-        UsageError: There is no configuration, or something in it is wrong.
+        UsageError: No configuration is given, or a setting is invalid.
     """
     flags = split_flags(["fit", *arguments])
     if not flags.configs:

@@ -1,8 +1,8 @@
 """Handles out-of-memory errors of a fit: the message, and with ``on_oom: accumulate`` an automatic restart with a smaller batch.
 
-It goes on as ``fit --resume`` from last.ckpt, with half the batch and twice the accumulation. So an optimiser step is of the same
-samples in the same order, an epoch has as many steps, and the schedule is what it was; config.resume-N.yaml has the new settings.
-Everything of the failed start is gone by then, as the memory that it holds is what the next one needs.
+The restart is a ``fit --resume`` from last.ckpt with half the batch size and twice the gradient accumulation. Each optimiser step
+thus uses the same samples in the same order, and steps per epoch and schedule do not change; config.resume-N.yaml contains the new
+settings. All objects of the failed run are freed first, because the restart needs their memory.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SMALLEST_NORMALISED = 8
-"""Samples in the smallest batch whose statistics batch normalisation is left to work with."""
+"""Smallest batch size that the automatic restart accepts for models with trainable batch normalisation."""
 
 
 def in_one_line(error: BaseException) -> str:
-    """The first line of an error, or its name."""
+    """Return the first line of an error message, or the exception's class name if the message is empty."""
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def hint(cli: VisionCLI, error: BaseException) -> list[str]:
-    """Two or three lines: what happened and what to change."""
+    """Return two or three lines for the user: the error, and settings that need less memory."""
     batch = getattr(cli.datamodule, "batch_size", None) if cli.datamodule is not None else None
     trainer = getattr(cli, "trainer", None)
     resizing = (
@@ -54,28 +54,30 @@ def hint(cli: VisionCLI, error: BaseException) -> list[str]:
 
 
 def goes_on(cli: VisionCLI) -> bool:
-    """Whether training has begun and the run is to go on by itself."""
+    """Whether a fit was in progress and ``on_oom`` is ``accumulate``, so that the run should restart automatically."""
     trainer = getattr(cli, "trainer", None)
     training = trainer is not None and trainer.state.fn == "fit" and cli.flags.command == "fit"
     return training and cli.config[cli.subcommand].on_oom == "accumulate"
 
 
 def obstacle(cli: VisionCLI) -> str | None:
-    """Why the batch of a run cannot be halved, or None."""
+    """Return why a run cannot be restarted with half the batch size, or None if it can."""
     trainer, batch = cli.trainer, cli.datamodule.batch_size
     if cli.resume_command is None or not math.isfinite(trainer.num_training_batches):
         return "there is no last.ckpt yet, memory ran out before the first step"
     if trainer.world_size > 1:
-        return "with several processes the others would wait for ever"
-    if find_callbacks(trainer, ProgressiveResizing):
-        return f"a stage keeps the batch size that it began with; {find_callbacks(trainer, ProgressiveResizing)[0].memory_hint()}"
+        return "it works with one process only; the other processes would wait for ever"
+    if resizing := find_callbacks(trainer, ProgressiveResizing):
+        return f"a stage of ProgressiveResizing keeps its batch size once it has begun; {resizing[0].memory_hint()}"
     if find_callbacks(trainer, GradientAccumulationScheduler):
         return "GradientAccumulationScheduler sets the accumulation"
     if trainer.overfit_batches:  # type: ignore[attr-defined]
         return "trainer.overfit_batches counts batches"
     if batch % 2:
-        return f"a batch of {batch} has no two halves" + (
-            "" if batch == 1 else ", which count alike; start with an even one"
+        return (
+            "a batch of 1 cannot be halved"
+            if batch == 1
+            else f"a batch of {batch} has no two equal halves; start with an even batch size"
         )
     if batch // 2 < SMALLEST_NORMALISED and _learns_batch_norm(cli.model):
         return f"batch normalisation needs batches of {SMALLEST_NORMALISED} or more, half of {batch} is less"
@@ -88,7 +90,7 @@ def _learns_batch_norm(model: Any) -> bool:
 
 
 def halved(cli: VisionCLI, error: BaseException) -> RunFlags | None:
-    """The start that goes on after an error, announced on the terminal and in train.log; None where there is none."""
+    """Return the flags of the restart with half the batch size, and log it; None if there is no restart."""
     if not goes_on(cli) or obstacle(cli) is not None:
         return None
     trainer, data = cli.trainer, cli.datamodule
@@ -96,7 +98,7 @@ def halved(cli: VisionCLI, error: BaseException) -> RunFlags | None:
     settings: dict[str, int] = {
         "data.batch_size": batch // 2,
         "trainer.accumulate_grad_batches": 2 * accumulate,
-        **_counts(cli),
+        **_rescaled_settings(cli),
     }
     rest = [item for name, value in settings.items() for item in (f"--{name}", str(value))]
     values = {"resume": str(cli.run_dir)}
@@ -113,14 +115,14 @@ def halved(cli: VisionCLI, error: BaseException) -> RunFlags | None:
 
 
 def release_memory() -> None:
-    """Let go of what a failed start left behind, in cycles of its objects and in torch's cache of the accelerator's memory."""
+    """Free the memory of a failed run: objects in reference cycles, and torch's cache of GPU memory."""
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 
 
-def _counts(cli: VisionCLI) -> dict[str, int]:
-    """Other settings that count batches or decide their size, where they are given, for halves in place of whole ones."""
+def _rescaled_settings(cli: VisionCLI) -> dict[str, int]:
+    """Adjust the other settings that depend on the batch size, if they are given: batch counts double, eval_batch_size halves."""
     trainer, settings = cli.trainer, cli.config[cli.subcommand]
     counts = {}
     if settings.trainer.limit_train_batches not in (None, 1.0):

@@ -1,8 +1,8 @@
 """The argument parser, and readable one-line messages for its errors: the setting, the value given, the valid values.
 
-jsonargparse reports a wrong value in a class's settings as the list of everything that the value might have been, with the useful
-line somewhere inside. ``readable`` finds this line and says it in our words, with the file and line where the setting stands and
-the nearest name that exists. Its tests hold the window of jsonargparse versions in pyproject.toml together.
+For an invalid value in a class's settings, jsonargparse lists the errors of all possible types, with the useful line somewhere
+inside. ``readable`` finds this line and rewrites it, adding the file and line of the setting and the closest valid name. It depends
+on the wording of jsonargparse: its tests must pass for all versions allowed in pyproject.toml.
 """
 
 from __future__ import annotations
@@ -28,35 +28,36 @@ NOISE = ("Expected a <class 'NoneType'>", "Not a valid subclass of", "Expected a
 
 
 class Parser(LightningArgumentParser):
-    """Raises its errors as they are; :func:`readable` puts them into words where the whole command line is known."""
+    """Argument parser that raises its errors unchanged; the caller rewrites them with :func:`readable`."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise UsageError instead of printing the usage and leaving."""
+        """Raise UsageError instead of printing the usage and exiting."""
         raise UsageError(message)
 
 
 def add_run_settings(parser: ArgumentParser) -> None:
-    """Add the settings of a run that belong to no class: ``on_oom`` (cli/out_of_memory.py) and ``fast_loop``."""
+    """Add the run settings that belong to no class: ``on_oom`` (cli/out_of_memory.py) and ``fast_loop``."""
     parser.add_argument(
         "--fast_loop",
         type=bool,
         default=True,
-        help="Use the fast path of the epoch loop (callbacks/fast_loop.py), which gives the same weights to the bit; false uses "
+        help="Use the fast path of the epoch loop (callbacks/fast_loop.py), which gives bit-identical weights; false uses "
         "Lightning's own loop.",
     )
     parser.add_argument(
         "--on_oom",
         type=Literal["stop", "accumulate"],
         default="stop",
-        help="What a fit does where memory runs out: stop, with exit code 3; or accumulate, which goes on from last.ckpt with half "
-        "the batch and twice the accumulation, as often as needed.",
+        help="What a fit does when it runs out of memory: stop ends it with exit code 3; accumulate restarts it from last.ckpt "
+        "with half the batch size and twice the gradient accumulation, as often as needed.",
     )
 
 
 def prefer_ours() -> None:
-    """Let a bare class name mean our callback where Lightning has one of that name too, in place of an error that asks which.
+    """Resolve a bare class name to this project's callback if Lightning has a callback of the same name.
 
-    jsonargparse has no setting for that; the window of its versions in pyproject.toml and a test hold this together.
+    Without this, jsonargparse reports the name as ambiguous, and it has no setting for a preference. The patch replaces a private
+    function of jsonargparse; a test and the range of versions in pyproject.toml guard it.
     """
     resolve = _typehints.resolve_class_path_by_name
 
@@ -73,10 +74,10 @@ prefer_ours()
 
 
 def check_configs(paths: Iterable[str]) -> None:
-    """Refuse a configuration that is missing or no YAML, naming file and line.
+    """Reject a configuration file that is missing, not valid YAML or empty.
 
     Raises:
-        UsageError: With the nearest file name, or the place of the error.
+        UsageError: The message has the closest file name, or file and line of the YAML error.
     """
     for name in paths:
         path = Path(name)
@@ -89,16 +90,16 @@ def check_configs(paths: Iterable[str]) -> None:
             line = error.problem_mark.line + 1 if error.problem_mark else "?"
             raise UsageError(f"{name}:{line}: is no valid YAML: {error.problem}") from error
         if not isinstance(content, dict):
-            raise UsageError(f"{name}: is no configuration, it has no settings")
+            raise UsageError(f"{name}: is not a configuration, it has no settings")
 
 
 def readable(message: str, parser: LightningArgumentParser, configs: list[str]) -> str:
-    """One line of what jsonargparse says.
+    """Rewrite an error message of jsonargparse as one readable line.
 
     Args:
-        message: Its error message.
-        parser: The command's parser, whose flags are suggested.
-        configs: Configuration files, in which the place of a setting is looked up.
+        message: The error message of jsonargparse.
+        parser: The parser of the command; its flags are used for suggestions.
+        configs: Configuration files, searched for file and line of the setting.
     """
     flags = sorted({option.removeprefix("--") for action in parser._actions for option in action.option_strings})
     if found := re.search(r"unrecognized arguments: (\S+)", message):
@@ -118,24 +119,26 @@ def readable(message: str, parser: LightningArgumentParser, configs: list[str]) 
         owner = re.findall(r"class_path='[\w.]*?(\w+)'", message) or re.findall(
             r"'class_path': '[\w.]*?(\w+)'", message
         )
-        name = owner[-1] if owner else _key(message)
-        return f"{name}: needs {found[1]}{_place(name, configs)}"
+        name = owner[-1] if owner else _setting_name(message)
+        return f"{name}: needs {found[1]}{_location(name, configs)}"
     if found := re.search(r"Expected a dot import path string: (\S+)", message):
         classes = [
             cls.__name__ for base in (Callback, LightningModule, LightningDataModule, Logger) for cls in below(base)
         ]
-        return f"{_key(message)}: no class {found[1]!r}{nearest(found[1], classes)}{_place(found[1], configs)}"
+        return (
+            f"{_setting_name(message)}: no class {found[1]!r}{nearest(found[1], classes)}{_location(found[1], configs)}"
+        )
     if "Expected a" in message and "Literal" in message:
         return _not_a_choice(message, configs)
     if found := re.search(r"Expected a <class '([\w.]+)'>\. Got value: ([^\n]*)", message):
         kind = KINDS.get(found[1], found[1].rpartition(".")[2])
-        return f"{_key(message)}: {kind} is needed, got {found[2]!r}{_place(found[2], configs)}"
-    key = _key(message)
-    return f"{key}: {_most_telling(message)}" if key != "a setting" else _most_telling(message)
+        return f"{_setting_name(message)}: {kind} is needed, got {found[2]!r}{_location(found[2], configs)}"
+    key = _setting_name(message)
+    return f"{key}: {_most_informative(message)}" if key != "a setting" else _most_informative(message)
 
 
-def _key(message: str) -> str:
-    """Dotted name of the setting that a message is about: the outer key, then the inner one."""
+def _setting_name(message: str) -> str:
+    """Return the dotted name of the setting in a message: the outer key, then the inner one."""
     keys = re.findall(r'Parser key "([^"]+)"', message)
     inner = re.findall(r"NestedArg\(key='([\w.]+)'", message)
     return ".".join(dict.fromkeys([*keys, *inner])) or "a setting"
@@ -145,13 +148,13 @@ def _unknown_setting(message: str, option: str, flags: list[str], configs: list[
     outer = re.findall(r'Parser key "([^"]+)"', message)
     if outer:
         classes = {"model": below(LightningModule), "data": below(LightningDataModule)}.get(outer[0], below(Callback))
-        known = {name for cls in classes for name in _settings(cls)}
-        return f"{outer[0]}.{option}: no such setting{nearest(option, known)}{_place(option, configs)}"
+        known = {name for cls in classes for name in _accepted_settings(cls)}
+        return f"{outer[0]}.{option}: no such setting{nearest(option, known)}{_location(option, configs)}"
     top = option.partition(".")[0]
     known = {flag.partition(".")[0] for flag in flags}
     if top in known:
         top, known = option, set(flags)
-    return f"{top}: no such setting{nearest(top, known)}{_place(top.rpartition('.')[2], configs)}"
+    return f"{top}: no such setting{nearest(top, known)}{_location(top.rpartition('.')[2], configs)}"
 
 
 def _not_a_choice(message: str, configs: list[str]) -> str:
@@ -161,13 +164,14 @@ def _not_a_choice(message: str, configs: list[str]) -> str:
     choices = list(dict.fromkeys(choices))
     found = re.search(r"Got value: ([^\n]*)", message) or re.search(r"Given value: ([^\n]*)", message)
     value = found[1] if found else ""
+    known = ", ".join(choices)
     return (
-        f"{_key(message)}: got {value!r}{nearest(value, choices)}; one of {', '.join(choices)}{_place(value, configs)}"
+        f"{_setting_name(message)}: got {value!r}{nearest(value, choices)}; one of {known}{_location(value, configs)}"
     )
 
 
-def _most_telling(message: str) -> str:
-    """The entries of a list of possible errors that say something; else the first lines as they are."""
+def _most_informative(message: str) -> str:
+    """Return the first informative entry of a list of possible errors, or the first four lines of the message if there is none."""
     entries = [line.strip().removeprefix("- ") for line in message.splitlines() if line.strip().startswith("- ")]
     telling = [
         entry for entry in entries if not entry.startswith(NOISE) and not re.match(r"a (class path|dict)", entry)
@@ -177,8 +181,8 @@ def _most_telling(message: str) -> str:
     return "; ".join(line.strip() for line in message.splitlines()[:4] if line.strip())
 
 
-def _place(name: str, configs: list[str]) -> str:
-    """File and line of the last configuration that mentions a name or a value; nothing when a flag brought it."""
+def _location(name: str, configs: list[str]) -> str:
+    """Return `` (file:line)`` of the last configuration that contains a name or value; empty if it was given by a flag."""
     if not name.strip():
         return ""
     for config in reversed(configs):
@@ -190,13 +194,13 @@ def _place(name: str, configs: list[str]) -> str:
 
 
 def below(base: type) -> list[type]:
-    """A class and all its subclasses that are imported."""
+    """Return a class and all its imported subclasses."""
     direct: list[type] = base.__subclasses__()
     return [base, *(cls for each in direct for cls in below(each))]
 
 
-def _settings(cls: type[Any]) -> set[str]:
-    """Names that a class and the classes that its ``**kwargs`` go to accept."""
+def _accepted_settings(cls: type[Any]) -> set[str]:
+    """Return the setting names that a class accepts, including those of its base classes, to which ``**kwargs`` are passed."""
     names: set[str] = set()
     for base in cls.__mro__:
         if base in (LightningModule, LightningDataModule, Callback, Trainer, object):

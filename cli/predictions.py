@@ -1,9 +1,10 @@
 """Writes predictions.csv: class, calibrated probability, early exit and the top five classes of each sample.
 
-    index  [file]  class  probability  [exit]  class_2  probability_2 ..     up to five classes, the surest first
+    index  [file]  class  probability  [exit]  class_2  probability_2 ..     up to five classes, most probable first
 
-Probabilities are calibrated: softmax(logits / temperature), the temperature being that of the checkpoint, 1 where it has none.
-``exit`` (yes or no) is there where the checkpoint has an exit threshold, or found that none keeps the promise (always no).
+Probabilities are calibrated: softmax(logits / temperature), with the temperature stored in the checkpoint, or 1 without one.
+The column ``exit`` (yes or no) exists only if the checkpoint's calibration requested an exit threshold. If no threshold met the
+target, ``chosen_threshold`` is infinite and ``exit`` is always no.
 """
 
 import csv
@@ -21,21 +22,21 @@ CLASSES = 5
 def write_predictions(
     path: Path, outputs: Iterable[Any], module: Any, names: Sequence[str], files: Sequence[str] | None = None
 ) -> None:
-    """Write what ``trainer.predict`` returned, whole or not at all.
+    """Write the output of ``trainer.predict`` to a CSV file, atomically.
 
     Args:
-        path: The file; an older one is replaced.
-        outputs: Of each batch ``logits`` (B, K) and ``index`` (B,).
-        module: Its ``temperature`` and ``chosen_threshold`` are used where it has them.
-        names: Of the K classes.
-        files: Of all samples, by index; None where samples are no files.
+        path: The file to write; an existing file is replaced.
+        outputs: ``logits`` (B, K) and ``index`` (B,) of each batch.
+        module: The model; its attributes ``temperature`` and ``chosen_threshold`` are used if it has them.
+        names: Names of the K classes.
+        files: File of each sample, by index; None if samples are not files.
     """
     threshold = getattr(module, "chosen_threshold", None)
     further = [
         f"{column}_{rank}" for rank in range(2, min(CLASSES, len(names)) + 1) for column in ("class", "probability")
     ]
     header = ["index", *(["file"] if files is not None else []), "class", "probability"]
-    # surrogateescape: a file's name may be bytes that are no UTF-8
+    # surrogateescape: a file name may contain bytes that are not valid UTF-8
     options: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
     with replace_file(path) as temporary, temporary.open("w", **options) as file:
         writer = csv.writer(file)
@@ -50,12 +51,12 @@ def write_predictions(
 def _evaluated(
     outputs: Iterable[Any], temperature: float, threshold: float | None
 ) -> Iterator[tuple[int, list[tuple[int, float]], bool]]:
-    """Index, surest classes with their probabilities, and whether it exits, of each sample."""
+    """Yield for each sample its index, the most probable classes with their probabilities, and whether it exits early."""
     for batch in outputs:
         chances = (batch["logits"].float() / temperature).softmax(dim=1)
-        # stable: of equals the class that comes first, as argmax has it
+        # stable: for equal probabilities the class with the lower index comes first, as with argmax
         top, classes = (part[:, :CLASSES] for part in chances.sort(dim=1, descending=True, stable=True))
-        # in float32 like the confidences: 0.93 reaches a threshold of 0.93
+        # compared in float32 like the confidences, so that 0.93 reaches a threshold of 0.93
         exits = top[:, 0] >= torch.tensor(torch.inf if threshold is None else threshold)
         for index, numbers, values, leaves in zip(
             batch["index"].tolist(), classes.tolist(), top.tolist(), exits.tolist(), strict=True

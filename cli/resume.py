@@ -20,16 +20,16 @@ from lightning_modules.loading import newest_config
 
 log = logging.getLogger(__name__)
 
-# what cannot change besides what the classes name in ``fixed_on_resume``: all of them decide what the n-th step of the run is
+# settings that a resumed run cannot change, in addition to ``fixed_on_resume`` of the classes: they determine the n-th step
 FIXED = ("seed_everything", "model.class_path", "data.class_path", "trainer.accumulate_grad_batches")
 
-# an optimiser step is of the product of these two; they may change together, see _cut_up
+# their product is the number of samples in an optimiser step; they may change together, see _only_splits_batches
 STEP = ("data.batch_size", "trainer.accumulate_grad_batches")
 
 
 @dataclass(frozen=True)
 class RunCheckpoint:
-    """A checkpoint within a run folder, and the configuration that the run has by now."""
+    """A checkpoint in a run folder, with its progress and the newest configuration of the run."""
 
     folder: Path
     checkpoint: Path
@@ -41,19 +41,19 @@ class RunCheckpoint:
 
 
 def find(target: str, flags: RunFlags) -> RunCheckpoint:
-    """Resolve ``--resume`` or ``--run``: a run folder, or a checkpoint in one.
+    """Find checkpoint and configuration for the value of ``--resume`` or ``--run``: a run folder, or a checkpoint in one.
 
     Raises:
-        UsageError: There is no such thing, or the checkpoint cannot be read.
+        UsageError: Run folder or checkpoint does not exist, the checkpoint cannot be read, or ``--run_dir`` is given too.
     """
     if "run_dir" in flags.values:
-        raise UsageError("--run_dir: a resumed run goes on in its own folder; leave --run_dir out")
+        raise UsageError("--run_dir: a resumed run continues in its own folder; remove --run_dir")
     path = Path(target)
     if not path.exists():
-        raise UsageError(f"{target}: no such run folder or checkpoint{_others(path)}")
+        raise UsageError(f"{target}: no such run folder or checkpoint{_newest_run_hint(path)}")
     folder = path if path.is_dir() else path.resolve().parent.parent
     wanted = "last" if flags.command == "fit" else flags.values.get("ckpt", "best")
-    checkpoint = path if path.is_file() else _named(folder, wanted)
+    checkpoint = path if path.is_file() else _checkpoint_path(folder, wanted)
     config = _latest_config(folder)
     content = read(checkpoint)
     progress = content["loops"]["fit_loop"]["epoch_progress"]["current"]
@@ -62,10 +62,10 @@ def find(target: str, flags: RunFlags) -> RunCheckpoint:
     return RunCheckpoint(folder, checkpoint, config, progress["processed"], content["global_step"], stop, processes)
 
 
-def _named(folder: Path, wanted: str) -> Path:
+def _checkpoint_path(folder: Path, wanted: str) -> Path:
     if wanted not in ("best", "last"):
         if not Path(wanted).is_file():
-            raise UsageError(f"--ckpt {wanted}: neither best, nor last, nor a file")
+            raise UsageError(f"--ckpt {wanted}: neither best, nor last, nor an existing file")
         return Path(wanted)
     path = folder / "checkpoints" / f"{wanted}.ckpt"
     if path.is_file():
@@ -78,20 +78,20 @@ def _latest_config(folder: Path) -> Path:
     try:
         return newest_config(folder)
     except ValueError as error:
-        raise UsageError(f"{error}{_others(folder)}") from error
+        raise UsageError(f"{error}{_newest_run_hint(folder)}") from error
 
 
-def _others(path: Path) -> str:
+def _newest_run_hint(path: Path) -> str:
     parent = path.parent
     runs = sorted(file.parent for file in parent.glob("*/config.yaml")) if parent.is_dir() else []
-    return f"; the newest run beside it is {runs[-1]}" if runs else ""
+    return f"; the newest run in the same folder is {runs[-1]}" if runs else ""
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A checkpoint's content, on the CPU, without running code from the file.
+    """Load a checkpoint to the CPU, without running code from the file (``weights_only``).
 
     Raises:
-        UsageError: It is missing, cut short, or no checkpoint.
+        UsageError: The file is missing, truncated, or not a checkpoint of a training run.
     """
     if not path.is_file():
         raise UsageError(f"{path}: no such checkpoint")
@@ -99,7 +99,7 @@ def read(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError, KeyError) as error:
         others = [file.name for file in sorted(path.parent.glob("*.ckpt")) if file.name != path.name]
-        hint = f"; beside it: {', '.join(others)}" if others else ""
+        hint = f"; in the same folder: {', '.join(others)}" if others else ""
         raise UsageError(f"{path}: cannot be read, it is cut short or no checkpoint{hint}") from error
     if not isinstance(content, dict) or not {"state_dict", "loops", "global_step"} <= content.keys():
         raise UsageError(f"{path}: is no checkpoint of a training run (it has no state_dict, loops and global_step)")
@@ -107,7 +107,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def read_best(checkpoint: Path) -> dict[str, Any]:
-    """best.json beside best.ckpt; for other checkpoints their epoch."""
+    """Return the content of best.json for best.ckpt; for other checkpoints their epoch, step and kind of weights."""
     path = checkpoint.with_name("best.json")
     if checkpoint.name == "best.ckpt" and path.is_file():
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -118,14 +118,14 @@ def read_best(checkpoint: Path) -> dict[str, Any]:
 
 
 def describe(checkpoint: Path) -> str:
-    """File, epoch and metric of a checkpoint in words."""
+    """Describe a checkpoint in one line: file, epoch, monitored metric, and raw or EMA weights."""
     best = read_best(checkpoint)
     metric = f", {best['metric']} {best['value']:.6g}" if best.get("metric", EPOCH) != EPOCH else ""
     return f"{checkpoint} (epoch {best['epoch']}{metric}, {best['weights']} weights)"
 
 
 def flatten(content: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested configuration as dotted keys, without the ``init_args`` level that nobody types."""
+    """Flatten a nested configuration to dotted keys, without the ``init_args`` level, as in command-line flags."""
     if not isinstance(content, dict) or not content:
         return {prefix: content}
     flat: dict[str, Any] = {}
@@ -136,10 +136,10 @@ def flatten(content: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def check_changes(source: RunCheckpoint, new: dict[str, Any], flags: RunFlags) -> None:
-    """Print what differs from the run's own configuration; refuse what cannot change.
+    """Compare a new configuration with that of the run: log changed settings, reject changes of fixed settings.
 
     Raises:
-        UsageError: A fixed setting differs.
+        UsageError: A setting that cannot change in a resumed run differs.
     """
     was = flatten(yaml.safe_load(source.config.read_text(encoding="utf-8")))
     now = flatten(new)
@@ -147,13 +147,11 @@ def check_changes(source: RunCheckpoint, new: dict[str, Any], flags: RunFlags) -
     for part in ("model", "data"):
         module, _, name = now[f"{part}.class_path"].rpartition(".")
         fixed |= {f"{part}.{key}" for key in getattr(import_module(module), name).fixed_on_resume}
-    if _cut_up(was, now):
+    if _only_splits_batches(was, now):
         fixed -= set(STEP)
     changed = [key for key in dict.fromkeys((*was, *now)) if was.get(key) != now.get(key)]
     for key in changed:
-        if key in fixed or any(
-            key.startswith(f"{name}.") for name in fixed
-        ):  # an entry of a setting that holds several
+        if key in fixed or any(key.startswith(f"{name}.") for name in fixed):  # an entry of a nested setting
             raise UsageError(
                 f"--{key}: cannot change in a resumed run (was {was.get(key)}, now {now.get(key)}); start a new run for that"
             )
@@ -161,19 +159,19 @@ def check_changes(source: RunCheckpoint, new: dict[str, Any], flags: RunFlags) -
         log.info(f"changed   {key}: {_short(was.get(key))} -> {_short(now.get(key))}")
 
 
-def _cut_up(was: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Whether an optimiser step stays what it is but for its batches, each of which is cut into equal parts."""
+def _only_splits_batches(was: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether optimiser steps keep their samples and only their batches are split into equal parts."""
     resizing = any("ProgressiveResizing" in entry["class_path"] for entry in now.get("trainer.callbacks") or [])
     (batch, accumulate), (part, more) = ([settings[name] for name in STEP] for settings in (was, now))
     return not resizing and part >= 1 and more % accumulate == 0 and part * more == batch * accumulate
 
 
 def parts(source: RunCheckpoint, accumulate: int) -> int:
-    """Batches of a resumed run that are one of its first start.
+    """Return the number of batches into which the resumed run splits each batch of the original run.
 
     Args:
         source: The run.
-        accumulate: Batches of an optimiser step now.
+        accumulate: Current number of batches per optimiser step (``accumulate_grad_batches``).
     """
     first = yaml.safe_load((source.folder / "config.yaml").read_text(encoding="utf-8"))
     return int(accumulate // first["trainer"]["accumulate_grad_batches"])
@@ -185,7 +183,7 @@ def _short(value: Any) -> str:
 
 
 def finished(source: RunCheckpoint, config: dict[str, Any]) -> str | None:
-    """Why there is nothing left to train, or None."""
+    """Return why a run has no training left (last epoch reached, or stopped early), or None if it can continue."""
     limit = config["trainer"].get("max_epochs")
     if limit is not None and 0 <= limit <= source.epoch:
         return f"finished ({source.epoch} of {limit} epochs); raise --trainer.max_epochs to go on"

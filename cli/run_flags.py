@@ -12,13 +12,13 @@ COMMANDS = ("fit", "validate", "test", "predict")
 
 
 class UsageError(Exception):
-    """The command line or a configuration is wrong; the message is what the user sees."""
+    """Invalid command line or configuration; the message is shown to the user."""
 
 
-# flag -> (commands that have it, takes a value, help)
+# flag -> (commands that accept it, whether it takes a value, help text)
 FLAGS: dict[str, tuple[tuple[str, ...], bool, str]] = {
     "--run_dir": (("fit",), True, "folder of the run, empty or new (default: runs/<config>/<date-time>)"),
-    "--resume": (("fit",), True, "go on with a run: its folder, or one of its checkpoints"),
+    "--resume": (("fit",), True, "continue a run, given its folder or one of its checkpoints"),
     "--test_after_fit": (("fit",), False, "test the best checkpoint when training has ended"),
     "--run": (COMMANDS[1:], True, "folder of the run whose configuration and checkpoint are used"),
     "--ckpt": (COMMANDS[1:], True, "best (default), last, or the path of a checkpoint"),
@@ -28,14 +28,14 @@ FLAGS: dict[str, tuple[tuple[str, ...], bool, str]] = {
 
 @dataclass
 class RunFlags:
-    """A command line taken apart.
+    """A command line, split into the project's own flags, configuration files and arguments for the parser.
 
     Args:
         command: fit, validate, test or predict.
-        rest: Arguments for the parser, without ours.
-        values: Our flags by name, without the dashes.
-        configs: Paths given by --config, in order.
-        help: Whether help was asked for.
+        rest: Arguments for the parser, without the flags in ``FLAGS``.
+        values: Values of the flags in ``FLAGS``, by name without the dashes.
+        configs: Paths given with --config, in order.
+        help: Whether -h or --help is given.
     """
 
     command: str
@@ -46,23 +46,23 @@ class RunFlags:
 
     @property
     def experiment(self) -> str:
-        """Name of the experiment: the first configuration that is not an overlay."""
+        """Name of the experiment: the file name (without suffix) of the first configuration that is not an overlay."""
         stems = [Path(config) for config in self.configs]
         first = next((path.stem for path in stems if path.parent.name not in ("with", "experiments")), None)
         return first or (stems[0].stem if stems else "run")
 
     def new_run_dir(self) -> Path:
-        """Folder of a new run."""
+        """Return the folder of a new run: ``--run_dir``, or ``runs/<experiment>/<date-time>``."""
         if "run_dir" in self.values:
             return Path(self.values["run_dir"])
         return Path("runs") / self.experiment / time.strftime("%Y-%m-%d_%H-%M-%S")
 
 
 def split_flags(args: list[str]) -> RunFlags:
-    """Take our flags out of a command line.
+    """Split a command line into the flags in ``FLAGS``, configuration files and the remaining arguments.
 
     Raises:
-        UsageError: A flag without its value, or one that the command does not have.
+        UsageError: A flag has no value, or the command does not accept it.
     """
     flags = RunFlags(command=args[0])
     others: list[str] = []
@@ -86,6 +86,6 @@ def split_flags(args: list[str]) -> RunFlags:
                 continue
             value = value if equals else next(iterator, "")
             flags.configs.append(str(find_config(value)))
-    # flags win over configurations wherever they stand
+    # flags override configurations, wherever they are on the command line
     flags.rest = [item for config in flags.configs for item in ("--config", config)] + others
     return flags

@@ -1,4 +1,4 @@
-"""The LightningCLI of the project: the callbacks of every run, the links between data and model, the commands."""
+"""The LightningCLI subclass: runs fit, validate, test and predict, adds the callbacks of every run, links data to model."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ log = logging.getLogger(__name__)
 
 DEFAULTS = ROOT / "configs" / "defaults.yaml"
 LINKED = ("num_classes", "in_channels", "image_size", "mean", "std", "class_names", "feature_width")
-NOT_OURS = {"ckpt_path", "weights_only", "verbose", "return_predictions"}  # --resume, --run and --ckpt stand for these
+NOT_OURS = {"ckpt_path", "weights_only", "verbose", "return_predictions"}  # replaced by --resume, --run and --ckpt
 
 
 class VisionCLI(LightningCLI):
-    """One command. ``run()`` does it; until then nothing has been parsed, made or written.
+    """Runs one command. The constructor only stores its arguments; ``run()`` parses, creates the objects and writes files.
 
     Args:
-        flags: The command line, taken apart.
-        command: The command line as it was typed, for environment.json.
+        flags: The parsed command line (:func:`cli.run_flags.split_flags`).
+        command: The command line as typed, for environment.json.
     """
 
     def __init__(self, flags: RunFlags, command: list[str]) -> None:
@@ -50,30 +50,30 @@ class VisionCLI(LightningCLI):
         self.datamodule: Any = None
         self.model: Any = None
 
-    # ---- what main wants to know ----
+    # ---- state read by main ----
 
     @property
     def run_dir(self) -> Path | None:
-        """The run folder of a fit, once it is known."""
+        """The run folder of a fit, or None if it does not exist (yet)."""
         return self.run_folder.path if self.run_folder is not None else None
 
     @property
     def resume_command(self) -> str | None:
-        """The command that goes on with a broken fit, if there is something to go on from."""
+        """The command that resumes an interrupted fit, or None if there is no last.ckpt."""
         folder = self.run_dir
         if self.flags.command != "fit" or folder is None or not (folder / "checkpoints" / "last.ckpt").is_file():
             return None
         return f"{MAIN} fit --resume {folder}"
 
     def discard(self) -> None:
-        """Remove what a refused command made."""
+        """Remove the files that a rejected command has created."""
         if self.run_folder is not None:
             self.run_folder.discard()
 
     # ---- parsing ----
 
     def run(self) -> None:
-        """Parse, instantiate and do the command; SIGTERM and SIGINT end it with :class:`callbacks.Interrupted`."""
+        """Parse, instantiate and run the command; SIGTERM and SIGINT end it with :class:`callbacks.Interrupted`."""
         self.signals.install()
         try:
             self._run()
@@ -103,25 +103,25 @@ class VisionCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse ours, without Lightning's warning that they are not the process's own."""
+        """Parse ``args``, without Lightning's warning that they differ from ``sys.argv``."""
         try:
             self.config = parser.parse_args(args)
         except UsageError as error:
-            raise self._in_words(error) from error
+            raise self._readable_error(error) from error
 
-    def _in_words(self, error: Exception) -> UsageError:
+    def _readable_error(self, error: Exception) -> UsageError:
         return UsageError(readable(str(error), self._subcommand_parsers[self.flags.command], self.flags.configs))
 
     def _parse_ckpt_path(self) -> None:
-        """A checkpoint's hyperparameters never override the configuration or a flag."""
+        """Does nothing: hyperparameters in a checkpoint never override the configuration or a flag."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """The commands, and the Trainer's arguments that our flags replace."""
+        """Return the commands, each with the Trainer arguments to skip because project flags replace them."""
         return {name: skip | NOT_OURS for name, skip in LightningCLI.subcommands().items()}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Settings of the callbacks that every run has, and what to do where memory runs out."""
+        """Add the settings of the callbacks of every run, ``on_oom``, ``fast_loop``, and the links from data to model."""
         add_run_settings(parser)
         parser.add_lightning_class_args(ours.Checkpoints, "checkpoint")
         parser.add_lightning_class_args(ours.StopOnNonFinite, "non_finite")
@@ -133,12 +133,12 @@ class VisionCLI(LightningCLI):
     # ---- instantiation ----
 
     def before_instantiate_classes(self) -> None:
-        """Refuse what a resumed run cannot change."""
+        """Reject changed settings that a resumed run cannot change."""
         if self.source is not None and self.subcommand == "fit":
             resume.check_changes(self.source, self.config_dict(), self.flags)
 
     def config_dict(self) -> dict[str, Any]:
-        """The configuration of this command as plain values."""
+        """Return the configuration of this command as plain YAML values."""
         parser = self._parser(self.subcommand)
         content: dict[str, Any] = yaml.safe_load(
             parser.dump(self.config[self.subcommand], skip_validation=True, skip_unset=False)
@@ -146,25 +146,25 @@ class VisionCLI(LightningCLI):
         return {key: value for key, value in content.items() if key != "config"}
 
     def instantiate_classes(self) -> None:
-        """Data first: what the model is linked to must not contradict what the user wrote."""
+        """Create the objects, and reject model settings that contradict the data (settings linked from data to model)."""
         given = self.config[self.subcommand].model.get("init_args", {})
         self._given = {name: given.get(name) for name in LINKED}
         try:
             super().instantiate_classes()
         except (UsageError, ValueError) as error:
-            raise self._in_words(error) from error
+            raise self._readable_error(error) from error
         for name, value in self._given.items():
             found = getattr(self.datamodule, name)
             if value is not None and value != (list(found) if isinstance(found, tuple) else found):
                 raise UsageError(
-                    f"model.{name}: {value} is given, but the data has {found}; leave it out, it follows the data"
+                    f"model.{name}: {value} is given, but the data has {found}; remove the setting, it is taken from the data"
                 )
         self.datamodule.seed = self.config[self.subcommand].seed_everything
         if self.source is not None and self.subcommand == "fit":
             self.datamodule.parts = resume.parts(self.source, self.trainer.accumulate_grad_batches)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Add the callbacks in the order that they need, the logger of the run folder and atomic checkpoints."""
+        """Create the Trainer with all callbacks in their required order, the run folder's logger and atomic checkpoint writing."""
         settings = self.config_init[self.subcommand]
         options = dict(vars(settings.trainer))
         quiet = bool(options.get("fast_dev_run"))
@@ -198,7 +198,7 @@ class VisionCLI(LightningCLI):
         return trainer
 
     def _fast_loop(self) -> bool:
-        """Whether the fast epoch loop may be used: it is on, and Lightning's internals are those it was written for."""
+        """Whether to use the fast epoch loop: it is switched on, and Lightning's internals match the code it was written for."""
         if not self.config_init[self.subcommand].fast_loop:
             return False
         if changed := first_difference():
@@ -215,8 +215,8 @@ class VisionCLI(LightningCLI):
             writer.cache = Path(cache) if cache is not None else writer.cache
         elif cache is not None:
             raise UsageError(
-                "--cache: is where FeatureWriter writes features, which is not among trainer.callbacks; "
-                "take --config configs/cascade_extract.yaml"
+                "--cache: needs the callback FeatureWriter, which is not in trainer.callbacks; "
+                "use --config configs/cascade_extract.yaml"
             )
 
     def _make_run_folder(self, quiet: bool) -> ours.RunFolder:
@@ -242,12 +242,12 @@ class VisionCLI(LightningCLI):
         for kind in {type(callback) for callback in own if type(callback).__module__.startswith("callbacks.")}:
             if len([callback for callback in own if type(callback) is kind]) > 1:
                 raise UsageError(
-                    f"trainer.callbacks: {kind.__name__} is given twice; once in the experiment and in an overlay?"
+                    f"trainer.callbacks: {kind.__name__} is given twice; perhaps in both the experiment and an overlay?"
                 )
         if options.get("enable_progress_bar") is not False:
             others.append(settings.progress)
         others += [settings.curves, ours.RunSummary()]
-        # Checkpoint callbacks run last, in this order: best and last are written before a signal ends the run
+        # Checkpoint callbacks run last, in this order: best.ckpt and last.ckpt are written before a signal ends the run
         if options.get("enable_checkpointing") is not False:
             savers = [settings.checkpoint, *savers, self.signals]
         return [*first, *others, *savers]
@@ -255,7 +255,7 @@ class VisionCLI(LightningCLI):
     # ---- commands ----
 
     def fit(self, model: LightningModule, datamodule: Any) -> None:
-        """Train, and say what to look at and what to type next."""
+        """Train, then print the run folder and the commands to view, continue and test the run."""
         checkpoint = done = None
         if self.source is not None:
             checkpoint = str(self.source.checkpoint)
@@ -269,7 +269,7 @@ class VisionCLI(LightningCLI):
                 log.info(f"{self.source.folder}: {done}; nothing to do")
             else:
                 log.info(f"resuming {self.source.checkpoint} (epoch {self.source.epoch}, step {self.source.step})")
-        # a run that was killed while it wrote its summary has come to its end, but has files to write
+        # a run killed while writing its summary has finished training, but some files are still missing
         if not (done and (self.source.folder / "training_summary.json").is_file()):  # type: ignore[union-attr]
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
         folder = self.run_dir
@@ -285,25 +285,25 @@ class VisionCLI(LightningCLI):
         if done:
             return
         log.info(f"run folder   {folder}")
-        log.info(f"look at it   tensorboard --logdir {folder.parent}   or {folder / 'plots' / 'curves.png'}")
+        log.info(f"view it      tensorboard --logdir {folder.parent}   or {folder / 'plots' / 'curves.png'}")
         left = [timer.time_remaining() for timer in find_callbacks(self.trainer, Timer)]
         if any(seconds is not None and seconds <= 0 for seconds in left):
-            log.info(f"go on        {MAIN} fit --resume {folder} --trainer.max_time null   (max_time stopped it)")
+            log.info(f"continue     {MAIN} fit --resume {folder} --trainer.max_time null   (stopped by max_time)")
         last = "" if self.run_best().name == "best.ckpt" else " --ckpt last"
         log.info(f"test it      {MAIN} test --run {folder}{last}")
 
     def run_best(self) -> Path:
-        """The best checkpoint of the run that has ended, or its last where there was no validation."""
+        """Return the best checkpoint of the finished run, or the last one if there was no validation."""
         assert self.run_dir is not None
         path = self.run_dir / "checkpoints" / "best.ckpt"
         return path if path.is_file() else path.with_name("last.ckpt")
 
     def validate(self, model: LightningModule, datamodule: Any) -> None:
-        """Validation figures of a checkpoint."""
+        """Compute the validation metrics of a checkpoint."""
         self._evaluate("validate", model, datamodule)
 
     def test(self, model: LightningModule, datamodule: Any) -> None:
-        """Test figures of a checkpoint."""
+        """Compute the test metrics of a checkpoint."""
         self._evaluate("test", model, datamodule)
 
     def _evaluate(self, command: str, model: LightningModule, datamodule: Any) -> None:
@@ -315,16 +315,14 @@ class VisionCLI(LightningCLI):
         self._report(command, checkpoint, results, folder)
 
     def predict(self, model: LightningModule, datamodule: Any) -> None:
-        """Predict every image of the test split, or of the folder --data.images, into predictions.csv; or extract features."""
+        """Write predictions.csv for the test split or the folder --data.images, or write masks, or extract features."""
         if writers := find_callbacks(self.trainer, ours.FeatureWriter):
             writers[0].claim(datamodule)
             self.trainer.predict(model, datamodule=datamodule, return_predictions=False)
             return
         checkpoint, folder = self._checkpoint()
         if self.trainer.world_size > 1:
-            raise UsageError(
-                "predict: writes one file from one process; give --trainer.devices 1 --trainer.strategy auto"
-            )
+            raise UsageError("predict: works with one process only; give --trainer.devices 1 --trainer.strategy auto")
         if isinstance(model, lightning_modules.PromptedSegmenter):
             self._write_masks(model, datamodule, checkpoint, folder or Path())
             return

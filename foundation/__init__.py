@@ -1,11 +1,13 @@
-"""The ground floor: small things that every other package may use, and that use none of them.
+"""Small shared helpers: atomic file writes, plotting, benchmark measurements, durations, project paths, name suggestions.
 
-allocator.py     keeps freed memory in the process (glibc)
-atomic_files.py  files that are written whole or not at all
-durations.py     seconds as text
-measuring.py     interleaved measurements, medians, the machine, tables and JSON of a benchmark
-param_groups.py  the momentum of an optimiser's parameter group
-plotting.py      colours, axes and PNG files of all pictures
-project.py        where the project lies, and how its commands are typed
-suggestions.py   ``did you mean ...?`` for a name that does not exist
+Every other package may import from here; this package imports from none of them.
+
+allocator.py     configures glibc to keep freed memory in the process
+atomic_files.py  writes files atomically
+durations.py     formats seconds as text
+measuring.py     benchmarks: interleaved repeats, medians, machine description, tables and JSON reports
+param_groups.py  reads and sets the momentum of an optimiser's parameter group
+plotting.py      colours, axes and PNG files of all plots
+project.py       paths of the project and its configurations, and the commands that start it
+suggestions.py   ``did you mean ...?`` for an unknown name
 """

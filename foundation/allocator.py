@@ -1,23 +1,26 @@
 """Configures glibc's allocator to keep freed memory in the process, which makes training steps on a CPU faster.
 
-glibc gives large blocks back to the system as soon as they are freed. Every activation of the next step is then made of new pages,
-which the kernel has to zero and map: on a processor this can take longer than the convolutions (docs/benchmarks.md has figures).
+glibc returns large blocks to the system as soon as they are freed. Every activation of the next step then needs new pages, which
+the kernel has to zero and map: on a CPU this can take longer than the convolutions (measurements: docs/benchmarks.md).
 """
 
 import ctypes
 import os
 import platform
 
-# of glibc's malloc.h
+# constants from glibc's malloc.h
 TRIM_THRESHOLD, MMAP_MAX = -1, -4
 LARGEST = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc's allocator to keep what is freed; returns whether it was told.
+    """Configure glibc's allocator to keep freed memory.
 
-    Left alone where there is another C library, and where the environment has settings for the allocator, which win:
-    ``MALLOC_MMAP_MAX_=65536`` gives glibc's own behaviour back.
+    Nothing is changed with another C library, or when the environment already configures the allocator (``MALLOC_*`` or
+    ``GLIBC_TUNABLES``). ``MALLOC_MMAP_MAX_=65536`` therefore restores glibc's default behaviour.
+
+    Returns:
+        Whether the allocator was configured.
     """
     own = any(name.startswith("MALLOC_") for name in os.environ) or "glibc.malloc" in os.environ.get(
         "GLIBC_TUNABLES", ""

@@ -12,21 +12,21 @@ from typing import Any
 
 @contextlib.contextmanager
 def replace_file(path: Path, writer: str = "") -> Iterator[Path]:
-    """Yield a temporary name in the folder of ``path`` to write to; on success it is synced to disk and renamed to ``path``.
+    """Yield a temporary path in the folder of ``path``; on success that file is synced to disk and renamed to ``path``.
 
     Args:
-        path: The file to replace or to make.
-        writer: Part of the temporary name, for files that several processes may write at once: each gives a name of its own.
+        path: The file to replace or to create.
+        writer: Part of the temporary name. Processes that may write the same file at the same time must pass different values.
 
     Yields:
-        The temporary path. It is removed when the block raises, and ``path`` is then as it was.
+        The temporary path. If the block raises, the temporary file is removed and ``path`` is unchanged.
     """
     temporary = path.with_name(f".{path.name}.{writer}.tmp" if writer else f".{path.name}.tmp")
     try:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())  # some libraries make their files private
+        temporary.chmod(0o666 & ~_umask())  # some libraries create files that only the owner can read
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -39,11 +39,11 @@ def _umask() -> int:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a text file (UTF-8) atomically."""
     with replace_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON whole or not at all."""
+    """Write a JSON file atomically."""
     write_text(path, json.dumps(content, indent=2) + "\n")

@@ -1,10 +1,10 @@
-"""Seconds as text: as on a clock in the progress line, in words in reports."""
+"""Formats seconds as text: ``2:05:00`` for the progress line, ``2 h 5 min`` for reports."""
 
 from __future__ import annotations
 
 
 def clock_time(seconds: float | None) -> str:
-    """Hours, minutes and seconds, as a progress line shows them.
+    """Format seconds as ``h:mm:ss`` or ``m:ss`` for the progress line; None gives ``--:--``.
 
     >>> clock_time(43.6), clock_time(7500), clock_time(None)
     ('0:44', '2:05:00', '--:--')
@@ -17,7 +17,7 @@ def clock_time(seconds: float | None) -> str:
 
 
 def in_words(seconds: float) -> str:
-    """The two largest units, as a report shows them.
+    """Format seconds in their two largest units, for reports.
 
     >>> in_words(9.31), in_words(246), in_words(7384)
     ('9.3 s', '4 min 6 s', '2 h 3 min')

@@ -51,7 +51,7 @@ def interleave(sides: Mapping[str, Callable[[], float]], repeats: int) -> dict[s
     """Measures each side once per repeat, in alternating order, so that changes in machine speed affect all sides alike.
 
     Args:
-        sides: Name and measuring function of each side.
+        sides: Name and measuring function of each side (a variant to compare). The function returns one measurement.
         repeats: Measurements of each side, at least 1.
 
     Returns:
@@ -81,7 +81,7 @@ def machine() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "load_average": list(os.getloadavg()),  # of the last 1, 5 and 15 minutes; an idle machine has about 0
+        "load_average": list(os.getloadavg()),  # over the last 1, 5 and 15 minutes; about 0 on an idle machine
         "platform": platform.platform(),
         "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
         "git_revision": revision,
@@ -100,7 +100,9 @@ def arguments(description: str) -> argparse.ArgumentParser:
     """Creates a parser with the flags that all benchmarks have."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each side, 2 or more")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch in this process")
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="number of torch threads in this process"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to this file")
     return parser
 
@@ -113,7 +115,7 @@ def begin(parser: argparse.ArgumentParser, args: list[str] | None) -> tuple[argp
         if getattr(options, name) < least:
             parser.error(f"--{name}: {least} or more, got {getattr(options, name)}")
     torch.set_num_threads(options.threads)
-    keep_freed_memory()  # as main.py does
+    keep_freed_memory()  # same setting as in main.py
     return options, machine()
 
 
@@ -138,7 +140,7 @@ def report(before: dict[str, Any], content: dict[str, Any], path: Path | None) -
     versions = ", ".join(f"{name} {number}" for name, number in before["versions"].items())
     load = os.getloadavg()[0]
     print(
-        f"\n{before['processor']}, {before['cores']} cores, {before['threads']} threads of torch; {versions}; "
+        f"\n{before['processor']}, {before['cores']} cores, {before['threads']} torch threads; {versions}; "
         f"load {before['load_average'][0]:.1f} before, {load:.1f} after"
     )
     if path is not None:

@@ -1,4 +1,4 @@
-"""The momentum of an optimiser's parameter group, whatever the optimiser calls it: ``momentum``, or the first of its ``betas``."""
+"""Reads and sets the momentum of an optimiser's parameter group: ``momentum``, or the first value of ``betas``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def get_momentum(group: dict[str, Any]) -> float | None:
-    """Momentum of a group, as a float; None where the optimiser has none (Adagrad, Adafactor)."""
+    """Return the momentum of a parameter group as a float, or None if the optimiser has none (Adagrad, Adafactor)."""
     if "momentum" in group:
         return float(group["momentum"])
     betas = group.get("betas")
@@ -14,7 +14,7 @@ def get_momentum(group: dict[str, Any]) -> float | None:
 
 
 def set_momentum(group: dict[str, Any], value: float) -> None:
-    """Set the momentum of a group; an optimiser without momentum is left as it is."""
+    """Set the momentum of a parameter group; a group without momentum is not changed."""
     if "momentum" in group:
         group["momentum"] = value
     elif group.get("betas") is not None:

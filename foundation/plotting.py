@@ -1,6 +1,6 @@
-"""Palette, axes and PNG files that all plots share.
+"""Shared by all plots: colour palette, epoch axis, rendering of a matplotlib figure to pixels, PNG files.
 
-``Figure`` is used without pyplot, so that nothing is global, no window opens, and no figure has to be closed.
+``Figure`` is used without pyplot: there is no global state, no window opens, and no figure has to be closed.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 
 from foundation.atomic_files import replace_file
 
-# Okabe and Ito, "Color Universal Design", 2008: told apart with any colour vision, and in grey by their lightness
+# Okabe and Ito, "Color Universal Design", 2008: distinguishable with any colour vision, and in greyscale by lightness
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 GREY, LIGHT_GREY = "#555555", "#D9D9D9"
 DPI = 110
 
 
 def epoch_axis(axes: Axes, last: float) -> None:
-    """A horizontal axis of epochs from 0 to the last, with whole numbers, and a quiet frame."""
+    """Set up the x axis: epochs from 0 to ``last`` with integer ticks, a light grid, no top and right border."""
     axes.set_xlabel("epoch")
     axes.set_xlim(0, 1.02 * last)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
@@ -34,12 +34,12 @@ def epoch_axis(axes: Axes, last: float) -> None:
 
 
 def marker(points: Sized) -> str:
-    """Dots where the points of a line are few, and in place of a line that has one point only."""
+    """Return the marker style of a line: dots for at most 30 points (a single point has no visible line), else no marker."""
     return "." if len(points) <= 30 else ""
 
 
 def render(figure: Figure) -> NDArray[np.uint8]:
-    """Pixels (H, W, 3) of a figure, 0 to 255."""
+    """Render a figure to RGB pixels (H, W, 3), 0 to 255."""
     figure.set_dpi(DPI)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -47,6 +47,6 @@ def render(figure: Figure) -> NDArray[np.uint8]:
 
 
 def write_png(path: Path, pixels: NDArray[np.uint8]) -> None:
-    """Write a PNG whole or not at all, so that a viewer never sees half a picture."""
+    """Write a PNG atomically, so that a viewer never reads an incomplete file."""
     with replace_file(path) as temporary:
         imsave(temporary, pixels, format="png", dpi=DPI)

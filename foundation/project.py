@@ -1,4 +1,4 @@
-"""Where the project lies and how its commands are typed: in a checkout, or installed as ``lightning_vision_recipes``."""
+"""Project folder, configuration paths and command names, for a checkout and for the installed package."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ from pathlib import Path
 
 PACKAGE = "lightning_vision_recipes"
 ROOT = Path(__file__).resolve().parent.parent
-"""The folder that holds the packages and ``configs``: the checkout, or the installed package's own folder."""
+"""The folder that contains the packages and ``configs``: the checkout, or the folder of the installed package."""
 INSTALLED = ROOT.name == PACKAGE and not (ROOT / "pyproject.toml").is_file()
+"""Whether the project is installed as ``lightning_vision_recipes``, not run from a checkout."""
 MAIN = "vision-recipes" if INSTALLED else "python main.py"
-"""What a user types before ``fit``, ``validate``, ``test`` and ``predict``."""
+"""Command prefix of ``fit``, ``validate``, ``test`` and ``predict``, as a user types it."""
 TOOL = "vision-recipes " if INSTALLED else "python -m tools."
-"""What a user types before the name of a tool."""
+"""Command prefix of a tool's name, as a user types it."""
 
 
 PROGRAM = (sys.executable, "-m", PACKAGE) if INSTALLED else (sys.executable, str(ROOT / "main.py"))
-"""What a process starts to run a command of its own."""
+"""Program and first arguments to run a command in a subprocess."""
 
 
 def find_config(name: str) -> Path:
-    """The file of a configuration: as given, or else the project's own of that name.
+    """Return the path of a configuration file: the given path, or the shipped configuration of that name.
 
     Args:
-        name: A path. ``configs/...`` is looked up in the working folder first and then in the project, so that the shipped
-            configurations are there in every folder.
+        name: A path. ``configs/...`` is looked up in the working directory first and then in the project, so that the shipped
+            configurations can be used from any directory.
     """
     path = Path(name)
     own = ROOT / path
@@ -32,5 +33,5 @@ def find_config(name: str) -> Path:
 
 
 def configs_folder() -> Path:
-    """The folder of configurations: ``configs`` in the working folder, or else the project's own."""
+    """Return the folder of configurations: ``configs`` in the working directory if it exists, else in the project."""
     return Path("configs") if Path("configs").is_dir() else ROOT / "configs"

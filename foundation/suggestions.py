@@ -1,11 +1,11 @@
-"""Suggestions for a name that does not exist."""
+"""Suggests the closest known name for an unknown one: ``did you mean X?`` in error messages."""
 
 import difflib
 from collections.abc import Iterable
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """``", did you mean X?"`` for the known name nearest to ``name``, or nothing when none is near.
+    """Return ``", did you mean X?"`` with the known name closest to ``name``, or an empty string if none is close.
 
     >>> nearest("val/ac", ["val/acc", "val/loss"])
     ", did you mean 'val/acc'?"

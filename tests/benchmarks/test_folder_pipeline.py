@@ -83,7 +83,7 @@ def test_it_prints_and_writes_its_results(tmp_path: Path, capsys: pytest.Capture
     assert header == ["pictures", "px", "images", "torchvision, images/s", "ours, images/s", "ratio"]
     assert [row[:3] for row in rows] == [[name, px, "16"] for name in ("made up", str(root)) for px in ("16", "24")]
     assert "made up: 20 JPEGs of 500 x 375 pixels" in printed
-    assert "1 workers on either side, batches of 8, crops of 0.35 to 1 of the area" in printed
+    assert "1 workers on each side, batches of 8, crops of 0.35 to 1 of the area" in printed
     content = json.loads((tmp_path / "figures.json").read_text())
     assert (content["benchmark"], content["workers"], content["environment"]["threads"]) == ("folder_pipeline", 1, 1)
     for pipeline in content["pipelines"]:

@@ -15,12 +15,12 @@ TINY = str(ROOT / "tests" / "conf" / "digits_ternary_tiny.yaml")
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _run_in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
 def refuse(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The error message of a rejected command; the working directory must be unchanged."""
+    """Run a command that must be rejected and return its error message; the working directory must be unchanged."""
     before = {str(path) for path in Path().rglob("*")}
     assert main(arguments) == 2
     message = capsys.readouterr().err
@@ -118,14 +118,14 @@ def test_run_folder_not_empty(capsys: pytest.CaptureFixture[str]) -> None:
     assert Path("full/thesis.txt").read_text() == "mine"
 
 
-def test_an_empty_run_folder_of_the_users_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+def test_empty_run_folder_made_by_the_user_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
     Path("mine").mkdir()
     refuse(["fit", "--config", TINY, "--run_dir", "mine", "--checkpoint.monitor", "nothing"], capsys)
     assert Path("mine").is_dir()
 
 
 def cifar(folder: Path, label: int) -> None:
-    """The official layout with 8 random images a batch, all of one label but the first two."""
+    """Write CIFAR-10's official file layout: 8 random images per file with labels 0 and 1, the last one with ``label``."""
     folder.mkdir()
     rows = np.random.default_rng(0).integers(0, 256, (8, 3072), dtype=np.uint8)
     for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
@@ -151,23 +151,25 @@ def test_broken_checkpoint(content: bytes | None, finished: Path, capsys: pytest
     (folder / "checkpoints" / "last.ckpt").write_bytes(whole[: len(whole) // 2] if content is None else content)
     (folder / "checkpoints" / "best.ckpt").write_bytes(whole)
     message = refuse(["fit", "--resume", "run"], capsys)
-    assert "last.ckpt: cannot be read, it is cut short or no checkpoint; beside it: best.ckpt" in message
+    assert "last.ckpt: cannot be read, it is cut short or no checkpoint; in the same folder: best.ckpt" in message
 
 
-def test_a_file_that_is_no_training_checkpoint(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_file_is_not_a_training_checkpoint(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"weight": torch.zeros(1)}, "weights.ckpt")
     message = refuse(["test", "--run", str(finished), "--ckpt", "weights.ckpt"], capsys)
     assert "is no checkpoint of a training run" in message
 
 
-def test_resume_of_nothing(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resume_target_does_not_exist(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no such run folder or checkpoint" in refuse(["fit", "--resume", "runs/none"], capsys)
     Path("empty").mkdir()
     assert "has no checkpoint last.ckpt (there: none)" in refuse(["fit", "--resume", "empty"], capsys)
-    assert "a resumed run goes on in its own folder" in refuse(
+    assert "a resumed run continues in its own folder" in refuse(
         ["fit", "--resume", str(finished), "--run_dir", "x"], capsys
     )
-    assert "neither best, nor last, nor a file" in refuse(["test", "--run", str(finished), "--ckpt", "first"], capsys)
+    assert "neither best, nor last, nor an existing file" in refuse(
+        ["test", "--run", str(finished), "--ckpt", "first"], capsys
+    )
 
 
 FIXED = [
@@ -181,12 +183,12 @@ FIXED = [
 ]
 
 
-def test_another_networks_checkpoint(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_checkpoint_of_another_network(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--model.architecture", "resnet32", "--ckpt", str(finished / "checkpoints" / "best.ckpt")]
     assert "the checkpoint is of another network" in refuse(["test", "--config", TINY, *flags], capsys)
 
 
-def test_another_number_of_processes(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resume_with_another_number_of_processes(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)
     content["exact_resume"]["processes"] = 2
     folder = Path("run")
@@ -197,6 +199,6 @@ def test_another_number_of_processes(finished: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize(("flag", "value"), FIXED)
-def test_what_a_resume_cannot_change(flag: str, value: str, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fixed_setting_on_resume(flag: str, value: str, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = refuse(["fit", "--resume", str(finished), flag, value], capsys)
     assert f"{flag}: cannot change in a resumed run" in message

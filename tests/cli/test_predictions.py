@@ -21,7 +21,10 @@ def written(path: Path, logits: Any, names: str, module: object, files: list[str
 
 def test_two_classes_by_hand(tmp_path: Path) -> None:
     module = SimpleNamespace(temperature=2.0, chosen_threshold=0.9)
-    odds = [2 * math.log(9.5), 2 * math.log(8.5)]  # over and under 0.9 when divided by 2
+    odds = [
+        2 * math.log(9.5),
+        2 * math.log(8.5),
+    ]  # probabilities above and below 0.9 after division by the temperature 2
     rows = written(tmp_path / "p.csv", [[0.0, odds[0]], [odds[1], 0.0]], "ab", module)
     assert rows == [
         ["index", "class", "probability", "exit", "class_2", "probability_2"],
@@ -31,8 +34,8 @@ def test_two_classes_by_hand(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("threshold", [0.93, 0.999999, 0.7])
-def test_a_confidence_of_the_threshold_exits(tmp_path: Path, threshold: float) -> None:
-    confidence = torch.tensor(threshold)  # float32, as a network's are
+def test_confidence_equal_to_the_threshold_exits(tmp_path: Path, threshold: float) -> None:
+    confidence = torch.tensor(threshold)  # float32, like the confidences of a network
     for near in (confidence, confidence.nextafter(torch.tensor(0.0))):
         logits = torch.log(torch.stack([near, 1 - near]).double())
         value = float(logits.float().softmax(dim=0)[0])
@@ -42,7 +45,9 @@ def test_a_confidence_of_the_threshold_exits(tmp_path: Path, threshold: float) -
 
 
 @pytest.mark.parametrize(("threshold", "exits"), [(math.inf, ["no"] * 2), (None, None), (0.2, ["yes", "no"])])
-def test_exit_only_where_something_was_chosen(tmp_path: Path, threshold: float | None, exits: list[str] | None) -> None:
+def test_exit_column_only_with_a_chosen_threshold(
+    tmp_path: Path, threshold: float | None, exits: list[str] | None
+) -> None:
     module = SimpleNamespace(temperature=1.0, chosen_threshold=threshold)
     header, *rows = written(tmp_path / "p.csv", [[1.0, 2.0], [math.nan, 0.0]], "ab", module)
     assert ("exit" in header) == (exits is not None)
@@ -50,7 +55,7 @@ def test_exit_only_where_something_was_chosen(tmp_path: Path, threshold: float |
         assert [row[header.index("exit")] for row in rows] == exits
 
 
-def test_seven_classes_show_five_and_equals_keep_their_order(tmp_path: Path) -> None:
+def test_top_five_of_seven_classes_and_ties_in_class_order(tmp_path: Path) -> None:
     header, row = written(
         tmp_path / "p.csv", [[0.0, 3.0, 3.0, 1.0, 0.0, 5.0, 2.0]], "abcdefg", object(), ["x\udce9.jpg"]
     )

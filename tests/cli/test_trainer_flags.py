@@ -36,7 +36,7 @@ DEFAULT = ("limit batches",)  # the other combinations are similar and take 5 s 
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _run_in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
@@ -65,7 +65,7 @@ def test_fast_dev_run_writes_nothing() -> None:
     [([], 1), (["--trainer.profiler", "simple"], 0), (["--fast_loop", "false"], 0), (["--model.optimizer", "lion"], 1)],
     ids=["plain", "profiler", "switched off", "another optimiser"],
 )
-def test_the_step_is_written_out_unless_it_is_profiled(
+def test_fast_step_is_used_unless_profiled_or_switched_off(
     flags: list[str], steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = []
@@ -87,7 +87,7 @@ def test_no_validation() -> None:
 
 
 @pytest.mark.slow
-def test_max_time_stops_within_an_epoch_and_the_rest_is_as_if_it_had_not() -> None:
+def test_run_stopped_by_max_time_resumes_exactly() -> None:
     """A run that was stopped and resumed ends with the same weights as a run that was never stopped."""
     plain = [
         "--trainer.callbacks",

@@ -15,7 +15,6 @@ from foundation.param_groups import get_momentum, set_momentum
 from lightning_modules import TernaryClassifier
 from lightning_modules.optimizers import (
     build_optimizer,
-    check_optimizer,
     default_momentum,
     has_momentum,
     optimizer_names,
@@ -99,7 +98,9 @@ def test_trains_and_resumes_to_the_bit_from_a_checkpoint_without_pickled_code(na
 @pytest.mark.parametrize("name", optimizer_names())
 def test_a_closure_is_called_first_as_the_fast_loop_assumes(name: str) -> None:
     plain, closed = network(), network()
+    torch.manual_seed(5)  # of kron's draws
     train(plain, optimizer_of(name, plain), range(4))
+    torch.manual_seed(5)
     train(closed, optimizer_of(name, closed), range(4), closure=True)
     assert equal(plain, closed)
 

@@ -153,8 +153,8 @@ def test_a_short_last_batch_makes_no_further_step(train: Train, memory: dict[int
 @pytest.mark.parametrize(
     ("batch", "limit", "flags", "message"),
     [
-        pytest.param(16, 0, [], "a batch of 1 has no two halves", marks=pytest.mark.slow),
-        (12, 2, [], "a batch of 3 has no two halves, which count alike; start with an even one"),
+        pytest.param(16, 0, [], "a batch of 1 cannot be halved", marks=pytest.mark.slow),
+        (12, 2, [], "a batch of 3 has no two equal halves; start with an even batch size"),
         (16, 8, ["--trainer.overfit_batches", "2"], "trainer.overfit_batches counts batches"),
     ],
 )
