@@ -151,7 +151,7 @@ def test_a_cache_that_does_not_fit_is_refused(
 def test_cache_without_a_writer_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     command = ["predict", "--config", "configs/digits_ternary.yaml", "--ckpt", "best", "--cache", str(tmp_path / "c")]
     assert main(command) == 2
-    assert "take --config configs/cascade_extract.yaml" in capfd.readouterr().err
+    assert "use --config configs/cascade_extract.yaml" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)])
