@@ -74,6 +74,9 @@ def environment(trainer: Trainer, seed: int | None, command: list[str]) -> dict[
 
 
 def _git(root: Path, *arguments: str) -> str | None:
+    """What git prints of the checkout; None outside of one: an installed package may lie in a repository of the user's."""
+    if not (root / ".git").exists():
+        return None
     try:
         result = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):

@@ -18,7 +18,7 @@ TEST_FRACTION = 0.2
 
 
 class DigitsDataModule(DataModule):
-    """scikit-learn's digits: 1,438 training images, part of which are held out for validation, and 359 test images.
+    """scikit-learn's digits: 1,438 training images (a part is held out for validation) and 359 test images.
 
     Args:
         crop_padding: Pixels of padding added on each side before a random crop of the image's original size; 0 disables the crop.

@@ -73,7 +73,11 @@ def machine() -> dict[str, Any]:
     """Describes the machine as plain JSON values: processor, threads, load average, package versions and git revision."""
     try:
         revision = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=True
+            ["git", f"--git-dir={ROOT / '.git'}", f"--work-tree={ROOT}", "describe", "--always", "--dirty"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         revision = None

@@ -59,7 +59,7 @@ class BaseModule(LightningModule):
         plateau_patience: Epochs without improvement after which ``plateau`` lowers the learning rate.
         channels_last: Keep images and convolutions in the channels-last memory format; faster on most hardware.
         matmul_precision: fp32 precision of matrix products and convolutions on the accelerator: ``highest``: fp32; ``high``: TF32.
-        fused: Use the optimiser's fused kernel; only torch's SGD, Adam, AdamW and Adagrad have one.
+        fused: Use the optimiser's fused kernel; only torch's SGD, Adam and AdamW have one.
         compile: Compile the network in place (torch.compile); the state-dict keys do not change.
         compile_mode: Mode of torch.compile.
     """

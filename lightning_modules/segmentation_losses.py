@@ -111,17 +111,17 @@ class SegmentationLoss:
 
     def __init__(
         self,
-        pixel: PixelLoss = "bce",
-        region: RegionLoss = "dice",
+        pixel: PixelLoss,
+        region: RegionLoss,
         *,
-        pixel_weight: float = 1.0,
-        region_weight: float = 1.0,
-        pos_weight: float = 1.0,
-        focal_gamma: float = 2.0,
-        tversky_alpha: float = 0.3,
-        tversky_beta: float = 0.7,
-        smooth: float = 1.0,
-        over: Over = "sample",
+        pixel_weight: float,
+        region_weight: float,
+        pos_weight: float,
+        focal_gamma: float,
+        tversky_alpha: float,
+        tversky_beta: float,
+        smooth: float,
+        over: Over,
     ) -> None:
         choices = (("pixel", pixel, PixelLoss), ("region", region, RegionLoss), ("over", over, Over))
         for name, value, allowed in choices:

@@ -85,7 +85,7 @@ class TernaryClassifier(StartsFromWeights):
         )
 
     def give_weights(self) -> list[tuple[int, str]]:
-        """Load ``init_from``, of which all tensors must fit; see :class:`StartsFromWeights`."""
+        """Load ``init_from``; all of its tensors must fit; see :class:`StartsFromWeights`."""
         if self.init_from is not None:
             try:
                 tensors = read_weights(self.init_from, self.network.state_dict().keys()).tensors

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from datamodules.images.formats import readable_formats
+from datamodules.images.formats import missing_package, readable_formats
 
 
 def upright(file: Image.Image, channels: int) -> Image.Image:
@@ -93,6 +93,8 @@ def why_unreadable(path: Path) -> str | None:
     Returns:
         What is wrong with the file, or None.
     """
+    if needs := missing_package(path):
+        return needs
     try:
         with warnings.catch_warnings(), Image.open(path, formats=readable_formats()) as file:
             warnings.simplefilter("ignore")

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from datamodules.images.decoding import upright
-from datamodules.images.formats import readable_formats
+from datamodules.images.formats import missing_package, readable_formats
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,8 @@ def image_names(folder: Path, in_channels: int) -> list[str]:
 
 def _report_unreadable(unreadable: list[str], files: int, folder: Path) -> None:
     named = ", ".join(unreadable[:NAMED]) + (f" and {len(unreadable) - NAMED} more" if len(unreadable) > NAMED else "")
-    text = f"{len(unreadable)} of the {files} files in {folder} cannot be read as images: {named}"
+    needs = sorted({needs for name in unreadable if (needs := missing_package(folder / name))})
+    text = f"{len(unreadable)} of the {files} files in {folder} cannot be read as images: {'; '.join([named, *needs])}"
     if len(unreadable) == files:
         raise MisconfigurationException(f"--data.images: {text}")
     log.warning(f"{text}; left out")

@@ -25,7 +25,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from datamodules.images.class_folders import listed
 from datamodules.images.formats import is_image
 from datamodules.segmentation.polygons import Shape
-from datamodules.segmentation.prompt_sets import THREADS, Pair, PromptSet, size_of
+from datamodules.segmentation.prompt_sets import THREADS, Pair, PromptSet, check_formats, size_of
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +110,7 @@ def _check_files(table: Path, folder: Path, entries: list[Entry], by_id: list[En
             f"{table}: {len(absent):,} of its {len(names):,} images are not in {folder}: {listed(absent)}"
         )
     with ThreadPoolExecutor(THREADS) as pool:
+        check_formats(folder / name for name in names)
         sizes = list(pool.map(size_of, [folder / name for name in names]))
     if broken := [name for name, size in zip(names, sizes, strict=True) if size is None]:
         raise MisconfigurationException(

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from datamodules.base import DataModule
 from datamodules.images.class_folders import listed
+from datamodules.images.formats import missing_package
 from datamodules.images.labelled import readable
 from datamodules.images.settings import IMAGENET_MEAN, IMAGENET_STD, check, check_files, loading
 from datamodules.images.unlabelled import image_names
@@ -326,7 +327,8 @@ class PromptedSegmentationDataModule(DataModule):
         text = f"{len(missing)} of the images or their masks cannot be read: {listed([files[i] for i in missing])}"
         if not of_folder:
             raise MisconfigurationException(f"{self.root}: {text}; repair or remove them")
-        log.warning(f"{self.images}: {text}; left out")
+        needs = sorted({needs for i in missing if (needs := missing_package(Path(files[i])))})
+        log.warning(f"{self.images}: {'; '.join([text, *needs])}; left out")
 
     def _report_odd(self, odd: dict[int, str]) -> None:
         for index, reason in odd.items():

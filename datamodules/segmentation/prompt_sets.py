@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 
 from datamodules.images.class_folders import duplicate_groups, listed, read_groups
-from datamodules.images.formats import EXTENSIONS, is_image, readable_formats
+from datamodules.images.formats import EXTENSIONS, is_image, missing_package, readable_formats
 from datamodules.images.near_duplicates import alike
 from datamodules.segmentation.polygons import Shape
 from datamodules.splitting.grouped import join_groups
@@ -160,7 +160,19 @@ def _image_files(folder: Path, one: PromptSet) -> list[Path]:
     files = [path for path in folder.iterdir() if is_image(path) and not path.name.startswith(".")]
     if not files and folder.name == "images":
         raise MisconfigurationException(f"{folder}: there is no image in it ({', '.join(EXTENSIONS)})")
+    check_formats(files)
     return sorted(files)
+
+
+def check_formats(files: Iterable[Path]) -> None:
+    """Refuse image files whose format needs a package that is not installed.
+
+    Raises:
+        MisconfigurationException: There is such a file; the message says what to install.
+    """
+    for path in files:
+        if needs := missing_package(path):
+            raise MisconfigurationException(f"{path}: {needs}; or convert or remove such files")
 
 
 def size_of(path: Path) -> tuple[int, int] | None:

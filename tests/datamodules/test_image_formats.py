@@ -6,12 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 
 from datamodules.images import formats
 from datamodules.images.class_folders import scan
-from datamodules.images.decoding import squeezed
+from datamodules.images.decoding import squeezed, why_unreadable
 from datamodules.images.formats import ENDINGS, EXTENSIONS, missing_package, readable_formats
+from datamodules.images.unlabelled import read_images
+from datamodules.segmentation.prompt_sets import check_formats
 
 LOSSLESS = {"PNG", "BMP", "TIFF", "PPM", "TGA"}
 
@@ -64,3 +67,16 @@ def test_heic_without_its_package_is_named_and_not_dropped_in_silence(
     (tmp_path / "cat" / "1.png").unlink()
     with pytest.raises(ValueError, match=f"class folder without an image .*: cat; {needs}$"):
         scan(tmp_path)
+
+
+def test_heic_without_its_package_is_named_wherever_files_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats, "readable_formats", lambda: tuple(name for name in ENDINGS if name != "HEIF"))
+    path = tmp_path / "1.heic"
+    path.write_bytes(b"any")
+    assert why_unreadable(path) == formats.NEEDS["HEIF"]  # labelled images
+    with pytest.raises(MisconfigurationException, match=r"1\.heic; HEIC needs pillow-heif"):  # predict
+        read_images(tmp_path, 8, 3)
+    with pytest.raises(MisconfigurationException, match=r"1\.heic: HEIC needs pillow-heif: .*; or convert or remove"):
+        check_formats([path])  # prompted segmentation, folders and COCO

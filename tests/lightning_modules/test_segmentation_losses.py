@@ -1,5 +1,6 @@
 """Tests of lightning_modules/segmentation_losses.py: values computed by hand, and torchvision's focal loss."""
 
+import inspect
 import math
 from typing import Any
 
@@ -8,7 +9,16 @@ import torch
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
+from lightning_modules import PromptedSegmenter
 from lightning_modules.segmentation_losses import SegmentationLoss, pixel_loss, region_loss
+
+
+def loss_with(*terms: Any, **settings: Any) -> SegmentationLoss:
+    """The loss with PromptedSegmenter's default settings, and those given."""
+    parameters = inspect.signature(PromptedSegmenter).parameters
+    names = list(inspect.signature(SegmentationLoss).parameters)
+    defaults = {name: parameters[name].default for name in names}
+    return SegmentationLoss(**{**defaults, **dict(zip(("pixel", "region"), terms, strict=False)), **settings})
 
 
 def logit(*probabilities: float) -> Tensor:
@@ -41,7 +51,7 @@ def test_focal_by_hand_and_against_torchvision() -> None:
 def test_confident_wrong_prediction_has_a_gradient(value: float) -> None:
     logits = torch.full((1, 1, 2, 2), value, requires_grad=True)
     wrong = torch.full((1, 1, 2, 2), float(value < 0))
-    SegmentationLoss("focal", "tversky")(logits, wrong).backward()
+    loss_with("focal", "tversky")(logits, wrong).backward()
     assert logits.grad is not None
     assert logits.grad.isfinite().all()
     assert float(logits.grad.abs().sum()) == pytest.approx(1, rel=1e-3)
@@ -84,7 +94,7 @@ def test_excluded_pixels_do_not_affect_the_loss(over: Any) -> None:
     logits, truth = torch.randn(2, 1, 6, 8), torch.rand(2, 1, 6, 8) > 0.5
     valid = torch.zeros(2, 1, 6, 8, dtype=torch.bool)
     valid[..., :4, :5] = True
-    loss = SegmentationLoss("focal", "tversky", over=over, pos_weight=2)
+    loss = loss_with("focal", "tversky", over=over, pos_weight=2)
     assert torch.allclose(loss(logits, truth, valid), loss(logits[..., :4, :5], truth[..., :4, :5]))
     assert float(loss(logits, truth, torch.zeros_like(valid))) == 0
 
@@ -108,13 +118,13 @@ def test_terms_are_added_with_weights(settings: Any, pixel: Any, region: Any) ->
         expected += 0.5 * float(pixel_loss(logits, truth, **pixel))
     if region is not None:
         expected += 2 * float(region_loss(logits, truth, **region))
-    loss = SegmentationLoss(pixel_weight=0.5, region_weight=2.0, **settings)
+    loss = loss_with(pixel_weight=0.5, region_weight=2.0, **settings)
     assert float(loss(logits, truth)) == pytest.approx(expected)
 
 
 def test_half_precision_is_computed_in_float32() -> None:
     logits, truth = torch.randn(1, 1, 300, 300).bfloat16(), torch.rand(1, 1, 300, 300) > 0.9
-    loss = SegmentationLoss()
+    loss = loss_with()
     value = loss(logits, truth)
     assert value.dtype == torch.float32
     assert torch.equal(value, loss(logits.float(), truth))
@@ -134,4 +144,4 @@ def test_half_precision_is_computed_in_float32() -> None:
 )
 def test_bad_settings(settings: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        SegmentationLoss(**settings)
+        loss_with(**settings)

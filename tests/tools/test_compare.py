@@ -167,7 +167,7 @@ def test_terminal_table(runs: list[Path], capsys: pytest.CaptureFixture[str]) ->
     assert main([str(runs[0]), str(runs[2]), str(runs[5]), str(runs[0] / "config.yaml")]) == 0
     output = capsys.readouterr().out
     assert "0.9 (2) *" in output
-    assert "broken: not a run folder" in " ".join(output.split()).replace("│", "") or "broken" in output
+    assert "broken: not a run folder" in output
     assert "4 runs; best value (epoch)" in output
 
 

@@ -3,6 +3,7 @@
 import base64
 import csv
 import doctest
+import html
 import html.parser
 import json
 import re
@@ -314,3 +315,23 @@ def test_real_run_of_the_ternary_classifier(finished: Path, tmp_path: Path) -> N
     assert "DigitsDataModule" in found.text
     assert "val/acc" in found.text
     assert to_html("x", [], tmp_path).startswith("<!doctype html>")
+
+
+def test_text_is_shown_as_it_is_in_markdown_and_html(tmp_path: Path) -> None:
+    (tmp_path / "a b.png").write_bytes(b"png")
+    words = ["1. first", "- dash", "+ plus", "A&amp;B <b> ~~~", "`code` *star* [link](x) #tag"]
+    table = report_page.Table(["class", "n"], [[word, "-0.5"] for word in words])
+    blocks: list[report_page.Block] = [
+        *map(report_page.Text, words),
+        table,
+        report_page.Picture("a b.png", "1. caption"),
+    ]
+    sections = [report_page.Section("A & B", blocks)]
+    page = report_page.to_html("t", sections, tmp_path)
+    for word in words:
+        assert f"<p>{html.escape(word)}</p>" in page
+        assert f"<td>{html.escape(word)}</td>" in page
+    assert "<li>" not in page.partition("</nav>")[2]
+    assert '<h2 id="a--b">A &amp; B</h2>' in page
+    assert "data:image/png;base64,cG5n" in page
+    assert "| -0.5 |" in report_page.to_markdown("t", sections)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from jinja2 import Environment, StrictUndefined
 from markdown_it import MarkdownIt
@@ -112,9 +112,10 @@ def _section(section: Section) -> list[str]:
 
 def _markdown(block: Block) -> list[str]:
     if isinstance(block, Text):
-        return [_plain(block.text)]
+        # a paragraph that begins with "-" or "1." is no list
+        return [re.sub(r"^(\d*)([-+.)])", r"\1\\\2", _plain(block.text))]
     if isinstance(block, Picture):
-        return [f"![{_plain(block.caption)}]({block.name})"]
+        return [f"![{_plain(block.caption)}]({quote(block.name)})"]
     if isinstance(block, Code):
         longest = max((len(run) for run in re.findall("`+", block.text)), default=0)
         fence = "`" * max(3, longest + 1)
@@ -133,7 +134,7 @@ def _row(cells: Sequence[str]) -> str:
 
 def _plain(text: str) -> str:
     """Escape Markdown syntax; names of classes and files may contain any character."""
-    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*_\[\]<>|#&~])", r"\\\1", " ".join(text.split()))
 
 
 # ---- HTML ----
