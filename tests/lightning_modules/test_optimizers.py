@@ -21,6 +21,8 @@ from lightning_modules.optimizers import (
 )
 
 LR = 1e-2
+COMMON = ("sgd", "adamw", "adam", "nadamw", "lion", "muon", "nadamuon", "lamb", "adan", "adopt", "madgrad", "adafactor")
+NAMES = [name if name in COMMON else pytest.param(name, marks=pytest.mark.slow) for name in optimizer_names()]
 IMAGES = torch.randn(8, 16, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 LABELS = torch.randint(0, 4, (8, 16), generator=torch.Generator().manual_seed(2))
 
@@ -63,7 +65,7 @@ def equal(one: nn.Module, other: nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
 
 
-@pytest.mark.parametrize("name", optimizer_names())
+@pytest.mark.parametrize("name", NAMES)
 def test_trains_and_resumes_to_the_bit_from_a_checkpoint_without_pickled_code(name: str) -> None:
     whole = network()
     losses = train(whole, optimizer_of(name, whole), range(8))
@@ -90,7 +92,7 @@ def test_trains_and_resumes_to_the_bit_from_a_checkpoint_without_pickled_code(na
     assert equal(whole, second)
 
 
-@pytest.mark.parametrize("name", optimizer_names())
+@pytest.mark.parametrize("name", NAMES)
 def test_a_closure_is_called_first_as_the_fast_loop_assumes(name: str) -> None:
     plain, closed = network(), network()
     train(plain, optimizer_of(name, plain), range(4))
