@@ -16,6 +16,7 @@ import yaml
 
 from callbacks.checkpoints import EPOCH
 from cli.run_flags import RunFlags, UsageError
+from datamodules import TrainedOn
 from lightning_modules.loading import newest_config
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class RunCheckpoint:
     step: int
     should_stop: bool
     processes: int
+    trained_on: TrainedOn | None = None
 
 
 def find(target: str, flags: RunFlags) -> RunCheckpoint:
@@ -59,7 +61,8 @@ def find(target: str, flags: RunFlags) -> RunCheckpoint:
     progress = content["loops"]["fit_loop"]["epoch_progress"]["current"]
     exact = content.get("exact_resume", {})
     stop, processes = bool(exact.get("should_stop", False)), int(exact.get("processes", 1))
-    return RunCheckpoint(folder, checkpoint, config, progress["processed"], content["global_step"], stop, processes)
+    step, trained_on = content["global_step"], TrainedOn.of_checkpoint(content)
+    return RunCheckpoint(folder, checkpoint, config, progress["processed"], step, stop, processes, trained_on)
 
 
 def _checkpoint_path(folder: Path, wanted: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,11 @@ import lightning_modules
 from callbacks.find_callbacks import find_callbacks
 from callbacks.lightning_internals import first_difference
 from cli import resume
+from cli.evaluation import describe_data, given_settings, overrides, results_folder, write_metrics
 from cli.parser import Parser, add_run_settings, check_configs, readable
 from cli.predictions import write_predictions
 from cli.resume import RunCheckpoint
 from cli.run_flags import RunFlags, UsageError
-from foundation.atomic_files import write_json
 from foundation.project import MAIN, ROOT
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class VisionCLI(LightningCLI):
     def __init__(self, flags: RunFlags, command: list[str]) -> None:
         self.flags, self.command_line = flags, command
         self.source: RunCheckpoint | None = None
+        self.trained_on: datamodules.TrainedOn | None = None
         self.run_folder: ours.RunFolder | None = None
         self.signals = ours.StopOnSignal()
         self.datamodule: Any = None
@@ -85,9 +87,12 @@ class VisionCLI(LightningCLI):
         arguments = [self.flags.command, *self.flags.rest]
         if (target := self.flags.values.get("resume") or self.flags.values.get("run")) is not None:
             self.source = resume.find(target, self.flags)
+            self.trained_on = self.source.trained_on
             arguments = [self.flags.command, "--config", str(self.source.config), *self.flags.rest]
         elif self.flags.command != "fit" and not self.flags.configs:
             raise UsageError(f"{self.flags.command}: which run? give --run RUN_DIR (or --config FILE and --ckpt PATH)")
+        elif Path(self.flags.values.get("ckpt", "")).is_file():
+            self.trained_on = datamodules.TrainedOn.of_checkpoint(resume.read(Path(self.flags.values["ckpt"])))
         super().__init__(
             lightning_modules.BaseModule,
             datamodules.DataModule,
@@ -128,7 +133,14 @@ class VisionCLI(LightningCLI):
         parser.add_lightning_class_args(ours.Progress, "progress")
         parser.add_lightning_class_args(ours.Curves, "curves")
         for name in LINKED:
-            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+            value = partial(self._of_data, name)
+            parser.link_arguments("data", f"model.init_args.{name}", compute_fn=value, apply_on="instantiate")
+
+    def _of_data(self, name: str, data: datamodules.DataModule) -> Any:
+        """Return a property of the datamodule for the model; in an evaluation the data is first matched to the checkpoint."""
+        if self.trained_on is not None and data.trained_on is None and self.flags.command != "fit":
+            data.match(self.trained_on, given_settings(self.flags), labelled=self.flags.command != "predict")
+        return getattr(data, name)
 
     # ---- instantiation ----
 
@@ -152,6 +164,8 @@ class VisionCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (UsageError, ValueError) as error:
+            if isinstance(error.__cause__, MisconfigurationException | OSError):  # from the datamodule, in a link
+                raise error.__cause__ from None
             raise self._readable_error(error) from error
         for name, value in self._given.items():
             found = getattr(self.datamodule, name)
@@ -278,10 +292,11 @@ class VisionCLI(LightningCLI):
             return
         if "test_after_fit" in self.flags.values:
             best = self.run_best()
+            datamodule.match(datamodules.TrainedOn(**datamodule.training_record()))
             results = self.trainer.test(
                 model, datamodule=datamodule, ckpt_path=str(best), weights_only=True, verbose=False
             )
-            self._report("test", best, results, folder)
+            self._report("test", best, results, folder, folder)
         if done:
             return
         log.info(f"run folder   {folder}")
@@ -309,10 +324,19 @@ class VisionCLI(LightningCLI):
     def _evaluate(self, command: str, model: LightningModule, datamodule: Any) -> None:
         checkpoint, folder = self._checkpoint()
         assert self.run_folder is not None
-        self.run_folder.evaluated = folder
+        target = self._results_folder(datamodule, folder)
+        self.run_folder.evaluated = target
         run = getattr(self.trainer, command)
         results = run(model, datamodule=datamodule, ckpt_path=str(checkpoint), weights_only=True, verbose=False)
-        self._report(command, checkpoint, results, folder)
+        self._report(command, checkpoint, results, folder, target)
+
+    def _results_folder(self, datamodule: Any, folder: Path | None) -> Path | None:
+        name = self.flags.values.get("name")
+        if folder is None:
+            if name is not None:
+                raise UsageError("--name: the results belong to a run; give --run RUN_DIR")
+            return None
+        return results_folder(folder, datamodule, name)
 
     def predict(self, model: LightningModule, datamodule: Any) -> None:
         """Write predictions.csv for the test split or the folder --data.images, or write masks, or extract features."""
@@ -323,11 +347,14 @@ class VisionCLI(LightningCLI):
         checkpoint, folder = self._checkpoint()
         if self.trainer.world_size > 1:
             raise UsageError("predict: works with one process only; give --trainer.devices 1 --trainer.strategy auto")
+        if "name" in self.flags.values:
+            folder = self._results_folder(datamodule, folder)
         if isinstance(model, lightning_modules.PromptedSegmenter):
             self._write_masks(model, datamodule, checkpoint, folder or Path())
             return
         outputs = self.trainer.predict(model, datamodule=datamodule, ckpt_path=str(checkpoint), weights_only=True)
         path = (folder or Path()) / "predictions.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_predictions(path, outputs or [], model, datamodule.class_names, datamodule.predicted_files())
         log.info(f"predictions of {resume.describe(checkpoint)}: {path}")
 
@@ -349,12 +376,19 @@ class VisionCLI(LightningCLI):
         resume.read(path)
         return path, None
 
-    def _report(self, command: str, checkpoint: Path, results: Any, folder: Path | None) -> None:
+    def _report(self, command: str, checkpoint: Path, results: Any, folder: Path | None, target: Path | None) -> None:
+        """Print the metrics and write them to ``target``, a folder for results of the run in ``folder``."""
         if not self.trainer.is_global_zero:
             return
         metrics = {name: value for result in results for name, value in result.items()}
         listed = "  ".join(f"{name} {value:.6g}" for name, value in metrics.items())
         log.info(f"{command}  {resume.describe(checkpoint)}\n      {listed}")
-        if folder is not None:
+        changed = overrides(self.source, self.config_dict()) if self.source is not None and command != "fit" else {}
+        for name, (was, now) in changed.items():
+            log.info(f"      with {name} {now} (the run: {was})")
+        if target is not None:
             content = {"checkpoint": checkpoint.name, **resume.read_best(checkpoint), "metrics": metrics}
-            write_json(folder / f"{command}_metrics.json", content)
+            content |= {"data": describe_data(command, self.datamodule, target == folder), "overrides": changed}
+            write_metrics(target, command, content)
+            if target != folder:
+                log.info(f"      {self.datamodule.place} is not the data of the run: results are in {target}")

@@ -53,6 +53,7 @@ from datamodules.segmentation.datamodule import PromptedSegmentationDataModule
 from datamodules.segmentation.prompt_sets import PromptSet
 from datamodules.signals.files import SignalFileDataModule
 from datamodules.signals.har import HARDataModule
+from datamodules.trained_on import TrainedOn
 
 __all__ = [
     "CIFAR10DataModule",
@@ -65,4 +66,5 @@ __all__ = [
     "PromptSet",
     "PromptedSegmentationDataModule",
     "SignalFileDataModule",
+    "TrainedOn",
 ]

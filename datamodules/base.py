@@ -19,6 +19,7 @@ from torch import Tensor
 
 import transforms
 from datamodules.augmentation import Augmentation
+from datamodules.checkpoint_data import MatchedToCheckpoint
 from datamodules.extraction import Extractable, views_of
 from datamodules.images.unlabelled import read_images
 from datamodules.in_memory import InMemoryLoader, Keep, beginning, check_enough, num_batches, training_position
@@ -27,7 +28,7 @@ from datamodules.splitting.stratified import check_labels, count_classes, strati
 Batch = dict[str, Tensor]
 
 
-class DataModule(Extractable, ABC):
+class DataModule(MatchedToCheckpoint, Extractable, ABC):
     """In-memory images with a stratified validation split and seeded augmentation on the device.
 
     Args:
@@ -128,6 +129,7 @@ class DataModule(Extractable, ABC):
         self.images = Path(images) if images is not None else None
         self._files: list[str] | None = None
         self.splits: dict[str, Batch] = {}
+        self.seen: dict[str, int] = {}  # split -> samples of it that the checkpoint was trained on
 
     @property
     @abstractmethod
@@ -208,6 +210,13 @@ class DataModule(Extractable, ABC):
                 self.splits["predict"] = {"image": image, "index": torch.arange(len(image))}
         elif "test" not in self.splits:
             self.splits["test"] = self._checked_part("test")
+        self._count_seen(stage)
+
+    def _count_seen(self, stage: str) -> None:
+        """Count once the samples to be evaluated that the checkpoint was trained on."""
+        split = {"validate": "val", "test": "test"}.get(stage)
+        if split is not None and split not in self.seen:
+            self.seen[split] = self.seen_in_training(split)
 
     def _split_training_data(self) -> None:
         data = self._checked_part("train")
@@ -219,14 +228,16 @@ class DataModule(Extractable, ABC):
                 f"--data.val_fraction {self.val_fraction} of {len(data['label'])} training samples, rounded per class, "
                 "gives no validation sample; raise it"
             )
-        count_classes(data["label"][train], self.class_names)
+        if self.trained_on is None:
+            count_classes(data["label"][train], self.class_names)
         self.splits["train"] = {name: values.index_select(0, train) for name, values in data.items()}
         self.splits["val"] = {name: values.index_select(0, val) for name, values in data.items()}
 
     def _checked_part(self, part: Literal["train", "test"]) -> Batch:
-        data = self.read_part(part)
-        check_labels(data["label"], self.num_classes, f"the {part} data")
-        return data
+        with self.own_values():
+            data = self.read_part(part)
+            check_labels(data["label"], len(self.class_names), f"the {part} data")
+        return {**data, "label": self.as_trained(data["label"])}
 
     def num_train_batches(self, batch_size: int | None = None) -> int:
         """Count the training batches of an epoch on one process, without building a loader; call after setup("fit").

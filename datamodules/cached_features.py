@@ -22,6 +22,7 @@ from torch import Tensor
 
 from datamodules.base import Batch, DataModule
 from datamodules.feature_loader import CachedFeaturesLoader, free_memory
+from datamodules.sample_keys import row_keys
 from datamodules.splitting.stratified import count_classes
 from features import MEANING, CachedSplit, CacheError, Header, Identity, check_fits, read_header
 
@@ -145,12 +146,18 @@ class CachedFeaturesDataModule(DataModule):
         if stage == "fit":
             count_classes(self.splits["train"]["label"].cpu(), self.class_names)  # raises if a class has no sample
             self.num_train_batches()  # raises if the batch size leaves no full batch
+        self._count_seen(stage)
+
+    def sample_keys(self, split: str) -> Tensor:
+        """Keys of a split's samples, (n,) int64: hashes of the features, of the first view."""
+        opened = self._open(split)  # type: ignore[arg-type]
+        return row_keys(opened.take(torch.arange(len(opened.index)) * opened.views))
 
     def _open(self, split: Split) -> CachedSplit:
         if split not in self._features:
             opened = _readable(CachedSplit, self.cache, self.header, split, verify=self.verify)
             self._features[split] = opened
-            self.splits[split] = {"label": opened.label, "index": opened.index}
+            self.splits[split] = {"label": self.as_trained(opened.label), "index": opened.index}
             log.info(f"data       {len(opened.index):,} {split} features of width {opened.width} in {self.cache}")
         return self._features[split]
 
@@ -220,7 +227,8 @@ class CachedFeaturesDataModule(DataModule):
         if self.trainer is None or self.trainer.state.fn == "fit":
             _readable(check_fits, self.identity, trained_on, self.cache)
         else:  # only training samples have augmented views
-            _readable(check_fits, _as_evaluated(self.identity), _as_evaluated(trained_on), self.cache, MEANING)
+            fields_compared = [name for name in MEANING if name != "class_names"]  # `match` compares these by name
+            _readable(check_fits, _as_evaluated(self.identity), _as_evaluated(trained_on), self.cache, fields_compared)
 
 
 def _as_evaluated(identity: Identity) -> Identity:

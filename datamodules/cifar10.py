@@ -121,5 +121,5 @@ class CIFAR10DataModule(DataModule):
     def _train_files(self, folder: Path) -> list[str]:
         """Return data_batch_1 to data_batch_N, where N is the largest number present, at least 5 for the classes of CIFAR-10."""
         numbers = [path.name.removeprefix("data_batch_") for path in folder.glob("data_batch_*")]
-        least = 5 if self.class_names == OFFICIAL.class_names else 1
+        least = 5 if self._header.class_names == OFFICIAL.class_names else 1
         return [f"data_batch_{i + 1}" for i in range(max([int(n) for n in numbers if n.isdecimal()] + [least]))]

@@ -323,8 +323,21 @@ class BaseModule(LightningModule):
                 f"of {now} steps (lr {lr_was:.3g} -> {lr_now:.3g})"
             )
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store what the datamodule says of the training data (datamodules/trained_on.py)."""
+        trainer = self._trainer
+        record = getattr(getattr(trainer, "datamodule", None), "training_record", None)
+        if trainer is not None and record is not None and trainer.is_global_zero and trainer.state.fn == "fit":
+            checkpoint["trained_on"] = record()
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Use the averaged weights if the checkpoint has them. A resumed fit restores both the raw and the averaged weights."""
+        """Use the averaged weights if the checkpoint has them. A resumed fit restores both the raw and the averaged weights.
+
+        The datamodule of the Trainer, if there is one, compares its data with that of the checkpoint.
+        """
+        compare = getattr(getattr(self._trainer, "datamodule", None), "check_loaded", None)
+        if compare is not None:
+            compare(checkpoint)
         ema = checkpoint.get("ema")
         trainer = self._trainer
         if ema is not None and (trainer is None or trainer.state.fn != "fit"):

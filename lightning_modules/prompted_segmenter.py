@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
+from foundation.slug import slug
 from lightning_modules.base import BaseModule, Batch, StageName, StepOutput
 from lightning_modules.encoder_weights import fill_encoder
 from lightning_modules.segmentation_losses import Over, PixelLoss, RegionLoss, SegmentationLoss
@@ -213,6 +214,7 @@ class PromptedSegmenter(SegmentationModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the thresholds of the latest validation, and for CLIPSeg the hash of the towers, which the checkpoint lacks."""
+        super().on_save_checkpoint(checkpoint)
         record: dict[str, Any] = {"thresholds": dict(self.thresholds), "raw_thresholds": dict(self.raw_thresholds)}
         if isinstance(self.network, CLIPSegmenter):
             self._clip_hash = self._clip_hash or self.network.clip.weights_hash()
@@ -235,11 +237,10 @@ class PromptedSegmenter(SegmentationModule):
     def on_predict_start(self) -> None:
         """Warn of prompts that were not used in training."""
         data = getattr(self.trainer, "datamodule", None)
-        requested, known = (
-            getattr(data, "prompts", None) or [],
-            {t for texts in getattr(data, "synonyms", []) for t in texts},
-        )
-        if unknown := [prompt for prompt in requested if prompt not in known | {*self.class_names}]:
+        requested = getattr(data, "prompts", None) or []
+        trained = getattr(getattr(data, "trained_on", None), "own", {}).get("synonyms") or getattr(data, "synonyms", [])
+        known = {slug(text) for texts in [*trained, self.class_names] for text in texts}
+        if unknown := [prompt for prompt in requested if slug(prompt) not in known]:
             log.warning(
                 f"prompts not used in training: {', '.join(map(repr, unknown))}; they use the threshold 0.5, and their masks are "
                 "reliable only if the text network knows the words"
@@ -248,9 +249,9 @@ class PromptedSegmenter(SegmentationModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Predict a batch: mask (N, 1, H, W) bool, prompt, index of the image in the batch, and threshold of each pair."""
         data = getattr(self.trainer, "datamodule", None)
-        names = {text: texts[0] for texts in getattr(data, "synonyms", []) for text in texts}
+        names = {slug(text): texts[0] for texts in getattr(data, "synonyms", []) for text in texts}
         logits = self(batch["image"], batch["prompt"], batch["image_index"])
-        objects = [names.get(prompt, prompt) for prompt in batch["prompt"]]
+        objects = [names.get(slug(prompt), prompt) for prompt in batch["prompt"]]
         return {
             "mask": self.marked(logits, objects),
             "prompt": batch["prompt"],

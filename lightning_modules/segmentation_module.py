@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from foundation.slug import slug
 from lightning_modules.base import BaseModule, Batch, StageName
-from metrics import SegmentationCounts, SegmentationSums, TolerantSums, choose_thresholds, slug
+from metrics import SegmentationCounts, SegmentationSums, TolerantSums, choose_thresholds
 
 STAGES: tuple[StageName, ...] = ("train", "val", "val_raw", "test")
 METRIC_NAMES = ("iou", "dice", "pixel_acc", "iou_image", "dice_image")
@@ -100,8 +101,8 @@ class SegmentationModule(BaseModule):
         return torch.sigmoid(logits.float()) >= logits.new_tensor(thresholds, dtype=torch.float32).view(-1, 1, 1, 1)
 
     def threshold_of(self, prompt: str) -> float:
-        """The threshold of a prompt, 0.5 if none was chosen."""
-        return self.thresholds.get(prompt, 0.5)
+        """The threshold of a prompt, 0.5 if none was chosen; case and punctuation do not matter."""
+        return {slug(name): value for name, value in self.thresholds.items()}.get(slug(prompt), 0.5)
 
     # ---- metrics of an epoch ----
 

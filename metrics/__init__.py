@@ -13,7 +13,7 @@ from metrics.early_exit import ExitHistogram, ExitMetrics, ExitSums, aurc, exces
 from metrics.exit_threshold import ExitThreshold, choose_exit_threshold
 from metrics.groups import GroupAccuracy, GroupSums, group_accuracies
 from metrics.loss_accuracy import ClassificationSums
-from metrics.segmentation import MaskMetrics, SegmentationCounts, SegmentationSums, choose_thresholds, slug
+from metrics.segmentation import MaskMetrics, SegmentationCounts, SegmentationSums, choose_thresholds
 from metrics.segmentation_boundary import TolerantMetrics, TolerantSums
 from metrics.temperature import fit_temperature
 
@@ -47,6 +47,5 @@ __all__ = [
     "fit_temperature",
     "group_accuracies",
     "risk_coverage",
-    "slug",
     "top_label",
 ]

@@ -54,15 +54,6 @@ class MaskMetrics(NamedTuple):
     negative_area: float
 
 
-def slug(prompt: str) -> str:
-    """Converts a prompt to a form that can be part of a file name or a metric name.
-
-    >>> slug("Segment wall-crack!")
-    'segment_wall_crack'
-    """
-    return "_".join("".join(letter if letter.isalnum() else " " for letter in prompt.lower()).split())
-
-
 def probability_bins(logits: Tensor) -> Tensor:
     """Number of grid thresholds that the probability of each logit reaches: int64, 0 to 99; NaN reaches none.
 

@@ -237,7 +237,7 @@ class EvaluationPicture(Callback, ABC, Generic[Found]):
         folder, stage = evaluation_folder(trainer), stage_of(trainer)
         if folder is None or not trainer.is_global_zero:
             return
-        (folder / "plots").mkdir(exist_ok=True)
+        (folder / "plots").mkdir(parents=True, exist_ok=True)
         self.write(folder, stage, found)
         epoch, self._checkpoint_epoch = self._checkpoint_epoch, None
         weights = "" if epoch is None else f", weights of epoch {epoch}" if epoch else ", untrained weights"

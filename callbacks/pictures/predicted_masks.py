@@ -9,6 +9,7 @@ IMAGE is the path of the image file without its extension. If two files differ o
 
 from __future__ import annotations
 
+import csv
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -22,8 +23,9 @@ from PIL import Image
 from callbacks.pictures.evaluation import write_table
 from callbacks.pictures.image_pixels import image_pixels, overlay
 from foundation.atomic_files import replace_file
-from metrics import slug
+from foundation.slug import slug
 
+MASKS = "predictions/masks/"
 HEADER = ("index", "file", "prompt", "threshold", "area", "mask")
 
 
@@ -42,7 +44,7 @@ class MaskWriter(Callback):
     """Writes the masks of each batch at once, so that only one batch is held in memory.
 
     Args:
-        folder: Folder for `predictions` and `predictions.csv`; files of the same name from an earlier predict are replaced.
+        folder: Folder for `predictions` and `predictions.csv`. Files that an earlier predict listed there are replaced or removed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -54,6 +56,7 @@ class MaskWriter(Callback):
         """Reset the table."""
         self._files: list[str] = trainer.datamodule.predicted_files()  # type: ignore[attr-defined]
         self._names, self._rows = mask_names(self._files), []
+        self._earlier = _listed_masks(self.folder / "predictions.csv")
 
     def on_predict_batch_end(
         self,
@@ -90,3 +93,15 @@ class MaskWriter(Callback):
         """Write the table, sorted by image index."""
         self._rows.sort(key=lambda row: (row[0], row[5]))
         write_table(self.folder / "predictions.csv", HEADER, self._rows)
+        for mask in self._earlier - {str(row[5]) for row in self._rows}:
+            for kind in ("masks", "overlays"):
+                (self.folder / "predictions" / kind / mask.removeprefix(MASKS)).unlink(missing_ok=True)
+
+
+def _listed_masks(table: Path) -> set[str]:
+    """The masks that predictions.csv lists, those in the folder of masks only; none if there is no such table."""
+    if not table.is_file():
+        return set()
+    with table.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        listed = [row.get("mask") or "" for row in csv.DictReader(file)]
+    return {mask for mask in listed if mask.startswith(MASKS) and ".." not in PurePosixPath(mask).parts}

@@ -29,6 +29,7 @@ from datamodules.images.loader import ImageFileLoader, ImageFiles
 from datamodules.images.settings import IMAGENET_MEAN, IMAGENET_STD, check, check_files, loading
 from datamodules.images.unlabelled import image_names
 from datamodules.in_memory import InMemoryLoader
+from datamodules.sample_keys import file_keys
 from datamodules.splitting.grouped import grouped_split
 from datamodules.splitting.stratified import stratified_split
 from features import data_of_files, list_files
@@ -163,11 +164,11 @@ class ImageFolderDataModule(DataModule):
     @cached_property
     def class_names(self) -> list[str]:
         """Sorted names of the class folders, from train/ if it exists."""
-        return class_folders(self._parts.get("train", self.root))
+        return class_folders(next(iter(self._parts.values()), self.root))
 
     @cached_property
     def _parts(self) -> dict[str, Path]:
-        return find_parts(self.root)
+        return find_parts(self.root, trains=self.trained_on is None)
 
     # ---- files and splits ----
 
@@ -183,7 +184,7 @@ class ImageFolderDataModule(DataModule):
         if split == "predict" and self.images is not None:
             return "predict"
         wanted = {"predict": "test"}.get(split, split)
-        if "train" not in self._parts:
+        if not self._parts:
             return "all"
         if wanted == "test" and "test" not in self._parts:
             raise FileNotFoundError(
@@ -193,7 +194,8 @@ class ImageFolderDataModule(DataModule):
 
     def _list(self, part: str) -> LabelledFiles:
         if part not in self._lists:
-            self._lists[part] = read_labelled(self._parts.get(part, self.root), self.class_names, self.unreadable)
+            names = self.own_class_names
+            self._lists[part] = read_labelled(self._parts.get(part, self.root), names, self.unreadable)
         return self._lists[part]
 
     def read_part(self, part: Literal["train", "test"]) -> dict[str, Tensor]:
@@ -204,7 +206,7 @@ class ImageFolderDataModule(DataModule):
         """
         labels = self._list(self._part_of(part)).labels
         index = torch.arange(len(labels))
-        if "train" not in self._parts:
+        if not self._parts:
             index = self._drawn()["test"] if part == "test" else torch.cat([self._drawn()[s] for s in ("train", "val")])
         return {"label": labels[index], "index": index}
 
@@ -215,23 +217,25 @@ class ImageFolderDataModule(DataModule):
             labels[train], 0.0, seed=self.split_seed, name="train_fraction", used=self.train_fraction
         )
         train = train[used]
-        self.splits["train"] = {"label": labels[train], "index": train}
+        self.splits["train"] = {"label": self.as_trained(labels[train]), "index": train}
         if "val" in self._parts:
             labels = self._list("val").labels
-            self.splits["val"] = {"label": labels, "index": torch.arange(len(labels))}
+            self.splits["val"] = {"label": self.as_trained(labels), "index": torch.arange(len(labels))}
         else:
             val = self._drawn()["val"]
-            self.splits["val"] = {"label": labels[val], "index": val}
-        _ = self.class_counts  # raises if a class has no training image
+            self.splits["val"] = {"label": self.as_trained(labels[val]), "index": val}
+        if self.trained_on is None:
+            _ = self.class_counts  # raises if a class has no training image
 
     def _drawn(self) -> dict[str, Tensor]:
         """Positions in `files` of the samples of each split that the training data is divided into, ascending."""
         if self._held_out is None:
             source = self._list(self._part_of("train"))
-            test = 0.0 if "train" in self._parts else self.test_fraction
+            test = 0.0 if self._parts else self.test_fraction
             val = 0.0 if "val" in self._parts else self.val_fraction
             groups = source.groups(self.groups, self.group_column)
-            names = [self.class_names[label] for label in source.labels.tolist()]
+            own = self.own_class_names
+            names = [own[label] for label in source.labels.tolist()]
             try:
                 split = grouped_split(names, groups, [round(1 - val - test, 12), val, test], self.split_seed)
             except ValueError as error:
@@ -267,6 +271,19 @@ class ImageFolderDataModule(DataModule):
         """The share of the image used in evaluation and, with augmented views, the canvas size they are cropped from."""
         views = self.extraction.views if self.extraction is not None else 1
         return {"eval_share": self.eval_share, **({"views.canvas": self.canvas} if views > 1 else {})}
+
+    def sample_keys(self, split: str) -> Tensor:
+        """Keys of a split's samples, (n,) int64: hashes of their files."""
+        listing = self._list(self._part_of(split))  # type: ignore[arg-type]
+        return file_keys([listing.folder / listing.names[i] for i in self.splits[split]["index"].tolist()])
+
+    def group_names(self, split: str) -> list[str]:
+        """Names of the groups in a split, from the CSV file `groups`, sorted."""
+        if self.groups is None:
+            return []
+        listing = self._list(self._part_of(split))  # type: ignore[arg-type]
+        names = listing.group_names(self.groups, self.group_column)
+        return sorted({names[i] for i in self.splits[split]["index"].tolist()})
 
     def _fingerprint(self) -> tuple[str, dict[str, int]]:
         parts = sorted({self._part_of(split) for split in self.labelled_splits})
@@ -312,7 +329,7 @@ class ImageFolderDataModule(DataModule):
         files = ImageFiles(
             listing.folder,
             listing.names,
-            None if split == "predict" and self.images is not None else listing.labels,
+            None if split == "predict" and self.images is not None else self.as_trained(listing.labels),
             size,
             self.in_channels,
             None if training else self.eval_share,

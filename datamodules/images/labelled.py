@@ -47,18 +47,26 @@ class LabelledFiles:
     labels: Tensor
     named: set[int] = field(default_factory=set)
 
+    def group_names(self, table: Path | None, column: str | None) -> list[str]:
+        """Return the name of each file's group in a table, or the file's own name without a table.
+
+        Raises:
+            MisconfigurationException: The table does not match the files.
+        """
+        if table is None or column is None:
+            return list(self.names)
+        try:
+            return read_groups(table, column, self.names)
+        except ValueError as error:
+            raise MisconfigurationException(f"--data.groups {error}") from error
+
     def groups(self, table: Path | None, column: str | None) -> list[str]:
         """Return the group of each file (one group per file without a table); byte-identical files are merged into one group.
 
         Raises:
             MisconfigurationException: The table does not match the files.
         """
-        groups = list(self.names)
-        if table is not None and column is not None:
-            try:
-                groups = read_groups(table, column, self.names)
-            except ValueError as error:
-                raise MisconfigurationException(f"--data.groups {error}") from error
+        groups = self.group_names(table, column)
         place = {self.folder / name: index for index, name in enumerate(self.names)}
         same = [[place[path] for path in paths] for paths in duplicate_groups(list(place))]
         if same:
@@ -68,17 +76,22 @@ class LabelledFiles:
         return join_groups(groups, same)
 
 
-def find_parts(root: Path) -> dict[str, Path]:
+def find_parts(root: Path, trains: bool = True) -> dict[str, Path]:
     """Return the folders of the splits by the names train, val and test; empty if `root` contains class folders.
 
+    Args:
+        root: The folder.
+        trains: Whether train is needed. A checkpoint can also be evaluated on a folder that has only test or val.
+
     Raises:
-        FileNotFoundError: There is no such folder, or it has val or test but no train.
+        FileNotFoundError: There is no such folder, or it has val or test but no train, which is needed.
     """
     folders = {path.name.lower(): path for path in _folders(root)}
     parts = {part: folders[name] for part, names in NAMES_OF.items() for name in names if name in folders}
-    if parts and "train" not in parts and {path.name for path in parts.values()} == {p.name for p in folders.values()}:
+    only_parts = {path.name for path in parts.values()} == {p.name for p in folders.values()}
+    if trains and parts and "train" not in parts and only_parts:
         raise FileNotFoundError(f"{root}: has {', '.join(sorted(parts))} but no train; expected ROOT/train/CLASS/IMAGE")
-    return parts if "train" in parts else {}
+    return parts if "train" in parts or (not trains and only_parts) else {}
 
 
 def class_folders(folder: Path) -> list[str]:

@@ -25,6 +25,7 @@ from datamodules.images.formats import missing_package
 from datamodules.images.labelled import readable
 from datamodules.images.settings import IMAGENET_MEAN, IMAGENET_STD, check, check_files, loading
 from datamodules.images.unlabelled import image_names
+from datamodules.sample_keys import file_keys
 from datamodules.segmentation.coco import read_coco
 from datamodules.segmentation.generator import GENERATED_SETS, write_generated
 from datamodules.segmentation.loader import NOTHING, Questions, SegmentationFiles, SegmentationLoader
@@ -40,6 +41,8 @@ from datamodules.segmentation.prompt_sets import (
 )
 from datamodules.splitting.grouped import grouped_split
 from datamodules.splitting.stratified import stratified_split
+from datamodules.trained_on import TrainedOn
+from foundation.slug import slug
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +94,7 @@ class PromptedSegmentationDataModule(DataModule):
         MisconfigurationException: A set does not have the expected layout, or files cannot be read.
     """
 
+    numbers_classes = False
     fixed_on_resume: ClassVar[tuple[str, ...]] = (
         *DataModule.fixed_on_resume,
         "root",
@@ -137,7 +141,7 @@ class PromptedSegmentationDataModule(DataModule):
             ("near_duplicates", near_duplicates, near_duplicates is None or 0 <= near_duplicates <= 64, "0 to 64 bits, or null"),
             ("test_fraction", test_fraction, 0 < test_fraction < 1, "above 0 and below 1"),
             ("test_fraction", test_fraction, test_fraction + val_fraction < 1, "below 1 with val_fraction"),
-            ("prompts", prompts, prompts is None or are_prompts(prompts), "different texts with a letter or a digit, at least one"),
+            ("prompts", prompts, prompts is None or are_prompts(prompts), "one or more texts of different words"),
         )  # fmt: skip
         super().__init__(
             batch_size=batch_size,
@@ -223,7 +227,7 @@ class PromptedSegmentationDataModule(DataModule):
 
     @cached_property
     def _listings(self) -> list[list[Pair]]:
-        names = self.class_names
+        names = self.own_class_names
         return [
             (read_coco if one.annotations is not None else read_set)(self.root, one, names.index(one.prompts[0]))
             for one in self.present
@@ -290,6 +294,45 @@ class PromptedSegmentationDataModule(DataModule):
         if self._files is not None:
             return self._files
         return [pair.image.relative_to(self.root).as_posix() for pair in self.pairs]
+
+    # ---- other data than the checkpoint's ----
+
+    @property
+    def own_record(self) -> dict[str, Any]:
+        """All prompts of each object."""
+        return {"synonyms": self.synonyms}
+
+    def match(self, record: TrainedOn, given: frozenset[str] = frozenset(), *, labelled: bool = True) -> None:
+        """Normalise as in training, and name the prompts that the checkpoint does not know; see `MatchedToCheckpoint.match`.
+
+        Objects are matched by their prompts: one that shares a prompt with an object of the training has its name and threshold.
+        Others are evaluated too, since a network with a pretrained text encoder can know them.
+        """
+        synonyms = [[name] for name in record.class_names] if "synonyms" not in record.own else record.own["synonyms"]
+        known = {slug(text): texts[0] for texts in synonyms for text in texts}
+        names = [
+            next((known[slug(text)] for text in texts if slug(text) in known), texts[0]) for texts in self.synonyms
+        ]
+        if labelled and (new := [name for name in names if name not in record.class_names]):
+            log.warning(
+                f"prompts that the checkpoint was not trained on: {listed(new)} (it was on {listed(record.class_names)}); "
+                "they use the threshold 0.5"
+            )
+        super().match(record._replace(class_names=names, image_size=self.image_size), given, labelled=False)
+
+    def sample_keys(self, split: str) -> Tensor:
+        """Keys of a split's samples, (n,) int64: hashes of the image files."""
+        return file_keys([self.pairs[i].image for i in self.splits[split]["index"].tolist()])
+
+    def group_names(self, split: str) -> list[str]:
+        """Names of the groups of a split's images, from the tables of the sets, sorted."""
+        pairs, tables = self.pairs, {self.root / one.folder: one for one in self.present if one.groups is not None}
+        if not tables:
+            return []
+        groups = group_names(self.root, self.present, self._listings, None)
+        bare = {f"{one.folder}/" for one in self.present if one.groups is None}
+        chosen = {groups[i] for i in self.splits[split]["index"].tolist() if pairs[i].prompt >= 0}
+        return sorted(name for name in chosen if not name.startswith(tuple(bare)))
 
     @property
     def split_settings(self) -> dict[str, str | int | float | bool | None]:

@@ -23,6 +23,7 @@ from datamodules.extraction import Scalar, flat_settings
 from datamodules.signals.augmentation import SignalAugmentation
 from datamodules.signals.checkpoint_record import SignalRecord
 from datamodules.signals.images import Mode, SignalImages
+from datamodules.signals.matching import SignalMatching, units_of
 from datamodules.signals.windows import (
     check_apart,
     check_classes_trained,
@@ -30,6 +31,7 @@ from datamodules.signals.windows import (
     subjects_of,
     taken,
 )
+from datamodules.trained_on import TrainedOn
 from transforms import Encoder
 
 log = logging.getLogger(__name__)
@@ -128,6 +130,7 @@ class SignalDataModule(DataModule):
             augment_prob=augment_prob,
         )
         self._record: SignalRecord | None = None
+        self._matching: SignalMatching | None = None
 
     # ---- the header ----
 
@@ -135,6 +138,15 @@ class SignalDataModule(DataModule):
     @abstractmethod
     def signal_names(self) -> list[str]:
         """Names of the S signals, in their order; reads only headers."""
+
+    @property
+    def signal_units(self) -> list[str] | None:
+        """Units of the S signals if they are known; from names such as `acc_x [g]` or `acc_x (g)`."""
+        return units_of(self.signal_names)
+
+    def subject_name(self, number: int) -> str:
+        """Name of a person."""
+        return str(number)
 
     @property
     @abstractmethod
@@ -187,8 +199,9 @@ class SignalDataModule(DataModule):
         self._check_images()
         testing = stage not in ("fit", "validate") and "test" not in self.splits
         super().setup(stage)
+        elsewhere = self._matching is not None and self._matching.elsewhere  # the training data is not in this place
         # feature extraction may not include the test split
-        if testing and "test" in self.splits and self.has_training_data():
+        if testing and not elsewhere and "test" in self.splits and self.has_training_data():
             if "train" not in self.splits:
                 self._split_training_data()
             check_apart({self._named(name): self.splits[name] for name in ("train", "val", "test")})
@@ -216,10 +229,12 @@ class SignalDataModule(DataModule):
                     f"{', '.join(map(str, people))}; choose one of them; at least two are needed"
                 )
         train, val = taken(data, set(people) - set(held_out)), taken(data, held_out)
-        check_classes_trained(train["label"], self.class_names, subjects_of(train))
+        if self.trained_on is None:
+            check_classes_trained(train["label"], self.class_names, subjects_of(train))
         check_apart({self._named("train"): train, self._named("val"): val})
         self.splits["train"], self.splits["val"] = train, val
-        self._record = SignalRecord.of(train, val)
+        if self._matching is None or not self._matching.elsewhere:
+            self._record = SignalRecord.of(train, val)
         log.info(
             f"data       validation on subjects {', '.join(map(str, held_out))}, trained on {len(subjects_of(train))} others"
         )
@@ -272,6 +287,43 @@ class SignalDataModule(DataModule):
         assert self.trainer is not None
         converted: Tensor = self.trainer.precision_plugin.convert_input(self.augment(batch, number)["image"])
         return converted
+
+    # ---- data of a checkpoint, and other data ----
+
+    @property
+    def own_record(self) -> dict[str, Any]:
+        """Names, units and normalisation of the signals, and the length of a window."""
+        return {
+            "signal_names": self.signal_names,
+            "signal_units": self.signal_units,
+            "window_length": self.window_length,
+            "signals": None if self._record is None else self._record.as_state(),
+        }
+
+    def group_names(self, split: str) -> list[str]:
+        """Names of the people in a split, sorted."""
+        return sorted(self.subject_name(number) for number in subjects_of(self.splits[split]))
+
+    def match(self, record: TrainedOn, given: frozenset[str] = frozenset(), *, labelled: bool = True) -> None:
+        """Also match the signals by name, compare their units, and normalise them as in training.
+
+        Raises:
+            MisconfigurationException: Classes, signals, units, window lengths or input settings differ.
+        """
+        elsewhere = (type(self).__name__, self.place) != (record.datamodule, record.place)
+        self._matching = SignalMatching.of(self, record, elsewhere and record.own.get("signals") is not None)
+        if self._matching.elsewhere:
+            self._record = SignalRecord.from_state(record.own["signals"])
+        super().match(record, given, labelled=labelled)
+
+    def _checked_part(self, part: Literal["train", "test"]) -> Batch:
+        data = super()._checked_part(part)
+        if self._matching is None:
+            return data
+        data = {**data, "signal": self._matching.in_order(data["signal"])}
+        if self._matching.elsewhere:
+            self._matching.check_scale(data["signal"], *self.signal_scale, self.place)
+        return data
 
     # ---- description for a feature cache ----
 

@@ -1,6 +1,6 @@
 """Reads signal windows with labels and subjects from one file of your own: arrays (.npz) or a table (.csv).
 
-    FILE.npz   signal (N, S, T), label (N,), subject (N,); optionally class_names (K,) and signal_names (S,)
+    FILE.npz   signal (N, S, T), label (N,), subject (N,); optionally class_names (K,), signal_names (S,), signal_units (S,)
     FILE.csv   one line per sample: the columns window, time, label and subject, in any order; every other column is a signal
 
 Labels are numbers from 0 to K - 1 or names. `class_names` gives the order of the names; without it they are sorted alphabetically.
@@ -25,11 +25,16 @@ Array = np.ndarray[Any, Any]
 
 
 class SignalFile(NamedTuple):
-    """Content of a file: windows, names of the K classes and of the S signals."""
+    """Content of a file: windows, names of the K classes and of the S signals, units of the signals, names of the people.
+
+    `signal_units` is None if the file does not give them, and `subject_names` if people have numbers only.
+    """
 
     windows: Windows
     class_names: list[str]
     signal_names: list[str]
+    signal_units: list[str] | None = None
+    subject_names: list[str] | None = None
 
 
 def read_signal_file(path: Path) -> SignalFile:
@@ -71,19 +76,24 @@ def read_signal_file(path: Path) -> SignalFile:
             f"{path}: sample {sample} of signal {channel} in window {window} is {signal[window, channel, sample]}, "
             "not a finite number; repair or remove the window"
         )
+    people = None
     if subjects.dtype.kind not in "iu":
-        subjects = np.unique(subjects, return_inverse=True)[1]
+        found, subjects = np.unique(subjects, return_inverse=True)
+        people = [str(name) for name in found]
     names, label = _classes(path, labels, arrays.get("class_names"))
     signal_names = [str(name) for name in arrays.get("signal_names", [f"signal {i}" for i in range(signal.shape[1])])]
     if len(signal_names) != signal.shape[1]:
         raise MisconfigurationException(f"{path}: {len(signal_names)} signal_names for {signal.shape[1]} signals")
+    units = None if "signal_units" not in arrays else [str(unit) for unit in arrays["signal_units"]]
+    if units is not None and len(units) != signal.shape[1]:
+        raise MisconfigurationException(f"{path}: {len(units)} signal_units for {signal.shape[1]} signals")
     windows = {
         "signal": torch.from_numpy(signal.astype(np.float32)),
         "label": torch.from_numpy(label),
         "subject": torch.from_numpy(subjects.astype(np.int64)),
         "index": torch.arange(len(signal)),
     }
-    return SignalFile(windows, names, signal_names)
+    return SignalFile(windows, names, signal_names, units, people)
 
 
 def _classes(path: Path, labels: Array, given: Array | None) -> tuple[list[str], Array]:

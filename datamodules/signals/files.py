@@ -59,6 +59,16 @@ class SignalFileDataModule(SignalDataModule):
         return self._content.signal_names
 
     @property
+    def signal_units(self) -> list[str] | None:
+        """Units of the signals, if the file gives them; reads the file."""
+        return self._content.signal_units or super().signal_units
+
+    def subject_name(self, number: int) -> str:
+        """Name of a person in the file, or the number if the file has only numbers."""
+        names = self._content.subject_names
+        return str(number) if names is None else names[number]
+
+    @property
     def window_length(self) -> int:
         """Number of samples in a window; reads the file."""
         return self._content.windows["signal"].shape[2]

@@ -58,6 +58,11 @@ class HARDataModule(SignalDataModule):
         return list(SIGNALS)
 
     @property
+    def signal_units(self) -> list[str]:
+        """Units of the signals: g for accelerations, rad/s for angular velocities."""
+        return ["rad/s" if "gyro" in name else "g" for name in SIGNALS]
+
+    @property
     def window_length(self) -> int:
         """Number of samples in a window: 128, at 50 Hz."""
         return LENGTH

@@ -184,6 +184,8 @@ def _caption(runs: Sequence[Run]) -> str:
     """Caption below the terminal table: number of runs, legend, and the settings that differ but have no column."""
     hidden = differing(runs)[SETTINGS:]
     more = f"; more settings that differ: {', '.join(hidden[:8])}{' ...' * (len(hidden) > 8)}" if hidden else ""
+    short = _short([run.name for run in runs])
+    more += "".join(f"\n{short[run.name]}: {note}" for run in runs for note in run.notes)
     return f"{len(runs)} run{'s' * (len(runs) != 1)}; best value (epoch), * best of the column; all metrics: --output FILE{more}"
 
 

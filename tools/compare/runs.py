@@ -34,7 +34,7 @@ class Run:
         status: ``finished``, ``unfinished`` (no training_summary.json) or ``broken: reason``.
         best: Best value and its epoch, for each training and validation metric.
         final: Last value of each of these metrics.
-        evaluated: Results of ``validate`` and ``test`` by metric.
+        evaluated: Results of ``validate`` and ``test`` by metric; those on other data begin with the name of the evaluation.
         settings: Every setting by the name of its flag, without the seed.
         seed: Seed of the training.
         main: The metric that selected the best checkpoint, or the one given to :func:`read_run`.
@@ -43,6 +43,7 @@ class Run:
         device_hours: Training time in hours times number of devices.
         images_per_s: Median of ``speed/images_per_s`` over the rows of metrics.csv.
         memory_gb: Largest ``memory/gb`` in metrics.csv.
+        notes: Why evaluated metrics are not those of the run as it was trained: overridden settings, samples seen in training.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Run:
     device_hours: float | None = None
     images_per_s: float | None = None
     memory_gb: float | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 def is_run(folder: Path) -> bool:
@@ -126,13 +128,24 @@ def _read_summary(run: Run, folder: Path, metric: str | None) -> None:
 
 
 def _read_evaluations(run: Run, folder: Path, metric: str | None) -> None:
-    for name in EVALUATIONS:
-        path = folder / f"{name}_metrics.json"
-        if path.is_file():
-            content = json.loads(path.read_text(encoding="utf-8"))["metrics"]
-            # the metrics of validate are also named val/...; the prefix separates them from those of training
-            prefix = "" if name == "test" else f"{name}:"
-            run.evaluated |= {f"{prefix}{key}": float(value) for key, value in content.items()}
+    for place in (folder, *sorted((folder / "evaluations").glob("*/"))):
+        for name in EVALUATIONS:
+            path = place / f"{name}_metrics.json"
+            if path.is_file():
+                _read_evaluation(run, name, path, "" if place == folder else place.name)
+
+
+def _read_evaluation(run: Run, name: str, path: Path, other: str) -> None:
+    """Read the results of validate or test; ``other`` is the name of an evaluation on other data, empty for the run's own."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    # the metrics of validate are also named val/...; the prefix separates them from those of training
+    prefix = "".join(f"{part}:" for part in (other, "" if name == "test" else name) if part)
+    run.evaluated |= {f"{prefix}{key}": float(value) for key, value in content["metrics"].items()}
+    changed = [f"{key} {now} (trained with {was})" for key, (was, now) in content.get("overrides", {}).items()]
+    if changed and not other:
+        run.notes.append(f"{name} with {', '.join(changed)}")
+    if seen := content.get("data", {}).get("seen_in_training"):
+        run.notes.append(f"{prefix}{name}: {seen:,} of {content['data']['samples']:,} samples were trained on")
 
 
 def flat(value: Any, name: str = "") -> Iterator[tuple[str, Value]]:

@@ -36,6 +36,7 @@ class Run:
         best: Content of checkpoints/best.json.
         rows: Rows of metrics.csv.
         evaluations: Contents of the files STAGE_metrics.json, by stage.
+        other_evaluations: Contents of these files in the folder `evaluations`, by name of the evaluation and stage.
         missing: Names of the missing files.
     """
 
@@ -48,6 +49,7 @@ class Run:
     best: dict[str, Any]
     rows: list[dict[str, float]]
     evaluations: dict[str, dict[str, Any]]
+    other_evaluations: dict[tuple[str, str], dict[str, Any]]
     missing: list[str]
 
     @property
@@ -92,6 +94,10 @@ def read_run(folder: Path) -> Run:
     if not metrics.is_file():
         missing.append("metrics.csv")
     evaluations = {path.stem.removesuffix("_metrics"): _json(path, missing) for path in folder.glob("*_metrics.json")}
+    others = {
+        (path.parent.name, path.stem.removesuffix("_metrics")): _json(path, missing)
+        for path in folder.glob("evaluations/*/*_metrics.json")
+    }
     return Run(
         folder,
         _yaml(text, configs[-1]),
@@ -102,6 +108,7 @@ def read_run(folder: Path) -> Run:
         read("checkpoints/best.json"),
         read_metrics(metrics) if metrics.is_file() else [],
         dict(sorted(evaluations.items())),
+        dict(sorted(others.items())),
         missing,
     )
 

@@ -73,7 +73,8 @@ def summary(run: Run) -> Section:
         rows.append(["best checkpoint", f"{evaluated}epoch {run.best.get('epoch')}, {run.best.get('weights')} weights"])
     for stage, content in run.evaluations.items():
         listed = ", ".join(f"{name} {number(value)}" for name, value in (content.get("metrics") or {}).items())
-        rows.append([f"{stage} of {content.get('checkpoint', '?')}", listed])
+        changed = " with other settings" * bool(content.get("overrides"))
+        rows.append([f"{stage} of {content.get('checkpoint', '?')}{changed}", listed])
     if "time" in run.summary:
         rows.append(["training time", in_words(run.summary["time"]["seconds"])])
         rows.append(["ended", str(run.summary["time"].get("finished"))])
@@ -126,15 +127,36 @@ def evaluations(run: Run, target: Path) -> list[Section]:
         blocks += _tables(run.folder, stage)
         if blocks:
             found.append(Section(title, blocks))
+    found += _on_other_data(run)
     if not found:
         found.append(Section("Evaluations", [Text("No evaluation left a table or a picture in this folder.")]))
     return found
 
 
+def _on_other_data(run: Run) -> list[Section]:
+    """Sections of the evaluations in the folder `evaluations`."""
+    found = []
+    for (name, stage), content in run.other_evaluations.items():
+        rows = [[metric, number(value)] for metric, value in (content.get("metrics") or {}).items()]
+        blocks: list[Block] = [Text(evaluated(content)), Table(["metric", "value"], rows)]
+        found.append(Section(f"{name}: {stage} on other data or with other settings", blocks))
+    return found
+
+
 def evaluated(content: Mapping[str, Any]) -> str:
-    """Describe the checkpoint of an evaluation."""
+    """Describe the checkpoint, the data and the overridden settings of an evaluation."""
     weights = f", {content['weights']} weights" if content.get("weights") else ""
-    return f"Checkpoint {content.get('checkpoint', '?')}, epoch {content.get('epoch', '?')}{weights}."
+    text = f"Checkpoint {content.get('checkpoint', '?')}, epoch {content.get('epoch', '?')}{weights}."
+    if data := content.get("data"):
+        text += (
+            f" {number(data.get('samples'))} samples of {data.get('place')} (fingerprint {data.get('fingerprint')})."
+        )
+        if data.get("seen_in_training"):
+            text += f" {number(data['seen_in_training'])} of them were trained on: these are not metrics of new data."
+    if changed := content.get("overrides"):
+        listed = ", ".join(f"{name} {now} (trained with {was})" for name, (was, now) in changed.items())
+        text += f" Settings that differ from those of the run: {listed}."
+    return text
 
 
 def _confusion(counts: Tensor, names: list[str], stage: str, title: str, target: Path) -> list[Block]:

@@ -1,0 +1,109 @@
+"""Results of validate, test and predict: settings and data that differ from those of the run, and where results are written.
+
+RUN_DIR/test_metrics.json                     the run's own data; overridden settings are listed in it
+RUN_DIR/evaluations/NAME/test_metrics.json    other data, or with --name; plots and tables too
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cli.resume import RunCheckpoint, flatten
+from cli.run_flags import RunFlags, UsageError
+from datamodules import DataModule
+from foundation.atomic_files import write_json
+
+log = logging.getLogger(__name__)
+
+NAME = re.compile(r"[\w.+-]{1,80}")
+SPLITS = {"validate": "val", "test": "test"}
+# settings that cannot change the metrics of an evaluation
+NO_EFFECT = (
+    "data.workers", "data.prefetch", "data.persistent_workers", "data.pin_memory", "data.on_device", "data.download",
+    "data.batch_size", "data.eval_batch_size", "data.drop_last", "data.verify", "trainer.logger", "trainer.callbacks",
+    "trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.default_root_dir", "progress", "curves", "checkpoint",
+    "non_finite", "on_oom", "fast_loop", "seed_everything",
+)  # fmt: skip
+
+
+def given_settings(flags: RunFlags) -> frozenset[str]:
+    """Names of the data settings that the user gives on this command line, by flag or in a configuration file."""
+    names = {argument.removeprefix("--").partition("=")[0] for argument in flags.rest if argument.startswith("--data.")}
+    for config in flags.configs:
+        content = yaml.safe_load(Path(config).read_text(encoding="utf-8")) or {}
+        names |= {name for name, value in flatten(content).items() if value is not None}
+    parts = [name.removeprefix("data.").removeprefix("init_args.") for name in names if name.startswith("data.")]
+    return frozenset(part.split(".")[0] for part in parts)
+
+
+def overrides(source: RunCheckpoint, now: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that differ from those of the run and can change metrics: name -> [value of the run, value now]."""
+    was, new = flatten(yaml.safe_load(source.config.read_text(encoding="utf-8"))), flatten(now)
+    changed = [name for name in was if name in new and was[name] != new[name]]
+    return {name: [was[name], new[name]] for name in changed if not name.startswith(NO_EFFECT)}
+
+
+def results_folder(run: Path, data: DataModule, name: str | None) -> Path:
+    """Return the folder for the results: the run's own for its data, else one of its evaluations.
+
+    Args:
+        run: The run folder.
+        data: The datamodule, matched to the checkpoint.
+        name: Value of ``--name``.
+
+    Raises:
+        UsageError: The name is not valid, or that evaluation is of other data.
+    """
+    if name is not None and not NAME.fullmatch(name):
+        raise UsageError(f"--name {name}: letters, digits, '.', '_', '+' and '-' only, at most 80")
+    if name is None and data.is_training_data():
+        return run
+    base = name or re.sub(r"[^\w.+-]+", "_", Path(data.place).stem) or "data"
+    for number in range(1, 1000):
+        folder = run / "evaluations" / (base if number == 1 else f"{base}-{number}")
+        there = {place for path in folder.glob("*_metrics.json") if (place := _place_of(path)) is not None}
+        if there <= {data.place}:
+            break
+        if name is not None:
+            raise UsageError(f"--name {name}: {folder} has the results on {sorted(there)[0]}; give another name")
+    return folder
+
+
+def _place_of(path: Path) -> str | None:
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["data"]["place"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def describe_data(command: str, data: DataModule, own: bool) -> dict[str, Any]:
+    """Describe the evaluated data for the results: place, number of samples, fingerprint, samples seen in training."""
+    split = SPLITS[command]
+    return {
+        "place": data.place,
+        "datamodule": type(data).__name__,
+        "split": split,
+        "samples": len(data.splits[split]["index"]),
+        "fingerprint": data.fingerprint(split),
+        "seen_in_training": data.seen.get(split, 0),
+        "own": own,
+    }
+
+
+def write_metrics(folder: Path, command: str, content: dict[str, Any]) -> None:
+    """Write COMMAND_metrics.json, and say if the data has changed since the last time."""
+    path = folder / f"{command}_metrics.json"
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))["data"]
+    except (OSError, ValueError, KeyError, TypeError):
+        before = {}
+    if before.get("fingerprint", content["data"]["fingerprint"]) != content["data"]["fingerprint"]:
+        log.warning(f"the {content['data']['split']} data has changed since the last {command}: {path} is replaced")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, content)

@@ -1,0 +1,261 @@
+"""Describes training data in a checkpoint, and matches other data to it: classes by name, its normalisation, samples seen before.
+
+    fit       training_record() --> checkpoint["trained_on"]: classes, mean and std, input settings, keys of samples, groups
+    evaluate  match(record): class names, mean and std become the checkpoint's; labels are renumbered by class name;
+              samples and groups that the checkpoint was trained on are counted and reported
+
+A sample's key is a hash of its content, so that a copy under another name or in another folder is recognised.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+from datamodules.images.class_folders import listed
+from datamodules.sample_keys import row_keys
+from datamodules.trained_on import MATCHED, FromCheckpoint, TrainedOn
+
+log = logging.getLogger(__name__)
+
+
+class MatchedToCheckpoint(LightningDataModule):
+    """Base class of datamodules that describe their training data, and serve other data as a checkpoint knows it."""
+
+    trained_on: TrainedOn | None = None
+    """The checkpoint's record, set by `match`; None if the datamodule is not matched to a checkpoint."""
+    reads_own: bool = False
+    """Whether `class_names`, `mean` and `std` return the data's own values although it is matched."""
+
+    numbers_classes: ClassVar[bool] = True
+    """Whether a network's outputs belong to classes by their number, so that names in another order would be wrong."""
+
+    splits: dict[str, dict[str, Tensor]]
+    images: Path | None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let the properties in `MATCHED` follow the checkpoint, in every subclass that defines them."""
+        super().__init_subclass__(**kwargs)
+        for name in MATCHED:
+            if isinstance(own := vars(cls).get(name), property | cached_property):
+                setattr(cls, name, FromCheckpoint(own, name))
+
+    @contextmanager
+    def own_values(self) -> Iterator[None]:
+        """Within this context `class_names`, `mean` and `std` are the data's own."""
+        before, self.reads_own = self.reads_own, True
+        try:
+            yield
+        finally:
+            self.reads_own = before
+
+    @property
+    def own_class_names(self) -> list[str]:
+        """Names of the classes as the data numbers them."""
+        with self.own_values():
+            names: list[str] = list(self.class_names)  # type: ignore[attr-defined]
+        return names
+
+    # ---- description of the training data ----
+
+    @property
+    def place(self) -> str:
+        """Folder or file of the data; the name of the class for data that is part of a package."""
+        found = next((value for name in ("root", "file", "cache") if (value := getattr(self, name, None))), None)
+        return type(self).__name__ if found is None else str(Path(found).absolute())
+
+    def sample_keys(self, split: str) -> Tensor:
+        """Return the keys of the samples of a split that setup has read, (n,) int64 in their order."""
+        values = self.splits[split]
+        return row_keys(values["signal" if "signal" in values else "image"])
+
+    def group_names(self, split: str) -> list[str]:
+        """Return the names of the people or groups in a split that setup has read, sorted; none if the data has no groups."""
+        return []
+
+    @property
+    def own_record(self) -> dict[str, Any]:
+        """Values for `TrainedOn.own`, plain."""
+        return {}
+
+    def training_record(self) -> dict[str, Any]:
+        """Return the description of the training data for a checkpoint, as plain values and tensors; computed once."""
+        if self._record_of_training is None:
+            data: Any = self
+            there = [split for split in ("train", "val") if split in self.splits]
+            record = TrainedOn(
+                datamodule=type(self).__name__,
+                place=self.place,
+                class_names=list(data.class_names),
+                mean=[float(value) for value in data.mean],
+                std=[float(value) for value in data.std],
+                in_channels=int(data.in_channels),
+                image_size=int(data.image_size),
+                inputs=dict(data.transform_settings),
+                split=dict(data.split_settings),
+                keys={split: self.sample_keys(split).sort().values for split in there},
+                groups={split: self.group_names(split) for split in there},
+                own=self.own_record,
+            )
+            self._record_of_training = record._asdict()
+        return self._record_of_training
+
+    _record_of_training: dict[str, Any] | None = None
+
+    def check_loaded(self, checkpoint: dict[str, Any]) -> None:
+        """Compare the data with a checkpoint that the Trainer loads, after `setup`.
+
+        Raises:
+            MisconfigurationException: A resumed fit has other training data; or classes differ in evaluation without `match`.
+        """
+        record = TrainedOn.of_checkpoint(checkpoint)
+        if record is None:
+            return
+        if self.trainer is not None and self.trainer.state.fn == "fit":
+            if record.datamodule:
+                self._check_continues(record)
+        elif self.trained_on is None and self.images is None and self.numbers_classes:
+            own = self.own_class_names
+            if own != record.class_names:
+                raise MisconfigurationException(
+                    f"the checkpoint was trained on the classes {listed(record.class_names)}, but the data has {listed(own)}, "
+                    "in this order; call datamodule.match(TrainedOn.of_checkpoint(checkpoint)) before the Trainer"
+                )
+
+    def _check_continues(self, record: TrainedOn) -> None:
+        """Check that a fit that goes on from a checkpoint has the training data of its first start."""
+        now = TrainedOn(**self.training_record())
+        if now.class_names != record.class_names:
+            raise MisconfigurationException(
+                f"the classes are {listed(now.class_names)}, but the run was trained on {listed(record.class_names)}; "
+                "continue with the same data, or start a new run"
+            )
+        for split in sorted(record.keys.keys() & now.keys.keys()):
+            if not torch.equal(now.keys[split], record.keys[split]):
+                gone = int((~torch.isin(record.keys[split], now.keys[split])).sum())
+                new = int((~torch.isin(now.keys[split], record.keys[split])).sum())
+                raise MisconfigurationException(
+                    f"the {split} data in {now.place} has changed since the run began: {gone:,} samples are gone or changed, "
+                    f"{new:,} are new; restore the data to resume, or start a new run (--model.weights of this one)"
+                )
+
+    # ---- other data ----
+
+    def match(self, record: TrainedOn, given: frozenset[str] = frozenset(), *, labelled: bool = True) -> None:
+        """Serve the data as the checkpoint knows it; call before `setup`, in evaluation.
+
+        Args:
+            record: What the checkpoint was trained on.
+            given: Names of settings of the datamodule that the user gives explicitly; these may differ from training.
+            labelled: Whether labels are compared with predictions; if not, classes are not compared.
+
+        Raises:
+            MisconfigurationException: The data has classes, channels or input settings that the checkpoint does not know.
+        """
+        data: Any = self
+        self.trained_on = record
+        for name in ("mean", "std"):
+            wanted = [float(value) for value in getattr(record, name)]
+            if name in given and self._own_numbers(name) != wanted:
+                raise MisconfigurationException(
+                    f"--data.{name}: the checkpoint was trained with {name} {wanted}, which evaluation uses; remove the setting"
+                )
+        if data.in_channels != record.in_channels:
+            raise MisconfigurationException(
+                f"the checkpoint was trained on {record.in_channels} channels, but {self.place} has {data.in_channels}"
+                + (f"; give --data.channels {record.in_channels}" if hasattr(data, "_channels") else "")
+            )
+        self._check_inputs(record, given)
+        if labelled and self.images is None:
+            self._check_classes(record)
+
+    def _own_numbers(self, name: str) -> list[float]:
+        with self.own_values():
+            return [float(value) for value in getattr(self, name)]
+
+    def _check_inputs(self, record: TrainedOn, given: frozenset[str]) -> None:
+        data: Any = self
+        trained = {**record.inputs, "image_size": record.image_size or data.image_size}
+        now = {**data.transform_settings, "image_size": data.image_size}
+        for name, value in trained.items():
+            if name not in now or now[name] == value or name.startswith("views."):
+                continue
+            if name.split(".")[0] not in given:
+                raise MisconfigurationException(
+                    f"data.{name} was {value} in training and is {now[name]} now, which changes the network's input; "
+                    f"give --data.{name} {value}, or {now[name]} explicitly if you want it"
+                )
+            log.info(f"data       {name} is {now[name]}, as given; the checkpoint was trained with {value}")
+
+    def _check_classes(self, record: TrainedOn) -> None:
+        own = self.own_class_names
+        if unknown := [name for name in own if name not in record.class_names]:
+            raise MisconfigurationException(
+                f"{self.place} has the class{'es' * (len(unknown) > 1)} {listed(unknown)}, but the checkpoint was trained on "
+                f"{listed(record.class_names)}"
+            )
+        if own != record.class_names:
+            absent = [name for name in record.class_names if name not in own]
+            log.info(
+                f"data       classes are matched by name: {len(own)} of the {len(record.class_names)} classes of the checkpoint"
+                + (f" (without {listed(absent)})" if absent else ", in another order")
+            )
+
+    def as_trained(self, label: Tensor) -> Tensor:
+        """Renumber labels (N,) int64 from the data's own classes to those of the checkpoint; unchanged if there is none."""
+        if self.trained_on is None or (own := self.own_class_names) == self.trained_on.class_names:
+            return label
+        places = {name: number for number, name in enumerate(self.trained_on.class_names)}
+        table = torch.tensor([places[name] for name in own], dtype=label.dtype, device=label.device)
+        return table[label]
+
+    def seen_in_training(self, split: str) -> int:
+        """Count the samples of a split that the checkpoint was trained on, and log them and the people or groups that it knows."""
+        if self.trained_on is None or not self.trained_on.keys:
+            return 0
+        keys = self.sample_keys(split)
+        count, total = int(torch.isin(keys, self.trained_on.keys["train"]).sum()), len(keys)
+        if count:
+            log.warning(
+                f"{count:,} of the {total:,} {split} samples are training samples of the checkpoint: "
+                "the metrics are not those of new data"
+            )
+        parts = ("train",) if split == "val" else ("train", "val")  # the validation data chose the checkpoint
+        known = {name for part in parts for name in self.trained_on.groups.get(part, [])}
+        if both := [name for name in self.group_names(split) if name in known]:
+            log.warning(
+                f"people or groups of the {split} data have the names of some in the checkpoint's {' or '.join(parts)} data: "
+                f"{listed(both)}; if they are the same, the metrics are not those of new ones"
+            )
+        return count
+
+    def is_training_data(self) -> bool:
+        """Whether the data, wherever it lies, is the one that the checkpoint was trained on; True without a record."""
+        record = self.trained_on
+        if record is None or not record.keys:
+            return True
+        same_split = dict(self.split_settings) == record.split  # type: ignore[attr-defined]
+        if same_split and (type(self).__name__, self.place) == (record.datamodule, record.place):
+            return True
+        try:  # the data may have been moved
+            self.setup("validate")
+            return all(torch.equal(self.sample_keys(split).sort().values, keys) for split, keys in record.keys.items())
+        except (MisconfigurationException, ValueError, OSError):
+            return False
+
+    def fingerprint(self, split: str) -> str:
+        """Hash of the samples and labels of a split that setup has read, 16 hexadecimal digits; their order does not matter."""
+        keys = self.sample_keys(split)
+        rows = torch.stack([keys, self.splits[split].get("label", torch.zeros_like(keys)).cpu()], dim=1)
+        return hashlib.sha256(np.sort(row_keys(rows).numpy()).tobytes()).hexdigest()[:16]

@@ -1,0 +1,130 @@
+"""`SignalMatching`: brings the signals of other data into the order of a checkpoint, by name, and compares units and scales."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+from datamodules.images.class_folders import listed
+from datamodules.trained_on import TrainedOn
+
+log = logging.getLogger(__name__)
+
+WITH_UNIT = re.compile(r"(.+?)\s*(?:\[([^\]]+)\]|\(([^)]+)\))")
+UNNAMED = re.compile(r"signal \d+")
+OTHER_SCALE = 4.0
+"""Ratio of a signal's spread to that in training from which other units are suspected; g to m/s2 is 9.8."""
+
+
+class SignalMatching(NamedTuple):
+    """How the signals of a datamodule are brought into the order of a checkpoint.
+
+    Attributes:
+        names: Names of the signals in training.
+        order: (S,) int64, place in the data of each signal of the checkpoint; None if the order is the same.
+        elsewhere: Whether the data is not where the training data was, so that the checkpoint's normalisation is used.
+    """
+
+    names: list[str]
+    order: Tensor | None
+    elsewhere: bool
+
+    @classmethod
+    def of(cls, data: Any, record: TrainedOn, elsewhere: bool) -> SignalMatching:
+        """Match the signals of a datamodule to those of a checkpoint.
+
+        Args:
+            data: A `SignalDataModule`.
+            record: What the checkpoint was trained on.
+            elsewhere: See the attribute.
+
+        Raises:
+            MisconfigurationException: Signals, units or window lengths differ.
+        """
+        own, trained = list(data.signal_names), record.own.get("signal_names")
+        length = record.own.get("window_length")
+        if length is not None and length != data.window_length:
+            raise MisconfigurationException(
+                f"{data.place} has windows of {data.window_length} samples, but the checkpoint was trained on windows of {length}; "
+                f"cut windows of {length} samples"
+            )
+        if trained is None:
+            return cls(own, None, elsewhere)
+        ours, theirs = [without_unit(name) for name in own], [without_unit(name) for name in trained]
+        unnamed = [all(UNNAMED.fullmatch(name) for name in names) for names in (ours, theirs)]
+        if len(ours) == len(theirs) and unnamed[0] != unnamed[1]:
+            log.warning(
+                f"the signals {'of the data' if unnamed[0] else 'of the training data'} have no names; they are taken in the order "
+                f"{', '.join(theirs if unnamed[0] else ours)}"
+            )
+            return cls(trained, None, elsewhere)
+        if sorted(ours) != sorted(theirs):
+            missing, more = ([n for n in a if n not in b] for a, b in ((theirs, ours), (ours, theirs)))
+            parts = [f"lacks {listed(missing)}"] * bool(missing) + [f"has also {listed(more)}"] * bool(more)
+            raise MisconfigurationException(
+                f"{data.place} has other signals than the checkpoint was trained on: it {' and '.join(parts)}; "
+                f"give it the signals {', '.join(theirs)}"
+            )
+        order = [ours.index(name) for name in theirs]
+        _check_units(data, record, order)
+        if order == list(range(len(order))):
+            return cls(trained, None, elsewhere)
+        log.info("data       signals are matched by name: the data has them in another order")
+        return cls(trained, torch.tensor(order), elsewhere)
+
+    def in_order(self, signal: Tensor) -> Tensor:
+        """Return windows (N, S, T) with the signals in the order of the checkpoint."""
+        return signal if self.order is None else signal[:, self.order]
+
+    def check_scale(self, signal: Tensor, mean: Tensor, std: Tensor, place: str) -> None:
+        """Warn if a signal's values are many times larger or smaller than in training, as with other units.
+
+        Args:
+            signal: (N, S, T) windows in the order of the checkpoint.
+            mean: (S,) mean of each signal in training.
+            std: (S,) standard deviation of each signal in training.
+            place: Where the data is.
+        """
+        size = signal.double().pow(2).mean((0, 2)).sqrt()
+        trained = (mean.double() ** 2 + std.double() ** 2).sqrt()
+        for name, now, was in zip(self.names, size.tolist(), trained.tolist(), strict=True):
+            if was > 0 and not 1 / OTHER_SCALE <= now / was <= OTHER_SCALE:
+                log.warning(
+                    f"{place}: {name!r} is on average {now / was:.3g} times as large as in training ({now:.3g} to {was:.3g}, root "
+                    "mean square): other units? The checkpoint's normalisation is used"
+                )
+                return
+
+
+def without_unit(name: str) -> str:
+    """Return the name of a signal without a unit in brackets.
+
+    >>> without_unit("acc_x [g]")
+    'acc_x'
+    """
+    found = WITH_UNIT.fullmatch(name)
+    return name if found is None else found[1]
+
+
+def units_of(names: Sequence[str]) -> list[str] | None:
+    """Return the units in brackets after the names; None if a name has none."""
+    found = [WITH_UNIT.fullmatch(name) for name in names]
+    units = [one[2] or one[3] for one in found if one is not None]
+    return units if len(units) == len(names) else None
+
+
+def _check_units(data: Any, record: TrainedOn, order: Sequence[int]) -> None:
+    now, trained = data.signal_units, record.own.get("signal_units")
+    if now is None or trained is None:
+        return
+    for place, unit, name in zip(order, trained, record.own["signal_names"], strict=True):
+        if now[place] != unit:
+            raise MisconfigurationException(
+                f"{data.place}: {without_unit(name)} is in {now[place]}, but the checkpoint was trained on {unit}; convert it"
+            )
