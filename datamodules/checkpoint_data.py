@@ -214,7 +214,9 @@ class MatchedToCheckpoint(LightningDataModule):
 
     def as_trained(self, label: Tensor) -> Tensor:
         """Renumber labels (N,) int64 from the data's own classes to those of the checkpoint; unchanged if there is none."""
-        if self.trained_on is None or (own := self.own_class_names) == self.trained_on.class_names:
+        if self.trained_on is None or not self.numbers_classes:
+            return label
+        if (own := self.own_class_names) == self.trained_on.class_names:
             return label
         places = {name: number for number, name in enumerate(self.trained_on.class_names)}
         table = torch.tensor([places[name] for name in own], dtype=label.dtype, device=label.device)

@@ -25,7 +25,6 @@ from datamodules.images.formats import EXTENSIONS, is_image, missing_package, re
 from datamodules.images.near_duplicates import alike
 from datamodules.segmentation.polygons import Shape
 from datamodules.splitting.grouped import join_groups
-from foundation.slug import slug
 
 log = logging.getLogger(__name__)
 
@@ -103,9 +102,8 @@ def check_sets(sets: Sequence[PromptSet]) -> None:
 
 
 def are_prompts(texts: Sequence[str]) -> bool:
-    """Whether there is at least one text, all differ in more than case and punctuation, and each has a letter or a digit."""
-    slugs = [slug(text) for text in texts]
-    return len({*slugs}) == len(slugs) > 0 and all(slugs)
+    """Whether there is at least one text, all are different, and each has a letter or a digit."""
+    return len({*texts}) == len(texts) > 0 and all(any(map(str.isalnum, text)) for text in texts)
 
 
 def synonyms_of(sets: Iterable[PromptSet]) -> list[list[str]]:

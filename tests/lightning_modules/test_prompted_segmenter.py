@@ -290,3 +290,20 @@ def test_pictures_require_masks(tmp_path: Path) -> None:
         pictures._add(None, None, {"logits": torch.zeros(2, 2)}, {"image": 0})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="count: 1 mask or more, got 0"):
         SegmentationPictures(count=0)
+
+
+def test_prompts_are_matched_without_case_and_old_masks_go(trained: Path) -> None:
+    predict = ["predict", "--run", str(trained), "--data.prompts"]
+    assert main([*predict, '["segment crack", "something else"]']) == 0
+    rows = (trained / "predictions.csv").read_text().splitlines()
+    before = {line.rpartition(",")[2] for line in rows[1:]}
+    assert main([*predict, '["Segment CRACK!"]']) == 0
+    again = (trained / "predictions.csv").read_text().splitlines()
+    chosen = load_run(trained).thresholds["segment crack"]  # type: ignore[union-attr,index]
+    assert {float(line.split(",")[3]) for line in again[1:]} == {chosen}
+    kept = {line.rpartition(",")[2] for line in again[1:]}
+    assert len(kept) < len(before)
+    for kind in ("masks", "overlays"):
+        files = {f"predictions/masks/{path.name}" for path in (trained / "predictions" / kind).rglob("*.png")}
+        assert {Path(name).name for name in kept} == {Path(name).name for name in files}
+    assert main([*predict, '["segment crack", "Segment-crack"]']) == 2

@@ -1,0 +1,185 @@
+"""Keys of samples, the record of training data, and matching to a checkpoint in every datamodule."""
+
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from datamodules import (
+    CachedFeaturesDataModule,
+    CIFAR10DataModule,
+    DataModule,
+    DigitsDataModule,
+    ImageFolderDataModule,
+    PromptedSegmentationDataModule,
+    PromptSet,
+    TrainedOn,
+)
+from datamodules.sample_keys import file_keys, row_keys
+from tests.datamodules.cifar_layout import write_cifar
+from tests.datamodules.pictures import write_classes
+from tests.datamodules.segmentation_sets import TWO, write_two
+from tests.features.caches import identity, samples, write
+
+
+def record_of(data: DataModule, **changes: Any) -> TrainedOn:
+    data.setup("fit")
+    return TrainedOn(**data.training_record())._replace(**changes)
+
+
+def test_a_key_is_a_sum_of_words_times_odd_factors() -> None:
+    rows = torch.randint(0, 256, (40, 3, 5, 3), dtype=torch.uint8)
+    keys = row_keys(rows).tolist()
+    units = torch.zeros(6, 45, dtype=torch.uint8)
+    for word in range(6):
+        units[word, 8 * word] = 1  # a one in the lowest byte of each word: its key is the factor of the word
+    factors = row_keys(units).tolist()
+    assert all(factor % 2 for factor in factors)
+    assert len(set(factors)) == 6
+    for row, key in zip(rows, keys, strict=True):
+        content = bytes(row.flatten().tolist()) + bytes(3)
+        words = [int.from_bytes(content[i : i + 8], "little") for i in range(0, 48, 8)]
+        expected = sum(word * factor for word, factor in zip(words, factors, strict=True)) % 2**64
+        assert key % 2**64 == expected
+
+
+def test_keys_do_not_depend_on_layout_and_differ_for_every_bit() -> None:
+    rows = torch.randn(30, 9, 16)
+    assert torch.equal(row_keys(rows), row_keys(rows.transpose(1, 2).contiguous().transpose(1, 2)))
+    changed = rows.clone()
+    changed.view(torch.int32)[7, 3, 2] ^= 1
+    assert (row_keys(rows) != row_keys(changed)).nonzero().flatten().tolist() == [7]
+
+
+def test_keys_of_files_follow_the_content(tmp_path: Path) -> None:
+    content = random.Random(0).randbytes(20_000)
+    changed = {"same": content, "longer": content + b"\0", "first": b"x" + content[1:], "last": content[:-1] + b"x"}
+    middle = bytearray(content)
+    middle[10_000] ^= 1
+    for name, part in {"a": content, **changed, "middle": bytes(middle), "empty": b"", "short": b"ab"}.items():
+        (tmp_path / name).write_bytes(part)
+    names = ["a", "same", "longer", "first", "last", "middle", "empty", "short"]
+    keys = file_keys([tmp_path / name for name in names]).tolist()
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == len(keys) - 1
+    assert len(file_keys([tmp_path / "absent"])) == 1
+
+
+def cifar(root: Path, names: list[str]) -> CIFAR10DataModule:
+    write_cifar(root / "cifar-10-batches-py", names=names, files=2)
+    return CIFAR10DataModule(str(root), batch_size=8)
+
+
+def test_cifar_layout_in_another_order_of_classes(tmp_path: Path) -> None:
+    first = cifar(tmp_path / "a", ["ant", "bee", "cow"])
+    other = cifar(tmp_path / "b", ["cow", "ant", "bee"])
+    record = record_of(first)._replace(mean=[0.1, 0.2, 0.3])
+    other.match(record)
+    other.setup("test")
+    own = CIFAR10DataModule(str(tmp_path / "b"))
+    own.setup("test")
+    named = [["cow", "ant", "bee"][label] for label in own.splits["test"]["label"].tolist()]
+    assert [record.class_names[label] for label in other.splits["test"]["label"].tolist()] == named
+    assert (other.class_names, other.mean) == (["ant", "bee", "cow"], (0.1, 0.2, 0.3))
+    assert other.own_class_names == ["cow", "ant", "bee"]
+    # the images are the same in both places
+    assert other.seen["test"] == int(torch.isin(other.sample_keys("test"), record.keys["train"]).sum()) > 0
+
+
+def test_cached_features_in_another_order_of_classes(tmp_path: Path) -> None:
+    names = identity().class_names
+    write(tmp_path / "a", identity(), {"train": samples(20, 1), "val": samples(9, 2), "test": samples(9, 3)})
+    swapped = identity(class_names=names[::-1], data="tensors:" + "1" * 64)
+    write(tmp_path / "b", swapped, {"train": samples(20, 4), "val": samples(9, 5), "test": samples(9, 3)})
+    data = CachedFeaturesDataModule(str(tmp_path / "b"))
+    data.match(record_of(CachedFeaturesDataModule(str(tmp_path / "a"), batch_size=8)))
+    data.setup("test")
+    own = samples(9, 3)[1] if isinstance(samples(9, 3), tuple) else samples(9, 3)["label"]
+    assert sorted(data.splits["test"]["label"].tolist()) == sorted(len(names) - 1 - label for label in own.tolist())
+    assert data.seen["test"] == 0
+
+
+def test_validation_on_another_split_reports_training_samples() -> None:
+    data = DigitsDataModule(split_seed=1)
+    data.match(record_of(DigitsDataModule()))
+    data.setup("validate")
+    assert data.seen["val"] > 0.6 * len(data.splits["val"]["label"])
+    assert not data.is_training_data()
+    same = DigitsDataModule()
+    same.match(record_of(DigitsDataModule()))
+    same.setup("validate")
+    assert same.seen["val"] == 0
+    assert same.is_training_data()
+
+
+@pytest.mark.parametrize(("channels", "settings"), [(1, {}), (3, {"channels": 1})])
+def test_other_channels_are_refused(tmp_path: Path, channels: int, settings: dict[str, Any]) -> None:
+    data = ImageFolderDataModule(str(write_classes(tmp_path, {"a": 5, "b": 5})), image_size=8, **settings)
+    record = record_of(DigitsDataModule())._replace(in_channels=channels, image_size=8)
+    with pytest.raises(MisconfigurationException, match=f"--data.channels {channels}"):
+        data.match(record)
+
+
+def test_another_size_must_be_given(tmp_path: Path) -> None:
+    root = str(write_classes(tmp_path, {"a": 5, "b": 5}))
+    record = record_of(ImageFolderDataModule(root, image_size=16, batch_size=2, val_fraction=0.4, test_fraction=0.2))
+    data = ImageFolderDataModule(root, image_size=24)
+    with pytest.raises(MisconfigurationException, match=r"data\.image_size was 16 in training and is 24 now"):
+        data.match(record)
+    data.match(record, frozenset({"image_size"}))
+
+
+def test_objects_are_matched_by_their_prompts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings: dict[str, Any] = {"image_size": 16, "workers": 0, "batch_size": 2}
+    root = str(write_two(tmp_path))
+    record = record_of(PromptedSegmentationDataModule(root, TWO, **settings))
+    # the walls are called by a synonym, in capitals; the joints by a prompt that is new
+    sets = [PromptSet("walls", ["Fissure"]), PromptSet("joints", ["seam"])]
+    data = PromptedSegmentationDataModule(root, sets, split_seed=1, **settings)
+    data.match(record)
+    assert data.class_names == ["crack", "seam"]
+    assert "not trained on: seam" in caplog.text
+    data.setup("test")
+    assert data.seen["test"] > 0, "the split is another one"
+    assert len(data.fingerprint("test")) == 16
+
+
+def test_groups_of_a_table_are_compared(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first, other = tmp_path / "first", tmp_path / "other"
+    write_classes(first, {"a": 8, "b": 8})
+    write_classes(other / "test", {"a": 2, "b": 2}, suffix=".bmp")
+    for root, names in ((first, "pqrs"), (other, "sxyz")):
+        files = sorted(path.relative_to(root / "test" if root == other else root) for path in root.rglob("0*"))
+        lines = [f"{path},{names[int(path.stem) * len(names) // 8]}" for path in files]
+        (root / "groups.csv").write_text("\n".join(["file,person", *lines]))
+    settings: dict[str, Any] = {"image_size": 8, "group_column": "person", "batch_size": 2}
+    data = ImageFolderDataModule(
+        str(first), groups=str(first / "groups.csv"), val_fraction=0.25, test_fraction=0.25, **settings
+    )
+    record = record_of(data)
+    assert {*record.groups["train"], *record.groups["val"]} < {*"pqrs"}
+    record = record._replace(groups={"train": ["s"], "val": []})
+    again = ImageFolderDataModule(str(other), groups=str(other / "groups.csv"), **settings)
+    again.match(record)
+    again.setup("test")
+    assert "people or groups of the test data" in caplog.text
+
+
+def test_a_moved_folder_keeps_its_fingerprint(tmp_path: Path) -> None:
+    write_classes(tmp_path / "a", {"a": 6, "b": 6})
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    found = []
+    for place in "ab":
+        data = ImageFolderDataModule(str(tmp_path / place), image_size=8, val_fraction=0.2, test_fraction=0.3)
+        data.setup("test")
+        found.append(data.fingerprint("test"))
+    assert found[0] == found[1]
+    label = data.splits["test"]["label"]
+    data.splits["test"]["label"] = 1 - label
+    assert data.fingerprint("test") != found[0], "labels are part of it"
+    assert np.array_equal(data.splits["test"]["label"].numpy(), 1 - label.numpy())
