@@ -70,7 +70,26 @@ def prefer_ours() -> None:
     _typehints.resolve_class_path_by_name = resolved
 
 
+def replace_lists() -> None:
+    """Make a list that is given anew replace the earlier one, in a file and as a flag.
+
+    Without this, an item of a list as long as the earlier one keeps every setting that it does not name of the item at its place,
+    and of a class of another name those that it also has. jsonargparse has no setting for it. Items added with ``+``, and flags
+    for the last item such as ``--trainer.callbacks.patience``, work as before. The patch replaces a private function of
+    jsonargparse; tests and the range of versions in pyproject.toml guard it.
+    """
+    adapt = _typehints.adapt_typehints
+
+    def adapted(val: Any, typehint: Any, **settings: Any) -> Any:
+        if type(val) is list and not settings.get("append"):  # added items are new already, and need the earlier ones
+            settings["prev_val"] = None
+        return adapt(val, typehint, **settings)
+
+    _typehints.adapt_typehints = adapted
+
+
 prefer_ours()
+replace_lists()
 
 
 def check_configs(paths: Iterable[str]) -> None:
