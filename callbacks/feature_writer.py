@@ -123,16 +123,27 @@ class FeatureWriter(Callback):
                 dtype=self.dtype,
                 views=self.views,
             )
-            folder = self.cache or Path("caches") / self.name / identity.fingerprint[:12]
-            return CacheWriter(
-                folder,
-                identity,
-                rank=trainer.global_rank,
-                shard_bytes=round(self.shard_mb * 1_000_000),
-                files=about.files,
-            )
         except CacheError as error:
             raise MisconfigurationException(str(error)) from error
+        folder = self.cache or Path("caches") / self.name / identity.fingerprint[:12]
+        writer, refusal = None, ""
+        for turn in (
+            trainer.global_rank == 0,
+            trainer.global_rank > 0,
+        ):  # the first process locks the folder before others open it
+            if turn:
+                try:
+                    size = round(self.shard_mb * 1_000_000)
+                    writer = CacheWriter(
+                        folder, identity, rank=trainer.global_rank, shard_bytes=size, files=about.files
+                    )
+                except CacheError as error:
+                    refusal = str(error)
+            refusal = trainer.strategy.broadcast(refusal) or refusal
+            if refusal:
+                raise MisconfigurationException(refusal)
+        assert writer is not None
+        return writer
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log how many samples are to be extracted."""
@@ -176,6 +187,8 @@ class FeatureWriter(Callback):
             self._writer.flush()
         except CacheError:  # a full disk: the first error is already reported
             return
+        finally:
+            self._writer.close()
         log.info(f"kept       the features so far are in {self._writer.folder}; the same command continues")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -192,6 +205,8 @@ class FeatureWriter(Callback):
             trainer.strategy.barrier()
         except CacheError as error:
             raise MisconfigurationException(str(error)) from error
+        finally:
+            writer.close()
 
     def _unreadable(self, trainer: Trainer) -> dict[Split, int]:
         """Number of unreadable samples per split, summed over the processes."""

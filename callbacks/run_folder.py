@@ -7,11 +7,13 @@ metrics.csv, events.out.*, plots/   metrics and plots (callbacks/metrics_log.py,
 checkpoints/                        best.ckpt, last.ckpt, best.json, epoch=NNN.ckpt (callbacks/checkpoints.py)
 weights.safetensors                 the best weights (the averaged ones with EMA), readable without Lightning
 training_summary.json               best and final metrics, epochs, settings, time, environment (callbacks/summary.py)
+.lock                               only while a process trains in the folder (foundation/folder_lock.py)
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import platform
 import shutil
@@ -29,8 +31,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from callbacks.find_callbacks import find_callbacks
 from foundation.atomic_files import write_json, write_text
+from foundation.folder_lock import LOCK, FolderInUseError, FolderLock
 from foundation.project import ROOT
 
+log = logging.getLogger(__name__)
 PACKAGES = ("lightning", "torch", "torchvision", "torchmetrics", "jsonargparse", "numpy", "timm")
 
 
@@ -84,8 +88,26 @@ def _git(root: Path, *arguments: str) -> str | None:
     return result.stdout.strip()
 
 
+def lock_run(folder: Path) -> FolderLock | None:
+    """Lock a run folder for this process; None in all but the first process of a run.
+
+    Raises:
+        MisconfigurationException: Another process trains in the folder, or it cannot be written.
+    """
+    if getattr(rank_zero_only, "rank", 0) != 0:
+        return None
+    try:
+        return FolderLock(folder, log.warning)
+    except FolderInUseError as error:
+        raise MisconfigurationException(f"run folder {error}") from error
+    except OSError as error:
+        raise MisconfigurationException(f"run folder {folder}: cannot be written ({error.strerror})") from error
+
+
 class RunFolder(Callback):
     """Creates the run folder and writes config.yaml and environment.json when training starts.
+
+    While it trains, the folder is locked: a second process cannot train in it.
 
     Args:
         path: The folder; None for a run that writes nothing.
@@ -93,6 +115,10 @@ class RunFolder(Callback):
         seed: The seed, for environment.json.
         command: The command line, for environment.json.
         resumed: Whether the folder belongs to a run that is resumed; otherwise it must be empty or absent.
+
+    Attributes:
+        lock: The lock of the folder. The command line sets it before, and releases it when the command ends; without it, the
+            folder is locked from ``setup`` to ``teardown``.
 
     Raises:
         MisconfigurationException: A new run is given a folder that is not empty.
@@ -115,13 +141,38 @@ class RunFolder(Callback):
         self._found = False
         self._started = time.monotonic()
         self._begun = False
+        self.lock: FolderLock | None = None
+        self._own_lock: FolderLock | None = None
         if path is not None and getattr(rank_zero_only, "rank", 0) == 0:
-            if not resumed and path.is_dir() and any(path.iterdir()):
-                raise MisconfigurationException(
-                    f"run folder {path} is not empty: give another --run_dir, or continue its run with --resume {path}"
-                )
+            self._check_empty(path)
             self._found = path.is_dir()
             self._made = [folder for folder in (path, *path.parents) if not folder.exists()]
+
+    def _check_empty(self, path: Path) -> None:
+        if not self.resumed and path.is_dir() and any(entry.name != LOCK for entry in path.iterdir()):
+            raise MisconfigurationException(
+                f"run folder {path} is not empty: give another --run_dir, or continue its run with --resume {path}"
+            )
+
+    def hold(self, lock: FolderLock | None = None) -> FolderLock | None:
+        """Lock the folder, unless the lock is given, and keep it until the caller releases it.
+
+        Returns:
+            The lock; None for a run that writes nothing, and in all but the first process.
+
+        Raises:
+            MisconfigurationException: Another process trains in the folder, or has trained in it just now.
+        """
+        if self.path is None:
+            return None
+        self.lock = lock or lock_run(self.path)
+        if self.lock is not None:
+            try:
+                self._check_empty(self.path)
+            except MisconfigurationException:
+                self.lock.release()
+                raise
+        return self.lock
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Broadcast the path to all processes; rank zero creates the folder."""
@@ -130,8 +181,23 @@ class RunFolder(Callback):
         self.path = Path(trainer.strategy.broadcast(str(self.path)))
         if not trainer.is_global_zero:
             return
+        if self.lock is None:
+            self._own_lock = lock_run(self.path)
         (self.path / "plots").mkdir(parents=True, exist_ok=True)
         (self.path / "checkpoints").mkdir(exist_ok=True)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Release the lock that ``setup`` took."""
+        self._release()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Release the lock that ``setup`` took."""
+        self._release()
+
+    def _release(self) -> None:
+        if self._own_lock is not None:
+            self._own_lock.release()
+            self._own_lock = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the configuration and the environment, after all checks and before the first batch."""

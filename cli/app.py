@@ -24,7 +24,7 @@ from foundation.allocator import keep_freed_memory
 from foundation.suggestions import nearest
 
 OK, FAILED, WRONG_INPUT, OUT_OF_MEMORY, NON_FINITE = range(5)
-OUR_PACKAGES = ("cli", "callbacks", "datamodules", "lightning_modules")
+OUR_PACKAGES = ("cli", "callbacks", "datamodules", "features", "lightning_modules")
 
 
 def main(args: list[str] | None = None) -> int:
@@ -63,6 +63,13 @@ def main(args: list[str] | None = None) -> int:
 def _run(flags: RunFlags, args: list[str]) -> int | RunFlags:
     """Run a command; return its exit code, or the flags of the restart that continues it after running out of memory."""
     cli = VisionCLI(flags, ["main.py", *args])
+    try:
+        return _outcome(cli)
+    finally:
+        cli.release()
+
+
+def _outcome(cli: VisionCLI) -> int | RunFlags:
     try:
         cli.run()
     except (UsageError, MisconfigurationException, FileNotFoundError) as error:

@@ -20,12 +20,14 @@ import datamodules
 import lightning_modules
 from callbacks.find_callbacks import find_callbacks
 from callbacks.lightning_internals import first_difference
+from callbacks.run_folder import lock_run
 from cli import resume
 from cli.evaluation import describe_data, given_settings, overrides, results_folder, write_metrics
 from cli.parser import Parser, add_run_settings, check_configs, readable
 from cli.predictions import write_predictions
 from cli.resume import RunCheckpoint
 from cli.run_flags import RunFlags, UsageError
+from foundation.folder_lock import FolderLock
 from foundation.project import MAIN, ROOT
 
 log = logging.getLogger(__name__)
@@ -48,6 +50,7 @@ class VisionCLI(LightningCLI):
         self.source: RunCheckpoint | None = None
         self.trained_on: datamodules.TrainedOn | None = None
         self.run_folder: ours.RunFolder | None = None
+        self.lock: FolderLock | None = None
         self.signals = ours.StopOnSignal()
         self.datamodule: Any = None
         self.model: Any = None
@@ -72,6 +75,11 @@ class VisionCLI(LightningCLI):
         if self.run_folder is not None:
             self.run_folder.discard()
 
+    def release(self) -> None:
+        """Release the run folder, so that other processes can train in it."""
+        if self.lock is not None:
+            self.lock.release()
+
     # ---- parsing ----
 
     def run(self) -> None:
@@ -87,6 +95,9 @@ class VisionCLI(LightningCLI):
         arguments = [self.flags.command, *self.flags.rest]
         if (target := self.flags.values.get("resume") or self.flags.values.get("run")) is not None:
             self.source = resume.find(target, self.flags)
+            if self.flags.command == "fit":
+                self.lock = lock_run(self.source.folder)
+                self.source = resume.find(target, self.flags)  # another process may have replaced it before the lock
             self.trained_on = self.source.trained_on
             arguments = [self.flags.command, "--config", str(self.source.config), *self.flags.rest]
         elif self.flags.command != "fit" and not self.flags.configs:
@@ -239,7 +250,9 @@ class VisionCLI(LightningCLI):
             path = self.source.folder if self.source is not None else self.flags.new_run_dir()
         text = yaml.safe_dump(self.config_dict(), sort_keys=False)
         seed = self.config[self.subcommand].seed_everything
-        return ours.RunFolder(path, text, seed, self.command_line, resumed=self.source is not None)
+        folder = ours.RunFolder(path, text, seed, self.command_line, resumed=self.source is not None)
+        self.lock = folder.hold(self.lock) or self.lock
+        return folder
 
     def _all_callbacks(self, own: list[Callback], settings: Any, options: dict[str, Any]) -> list[Callback]:
         assert self.run_folder is not None

@@ -7,11 +7,13 @@
     writer.finish({"train": 1000, "val": 100})                    one process, after all have flushed: writes the header
 
 Each process writes its own shards. A shard gets its name only when it is completely on disk. Finished samples are read from the
-indices in the shards, so an interrupted extraction can be continued with another number of processes.
+indices in the shards, so an interrupted extraction can be continued with another number of processes. While a cache is unfinished,
+the first process locks its folder (`foundation.folder_lock`), so that no second extraction writes to it.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import get_args
@@ -44,6 +46,9 @@ from features.shards import (
     write_file,
     write_shard,
 )
+from foundation.folder_lock import FolderInUseError, FolderLock
+
+log = logging.getLogger(__name__)
 
 FILES = "files.jsonl"
 
@@ -54,7 +59,8 @@ class CacheWriter:
     Args:
         folder: Folder of the cache; created if it does not exist. An unfinished extraction with the same identity is continued.
         identity: Identity of the features.
-        rank: Number of this process, from 0; must be unique among the processes that write at the same time.
+        rank: Number of this process, from 0; must be unique among the processes that write at the same time. Process 0 must open
+            the cache before the others, because it locks the folder.
         shard_bytes: Largest size of a shard in bytes; a single sample may exceed it.
         files: Size of each file by name, whose fingerprint is `identity.data`. The list is stored next to the header, so that a
             later error can report which files differ.
@@ -64,7 +70,8 @@ class CacheWriter:
         finished: Whether the cache was already complete when it was opened, so that nothing has to be extracted.
 
     Raises:
-        CacheError: The folder holds a cache with another identity or a damaged cache, or cannot be written to.
+        CacheError: The folder holds a cache with another identity or a damaged cache, cannot be written to, or another process
+            writes to it.
     """
 
     def __init__(
@@ -81,15 +88,42 @@ class CacheWriter:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CacheError(f"{self.folder}: cannot be made ({error.strerror})") from None
-        for leftover in self.folder.glob(f".*.{self._writer}.tmp"):  # left by a process that was killed
-            leftover.unlink(missing_ok=True)
-        self.identity, self.finished = self._opened(identity, files)
+        self._lock: FolderLock | None = None
+        if not (self.folder / HEADER).is_file():  # a complete cache may be read-only
+            self._hold()
+        try:
+            self.identity, self.finished = self._opened(identity, files)
+        except CacheError:
+            self.close()
+            raise
+        if self.finished:
+            self.close()
+        else:
+            self._hold()
+            for leftover in self.folder.glob(f".*.{self._writer}.tmp"):  # left by a process that was killed
+                leftover.unlink(missing_ok=True)
         self._seen: dict[str, Tensor] = {}  # by split: whether the sample of each index is on disk or buffered
         self._held: dict[str, list[dict[str, Tensor]]] = {}
         for path, split in () if self.finished else self._shards():
             tensors, checksum = map_shard(path, self.identity, split)
             check_sum(path, tensors, checksum)  # checked now, before the remaining samples are extracted
             self._mark(split, tensors["index"])
+
+    def _hold(self) -> None:
+        """Lock the folder in the first process."""
+        if self.rank == 0 and self._lock is None:
+            try:
+                self._lock = FolderLock(self.folder, log.warning)
+            except FolderInUseError as error:
+                raise CacheError(str(error)) from None
+            except OSError as error:
+                raise CacheError(f"{self.folder}: cannot be written ({error.strerror})") from None
+
+    def close(self) -> None:
+        """Unlocks the folder; buffered samples are not written. `finish` does it, too."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def _opened(self, identity: Identity, files: Mapping[str, int] | None) -> tuple[Identity, bool]:
         """Open an existing cache and compare its identity, or start a new one. Return the identity on disk and `finished`."""
@@ -211,6 +245,7 @@ class CacheWriter:
         for leftover in self.folder.glob(".*.r*.tmp"):
             leftover.unlink(missing_ok=True)
         self.finished = True
+        self.close()
         return Header(self.identity, splits)
 
     def _entry(self, split: str, found: list[tuple[Shard, Tensor, Tensor]], count: int) -> SplitEntry:

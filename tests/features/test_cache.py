@@ -183,7 +183,7 @@ def test_full_disk_loses_nothing_and_the_same_call_goes_on(tmp_path: Path) -> No
                 appended(writer, data, slice(25, 45))
             assert writer.held("train") == 25
             assert len(list(tmp_path.glob("*.safetensors"))) == 1
-            assert not list(tmp_path.glob(".*"))
+            assert not list(tmp_path.glob(".*.tmp"))
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
             appended(writer, data, slice(25, 45))
             assert writer.held("train") == 5

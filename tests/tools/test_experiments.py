@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from foundation.folder_lock import LOCK, FolderLock
 from tests.runs.killing import TINY
 from tests.tools.fake_main import begun, calls, run, use_fake_main, write
 from tests.tools.test_compare import by_hand, table
@@ -126,6 +127,16 @@ def test_a_second_call_at_the_same_time_is_an_error(base: Path, capsys: pytest.C
         assert run(base) == 2
     assert "another call of this command, or a run that it started, is still running" in capsys.readouterr().err
     assert not calls(base)
+
+
+def test_a_run_that_has_just_begun_elsewhere_keeps_its_folder(base: Path) -> None:
+    write(base, "a")
+    folder = base.parent / "out" / "a"
+    lock = FolderLock(folder)
+    assert run(base) == 1  # main.py refuses the folder
+    assert [path.name for path in folder.iterdir()] == [LOCK]
+    lock.release()
+    assert run(base) == 0
 
 
 def test_a_run_folder_without_a_checkpoint_is_renamed(base: Path) -> None:

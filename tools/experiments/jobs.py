@@ -23,6 +23,7 @@ from typing import Literal, NamedTuple
 
 import yaml
 
+from foundation.folder_lock import holder_of
 from foundation.project import PROGRAM as PROGRAM  # tests put another in its place
 
 POLL_S, TELL_S = 0.1, 30.0
@@ -191,7 +192,10 @@ def run_jobs(
 
 
 def _start(job: Job, place: int, at_once: int, inherited: Sequence[int]) -> Running:
-    if job.words() is job.first and job.folder.is_dir() and any(job.folder.iterdir()):
+    found = job.words() is job.first and job.folder.is_dir() and any(job.folder.iterdir())
+    if (
+        found and holder_of(job.folder) is None
+    ):  # a run that has only just begun elsewhere keeps its folder, and the new one ends
         _move_aside(job.folder)
     with job.log.open("ab") as log:
         process = subprocess.Popen(
