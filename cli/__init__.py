@@ -4,6 +4,7 @@ app.py              main: runs a command, reports errors in one line, returns th
 run_flags.py        --run_dir, --resume, --run, --ckpt, --test_after_fit, --cache: flags parsed before the configuration
 vision_cli.py       the LightningCLI subclass: fit, validate, test and predict, the callbacks of every run, data-to-model links
 parser.py           the argument parser, short error messages with suggestions
+launchers.py        compares the processes of a launcher (torchrun, srun, mpirun) with those of the run
 resume.py           finds checkpoint and configuration of a run, checks which settings a resumed run may change
 out_of_memory.py    out-of-memory message, automatic restart with a smaller batch
 predictions.py      writes predictions.csv

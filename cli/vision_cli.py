@@ -23,6 +23,7 @@ from callbacks.lightning_internals import first_difference
 from callbacks.run_folder import lock_run
 from cli import resume
 from cli.evaluation import describe_data, given_settings, overrides, results_folder, write_metrics
+from cli.launchers import check_launcher
 from cli.parser import Parser, add_run_settings, check_configs, readable
 from cli.predictions import write_predictions
 from cli.resume import RunCheckpoint
@@ -218,6 +219,7 @@ class VisionCLI(LightningCLI):
             trainer = Trainer(**{**options, **kwargs})
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
             raise UsageError(f"trainer: {' '.join(str(error).split())}") from error
+        check_launcher(trainer)
         if fast:
             trainer.fit_loop.epoch_loop = ours.FastEpochLoop(trainer)
         return trainer

@@ -6,6 +6,7 @@ allocator.py     configures glibc to keep freed memory in the process
 atomic_files.py  writes files atomically
 durations.py     formats seconds as text
 folder_lock.py   locks a folder for one process; survives crashes
+launchers.py     finds the launcher (torchrun, srun, mpirun) that started this process
 measuring.py     benchmarks: interleaved repeats, medians, machine description, tables and JSON reports
 param_groups.py  reads and sets the momentum of an optimiser's parameter group
 plotting.py      colours, axes and PNG files of all plots

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import NoReturn, TypeVar
 
+from foundation.launchers import outer_launcher
 from foundation.project import TOOL
 
 T = TypeVar("T")
@@ -77,7 +78,18 @@ def run_command(command: Callable[[], int | None], stopped: str = "stopped; noth
 
 
 def start(main: Callable[[], int]) -> NoReturn:
-    """Run ``main`` as the process of ``python -m tools.NAME`` and exit with its code; SIGTERM cleans up as Ctrl-C does."""
+    """Run ``main`` as the process of ``python -m tools.NAME`` and exit with its code; SIGTERM cleans up as Ctrl-C does.
+
+    Several processes of a launcher such as torchrun would all do the same and write the same files: they end with exit code 2.
+    """
+    launcher = outer_launcher()
+    if launcher is not None and launcher.processes > 1:
+        if launcher.rank == 0:
+            print(
+                f"error: {launcher.started()}, but this command works in one: start it {launcher.without()}",
+                file=sys.stderr,
+            )
+        sys.exit(WRONG_INPUT)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())
 
