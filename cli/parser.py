@@ -83,9 +83,9 @@ def replace_lists() -> None:
     def adapted(val: Any, typehint: Any, **settings: Any) -> Any:
         if type(val) is list and not settings.get("append"):  # added items are new already, and need the earlier ones
             settings["prev_val"] = None
-        return adapt(val, typehint, **settings)
+        return adapt(val, typehint, **settings)  # type: ignore[no-untyped-call]
 
-    _typehints.adapt_typehints = adapted
+    _typehints.adapt_typehints = adapted  # type: ignore[assignment]
 
 
 prefer_ours()
