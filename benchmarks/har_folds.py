@@ -80,7 +80,8 @@ def fold(options: argparse.Namespace, number: int, evaluated: set[int], settings
         _command(["fit", "--resume", str(folder)])
     metrics = validated(folder)
     shares = evaluate(folder, len(metrics["val/acc"]))
-    chosen = (int(np.argmax(metrics["val/acc"])), int(np.argmin(metrics["val/loss"])), -1)
+    accuracies, losses = (np.array(metrics[name]) for name in ("val/acc", "val/loss"))
+    chosen = (int(np.lexsort((losses, -accuracies))[0]), int(losses.argmin()), -1)  # a tie goes to the lower loss
     return [*(shares[place] for place in chosen), max(shares)]
 
 

@@ -8,6 +8,7 @@ lightning_modules nor datamodules. On a module it may use ``log_epoch(stage)``, 
 from callbacks.calibration import Calibration
 from callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
 from callbacks.dry_run import is_out_of_memory
+from callbacks.early_stopping import EarlyStopping
 from callbacks.ema import EMA
 from callbacks.exact_resume import ExactResume
 from callbacks.fast_loop import FastEpochLoop, NoProfiler, skip_empty_hooks
@@ -38,6 +39,7 @@ __all__ = [
     "Checkpoints",
     "ConfusionMatrix",
     "Curves",
+    "EarlyStopping",
     "ExactResume",
     "FastEpochLoop",
     "FeatureWriter",

@@ -1,7 +1,8 @@
 """The Checkpoints callback: writes best.ckpt, last.ckpt and periodic checkpoints atomically.
 
     checkpoints/last.ckpt        at step 0, every few minutes or steps, at the end of each epoch, and when a signal stops the run
-    checkpoints/best.ckpt        the best epoch by the monitored metric; best.json holds metric, value, epoch and kind of weights
+    checkpoints/best.ckpt        the best epoch by the monitored metric; among epochs of equal value the one with the lowest loss;
+                                 best.json holds metric, mode, value, tie_broken_by, loss, epoch, step and kind of weights
     checkpoints/epoch=012.ckpt   after epoch 12, every N epochs
 
 Lightning resumes exactly only from a checkpoint taken between two batches or at the end of an epoch. A checkpoint taken right after
@@ -10,27 +11,30 @@ the last batch of an epoch would skip its validation on resume, so none is writt
 
 from __future__ import annotations
 
+import csv
+import json
 import logging
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, cast
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
+from lightning.pytorch import callbacks as of_lightning
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from callbacks.early_stopping import EarlyStopping, check_monitored
 from callbacks.ema import EMA
 from callbacks.find_callbacks import find_callbacks
 from callbacks.non_finite import NonFiniteError
 from callbacks.run_folder import run_folder
 from foundation.atomic_files import replace_file, write_json
-from foundation.suggestions import nearest
+from metrics.directions import EPOCH as EPOCH
+from metrics.directions import GivenMode, Mode, direction_of, is_better, tie_breaker
 
 log = logging.getLogger(__name__)
-EPOCH = "epoch"
-"""Value of ``monitor`` for which every epoch counts as better than the one before."""
 
 
 def validation_follows(trainer: Trainer) -> bool:
@@ -66,7 +70,8 @@ class Checkpoints(Checkpoint):
         monitor: Metric that selects the best epoch; with EMA, of the averaged weights. ``epoch`` makes each epoch better than the
             one before, so that best.ckpt is the last epoch: for schedules that end at learning rate 0, and for validation splits
             that are too small to select by.
-        mode: Whether to minimise or maximise the metric.
+        mode: Whether to minimise or maximise the metric: ``auto`` follows it; ``min`` or ``max`` is needed for a metric of your own
+            whose direction is not known (metrics/directions.py), and is refused before training if it contradicts the metric.
         every_n_epochs: Write ``epoch=NNN.ckpt`` every this many epochs; 0: never.
         last_every_minutes: Within an epoch, rewrite last.ckpt after this many minutes; 0: only at the end of epochs.
         last_every_n_steps: Within an epoch, rewrite last.ckpt every this many optimiser steps; 0: only by time.
@@ -75,7 +80,7 @@ class Checkpoints(Checkpoint):
     def __init__(
         self,
         monitor: str = "val/acc",
-        mode: Literal["min", "max"] = "max",
+        mode: GivenMode = "auto",
         every_n_epochs: int = 0,
         last_every_minutes: float = 5.0,
         last_every_n_steps: int = 0,
@@ -87,11 +92,10 @@ class Checkpoints(Checkpoint):
         ):
             if value < 0:
                 raise ValueError(f"{name}: 0 or more, got {value}")
-        if (monitor, mode) == (EPOCH, "min"):
-            raise ValueError("mode: max with monitor epoch, got min")
         self.monitor, self.mode, self.every_n_epochs = monitor, mode, every_n_epochs
         self.last_every_minutes, self.last_every_n_steps = last_every_minutes, last_every_n_steps
         self.best_score: float | None = None
+        self.best_loss: float | None = None  # the loss that breaks ties
         self.best_epoch: int | None = None
         self.folder: Path | None = None
         self._step = 0
@@ -99,6 +103,12 @@ class Checkpoints(Checkpoint):
         self._validated = False
         self._stopped_in_epoch = False
         self._postponed = False
+        self._chosen_by: tuple[str, str] | None = None  # metric and direction in the resumed checkpoint
+
+    @property
+    def direction(self) -> Mode:
+        """Whether the lowest or the highest value is the best: that of the metric, or ``mode`` where the metric's is not known."""
+        return direction_of(self.monitor) or ("min" if self.mode == "min" else "max")
 
     @property
     def best_model_path(self) -> str:
@@ -115,11 +125,16 @@ class Checkpoints(Checkpoint):
         value = trainer.callback_metrics.get(self.monitor)
         return None if value is None else float(value)
 
-    def is_better(self, score: float) -> bool:
-        """Whether a score beats the best so far; NaN never does."""
-        if self.best_score is None:
-            return score == score
-        return score > self.best_score if self.mode == "max" else score < self.best_score
+    def loss(self, trainer: Trainer) -> float | None:
+        """Current value of the loss that breaks ties, of the same weights as the score; None if the monitored metric has none."""
+        value = trainer.callback_metrics.get(tie_breaker(self.monitor) or "")
+        return None if value is None else float(value)
+
+    def beats_best(self, trainer: Trainer) -> bool:
+        """Whether the current epoch is better than the best so far; a tie goes to the lower loss, then to the earlier epoch."""
+        value = self.score(trainer)
+        best = None if self.best_score is None else (self.best_score, self.best_loss)
+        return value is not None and is_better((value, self.loss(trainer)), best, self.direction)
 
     def is_due(self, step: int, now: float) -> bool:
         """Whether to rewrite last.ckpt within an epoch, given the optimiser step and the time in seconds."""
@@ -134,15 +149,18 @@ class Checkpoints(Checkpoint):
         self.folder = folder / "checkpoints" if folder is not None else None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Raise an error for a monitor that is never logged, or that describes other weights than those saved (``val_raw/*``)."""
-        known = {name for name in pl_module.metric_names if not name.startswith(("test/", "val_raw/"))}  # type: ignore[union-attr]
-        known |= {name for callback in trainer.callbacks for name in getattr(callback, "metric_names", ())}  # type: ignore[attr-defined]
-        stoppers = [(type(c).__name__, c.monitor) for c in find_callbacks(trainer, EarlyStopping)]
-        for owner, monitor in [("checkpoint", self.monitor), *stoppers]:
-            if monitor not in known and (owner, monitor) != ("checkpoint", EPOCH):
-                raise MisconfigurationException(
-                    f"{owner}.monitor: no metric {monitor!r}{nearest(monitor, known)}; there are {', '.join(sorted(known))}"
-                )
+        """Check the metrics that are monitored here and by Lightning's callbacks, see ``check_monitored``."""
+        check_monitored(trainer, pl_module, "checkpoint", self.monitor, self.mode)
+        # Lightning's own two have min as their default
+        others = [
+            *find_callbacks(trainer, of_lightning.EarlyStopping),
+            *find_callbacks(trainer, of_lightning.ModelCheckpoint),
+        ]
+        stoppers = [(type(c).__name__, c.monitor) for c in others if c.monitor is not None]
+        for callback in others:
+            if callback.monitor is not None and not isinstance(callback, EarlyStopping):
+                mode = cast(Mode, callback.mode)
+                check_monitored(trainer, pl_module, type(callback).__name__, callback.monitor, mode)
         if not trainer.enable_validation and self.monitor.startswith("val"):
             if stopper := next((owner for owner, monitor in stoppers if monitor.startswith("val")), None):
                 raise MisconfigurationException(f"{stopper}: monitors a validation metric, but there is no validation")
@@ -152,8 +170,35 @@ class Checkpoints(Checkpoint):
         """Write last.ckpt before the first step, so that a run killed at any time can be resumed."""
         self._step = trainer.global_step
         self._stopped_in_epoch = False
+        if self.best_score is not None and self.folder is not None:
+            self._complete_best(self.folder)
         if self.folder is not None and not (self.folder / "last.ckpt").exists():
             self.save_last(trainer)
+
+    def _complete_best(self, folder: Path) -> None:
+        """Forget a best epoch that was chosen by another metric or direction; add the loss that an older version did not save."""
+        path = folder / "best.json"
+        best = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        was = self._chosen_by or (best.get("metric", self.monitor), best.get("mode", self.direction))
+        if was != (self.monitor, self.direction):
+            log.warning(
+                f"checkpoint: epoch {self.best_epoch} was the best by the {was[1]} of {was[0]}; now the {self.direction} of "
+                f"{self.monitor} counts: the choice starts anew, and the next epoch with a value replaces best.ckpt"
+            )
+            self.best_score = self.best_loss = self.best_epoch = None
+        elif self.best_loss is None and (loss := tie_breaker(self.monitor)) is not None:
+            self.best_loss = self._loss_in_table(folder.parent / "metrics.csv", loss)
+
+    def _loss_in_table(self, path: Path, loss: str) -> float | None:
+        """The loss of the best epoch in metrics.csv; None if it is not there."""
+        if not path.is_file():
+            return None
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                value = row.get(self.monitor)
+                if value and row.get(loss) and (int(row["epoch"]), float(value)) == (self.best_epoch, self.best_score):
+                    return float(row[loss])
+        return None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -187,17 +232,26 @@ class Checkpoints(Checkpoint):
         if not self._stopped_in_epoch:
             self.save_last(trainer)
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say if no epoch could be compared, because the metric was never logged (no sample exits, for example) or always NaN."""
+        if self.folder is not None and self.best_score is None and trainer.enable_validation:
+            log.warning(f"checkpoint: {self.monitor} never had a value, so there is no best.ckpt; use --ckpt last")
+
     def _evaluate(self, trainer: Trainer) -> None:
         validated, self._validated = self._validated, False
-        value = self.score(trainer)
         due = validated or self.monitor == EPOCH or self.monitor.startswith("train/")
-        if value is None or not due or not self.is_better(value):
+        if not due or not self.beats_best(trainer):
             return
-        self.best_score, self.best_epoch = value, trainer.current_epoch + 1
+        self.best_score, self.best_loss, self.best_epoch = (
+            self.score(trainer),
+            self.loss(trainer),
+            trainer.current_epoch + 1,
+        )
         self._save(trainer, "best.ckpt")
         if self.folder is not None and trainer.is_global_zero:
             weights = "ema" if find_callbacks(trainer, EMA) else "raw"
-            best = {"metric": self.monitor, "mode": self.mode, "value": self.best_score, "epoch": self.best_epoch}
+            best = {"metric": self.monitor, "mode": self.direction, "value": self.best_score}
+            best |= {"tie_broken_by": tie_breaker(self.monitor), "loss": self.best_loss, "epoch": self.best_epoch}
             write_json(self.folder / "best.json", {**best, "step": trainer.global_step, "weights": weights})
 
     def save_last(self, trainer: Trainer) -> Path | None:
@@ -217,10 +271,15 @@ class Checkpoints(Checkpoint):
         return self.folder / name
 
     def state_dict(self) -> dict[str, Any]:
-        """The best score and epoch so far."""
-        return {"best_score": self.best_score, "best_epoch": self.best_epoch, "validated": self._validated}
+        """The best score and epoch so far, the loss that breaks ties, the metric and its direction."""
+        best = {"best_score": self.best_score, "best_loss": self.best_loss, "best_epoch": self.best_epoch}
+        return {**best, "chosen_by": [self.monitor, self.direction], "validated": self._validated}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best score and epoch."""
+        """Restore them; an older version has neither loss nor metric, see ``on_train_start``."""
         self.best_score, self.best_epoch = state_dict["best_score"], state_dict["best_epoch"]
+        self.best_loss = state_dict.get("best_loss")
+        if "chosen_by" in state_dict:
+            monitor, mode = state_dict["chosen_by"]
+            self._chosen_by = (monitor, mode)
         self._validated = state_dict["validated"]

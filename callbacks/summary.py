@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,37 +15,51 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from safetensors.torch import save_file
 from torch import Tensor
 
-from callbacks.checkpoints import Checkpoints
+from callbacks.checkpoints import EPOCH, Checkpoints
 from callbacks.find_callbacks import find_callbacks
 from callbacks.metrics_log import read_metrics
 from callbacks.run_folder import RunFolder
 from foundation.atomic_files import replace_file, write_json
+from metrics.directions import direction_of, is_better, tie_breaker
 
 NETWORK = "network."  # prefix of the network's tensors in a module's state_dict
 
 
-def is_lower_better(name: str) -> bool:
-    """Whether lower values of a metric are better."""
-    return name.removesuffix("_calibrated").endswith(
-        ("loss", "ece", "ece_mass", "nll", "brier", "aurc", "negative_area")
-    )
+def best_metrics(rows: list[dict[str, float]], chosen: Mapping[str, Any] | None = None) -> dict[str, dict[str, float]]:
+    """Return the best value and its epoch for every training and validation metric that has a direction.
 
+    Args:
+        rows: Rows of metrics.csv.
+        chosen: Content of best.json: its epoch counts where the table has several of the same value, and where the direction of its
+            metric is not known.
 
-def best_metrics(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Return the best value and its epoch for every training and validation metric.
+    Returns:
+        ``value`` and ``epoch`` by metric; among epochs of equal value the one with the lowest loss, then the earliest.
 
     >>> best_metrics([{"epoch": 1, "step": 5, "val/acc": 0.5}, {"epoch": 2, "step": 10, "val/acc": 0.4}])
     {'val/acc': {'value': 0.5, 'epoch': 1}}
     """
-    best: dict[str, dict[str, float]] = {}
+    best: dict[str, tuple[float, float | None]] = {}
+    epochs: dict[str, int] = {}
     for row in rows:
         for name, value in row.items():
-            if not name.startswith(("train/", "val/", "val_raw/")) or name == "train/loss_step":
+            mode = direction_of(name)
+            if mode is None or not name.startswith(("train/", "val/", "val_raw/")) or name == "train/loss_step":
                 continue
-            sign = -1 if is_lower_better(name) else 1
-            if name not in best or sign * value > sign * best[name]["value"]:
-                best[name] = {"value": value, "epoch": int(row["epoch"])}
-    return best
+            new = (value, row.get(tie_breaker(name) or ""))
+            if is_better(new, best.get(name), mode):
+                best[name], epochs[name] = new, int(row["epoch"])
+    found = {name: {"value": best[name][0], "epoch": epochs[name]} for name in best}
+    if chosen and (metric := chosen["metric"]) != EPOCH and found.get(metric, chosen)["value"] == chosen["value"]:
+        found[metric] = {"value": chosen["value"], "epoch": chosen["epoch"]}
+    return found
+
+
+def read_best(folder: Path) -> dict[str, Any]:
+    """Return the content of best.json of a run folder, empty if there is none."""
+    path = folder / "checkpoints" / "best.json"
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return content
 
 
 def best_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
@@ -116,7 +131,7 @@ class RunSummary(Callback):
         assert run.path is not None
         epochs = [row for row in rows if "train/loss" in row or any(name.startswith("val/") for name in row)]
         final = {name: value for name, value in (epochs[-1] if epochs else {}).items() if name not in ("epoch", "step")}
-        best = best_metrics(rows)
+        best = best_metrics(rows, read_best(run.path))
         content: dict[str, Any] = {
             "best_metrics": best,
             "final_metrics": final,

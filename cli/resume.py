@@ -18,6 +18,7 @@ from callbacks.checkpoints import EPOCH
 from cli.run_flags import RunFlags, UsageError
 from datamodules import TrainedOn
 from lightning_modules.loading import newest_config
+from metrics import direction_of
 
 log = logging.getLogger(__name__)
 
@@ -160,6 +161,44 @@ def check_changes(source: RunCheckpoint, new: dict[str, Any], flags: RunFlags) -
             )
     for key in changed:
         log.info(f"changed   {key}: {_short(was.get(key))} -> {_short(now.get(key))}")
+
+
+MONITORED = (("checkpoint", "monitor", "mode"), ("model.init_args", "plateau_monitor", "plateau_mode"))
+"""Where a configuration has a monitored metric and its direction, in addition to callbacks."""
+
+
+def mend_modes(source: RunCheckpoint, config: Any) -> None:
+    """Replace directions that contradict their metric if the run recorded them so; older versions did not check them.
+
+    Args:
+        source: The run.
+        config: The parsed configuration of this start, changed in place. A contradiction that is new is left, and refused later.
+    """
+    recorded = yaml.safe_load(source.config.read_text(encoding="utf-8"))
+    was, places = [], []
+    for path, monitor, mode in MONITORED:
+        places.append((path.partition(".")[0], config.get(path), monitor, mode))
+        node = recorded
+        for part in path.split("."):
+            node = (node or {}).get(part)
+        was.append(((node or {}).get(monitor), (node or {}).get(mode)))
+    listed = config.get("trainer.callbacks") or []
+    for entry in listed if isinstance(listed, list) else [listed]:
+        places.append((entry.class_path.rpartition(".")[2], entry.get("init_args"), "monitor", "mode"))
+    was += [(one.get("monitor"), one.get("mode")) for one in _settings_of_callbacks(recorded)]
+    for owner, settings, monitor, mode in places:
+        pair = (settings.get(monitor), settings.get(mode)) if settings is not None else (None, None)
+        right = direction_of(pair[0]) if isinstance(pair[0], str) else None
+        if right is not None and pair[1] in ("min", "max") and pair[1] != right and pair in was:
+            settings[mode] = right
+            log.warning(
+                f"{owner}.{mode}: the run has {pair[1]}, which contradicts {pair[0]}; from here on it is {right}"
+            )
+
+
+def _settings_of_callbacks(config: dict[str, Any]) -> list[dict[str, Any]]:
+    listed = (config.get("trainer") or {}).get("callbacks") or []
+    return [entry.get("init_args") or {} for entry in (listed if isinstance(listed, list) else [listed])]
 
 
 def _only_splits_batches(was: dict[str, Any], now: dict[str, Any]) -> bool:

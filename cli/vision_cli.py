@@ -157,8 +157,9 @@ class VisionCLI(LightningCLI):
     # ---- instantiation ----
 
     def before_instantiate_classes(self) -> None:
-        """Reject changed settings that a resumed run cannot change."""
+        """Reject changed settings that a resumed run cannot change; mend directions that an older version recorded wrongly."""
         if self.source is not None and self.subcommand == "fit":
+            resume.mend_modes(self.source, self.config[self.subcommand])
             resume.check_changes(self.source, self.config_dict(), self.flags)
 
     def config_dict(self) -> dict[str, Any]:
@@ -211,8 +212,8 @@ class VisionCLI(LightningCLI):
         if folder is not None:
             options["default_root_dir"] = str(folder)
             if options.get("logger") in (None, True):
-                purge = self.source.step if self.source is not None else None
-                options["logger"] = ours.RunTensorBoard(str(folder), purge_step=purge)
+                resumed_at = self.source.step if self.source is not None else None
+                options["logger"] = ours.RunTensorBoard(str(folder), resumed_at)
         elif self.subcommand != "fit":
             options["logger"] = False
         try:
@@ -268,10 +269,12 @@ class VisionCLI(LightningCLI):
         ]
         savers = [callback for callback in own if isinstance(callback, Checkpoint)]
         others = [callback for callback in own if not isinstance(callback, Checkpoint)]
-        for kind in {type(callback) for callback in own if type(callback).__module__.startswith("callbacks.")}:
-            if len([callback for callback in own if type(callback) is kind]) > 1:
+        ours_of = [callback for callback in own if type(callback).__module__.startswith("callbacks.")]
+        keys = [callback.state_key for callback in ours_of]  # two EarlyStopping may monitor two metrics
+        for callback in ours_of:
+            if keys.count(callback.state_key) > 1:
                 raise UsageError(
-                    f"trainer.callbacks: {kind.__name__} is given twice; perhaps in both the experiment and an overlay?"
+                    f"trainer.callbacks: {type(callback).__name__} is given twice; perhaps in both the experiment and an overlay?"
                 )
         if options.get("enable_progress_bar") is not False:
             others.append(settings.progress)

@@ -10,6 +10,7 @@ Interface to the callbacks:
 - ``shared_step`` returns ``{"loss", "logits", "label"}``.
 - ``log_epoch(stage)`` logs the metrics of a stage.
 - ``metric_names`` lists all metrics that can be monitored.
+- A callback with the attribute ``sends_rows`` (callbacks/metrics_log.py) sends the metrics of a fit to the loggers.
 - A callback with a method ``schedule_stages`` (callbacks/progressive_resizing.py) provides the stages of the schedule.
 - ``checkpoint["ema"]`` holds the averaged weights (callbacks/ema.py). They are loaded for every use of a checkpoint except resuming
   a fit. The same holds for ``checkpoint["calibration"]``, which ``Classifier`` reads.
@@ -27,8 +28,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.optim import SGD
 
+from foundation.suggestions import nearest
 from lightning_modules.optimizers import build_optimizer, check_optimizer, default_momentum, has_momentum
 from lightning_modules.schedules import Schedule, ScheduleName, Shape, Stage
+from metrics.directions import GivenMode, Mode, direction_of, resolve_mode
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +57,7 @@ class BaseModule(LightningModule):
         step_milestones: Fractions of the run at which ``step`` multiplies the learning rate by ``step_gamma``.
         step_gamma: Factor by which ``step`` multiplies the learning rate.
         plateau_monitor: Metric that ``plateau`` monitors.
-        plateau_mode: Whether a lower (``min``) or a higher (``max``) value of that metric is better.
+        plateau_mode: Whether a lower (``min``) or a higher (``max``) value of that metric is better; ``auto`` follows the metric.
         plateau_factor: Factor by which ``plateau`` multiplies the learning rate.
         plateau_patience: Epochs without improvement after which ``plateau`` lowers the learning rate.
         channels_last: Keep images and convolutions in the channels-last memory format; faster on most hardware.
@@ -83,7 +86,7 @@ class BaseModule(LightningModule):
         step_milestones: list[float] | None = None,
         step_gamma: float = 0.1,
         plateau_monitor: str = "val/loss",
-        plateau_mode: Literal["min", "max"] = "min",
+        plateau_mode: GivenMode = "auto",
         plateau_factor: float = 0.1,
         plateau_patience: int = 10,
         channels_last: bool = True,
@@ -102,7 +105,10 @@ class BaseModule(LightningModule):
         self.warmup_epochs, self.one_cycle_momentum = warmup_epochs, one_cycle_momentum
         milestones = tuple([0.5, 0.75] if step_milestones is None else step_milestones)
         self.shape = Shape(schedule, 0, lr_end, one_cycle_rise, milestones, step_gamma)
-        self.plateau_monitor, self.plateau = plateau_monitor, (plateau_mode, plateau_factor, plateau_patience)
+        # a direction that is missing or contradicts the metric is refused at the start of a fit
+        direction = (direction_of(plateau_monitor) or "min") if plateau_mode == "auto" else plateau_mode
+        self.plateau_monitor, self.plateau_mode = plateau_monitor, plateau_mode
+        self.plateau: tuple[Mode, float, int] = (direction, plateau_factor, plateau_patience)
         self.channels_last, self.matmul_precision, self.fused = channels_last, matmul_precision, fused
         self.compile_network, self.compile_mode = compile, compile_mode
         self._check_settings()
@@ -167,6 +173,19 @@ class BaseModule(LightningModule):
     def metric_names(self) -> list[str]:
         """Names of all metrics that can be monitored, as ``<stage>/<name>``."""
         return []
+
+    def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        """Log a metric as Lightning does; in a fit of the command line, callbacks/metrics_log.py sends it to the loggers in a row.
+
+        Lightning itself would send the metrics of an epoch with the step before. The values of single steps that ``training_step``
+        logs are sent by Lightning, and so is all that is logged with ``logger=True``.
+        """
+        trainer = self._trainer
+        if trainer is not None and trainer.state.fn == "fit" and len(args) < 2 and kwargs.get("logger") is None:
+            of_a_step = self._current_fx_name == "training_step" and kwargs.get("on_step") is not False
+            if not of_a_step and any(getattr(callback, "sends_rows", False) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+                kwargs["logger"] = False
+        super().log(name, value, *args, **kwargs)
 
     # ---- steps ----
 
@@ -277,9 +296,8 @@ class BaseModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimiser and its schedule, stepped once per optimiser step."""
-        if self.shape.name == "plateau" and self.plateau_monitor not in self.metric_names:
-            known = ", ".join(sorted(self.metric_names))
-            raise MisconfigurationException(f"plateau_monitor: no metric {self.plateau_monitor!r}; there are {known}")
+        if self.shape.name == "plateau":
+            self._check_plateau()
         groups, fused = self.parameter_groups(), self.fused
         if self.trainer.precision == "16-mixed" and self.trainer.gradient_clip_val is not None and fused:
             log.info("fused: off, because fp16 gradients must be unscaled before they are clipped")
@@ -296,6 +314,20 @@ class BaseModule(LightningModule):
             {k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups
         ]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _check_plateau(self) -> None:
+        monitor = self.plateau_monitor
+        known = {name for name in self.metric_names if not name.startswith("test/")}
+        known |= {name for callback in self.trainer.callbacks for name in getattr(callback, "metric_names", ())}  # type: ignore[attr-defined]
+        if monitor not in known:
+            listed = ", ".join(sorted(known))
+            raise MisconfigurationException(
+                f"plateau_monitor: no metric {monitor!r}{nearest(monitor, known)}; there are {listed}"
+            )
+        try:
+            resolve_mode("plateau_mode", monitor, self.plateau_mode)
+        except ValueError as error:
+            raise MisconfigurationException(str(error)) from error
 
     def _schedule(self) -> Schedule:
         return cast(Schedule, self.trainer.lr_scheduler_configs[0].scheduler)

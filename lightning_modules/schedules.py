@@ -24,6 +24,7 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from foundation.param_groups import set_momentum
+from metrics.directions import Mode
 
 ScheduleName = Literal["cosine", "one_cycle", "step", "plateau", "none"]
 
@@ -124,7 +125,7 @@ class Schedule(LRScheduler):
         shape: Shape,
         stages: Sequence[Stage],
         momentum_bounds: tuple[float, float] | None = None,
-        plateau: tuple[Literal["min", "max"], float, int] = ("min", 0.1, 10),
+        plateau: tuple[Mode, float, int] = ("min", 0.1, 10),
     ) -> None:
         if not stages or any(stage.steps < 1 for stage in stages):
             raise ValueError(f"a schedule needs stages of at least one step, got {list(stages)}")

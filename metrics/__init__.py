@@ -9,6 +9,7 @@ from metrics.calibration import BinnedCalibration, CalibrationSums
 from metrics.calibration_errors import bootstrap_interval, calibration_p_value
 from metrics.confidence import top_label
 from metrics.confusion_matrix import ClassMetrics, ConfusionSums, class_metrics, confusion_matrix
+from metrics.directions import GivenMode, Mode, direction_of, is_better, resolve_mode, tie_breaker
 from metrics.early_exit import ExitHistogram, ExitMetrics, ExitSums, aurc, excess_aurc, risk_coverage
 from metrics.exit_threshold import ExitThreshold, choose_exit_threshold
 from metrics.groups import GroupAccuracy, GroupSums, group_accuracies
@@ -28,9 +29,11 @@ __all__ = [
     "ExitMetrics",
     "ExitSums",
     "ExitThreshold",
+    "GivenMode",
     "GroupAccuracy",
     "GroupSums",
     "MaskMetrics",
+    "Mode",
     "SegmentationCounts",
     "SegmentationSums",
     "TolerantMetrics",
@@ -43,9 +46,13 @@ __all__ = [
     "class_metrics",
     "classification_scores",
     "confusion_matrix",
+    "direction_of",
     "excess_aurc",
     "fit_temperature",
     "group_accuracies",
+    "is_better",
+    "resolve_mode",
     "risk_coverage",
+    "tie_breaker",
     "top_label",
 ]

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ALLOWED = {
     "main": {"cli"},
     "lightning_vision_recipes": {"cli"},
-    "cli": {"callbacks", "datamodules", "foundation", "lightning_modules"},
+    "cli": {"callbacks", "datamodules", "foundation", "lightning_modules", "metrics"},
     "lightning_modules": {"features", "foundation", "metrics", "networks"},
     "networks": {"foundation"},
     "metrics": {"foundation"},

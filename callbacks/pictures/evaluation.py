@@ -222,8 +222,7 @@ class EvaluationPicture(Callback, ABC, Generic[Found]):
         if waiting is None or not trainer.is_global_zero:
             return
         for checkpoints in find_callbacks(trainer, Checkpoints):
-            value = checkpoints.score(trainer)
-            if value is None or not checkpoints.is_better(value):
+            if not checkpoints.beats_best(trainer):
                 waiting = None
         folder = evaluation_folder(trainer)
         if waiting is not None and folder is not None:

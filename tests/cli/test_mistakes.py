@@ -43,7 +43,11 @@ FLAGS = [
         ["--model.quantizer", "twm"],
         "model.quantizer: got 'twm', did you mean 'twn'?; one of twn, ttq, absmean, learned_",
     ),
-    (["--checkpoint.mode", "up"], "checkpoint.mode: got 'up'; one of min, max"),
+    (["--checkpoint.mode", "up"], "checkpoint.mode: got 'up'; one of auto, min, max"),
+    (
+        ["--checkpoint.monitor", "val/loss", "--checkpoint.mode", "max"],
+        "checkpoint.mode: lower values of val/loss are better",
+    ),
     (["--trainer.precision", "bf16-mixd"], "trainer.precision: got 'bf16-mixd', did you mean 'bf16-mixed'?"),
     (["--model.lr", "-1"], "lr: a learning rate over 0, got -1.0"),
     (["--model.num_classes", "7"], "model.num_classes: 7 is given, but the data has 10"),
@@ -55,7 +59,14 @@ FLAGS = [
     (["--config", "configs/nothing.yaml"], "--config configs/nothing.yaml: no such file"),
     (["--trainer.max_epochs", "-1"], "needs the length of the run"),
     (["--run_dir"], "--run_dir: needs a value"),
-    (["--model.schedule", "plateau", "--model.plateau_monitor", "val/los"], "plateau_monitor: no metric 'val/los'"),
+    (
+        ["--model.schedule", "plateau", "--model.plateau_monitor", "val/los"],
+        "plateau_monitor: no metric 'val/los', did",
+    ),
+    (
+        ["--model.schedule", "plateau", "--model.plateau_monitor", "val/acc", "--model.plateau_mode", "min"],
+        "plateau_mode: higher values of val/acc are better, got min; leave it out, or give max",
+    ),
     (["--modl.lr", "0.1"], "--modl.lr: no such setting as 'modl', did you mean 'model'?"),
     (["--trainer.max_epochs", "abc"], "trainer.max_epochs"),
     (["--checkpoint.monitor", "val_raw/acc"], "checkpoint.monitor: no metric 'val_raw/acc'"),
@@ -90,6 +101,11 @@ OVERLAYS = [
     (
         WITH.format(plus="+", name="EarlyStopping", setting="monitor: val/accuracy"),
         "EarlyStopping.monitor: no metric 'val/accuracy', did you mean 'val/acc'?",
+        None,
+    ),
+    (
+        WITH.format(plus="", name="lightning.pytorch.callbacks.EarlyStopping", setting="monitor: val/acc"),
+        "EarlyStopping.mode: higher values of val/acc are better, got min; leave it out, or give max",
         None,
     ),
 ]

@@ -216,6 +216,25 @@ def test_best_value_of_a_column() -> None:
     assert best_of([0.1, None, 0.3, float("nan")], "val/acc") == 0.3
     assert best_of([0.1, 0.3], "val/loss") == 0.1
     assert best_of([0.1, None], "val/acc") is None  # a single value is not marked as best
+    assert best_of([0.1, 0.3], "validate:val/ece_high_calibrated") == 0.1
+    assert best_of([0.1, 0.3], "test/ece_floor") is None  # neither high nor low is better
+
+
+def test_the_best_epoch_is_that_of_best_json_and_ties_go_to_the_lower_loss(tmp_path: Path) -> None:
+    rows = [
+        {"epoch": epoch, "step": epoch, "val/acc": acc, "val/loss": loss, "train/acc": acc, "train/loss": loss}
+        for epoch, (acc, loss) in enumerate([(0.5, 0.3), (0.9, 0.4), (0.9, 0.2), (0.9, 0.2)], start=1)
+    ]
+    folder = write_run(tmp_path / "run", CLASSIFIER, rows)
+    assert read_run(folder).best["val/acc"] == {"value": 0.9, "epoch": 3}
+    # a run of an older version kept the first of equal epochs
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "best.json").write_text(json.dumps({"metric": "val/acc", "value": 0.9, "epoch": 2}))
+    assert read_run(folder).best["val/acc"] == {"value": 0.9, "epoch": 2}
+    assert read_run(folder).best["train/acc"] == {"value": 0.9, "epoch": 3}
+    # the table of a run that goes on is ahead of best.json
+    (folder / "checkpoints" / "best.json").write_text(json.dumps({"metric": "val/acc", "value": 0.5, "epoch": 1}))
+    assert read_run(folder).best["val/acc"] == {"value": 0.9, "epoch": 3}
 
 
 def curves(figure: Figure) -> list[tuple[str, list[str]]]:

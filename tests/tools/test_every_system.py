@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from callbacks import read_metrics
 from cli import main
 from datamodules.signals.har_generator import write_generated
+from metrics import direction_of
 from tests.datamodules.pictures import write_classes
 from tests.lightning_modules.random_photos import weights_file, write_cache
 from tests.runs.killing import ROOT, forked
@@ -17,6 +19,7 @@ from tools.profile_model import __main__ as profile_model
 from tools.profile_model.step import measure
 from tools.report import __main__ as report
 
+WITHOUT = ("step", "lr/", "momentum/", "speed/", "memory/", "ternary/", "val/threshold/")
 EXPORT = all(find_spec(name) for name in ("onnx", "onnxruntime", "onnxscript"))
 
 # tiny configuration of a system -> metric that selects its best checkpoint
@@ -58,6 +61,13 @@ def test_report_of_a_run(system: str, tmp_path: Path) -> None:
     headline = SYSTEMS[system]
     summary = json.loads((folder / "training_summary.json").read_text())
     assert headline in summary["best_metrics"]
+    best = json.loads((folder / "checkpoints" / "best.json").read_text())
+    assert {name: best[name] for name in ("value", "epoch")} == summary["best_metrics"][headline]
+    assert best["tie_broken_by"] == "val/loss"
+    tested = json.loads((folder / "test_metrics.json").read_text())["metrics"]
+    names = {name for row in read_metrics(folder / "metrics.csv") for name in row} | tested.keys()
+    undirected = [name for name in names if direction_of(name) is None and not name.startswith(WITHOUT)]
+    assert not undirected, "metrics without a direction"
     for found in (text, page):
         assert headline in found
         assert headline.replace("val", "test") in found

@@ -16,6 +16,7 @@ from lightning_modules.schedules import Shape, lr_share
 from networks.mlp_head import MLPHead
 from tools.sweep_heads.batched_metrics import metrics
 from tools.sweep_heads.head_groups import Head, Outcome, Recipe, blocks_of
+from tools.sweep_heads.report import settings_of
 from tools.sweep_heads.training import train
 
 D, K, N, B = 12, 3, 70, 16
@@ -155,3 +156,24 @@ def test_best_epoch_is_selected_by_the_monitored_metric() -> None:
     assert outcome.final["acc"] == (module(VAL).argmax(1) == VAL_LABELS).double().mean().item()
     assert outcome.best["acc"] >= outcome.final["acc"]
     assert set(metrics(torch.zeros(1, 4, 2), torch.tensor([0, 1, 0, 1]), ["auroc"])) == {"auroc"}
+
+
+def test_ties_of_the_monitored_metric_go_to_the_lower_loss_then_to_the_earlier_epoch() -> None:
+    (block,) = (make() for make in blocks_of([GRID[0], GRID[1]], D, K, RECIPES["plain"], B, CPU))
+    logits = torch.zeros(2, 4, K)
+    for epoch, (values, losses) in enumerate(
+        [((0.5, 0.5), (0.3, 0.3)), ((0.5, 0.5), (0.2, 0.4)), ((0.5, 0.4), (0.2, 0.1)), ((0.5, 0.5), (0.2, 0.2))]
+    ):
+        block.keep_best(
+            epoch, logits + epoch, torch.tensor(values).double(), torch.tensor(losses).double(), lower=False
+        )
+    assert block.best_epoch.tolist() == [1, 3]
+    assert block.best is not None
+    assert block.best[:, 0, 0].tolist() == [1, 3]
+    results = [{"acc": 0.5, "loss": 0.4}, {"acc": 0.5, "loss": 0.3}, {"acc": 0.6, "loss": 0.9}]
+    outcomes = [Outcome(head, result, result, 0, {}) for head, result in zip(GRID[:5:2], results, strict=True)]
+    assert [setting.outcomes[0].best for setting in settings_of(outcomes, "acc")] == [
+        results[2],
+        results[1],
+        results[0],
+    ]

@@ -12,8 +12,9 @@ from typing import Any
 import yaml
 
 from callbacks import read_metrics
-from callbacks.summary import best_metrics, is_lower_better
+from callbacks.summary import best_metrics, read_best
 from lightning_modules.loading import newest_config
+from metrics import direction_of
 
 Curve = list[tuple[float, float]]
 Value = str | float | int | bool | None
@@ -107,7 +108,7 @@ def _read_config(run: Run, folder: Path, metric: str | None) -> None:
 
 def _read_table(run: Run, folder: Path, metric: str | None) -> None:
     rows = read_metrics(folder / "metrics.csv")
-    run.best = best_metrics(rows)
+    run.best = best_metrics(rows, read_best(folder))
     # rows at the end of an epoch; rows of single steps have none of these metrics
     epochs = [row for row in rows if run.best.keys() & row.keys()]
     run.epochs = int(epochs[-1]["epoch"]) if epochs else 0
@@ -194,6 +195,7 @@ def grouped(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def best_of(values: Sequence[float | None], name: str) -> float | None:
-    """Best value of a column: the minimum for losses and errors, else the maximum; None with fewer than two values."""
+    """Best value of a column by the direction of its metric; None if that is not known, and with fewer than two values."""
     known = [value for value in values if value is not None and value == value]
-    return (min if is_lower_better(name) else max)(known) if len(known) > 1 else None
+    mode = direction_of(name.removeprefix("validate:"))
+    return None if mode is None or len(known) < 2 else min(known) if mode == "min" else max(known)

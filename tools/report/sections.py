@@ -87,7 +87,7 @@ def metrics(run: Run) -> Section:
     if not run.rows:
         return Section("Metrics", [Text("No metrics yet: metrics.csv is missing or empty.")])
     best = run.summary.get("best_metrics") if run.finished else None
-    best = best or best_metrics(run.rows)
+    best = best or best_metrics(run.rows, run.best)
     last: Mapping[str, float] = run.epochs[-1] if run.epochs else {}
     rows = [[name, number(one["value"]), str(one["epoch"]), number(last.get(name, ""))] for name, one in best.items()]
     blocks: list[Block] = []

@@ -84,7 +84,6 @@ METRIC_NAMES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "auroc": auroc,
     "ap": average_precision,
 }
-LOWER_IS_BETTER = ("loss", "ece")
 
 
 def names(num_classes: int) -> list[str]:

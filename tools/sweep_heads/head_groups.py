@@ -138,6 +138,7 @@ class Block:
         """Validation logits (n, N, K) at each head's best epoch."""
         self.best_epoch = torch.zeros(len(heads), dtype=torch.int64)
         self._best_value = torch.full((len(heads),), math.nan, dtype=torch.float64)
+        self._best_loss = self._best_value.clone()
 
     def step(self, features: Tensor, label: Tensor, share: float, beta1: float, uniform: Uniform) -> None:
         """Run one optimiser step of all heads.
@@ -205,18 +206,21 @@ class Block:
         """Return the weights used in validation: the averages if there are any, else the raw weights."""
         return self.network.parts() if self.average is None else self.average
 
-    def keep_best(self, epoch: int, logits: Tensor, values: Tensor, lower: bool) -> None:
-        """Keep the validation logits of the heads whose monitored value is better than before.
+    def keep_best(self, epoch: int, logits: Tensor, values: Tensor, losses: Tensor, lower: bool) -> None:
+        """Keep the validation logits of the heads whose epoch is better than before, as in metrics/directions.py.
 
         Args:
             epoch: The epoch, from 0.
             logits: Validation logits (n, N, K).
             values: Monitored values (n,).
+            losses: Losses (n,); the lower one is better where the values are equal.
             lower: Whether lower values are better.
         """
         better = values < self._best_value if lower else values > self._best_value
+        better |= (values == self._best_value) & (losses < self._best_loss)
         better |= self._best_value.isnan() & ~values.isnan()
-        self._best_value[better], self.best_epoch[better] = values[better], epoch
+        self._best_value[better], self._best_loss[better] = values[better], losses[better]
+        self.best_epoch[better] = epoch
         if self.best is None:
             self.best = logits.clone()
         elif bool(better.any()):

@@ -23,8 +23,9 @@ from features import CachedSplit
 from foundation.atomic_files import replace_file, write_json
 from foundation.plotting import BLUE, VERMILION, render, write_png
 from foundation.project import TOOL
+from metrics import direction_of
 from tools.command_line import Progress
-from tools.sweep_heads.batched_metrics import LOWER_IS_BETTER, metrics, names
+from tools.sweep_heads.batched_metrics import metrics, names
 from tools.sweep_heads.logistic_path import Solution
 from tools.sweep_heads.logistic_path import logistic_path as solve
 from tools.sweep_heads.settings import pick_device, read_config
@@ -66,8 +67,8 @@ def logistic_path(options: argparse.Namespace, arguments: list[str], command: li
         evaluated = metrics(logits[None], label, known)
         rows.append((solution, {name: float(value[0]) for name, value in evaluated.items()}))
         progress()
-    sign = 1 if monitor in LOWER_IS_BETTER else -1
-    best = min(range(len(rows)), key=lambda number: sign * rows[number][1][monitor])
+    sign = 1 if direction_of(monitor) == "min" else -1
+    best = min(range(len(rows)), key=lambda number: (sign * rows[number][1][monitor], rows[number][1]["loss"]))
     seconds = time.monotonic() - begun
     _write(options, rows, best, monitor, seconds, f"{TOOL}sweep_heads {shlex.join(command)}")
     return 0

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from foundation.atomic_files import replace_file
 from foundation.plotting import BLUE, GREY, LIGHT_GREY, VERMILION
-from tools.sweep_heads.batched_metrics import LOWER_IS_BETTER
+from metrics import direction_of
 from tools.sweep_heads.head_groups import Outcome
 from tools.sweep_heads.settings import typed
 
@@ -49,23 +49,31 @@ class Setting(NamedTuple):
 
 
 def settings_of(outcomes: Sequence[Outcome], monitor: str) -> list[Setting]:
-    """Group heads into settings, best mean over seeds first; settings with a diverged seed come last, in the order of the grid."""
+    """Group heads into settings, best mean over seeds first, and equal means by the mean loss, lowest first.
+
+    Settings with a diverged seed come last, in the order of the grid.
+    """
     groups: dict[tuple[object, ...], list[Outcome]] = {}
     for outcome in outcomes:
         groups.setdefault(outcome.head.setting, []).append(outcome)
     values = [[math.nan if o.diverged else o.best[monitor] for o in group] for group in groups.values()]
     found = [Setting(*pair) for pair in zip(groups.values(), values, strict=True)]
-    return sorted(found, key=lambda setting: _order(setting.mean, monitor))
+    return sorted(found, key=lambda setting: _order(setting.mean, monitor, [o.best["loss"] for o in setting.outcomes]))
 
 
-def _order(value: float, monitor: str) -> float:
-    return math.inf if math.isnan(value) else value if monitor in LOWER_IS_BETTER else -value
+def _order(value: float, monitor: str, losses: Sequence[float]) -> tuple[float, float]:
+    """Sort key: the monitored value, then the mean of the losses."""
+    if math.isnan(value):
+        return math.inf, 0.0
+    return (value if direction_of(monitor) == "min" else -value), statistics.fmean(losses)
 
 
 def write_leaderboard(path: Path, outcomes: Sequence[Outcome], monitor: str) -> None:
     """Write a CSV with the settings and metrics of every head, best first, its rank and the rank of its setting, from 1."""
     ranks = {s.outcomes[0].head.setting: rank for rank, s in enumerate(settings_of(outcomes, monitor), start=1)}
-    ordered = sorted(outcomes, key=lambda o: math.inf if o.diverged else _order(o.best[monitor], monitor))
+    ordered = sorted(
+        outcomes, key=lambda o: _order(math.nan if o.diverged else o.best[monitor], monitor, [o.best["loss"]])
+    )
     with replace_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         ends = [f"{end}_{name}" for end in ("best", "final") for name in outcomes[0].final]

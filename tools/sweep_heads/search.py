@@ -15,7 +15,6 @@ from cli.resume import read_best
 from foundation.atomic_files import write_json
 from foundation.project import MAIN
 from tools.command_line import FAILED, INTERRUPTED, Progress, say
-from tools.sweep_heads.batched_metrics import LOWER_IS_BETTER
 from tools.sweep_heads.head_groups import Outcome, blocks_of, bytes_of
 from tools.sweep_heads.report import Setting
 from tools.sweep_heads.settings import Batches, Plan, typed
@@ -109,8 +108,7 @@ def train_winner(output: Path, arguments: list[str], plan: Plan, winner: Setting
         0; 1 if the run failed; 130 if it was interrupted.
     """
     outcome, monitor = winner.outcomes[0], plan.monitor
-    mode = "min" if monitor in LOWER_IS_BETTER else "max"
-    chosen = ["--checkpoint.monitor", f"val/{monitor}", "--checkpoint.mode", mode]
+    chosen = ["--checkpoint.monitor", f"val/{monitor}", "--checkpoint.mode", "auto"]
     seed = ["--model.head_seed", str(outcome.head.seed)]
     # the overlay comes after the other configurations; flags override both
     words = [

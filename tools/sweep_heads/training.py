@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from metrics import direction_of
 from networks.batched_heads import Uniform
 from networks.mlp_head import dropout_uniform
-from tools.sweep_heads.batched_metrics import LOWER_IS_BETTER, metrics
+from tools.sweep_heads.batched_metrics import metrics
 from tools.sweep_heads.head_groups import Block, Outcome, Recipe
 
 Batches = Callable[[int], Iterable[tuple[Tensor, Tensor]]]
@@ -48,7 +49,8 @@ def train(
             step += 1
         last = epoch == recipe.epochs - 1
         for block, logits, label in evaluate(blocks, validation(epoch)):
-            block.keep_best(epoch, logits, metrics(logits, label, [monitor])[monitor], monitor in LOWER_IS_BETTER)
+            values = metrics(logits, label, {monitor, "loss"})
+            block.keep_best(epoch, logits, values[monitor], values["loss"], direction_of(monitor) == "min")
             if last:
                 outcomes += block.outcomes(logits, label)
         on_epoch_end()
