@@ -14,7 +14,7 @@ from callbacks.exact_resume import ExactResume
 from callbacks.fast_loop import FastEpochLoop, NoProfiler, skip_empty_hooks
 from callbacks.feature_writer import FeatureWriter
 from callbacks.learning_rate_finder import LearningRateFinder
-from callbacks.metrics_log import MetricsLog, read_metrics
+from callbacks.metrics_log import MetricsLog, RunTensorBoard, read_metrics
 from callbacks.non_finite import NonFiniteError, StopOnNonFinite
 from callbacks.pictures.confusion_matrix import ConfusionMatrix
 from callbacks.pictures.curves import Curves
@@ -30,7 +30,6 @@ from callbacks.resizing_stages import ResizingStage
 from callbacks.run_folder import RunFolder, run_folder
 from callbacks.stop_on_signal import Interrupted, StopOnSignal
 from callbacks.summary import RunSummary
-from callbacks.tensorboard import RunTensorBoard
 
 __all__ = [
     "EMA",

@@ -1,9 +1,12 @@
-"""The MetricsLog callback: writes metrics.csv, one row per logged step and per epoch, exact across kills and resumes.
+"""The MetricsLog callback: writes metrics.csv, one row per logged step and per epoch, and sends the same rows to the loggers.
 
 Columns are ``epoch`` (starts at 1), ``step``, then metrics: training, validation, settings, speed, the rest. A step row (every
 ``log_every_n_steps`` optimiser steps) holds the step's loss, learning rate, momentum, speed and memory; an epoch row holds the
 metrics of the epoch. A blank cell means the value was not known at that moment. A checkpoint stores the number of rows; a resume
 truncates the file to it, so the table of a resumed run equals that of an uninterrupted one (except for speed and memory).
+
+TensorBoard has the same tags, steps and values (as float32), across kills and resumes too: Lightning sends nothing itself
+(``BaseModule.log``), the events are flushed when a checkpoint counts the rows, and a resume purges those after its step.
 """
 
 from __future__ import annotations
@@ -11,10 +14,12 @@ from __future__ import annotations
 import csv
 import io
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from callbacks.find_callbacks import find_callbacks
 from callbacks.progress.speed import Speed
@@ -84,13 +89,17 @@ class MetricsTable:
 
 
 class MetricsLog(Callback):
-    """Writes metrics.csv, sends the step metrics to the loggers, and makes the module log its training metrics.
+    """Writes metrics.csv, sends its rows to the loggers, and makes the module log its training metrics.
 
     It must come after EMA and before every callback that reads metrics.
     """
 
+    sends_rows = True
+    """Tells the module that its metrics reach the loggers from here, see ``BaseModule.log``."""
+
     def __init__(self) -> None:
         self.table: MetricsTable | None = None
+        self._loggers: list[Logger] = []
         self._saved: dict[str, Any] = {}
         self._step = 0
         self._validation: dict[str, float] = {}
@@ -98,6 +107,7 @@ class MetricsLog(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the table, truncated to the rows of the resumed checkpoint."""
         self._step = trainer.global_step
+        self._loggers = list(trainer.loggers)
         folder = run_folder(trainer)
         if folder is not None and trainer.is_global_zero:
             self.table = MetricsTable(folder / "metrics.csv")
@@ -121,8 +131,6 @@ class MetricsLog(Callback):
         }
         speed = Speed.of(trainer)
         timing = speed.snapshot() if speed is not None else {}
-        for logger in trainer.loggers:
-            logger.log_metrics({**metrics, **timing}, step=step)
         self._write(trainer, {**metrics, **timing})
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -148,24 +156,56 @@ class MetricsLog(Callback):
             for c in find_callbacks(trainer, ProgressiveResizing)
             for k, v in c.metrics(trainer.current_epoch).items()
         }
-        for logger in trainer.loggers if stage else []:
-            logger.log_metrics(stage, step=trainer.global_step)
         self._write(trainer, {**metrics, **self._validation, **optimiser_metrics(trainer), **timing, **stage})
         self._validation = {}
 
     def _write(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        row = {"epoch": trainer.current_epoch + 1, **metrics}
+        for logger in trainer.loggers:
+            logger.log_metrics(row, step=trainer.global_step)
         if self.table is not None:
-            self.table.append({"epoch": trainer.current_epoch + 1, "step": trainer.global_step, **metrics})
+            self.table.append({**row, "step": trainer.global_step})
 
     def state_dict(self) -> dict[str, Any]:
-        """Number of rows and columns of the table."""
+        """Number of rows and columns of the table; the rows and their events are on disk before a checkpoint counts them."""
         if self.table is not None:
             self.table.sync()
+            for logger in self._loggers:
+                logger.save()
         return {"rows": self.table.rows, "columns": self.table.columns} if self.table is not None else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember them for ``on_train_start``."""
         self._saved = state_dict
+
+
+class RunTensorBoard(TensorBoardLogger):
+    """TensorBoard logger that writes its event files directly into the run folder: one directory for all starts of a run.
+
+    Args:
+        folder: The run folder.
+        resumed_at: Optimiser step of the resumed checkpoint: later events are purged, those of this step stay. None in a new run.
+    """
+
+    def __init__(self, folder: str, resumed_at: int | None = None) -> None:
+        # TensorBoard drops events from purge_step on
+        purge = None if resumed_at is None else resumed_at + 1
+        super().__init__(save_dir=folder, name="", version="", default_hp_metric=False, purge_step=purge)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log scalars, without the epoch that Lightning adds to the metrics of a test: ``epoch``, too, is as in metrics.csv."""
+        tested = any(name.startswith("test/") for name in metrics)
+        kept = {name: value for name, value in metrics.items() if not tested or name != "epoch"}
+        super().log_metrics(kept, step)
+
+    def log_hyperparams(self, params: Any, metrics: dict[str, Any] | None = None, step: int | None = None) -> None:
+        """Log only together with the final metrics: Lightning's call at the start would show runs without a result, or with -1."""
+        if metrics:
+            super().log_hyperparams(params, metrics, step)
+
+    def save(self) -> None:
+        """Flush the events; hparams.yaml is not written, because config.yaml holds the same."""
+        self.experiment.flush()
 
 
 def is_validation(name: str) -> bool:
