@@ -206,7 +206,7 @@ class Calibration(EvaluationPicture[Evaluation]):
 def evaluation_metrics(found: Evaluation) -> dict[str, float]:
     """Metrics that validate and test log, without the stage prefix.
 
-    A temperature adds the calibrated values with the suffix ``_calibrated``; a threshold adds the exit metrics.
+    A temperature adds the calibrated values with the suffix ``_calibrated``; a threshold of the checkpoint adds the exit metrics.
     ``ece_floor`` is the mean ECE of a perfectly calibrated network with these confidences; ``ece_low`` and ``ece_high`` are the
     95 % interval of the ECE without noise. The exit accuracy is left out if no sample exits.
     """
@@ -220,9 +220,9 @@ def evaluation_metrics(found: Evaluation) -> dict[str, float]:
     metrics["aurc"] = aurc(*found.exits.overall())
     if found.threshold is not None:
         exits = found.exits.at(found.threshold)
-        metrics["exit_coverage"] = exits.coverage
+        metrics["exit_coverage_stored"] = exits.coverage
         if exits.exits:
-            metrics["exit_acc"] = exits.accuracy
+            metrics["exit_acc_stored"] = exits.accuracy
     return metrics
 
 

@@ -39,12 +39,14 @@ class Classifier(BaseModule):
             ``calibration`` record (callbacks/calibration.py); 1 without a record and during a fit.
         chosen_threshold: Lowest calibrated confidence at which a sample exits early, from the same record. Infinite if no
             threshold meets the target; None if no threshold was requested.
+        exit_target: The target: the exit accuracy that the threshold was chosen for; None if no threshold was requested.
     """
 
     takes_features: ClassVar[bool] = False
     class_weight: Tensor
     temperature: float = 1.0
     chosen_threshold: float | None = None
+    exit_target: float | None = None
 
     def __init__(
         self,
@@ -145,6 +147,7 @@ class Classifier(BaseModule):
         threshold = record.get("threshold")
         self.temperature = float(record.get("temperature", 1.0))
         self.chosen_threshold = math.inf if threshold == "never" else threshold
+        self.exit_target = record.get("target")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Predict a batch: logits (B, K), class ids (B,) and the images' indices in their data set (B,)."""

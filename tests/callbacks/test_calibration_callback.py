@@ -47,12 +47,12 @@ class Names(LinearClassifier):
 
     @property
     def metric_names(self) -> list[str]:
-        return [*super().metric_names, "val/ece", "test/exit_acc"]
+        return [*super().metric_names, "val/ece", "test/exit_acc_stored"]
 
     def log_epoch(self, stage: Any) -> None:
         super().log_epoch(stage)
         if stage in ("val", "test"):
-            self.log("val/ece" if stage == "val" else "test/exit_acc", 7.0)
+            self.log("val/ece" if stage == "val" else "test/exit_acc_stored", 7.0)
 
 
 class Stop(Callback):
@@ -188,8 +188,8 @@ def test_nothing_is_logged_twice_and_checkpoints_can_monitor_nll(tmp_path: Path)
     assert checkpoints.best_score == pytest.approx(row["val/nll"])
     best = fit.checkpoint_callback.best_model_path  # type: ignore[union-attr]
     (metrics,) = fit.test(model, digits(), ckpt_path=best, weights_only=True, verbose=False)
-    assert metrics["test/exit_acc"] == 7.0
-    assert metrics["test/exit_coverage"] == 0, "after one epoch no threshold reaches it"
+    assert metrics["test/exit_acc_stored"] == 7.0
+    assert metrics["test/exit_coverage_stored"] == 0, "after one epoch no threshold reaches it"
 
 
 def test_no_threshold_reached_and_no_run_folder(
@@ -209,8 +209,8 @@ def test_no_threshold_reached_and_no_run_folder(
     model = LinearClassifier.load_from_checkpoint(tmp_path / "own.ckpt", weights_only=True)
     assert model.chosen_threshold == math.inf
     (metrics,) = fit.test(model, digits(), ckpt_path=tmp_path / "own.ckpt", weights_only=True, verbose=False)
-    assert metrics["test/exit_coverage"] == 0
-    assert "test/exit_acc" not in metrics
+    assert metrics["test/exit_coverage_stored"] == 0
+    assert "test/exit_acc_stored" not in metrics
 
 
 # ---- use of the record -------------------------------------------------------------------------------------------------------
@@ -259,8 +259,8 @@ def test_an_evaluation_uses_the_checkpoints_record(run: Path, tmp_path: Path, co
         assert 0 < metrics[f"{stage}/ece_floor{suffix}"] < 0.2
     exits = chances.amax(dim=1) >= record["threshold"]
     hits = (chances.argmax(dim=1) == label)[exits]
-    assert metrics[f"{stage}/exit_coverage"] == pytest.approx(float(exits.float().mean()), abs=1e-6)
-    assert metrics[f"{stage}/exit_acc"] == pytest.approx(float(hits.float().mean()), abs=1e-6)
+    assert metrics[f"{stage}/exit_coverage_stored"] == pytest.approx(float(exits.float().mean()), abs=1e-6)
+    assert metrics[f"{stage}/exit_acc_stored"] == pytest.approx(float(hits.float().mean()), abs=1e-6)
     wrong = (chances.argmax(dim=1) != label)[chances.amax(dim=1).argsort(descending=True, stable=True)].double()
     aurc = float((wrong.cumsum(0) / torch.arange(1, len(wrong) + 1)).mean())
     assert metrics[f"{stage}/aurc"] == pytest.approx(aurc, abs=2e-3)  # confidences are counted in grid cells

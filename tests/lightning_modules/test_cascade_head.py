@@ -128,7 +128,7 @@ def test_evaluation_is_the_same_on_images_and_on_features(
     ]
     assert metrics[0] == pytest.approx(metrics[2], abs=1e-4)
     assert metrics[1] == pytest.approx(metrics[2], abs=1e-4)
-    assert {"test/auroc", "test/ap", "test/f1", "test/balanced_acc", "test/ece", "test/exit_coverage"} <= metrics[
+    assert {"test/auroc", "test/ap", "test/f1", "test/balanced_acc", "test/ece", "test/exit_coverage_0.9"} <= metrics[
         0
     ].keys()
     assert metrics[0].keys() <= set(live_head(weights).metric_names)
@@ -261,21 +261,28 @@ def test_exit_metrics_by_hand() -> None:
     logits, label = torch.stack([margins, torch.zeros(4)], dim=1), torch.tensor([0, 0, 0, 1])
     logged: dict[str, float] = {}
     module.log_dict = logged.update  # type: ignore[assignment, method-assign]
+    # the stored temperature halves the margins: 0.951 becomes 0.815, 0.991 becomes 0.913
     for stage, threshold, coverage, accuracy in (
-        ("val", None, 0.75, 2 / 3),
-        ("test", None, 0.75, 2 / 3),
-        ("test", 0.99, 0.25, 1.0),
+        ("val", None, None, None),
+        ("test", None, None, None),
+        ("test", 0.9, 0.25, 1.0),
+        ("test", 0.8, 0.75, 2 / 3),
         ("test", float("inf"), 0.0, None),
-        ("val", 0.99, 0.75, 2 / 3),
+        ("val", 0.9, 0.25, 1.0),
+        ("val_raw", 0.9, None, None),
     ):
-        module.chosen_threshold = threshold
+        module.chosen_threshold, module.temperature = threshold, 2.0
         logged.clear()
-        for name, metric in (("ranking", module.ranking), ("calibration", module.calibration), ("exits", module.exits)):
-            metric[f"{stage}_{name}"].update(logits, label)  # type: ignore[operator]
+        module.evaluated(logits, {"label": label}, stage)  # type: ignore[arg-type]
         module.log_epoch(stage)  # type: ignore[arg-type]
-        assert logged[f"{stage}/exit_coverage"] == coverage
-        assert logged.get(f"{stage}/exit_acc") == accuracy
-    rows = module.exit_table("val")
+        # validation and test can be compared, whatever the checkpoint holds
+        assert (logged[f"{stage}/exit_coverage_0.9"], logged[f"{stage}/exit_acc_0.9"]) == (0.75, pytest.approx(2 / 3))
+        assert logged.get(f"{stage}/exit_coverage_stored") == coverage
+        assert logged.get(f"{stage}/exit_acc_stored") == (accuracy if accuracy is None else pytest.approx(accuracy))
+        assert not {f"{stage}/exit_coverage", f"{stage}/exit_acc"} & logged.keys(), "a name says its threshold"
+        assert logged.keys() <= {*module.metric_names}
+        assert next(row["coverage"] for row in module.exit_table(stage)) == (0.75 if coverage is None else coverage)  # type: ignore[arg-type]
+    rows = module.exit_table("val_raw")
     assert [(row["class"], row["samples"], row["exits"], row["accuracy"]) for row in rows] == [
         ("all", 4, 3, pytest.approx(2 / 3)),
         ("road", 3, 2, 1.0),

@@ -86,7 +86,7 @@ def test_a_new_test_command_gives_the_metrics_of_fit(run: Path) -> None:
     after_fit = json.loads((run / "test_metrics.json").read_text())["metrics"]
     assert main(["test", "--run", str(run), *CPU]) == 0
     assert json.loads((run / "test_metrics.json").read_text())["metrics"] == after_fit
-    assert {"test/acc", "test/auroc", "test/ece", "test/exit_coverage", "test/balanced_acc"} <= after_fit.keys()
+    assert {"test/acc", "test/auroc", "test/ece", "test/exit_coverage_0.9", "test/balanced_acc"} <= after_fit.keys()
 
 
 def test_the_files_of_a_run_hold_only_the_head(run: Path) -> None:
