@@ -290,6 +290,19 @@ def test_the_stored_threshold_is_used(finished: Path, tmp_path: Path) -> None:
     assert "on the validation split (40 samples)" in report["chosen"]
 
 
+def test_a_stored_never_is_said(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    path = run / "checkpoints" / "best.ckpt"
+    record = {"temperature": 2.0, "threshold": "never", "target": 0.995}
+    torch.save({**torch.load(path, weights_only=True), "calibration": record}, path)
+    assert main([str(run), str(finished), "--limit", "20", "--repeats", "1", "--out", str(tmp_path / "out")]) == 0
+    said = "note: the threshold stored in stage 1's checkpoint is never: no threshold of its calibration reached an exit accuracy"
+    assert f"{said} of 0.995; stage 2 answers every sample" in capsys.readouterr().out
+    report = json.loads((tmp_path / "out" / "cascade.json").read_text())
+    assert (report["threshold"], report["coverage"], len(report["notes"])) == ("never", 0, 1)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -5,6 +5,9 @@ python -m tools.cascade STAGE1 STAGE2 [--split test|val] [--data CONFIG] [--root
 
 A stage is RUN_DIR, CHECKPOINT or CONFIG.yaml:WEIGHTS (tools/cascade/stages.py). STAGE1 is the cheap one, STAGE2 the costly one.
 
+Images that a stage was trained on, because the two runs divided the data differently, are left out of the measurement and of the
+choice of the threshold, and this is said (tools/cascade/overlap.py).
+
 OUT/cascade.json   everything that is printed, the spread of the times, and the machine
 OUT/cascade.csv    coverage, accuracy and cost at each threshold (at most 500 thresholds)
 OUT/cascade.png    accuracy against operations and against time
@@ -22,14 +25,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from datamodules import DataModule
 from foundation.atomic_files import write_json, write_text
 from foundation.measuring import Spread, interleave, machine, table
 from foundation.plotting import render, write_png
 from tools.cascade import measures
+from tools.cascade.overlap import seen_by
 from tools.cascade.picture import Point, draw
-from tools.cascade.stages import Samples, Source, Stage, open_stages, read_samples
+from tools.cascade.stages import Samples, Source, Stage, open_split, open_stages, read_samples
 from tools.command_line import Parser, run_command, start
 
 ROWS = 500  # largest number of rows in cascade.csv
@@ -148,11 +153,12 @@ def cascade(options: argparse.Namespace) -> None:
     config = options.data or options.stage1.config()
     bf16 = options.precision == "bf16"
     stages, data = open_stages([options.stage1, options.stage2], config, options.root, device, bf16, options.ckpt)
-    samples = read_samples(data, options.split, options.limit, options.seed)
+    left_out, notes = _seen(options, data, options.split)
+    samples = read_samples(data, options.split, options.limit, options.seed, left_out)
     temperature = stages[0].module.temperature
     flops = [stage.flops(samples.image) for stage in stages]
     evaluated = measures.evaluate(stages, samples, options.batch_size, temperature)
-    choice = _choose(options, stages, data, evaluated, flops)
+    choice = _choose(options, stages, data, evaluated, flops, notes)
     samples, evaluated = samples.part(torch.from_numpy(choice.places)), evaluated.part(choice.places)
     swept = measures.sweep(evaluated)
     answers = measures.answer(stages, samples.image, choice.threshold, options.batch_size, temperature)
@@ -166,9 +172,16 @@ def cascade(options: argparse.Namespace) -> None:
     report: dict[str, Any] = {
         "stage1": stages[0].name,
         "stage2": stages[1].name,
-        "data": {"config": str(config), "split": options.split, "samples": len(samples.label), "root": options.root},
+        "data": {
+            "config": str(config),
+            "split": options.split,
+            "samples": len(samples.label),
+            "left_out": len(left_out),
+            "root": options.root,
+        },
         "threshold": choice.threshold if math.isfinite(choice.threshold) else "never",
         "chosen": choice.how,
+        "notes": notes,
         "temperature": temperature,
         "coverage": coverage,
         "exit_accuracy": _share(evaluated.right1[answers.exited.numpy()]),
@@ -180,14 +193,46 @@ def cascade(options: argparse.Namespace) -> None:
     _write(options.out, report, swept, flops)
 
 
+def _seen(options: argparse.Namespace, data: DataModule, split: str) -> tuple[Tensor, list[str]]:
+    """Return ``index`` of the samples of a split that a stage was trained on, and notes on them.
+
+    Raises:
+        ValueError: A stage was trained on all of them.
+    """
+    open_split(data, split)
+    index = data.splits[split]["index"].cpu()
+    left_out, notes = torch.zeros(len(index), dtype=torch.bool), []
+    for number, source in enumerate((options.stage1, options.stage2), start=1):
+        seen = seen_by(source, data, split, options.root)
+        count = int(seen.mask.sum())
+        named = f"stage {number} ({source.path})"
+        if seen.unknown is not None:
+            notes.append(f"{named}: whether it was trained on images of the {split} split is not known: {seen.unknown}")
+        elif count == len(index):
+            raise ValueError(
+                f"{named}: was trained on all {count:,} images of the {split} split, because its run divided the data in another "
+                "way; give --data a configuration whose split both stages share"
+            )
+        elif count:
+            notes.append(
+                f"{named}: was trained on {count:,} of the {len(index):,} images of the {split} split, because its run divided the "
+                "data in another way; they are left out"
+            )
+        left_out |= seen.mask
+    if bool(left_out.all()):
+        raise ValueError(f"--split {split}: every image of it was trained on by one of the stages")
+    return index[left_out], notes
+
+
 def _choose(
     options: argparse.Namespace,
     stages: list[Stage],
     data: DataModule,
     evaluated: measures.Evaluated,
     flops: list[float],
+    notes: list[str],
 ) -> Choice:
-    """Take the threshold from the flags or the checkpoint, or choose it on samples."""
+    """Take the threshold from the flags or the checkpoint, or choose it on samples; adds to ``notes`` what the user must know."""
     everything = np.arange(len(evaluated.confidence))
     stored = stages[0].module.chosen_threshold
     given = options.threshold
@@ -198,13 +243,22 @@ def _choose(
             raise ValueError(
                 f"--threshold stored: the checkpoint of {stages[0].name} has no threshold (see callbacks/calibration.py)"
             )
+        if math.isinf(stored):
+            target = stages[0].module.exit_target
+            wanted = "its target" if target is None else f"an exit accuracy of {target:.6g}"
+            notes.append(
+                f"the threshold stored in stage 1's checkpoint is never: no threshold of its calibration reached {wanted}; stage 2 "
+                "answers every sample, and stage 1 only adds its cost; --tolerance, --budget or --choose_on choose a threshold here"
+            )
         return Choice(stored, "stored in stage 1's checkpoint", everything)
     if given is not None:
         return Choice(measures.NEVER if given == "never" else float(given), "given", everything)
     from_files = {options.stage1.weights, options.stage2.weights} != {None}
     on = options.choose_on or ("half" if options.split == "val" or from_files else "val")
     if on == "val":
-        samples = read_samples(data, "val", options.limit, options.seed)
+        left_out, more = _seen(options, data, "val")
+        notes += [note for note in more if note not in notes]
+        samples = read_samples(data, "val", options.limit, options.seed, left_out)
         where, places = f"the validation split ({len(samples.label):,} samples)", everything
         evaluated = measures.evaluate(stages, samples, options.batch_size, stages[0].module.temperature)
     else:
@@ -274,6 +328,7 @@ def _lines(report: dict[str, Any]) -> list[str]:
         table(header, rows),
         f"\nthreshold {_text(report['threshold'])}: stage 1 answers {report['coverage']:.1%} of the samples{right}",
         f"threshold chosen by: {report['chosen']}",
+        *(f"note: {note}" for note in report["notes"]),
     ]
 
 

@@ -206,7 +206,12 @@ def _check(source: Source, module: Classifier, data: DataModule) -> None:
         )
 
 
-def read_samples(data: DataModule, split: str, limit: int | None, seed: int) -> Samples:
+def open_split(data: DataModule, split: str) -> None:
+    """Set up the datamodule for ``val`` or ``test``."""
+    data.setup("validate" if split == "val" else "test")
+
+
+def read_samples(data: DataModule, split: str, limit: int | None, seed: int, left_out: Tensor | None = None) -> Samples:
     """Read a split into memory.
 
     Args:
@@ -214,16 +219,20 @@ def read_samples(data: DataModule, split: str, limit: int | None, seed: int) -> 
         split: ``val`` or ``test``.
         limit: Number of samples to draw; None for all.
         seed: Seed of the draw.
+        left_out: ``index`` of the samples to leave out, (M,) int64.
 
     Raises:
         ValueError: The split is empty.
     """
-    data.setup("validate" if split == "val" else "test")
+    open_split(data, split)
     loader = data.val_dataloader() if split == "val" else data.test_dataloader()
     batches = list(watched(f"reading {split}", loader, "batches", len(loader)))
     if not batches:
         raise ValueError(f"--split {split}: the split has no samples")
     samples = Samples(torch.cat([b["image"] for b in batches]).cpu(), torch.cat([b["label"] for b in batches]).cpu())
+    if left_out is not None and len(left_out):
+        index = torch.cat([b["index"] for b in batches]).cpu()
+        samples = samples.part((~torch.isin(index, left_out)).nonzero().flatten())
     if limit is None or limit >= len(samples.label):
         return samples
     drawn = torch.randperm(len(samples.label), generator=torch.Generator().manual_seed(seed))[:limit]
