@@ -76,6 +76,9 @@ def test_overlap_of_image_folders_is_found_by_path_and_by_bytes(tmp_path: Path) 
         found = seen_by(Source(runs[name], None), data, "test", str(root) if name == "gone" else None)
         assert torch.equal(found.mask, expected), name
         assert found.unknown is None
+    lost = seen_by(Source(runs["gone"], None), data, "test", None)
+    assert not lost.mask.any()
+    assert str(lost.unknown).startswith(f"its data cannot be read (--data.root {tmp_path / 'gone'} does not exist")
     assert not seen_by(Source(runs["same"], None), data, "test", None).mask.any()
     (runs["same"] / "net.yaml").write_text("{}")
     unknown = seen_by(Source(runs["same"] / "net.yaml", "net.pt"), data, "test", None)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 import yaml
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from datamodules import DataModule, ImageFolderDataModule
@@ -42,10 +43,7 @@ def seen_by(source: Source, data: DataModule, split: str, root: str | None) -> S
         source: The stage.
         data: The measured data, set up for the split.
         split: The measured split, ``val`` or ``test``.
-        root: Folder of the data in place of the configured ones.
-
-    Raises:
-        ValueError: The data of the stage's run cannot be created.
+        root: Folder of the data, where the configured one does not exist.
     """
     nothing = torch.zeros(len(data.splits[split]["index"]), dtype=torch.bool)
     if source.weights is not None:
@@ -55,10 +53,13 @@ def seen_by(source: Source, data: DataModule, split: str, root: str | None) -> S
     if "cache" in settings:
         return _seen_in_cache(Path(settings["cache"]), data, split, nothing)
     there = root if "root" in settings and not Path(settings["root"]).is_dir() else None
-    trained = configured_data(config, there)
-    if _place(trained) == _place(data):  # the same split of the same data
-        return Seen(nothing)
-    trained.setup("fit")
+    try:
+        trained = configured_data(config, there)
+        if _place(trained) == _place(data):  # the same split of the same data
+            return Seen(nothing)
+        trained.setup("fit")
+    except (ValueError, OSError, MisconfigurationException) as error:
+        return Seen(nothing, f"its data cannot be read ({' '.join(str(error).split())[:120]})")
     if isinstance(data, ImageFolderDataModule) != isinstance(trained, ImageFolderDataModule):
         return Seen(nothing, f"it was trained on {type(trained).__name__}, which cannot be compared with these images")
     if isinstance(data, ImageFolderDataModule):
