@@ -152,7 +152,7 @@ class Checkpoints(Checkpoint):
         """Check the metrics that are monitored here and by Lightning's callbacks, see ``check_monitored``."""
         check_monitored(trainer, pl_module, "checkpoint", self.monitor, self.mode)
         # Lightning's own two have min as their default
-        others = [
+        others: list[of_lightning.EarlyStopping | of_lightning.ModelCheckpoint] = [
             *find_callbacks(trainer, of_lightning.EarlyStopping),
             *find_callbacks(trainer, of_lightning.ModelCheckpoint),
         ]

@@ -29,7 +29,7 @@ RECORDED: dict[str, Any] = {
 def parsed(value: Any) -> Any:
     """What the parser makes of a configuration."""
     if isinstance(value, dict):
-        return Namespace(**{name: parsed(inner) for name, inner in value.items()})
+        return Namespace(**{name: parsed(inner) for name, inner in value.items()})  # type: ignore[no-untyped-call]
     return [parsed(inner) for inner in value] if isinstance(value, list) else value
 
 

@@ -121,7 +121,7 @@ def test_metrics_of_windows_images_and_people_by_hand() -> None:
         "subject": torch.tensor([7, 7, 9]),
     }
     logged: dict[str, float] = {}
-    module.log = lambda name, value: logged.update([(name, float(value))])  # type: ignore[method-assign, assignment, misc]
+    module.log = lambda name, value: logged.update([(name, float(value))])  # type: ignore[method-assign, misc]
     module.log_dict = logged.update  # type: ignore[method-assign, assignment]
     output = module.shared_step(batch, "val")
     torch.testing.assert_close(output["logits"], torch.tensor([[1.0, 2 / 3], [0.0, 1.0], [2 / 3, 5 / 3]]))

@@ -54,14 +54,21 @@ def test_overlap_of_image_folders_is_found_by_path_and_by_bytes(tmp_path: Path) 
     root = tmp_path / "images"
     write_classes(root, {"cat": 12, "dog": 12})
     shutil.copytree(root, tmp_path / "copy")
-    base = {"image_size": 16, "workers": 0, "batch_size": 4, "val_fraction": 0.25, "test_fraction": 0.25}
-    runs = {}
-    for name, settings in {
+    base: dict[str, Any] = {
+        "image_size": 16,
+        "workers": 0,
+        "batch_size": 4,
+        "val_fraction": 0.25,
+        "test_fraction": 0.25,
+    }
+    runs: dict[str, Path] = {}
+    given: dict[str, dict[str, Any]] = {
         "same": {"root": str(root)},
         "seed": {"root": str(root), "split_seed": 3},
         "copy": {"root": str(tmp_path / "copy"), "split_seed": 3},
         "gone": {"root": str(tmp_path / "gone"), "split_seed": 3},
-    }.items():
+    }
+    for name, settings in given.items():
         content = {"data": {"class_path": "ImageFolderDataModule", "init_args": {**base, **settings}}}
         runs[name] = tmp_path / f"run_{name}"
         runs[name].mkdir()

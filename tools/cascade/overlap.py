@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import numpy as np
 import torch
 import yaml
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -121,4 +120,4 @@ def _digest(path: Path) -> bytes:
 
 def _hashes(data: DataModule, split: str) -> list[bytes]:
     images = data.splits[split]["image"].cpu().numpy()
-    return [hashlib.sha256(np.ascontiguousarray(image)).digest() for image in images]
+    return [hashlib.sha256(image.tobytes()).digest() for image in images]
