@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.base import BaseModule, Batch, StageName, StepOutput
-from lightning_modules.losses import classification_loss
+from lightning_modules.losses import balanced_weights, classification_loss, sample_weights
 from metrics import ClassificationSums
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,8 @@ class Classifier(BaseModule):
         feature_width: Length of a feature vector if the data provides features instead of images, which only a cascade head
             accepts; linked to the data.
         label_smoothing: eps as in torch: eps is spread over all K classes. Labels are smoothed nowhere else.
-        class_weights: ``balanced`` weights a class by samples / (K * its samples) in the training split; ``none`` uses no weights.
+        class_weights: ``balanced`` weights each sample by samples / (K * samples of its class) in the training split, before its
+            label is smoothed (lightning_modules/losses.py); ``none`` uses no weights.
 
     Attributes:
         temperature: Positive number by which logits are divided before the softmax. It is read from the checkpoint's
@@ -96,8 +97,8 @@ class Classifier(BaseModule):
     def setup(self, stage: str) -> None:
         """Compute the class weights from the training split."""
         if stage == "fit" and self.class_weights == "balanced":
-            counts = cast(Tensor, self.trainer.datamodule.class_counts).float()  # type: ignore[attr-defined]
-            self.class_weight.copy_(counts.sum() / (len(counts) * counts))
+            counts = cast(Tensor, self.trainer.datamodule.class_counts)  # type: ignore[attr-defined]
+            self.class_weight.copy_(balanced_weights(counts))
             listed = ", ".join(f"{weight:.3g}" for weight in self.class_weight.tolist())
             log.info(f"class weights (balanced, from {int(counts.sum())} training samples): {listed}")
 
@@ -126,6 +127,12 @@ class Classifier(BaseModule):
         """The loss to minimise, a scalar: cross-entropy of logits (B, K) with label smoothing and class weights."""
         weight = self.class_weight if self.class_weights == "balanced" else None
         return classification_loss(logits, batch["label"], batch.get("target"), weight, self.label_smoothing)
+
+    def sample_weights(self, batch: Batch) -> Tensor | None:
+        """Weight (B,) of each sample in the training loss; None without class weights."""
+        if self.class_weights == "none":
+            return None
+        return sample_weights(batch["label"], batch.get("target"), self.class_weight)
 
     def on_train_epoch_start(self) -> None:
         """Reset the training sums. Lightning skips this hook when a run resumes mid-epoch, so the restored sums are kept."""

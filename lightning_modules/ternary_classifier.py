@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -12,6 +13,8 @@ from lightning_modules.base import BaseModule, Batch, StageName
 from lightning_modules.distillation import distillation_loss, load_teacher
 from lightning_modules.pretrained import StartsFromWeights, read_weights
 from networks import build_resnet, own_names, ternary_shares, warm_start
+
+log = logging.getLogger(__name__)
 
 
 class TernaryClassifier(StartsFromWeights):
@@ -103,6 +106,10 @@ class TernaryClassifier(StartsFromWeights):
                 self._teacher = [load_teacher(self.teacher, inputs)]
             except ValueError as error:
                 raise MisconfigurationException(f"teacher: {error}") from error
+            if self.distill_share == 1 and self.label_smoothing:
+                log.warning(
+                    f"label_smoothing {self.label_smoothing} has no effect: distill_share 1 leaves no cross-entropy"
+                )
 
     def _of_this_rule(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """The weights without the learned scales of another rule, so that the scales are set from the weights."""
@@ -129,7 +136,8 @@ class TernaryClassifier(StartsFromWeights):
                 image = image.contiguous(memory_format=torch.channels_last)
             with torch.no_grad():
                 soft = teacher(image)
-            loss = torch.lerp(loss, distillation_loss(logits, soft, self.distill_temperature), self.distill_share)
+            distilled = distillation_loss(logits, soft, self.distill_temperature, self.sample_weights(batch))
+            loss = torch.lerp(loss, distilled, self.distill_share)
         return loss
 
     def log_epoch(self, stage: StageName) -> None:

@@ -86,6 +86,27 @@ def test_teacher_contributes_to_the_training_loss_but_not_to_the_state_dict(fini
     )
 
 
+def test_class_weights_count_for_the_teachers_part_too() -> None:
+    """Otherwise they would be lost with `distill_share: 1`, and nearly so with the default of 0.9."""
+    settings: dict[str, Any] = {"class_weights": "balanced", "label_smoothing": 0.1, "distill_share": 0.25}
+    module, teacher = (TernaryClassifier(**SHAPE, quantizer="none", dropout=0.0, **settings) for _ in range(2))
+    module._teacher, module.class_weight[:] = [teacher.network.eval()], torch.arange(1.0, 11.0)
+    data = batch()
+    target = torch.nn.functional.one_hot(data["label"], 10).float().lerp(torch.full((6, 10), 0.1), 0.4)
+    module.train()
+    with torch.no_grad():
+        logits, soft = module(data["image"]), module._teacher[0](data["image"])
+        for mixed in ({}, {"target": target}):
+            shares = mixed.get("target", torch.nn.functional.one_hot(data["label"], 10).float())
+            total = weights = torch.zeros(())
+            for row, teacher, share in zip(logits, soft, shares, strict=True):
+                for c in range(10):
+                    hard = torch.nn.functional.cross_entropy(row, torch.tensor(c), label_smoothing=0.1)
+                    part = 0.75 * hard + 0.25 * distillation_loss(row[None], teacher[None], 4.0)
+                    total, weights = total + share[c] * (c + 1) * part, weights + share[c] * (c + 1)
+            torch.testing.assert_close(module.training_loss(logits, {**data, **mixed}), total / weights)
+
+
 @pytest.mark.parametrize("source", ["", "checkpoints/best.ckpt", "weights.safetensors"])
 def test_init_from_a_run_loads_its_averaged_weights(finished: Path, source: str) -> None:
     state = started(finished, init_from=str(finished / source)).network.state_dict()

@@ -22,8 +22,10 @@ def problem(classes: int) -> tuple[torch.Tensor, torch.Tensor]:
     return (centres[label] + 1.5 * torch.randn(N, D, generator=draw)) * scale + 1.0, label
 
 
-def objective(c: float, weight: torch.Tensor, bias: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> float:
-    loss = torch.nn.functional.cross_entropy(x.double() @ weight.T + bias, y, reduction="sum")
+def objective(
+    c: float, weight: torch.Tensor, bias: torch.Tensor, x: torch.Tensor, y: torch.Tensor, of: torch.Tensor | None = None
+) -> float:
+    loss = torch.nn.functional.cross_entropy(x.double() @ weight.T + bias, y, weight=of, reduction="sum")
     # with two classes scikit-learn has one vector, the difference of the two vectors here
     squares = (weight[1] - weight[0]).square().sum() if len(weight) == 2 else weight.square().sum()
     return float(c * loss + squares / 2)
@@ -44,6 +46,25 @@ def test_objective_and_classes_equal_scikit_learn(classes: int) -> None:
         assert ours == pytest.approx(objective(solution.c, weight, bias, x, y), rel=1e-6)
         predicted = (held.double() @ solution.weight.T + solution.bias).argmax(1).numpy()
         assert np.mean(predicted == theirs.predict(held.double().numpy())) > 0.995
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_class_weights_equal_scikit_learn(classes: int) -> None:
+    """Classes of very different frequencies, the rarest with one sample in twenty of the most frequent."""
+    x, y = problem(classes)
+    kept = (y > 0) | (torch.arange(N) % 20 == 0)
+    x, y = x[kept], y[kept]
+    of = len(y) / (classes * y.bincount().double())
+    for solution in logistic_path(x, y, classes, [1e-2, 1.0, 30.0], class_weight=of):
+        assert solution.converged
+        theirs = LogisticRegression(C=solution.c, class_weight="balanced", tol=1e-8, max_iter=5_000)
+        theirs.fit(x.double().numpy(), y.numpy())
+        weight, bias = torch.from_numpy(theirs.coef_), torch.from_numpy(theirs.intercept_)
+        if classes == 2:
+            weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
+        ours = objective(solution.c, solution.weight, solution.bias, x, y, of)
+        assert solution.objective == pytest.approx(ours, rel=1e-6)
+        assert ours == pytest.approx(objective(solution.c, weight, bias, x, y, of), rel=1e-6)
 
 
 def test_few_steps_for_each_c() -> None:

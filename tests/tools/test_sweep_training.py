@@ -75,9 +75,9 @@ def train_one(head: Head, recipe: Recipe) -> tuple[MLPHead, list[float]]:
                 group["lr"] = head.lr * lr_share(recipe.shape, step, 20)
                 if recipe.shape.name == "one_cycle":
                     group["betas"] = (cycle.param_groups[0]["momentum"], 0.999)
-            loss = F.cross_entropy(
-                module(features), label, weight=recipe.class_weight, label_smoothing=recipe.label_smoothing
-            )
+            each = F.cross_entropy(module(features), label, label_smoothing=recipe.label_smoothing, reduction="none")
+            of = torch.ones(len(label)) if recipe.class_weight is None else recipe.class_weight[label]
+            loss = (of * each).sum() / of.sum()
             optimizer.zero_grad()
             loss.backward()
             if recipe.clip is not None and recipe.clip_by == "norm":

@@ -23,6 +23,7 @@ from features import CachedSplit
 from foundation.atomic_files import replace_file, write_json
 from foundation.plotting import BLUE, VERMILION, render, write_png
 from foundation.project import TOOL
+from lightning_modules.losses import balanced_weights
 from metrics import direction_of
 from tools.command_line import Progress
 from tools.sweep_heads.batched_metrics import metrics, names
@@ -60,9 +61,15 @@ def logistic_path(options: argparse.Namespace, arguments: list[str], command: li
     )
     cs = sorted(set(options.c or CS))
     print(f"logistic   {len(cs)} values of C, {len(y):,} x {x.shape[1]} features on {device}", flush=True)
+    model = config["model"]["init_args"]
+    weight = balanced_weights(data.class_counts) if model["class_weights"] == "balanced" else None
+    if weight is not None:
+        print(f"           class weights (balanced): {', '.join(f'{value:.3g}' for value in weight.tolist())}")
+    if model["label_smoothing"]:
+        print(f"           model.label_smoothing {model['label_smoothing']} is not used: the labels are not smoothed")
     rows: list[tuple[Solution, dict[str, float]]] = []
     progress = Progress("solved", len(cs), "values of C")
-    for solution in solve(x, y, data.num_classes, cs):
+    for solution in solve(x, y, data.num_classes, cs, class_weight=weight):
         logits = held.float() @ solution.weight.float().T + solution.bias.float()
         evaluated = metrics(logits[None], label, known)
         rows.append((solution, {name: float(value[0]) for name, value in evaluated.items()}))
@@ -70,7 +77,7 @@ def logistic_path(options: argparse.Namespace, arguments: list[str], command: li
     sign = 1 if direction_of(monitor) == "min" else -1
     best = min(range(len(rows)), key=lambda number: (sign * rows[number][1][monitor], rows[number][1]["loss"]))
     seconds = time.monotonic() - begun
-    _write(options, rows, best, monitor, seconds, f"{TOOL}sweep_heads {shlex.join(command)}")
+    _write(options, rows, best, weight, monitor, seconds, f"{TOOL}sweep_heads {shlex.join(command)}")
     return 0
 
 
@@ -83,6 +90,7 @@ def _write(
     options: argparse.Namespace,
     rows: list[tuple[Solution, dict[str, float]]],
     best: int,
+    weight: Tensor | None,
     monitor: str,
     seconds: float,
     command: str,
@@ -103,6 +111,7 @@ def _write(
     content: dict[str, Any] = {
         "command": command,
         "values_of_c": len(rows),
+        "class_weight": None if weight is None else weight.tolist(),
         "not_converged": sum(not s.converged for s, _ in rows),
         "seconds": round(seconds, 3),
         "device_hours": hours,

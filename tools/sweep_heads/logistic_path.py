@@ -1,8 +1,8 @@
 """Solves multinomial logistic regression by L-BFGS for a sequence of values of C, each started from the previous solutions.
 
-    minimise  C * sum_i -log p(y_i | x_i) + 1/2 ||W||^2,     p = softmax(W x + b), the intercepts b are not penalised
+    minimise  C * sum_i w_i * -log p(y_i | x_i) + 1/2 ||W||^2,     p = softmax(W x + b), the intercepts b are not penalised
 
-This is the objective of scikit-learn's LogisticRegression. The solver is fast for these reasons:
+This is the objective of scikit-learn's LogisticRegression; w_i is 1, or the weight of the class y_i. It is solved fast because:
 
 - The features are centred and rotated into the eigenbasis of their Gram matrix once, which changes neither the minimum nor ||W||.
   In this basis the Hessian is nearly A (x) diag(eigenvalues) + penalty, where A is the mean of diag(p) - p p' over the samples
@@ -52,7 +52,7 @@ class Point(NamedTuple):
     slope: Tensor
     """Gradient (K, D + 1)."""
     spread: Tensor
-    """Mean of diag(p) - p p' over the samples, (K, K)."""
+    """Weighted mean of diag(p) - p p' over the samples, (K, K)."""
 
     def objective(self, penalty: float) -> float:
         """Return the objective divided by C."""
@@ -76,25 +76,39 @@ class Problem:
         label: Labels (N,) int64, each class at least once.
         num_classes: K, at least 2.
         dtype: Type of the matrix products.
+        class_weight: Weight of the samples of each class (K,), above 0; None for equal weights.
 
     Attributes:
         rounding: Relative uncertainty of the loss caused by rounding in the matrix products.
     """
 
-    def __init__(self, features: Tensor, label: Tensor, num_classes: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        features: Tensor,
+        label: Tensor,
+        num_classes: int,
+        dtype: torch.dtype,
+        class_weight: Tensor | None = None,
+    ) -> None:
         self.label, self.num_classes, self.dtype = label, num_classes, dtype
         self.rounding = torch.finfo(dtype).eps / 10
-        self.mean = features.mean(dim=0, dtype=torch.float64)
+        self.weight = None if class_weight is None else class_weight.double().to(label.device)[label]
+        self.total = float(len(label)) if self.weight is None else float(self.weight.sum())
+        if self.weight is None:
+            self.mean = features.mean(dim=0, dtype=torch.float64)
+        else:
+            self.mean = (self.weight @ features.double()) / self.total
         centred = features.to(dtype) - self.mean.to(dtype)
-        values, self.basis = torch.linalg.eigh((centred.T @ centred).double())
+        weighted = centred if self.weight is None else centred * self.weight.to(dtype)[:, None]
+        values, self.basis = torch.linalg.eigh((weighted.T @ centred).double())
         # layout (D, N), and (K, N) below: sums over the few classes are fast if the samples are contiguous
         self.columns = self.basis.to(dtype).T @ centred.T
         self.gram = values.clamp(min=FLOOR * float(values.max()))
 
     def start(self) -> Point:
-        """Return the solution for C = 0: zero weights, and intercepts that give the class frequencies."""
+        """Return the solution for C = 0: zero weights, and intercepts that give the weighted class frequencies."""
         weights: Tensor = self.gram.new_zeros(self.num_classes, len(self.gram) + 1)
-        weights[:, -1] = self.label.bincount(minlength=self.num_classes).double().log()
+        weights[:, -1] = self.label.bincount(self.weight, minlength=self.num_classes).double().log()
         weights[:, -1] -= weights[:, -1].mean()
         return self.at(weights)
 
@@ -103,21 +117,23 @@ class Problem:
         slopes, intercepts = weights.to(self.dtype).split([len(self.gram), 1], dim=1)
         p = torch.addmm(intercepts, slopes, self.columns)
         p -= p.amax(dim=0)
-        wanted = p.gather(0, self.label[None]).sum(dtype=torch.float64)
+        wanted = p.gather(0, self.label[None])[0].double()
         # the largest term is exp(0) = 1: a float64 sum keeps sample losses far below 1e-7
         sums = p.exp_().sum(dim=0, dtype=torch.float64)
-        loss = sums.log().sum() - wanted
+        losses = sums.log() - wanted
+        loss = losses.sum() if self.weight is None else self.weight @ losses
         p /= sums.to(self.dtype)
+        weighted = p if self.weight is None else p * self.weight.to(self.dtype)
         # compute 1 - p as the sum of the other probabilities, which is exact where p is nearly 1
-        spread = -(p @ p.T).double()
+        spread = -(weighted @ p.T).double()
         spread.diagonal().zero_()
         spread.diagonal().copy_(-spread.sum(dim=1))
-        p.scatter_(0, self.label[None], 0.0)
-        p.scatter_(0, self.label[None], -p.sum(dim=0, keepdim=True))
+        weighted.scatter_(0, self.label[None], 0.0)
+        weighted.scatter_(0, self.label[None], -weighted.sum(dim=0, keepdim=True))
         slope = torch.empty_like(weights)
-        slope[:, :-1] = (p @ self.columns.T).double()
-        slope[:, -1] = p.sum(dim=1, dtype=torch.float64)
-        return Point(weights, float(loss), slope, spread / len(self.label))
+        slope[:, :-1] = (weighted @ self.columns.T).double()
+        slope[:, -1] = weighted.sum(dim=1, dtype=torch.float64)
+        return Point(weights, float(loss), slope, spread / self.total)
 
     def original(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Return weights (K, D) and intercepts (K,) for the original features."""
@@ -140,7 +156,7 @@ class Curvature:
         values, self._turn = torch.linalg.eigh(point.spread)
         # one eigenvalue is 0: adding the same vector to the weights of all classes changes no probability
         values = values.clamp(min=max(1e-3 * float(values.max()), 1e-12))[:, None]
-        self._scale = torch.cat([values * problem.gram + penalty, values * len(problem.label)], dim=1)
+        self._scale = torch.cat([values * problem.gram + penalty, values * problem.total], dim=1)
         self._pairs = []
         for change, difference in pairs:
             full = difference + penalty * ridge(change)
@@ -174,6 +190,7 @@ def logistic_path(
     tolerance: float = 2e-8,
     most_steps: int = 1000,
     dtype: torch.dtype = torch.float32,
+    class_weight: Tensor | None = None,
 ) -> Iterator[Solution]:
     """Solve for each C in ascending order.
 
@@ -187,6 +204,7 @@ def logistic_path(
             classes.
         most_steps: Largest number of steps; the solution reached by then is returned as not converged.
         dtype: Type of the matrix products; float64 allows a tolerance of 1e-11.
+        class_weight: Weight of the samples of each class (K,), above 0, as scikit-learn's; None for equal weights.
 
     Yields:
         The solution for each C.
@@ -198,7 +216,7 @@ def logistic_path(
         raise ValueError(f"c: values above 0 are needed, got {list(cs)}")
     if not bool(features.isfinite().all()):
         raise ValueError("features: some are not finite")
-    problem = Problem(features, label, num_classes, dtype)
+    problem = Problem(features, label, num_classes, dtype, class_weight)
     pairs: deque[tuple[Tensor, Tensor]] = deque(maxlen=HISTORY)
     point = problem.start()
     no_weights = point.loss

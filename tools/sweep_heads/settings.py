@@ -17,6 +17,7 @@ from cli.load_datamodule import DataOnlyCLI
 from cli.run_flags import split_flags
 from datamodules import CachedFeaturesDataModule
 from datamodules.feature_loader import CachedFeaturesLoader, free_memory
+from lightning_modules.losses import balanced_weights
 from lightning_modules.optimizers import default_momentum
 from lightning_modules.schedules import Shape
 from tools.sweep_heads.batched_metrics import names
@@ -196,8 +197,7 @@ def make_recipe(config: dict[str, Any], data: CachedFeaturesDataModule, device: 
     averages = [e.get("init_args") or {} for e in callbacks(config) if str(e["class_path"]).endswith("EMA")]
     weight = None
     if model["class_weights"] == "balanced":
-        counts = data.class_counts.float()
-        weight = (counts.sum() / (len(counts) * counts)).to(device)
+        weight = balanced_weights(data.class_counts).to(device)
     return Recipe(
         epochs=trainer["max_epochs"],
         steps_per_epoch=steps,
