@@ -12,24 +12,10 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
 from callbacks.exact_resume import stable_seed
-
-
-def trained_batch_norms(module: nn.Module) -> dict[str, _BatchNorm]:
-    """Return the batch-norm layers whose running statistics training updates, by name; frozen layers are left out."""
-    modes = {part: part.training for part in module.modules()}
-    module.train()
-    found = {
-        name: part
-        for name, part in module.named_modules()
-        if isinstance(part, _BatchNorm) and part.track_running_stats and part.training
-    }
-    for part, mode in modes.items():
-        part.training = mode
-    return found
+from foundation.batch_norms import trained_batch_norms
 
 
 def check_renewable(trainer: Trainer, pl_module: LightningModule, setting: str) -> None:

@@ -106,6 +106,13 @@ class ProgressiveResizing(Callback):
         rows = [(stage.epochs, stage.epochs * steps_per_epoch(stage.batch_size), stage.lr) for stage in self.stages]
         return rows if self.schedule == "per_stage" else [(self.epochs, sum(steps for _, steps, _ in rows), 1.0)]
 
+    def batch_shapes(self) -> list[tuple[str, int, int]]:
+        """Name of the setting, batch size and image size in pixels of each stage, for the module; available after ``setup``."""
+        return [
+            (f"batch_size of stage {number} of ProgressiveResizing", stage.batch_size, stage.size)
+            for number, stage in enumerate(self.stages, start=1)
+        ]
+
     def metrics(self, epoch: int) -> dict[str, float]:
         """Metrics ``stage/number`` (from 1), ``stage/size`` in pixels and ``stage/batch_size`` of an epoch (from 0)."""
         index = self.stage_at(epoch)

@@ -81,6 +81,8 @@ def obstacle(cli: VisionCLI) -> str | None:
         )
     if batch // 2 < SMALLEST_NORMALISED and _learns_batch_norm(cli.model):
         return f"batch normalisation needs batches of {SMALLEST_NORMALISED} or more, half of {batch} is less"
+    if cli.datamodule.last_train_batch(batch // 2) == 1 and _learns_batch_norm(cli.model):
+        return f"batches of {batch // 2} leave a last batch of one sample, on which batch normalisation cannot train"
     return None
 
 

@@ -260,6 +260,16 @@ class DataModule(MatchedToCheckpoint, Extractable, ABC):
             )
         return count
 
+    def last_train_batch(self, batch_size: int | None = None) -> int:
+        """Samples in the last training batch of an epoch on each process; call after setup("fit").
+
+        Args:
+            batch_size: As for `num_train_batches`.
+        """
+        batch_size = self.batch_size if batch_size is None else batch_size
+        own = len(self.splits["train"]["label"]) // (self.trainer.world_size if self.trainer else 1)
+        return batch_size if self._keep_in_training == "full" else own % batch_size or batch_size
+
     def train_dataloader(self) -> InMemoryLoader:
         """Serve the training split in an order drawn from (seed, epoch), or unshuffled under Trainer(overfit_batches)."""
         return self._loader("train")

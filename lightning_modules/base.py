@@ -11,7 +11,8 @@ Interface to the callbacks:
 - ``log_epoch(stage)`` logs the metrics of a stage.
 - ``metric_names`` lists all metrics that can be monitored.
 - A callback with the attribute ``sends_rows`` (callbacks/metrics_log.py) sends the metrics of a fit to the loggers.
-- A callback with a method ``schedule_stages`` (callbacks/progressive_resizing.py) provides the stages of the schedule.
+- A callback with a method ``schedule_stages`` (callbacks/progressive_resizing.py) provides the stages of the schedule, and with
+  ``batch_shapes`` their batch sizes.
 - ``checkpoint["ema"]`` holds the averaged weights (callbacks/ema.py). They are loaded for every use of a checkpoint except resuming
   a fit. The same holds for ``checkpoint["calibration"]``, which ``Classifier`` reads.
 """
@@ -28,9 +29,11 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.optim import SGD
 
+from foundation.batch_norms import trained_batch_norms
 from foundation.suggestions import nearest
 from lightning_modules.optimizers import build_optimizer, check_optimizer, default_momentum, has_momentum
 from lightning_modules.schedules import Schedule, ScheduleName, Shape, Stage
+from lightning_modules.single_samples import check_batches
 from metrics.directions import GivenMode, Mode, direction_of, resolve_mode
 
 log = logging.getLogger(__name__)
@@ -235,6 +238,16 @@ class BaseModule(LightningModule):
                 )
             self._schedule().observe(float(value))
 
+    # ---- batch norm ----
+
+    def batch_norms(self) -> dict[str, nn.Module]:
+        """Batch norms by name that some epoch of the run trains."""
+        return dict(trained_batch_norms(self))
+
+    def of_one_sample(self, size: int) -> None:
+        """Run the network on one image of zeros (1, C, size, size)."""
+        self(torch.zeros(1, self.in_channels, size, size, device=self.device))
+
     # ---- optimiser ----
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -298,6 +311,7 @@ class BaseModule(LightningModule):
         """The optimiser and its schedule, stepped once per optimiser step."""
         if self.shape.name == "plateau":
             self._check_plateau()
+        check_batches(self)
         groups, fused = self.parameter_groups(), self.fused
         if self.trainer.precision == "16-mixed" and self.trainer.gradient_clip_val is not None and fused:
             log.info("fused: off, because fp16 gradients must be unscaled before they are clipped")

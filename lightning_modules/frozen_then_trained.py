@@ -100,6 +100,15 @@ class FrozenThenTrained(Classifier):
         super().on_train_epoch_start()
         self._follow_epoch()
 
+    def batch_norms(self) -> dict[str, nn.Module]:
+        """See :class:`BaseModule`; includes those of an encoder that is frozen until ``unfreeze_epoch``."""
+        frozen = self._switched.frozen
+        self._switched.frozen = frozen and self.unfreeze_epoch is None
+        try:
+            return super().batch_norms()
+        finally:
+            self._switched.frozen = frozen
+
     def _rows(self) -> list[tuple[int, int, float]] | None:
         """Two stages of the schedule, before and from ``unfreeze_epoch``; see :class:`BaseModule`."""
         rows, epochs = super()._rows(), self.trainer.max_epochs

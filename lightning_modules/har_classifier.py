@@ -184,6 +184,13 @@ class HARClassifier(StartsFromWeights, FrozenThenTrained, EarlyExitClassifier):
         logits = self.each(image)
         return logits.mean(dim=1) if logits.ndim == 3 else logits
 
+    def of_one_sample(self, size: int) -> None:
+        """See :class:`BaseModule`; signals are windows of ``size`` samples."""
+        if self.architecture == SIGNAL_NETWORK:
+            self(torch.zeros(1, self.in_channels, size, device=self.device))
+        else:
+            super().of_one_sample(size)
+
     # ---- steps ----
 
     def configure_metrics(self) -> None:

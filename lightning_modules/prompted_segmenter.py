@@ -179,6 +179,10 @@ class PromptedSegmenter(SegmentationModule):
         logits = cast(Tensor, segment(image, prompts, image_index))
         return F.interpolate(logits, size=stored, mode="bilinear") if resized else logits
 
+    def of_one_sample(self, size: int) -> None:
+        """See :class:`BaseModule`; with one prompt."""
+        self.network(torch.zeros(1, 3, size, size, device=self.device), ["one"])
+
     def configure_optimizers(self) -> Any:
         """Load the initial weights of a new run's encoder, once; then see :class:`BaseModule`."""
         if not self._has_weights:

@@ -53,6 +53,10 @@ FLAGS = [
     (["--model.num_classes", "7"], "model.num_classes: 7 is given, but the data has 10"),
     (["--model.full_precision", "[stm]"], "did you mean"),
     (["--data.batch_size", "100000"], "--data.batch_size 100000 is larger than the training set of 129 samples"),
+    (
+        ["--data.batch_size", "64", "--data.drop_last", "false"],
+        "--data.batch_size 64: the last batch of an epoch has one of the 129 training samples, and batch norm cannot",
+    ),
     (["--checkpoint.monitor", "val/ac"], "checkpoint.monitor: no metric 'val/ac', did you mean 'val/acc'?"),
     (["--checkpoint.every_n_epochs", "-1"], "every_n_epochs: 0 or more, got -1"),
     (["--data", "CIFAR10DataModule", "--data.root", "nowhere"], "nowhere"),
