@@ -10,14 +10,18 @@ holds both: ``state_dict`` is raw, ``ema`` is the average. Resuming a fit restor
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from callbacks.batch_statistics import check_renewable, renew_batch_statistics
 from callbacks.flat_parameters import can_flatten, flatten, views_in
+
+log = logging.getLogger(__name__)
 
 
 def effective_decay(decay: float, updates: int, warmup: bool) -> float:
@@ -80,6 +84,12 @@ class EMA(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start from the weights, or from the checkpoint's average."""
+        halves = {tensor.dtype for tensor in pl_module.parameters()} & {torch.float16, torch.bfloat16}
+        if halves and self.decay:
+            raise MisconfigurationException(
+                f"EMA: trainer.precision {trainer.precision} keeps the weights in half precision, in which the small steps of an "
+                "average round to nothing; take bf16-mixed or 16-mixed, or leave EMA out"
+            )
         if self.batch_statistics and trainer.enable_validation:
             check_renewable(trainer, pl_module, "EMA.batch_statistics")
         self._attach(pl_module)
@@ -141,6 +151,13 @@ class EMA(Callback):
             self.updates += 1
 
     # ---- evaluation ----
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say that the averaging never began."""
+        if self.start_step and not self.updates and self._step <= self.start_step:
+            log.warning(
+                f"EMA: start_step {self.start_step} was not passed in {self._step} steps; the average is the raw weights"
+            )
 
     def _enter(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the average into the module and keep the raw weights."""

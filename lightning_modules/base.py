@@ -32,8 +32,9 @@ from torch.optim import SGD
 from foundation.batch_norms import trained_batch_norms
 from foundation.suggestions import nearest
 from lightning_modules.optimizers import build_optimizer, check_optimizer, default_momentum, has_momentum
-from lightning_modules.schedules import Schedule, ScheduleName, Shape, Stage
+from lightning_modules.schedules import Schedule, ScheduleName, Shape, Stage, find_accumulation
 from lightning_modules.single_samples import check_batches
+from lightning_modules.unused_settings import given_without_effect
 from metrics.directions import GivenMode, Mode, direction_of, resolve_mode
 
 log = logging.getLogger(__name__)
@@ -266,6 +267,10 @@ class BaseModule(LightningModule):
         """Stages of the schedule with their optimiser steps, computed from the size of the data and the Trainer's flags."""
         trainer = self.trainer
         if (rows := self._rows()) is not None:
+            if find_accumulation(trainer) is not None:
+                raise MisconfigurationException(
+                    "GradientAccumulationScheduler: cannot be used in a run in stages; set --trainer.accumulate_grad_batches"
+                )
             return [Stage(max(1, steps), factor) for _, steps, factor in rows]
         if trainer.max_epochs is None or trainer.max_epochs < 0:
             if trainer.max_steps > 0:
@@ -275,7 +280,7 @@ class BaseModule(LightningModule):
             raise MisconfigurationException(
                 f"schedule {self.shape.name} needs the length of the run: set --trainer.max_epochs to a number"
             )
-        steps = self._steps_per_epoch() * trainer.max_epochs
+        steps = sum(self._steps_of_epoch(epoch) for epoch in range(trainer.max_epochs))
         return [Stage(max(1, min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps))]
 
     def _rows(self) -> list[tuple[int, int, float]] | None:
@@ -283,7 +288,7 @@ class BaseModule(LightningModule):
         found = (getattr(callback, "schedule_stages", None) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
         return next((stages(self._steps_per_epoch) for stages in found if stages is not None), None)
 
-    def _steps_per_epoch(self, batch_size: int | None = None) -> int:
+    def _steps_per_epoch(self, batch_size: int | None = None, accumulation: int | None = None) -> int:
         """Optimiser steps per epoch; without ``batch_size`` the batch size of the datamodule is used."""
         trainer = self.trainer
         data = getattr(trainer, "datamodule", None)
@@ -293,7 +298,14 @@ class BaseModule(LightningModule):
         batches = data.num_train_batches() if batch_size is None else data.num_train_batches(batch_size)
         limit = trainer.overfit_batches or trainer.limit_train_batches  # type: ignore[attr-defined]
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        return math.ceil(batches / trainer.accumulate_grad_batches)
+        return math.ceil(batches / (accumulation or trainer.accumulate_grad_batches))
+
+    def _steps_of_epoch(self, epoch: int) -> int:
+        """Optimiser steps of an epoch, with the accumulation that Lightning's GradientAccumulationScheduler sets in it."""
+        found = find_accumulation(self.trainer)
+        if found is None:
+            return self._steps_per_epoch()
+        return math.ceil(self._steps_per_epoch(accumulation=1) / found(epoch))
 
     def _warmup_steps(self) -> int:
         if not self.warmup_epochs or self.shape.name == "one_cycle":
@@ -322,21 +334,32 @@ class BaseModule(LightningModule):
             optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         cycles = self.one_cycle_momentum is not None and self.momentum > 0
         bounds = (cast(float, self.one_cycle_momentum), self.momentum) if cycles else None
-        shape = Shape(**{**vars(self.shape), "warmup_steps": self._warmup_steps()})
-        schedule = Schedule(optimizer, shape, self.stages(), bounds, self.plateau)
+        shape, stages = Shape(**{**vars(self.shape), "warmup_steps": self._warmup_steps()}), self.stages()
+        if shape.warmup_steps >= stages[0].steps and shape.name != "none":
+            log.warning(
+                f"warmup_epochs {self.warmup_epochs:g}: the whole run is warm-up, so schedule {shape.name} never begins"
+            )
+        schedule = Schedule(optimizer, shape, stages, bounds, self.plateau)
         self._configured_groups = [
             {k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups
         ]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _check_plateau(self) -> None:
+        """Refuse a monitor that this run never measures: without it the learning rate would never fall, without a word."""
         monitor = self.plateau_monitor
         known = {name for name in self.metric_names if not name.startswith("test/")}
         known |= {name for callback in self.trainer.callbacks for name in getattr(callback, "metric_names", ())}  # type: ignore[attr-defined]
+        if monitor.startswith("val_raw/") and monitor not in known:
+            raise MisconfigurationException(f"plateau_monitor: {monitor} needs the callback EMA with validate_raw")
         if monitor not in known:
             listed = ", ".join(sorted(known))
             raise MisconfigurationException(
                 f"plateau_monitor: no metric {monitor!r}{nearest(monitor, known)}; there are {listed}"
+            )
+        if monitor.startswith("val") and not self.trainer.enable_validation:
+            raise MisconfigurationException(
+                f"plateau_monitor: {monitor} is a validation metric, but there is no validation; take another metric or schedule"
             )
         try:
             resolve_mode("plateau_mode", monitor, self.plateau_mode)
@@ -346,8 +369,26 @@ class BaseModule(LightningModule):
     def _schedule(self) -> Schedule:
         return cast(Schedule, self.trainer.lr_scheduler_configs[0].scheduler)
 
+    def unused_settings(self) -> dict[str, str]:
+        """Settings of the model that have no effect beside the others, each with the setting that decides it."""
+        name = self.shape.name
+        owners: dict[str, tuple[str, ...]] = {
+            "cosine": ("lr_end",),
+            "one_cycle": ("one_cycle_rise", "one_cycle_momentum"),
+            "step": ("step_milestones", "step_gamma"),
+            "plateau": ("plateau_monitor", "plateau_mode", "plateau_factor", "plateau_patience"),
+        }
+        unused = {setting: f"schedule {name}" for owner, of in owners.items() if owner != name for setting in of}
+        if name == "one_cycle":
+            unused["warmup_epochs"] = "schedule one_cycle has its own warm-up"
+            if not has_momentum(self.optimizer_name):
+                unused["one_cycle_momentum"] = f"optimizer {self.optimizer_name}"
+        return unused if self.compile_network else {**unused, "compile_mode": "compile false"}
+
     def on_fit_start(self) -> None:
-        """Set the matmul precision and compile the network, which is on its device by now."""
+        """Set the matmul precision and compile the network, which is on its device by now; name settings without effect."""
+        if without := given_without_effect(self, self.unused_settings()):
+            log.warning(f"without effect: {', '.join(without)}")
         torch.set_float32_matmul_precision(self.matmul_precision)
         torch.backends.cudnn.conv.fp32_precision = "ieee" if self.matmul_precision == "highest" else "tf32"  # type: ignore[attr-defined]
         if self.compile_network:

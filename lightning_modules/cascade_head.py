@@ -175,6 +175,10 @@ class CascadeHead(EarlyExitClassifier):
         assert self.network.backbone is not None
         return nn.Sequential(self.network.backbone.features, self.network.head)
 
+    def unused_settings(self) -> dict[str, str]:
+        """See :class:`BaseModule`."""
+        return {**super().unused_settings(), **({} if self.hidden else {"dropout": "hidden []"})}
+
     # ---- identity of the backbone ----
 
     def _fill(self) -> None:

@@ -100,6 +100,15 @@ class FrozenThenTrained(Classifier):
         super().on_train_epoch_start()
         self._follow_epoch()
 
+    def unused_settings(self) -> dict[str, str]:
+        """See :class:`BaseModule`."""
+        unused = super().unused_settings()
+        if self.unfreeze_epoch is None:
+            unused["unfreeze_lr"] = "no unfreeze_epoch"
+            if self.freeze_part == "backbone":
+                unused |= dict.fromkeys(("backbone_lr", "drop_path"), "freeze backbone, no unfreeze_epoch")
+        return unused
+
     def batch_norms(self) -> dict[str, nn.Module]:
         """See :class:`BaseModule`; includes those of an encoder that is frozen until ``unfreeze_epoch``."""
         frozen = self._switched.frozen

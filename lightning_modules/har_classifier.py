@@ -155,24 +155,34 @@ class HARClassifier(StartsFromWeights, FrozenThenTrained, EarlyExitClassifier):
         """Encoder and head as one plain module that maps normalised images or signals to logits of windows (B, K)."""
         return WindowAnswer(self.network)
 
-    def inputs(self, batch: Batch) -> Tensor:
-        """The network's input in a batch: the images if there are any, else the signals.
+    def check_inputs(self, mode: str, images: int) -> None:
+        """Check that the network takes what the data serves.
+
+        Args:
+            mode: ``mode`` of the data: ``signals``, ``flatten``, ``grid`` or ``channels``.
+            images: Images of a window; 1 unless the mode is ``flatten``.
 
         Raises:
-            MisconfigurationException: The architecture does not take this kind of input.
+            MisconfigurationException: The architecture, ``fusion`` or ``signals`` is for other data.
         """
-        image = batch.get("image")
-        if (image is None) != (self.architecture == SIGNAL_NETWORK):
-            served = "no images" if image is None else "images"
+        none = mode == "signals"
+        if none != (self.architecture == SIGNAL_NETWORK):
             wanted = "take --data.mode channels, or --model.architecture " + SIGNAL_NETWORK
-            wanted = wanted if image is None else "take --data.mode signals, or a network of timm"
+            wanted = wanted if none else "take --data.mode signals, or a network of timm"
+            served = "no images" if none else "images"
             raise MisconfigurationException(
                 f"architecture: {self.architecture}, but the data serves {served}; {wanted}"
             )
-        if self.fusion == "features" and (image is None or image.ndim == 4):
+        if self.fusion == "features" and mode != "flatten":
             raise MisconfigurationException("fusion: features joins the images of a window; take --data.mode flatten")
-        if image is not None and image.ndim == 5 and image.shape[1] != self.signals:
-            raise MisconfigurationException(f"signals: {self.signals}, but a window has {image.shape[1]} images")
+        if mode == "flatten" and images != self.signals:
+            raise MisconfigurationException(f"signals: {self.signals}, but a window has {images} images")
+
+    def inputs(self, batch: Batch) -> Tensor:
+        """The network's input in a batch: the images if there are any, else the signals; see :meth:`check_inputs`."""
+        image = batch.get("image")
+        mode = "signals" if image is None else "flatten" if image.ndim == 5 else "grid"
+        self.check_inputs(mode, image.shape[1] if mode == "flatten" and image is not None else 1)
         return cast(Tensor, batch["signal"] if image is None else image)
 
     def each(self, inputs: Tensor) -> Tensor:
@@ -183,6 +193,17 @@ class HARClassifier(StartsFromWeights, FrozenThenTrained, EarlyExitClassifier):
         """Logits (B, K) of windows; networks/signal_encoder.py lists the input shapes of normalised images and signals."""
         logits = self.each(image)
         return logits.mean(dim=1) if logits.ndim == 3 else logits
+
+    def unused_settings(self) -> dict[str, str]:
+        """See :class:`FrozenThenTrained`; ``image_loss`` is for the separate images of a flattened window."""
+        unused = super().unused_settings()
+        if not self.hidden:
+            unused["dropout"] = "hidden []"
+        if self.fusion == "features":
+            unused["image_loss"] = "fusion features"
+        elif getattr(getattr(self._trainer, "datamodule", None), "images_per_window", 1) == 1:
+            unused["image_loss"] = "one image per window"
+        return unused if self.weights or self.pretrained else {**unused, "min_loaded": "no weights"}
 
     def of_one_sample(self, size: int) -> None:
         """See :class:`BaseModule`; signals are windows of ``size`` samples."""
@@ -248,7 +269,10 @@ class HARClassifier(StartsFromWeights, FrozenThenTrained, EarlyExitClassifier):
     def setup(self, stage: str) -> None:
         """See :class:`Classifier`; also log the validation accuracy of always predicting the most frequent training class."""
         super().setup(stage)
-        splits = getattr(getattr(self.trainer, "datamodule", None), "splits", {})
+        data = getattr(self.trainer, "datamodule", None)
+        if hasattr(data, "signal_images"):
+            self.check_inputs(data.signal_images.mode, data.images_per_window)
+        splits = getattr(data, "splits", {})
         if stage == "fit" and {"train", "val"} <= splits.keys():
             answer = int(splits["train"]["label"].bincount().argmax())
             share = float((splits["val"]["label"] == answer).float().mean())

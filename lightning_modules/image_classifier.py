@@ -186,6 +186,13 @@ class ImageClassifier(StartsFromWeights):
             state = {name: tensor for name, tensor in state.items() if not is_inside(name, heads)}
         return SavedWeights(state, None, list(config["mean"]), list(config["std"]))
 
+    def unused_settings(self) -> dict[str, str]:
+        """See :class:`BaseModule`."""
+        unused = super().unused_settings()
+        if self.freeze_part == "backbone":
+            unused["drop_path"] = "freeze backbone"
+        return unused if self.weights or self.pretrained else {**unused, "min_loaded": "no weights"}
+
     # ---- learning rates ----
 
     def parameter_groups(self) -> list[dict[str, Any]]:

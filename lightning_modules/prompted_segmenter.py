@@ -179,6 +179,20 @@ class PromptedSegmenter(SegmentationModule):
         logits = cast(Tensor, segment(image, prompts, image_index))
         return F.interpolate(logits, size=stored, mode="bilinear") if resized else logits
 
+    def unused_settings(self) -> dict[str, str]:
+        """See :class:`BaseModule`."""
+        pixel, region = self.loss.pixel, self.loss.region
+        unused = super().unused_settings()
+        if pixel != "focal":
+            unused["focal_gamma"] = f"pixel {pixel}"
+        if pixel == "none":
+            unused |= dict.fromkeys(("pixel_weight", "pos_weight"), "pixel none")
+        if region != "tversky":
+            unused |= dict.fromkeys(("tversky_alpha", "tversky_beta"), f"region {region}")
+        if region == "none":
+            unused |= dict.fromkeys(("region_weight", "smooth", "over"), "region none")
+        return unused
+
     def of_one_sample(self, size: int) -> None:
         """See :class:`BaseModule`; with one prompt."""
         self.network(torch.zeros(1, 3, size, size, device=self.device), ["one"])

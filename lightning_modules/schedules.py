@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
@@ -30,6 +31,12 @@ ScheduleName = Literal["cosine", "one_cycle", "step", "plateau", "none"]
 
 ONE_CYCLE_START = 1 / 25  # OneCycleLR: div_factor
 ONE_CYCLE_END = 1 / (25 * 1e4)  # OneCycleLR: div_factor * final_div_factor
+
+
+def find_accumulation(trainer: Any) -> Callable[[int], int] | None:
+    """Return the batches per optimiser step of an epoch, if Lightning's GradientAccumulationScheduler changes them; else None."""
+    found = [callback for callback in trainer.callbacks if isinstance(callback, GradientAccumulationScheduler)]
+    return found[0].get_accumulate_grad_batches if found else None
 
 
 class Stage(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,8 +12,6 @@ from lightning_modules.base import BaseModule, Batch, StageName
 from lightning_modules.distillation import distillation_loss, load_teacher
 from lightning_modules.pretrained import StartsFromWeights, read_weights
 from networks import build_resnet, own_names, ternary_shares, warm_start
-
-log = logging.getLogger(__name__)
 
 
 class TernaryClassifier(StartsFromWeights):
@@ -106,10 +103,17 @@ class TernaryClassifier(StartsFromWeights):
                 self._teacher = [load_teacher(self.teacher, inputs)]
             except ValueError as error:
                 raise MisconfigurationException(f"teacher: {error}") from error
-            if self.distill_share == 1 and self.label_smoothing:
-                log.warning(
-                    f"label_smoothing {self.label_smoothing} has no effect: distill_share 1 leaves no cross-entropy"
-                )
+
+    def unused_settings(self) -> dict[str, str]:
+        """See :class:`BaseModule`."""
+        unused = super().unused_settings()
+        if self.quantizer == "none":
+            unused |= dict.fromkeys(("scale", "full_precision"), "quantizer none")
+        if self.teacher is None:
+            return unused | dict.fromkeys(("distill_share", "distill_temperature"), "no teacher")
+        if self.distill_share == 0:
+            return unused | dict.fromkeys(("teacher", "distill_temperature"), "distill_share 0")
+        return unused | ({"label_smoothing": "distill_share 1, no cross-entropy"} if self.distill_share == 1 else {})
 
     def _of_this_rule(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """The weights without the learned scales of another rule, so that the scales are set from the weights."""
