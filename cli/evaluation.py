@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from cli.resume import RunCheckpoint, flatten
+from cli.resume import RunCheckpoint, describe, flatten, read_best
 from cli.run_flags import RunFlags, UsageError
 from datamodules import DataModule
 from foundation.atomic_files import write_json
@@ -82,7 +82,40 @@ def _place_of(path: Path) -> str | None:
         return None
 
 
-def describe_data(command: str, data: DataModule, own: bool) -> dict[str, Any]:
+def report_results(
+    command: str,
+    checkpoint: Path,
+    results: Any,
+    changed: dict[str, Any],
+    data: DataModule,
+    run: Path | None,
+    target: Path | None,
+) -> None:
+    """Print the results of validate or test and write them.
+
+    Args:
+        command: ``validate`` or ``test``.
+        checkpoint: The evaluated checkpoint.
+        results: What the Trainer returned: metrics by name, for each loader.
+        changed: Result of :func:`overrides`.
+        data: The datamodule.
+        run: The run folder, or None.
+        target: Folder for the results: ``run``, one of its evaluations, or None to write nothing.
+    """
+    metrics = {name: value for result in results for name, value in result.items()}
+    listed = "  ".join(f"{name} {value:.6g}" for name, value in metrics.items())
+    log.info(f"{command}  {describe(checkpoint)}\n      {listed}")
+    for name, (was, now) in changed.items():
+        log.info(f"      with {name} {now} (the run: {was})")
+    if target is None:
+        return
+    content = {"checkpoint": checkpoint.name, **read_best(checkpoint), "metrics": metrics}
+    _write(target, command, {**content, "data": _describe(command, data, target == run), "overrides": changed})
+    if target != run:
+        log.info(f"      {data.place} is not the data of the run: results are in {target}")
+
+
+def _describe(command: str, data: DataModule, own: bool) -> dict[str, Any]:
     """Describe the evaluated data for the results: place, number of samples, fingerprint, samples seen in training."""
     split = SPLITS[command]
     return {
@@ -96,7 +129,7 @@ def describe_data(command: str, data: DataModule, own: bool) -> dict[str, Any]:
     }
 
 
-def write_metrics(folder: Path, command: str, content: dict[str, Any]) -> None:
+def _write(folder: Path, command: str, content: dict[str, Any]) -> None:
     """Write COMMAND_metrics.json, and say if the data has changed since the last time."""
     path = folder / f"{command}_metrics.json"
     try:

@@ -22,7 +22,8 @@ from callbacks.find_callbacks import find_callbacks
 from callbacks.lightning_internals import first_difference
 from callbacks.run_folder import lock_run
 from cli import resume
-from cli.evaluation import describe_data, given_settings, overrides, results_folder, write_metrics
+from cli.callback_checks import check_callbacks
+from cli.evaluation import given_settings, overrides, report_results, results_folder
 from cli.launchers import check_launcher
 from cli.parser import Parser, add_run_settings, check_configs, readable
 from cli.predictions import write_predictions
@@ -195,10 +196,11 @@ class VisionCLI(LightningCLI):
         settings = self.config_init[self.subcommand]
         options = dict(vars(settings.trainer))
         quiet = bool(options.get("fast_dev_run"))
-        self.run_folder = self._make_run_folder(quiet)
-        folder = self.run_folder.path
         given = options.get("callbacks") or []
         own = given if isinstance(given, list) else [given]
+        check_callbacks(own)
+        self.run_folder = self._make_run_folder(quiet)
+        folder = self.run_folder.path
         self._name_cache(own)
         options["callbacks"] = self._all_callbacks(own, settings, options)
         plugins = options.get("plugins") or []
@@ -269,13 +271,6 @@ class VisionCLI(LightningCLI):
         ]
         savers = [callback for callback in own if isinstance(callback, Checkpoint)]
         others = [callback for callback in own if not isinstance(callback, Checkpoint)]
-        ours_of = [callback for callback in own if type(callback).__module__.startswith("callbacks.")]
-        keys = [callback.state_key for callback in ours_of]  # two EarlyStopping may monitor two metrics
-        for callback in ours_of:
-            if keys.count(callback.state_key) > 1:
-                raise UsageError(
-                    f"trainer.callbacks: {type(callback).__name__} is given twice; perhaps in both the experiment and an overlay?"
-                )
         if options.get("enable_progress_bar") is not False:
             others.append(settings.progress)
         others += [settings.curves, ours.RunSummary()]
@@ -398,15 +393,5 @@ class VisionCLI(LightningCLI):
         """Print the metrics and write them to ``target``, a folder for results of the run in ``folder``."""
         if not self.trainer.is_global_zero:
             return
-        metrics = {name: value for result in results for name, value in result.items()}
-        listed = "  ".join(f"{name} {value:.6g}" for name, value in metrics.items())
-        log.info(f"{command}  {resume.describe(checkpoint)}\n      {listed}")
         changed = overrides(self.source, self.config_dict()) if self.source is not None and command != "fit" else {}
-        for name, (was, now) in changed.items():
-            log.info(f"      with {name} {now} (the run: {was})")
-        if target is not None:
-            content = {"checkpoint": checkpoint.name, **resume.read_best(checkpoint), "metrics": metrics}
-            content |= {"data": describe_data(command, self.datamodule, target == folder), "overrides": changed}
-            write_metrics(target, command, content)
-            if target != folder:
-                log.info(f"      {self.datamodule.place} is not the data of the run: results are in {target}")
+        report_results(command, checkpoint, results, changed, self.datamodule, folder, target)

@@ -247,7 +247,7 @@ class BaseModule(LightningModule):
 
     def of_one_sample(self, size: int) -> None:
         """Run the network on one image of zeros (1, C, size, size)."""
-        self(torch.zeros(1, self.in_channels, size, size, device=self.device))
+        self(torch.zeros(1, cast(int, self.in_channels), size, size, device=self.device))
 
     # ---- optimiser ----
 
@@ -350,7 +350,8 @@ class BaseModule(LightningModule):
         monitor = self.plateau_monitor
         known = {name for name in self.metric_names if not name.startswith("test/")}
         known |= {name for callback in self.trainer.callbacks for name in getattr(callback, "metric_names", ())}  # type: ignore[attr-defined]
-        if monitor.startswith("val_raw/") and monitor not in known:
+        raw = any(getattr(callback, "validate_raw", False) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        if monitor.startswith("val_raw/") and not raw:
             raise MisconfigurationException(f"plateau_monitor: {monitor} needs the callback EMA with validate_raw")
         if monitor not in known:
             listed = ", ".join(sorted(known))

@@ -269,7 +269,7 @@ class HARClassifier(StartsFromWeights, FrozenThenTrained, EarlyExitClassifier):
     def setup(self, stage: str) -> None:
         """See :class:`Classifier`; also log the validation accuracy of always predicting the most frequent training class."""
         super().setup(stage)
-        data = getattr(self.trainer, "datamodule", None)
+        data: Any = getattr(self.trainer, "datamodule", None)
         if hasattr(data, "signal_images"):
             self.check_inputs(data.signal_images.mode, data.images_per_window)
         splits = getattr(data, "splits", {})

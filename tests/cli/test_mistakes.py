@@ -75,6 +75,18 @@ FLAGS = [
     (["--trainer.max_epochs", "abc"], "trainer.max_epochs"),
     (["--checkpoint.monitor", "val_raw/acc"], "checkpoint.monitor: no metric 'val_raw/acc'"),
     (["--trainer.limit_val_batches", "0"], "EarlyStopping: monitors a validation metric, but there is no validation"),
+    (
+        ["--trainer.callbacks+=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.1"],
+        "StochasticWeightAveraging replaces the schedule, and no checkpoint gets its average; take EMA",
+    ),
+    (
+        ["--trainer.callbacks+=EMAWeightAveraging"],
+        "trainer.callbacks: EMA and Lightning's WeightAveraging average the same weights; take one of them",
+    ),
+    (
+        ["--trainer.precision", "bf16-true"],
+        "EMA: trainer.precision bf16-true keeps the weights in half precision",
+    ),
     (["--run", "x"], "--run: is a flag of validate, test, predict, not of fit"),
     (["--trainer.devices", "0"], "devices"),
     (["--trainer.accelerator", "gpux"], "accelerator"),

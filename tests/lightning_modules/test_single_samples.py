@@ -13,7 +13,8 @@ from lightning_modules import CascadeHead, HARClassifier, ImageClassifier, Promp
 from lightning_modules.single_samples import check_batches
 from tests.lightning_modules.random_photos import PIXELS, photos
 
-PIXEL, SIGNALS = {"num_classes": 2, "in_channels": 3, "image_size": 32}, {"num_classes": 2, "in_channels": 9}
+PIXEL: dict[str, Any] = {"num_classes": 2, "in_channels": 3, "image_size": 32}
+SIGNALS: dict[str, Any] = {"num_classes": 2, "in_channels": 9}
 SYSTEMS: dict[str, Any] = {
     "classifier": lambda: ImageClassifier(architecture="test_resnet", **PIXEL),
     "norm statistics frozen": lambda: ImageClassifier(architecture="test_resnet", freeze="norm_statistics", **PIXEL),
