@@ -82,20 +82,20 @@ class FrozenCLIP:
         Raises:
             ValueError: A text contains no word.
         """
-        new = [text for text in dict.fromkeys(texts) if text not in self._vectors]
-        if new:
-            self._vectors.update(zip(new, self._encode(new), strict=True))
+        for text in dict.fromkeys(texts):
+            if text not in self._vectors:
+                self._vectors[text] = self._encode(text)
         return torch.stack([self._vectors[text] for text in texts])
 
-    def _encode(self, texts: list[str]) -> Tensor:
-        for text in texts:
-            words_of(text)
-        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=self.tokens, return_tensors="pt")
+    def _encode(self, text: str) -> Tensor:
+        """Vector (text_width,) of one text, alone and without padding: its last bits would depend on the texts in its batch."""
+        words_of(text)
+        tokens = self.tokenizer([text], truncation=True, max_length=self.tokens, return_tensors="pt")
         device = self._like.device
         # cached vectors must be usable outside inference mode and must not depend on the precision of the first call
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
             pooled = self.towers["text"](**{name: value.to(device) for name, value in tokens.items()}).pooler_output
-            return self.towers["projection"](pooled)  # type: ignore[no-any-return]
+            return self.towers["projection"](pooled)[0]  # type: ignore[no-any-return]
 
     def weights_hash(self) -> str:
         """Hexadecimal SHA-256 of the names, shapes and float32 values of the towers' tensors."""

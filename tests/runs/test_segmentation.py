@@ -11,6 +11,8 @@ from callbacks import read_metrics
 from tests.runs.killing import ROOT, Kill, differences, forked, outcome
 from tests.runs.test_two_processes import TWO, close, start
 
+CLIPSEG = ["--model.network", "clipseg", "--model.encoder", "mobilenetv2_100", "--model.weights", "random_tiny"]
+SMALL = ["--model.decoder", "high_resolution", "--trainer.max_epochs", "2", "--data.generate", "10"]
 TINY = str(ROOT / "tests" / "conf" / "segmentation_tiny.yaml")
 
 
@@ -46,6 +48,16 @@ def test_a_killed_run_is_resumed_to_the_bit(unbroken: Path, kill: Kill) -> None:
     assert not (folder / "training_summary.json").is_file()
     assert forked(["fit", "--resume", str(folder)], log=log) == 0, log.read_text()
     assert not differences(outcome(unbroken), outcome(folder))
+
+
+@pytest.mark.slow
+def test_a_killed_run_of_clipseg_is_resumed_to_the_bit(tmp_path: Path) -> None:
+    """After the resume, CLIP's text tower meets the synonyms in other batches than before."""
+    log, unbroken, broken = tmp_path / "log", tmp_path / "unbroken", tmp_path / "broken"
+    assert forked(command(unbroken, *CLIPSEG, *SMALL), log=log) == 0, log.read_text()
+    assert forked(command(broken, *CLIPSEG, *SMALL), Kill("backward", 4), log) == -9, log.read_text()
+    assert forked(["fit", "--resume", str(broken)], log=log) == 0, log.read_text()
+    assert not differences(outcome(unbroken), outcome(broken))
 
 
 def test_plateau_and_thresholds_are_at_work(unbroken: Path) -> None:
