@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -29,6 +30,7 @@ from datamodules.sample_keys import file_keys
 from datamodules.segmentation.coco import read_coco
 from datamodules.segmentation.generator import GENERATED_SETS, write_generated
 from datamodules.segmentation.loader import NOTHING, Questions, SegmentationFiles, SegmentationLoader
+from datamodules.segmentation.positives import Positives
 from datamodules.segmentation.prompt_sets import (
     Pair,
     PromptSet,
@@ -69,6 +71,8 @@ class PromptedSegmentationDataModule(DataModule):
         negatives: Probability that a training image also gets a negative prompt: the object of another set, with an empty mask as
             target. If above 0, each validation and test image gets one negative prompt. Valid only if no image shows the object of
             another set; otherwise set it to 0.
+        positive_share: In training, draw images that show their object so often that they are at least this share of the images of
+            each object, 0 to 1; the number of images in an epoch stays. 0: draw each image once.
         near_duplicates: Keep images that look alike in one split: largest Hamming distance between the hashes of two such images,
             in bits, 0 to 64; 2 is strict. null: only byte-identical files are kept together.
         test_fraction: Share of each object's images held out for testing, above 0 and below 1.
@@ -115,6 +119,7 @@ class PromptedSegmentationDataModule(DataModule):
         crop_ratio: float = 4 / 3,
         flip: bool = True,
         negatives: float = 0.25,
+        positive_share: float = 0.5,
         near_duplicates: int | None = None,
         test_fraction: float = 0.15,
         mean: list[float] | None = None,
@@ -138,6 +143,7 @@ class PromptedSegmentationDataModule(DataModule):
             ("canvas", canvas, canvas is None or canvas >= 1, "1 pixel or more, or null"),
             ("generate", generate, generate is None or generate >= 1, "1 image of each kind or more, or null"),
             ("negatives", negatives, 0 <= negatives <= 1, "a probability, 0 to 1"),
+            ("positive_share", positive_share, 0 <= positive_share <= 1, "a share, 0 to 1"),
             ("near_duplicates", near_duplicates, near_duplicates is None or 0 <= near_duplicates <= 64, "0 to 64 bits, or null"),
             ("test_fraction", test_fraction, 0 < test_fraction < 1, "above 0 and below 1"),
             ("test_fraction", test_fraction, test_fraction + val_fraction < 1, "below 1 with val_fraction"),
@@ -163,7 +169,8 @@ class PromptedSegmentationDataModule(DataModule):
         check_sets(self.sets)
         self.augmentation = replace(self.augmentation, crop_scale=crop_scale, crop_ratio=crop_ratio)
         self.generate, self.canvas, self._image_size, self._mean, self._std = generate, canvas, image_size, mean, std
-        self.negatives, self.near_duplicates, self.test_fraction = negatives, near_duplicates, test_fraction
+        self.negatives, self.positive_share = negatives, positive_share
+        self.near_duplicates, self.test_fraction = near_duplicates, test_fraction
         self.prompts, self.workers, self.prefetch = prompts, workers, prefetch
         self.persistent_workers, self.pin_memory = persistent_workers, pin_memory
         self._named: set[Path] = set()  # masks with unexpected values that have been reported in a warning
@@ -347,23 +354,50 @@ class PromptedSegmentationDataModule(DataModule):
 
     # ---- loaders ----
 
-    def _canvas(self) -> int:
+    @property
+    def longer_side(self) -> int:
+        """Median of the longer sides of the training images in pixels; known after setup("fit")."""
         longer = [max(self.pairs[place].size) for place in self.splits["train"]["index"].tolist()]
-        return self.canvas if self.canvas is not None else round(statistics.median(longer))
+        return round(statistics.median(longer))
+
+    @property
+    def training_scale(self) -> float:
+        """How large an object is in an average training crop, relative to the stored image of `longer_side`."""
+        share = (1 + self.augmentation.crop_scale) / 2 if self.augmentation.crop_scale is not None else 1.0
+        return self.image_size / (self.longer_side * math.sqrt(share))
+
+    def _canvas(self) -> int:
+        return self.canvas if self.canvas is not None else self.longer_side
+
+    @cached_property
+    def _positives(self) -> Positives:
+        return Positives(self.pairs, self.splits["train"]["index"])
+
+    @property
+    def object_shares(self) -> list[float]:
+        """Share of the training images of each object that show it, in the order of `class_names`; known after setup("fit")."""
+        return self._positives.shares(self.num_classes)
+
+    def augment(self, batch: dict[str, Any], epoch: int) -> dict[str, Any]:
+        """Augment and normalise a batch of uint8 images for training; an image drawn twice in an epoch is augmented in two ways."""
+        index, drawn = batch["index"], batch.pop("drawn", batch["index"])
+        return {**super().augment({**batch, "index": drawn}, epoch), "index": index}
 
     def _loader(self, split: Split) -> SegmentationLoader:
         trainer, training, of_folder = self.trainer, split == "train", split == "predict" and self.images is not None
         served: Split = "test" if split == "predict" and not of_folder else split
         predicting = trainer is not None and trainer.predicting
-        fixed = self.prompts or self.class_names
+        fixed, order = self.prompts or self.class_names, self._order(split)
+        drawing = order["shuffle"] and self.positive_share > 0
         return SegmentationLoader(
             SegmentationFiles(self._predicted if of_folder else self.pairs, self._canvas() if training else None),
             self.splits[served]["index"],
             questions=Questions(self.synonyms, self.negatives, training, fixed if predicting or of_folder else None),
             odd=self._report_odd,
+            draw=partial(self._positives.draw, self.positive_share, self.seed) if drawing else None,
             unreadable=partial(self._report_unreadable, of_folder),
             **loading(trainer, self.workers, self.prefetch, self.persistent_workers, self.pin_memory),
-            **self._order(split),
+            **order,
         )
 
     def _report_unreadable(self, of_folder: bool, missing: Sequence[int]) -> None:

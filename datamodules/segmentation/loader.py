@@ -38,6 +38,8 @@ NOTHING = "its largest value is not 255"  # probably a mask of 0 and 1, in which
 class SegmentationFiles(Dataset[Any]):
     """Images and their masks, read in batches.
 
+    An index i + k N means image i, drawn for the time k in its epoch (from 0), so that each time gets other random numbers.
+
     Args:
         pairs: The N images with their masks; an empty mask path means that there is no mask.
         canvas: Side in pixels of the square that an image is squeezed to; None reads it at its stored size.
@@ -59,11 +61,12 @@ class SegmentationFiles(Dataset[Any]):
 
         Returns:
             `image` (B, 3, H, W) uint8, `mask` (B, 1, H, W) uint8 if there are masks, `label` (B,) int64 number of the object's
-            prompt, `index` (B,) int64, `aspect` (B,) float32 if images are squeezed; `unreadable`, the indices that were left out;
-            and `odd`, index -> description of unexpected values in the mask.
+            prompt, `index` (B,) int64 below N; if images are squeezed, `drawn` (B,) int64, the given indices, and `aspect` (B,)
+            float32; `unreadable`, the indices that were left out; and `odd`, index -> description of unexpected mask values.
         """
-        images, masks, read, odd = [], [], [], {}
-        for index in indices:
+        images, masks, drawn, odd = [], [], [], {}
+        for given in indices:
+            index = given % len(self.pairs)
             pair = self.pairs[index]
             try:
                 image = self._image(pair.image)
@@ -73,15 +76,16 @@ class SegmentationFiles(Dataset[Any]):
             except Exception:  # a damaged file can make a decoder raise anything
                 continue
             images.append(image)
-            read.append(index)
+            drawn.append(given)
             if mask is not None:
                 masks.append(self._squeeze(mask))
             if reason is not None:
                 odd[index] = reason
+        read = [given % len(self.pairs) for given in drawn]
         batch: dict[str, Any] = {
             "index": torch.tensor(read, dtype=torch.int64),
             "label": torch.tensor([self.pairs[index].prompt for index in read], dtype=torch.int64),
-            "unreadable": sorted({*indices} - {*read}),
+            "unreadable": sorted({given % len(self.pairs) for given in indices} - {*read}),
             "odd": odd,
         }
         if images:
@@ -90,6 +94,7 @@ class SegmentationFiles(Dataset[Any]):
             batch["mask"] = torch.stack(masks)
         if self.canvas is not None:
             shapes = [self.pairs[index].size for index in read]
+            batch["drawn"] = torch.tensor(drawn, dtype=torch.int64)
             batch["aspect"] = torch.tensor([width / height for height, width in shapes], dtype=torch.float32)
         return batch
 
@@ -211,6 +216,7 @@ class SegmentationLoader(ImageFileLoader):
         places: (n,) int64, positions of the files that make up an epoch.
         batch_size: Images in a batch of one rank.
         questions: Chooses the prompts.
+        draw: Given the epoch, the indices that its places serve, (n,) int64 for `SegmentationFiles`; None: `places` in every epoch.
         odd: Called with index -> description for masks with unexpected values; raises or logs a warning.
         **settings: As for `ImageFileLoader`.
     """
@@ -223,6 +229,7 @@ class SegmentationLoader(ImageFileLoader):
         *,
         questions: Questions,
         odd: Callable[[dict[int, str]], None],
+        draw: Callable[[int], Tensor] | None = None,
         **settings: Any,
     ) -> None:
         self.sizes = None
@@ -231,7 +238,7 @@ class SegmentationLoader(ImageFileLoader):
             places = places[torch.tensor(sorted(range(len(key)), key=key.__getitem__), dtype=torch.int64)]
             self.sizes = [files.pairs[index].size for index in places.tolist()]
         super().__init__(files, places, batch_size, **settings)  # type: ignore[arg-type]
-        self.questions, self.odd = questions, odd
+        self.questions, self.odd, self.draw = questions, odd, draw
 
     def __len__(self) -> int:
         """Return the number of batches of a whole epoch."""
@@ -253,10 +260,12 @@ class SegmentationLoader(ImageFileLoader):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         epoch = None
+        if self.draw is not None:
+            self.places = self.draw(self.position()[0])
         for batch in super().__iter__():
             if odd := batch.pop("odd"):
                 self.odd(odd)  # type: ignore[arg-type]
             if epoch is None:  # read after the first batch, when the counters are correct; valid for the whole pass
                 epoch = self.position()[0]
-            random = SampleRandom(self.seed, epoch, batch["index"])
+            random = SampleRandom(self.seed, epoch, batch.get("drawn", batch["index"]))
             yield {**batch, **self.questions.ask(batch["label"], random)}
