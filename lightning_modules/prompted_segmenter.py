@@ -15,7 +15,7 @@ from torch import Tensor
 from foundation.slug import slug
 from lightning_modules.base import BaseModule, Batch, StageName, StepOutput
 from lightning_modules.encoder_weights import fill_encoder
-from lightning_modules.segmentation_losses import Over, PixelLoss, RegionLoss, SegmentationLoss
+from lightning_modules.segmentation_losses import OverSetting, PixelLoss, RegionLoss, SegmentationLoss
 from lightning_modules.segmentation_module import SegmentationModule
 from networks.segmenter_clip import CLIPSegmenter, DecoderName
 from networks.segmenter_light import LightSegmenter
@@ -23,6 +23,8 @@ from networks.tiling import Tiling
 
 log = logging.getLogger(__name__)
 
+MOSTLY_EMPTY = 0.5  # an object is rare if a smaller share of its training images shows it
+SCALES = 1.75  # objects that differ by a larger factor between training and evaluation are worth a warning
 HUB_WEIGHTS = "CIDAS/clipseg-rd64-refined"
 
 
@@ -52,7 +54,8 @@ class PromptedSegmenter(SegmentationModule):
         tversky_alpha: Weight of false positives in Tversky, 0 or more.
         tversky_beta: Weight of false negatives in Tversky, 0 or more.
         smooth: Constant added to numerator and denominator of the region loss, in pixels, above 0.
-        over: Region sums per ``sample`` or over the ``batch``.
+        over: In training, region sums per ``sample``, over the ``batch``, or over the samples of each ``prompt`` in the batch;
+            ``auto``: ``prompt`` if most training images of an object do not show it, else ``sample``.
         side: In evaluation, resize images to this longer side in pixels and compare masks at the original size; null: no resizing.
         tile: In evaluation, process images with a longer side in overlapping squares of this many pixels, to limit the memory;
             null: process whole images.
@@ -96,7 +99,7 @@ class PromptedSegmenter(SegmentationModule):
         tversky_alpha: float = 0.3,
         tversky_beta: float = 0.7,
         smooth: float = 1.0,
-        over: Over = "sample",
+        over: OverSetting = "auto",
         side: int | None = None,
         tile: int | None = None,
         in_channels: int | None = None,
@@ -132,6 +135,7 @@ class PromptedSegmenter(SegmentationModule):
             smooth=smooth,
             over=over,
         )
+        self.over, self.pos_weight = over, pos_weight
         self._has_weights = False
         self._clip_hash: str | None = None
         super().__init__(**kwargs)
@@ -197,6 +201,28 @@ class PromptedSegmenter(SegmentationModule):
         """See :class:`BaseModule`; with one prompt."""
         self.network(torch.zeros(1, 3, size, size, device=self.device), ["one"])
 
+    def setup(self, stage: str) -> None:
+        """In a fit: resolve ``over: auto``, and warn if objects have another size in evaluation than in training."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if stage != "fit" or not hasattr(data, "longer_side"):
+            return
+        if self.over == "auto":
+            self._choose_sums(data.object_shares)
+        trained = data.training_scale * data.longer_side  # the longer side at which objects are as large as in training
+        evaluated = self.side or data.longer_side
+        if not 1 / SCALES < evaluated / trained < SCALES:
+            log.warning(
+                f"objects are {evaluated / trained:.2g} times as large in evaluation (longer side {evaluated} px) as in training "
+                f"(as at {trained:.0f} px on average): set --model.side {trained:.0f}, or another --data.image_size"
+            )
+
+    def _choose_sums(self, shares: list[float]) -> None:
+        rare = {name: share for name, share in zip(self.class_names, shares, strict=True) if share < MOSTLY_EMPTY}
+        self.over = self.loss.over = "prompt" if rare else "sample"
+        if rare and self.loss.region != "none":
+            listed = ", ".join(f"{share:.0%} of the images of {name!r}" for name, share in rare.items())
+            log.info(f"loss       {self.loss.region} over all masks of a prompt in the batch, as only {listed} show it")
+
     def configure_optimizers(self) -> Any:
         """Load the initial weights of a new run's encoder, once; then see :class:`BaseModule`."""
         if not self._has_weights:
@@ -224,7 +250,8 @@ class PromptedSegmenter(SegmentationModule):
     def shared_step(self, batch: Batch, stage: StageName) -> StepOutput:
         """Compute the loss of one batch and update the metrics; see :class:`BaseModule`. ``label`` is the masks (N, 1, H, W)."""
         logits, mask = self(batch["image"], batch["prompt"], batch["image_index"]), batch["mask"]
-        loss = self.loss(logits, mask)
+        # in evaluation per sample, so that the loss depends neither on the size of a batch nor on the number of processes
+        loss = self.loss(logits, mask, None, batch["prompt_number"], None if stage == "train" else "sample")
         self.count(loss, logits, batch, stage)
         return {"loss": loss, "logits": logits.detach(), "label": mask}
 

@@ -11,7 +11,9 @@ missing them is worse than drawing them too wide.
 For an empty mask TP and FN are 0, so its region term is alpha FP / (alpha FP + s): 0 for an empty prediction, 0.5 if alpha FP = s,
 and nearly constant for many more wrong pixels, where the pixel term provides the gradient. With `over="batch"` the sums run over
 all masks of the batch together. Each mask then counts in proportion to its pixels instead of all masks counting equally, and pixels
-marked for absent objects count as false positives.
+marked for absent objects count as false positives. `over="prompt"` does the same for the masks of each prompt by itself. If most
+masks are empty, sums per mask make the empty prediction a trap: it is right for most of them, and a mask with the object gives
+hardly a gradient once the prediction is empty.
 """
 
 from typing import Literal, get_args
@@ -22,7 +24,8 @@ from torch import Tensor
 
 PixelLoss = Literal["bce", "focal", "none"]
 RegionLoss = Literal["dice", "tversky", "none"]
-Over = Literal["sample", "batch"]
+Over = Literal["sample", "batch", "prompt"]
+OverSetting = Literal["auto", "sample", "batch", "prompt"]
 
 
 def pixel_loss(
@@ -63,6 +66,7 @@ def region_loss(
     beta: float = 0.5,
     smooth: float = 1.0,
     over: Over = "sample",
+    prompt: Tensor | None = None,
 ) -> Tensor:
     """Soft Dice loss, or Tversky loss if alpha or beta is not 0.5; see the top of the file.
 
@@ -73,7 +77,9 @@ def region_loss(
         alpha: Weight of false positives.
         beta: Weight of false negatives.
         smooth: s, in pixels; the value 1 corresponds to 2 in the Dice form (2 TP + s) / (2 TP + FP + FN + s).
-        over: ``sample``: sums per sample, then the mean over samples; ``batch``: sums over the whole batch.
+        over: ``sample``: sums per sample, then the mean over samples; ``batch``: sums over the whole batch; ``prompt``: sums over
+            the samples of each prompt, then the mean over samples.
+        prompt: Number of the prompt of each sample (N,), int64; needed for ``prompt`` only.
 
     Returns:
         A scalar in [0, 1), float32.
@@ -84,8 +90,13 @@ def region_loss(
     probability, mask = torch.sigmoid(logits.float()), mask.float()
     if valid is not None:
         probability, mask = probability * valid, mask * valid
-    dims = (1, 2, 3) if over == "sample" else (0, 1, 2, 3)
+    dims = (0, 1, 2, 3) if over == "batch" else (1, 2, 3)
     hit, predicted, true = ((x).sum(dim=dims) for x in (probability * mask, probability, mask))
+    if over == "prompt":
+        assert prompt is not None
+        # entry i is the sum over all samples with the prompt of sample i
+        same = (prompt[:, None] == prompt).to(hit.dtype)
+        hit, predicted, true = ((same * x).sum(dim=1) for x in (hit, predicted, true))
     wrong = alpha * (predicted - hit) + beta * (true - hit)
     return (wrong / (hit + wrong + smooth)).mean()
 
@@ -103,7 +114,8 @@ class SegmentationLoss:
         tversky_alpha: Weight of false positives in Tversky.
         tversky_beta: Weight of false negatives in Tversky.
         smooth: s of the region term, in pixels.
-        over: Region sums per `sample` or over the `batch`.
+        over: Region sums per `sample`, over the `batch` or over the samples of each `prompt`; `auto` is `sample` until `self.over`
+            is set to another one.
 
     Raises:
         ValueError: A setting has an invalid value, or both terms are `none`.
@@ -121,9 +133,9 @@ class SegmentationLoss:
         tversky_alpha: float,
         tversky_beta: float,
         smooth: float,
-        over: Over,
+        over: OverSetting,
     ) -> None:
-        choices = (("pixel", pixel, PixelLoss), ("region", region, RegionLoss), ("over", over, Over))
+        choices = (("pixel", pixel, PixelLoss), ("region", region, RegionLoss), ("over", over, OverSetting))
         for name, value, allowed in choices:
             if value not in get_args(allowed):
                 raise ValueError(f"{name}: one of {', '.join(get_args(allowed))}, got {value}")
@@ -146,14 +158,22 @@ class SegmentationLoss:
         self.pixel_weight, self.region_weight = pixel_weight, region_weight
         self.pos_weight, self.gamma = pos_weight, focal_gamma if pixel == "focal" else 0.0
         self.alpha, self.beta = (tversky_alpha, tversky_beta) if region == "tversky" else (0.5, 0.5)
-        self.smooth, self.over = smooth, over
+        self.smooth = smooth
+        self.over: Over = "sample" if over == "auto" else over
 
-    def __call__(self, logits: Tensor, mask: Tensor, valid: Tensor | None = None) -> Tensor:
-        """The loss, a scalar; ``logits``, ``mask`` and ``valid`` as in :func:`region_loss`."""
+    def __call__(
+        self,
+        logits: Tensor,
+        mask: Tensor,
+        valid: Tensor | None = None,
+        prompt: Tensor | None = None,
+        over: Over | None = None,
+    ) -> Tensor:
+        """The loss, a scalar; arguments as in :func:`region_loss`; ``over``: in place of the setting."""
         loss = logits.new_zeros((), dtype=torch.float32)
         if self.pixel != "none":
             loss = loss + self.pixel_weight * pixel_loss(logits, mask, valid, self.pos_weight, self.gamma)
         if self.region != "none":
-            region = region_loss(logits, mask, valid, self.alpha, self.beta, self.smooth, self.over)
+            region = region_loss(logits, mask, valid, self.alpha, self.beta, self.smooth, over or self.over, prompt)
             loss = loss + self.region_weight * region
         return loss

@@ -88,6 +88,18 @@ def test_sums_over_samples_and_over_the_batch() -> None:
     assert float(region_loss(logits, truth, over="batch")) == pytest.approx(batch)
 
 
+def test_sums_over_the_masks_of_each_prompt() -> None:
+    torch.manual_seed(0)
+    logits, truth, prompt = torch.randn(5, 1, 4, 6), torch.rand(5, 1, 4, 6) > 0.7, torch.tensor([2, 0, 2, 0, 2])
+    truth[2:4] = False  # empty masks are judged together with the others of their prompt
+    groups = [region_loss(logits[prompt == n], truth[prompt == n], over="batch") for n in prompt.tolist()]
+    value = region_loss(logits, truth, over="prompt", prompt=prompt)
+    assert float(value) == pytest.approx(sum(map(float, groups)) / 5)
+    loss = loss_with("none", "dice", over="prompt")
+    assert torch.equal(loss(logits, truth, None, prompt), value)
+    assert torch.equal(loss(logits, truth, None, prompt, over="sample"), region_loss(logits, truth))
+
+
 @pytest.mark.parametrize("over", ["sample", "batch"])
 def test_excluded_pixels_do_not_affect_the_loss(over: Any) -> None:
     torch.manual_seed(0)
@@ -135,7 +147,7 @@ def test_half_precision_is_computed_in_float32() -> None:
     [
         ({"pixel": "ce"}, "pixel: one of bce, focal, none, got ce"),
         ({"region": "iou"}, "region: one of dice, tversky, none, got iou"),
-        ({"over": "epoch"}, "over: one of sample, batch, got epoch"),
+        ({"over": "epoch"}, "over: one of auto, sample, batch, prompt, got epoch"),
         ({"pixel": "none", "region": "none"}, "pixel: with pixel none and region none there is no loss"),
         ({"pos_weight": 0.0}, "pos_weight: a number above 0 is needed, got 0.0"),
         ({"smooth": float("nan")}, "smooth: a number above 0 is needed, got nan"),

@@ -1,0 +1,76 @@
+"""Tests of what PromptedSegmenter takes from the training data: the sums of the region loss, and a warning about scales."""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_modules.segmentation_losses import region_loss
+from tests.lightning_modules.test_prompted_segmenter import NAMES, module_of
+
+FITTING = {"longer_side": 100, "training_scale": 1.0}
+
+
+def set_up(shares: list[float], stage: str = "fit", settings: dict[str, Any] | None = None, **data: Any) -> Any:
+    module: Any = module_of(**(settings or {}))
+    module._trainer = SimpleNamespace(datamodule=SimpleNamespace(object_shares=shares, **{**FITTING, **data}))
+    module.setup(stage)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("shares", "settings", "over"),
+    [
+        ([1.0, 0.5], {}, "sample"),
+        ([1.0, 0.49], {}, "prompt"),
+        ([1.0, 0.1], {"over": "sample"}, "sample"),
+        ([1.0, 1.0], {"over": "batch"}, "batch"),
+    ],
+)
+def test_sums_run_over_a_prompt_if_most_images_are_empty(shares: list[float], settings: Any, over: str) -> None:
+    module = set_up(shares, settings=settings)
+    assert module.over == module.loss.over == over
+    assert set_up(shares, "validate", settings).loss.over in ("sample", settings.get("over"))
+
+
+def test_evaluation_uses_sums_per_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In training, the two masks of the same prompt are judged together."""
+    module = set_up([1.0, 0.1], settings={"pixel": "none"})
+    torch.manual_seed(0)
+    logits, mask = torch.randn(3, 1, 4, 4), torch.rand(3, 1, 4, 4) > 0.5
+    batch = {
+        "image": None,
+        "prompt": [""] * 3,
+        "image_index": None,
+        "mask": mask,
+        "prompt_number": torch.tensor([1, 1, 0]),
+    }
+    monkeypatch.setattr(module, "forward", lambda *inputs: logits)
+    monkeypatch.setattr(module, "count", lambda *inputs: None)
+    expected = region_loss(logits, mask, over="prompt", prompt=batch["prompt_number"])
+    assert torch.equal(module.shared_step(batch, "train")["loss"], expected)
+    for stage in ("val", "val_raw", "test"):
+        assert torch.equal(module.shared_step(batch, stage)["loss"], region_loss(logits, mask))
+
+
+@pytest.mark.parametrize(
+    ("data", "settings", "text"),
+    [
+        ({}, {}, ""),
+        ({"training_scale": 0.6}, {}, ""),
+        ({"training_scale": 0.25}, {}, "4 times as large in evaluation (longer side 100 px) as in training (as at 25 px"),
+        ({"training_scale": 0.25}, {"side": 30}, ""),
+        ({"training_scale": 1.0}, {"side": 20}, "0.2 times as large in evaluation (longer side 20 px)"),
+    ],
+)  # fmt: skip
+def test_other_sizes_in_evaluation_than_in_training_are_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, data: Any, settings: Any, text: str
+) -> None:
+    monkeypatch.setattr(logging.getLogger("lightning_modules"), "propagate", True)
+    set_up([1.0] * len(NAMES), settings=settings, **data)
+    assert text in caplog.text
+    assert bool(text) == bool(caplog.messages)
