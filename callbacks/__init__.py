@@ -2,7 +2,7 @@
 
 A callback reads step outputs, logged metrics and the run folder. It does not depend on the task, and imports neither
 lightning_modules nor datamodules. On a module it may use ``log_epoch(stage)``, ``shared_step(batch, stage)`` and ``metric_names``
-(lightning_modules/base.py).
+(lightning_modules/base.py), and ``collapsed`` (lightning_modules/segmentation_module.py).
 """
 
 from callbacks.calibration import Calibration
@@ -11,11 +11,12 @@ from callbacks.dry_run import is_out_of_memory
 from callbacks.early_stopping import EarlyStopping
 from callbacks.ema import EMA
 from callbacks.exact_resume import ExactResume
+from callbacks.failures.collapse import WarnOnCollapse
+from callbacks.failures.non_finite import NonFiniteError, StopOnNonFinite
 from callbacks.fast_loop import FastEpochLoop, NoProfiler, skip_empty_hooks
 from callbacks.feature_writer import FeatureWriter
 from callbacks.learning_rate_finder import LearningRateFinder
 from callbacks.metrics_log import MetricsLog, RunTensorBoard, read_metrics
-from callbacks.non_finite import NonFiniteError, StopOnNonFinite
 from callbacks.pictures.confusion_matrix import ConfusionMatrix
 from callbacks.pictures.curves import Curves
 from callbacks.pictures.predicted_masks import MaskWriter
@@ -61,6 +62,7 @@ __all__ = [
     "StopOnSignal",
     "SubjectAccuracy",
     "TernaryShares",
+    "WarnOnCollapse",
     "WorstMistakes",
     "is_out_of_memory",
     "read_metrics",

@@ -27,8 +27,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks.early_stopping import EarlyStopping, check_monitored
 from callbacks.ema import EMA
+from callbacks.failures.non_finite import NonFiniteError
 from callbacks.find_callbacks import find_callbacks
-from callbacks.non_finite import NonFiniteError
 from callbacks.run_folder import run_folder
 from foundation.atomic_files import replace_file, write_json
 from metrics.directions import EPOCH as EPOCH

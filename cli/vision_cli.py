@@ -266,6 +266,7 @@ class VisionCLI(LightningCLI):
             ours.ExactResume(seed),
             self.run_folder,
             settings.non_finite,
+            ours.WarnOnCollapse(),
             ours.Speed(),
             ours.MetricsLog(),
         ]

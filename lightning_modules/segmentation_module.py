@@ -12,8 +12,10 @@ from torchmetrics import MeanMetric
 from foundation.slug import slug
 from lightning_modules.base import BaseModule, Batch, StageName
 from metrics import SegmentationCounts, SegmentationSums, TolerantSums, choose_thresholds
+from metrics.segmentation import grid_place
 
 STAGES: tuple[StageName, ...] = ("train", "val", "val_raw", "test")
+HARDLY_ANY = 0.001  # share of the pixels; an IoU that is printed as 0.000 or 0.001
 METRIC_NAMES = ("iou", "dice", "pixel_acc", "iou_image", "dice_image")
 
 
@@ -33,6 +35,8 @@ class SegmentationModule(BaseModule):
     Attributes:
         thresholds: Lowest probability at which a pixel is marked, per prompt; saved in the checkpoint.
         raw_thresholds: The same for the raw weights (``val_raw``), if validation also evaluates averaged weights.
+        collapsed: Prompts for which the latest validation marked no pixel (``none``), hardly any of the object's pixels (``hardly
+            any``) or nearly all pixels (``all``) of the images of the object; read by callbacks/failures/collapse.py.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class SegmentationModule(BaseModule):
         self.tolerance, self.num_classes, self.class_names = tolerance, num_classes, list(class_names)
         self.thresholds: dict[str, float] = {}
         self.raw_thresholds: dict[str, float] = {}
+        self.collapsed: dict[str, str] = {}
         super().__init__(**kwargs)
 
     def configure_metrics(self) -> None:
@@ -120,6 +125,8 @@ class SegmentationModule(BaseModule):
         # pixels marked in images without the object count as errors like any other wrong pixel
         together = SegmentationCounts(*(a + b for a, b in zip(own, absent, strict=True)))
         thresholds = self._thresholds(together, stage)
+        if stage == "val":
+            self.collapsed = self._collapsed(own, thresholds)
         metrics: dict[str, Any] = {"loss": loss.compute(), **self._own_metrics(own, thresholds, stage)}
         if (area := absent.overall(thresholds)).negatives:
             metrics["negative_area"] = area.negative_area
@@ -143,6 +150,18 @@ class SegmentationModule(BaseModule):
         else:
             self.thresholds = by_prompt
         return thresholds
+
+    def _collapsed(self, own: SegmentationCounts, thresholds: list[float]) -> dict[str, str]:
+        """See ``collapsed``."""
+        found = {}
+        for prompt, pixels, threshold in zip(self.class_names, own.pixels, thresholds, strict=True):
+            wrong, right = pixels[:, grid_place(threshold) + 1 :].sum(axis=1).tolist()
+            true, total = int(pixels[1].sum()), int(pixels.sum())
+            if true and right <= HARDLY_ANY * true:
+                found[prompt] = "hardly any" if wrong + right else "none"
+            elif true < (1 - HARDLY_ANY) * total <= wrong + right:
+                found[prompt] = "all"
+        return found
 
     def _own_metrics(self, own: SegmentationCounts, thresholds: list[float], stage: StageName) -> dict[str, float]:
         mean = own.mean_over_prompts(thresholds)

@@ -166,6 +166,30 @@ def test_pixels_marked_for_absent_objects_count_when_choosing_thresholds(monkeyp
     assert (logged["val/iou"], logged["val/negative_area"]) == (1.0, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("probabilities", "found"),
+    [
+        ([0.001, 0.001, 0.002, 0.003], {NAMES[1]: "none"}),
+        ([0.9, 0.001, 0.001, 0.001], {}),
+        ([0.001, 0.9, 0.9, 0.9], {NAMES[1]: "hardly any"}),  # only wrong ones
+        ([0.2, 0.2, 0.2, 0.2], {NAMES[1]: "all"}),
+    ],
+)
+def test_collapsed_prompts(monkeypatch: pytest.MonkeyPatch, probabilities: list[float], found: dict[str, str]) -> None:
+    """One crack pixel and three background pixels; the raw weights, which are evaluated too, mark nothing."""
+    module: Any = module_of()
+    module.configure_metrics()
+    module._trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"), sanity_checking=False)
+    monkeypatch.setattr(module, "log_dict", lambda metrics: None)
+    logits = torch.tensor(probabilities).logit().view(1, 1, 1, 4)
+    mask = torch.tensor([1.0, 0.0, 0.0, 0.0]).view(1, 1, 1, 4)
+    batch = {"positive": torch.tensor([True]), "prompt_number": torch.tensor([1]), "mask": mask}
+    for stage, values in (("val", logits), ("val_raw", torch.full_like(logits, -9))):
+        module.count(torch.tensor(1.0), values, batch, stage)
+        module.log_epoch(stage)
+    assert module.collapsed == found
+
+
 def test_predict_of_a_folder_with_other_prompts(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

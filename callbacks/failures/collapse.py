@@ -1,0 +1,149 @@
+"""The WarnOnCollapse callback: says when a network predicts one class only, or no pixel or every pixel of a prompt's object.
+
+    warning: no positive pixel predicted for 'segment pothole' in 3 validations: the network has collapsed; change ...
+    warning: only class 'cat' was predicted in 3 validations: the network has collapsed; change --model.lr (now 0.1) ...
+
+A line appears when the validations in a row that found the same reach 3, 10, 30, 100, ..., and at the end of a fit if the latest
+validation found something that no line has said yet. With EMA, the averaged weights count. The numbers are in the checkpoint.
+Classes are counted here; masks are judged by the module, which chooses the thresholds (lightning_modules/segmentation_module.py).
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+FIRST = 3  # validations in a row before the first line
+TEXTS = {
+    "none": "no positive pixel predicted for",
+    "hardly any": "hardly a right positive pixel predicted for",
+    "all": "every pixel predicted positive for",
+}
+# settings of the data and of the module, each with a value that makes a network predict more of what it lacks
+REMEDIES = (
+    ("data", "positive_share", 0.5),
+    ("model", "over", "prompt"),
+    ("model", "pos_weight", 5.0),
+    ("model", "class_weights", "balanced"),
+)
+
+
+def is_due(validations: int) -> bool:
+    """Whether a line is due after this number of validations in a row.
+
+    >>> [count for count in range(1, 200) if is_due(count)]
+    [3, 10, 30, 100]
+    """
+    return validations >= FIRST and str(validations).rstrip("0") in ("1", "3")
+
+
+class WarnOnCollapse(Callback):
+    """Counts the validations in a row that found a collapse, and logs a warning; see the top of the file.
+
+    Attributes:
+        found: Validations in a row and the latest one's text, by prompt, or ``classes``.
+        said: Entries of ``found`` that a line has said.
+    """
+
+    def __init__(self) -> None:
+        self.found: dict[str, tuple[int, str]] = {}
+        self.said: set[str] = set()
+        self._extremes: Tensor | None = (
+            None  # the lowest predicted class, minus the highest one; the same of the true classes
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counts and texts."""
+        return {"found": {key: list(entry) for key, entry in self.found.items()}, "said": sorted(self.said)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the counts and texts."""
+        self.found = {key: (int(count), str(text)) for key, (count, text) in state_dict["found"].items()}
+        self.said = {*state_dict["said"]}
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Reset the classes of the previous validation."""
+        self._extremes = None
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Note the predicted and the true classes of a batch, on its device."""
+        if not isinstance(outputs, dict) or outputs["logits"].ndim != 2 or outputs["label"].ndim != 1:
+            return
+        predicted, label = outputs["logits"].argmax(dim=1), outputs["label"]
+        extremes = torch.stack([predicted.amin(), -predicted.amax(), label.amin(), -label.amax()])
+        self._extremes = extremes if self._extremes is None else torch.minimum(self._extremes, extremes)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count what this validation found, and say it if it is due."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        masks = getattr(pl_module, "collapsed", {})
+        texts = {
+            **self._only_class(trainer, pl_module),
+            **{name: f"{TEXTS[how]} {name!r}" for name, how in masks.items()},
+        }
+        self.found = {key: (self.found.get(key, (0, ""))[0] + 1, text) for key, text in texts.items()}
+        self.said &= self.found.keys()
+        for key, (count, text) in self.found.items():
+            if is_due(count):
+                self._say(key, f"{text} in {count} validations", trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say what the latest validation found, unless a line has said it."""
+        for key, (count, text) in self.found.items():
+            if key not in self.said:
+                self._say(
+                    key,
+                    f"{text} in the last {f'{count} validations' if count > 1 else 'validation'}",
+                    trainer,
+                    pl_module,
+                )
+
+    def _only_class(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, str]:
+        if self._extremes is None:
+            return {}
+        extremes = self._extremes
+        if trainer.world_size > 1:
+            extremes = pl_module.all_gather(extremes).amin(dim=0)  # type: ignore[union-attr]
+        lowest, highest, first, last = extremes.tolist()
+        if lowest != -highest or first == -last:  # several classes are predicted, or the data has only one
+            return {}
+        names = getattr(pl_module, "class_names", None)
+        return {"classes": f"only class {repr(names[lowest]) if names else lowest} was predicted"}
+
+    def _say(self, key: str, text: str, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.said.add(key)
+        changes = remedies(trainer, pl_module, lacking=not text.startswith(TEXTS["all"]))
+        log.warning(f"{text}: the network has collapsed; change {', '.join(changes)}")
+
+
+def remedies(trainer: Trainer, pl_module: LightningModule, lacking: bool = True) -> list[str]:
+    """Settings to change after a collapse, with their values now, of those that the module and its data have.
+
+    Args:
+        trainer: The trainer of the run.
+        pl_module: The module.
+        lacking: Something is never predicted, and not everything is.
+    """
+    owners = {"data": getattr(trainer, "datamodule", None), "model": pl_module}
+    found = []
+    for part, name, better in REMEDIES if lacking else ():
+        now = getattr(owners[part], name, None)
+        if now is not None and now != better:
+            found.append(f"--{part}.{name} (now {now}, try {better})")
+    epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else "no limit"
+    return [*found, f"--model.lr (now {pl_module.lr:g})", f"--trainer.max_epochs (now {epochs})"]

@@ -1,0 +1,162 @@
+"""Tests of callbacks/failures/collapse.py: which validations are said, when, in which words, and after a resume."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from callbacks import WarnOnCollapse
+from callbacks.failures.collapse import is_due
+from cli import main
+from lightning_modules import HARClassifier, PromptedSegmenter, TernaryClassifier
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+LABELS = torch.tensor([0, 1, 2, 0])
+
+
+class Fit:
+    """The hooks of a fit, without one."""
+
+    def __init__(self, callback: WarnOnCollapse, **module: Any) -> None:
+        data = SimpleNamespace(positive_share=module.pop("positive_share", None))
+        state = SimpleNamespace(fn=module.pop("fn", "fit"))
+        checking = module.pop("sanity_checking", False)
+        self.trainer: Any = SimpleNamespace(
+            state=state, sanity_checking=checking, datamodule=data, max_epochs=7, world_size=1
+        )
+        self.module: Any = SimpleNamespace(**{"lr": 0.1, "class_names": ["cat", "dog", "emu"], **module})
+        self.callback = callback
+
+    def validate(self, *batches: list[int], label: torch.Tensor = LABELS, times: int = 1) -> None:
+        """Validations in which the given classes are predicted, batch by batch."""
+        for _ in range(times):
+            self.callback.on_validation_epoch_start(self.trainer, self.module)
+            for predicted in batches:
+                outputs = {"logits": torch.eye(3)[predicted], "label": label[: len(predicted)]}
+                self.callback.on_validation_batch_end(self.trainer, self.module, outputs, {}, 0)
+            self.callback.on_validation_end(self.trainer, self.module)
+
+    def end(self) -> None:
+        self.callback.on_train_end(self.trainer, self.module)
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+    monkeypatch.setattr(logging.getLogger("callbacks"), "propagate", True)
+    return caplog
+
+
+def test_lines_come_rarely() -> None:
+    assert [count for count in range(1, 2000) if is_due(count)] == [3, 10, 30, 100, 300, 1000]
+
+
+def test_one_class_only(said: pytest.LogCaptureFixture) -> None:
+    fit = Fit(WarnOnCollapse(), class_weights="none")
+    fit.validate([1, 1], [1, 1, 1, 1], times=2)
+    assert not said.messages
+    fit.validate([1, 1], [1, 1, 1, 1], times=8)
+    text = "only class 'dog' was predicted in {} validations: the network has collapsed; change "
+    text += "--model.class_weights (now none, try balanced), --model.lr (now 0.1), --trainer.max_epochs (now 7)"
+    assert said.messages == [text.format(3), text.format(10)]
+    fit.end()
+    assert len(said.messages) == 2
+
+
+@pytest.mark.parametrize(
+    ("batches", "label", "module"),
+    [
+        ([[1, 1], [1, 2]], LABELS, {}),  # another class in another batch
+        ([[1, 1], [1, 1]], torch.ones(4, dtype=torch.int64), {}),  # the data has one class only
+        ([[1, 1], [1, 1]], LABELS, {"sanity_checking": True}),
+        ([[1, 1], [1, 1]], LABELS, {"fn": "validate"}),
+    ],
+)
+def test_what_is_right_is_not_said(
+    said: pytest.LogCaptureFixture, batches: Any, label: torch.Tensor, module: Any
+) -> None:
+    fit = Fit(WarnOnCollapse(), **module)
+    fit.validate(*batches, label=label, times=4)
+    fit.end()
+    assert not said.messages
+
+
+def test_a_recovered_network_starts_anew_and_the_end_of_a_short_fit_says_it(said: pytest.LogCaptureFixture) -> None:
+    fit = Fit(WarnOnCollapse(), class_names=None)
+    fit.validate([1, 1], times=2)
+    fit.validate([1, 2])
+    fit.validate([2, 2], [0, 0])
+    fit.validate([2, 2], times=2)
+    assert not said.messages
+    fit.end()
+    assert [text.partition(":")[0] for text in said.messages] == [
+        "only class 2 was predicted in the last 2 validations"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("how", "text"),
+    [
+        ("none", "no positive pixel predicted for 'segment pothole' in 3 validations: the network has collapsed; change "
+         "--data.positive_share (now 0.0, try 0.5), --model.over (now sample, try prompt), --model.pos_weight (now 1.0, try 5.0), "
+         "--model.lr (now 0.1), --trainer.max_epochs (now 7)"),
+        ("all", "every pixel predicted positive for 'segment pothole' in 3 validations: the network has collapsed; change "
+         "--model.lr (now 0.1), --trainer.max_epochs (now 7)"),
+    ],
+)  # fmt: skip
+def test_masks(said: pytest.LogCaptureFixture, how: str, text: str) -> None:
+    fit = Fit(WarnOnCollapse(), collapsed={"segment pothole": how}, positive_share=0.0, over="sample", pos_weight=1.0)
+    fit.validate(times=5)
+    assert said.messages == [text]
+
+
+def test_the_count_goes_on_after_a_resume(said: pytest.LogCaptureFixture) -> None:
+    first, second = WarnOnCollapse(), WarnOnCollapse()
+    Fit(first, collapsed={"segment crack": "none"}).validate(times=2)
+    second.load_state_dict(first.state_dict())
+    assert second.state_dict() == first.state_dict()
+    Fit(second, collapsed={"segment crack": "none"}).validate()
+    assert len(said.messages) == 1
+    third = WarnOnCollapse()
+    third.load_state_dict(second.state_dict())
+    Fit(third).end()  # a line has said it
+    assert len(said.messages) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "config", "flags", "text"),
+    [
+        (
+            PromptedSegmenter,
+            "segmentation_tiny",
+            [],
+            "no positive pixel predicted for 'segment crack' in 3 validations",
+        ),
+        pytest.param(
+            TernaryClassifier, "digits_ternary_tiny", "only class '0' was predicted in 3", marks=pytest.mark.slow
+        ),
+        pytest.param(HARClassifier, "har_tiny", "only class 'WALKING' was predicted in 3", marks=pytest.mark.slow),
+    ],
+)
+def test_a_collapsed_run_says_so(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    module: Any,
+    config: str,
+    text: str,
+) -> None:
+    """Logits that depend on nothing: -20 for each pixel, and 0 for each class, of which the first one is then the largest."""
+    original, constant = module.forward, -20 if module is PromptedSegmenter else 0
+    monkeypatch.setattr(module, "forward", lambda self, *inputs: original(self, *inputs) * 0 + constant)
+    data = ["--data.root", str(tmp_path / "data")] if module is PromptedSegmenter else []
+    short = ["--trainer.max_epochs", "3", "--run_dir", str(tmp_path / "run")]
+    assert main(["fit", "--config", str(CONF / f"{config}.yaml"), *short, *data]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count(f"warning: {text}") == 1
+    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert all(count == 3 for count, _ in checkpoint["callbacks"]["WarnOnCollapse"]["found"].values())
