@@ -115,6 +115,7 @@ class RunFolder(Callback):
         seed: The seed, for environment.json.
         command: The command line, for environment.json.
         resumed: Whether the folder belongs to a run that is resumed; otherwise it must be empty or absent.
+        tested: Whether the run is tested after the fit, so that the test split is judged with the others.
 
     Attributes:
         lock: The lock of the folder. The command line sets it before, and releases it when the command ends; without it, the
@@ -131,7 +132,9 @@ class RunFolder(Callback):
         seed: int | None = None,
         command: list[str] | None = None,
         resumed: bool = False,
+        tested: bool = False,
     ) -> None:
+        self.tested = tested
         self.path, self.config, self.seed, self.command, self.resumed = path, config, seed, command or sys.argv, resumed
         # set by commands that only evaluate: the checkpoint's run folder, whose existing files they must not change
         self.evaluated: Path | None = None
@@ -175,8 +178,11 @@ class RunFolder(Callback):
         return self.lock
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Broadcast the path to all processes; rank zero creates the folder."""
-        if stage != "fit" or self.path is None:
+        """Let the datamodule judge its input; then broadcast the path to all processes, and rank zero creates the folder."""
+        if stage != "fit":
+            return
+        self._judge_input(trainer)
+        if self.path is None:
             return
         self.path = Path(trainer.strategy.broadcast(str(self.path)))
         if not trainer.is_global_zero:
@@ -199,6 +205,15 @@ class RunFolder(Callback):
             self._own_lock.release()
             self._own_lock = None
 
+    def _judge_input(self, trainer: Trainer) -> None:
+        """Judge the splits that this run will use, the test split included if it is tested after the fit."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if not hasattr(data, "check_input"):
+            return
+        if self.tested:
+            data.setup("test")
+        data.check_input(("train", "val", "test") if self.tested else ("train", "val"))
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the configuration and the environment, after all checks and before the first batch."""
         self._started = time.monotonic()
@@ -211,6 +226,11 @@ class RunFolder(Callback):
             name = f"config.resume-{self.resumes}.yaml"
         write_text(self.path / name, self.config)
         write_json(self.path / "environment.json", environment(trainer, self.seed, self.command))
+
+    @property
+    def begun(self) -> bool:
+        """Whether training has begun, so that there are files to keep."""
+        return self._begun
 
     def discard(self) -> None:
         """Remove what this start created, if training never began, so that a failed command leaves nothing behind."""

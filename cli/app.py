@@ -1,7 +1,7 @@
 """The entry point `main`: runs one command and maps its outcome to an exit code, a one-line message and the next command to try.
 
-Exit codes: 0 done or already finished; 1 internal or system error, with traceback; 2 invalid input, nothing written; 3 out of
-memory; 4 loss or weights not finite; 130 SIGINT; 143 SIGTERM.
+Exit codes: 0 done or already finished; 1 internal or system error, with traceback, or input that became invalid within training, in
+one line; 2 invalid input, nothing written; 3 out of memory; 4 loss or weights not finite; 130 SIGINT; 143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -73,6 +73,10 @@ def _outcome(cli: VisionCLI) -> int | RunFlags:
     try:
         cli.run()
     except (UsageError, MisconfigurationException, FileNotFoundError) as error:
+        if cli.has_begun:  # a file that was damaged or removed since; what is written stays
+            _print_error(f"error: {error}")
+            _print_resume_command(cli)
+            return FAILED
         cli.discard()
         return _reject(error)
     except NonFiniteError as error:

@@ -1,12 +1,14 @@
-"""Checks of the callbacks that a user gives: combinations in which one of them would be lost or done twice."""
+"""Checks of the callbacks that a user gives: combinations in which one would be lost or done twice, and the feature cache."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 
 import callbacks as ours
-from cli.run_flags import UsageError
+from cli.run_flags import RunFlags, UsageError
 
 
 def check_callbacks(own: list[Callback]) -> None:
@@ -39,4 +41,22 @@ def _check_averages(own: list[Callback]) -> None:
     if any(isinstance(one, WeightAveraging) for one in own) and any(isinstance(one, ours.EMA) for one in own):
         raise UsageError(
             "trainer.callbacks: EMA and Lightning's WeightAveraging average the same weights; take one of them"
+        )
+
+
+def name_cache(own: list[Callback], flags: RunFlags) -> None:
+    """Tell the FeatureWriter among the callbacks the name of the experiment and the folder given with ``--cache``.
+
+    Raises:
+        UsageError: ``--cache`` is given without a FeatureWriter.
+    """
+    writer = next((callback for callback in own if isinstance(callback, ours.FeatureWriter)), None)
+    cache = flags.values.get("cache")
+    if writer is not None:
+        writer.name = flags.experiment
+        writer.cache = Path(cache) if cache is not None else writer.cache
+    elif cache is not None:
+        raise UsageError(
+            "--cache: needs the callback FeatureWriter, which is not in trainer.callbacks; "
+            "use --config configs/cascade_extract.yaml"
         )

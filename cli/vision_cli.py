@@ -22,7 +22,7 @@ from callbacks.find_callbacks import find_callbacks
 from callbacks.lightning_internals import first_difference
 from callbacks.run_folder import lock_run
 from cli import resume
-from cli.callback_checks import check_callbacks
+from cli.callback_checks import check_callbacks, name_cache
 from cli.evaluation import given_settings, overrides, report_results, results_folder
 from cli.launchers import check_launcher
 from cli.parser import Parser, add_run_settings, check_configs, readable
@@ -71,6 +71,11 @@ class VisionCLI(LightningCLI):
         if self.flags.command != "fit" or folder is None or not (folder / "checkpoints" / "last.ckpt").is_file():
             return None
         return f"{MAIN} fit --resume {folder}"
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a fit has taken its first step, so that its run folder stays."""
+        return self.run_folder is not None and self.run_folder.begun
 
     def discard(self) -> None:
         """Remove the files that a rejected command has created."""
@@ -201,7 +206,7 @@ class VisionCLI(LightningCLI):
         check_callbacks(own)
         self.run_folder = self._make_run_folder(quiet)
         folder = self.run_folder.path
-        self._name_cache(own)
+        name_cache(own, self.flags)
         options["callbacks"] = self._all_callbacks(own, settings, options)
         plugins = options.get("plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
@@ -237,25 +242,14 @@ class VisionCLI(LightningCLI):
             )
         return changed is None
 
-    def _name_cache(self, own: list[Callback]) -> None:
-        writer = next((callback for callback in own if isinstance(callback, ours.FeatureWriter)), None)
-        cache = self.flags.values.get("cache")
-        if writer is not None:
-            writer.name = self.flags.experiment
-            writer.cache = Path(cache) if cache is not None else writer.cache
-        elif cache is not None:
-            raise UsageError(
-                "--cache: needs the callback FeatureWriter, which is not in trainer.callbacks; "
-                "use --config configs/cascade_extract.yaml"
-            )
-
     def _make_run_folder(self, quiet: bool) -> ours.RunFolder:
         path = None
         if self.subcommand == "fit" and not quiet:
             path = self.source.folder if self.source is not None else self.flags.new_run_dir()
         text = yaml.safe_dump(self.config_dict(), sort_keys=False)
         seed = self.config[self.subcommand].seed_everything
-        folder = ours.RunFolder(path, text, seed, self.command_line, resumed=self.source is not None)
+        tested = self.subcommand == "fit" and "test_after_fit" in self.flags.values
+        folder = ours.RunFolder(path, text, seed, self.command_line, resumed=self.source is not None, tested=tested)
         self.lock = folder.hold(self.lock) or self.lock
         return folder
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 import transforms
@@ -93,8 +94,9 @@ class Augmentation:
         """Augment and normalise a batch.
 
         Args:
-            batch: `image` (B, C, H, W) uint8, `label` (B,) int64, and other entries, which are passed on. Where `crop_scale` is
-                set, `aspect` (B,) float32, width / height of each image before it was squeezed to H = W, is used and removed.
+            batch: `image` (B, C, H, W) uint8, or float32 of 0 to 1, which a policy rounds to 8 bits; `label` (B,) int64, and
+                other entries, which are passed on. Where `crop_scale` is set, `aspect` (B,) float32, width / height of
+                each image before it was squeezed to H = W, is used and removed.
                 `mask` (B, M, H, W) of any dtype is allowed, but neither with a policy nor with mixing.
             random: The random numbers of the batch's samples.
             num_classes: Number of classes K.
@@ -165,6 +167,8 @@ class Augmentation:
         return transforms.random_flip(images, random) if self.flip else images
 
     def _policy(self, images: Tensor, random: transforms.SampleRandom) -> Tensor:
+        if self.policy != "none" and images.is_floating_point():  # of files with more grey levels than 8 bits, 0 to 1
+            images = (images * 255).round().clamp(0, 255).to(torch.uint8)
         if self.policy == "randaugment":
             return transforms.rand_augment(images, random, self.randaugment_ops, self.randaugment_magnitude)
         return transforms.auto_augment(images, random) if self.policy == "autoaugment" else images

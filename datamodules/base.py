@@ -7,7 +7,9 @@ of a datamodule.
          (uint8) --> normalise (float32) --> mixup or cutmix (adds `target`)        (validation, test, predict: normalise only)
 """
 
+import logging
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,10 +22,12 @@ from torch import Tensor
 import transforms
 from datamodules.augmentation import Augmentation
 from datamodules.checkpoint_data import MatchedToCheckpoint
-from datamodules.extraction import Extractable, views_of
+from datamodules.extraction import Extractable, Labelled, views_of
 from datamodules.images.unlabelled import read_images
 from datamodules.in_memory import InMemoryLoader, Keep, beginning, check_enough, num_batches, training_position
 from datamodules.splitting.stratified import check_labels, count_classes, stratified_split
+
+log = logging.getLogger(__name__)
 
 Batch = dict[str, Tensor]
 
@@ -238,6 +242,29 @@ class DataModule(MatchedToCheckpoint, Extractable, ABC):
             data = self.read_part(part)
             check_labels(data["label"], len(self.class_names), f"the {part} data")
         return {**data, "label": self.as_trained(data["label"])}
+
+    def check_input(self, splits: Sequence[Labelled]) -> None:
+        """Judge the samples of these splits before the first step, and log one line about them; call after setup.
+
+        Labels, shapes and files have been checked by setup. A split of one class only is said: its metrics can be perfect without
+        a network that has learnt anything.
+
+        Raises:
+            MisconfigurationException: All training samples are of one class.
+        """
+        counts = " and ".join(f"{len(self.splits[split]['label']):,} {split}" for split in splits)
+        log.info(f"data       {counts} samples of {self.num_classes} classes")
+        self._check_variety(splits)
+
+    def _check_variety(self, splits: Sequence[Labelled]) -> None:
+        for split in splits:
+            there = self.splits[split]["label"].unique().tolist()
+            if len(there) != 1 or self.num_classes < 2:
+                continue
+            text = f"all {len(self.splits[split]['label']):,} samples of {split} are of class {self.class_names[there[0]]!r}"
+            if split == "train":
+                raise MisconfigurationException(f"{text}; there is nothing to learn")
+            log.warning(f"{text}: its metrics say little")
 
     def num_train_batches(self, batch_size: int | None = None) -> int:
         """Count the training batches of an epoch on one process, without building a loader; call after setup("fit").

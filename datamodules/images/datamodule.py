@@ -24,9 +24,11 @@ from torch import Tensor
 from datamodules.base import DataModule
 from datamodules.extraction import Labelled
 from datamodules.images.class_folders import listed
+from datamodules.images.decoding import Levels
+from datamodules.images.judging import judged, levels_of
 from datamodules.images.labelled import LabelledFiles, class_folders, find_parts, read_labelled, readable
 from datamodules.images.loader import ImageFileLoader, ImageFiles
-from datamodules.images.settings import IMAGENET_MEAN, IMAGENET_STD, check, check_files, loading
+from datamodules.images.settings import IMAGENET_MEAN, IMAGENET_STD, check, check_files, check_levels, loading
 from datamodules.images.unlabelled import image_names
 from datamodules.in_memory import InMemoryLoader
 from datamodules.sample_keys import file_keys
@@ -57,6 +59,8 @@ class ImageFolderDataModule(DataModule):
         group_column: Column of the CSV with the group; the column `file`, or else the first one, names the image.
         unreadable: Handling of files that cannot be read as images: `skip` logs and leaves them out, `refuse` aborts the run.
         channels: 3 reads images as RGB, 1 as grey.
+        levels: Grey values that become black and white, for grey files of more than 8 bits, which keep their levels; null: 0 and
+            65535. Values outside lie on the same line; nothing is clipped.
         mean: Mean of each channel for normalisation, in units of 0..1; null uses ImageNet's.
         std: Standard deviation of each channel for normalisation, in units of 0..1; null uses ImageNet's.
         workers: Decoding processes per training process; null uses one for each available CPU core, at most 16.
@@ -96,6 +100,7 @@ class ImageFolderDataModule(DataModule):
         group_column: str | None = None,
         unreadable: Literal["skip", "refuse"] = "skip",
         channels: Literal[1, 3] = 3,
+        levels: list[float] | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
         workers: int | None = None,
@@ -105,6 +110,7 @@ class ImageFolderDataModule(DataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(crop_padding=0, shrink="resize", on_device=False, flip=flip, **kwargs)
+        check_levels(levels)
         grey = channels == 1
         mean = list(mean or ((sum(IMAGENET_MEAN) / 3,) if grey else IMAGENET_MEAN))
         std = list(std or ((sum(IMAGENET_STD) / 3,) if grey else IMAGENET_STD))
@@ -127,6 +133,7 @@ class ImageFolderDataModule(DataModule):
             mean,
             std,
         )
+        self.levels: Levels | None = (levels[0], levels[1]) if levels is not None else None
         self.canvas, self.eval_share, self.test_fraction, self.unreadable = (
             canvas,
             eval_share,
@@ -195,7 +202,9 @@ class ImageFolderDataModule(DataModule):
     def _list(self, part: str) -> LabelledFiles:
         if part not in self._lists:
             names = self.own_class_names
-            self._lists[part] = read_labelled(self._parts.get(part, self.root), names, self.unreadable)
+            self._lists[part] = read_labelled(
+                self._parts.get(part, self.root), names, self.unreadable, self.levels is not None
+            )
         return self._lists[part]
 
     def read_part(self, part: Literal["train", "test"]) -> dict[str, Tensor]:
@@ -270,7 +279,8 @@ class ImageFolderDataModule(DataModule):
     def transform_settings(self) -> dict[str, str | int | float | bool | None]:
         """The share of the image used in evaluation and, with augmented views, the canvas size they are cropped from."""
         views = self.extraction.views if self.extraction is not None else 1
-        return {"eval_share": self.eval_share, **({"views.canvas": self.canvas} if views > 1 else {})}
+        levels = {} if self.levels is None else {"levels": "{:g} {:g}".format(*self.levels)}
+        return {"eval_share": self.eval_share, **levels, **({"views.canvas": self.canvas} if views > 1 else {})}
 
     def sample_keys(self, split: str) -> Tensor:
         """Keys of a split's samples, (n,) int64: hashes of their files."""
@@ -298,26 +308,53 @@ class ImageFolderDataModule(DataModule):
     def unreadable_of(self, split: Labelled) -> int:
         """Return the number of samples of a split with a readable header that this process could not decode."""
         return int(
-            torch.isin(self.splits[split]["index"], torch.tensor(sorted(self._list(self._part_of(split)).named))).sum()
+            torch.isin(self.splits[split]["index"], torch.tensor(sorted(self._list(self._part_of(split)).missed))).sum()
         )
 
     def setup(self, stage: str) -> None:
         """List and split the files that the stage needs, once; no image is decoded."""
         if stage == "predict" and self.extraction is None and self.images is not None:
             if self._files is None:
-                names = readable(self.images, image_names(self.images, self.in_channels), self.unreadable)
-                self._files = names
-                self._lists["predict"] = LabelledFiles(self.images, names, torch.full((len(names),), -1))
-                self.splits["predict"] = {"index": torch.arange(len(names))}
+                names = image_names(self.images, self.in_channels)
+                looks = readable(self.images, names, self.unreadable, self.levels is not None)
+                self._files, none = list(looks), torch.full((len(looks),), -1)
+                self._lists["predict"] = LabelledFiles(self.images, self._files, none, [*looks.values()])
+                self.splits["predict"] = {"index": torch.arange(len(looks))}
             return
         super().setup(stage)
         if stage == "predict" and self.extraction is not None:
+            self.check_input(self.extraction.splits)
             return  # setup of each split has already logged its counts
         of_stage = {"fit": ("train", "val"), "validate": ("train", "val") if self.extraction else ("val",)}.get(
             stage, ("test",)
         )
         counts = " and ".join(f"{len(self.splits[split]['index']):,} {split}" for split in of_stage)
         log.info(f"data       {counts} images of {self.num_classes} classes in {self.root}")
+
+    def check_input(self, splits: Sequence[Labelled]) -> None:
+        """Judge the image files of these splits, and log one line of what was checked; see `datamodules.images.whole_files`.
+
+        Raises:
+            MisconfigurationException: `unreadable` is `refuse` and a file cannot be decoded, or no training image of a class can.
+        """
+        places: dict[str, list[int]] = {part: [] for part in map(self._part_of, splits)}
+        for split in splits:
+            places[self._part_of(split)] += self.splits[split]["index"].tolist()
+        files = [(self._list(part), place) for part, found in places.items() for place in found]
+        found = judged(files, self.levels, self.augmentation.policy)
+        for part in places:
+            listing = self._list(part)
+            if missing := [files[k][1] for k in found.wrong if files[k][0] is listing]:
+                self._report_unreadable(listing, missing)
+        self._check_variety(splits)
+        if "train" in splits:
+            damaged = torch.tensor(sorted(self._list(self._part_of("train")).named), dtype=torch.int64)
+            train = self.splits["train"]
+            left = train["label"][~torch.isin(train["index"], damaged)]
+            if bare := sorted({*train["label"].tolist()} - {*left.tolist()}):
+                raise MisconfigurationException(
+                    f"{self.root}: no training image of class {self.class_names[bare[0]]!r} can be decoded"
+                )
 
     # ---- loaders ----
 
@@ -333,14 +370,19 @@ class ImageFolderDataModule(DataModule):
             size,
             self.in_channels,
             None if training else self.eval_share,
+            levels_of(listing.looks, self.levels),
         )
         return ImageFileLoader(
             files,
             self.splits["test" if split == "predict" and self.images is None else split]["index"],
-            unreadable=partial(self._report_unreadable, listing),
+            unreadable=partial(self._left_out, listing),
             **loading(trainer, self.workers, self.prefetch, self.persistent_workers, self.pin_memory),
             **self._order(split),
         )
+
+    def _left_out(self, listing: LabelledFiles, missing: Sequence[int]) -> None:
+        listing.missed.update(missing)
+        self._report_unreadable(listing, missing)
 
     def _report_unreadable(self, listing: LabelledFiles, missing: Sequence[int]) -> None:
         names = [listing.names[index] for index in missing]

@@ -1,6 +1,9 @@
-"""One image file as uint8 pixels of a fixed size: upright, opaque, grey or RGB.
+"""One image file as pixels of a fixed size: upright, opaque, grey or RGB; uint8, or float32 where files have more grey levels.
 
     file --EXIF orientation--> upright --alpha on white--> opaque --> grey or RGB --> squeezed to a square, or its central square
+
+Grey files of 16 bits and more keep their levels if `levels` are given: black and white become 0 and 1, what lies between or outside
+is on the same line (nothing is clipped), and resampling is in float32.
 
 A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that is still no smaller than what is asked for, which saves most of the
 time (Pillow's draft mode). Resampling is bilinear and antialiased, by torch's kernel: two to three times as fast as Pillow's.
@@ -8,58 +11,108 @@ time (Pillow's draft mode). Resampling is bilinear and antialiased, by torch's k
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from datamodules.images.formats import missing_package, readable_formats
+from datamodules.images.formats import readable_formats
+
+Levels = tuple[float, float]
+"""Grey values that become black (0) and white (1)."""
+FULL: Levels = (0.0, 65535.0)
+"""Levels of 16 bits."""
+NO_RANGE = "its grey values have no known range; say which are black and white with --data.levels"
+
+
+def is_deep(mode: str) -> bool:
+    """Whether an image of this mode of Pillow's has more grey levels than 8 bits.
+
+    >>> [mode for mode in ("L", "P", "RGB", "I", "I;16", "I;16B", "F") if is_deep(mode)]
+    ['I', 'I;16', 'I;16B', 'F']
+    """
+    return mode.startswith("I") or mode == "F"
 
 
 def upright(file: Image.Image, channels: int) -> Image.Image:
-    """Turn an image as its EXIF orientation says, put it on white where it is transparent, and make it grey or RGB.
+    """Turn an image as its EXIF orientation says, put it on white where it is transparent, and make it grey or RGB of 8 bits.
+
+    Grey values of more bits are mapped from 0..65535.
 
     Args:
         file: As `PIL.Image.open` returns it.
         channels: 1 for grey, 3 for RGB.
 
     Raises:
-        ValueError: Its pixels are floating-point numbers, which have no known range.
+        ValueError: Its pixels are floating-point numbers, or lie outside of 0..65535: their range is not known.
         OSError: The file is damaged; decoders raise other things, too.
     """
     image: Image.Image = ImageOps.exif_transpose(file)
-    if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion would clip what is over 255
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
-    if image.mode == "F":
-        raise ValueError("floating point has no known range")
+    if is_deep(image.mode):  # Pillow's own conversion would clip what is over 255
+        image = Image.fromarray((_unit_grey(image, None) * 255).round().astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("L" if channels == 1 else "RGB")
 
 
-def squeezed(path: Path, size: int, channels: int) -> tuple[Tensor, float]:
+def _unit_grey(image: Image.Image, levels: Levels | None) -> NDArray[np.float64]:
+    """Grey values (H, W) of a deep image, with black at 0 and white at 1."""
+    values = np.asarray(image).astype(np.float64)
+    lowest, highest = float(values.min(initial=0)), float(values.max(initial=0))
+    if not (np.isfinite(lowest) and np.isfinite(highest)):
+        raise ValueError("its grey values are not all finite")
+    if levels is None and (image.mode == "F" or lowest < FULL[0] or highest > FULL[1]):
+        raise ValueError(NO_RANGE)
+    black, white = levels or FULL
+    return (values - black) / (white - black)
+
+
+def pixels_of(file: Image.Image, channels: int, levels: Levels | None) -> Tensor:
+    """The whole picture, upright and opaque.
+
+    Args:
+        file: As `PIL.Image.open` returns it.
+        channels: C, 1 for grey, 3 for RGB.
+        levels: Grey values of deep files that become 0 and 1; None: 8 bits.
+
+    Returns:
+        Pixels (C, H, W): uint8; with levels float32, 0 to 1 for black to white. Lies in memory as (H, W, C) where it is uint8.
+
+    Raises:
+        ValueError: See `upright`; with levels only if a grey value is not finite.
+    """
+    if levels is not None and is_deep(file.mode):
+        grey = torch.from_numpy(_unit_grey(ImageOps.exif_transpose(file), levels).astype(np.float32))
+        return grey.expand(channels, *grey.shape)
+    pixels = torch.from_numpy(np.array(upright(file, channels)))
+    pixels = pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+    return pixels if levels is None else pixels.float() / 255
+
+
+def squeezed(path: Path, size: int, channels: int, levels: Levels | None = None) -> tuple[Tensor, float]:
     """The whole picture, squeezed to a square.
 
     Args:
         path: An image file.
         size: Height and width of the square in pixels.
         channels: 1 for grey, 3 for RGB.
+        levels: As for `pixels_of`.
 
     Returns:
-        Pixels (C, size, size) uint8, and width / height of the picture.
+        Pixels (C, size, size) uint8, or float32 with levels; and width / height of the picture.
     """
     with Image.open(path, formats=readable_formats()) as file:
         file.draft(None, (size, size))
-        image = upright(file, channels)
-    return F.resize(_pixels(image), [size, size], antialias=True), image.width / image.height
+        pixels = pixels_of(file, channels, levels)
+    return F.resize(pixels, [size, size], antialias=True), pixels.shape[2] / pixels.shape[1]
 
 
-def central(path: Path, size: int, channels: int, share: float) -> Tensor:
+def central(path: Path, size: int, channels: int, share: float, levels: Levels | None = None) -> Tensor:
     """The central square of the picture, in its own proportions, as evaluation sees it.
 
     Args:
@@ -67,41 +120,18 @@ def central(path: Path, size: int, channels: int, share: float) -> Tensor:
         size: Height and width of the result in pixels.
         channels: 1 for grey, 3 for RGB.
         share: Side of the square as a share of the picture's shorter side, above 0, up to 1.
+        levels: As for `pixels_of`.
 
     Returns:
-        Pixels (C, size, size) uint8: torchvision's Resize(size / share) and CenterCrop(size) in one resampling.
+        Pixels (C, size, size) uint8, or float32 with levels: torchvision's Resize(size / share) and CenterCrop(size) in one
+        resampling.
     """
     with Image.open(path, formats=readable_formats()) as file:
         enlarged = size / (share * min(file.size))
         file.draft(None, (round(file.width * enlarged), round(file.height * enlarged)))
-        image = upright(file, channels)
-    side = max(1, round(share * min(image.size)))
-    top, left = (image.height - side) // 2, (image.width - side) // 2
-    pixels: Tensor = F.resized_crop(_pixels(image), top, left, side, side, [size, size], antialias=True)
+        image = pixels_of(file, channels, levels)
+    height, width = image.shape[1:]
+    side = max(1, round(share * min(height, width)))
+    top, left = (height - side) // 2, (width - side) // 2
+    pixels: Tensor = F.resized_crop(image, top, left, side, side, [size, size], antialias=True)
     return pixels
-
-
-def _pixels(image: Image.Image) -> Tensor:
-    """Pixels (C, H, W) uint8, lying in memory as (H, W, C)."""
-    pixels = torch.from_numpy(np.array(image))
-    return pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1)
-
-
-def why_unreadable(path: Path) -> str | None:
-    """Read an image's header, as a first check that costs a tenth of a millisecond; the pixels may still be damaged.
-
-    Returns:
-        What is wrong with the file, or None.
-    """
-    if needs := missing_package(path):
-        return needs
-    try:
-        with warnings.catch_warnings(), Image.open(path, formats=readable_formats()) as file:
-            warnings.simplefilter("ignore")
-            return None if min(file.size) > 0 else "no pixels"
-    except MemoryError:
-        raise
-    except OSError as error:
-        return error.strerror or "no image"  # an error of Pillow's has no strerror
-    except Exception:  # a damaged file can make a decoder raise anything
-        return "no image"

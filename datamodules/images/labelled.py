@@ -1,7 +1,7 @@
 """Lists the files of an image folder with their class labels, and finds its train, val and test folders.
 
-`ImageFolderDataModule` uses this before decoding: only the header of each file is read. Errors are one line with the problem, its
-location and the fix.
+`ImageFolderDataModule` uses this before decoding: only the header and the end of each file are read. Errors are one line with the
+problem, its location and the fix.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from datamodules.images.class_folders import LAYOUT, duplicate_groups, listed, read_groups, scan
-from datamodules.images.decoding import why_unreadable
+from datamodules.images.whole_files import Look, look
 from datamodules.splitting.grouped import join_groups
 
 log = logging.getLogger(__name__)
@@ -39,13 +39,17 @@ class LabelledFiles:
         folder: Folder that the names are relative to.
         names: (N,) names with forward slashes, sorted by class and then by name.
         labels: (N,) int64.
+        looks: What header and end of each file show.
         named: Indices of files that could not be decoded and have been reported in a warning.
+        missed: Indices of files that this process left out of its batches since they could not be decoded.
     """
 
     folder: Path
     names: list[str]
     labels: Tensor
+    looks: list[Look] = field(default_factory=list)
     named: set[int] = field(default_factory=set)
+    missed: set[int] = field(default_factory=set)
 
     def group_names(self, table: Path | None, column: str | None) -> list[str]:
         """Return the name of each file's group in a table, or the file's own name without a table.
@@ -119,13 +123,16 @@ def _folders(folder: Path) -> list[Path]:
         raise FileNotFoundError(f"--data.root {folder}: cannot be read ({error.strerror})") from error
 
 
-def read_labelled(folder: Path, class_names: Sequence[str], unreadable: Unreadable) -> LabelledFiles:
+def read_labelled(
+    folder: Path, class_names: Sequence[str], unreadable: Unreadable, levels: bool = False
+) -> LabelledFiles:
     """List the images of a folder with their classes, and check that each file has the header of an image.
 
     Args:
         folder: Folder that contains the class folders.
         class_names: The known classes, in the order of the labels.
         unreadable: Handling of files that cannot be read as images, `skip` or `refuse`.
+        levels: Whether black and white of files of more than 8 bits are given.
 
     Returns:
         The readable files.
@@ -151,35 +158,39 @@ def read_labelled(folder: Path, class_names: Sequence[str], unreadable: Unreadab
     names = [path.relative_to(folder).as_posix() for path, _ in found.images]
     label_of = {name: place for place, name in enumerate(class_names)}
     labels = {name: label_of[label] for name, (_, label) in zip(names, found.images, strict=True)}
-    kept = readable(folder, names, unreadable)
-    listing = LabelledFiles(folder, kept, torch.tensor([labels[name] for name in kept]))
+    looks = readable(folder, names, unreadable, levels)
+    kept = list(looks)
+    listing = LabelledFiles(folder, kept, torch.tensor([labels[name] for name in kept]), [*looks.values()])
     bare = sorted(set(found.class_names) - {class_names[label] for label in listing.labels.unique().tolist()})
     if bare:
         raise MisconfigurationException(f"{folder}: class {bare[0]!r} has no image that can be read")
     return listing
 
 
-def readable(folder: Path, names: Sequence[str], unreadable: Unreadable) -> list[str]:
-    """Return the files with a readable image header, and log a warning that lists the others.
+def readable(folder: Path, names: Sequence[str], unreadable: Unreadable, levels: bool = False) -> dict[str, Look]:
+    """Return the files with a readable image header and what it shows, and log a warning that lists the others.
 
     Raises:
         MisconfigurationException: A file is unreadable and `unreadable` is `refuse`, or no file is readable.
     """
+    seen: dict[str, Look] = {}
     wrong: dict[str, str] = {}
     reported = time.monotonic()
     with ThreadPoolExecutor(THREADS) as pool:
-        reasons = pool.map(lambda name: why_unreadable(folder / name), names)
-        for done, (name, reason) in enumerate(zip(names, reasons, strict=True)):
-            if reason is not None:
-                wrong[name] = reason
+        looks = pool.map(lambda name: look(folder / name, levels), names)
+        for done, (name, one) in enumerate(zip(names, looks, strict=True)):
+            if one.wrong is None:
+                seen[name] = one
+            else:
+                wrong[name] = one.wrong
             if time.monotonic() - reported > EVERY_S:
                 reported = time.monotonic()
                 log.info(f"headers    {done:,} of {len(names):,} files in {folder} read")
     if not wrong:
-        return list(names)
+        return seen
     shown = listed([f"{name} ({reason})" for name, reason in wrong.items()])
     text = f"{len(wrong):,} of the {len(names):,} files in {folder} cannot be read as images: {shown}"
     if unreadable == "refuse" or len(wrong) == len(names):
         raise MisconfigurationException(f"{text}; remove them, or leave them out with --data.unreadable skip")
     log.warning(f"{text}; left out")
-    return [name for name in names if name not in wrong]
+    return seen

@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.images.decoding import central, squeezed
+from datamodules.images.decoding import Levels, central, squeezed
 from datamodules.in_memory import InMemoryLoader
 
 Batch = dict[str, Tensor]
@@ -39,6 +39,7 @@ class ImageFiles(Dataset[Any]):
         channels: C, 1 for grey or 3 for RGB.
         share: Side of the central square that is read, as a share of the shorter side; None squeezes the whole image into the
             square and adds `aspect`, its width / height.
+        levels: Grey values of files of more than 8 bits that become 0 and 1; None reads all files as 8 bits.
     """
 
     def __init__(
@@ -49,8 +50,10 @@ class ImageFiles(Dataset[Any]):
         size: int,
         channels: int,
         share: float | None = None,
+        levels: Levels | None = None,
     ) -> None:
         self.folder, self.labels, self.size, self.channels, self.share = folder, labels, size, channels, share
+        self.levels = levels
         # an array, because changing reference counts would copy the elements of a list into every worker
         self.names = np.array([os.fsencode(name) for name in names])
 
@@ -66,10 +69,12 @@ class ImageFiles(Dataset[Any]):
         """Read a batch.
 
         Returns:
-            `image` (B, C, S, S) uint8, `index` (B,) int64, `label` (B,) int64 if the files are labelled, `aspect` (B,) float32 if
-            images are squeezed; and `unreadable`, a list of the indices that were left out because their files cannot be read.
+            `image` (B, C, S, S) uint8, or float32 of 0 to 1 with levels; `index` (B,) int64, `label` (B,) int64 if the files are
+            labelled, `aspect` (B,) float32 if images are squeezed; and `unreadable`, a list of the indices that were
+            left out because their files cannot be read.
         """
-        pixels = torch.empty((len(indices), self.size, self.size, self.channels), dtype=torch.uint8).permute(0, 3, 1, 2)
+        kind = torch.uint8 if self.levels is None else torch.float32
+        pixels = torch.empty((len(indices), self.size, self.size, self.channels), dtype=kind).permute(0, 3, 1, 2)
         read: list[int] = []
         aspects: list[float] = []
         for index in indices:
@@ -91,8 +96,8 @@ class ImageFiles(Dataset[Any]):
 
     def _read(self, path: Path) -> tuple[Tensor, float]:
         if self.share is None:
-            return squeezed(path, self.size, self.channels)
-        return central(path, self.size, self.channels, self.share), 1.0
+            return squeezed(path, self.size, self.channels, self.levels)
+        return central(path, self.size, self.channels, self.share, self.levels), 1.0
 
 
 class ImageFileLoader(InMemoryLoader):

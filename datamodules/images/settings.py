@@ -43,6 +43,15 @@ def check_files(
     )
 
 
+def check_levels(levels: list[float] | None) -> None:
+    """Check the grey values that become black and white.
+
+    Raises:
+        ValueError: See :func:`check`.
+    """
+    check(("levels", levels, levels is None or (len(levels) == 2 and levels[0] < levels[1]), "[BLACK, WHITE], or null"))
+
+
 def loading(
     trainer: Trainer | None, workers: int | None, prefetch: int, persistent: bool, pin_memory: bool | None
 ) -> dict[str, Any]:

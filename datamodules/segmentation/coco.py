@@ -5,8 +5,8 @@
                                                           "annotations": [{"image_id", "category_id", "segmentation"}]}
 
 The mask of an image is the union of its annotations of the selected categories. An image without such an annotation shows no
-object. datamodules/segmentation/polygons.py defines which pixels belong to a polygon. Run lengths must be lists; compressed strings
-are rejected.
+object. datamodules/segmentation/polygons.py defines which pixels belong to a polygon. Run lengths are lists or compressed texts. An
+annotation without a mask, as exports of boxes have them, is refused.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules.images.class_folders import listed
 from datamodules.images.formats import is_image
-from datamodules.segmentation.polygons import Shape
+from datamodules.segmentation.polygons import Shape, uncompressed
 from datamodules.segmentation.prompt_sets import THREADS, Pair, PromptSet, check_formats, size_of
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ NUMBER = (int, str)
 NEEDED: dict[str, dict[str, tuple[type, ...]]] = {
     "images": {"id": NUMBER, "file_name": (str,), "width": (int,), "height": (int,)},
     "categories": {"id": NUMBER, "name": (str,)},
-    "annotations": {"image_id": NUMBER, "category_id": NUMBER, "segmentation": (list, dict)},
+    "annotations": {"image_id": NUMBER, "category_id": NUMBER},
 }
 
 
@@ -53,6 +53,7 @@ def read_coco(root: Path, one: PromptSet, prompt: int) -> list[Pair]:
     images = {entry["id"]: entry for entry in sorted(content["images"], key=lambda entry: str(entry["file_name"]))}
     _check_files(table, folder, content["images"], list(images.values()))
     shapes: dict[Any, list[Shape]] = {key: [] for key in images}
+    _check_masks(table, [entry for entry in content["annotations"] if entry["category_id"] in wanted])
     for entry in content["annotations"]:
         if entry["image_id"] not in images:
             raise MisconfigurationException(
@@ -128,6 +129,19 @@ def _check_files(table: Path, folder: Path, entries: list[Entry], by_id: list[En
         log.warning(f"{folder}: {len(unused):,} images are not in {table.name}: {listed(unused)}; not used")
 
 
+def _check_masks(table: Path, entries: list[Entry]) -> None:
+    """Refuse annotations without a mask: read as they are, their objects would be missing."""
+    bare = [entry for entry in entries if not entry.get("segmentation")]
+    if bare:
+        boxes = sum(bool(entry.get("bbox")) for entry in bare)
+        what = "have a box and no mask" if boxes == len(bare) else f"have no mask ({boxes:,} of them a box)"
+        shown = listed([str(entry.get("id", "")) for entry in bare])
+        raise MisconfigurationException(
+            f"{table}: {len(bare):,} of {len(entries):,} annotations {what}: {shown}; "
+            "export polygons or masks, or remove these annotations"
+        )
+
+
 def _name(table: Path, entry: Entry) -> str:
     return f"{table}: annotation {entry.get('id', '')} of image {entry['image_id']}"
 
@@ -138,6 +152,10 @@ def _shapes(table: Path, entry: Entry, image: Entry) -> Iterator[Shape]:
     if isinstance(given, dict):
         yield _runs(table, entry, given, image)
         return
+    if not isinstance(given, list):
+        raise MisconfigurationException(
+            f"{_name(table, entry)}: segmentation must be a list of polygons or run lengths, got {str(given)[:60]}"
+        )
     for part in given:
         points = _numbers(part)
         if points is None or len(points) < 6 or len(points) % 2:
@@ -148,11 +166,8 @@ def _shapes(table: Path, entry: Entry, image: Entry) -> Iterator[Shape]:
 
 
 def _runs(table: Path, entry: Entry, given: Entry, image: Entry) -> Shape:
-    if isinstance(given.get("counts"), str):
-        raise MisconfigurationException(
-            f"{_name(table, entry)}: its run lengths are compressed; write polygons, or run lengths as a list"
-        )
-    counts = _numbers(given.get("counts"))
+    given_counts = given.get("counts")
+    counts = uncompressed(given_counts) if isinstance(given_counts, str) else _numbers(given_counts)
     size = [image["height"], image["width"]]
     if counts is None or given.get("size") != size or (counts < 0).any() or counts.sum() != size[0] * size[1]:
         raise MisconfigurationException(

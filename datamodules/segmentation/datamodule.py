@@ -6,12 +6,9 @@ file --worker: decode, squeeze to the canvas--> uint8 --device--> random resized
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import math
-import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -21,15 +18,21 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from datamodules.base import DataModule
+from datamodules.extraction import Labelled
 from datamodules.images.class_folders import listed
+from datamodules.images.decoding import Levels
 from datamodules.images.formats import missing_package
+from datamodules.images.judging import levels_of
 from datamodules.images.labelled import readable
-from datamodules.images.settings import IMAGENET_MEAN, IMAGENET_STD, check, check_files, loading
+from datamodules.images.settings import IMAGENET_MEAN, IMAGENET_STD, check, check_files, check_levels, loading
 from datamodules.images.unlabelled import image_names
-from datamodules.sample_keys import file_keys
+from datamodules.images.whole_files import Look, look_at
 from datamodules.segmentation.coco import read_coco
+from datamodules.segmentation.description import DescribedPromptSets
 from datamodules.segmentation.generator import GENERATED_SETS, write_generated
-from datamodules.segmentation.loader import NOTHING, Questions, SegmentationFiles, SegmentationLoader
+from datamodules.segmentation.judging import judge_images, judge_masks
+from datamodules.segmentation.loader import Questions, SegmentationFiles, SegmentationLoader
+from datamodules.segmentation.masks import MaskError
 from datamodules.segmentation.positives import Positives
 from datamodules.segmentation.prompt_sets import (
     Pair,
@@ -43,7 +46,6 @@ from datamodules.segmentation.prompt_sets import (
 )
 from datamodules.splitting.grouped import grouped_split
 from datamodules.splitting.stratified import stratified_split
-from datamodules.trained_on import TrainedOn
 from foundation.slug import slug
 
 log = logging.getLogger(__name__)
@@ -52,7 +54,7 @@ Split = Literal["train", "val", "test", "predict"]
 PARTS = ("train", "val", "test")
 
 
-class PromptedSegmentationDataModule(DataModule):
+class PromptedSegmentationDataModule(DescribedPromptSets):
     """Data sets of images, masks and prompts. Batches are described in docs/prompted_segmentation.md.
 
     Args:
@@ -76,6 +78,8 @@ class PromptedSegmentationDataModule(DataModule):
         near_duplicates: Keep images that look alike in one split: largest Hamming distance between the hashes of two such images,
             in bits, 0 to 64; 2 is strict. null: only byte-identical files are kept together.
         test_fraction: Share of each object's images held out for testing, above 0 and below 1.
+        levels: Grey values that become black and white, for grey images of more than 8 bits, which keep their levels; null: 0 and
+            65535.
         mean: Mean of each channel for normalisation, in units of 0..1; null uses ImageNet's.
         std: Standard deviation of each channel for normalisation, in units of 0..1; null uses ImageNet's.
         prompts: Prompts that predict uses for each image, known from training or not; null uses the first prompt of each object.
@@ -98,7 +102,6 @@ class PromptedSegmentationDataModule(DataModule):
         MisconfigurationException: A set does not have the expected layout, or files cannot be read.
     """
 
-    numbers_classes = False
     fixed_on_resume: ClassVar[tuple[str, ...]] = (
         *DataModule.fixed_on_resume,
         "root",
@@ -122,6 +125,7 @@ class PromptedSegmentationDataModule(DataModule):
         positive_share: float = 0.5,
         near_duplicates: int | None = None,
         test_fraction: float = 0.15,
+        levels: list[float] | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
         prompts: list[str] | None = None,
@@ -139,6 +143,7 @@ class PromptedSegmentationDataModule(DataModule):
     ) -> None:
         mean, std = list(mean or IMAGENET_MEAN), list(std or IMAGENET_STD)
         check_files(image_size, 3, mean, std, workers, prefetch)
+        check_levels(levels)
         check(
             ("canvas", canvas, canvas is None or canvas >= 1, "1 pixel or more, or null"),
             ("generate", generate, generate is None or generate >= 1, "1 image of each kind or more, or null"),
@@ -175,6 +180,8 @@ class PromptedSegmentationDataModule(DataModule):
         self.persistent_workers, self.pin_memory = persistent_workers, pin_memory
         self._named: set[Path] = set()  # masks with unexpected values that have been reported in a warning
         self._predicted: list[Pair] = []
+        self._predicted_looks: list[Look] = []
+        self.levels: Levels | None = (levels[0], levels[1]) if levels is not None else None
 
     # ---- the header ----
 
@@ -291,8 +298,22 @@ class PromptedSegmentationDataModule(DataModule):
         counts = " and ".join(f"{len(self.splits[split]['index']):,} {split}" for split in of_stage)
         log.info(f"data       {counts} images of {listed([repr(name) for name in self.class_names])} in {self.root}")
 
+    @cached_property
+    def _looks(self) -> list[Look]:
+        """What header and end of each image of `pairs` show."""
+        return look_at([pair.image for pair in self.pairs], self.levels is not None)
+
+    def check_input(self, splits: Sequence[Labelled]) -> None:
+        """Judge the images and all masks of these splits; see `datamodules.segmentation.judging`."""
+        places = {split: self.splits[split]["index"].tolist() for split in splits}
+        chosen = [place for found in places.values() for place in found]
+        judge_images(self.root, [self.pairs[place] for place in chosen], [self._looks[place] for place in chosen])
+        pairs = {split: [self.pairs[place] for place in found] for split, found in places.items()}
+        self._named |= judge_masks(self.root, pairs, self.class_names)
+
     def _list_images(self, folder: Path) -> None:
-        self._files = readable(folder, image_names(folder, 3), "skip")
+        looks = readable(folder, image_names(folder, 3), "skip", self.levels is not None)
+        self._files, self._predicted_looks = list(looks), [*looks.values()]
         # these images have no mask and no object
         self._predicted = [Pair(folder / name, Path(), -1, size_of(folder / name) or (0, 0)) for name in self._files]
         self.splits["predict"] = {"index": torch.arange(len(self._files))}
@@ -303,68 +324,7 @@ class PromptedSegmentationDataModule(DataModule):
             return self._files
         return [pair.image.relative_to(self.root).as_posix() for pair in self.pairs]
 
-    # ---- other data than the checkpoint's ----
-
-    @property
-    def own_record(self) -> dict[str, Any]:
-        """All prompts of each object."""
-        return {"synonyms": self.synonyms}
-
-    def match(self, record: TrainedOn, given: frozenset[str] = frozenset(), *, labelled: bool = True) -> None:
-        """Normalise as in training, and name the prompts that the checkpoint does not know; see `MatchedToCheckpoint.match`.
-
-        Objects are matched by their prompts: one that shares a prompt with an object of the training has its name and threshold.
-        Others are evaluated too, since a network with a pretrained text encoder can know them.
-        """
-        synonyms = [[name] for name in record.class_names] if "synonyms" not in record.own else record.own["synonyms"]
-        known = {slug(text): texts[0] for texts in synonyms for text in texts}
-        names = [
-            next((known[slug(text)] for text in texts if slug(text) in known), texts[0]) for texts in self.synonyms
-        ]
-        if labelled and (new := [name for name in names if name not in record.class_names]):
-            log.warning(
-                f"prompts that the checkpoint was not trained on: {listed(new)} (it was on {listed(record.class_names)}); "
-                "they use the threshold 0.5"
-            )
-        super().match(record._replace(class_names=names, image_size=self.image_size), given, labelled=False)
-
-    def sample_keys(self, split: str) -> Tensor:
-        """Keys of a split's samples, (n,) int64: hashes of the image files."""
-        return file_keys([self.pairs[i].image for i in self.splits[split]["index"].tolist()])
-
-    def group_names(self, split: str) -> list[str]:
-        """Names of the groups of a split's images, from the tables of the sets, sorted."""
-        pairs, tables = self.pairs, {self.root / one.folder: one for one in self.present if one.groups is not None}
-        if not tables:
-            return []
-        groups = group_names(self.root, self.present, self._listings, None)
-        bare = {f"{one.folder}/" for one in self.present if one.groups is None}
-        chosen = {groups[i] for i in self.splits[split]["index"].tolist() if pairs[i].prompt >= 0}
-        return sorted(name for name in chosen if not name.startswith(tuple(bare)))
-
-    @property
-    def split_settings(self) -> dict[str, str | int | float | bool | None]:
-        """Settings that decide which sample is in which split."""
-        files = [name for one in self.present for name in (one.groups, one.annotations) if name is not None]
-        tables = {name: (self.root / name).read_bytes() for name in files}
-        sets = repr([asdict(one) for one in self.present]).encode() + b"".join(tables.values())
-        named = hashlib.sha256(sets).hexdigest()[:16]
-        own = {"test_fraction": self.test_fraction, "near_duplicates": self.near_duplicates}
-        return {**super().split_settings, **own, "sets": named}
-
     # ---- loaders ----
-
-    @property
-    def longer_side(self) -> int:
-        """Median of the longer sides of the training images in pixels; known after setup("fit")."""
-        longer = [max(self.pairs[place].size) for place in self.splits["train"]["index"].tolist()]
-        return round(statistics.median(longer))
-
-    @property
-    def training_scale(self) -> float:
-        """How large an object is in an average training crop, relative to the stored image of `longer_side`."""
-        share = (1 + self.augmentation.crop_scale) / 2 if self.augmentation.crop_scale is not None else 1.0
-        return self.image_size / (self.longer_side * math.sqrt(share))
 
     def _canvas(self) -> int:
         return self.canvas if self.canvas is not None else self.longer_side
@@ -389,8 +349,9 @@ class PromptedSegmentationDataModule(DataModule):
         predicting = trainer is not None and trainer.predicting
         fixed, order = self.prompts or self.class_names, self._order(split)
         drawing = order["shuffle"] and self.positive_share > 0
+        pairs, looks = (self._predicted, self._predicted_looks) if of_folder else (self.pairs, self._looks)
         return SegmentationLoader(
-            SegmentationFiles(self._predicted if of_folder else self.pairs, self._canvas() if training else None),
+            SegmentationFiles(pairs, self._canvas() if training else None, levels_of(looks, self.levels)),
             self.splits[served]["index"],
             questions=Questions(self.synonyms, self.negatives, training, fixed if predicting or of_folder else None),
             odd=self._report_odd,
@@ -408,16 +369,14 @@ class PromptedSegmentationDataModule(DataModule):
         needs = sorted({needs for i in missing if (needs := missing_package(Path(files[i])))})
         log.warning(f"{self.images}: {'; '.join([text, *needs])}; left out")
 
-    def _report_odd(self, odd: dict[int, str]) -> None:
+    def _report_odd(self, odd: dict[int, str | MaskError]) -> None:
         for index, reason in odd.items():
             mask = self.pairs[index].mask
-            if reason.startswith(NOTHING):
-                raise MisconfigurationException(
-                    f"{mask}: {reason}; a mask must be 255 on the object, 0 elsewhere: multiply it, or make it black if it is empty"
-                )
+            if isinstance(reason, MaskError):
+                raise MisconfigurationException(f"{mask}: {reason}")
             if mask not in self._named:
                 self._named.add(mask)
-                log.warning(f"{mask}: {reason}; values above 127 count as the object")
+                log.warning(f"{mask}: {reason}")
 
     # ---- batches on the device ----
 

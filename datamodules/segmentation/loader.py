@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -24,15 +23,12 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from datamodules.images.decoding import squeezed, upright
+from datamodules.images.decoding import Levels, pixels_of, squeezed
 from datamodules.images.formats import readable_formats
 from datamodules.images.loader import ImageFileLoader
-from datamodules.segmentation.polygons import shapes_mask
+from datamodules.segmentation.masks import MaskError, mask_of
 from datamodules.segmentation.prompt_sets import Pair
 from transforms import SampleRandom
-
-WHITE = 127  # grey values above it count as the object
-NOTHING = "its largest value is not 255"  # probably a mask of 0 and 1, in which no pixel would count as the object
 
 
 class SegmentationFiles(Dataset[Any]):
@@ -43,10 +39,11 @@ class SegmentationFiles(Dataset[Any]):
     Args:
         pairs: The N images with their masks; an empty mask path means that there is no mask.
         canvas: Side in pixels of the square that an image is squeezed to; None reads it at its stored size.
+        levels: Grey values of files of more than 8 bits that become 0 and 1; None reads all files as 8 bits.
     """
 
-    def __init__(self, pairs: Sequence[Pair], canvas: int | None) -> None:
-        self.pairs, self.canvas = pairs, canvas
+    def __init__(self, pairs: Sequence[Pair], canvas: int | None, levels: Levels | None = None) -> None:
+        self.pairs, self.canvas, self.levels = pairs, canvas, levels
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -60,17 +57,23 @@ class SegmentationFiles(Dataset[Any]):
         """Read a batch.
 
         Returns:
-            `image` (B, 3, H, W) uint8, `mask` (B, 1, H, W) uint8 if there are masks, `label` (B,) int64 number of the object's
-            prompt, `index` (B,) int64 below N; if images are squeezed, `drawn` (B,) int64, the given indices, and `aspect` (B,)
-            float32; `unreadable`, the indices that were left out; and `odd`, index -> description of unexpected mask values.
+            `image` (B, 3, H, W) uint8, or float32 with levels, `mask` (B, 1, H, W) uint8 if there are masks, `label` (B,) int64
+            number of the object's prompt, `index` (B,) int64 below N; if images are squeezed, `drawn` (B,) int64, the given
+            indices, and `aspect` (B,) float32; `unreadable`, the indices that were left out; and `odd`, index -> description of
+            unexpected values in the mask, or a `MaskError` if it is refused.
         """
-        images, masks, drawn, odd = [], [], [], {}
+        images, masks, drawn = [], [], []
+        odd: dict[int, str | MaskError] = {}
+        mask: Tensor | None
+        reason: str | MaskError | None
         for given in indices:
             index = given % len(self.pairs)
             pair = self.pairs[index]
             try:
                 image = self._image(pair.image)
                 mask, reason = mask_of(pair)
+            except MaskError as error:
+                mask, reason = torch.zeros(1, *pair.size, dtype=torch.uint8), error
             except MemoryError:
                 raise
             except Exception:  # a damaged file can make a decoder raise anything
@@ -100,9 +103,9 @@ class SegmentationFiles(Dataset[Any]):
 
     def _image(self, path: Path) -> Tensor:
         if self.canvas is not None:
-            return squeezed(path, self.canvas, 3)[0]
+            return squeezed(path, self.canvas, 3, self.levels)[0]
         with Image.open(path, formats=readable_formats()) as file:
-            return torch.from_numpy(np.array(upright(file, 3))).permute(2, 0, 1).contiguous()
+            return pixels_of(file, 3, self.levels).contiguous()
 
     def _squeeze(self, mask: Tensor) -> Tensor:
         if self.canvas is None or mask.shape[-2:] == (self.canvas, self.canvas):
@@ -110,38 +113,6 @@ class SegmentationFiles(Dataset[Any]):
         # exact: takes the pixel under the centre of the new pixel, aligned with the image's resampling
         squeezed_mask: Tensor = F.resize(mask, [self.canvas] * 2, interpolation=InterpolationMode.NEAREST_EXACT)
         return squeezed_mask
-
-
-def mask_of(pair: Pair) -> tuple[Tensor | None, str | None]:
-    """Return the rasterised or decoded mask and a description of unexpected values; None for whichever does not exist."""
-    if pair.shapes is not None:
-        return torch.from_numpy(shapes_mask(pair.shapes, *pair.size))[None], None
-    return read_mask(pair.mask) if pair.mask.name else (None, None)
-
-
-def read_mask(path: Path) -> tuple[Tensor, str | None]:
-    """Read a mask file: 1 where the grey value is above 127, else 0.
-
-    Args:
-        path: An image file; colours and palettes are converted to grey, transparent pixels count as black.
-
-    Returns:
-        The mask (1, H, W) uint8 of 0 and 1; and a short description of values other than 0 and 255, or None if there are none.
-    """
-    with Image.open(path, formats=readable_formats()) as file:
-        image: Image.Image = file
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
-        grey = np.array(upright(image, 1))
-    stray = (grey != 0) & (grey != 255)
-    reason = None
-    if stray.any():
-        values = np.unique(grey[stray])
-        reason = f"{stray.mean():.2%} of its pixels are neither 0 nor 255 but {values[0]} to {values[-1]}"
-        if grey.max() <= WHITE:
-            reason = f"{NOTHING} but {grey.max()}"
-    return torch.from_numpy((grey > WHITE).astype(np.uint8))[None], reason
 
 
 @dataclass(frozen=True)
@@ -217,7 +188,7 @@ class SegmentationLoader(ImageFileLoader):
         batch_size: Images in a batch of one rank.
         questions: Chooses the prompts.
         draw: Given the epoch, the indices that its places serve, (n,) int64 for `SegmentationFiles`; None: `places` in every epoch.
-        odd: Called with index -> description for masks with unexpected values; raises or logs a warning.
+        odd: Called with index -> description for masks with unexpected values, or a `MaskError`; raises or logs a warning.
         **settings: As for `ImageFileLoader`.
     """
 
@@ -228,7 +199,7 @@ class SegmentationLoader(ImageFileLoader):
         batch_size: int,
         *,
         questions: Questions,
-        odd: Callable[[dict[int, str]], None],
+        odd: Callable[[dict[int, str | MaskError]], None],
         draw: Callable[[int], Tensor] | None = None,
         **settings: Any,
     ) -> None:

@@ -57,6 +57,37 @@ def run_mask(counts: Shape, height: int, width: int) -> NDArray[np.uint8]:
     return np.repeat(values, counts.astype(np.int64)).reshape(width, height).T.copy()
 
 
+def uncompressed(text: str) -> Shape | None:
+    """Read run lengths from COCO's compressed text: 5 bits a character from '0', the sixth bit says that more follow.
+
+    From the fourth run on, a number is the difference to the run before the last.
+
+    Args:
+        text: As pycocotools writes it.
+
+    Returns:
+        (K,) run lengths; None if the text ends within a number or has other characters.
+
+    >>> uncompressed("52203")  # a mask of 3 x 4 pixels: 5 outside, 2 inside, 2 outside, 2 inside, 5 outside
+    array([5., 2., 2., 2., 5.])
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for character in text:
+        code = ord(character) - 48
+        if not 0 <= code < 64:
+            return None
+        value |= (code & 0x1F) << shift
+        shift += 5
+        if code & 0x20:
+            continue
+        if code & 0x10:  # negative
+            value -= 1 << shift
+        runs.append(value + runs[-2] if len(runs) > 2 else value)
+        value = shift = 0
+    return None if shift else np.array(runs, dtype=np.float64)
+
+
 def shapes_mask(shapes: Iterable[Shape], height: int, width: int) -> NDArray[np.uint8]:
     """Rasterise the union of shapes, (K, 2) polygons and (K,) run lengths, to a mask (height, width) uint8, 1 inside."""
     mask = np.zeros((height, width), dtype=np.uint8)

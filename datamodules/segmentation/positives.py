@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from datamodules.in_memory import seeded_generator
-from datamodules.segmentation.loader import mask_of
+from datamodules.segmentation.masks import mask_of
 from datamodules.segmentation.prompt_sets import Pair
 
 THREADS = 8  # decoding a mask releases the interpreter's lock

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar, Literal
 
@@ -19,13 +20,15 @@ from torch import Tensor
 
 import transforms
 from datamodules.base import Batch, DataModule
-from datamodules.extraction import Scalar, flat_settings
+from datamodules.extraction import Labelled, Scalar, flat_settings
 from datamodules.signals.augmentation import SignalAugmentation
 from datamodules.signals.checkpoint_record import SignalRecord
 from datamodules.signals.images import Mode, SignalImages
+from datamodules.signals.judging import judge_windows
 from datamodules.signals.matching import SignalMatching, units_of
 from datamodules.signals.windows import (
     check_apart,
+    check_classes_recorded,
     check_classes_trained,
     held_out_subjects,
     subjects_of,
@@ -228,6 +231,7 @@ class SignalDataModule(DataModule):
                     f"--data.val_subject_id {self.val_subject_id}: the training data has the subjects "
                     f"{', '.join(map(str, people))}; choose one of them; at least two are needed"
                 )
+        check_classes_recorded(data["label"], self.class_names)
         train, val = taken(data, set(people) - set(held_out)), taken(data, held_out)
         if self.trained_on is None:
             check_classes_trained(train["label"], self.class_names, subjects_of(train))
@@ -238,6 +242,11 @@ class SignalDataModule(DataModule):
         log.info(
             f"data       validation on subjects {', '.join(map(str, held_out))}, trained on {len(subjects_of(train))} others"
         )
+
+    def check_input(self, splits: Sequence[Labelled]) -> None:
+        """Judge the windows of these splits; see `datamodules.signals.judging`."""
+        judge_windows({split: self.splits[split] for split in splits}, self.class_names, self.signal_names)
+        self._check_variety(splits)
 
     @staticmethod
     def _named(split: str) -> str:

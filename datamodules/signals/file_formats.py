@@ -4,13 +4,12 @@
     FILE.csv   one line per sample: the columns window, time, label and subject, in any order; every other column is a signal
 
 Labels are numbers from 0 to K - 1 or names. `class_names` gives the order of the names; without it they are sorted alphabetically.
-Subjects are integers; names are numbered 0, 1, 2, ... in alphabetical order. In a table, lines with the same `window` form one
-window, sorted by `time`; all windows have the same number of lines. Nothing is unpickled.
+Subjects are integers; names are numbered 0, 1, 2, ... in alphabetical order. Every window has a label and a subject, and numbered
+labels have no gap. `datamodules.signals.table_format` describes tables. Nothing is unpickled.
 """
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,9 +17,9 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from datamodules.signals.table_format import BLANK, read_table
 from datamodules.signals.windows import Windows
 
-OWN_COLUMNS = ("window", "time", "label", "subject")
 Array = np.ndarray[Any, Any]
 
 
@@ -52,7 +51,7 @@ def read_signal_file(path: Path) -> SignalFile:
             f"no file {path.absolute()}: expected windows of signals, a .npz with signal (N, S, T), label and subject, or a .csv "
             "with the columns window, time, label, subject and one for each signal; name it with --data.file"
         )
-    readers = {".npz": _read_arrays, ".csv": _read_table}
+    readers = {".npz": _read_arrays, ".csv": read_table}
     if path.suffix.lower() not in readers:
         raise MisconfigurationException(f"--data.file {path} must end in .npz or .csv")
     try:
@@ -76,6 +75,12 @@ def read_signal_file(path: Path) -> SignalFile:
             f"{path}: sample {sample} of signal {channel} in window {window} is {signal[window, channel, sample]}, "
             "not a finite number; repair or remove the window"
         )
+    labels, subjects = (_given(path, name, arrays[name]) for name in ("label", "subject"))
+    if signal.shape[1] > signal.shape[2] and "signal_names" not in arrays:
+        raise MisconfigurationException(
+            f"{path}: signal (N, S, T) is {signal.shape}: windows of {signal.shape[2]} samples of {signal.shape[1]} signals; if it "
+            "is (N, T, S), transpose it to (N, S, T); if it is meant so, name the signals in signal_names (S,)"
+        )
     people = None
     if subjects.dtype.kind not in "iu":
         found, subjects = np.unique(subjects, return_inverse=True)
@@ -96,13 +101,42 @@ def read_signal_file(path: Path) -> SignalFile:
     return SignalFile(windows, names, signal_names, units, people)
 
 
+def _given(path: Path, name: str, values: Array) -> Array:
+    """Return labels or subjects without a missing value; whole numbers as integers, however they are written."""
+    if values.dtype.kind in "iub":
+        return values.astype(np.int64)
+    if values.dtype.kind == "f":
+        missing, whole = ~np.isfinite(values), bool((values == np.round(values)).all())
+    else:
+        texts = np.char.strip(values.astype(str))
+        missing, whole = np.isin(np.char.lower(texts), BLANK), False
+        values = texts
+    if missing.any():
+        raise MisconfigurationException(
+            f"{path}: {missing.sum():,} of the {len(values):,} windows have no {name}, the first is window "
+            f"{int(missing.argmax())}; give each window its {name}, or leave these windows out"
+        )
+    if values.dtype.kind == "f" and not whole:
+        fraction = values[values != np.round(values)][0]
+        raise MisconfigurationException(f"{path}: {name} has fractions, such as {fraction}; use whole numbers or names")
+    return values.astype(np.int64) if whole else values
+
+
 def _classes(path: Path, labels: Array, given: Array | None) -> tuple[list[str], Array]:
     """Return the class names and the label (N,) int64 of each window."""
     numbered = labels.dtype.kind in "iu"
     if given is not None:
         names = [str(name) for name in given]
     elif numbered:
+        there = np.unique(labels).tolist()
         names = [str(number) for number in range(int(labels.max()) + 1)]
+        if there != list(range(len(names))):
+            absent = min({*range(len(names))} - {*there}, default=there[0])
+            shown = ", ".join(map(str, there[:10])) + (" ..." if len(there) > 10 else "")
+            raise MisconfigurationException(
+                f"{path}: the labels are {shown}: there is no window of class {absent}; number the classes from "
+                "0 without a gap, or name all of them in class_names (.npz) or by text labels"
+            )
     else:
         names = sorted({str(label) for label in labels})
     places = {number if numbered else name: number for number, name in enumerate(names)}
@@ -118,63 +152,3 @@ def _read_arrays(path: Path) -> dict[str, Array]:
         if missing := [name for name in ("signal", "label", "subject") if name not in file.files]:
             raise ValueError(f"it has no {', '.join(missing)}, only {', '.join(file.files)}")
         return {name: file[name] for name in file.files}
-
-
-def _read_table(path: Path) -> dict[str, Array]:
-    """Read a table in long format; np.loadtxt is written in C, so a million lines take seconds."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        lines = csv.reader(file)
-        header, first_line = [name.strip() for name in next(lines, [])], next(lines, None)
-    if missing := [name for name in OWN_COLUMNS if name not in header]:
-        raise ValueError(f"its first line has no column {', '.join(missing)}; it has {', '.join(header)}")
-    signal_names = [name for name in header if name not in OWN_COLUMNS]
-    if not signal_names:
-        raise ValueError("it has no signal column, only window, time, label and subject")
-    if first_line is None:
-        raise ValueError("it has no lines below the header")
-
-    def columns(names: list[str], dtype: type[Any]) -> Array:
-        places = [header.index(name) for name in names]
-        return np.loadtxt(
-            path,
-            dtype=dtype,
-            delimiter=",",
-            skiprows=1,
-            usecols=places,
-            ndmin=2,
-            quotechar='"',
-            comments=None,
-            encoding="utf-8-sig",
-        )
-
-    values = columns(["time", *signal_names], np.float64)
-    text = np.char.strip(columns(["window", "label", "subject"], str))
-    _, first, window = np.unique(text[:, 0], return_index=True, return_inverse=True)
-    rank = np.empty(len(first), dtype=np.int64)
-    rank[np.argsort(first)] = np.arange(len(first))  # windows are numbered in order of first appearance
-    window = rank[window]
-    lengths = np.bincount(window)
-    if (lengths != lengths[0]).any():
-        wrong = int((lengths != lengths[0]).argmax())
-        name = text[np.sort(first)[wrong], 0]
-        raise ValueError(
-            f"window {name} has {lengths[wrong]} samples, but the first has {lengths[0]}; all must have the same length"
-        )
-    order = np.lexsort((values[:, 0], window))
-    shape = (len(lengths), int(lengths[0]))
-    owners = text[order, 1:].reshape(*shape, 2)
-    mixed = (owners != owners[:, :1]).any((1, 2))
-    if mixed.any():
-        raise ValueError(f"window {text[np.sort(first)[int(mixed.argmax())], 0]} has several labels or subjects")
-    label, subject = owners[:, 0, 0], owners[:, 0, 1]
-    return {
-        "signal": values[order, 1:].reshape(*shape, -1).transpose(0, 2, 1),
-        "label": _whole(label),
-        "subject": _whole(subject),
-        "signal_names": np.array(signal_names),
-    }
-
-
-def _whole(values: Array) -> Array:
-    """Convert an array of texts to integers if all are integers; otherwise return it unchanged."""
-    return values.astype(np.int64) if np.char.isdigit(values).all() else values

@@ -89,6 +89,24 @@ def check_apart(splits: Mapping[str, Windows]) -> None:
                 )
 
 
+def check_classes_recorded(labels: Tensor, class_names: list[str]) -> None:
+    """Check that every class has a window at all.
+
+    Args:
+        labels: (N,) int64 labels of all windows from which training and validation are drawn.
+        class_names: The K names.
+
+    Raises:
+        MisconfigurationException: A class has no window, whoever is held out for validation.
+    """
+    counts = labels.bincount(minlength=len(class_names))
+    if absent := [class_names[place] for place in (counts == 0).nonzero().flatten().tolist()]:
+        raise MisconfigurationException(
+            f"no window of {', '.join(absent)} outside of the test split; hold out other people for testing, add windows, or "
+            "remove the class name"
+        )
+
+
 def check_classes_trained(labels: Tensor, class_names: list[str], subjects: list[int]) -> None:
     """Check that every class has a training window.
 

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from datamodules.images.decoding import central, squeezed, why_unreadable
+from datamodules.images.decoding import central, squeezed
+from datamodules.images.whole_files import look
 from tests.datamodules.pictures import picture
 
 
@@ -84,8 +85,8 @@ def test_files_that_are_not_images_are_found_by_their_header(tmp_path: Path) -> 
     text.write_text("no image")
     empty.touch()
     torn.write_bytes(good.read_bytes()[:200])
-    assert [why_unreadable(path) for path in (good, text, empty)] == [None, "no image", "no image"]
-    assert why_unreadable(torn) is None  # its header is intact: found only when it is decoded
+    assert [look(path).wrong for path in (good, text, empty)] == [None, "no image", "no image"]
+    assert look(torn).wrong is None  # its header is intact: found only when it is decoded
     with pytest.raises(OSError, match="truncated"):
         squeezed(torn, 8, 3)
-    assert why_unreadable(tmp_path / "gone.png") == "No such file or directory"
+    assert look(tmp_path / "gone.png").wrong == "No such file or directory"

@@ -11,9 +11,10 @@ from PIL import Image
 
 from datamodules.images import formats
 from datamodules.images.class_folders import scan
-from datamodules.images.decoding import squeezed, why_unreadable
+from datamodules.images.decoding import squeezed
 from datamodules.images.formats import ENDINGS, EXTENSIONS, missing_package, readable_formats
 from datamodules.images.unlabelled import read_images
+from datamodules.images.whole_files import look
 from datamodules.segmentation.prompt_sets import check_formats
 
 LOSSLESS = {"PNG", "BMP", "TIFF", "PPM", "TGA"}
@@ -75,7 +76,7 @@ def test_heic_without_its_package_is_named_wherever_files_are_read(
     monkeypatch.setattr(formats, "readable_formats", lambda: tuple(name for name in ENDINGS if name != "HEIF"))
     path = tmp_path / "1.heic"
     path.write_bytes(b"any")
-    assert why_unreadable(path) == formats.NEEDS["HEIF"]  # labelled images
+    assert look(path).wrong == formats.NEEDS["HEIF"]  # labelled images
     with pytest.raises(MisconfigurationException, match=r"1\.heic; HEIC needs pillow-heif"):  # predict
         read_images(tmp_path, 8, 3)
     with pytest.raises(MisconfigurationException, match=r"1\.heic: HEIC needs pillow-heif: .*; or convert or remove"):

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 
 from datamodules import PromptedSegmentationDataModule, PromptSet
+from datamodules.segmentation.masks import mask_of
 from tests.datamodules.segmentation_sets import write_pair
 
 CRACK = PromptSet(
@@ -105,6 +106,47 @@ def test_an_image_without_annotations_shows_no_object(tmp_path: Path, caplog: py
     assert "1 images are not in _annotations.coco.json: later.png; not used" in caplog.text
 
 
+def boxes_only(content: dict[str, Any]) -> None:
+    """As exports of boxes have it: an empty list in place of the polygons."""
+    for entry in content["annotations"]:
+        entry.update(segmentation=[], bbox=[0, 0, 4, 4])
+
+
+def compressed(mask: np.ndarray[Any, Any]) -> str:
+    """COCO's text of a mask's run lengths, written from the description of the format."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.flatten(order="F").astype(np.int8)]))).tolist()
+    runs, text = np.diff([0, *edges, mask.size]).tolist(), ""
+    for place, run in enumerate(runs):
+        rest = run - (runs[place - 2] if place > 2 else 0)
+        while True:
+            low, rest = rest & 31, rest >> 5
+            more = rest != (-1 if low & 16 else 0)
+            text += chr(48 + low + 32 * more)
+            if not more:
+                break
+    return text
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_compressed_run_lengths_are_read(tmp_path: Path, seed: int) -> None:
+    """Texts that pycocotools 2.0.11 decodes to the same masks; long and short runs, falling and rising."""
+    content = write_coco(tmp_path)
+    random = np.random.default_rng(seed)
+    masks = {}
+    for entry in content["annotations"]:
+        mask = np.kron(random.random((5, 4)) < 0.4, np.ones((2, 5), bool)) ^ (random.random((10, 20)) < 0.02 * seed)
+        mask[0, 0] = seed % 2  # also a mask that begins inside
+        entry["segmentation"] = {"size": [10, 20], "counts": compressed(mask)}
+        masks[entry["image_id"], entry["category_id"]] = mask
+    save(tmp_path, content)
+    data = data_of(tmp_path, STAIN)
+    for pair in data.pairs:
+        expected = masks.get((100 + int(pair.image.stem[1:]), 7), np.zeros((10, 20), bool))
+        mask = mask_of(pair)[0]
+        assert mask is not None
+        assert np.array_equal(mask[0].numpy(), expected)
+
+
 def of_first(key: str, value: Any, kind: str = "annotations") -> Callable[[dict[str, Any]], object]:
     return lambda content: content[kind][0].update({key: value})
 
@@ -115,7 +157,10 @@ def of_first(key: str, value: Any, kind: str = "annotations") -> Callable[[dict[
         (lambda c: c.pop("categories"), "has no list 'categories'; expected COCO's images, categories, annotations"),
         (lambda c: c["images"].clear(), "there is no image in it"),
         (of_first("width", "20", "images"), "images[0] has no 'width', or it has the wrong type"),
-        (of_first("segmentation", None), "annotations[0] has no 'segmentation', or it has the wrong type"),
+        (of_first("segmentation", None), "1 of 12 annotations have no mask (0 of them a box): 0; export polygons or masks"),
+        (lambda c: c["annotations"][0].pop("segmentation"), "1 of 12 annotations have no mask (0 of them a box): 0;"),
+        (boxes_only, "12 of 12 annotations have a box and no mask: 0, 1, 2, 3, 4 and 7 more; export polygons"),
+        (of_first("segmentation", "PQ"), "segmentation must be a list of polygons or run lengths, got PQ"),
         (of_first("name", "joint", "categories"), "there is no category 'crack'; there are joint, split, stain"),
         (of_first("file_name", "x.png", "images"), "1 of its 12 images are not in"),
         (of_first("file_name", "w01.png", "images"), "w01.png: more than one image has this file_name"),
@@ -126,7 +171,8 @@ def of_first(key: str, value: Any, kind: str = "annotations") -> Callable[[dict[
         (of_first("segmentation", [[1, 2, 3, 4, 5, 6, 7]]), "a polygon must be a flat list of 3 or more x, y"),
         (of_first("segmentation", [[1, 2, 3, 4, 5, "6"]]), "a polygon must be a flat list of 3 or more x, y"),
         (of_first("segmentation", [[1, 2, 3, 4, 5, float("nan")]]), "a polygon must be a flat list of 3 or more x, y"),
-        (of_first("segmentation", {"counts": "PQ", "size": [10, 20]}), "its run lengths are compressed; write polygons"),
+        (of_first("segmentation", {"counts": "PQ", "size": [10, 20]}), "its run lengths do not match 20x10 pixels"),
+        (of_first("segmentation", {"counts": "o", "size": [10, 20]}), "its run lengths do not match 20x10 pixels"),
         (of_first("segmentation", {"counts": [3], "size": [10, 20]}), "its run lengths do not match 20x10 pixels"),
         (of_first("segmentation", {"counts": [200], "size": [20, 10]}), "its run lengths do not match 20x10 pixels"),
     ],

@@ -15,7 +15,8 @@ from torch import Tensor
 from datamodules import PromptedSegmentationDataModule, PromptSet
 from datamodules.images.near_duplicates import alike
 from datamodules.segmentation.generator import picture
-from datamodules.segmentation.loader import Questions, SegmentationFiles, SegmentationLoader, read_mask
+from datamodules.segmentation.loader import Questions, SegmentationFiles, SegmentationLoader
+from datamodules.segmentation.masks import read_mask
 from datamodules.segmentation.prompt_sets import Pair
 from tests.datamodules.pictures import picture as smooth_picture
 from tests.datamodules.segmentation_sets import TWO, write_two

@@ -97,7 +97,9 @@ def test_class_names_give_the_order_and_subjects_may_have_names(tmp_path: Path) 
     windows = data._content.windows
     assert windows["label"][:4].tolist() == [2, 0, 2, 0]
     assert windows["subject"].tolist() == [number // 4 for number in range(24)]
-    with pytest.raises(MisconfigurationException, match="no training window of lie: none of the training subjects"):
+    with pytest.raises(
+        MisconfigurationException, match="no window of lie outside of the test split; hold out other people"
+    ):
         data.setup("fit")
 
 
@@ -196,3 +198,127 @@ def test_rotation_needs_triples(npz: Path) -> None:
         MisconfigurationException, match="do not fit the signals: signals must be ordered in triples x, y, z, got 4"
     ):
         SignalFileDataModule(file=str(npz), rotation=10.0).setup("fit")
+
+
+def table(
+    change: Callable[[list[list[object]]], object] = lambda rows: None, head: str = "window,time,label,subject,x,y"
+) -> str:
+    """Table of three people with two windows of each of two classes, five lines each, as text."""
+    random = np.random.default_rng(0)
+    rows: list[list[object]] = [
+        [f"{person}{label}{number}", time * 0.02, label, person, *random.normal(size=2).round(4)]
+        for person in ("ann", "bob", "cyd")
+        for label in ("sit", "walk")
+        for number in range(2)
+        for time in range(5)
+    ]
+    change(rows)
+    return "\n".join([head, *(",".join(map(str, row)) for row in rows)]) + "\n"
+
+
+def blank(column: int, text: str) -> Callable[[list[list[object]]], object]:
+    return lambda rows: [row.__setitem__(column, text) for row in rows[10:20]]
+
+
+def numbered(column: int) -> Callable[[list[list[object]]], object]:
+    return lambda rows: [row.insert(column, number) for number, row in enumerate(rows)]
+
+
+def anew(step: float) -> Callable[[list[list[object]]], object]:
+    """Both windows of a person and class are numbered 0; the second is `step` seconds later."""
+
+    def change(rows: list[list[object]]) -> None:
+        for number, row in enumerate(rows):
+            later = number // 5 % 2
+            row[0], row[1] = f"{row[3]}{row[2]}0", float(str(row[1])) + later * step
+        rows[:] = [row for number, row in enumerate(rows) if number // 5 % 2 == 0] + [
+            row for number, row in enumerate(rows) if number // 5 % 2
+        ]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (table(anew(0)), "window annsit0 has the time 0 twice, in the lines 2 and 32; if window numbers start anew"),
+        (table(anew(60)), r"window annsit0 has a gap of 59\.92 between the lines 6 and 32, which are apart in the table"),
+        (table(blank(2, "")), "10 of its 60 lines have no label, the first is line 12; fill the column"),
+        (table(blank(2, "nan")), "10 of its 60 lines have no label"),
+        (table(blank(3, " ")), "10 of its 60 lines have no subject, the first is line 12"),
+        (table(blank(0, "NaN")), "10 of its 60 lines have no window, the first is line 12"),
+        (
+            table(numbered(0), ",window,time,label,subject,x,y"),
+            r"column 1 of its 7 has no name, as the index of a data frame; write it with to_csv\(index=False\)",
+        ),
+        (
+            table(numbered(0), "Unnamed: 0,window,time,label,subject,x,y"),
+            "column 1 of its 7 has no name",
+        ),
+        (
+            table(numbered(6), "window,time,label,subject,x,y,index"),
+            "the column 'index' numbers the lines: it is an index and no signal",
+        ),
+        (
+            table(lambda rows: [row.__setitem__(2, 1 + (row[2] == "walk")) for row in rows]),
+            "the labels are 1, 2: there is no window of class 0; number the classes from 0",
+        ),
+    ],
+)  # fmt: skip
+def test_what_a_table_says_by_accident_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(MisconfigurationException, match=message) as caught:
+        SignalFileDataModule(file=str(tmp_path / "a.csv")).setup("fit")
+    assert "\n" not in str(caught.value)
+
+
+def test_windows_that_start_anew_in_time_and_in_name_are_kept_apart(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(table())
+    data = SignalFileDataModule(file=str(tmp_path / "a.csv"), batch_size=2)
+    assert data._content.windows["signal"].shape == (12, 2, 5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"label": np.where(np.arange(24) < 3, "", "walk")}, "3 of the 24 windows have no label, the first is window 0"),
+        ({"label": np.where(np.arange(24) < 3, np.nan, 1.0)}, "3 of the 24 windows have no label"),
+        ({"subject": np.where(np.arange(24) > 20, np.nan, 1.0)}, "3 of the 24 windows have no subject, the first is window 21"),
+        ({"label": np.arange(24) % 2 + 0.5}, "label has fractions, such as 0.5; use whole numbers or names"),
+        ({"label": np.arange(24) % 2 * 2}, "the labels are 0, 2: there is no window of class 1; number the classes"),
+        ({"signal": np.ones((24, 12, 4), np.float32)}, r"is \(24, 12, 4\): windows of 4 samples of 12 signals; if it is"),
+    ],
+)  # fmt: skip
+def test_what_arrays_say_by_accident_is_refused(tmp_path: Path, changes: Arrays, message: str) -> None:
+    np.savez(tmp_path / "a.npz", **{**arrays(), **changes})  # type: ignore[arg-type]
+    with pytest.raises(MisconfigurationException, match=message):
+        SignalFileDataModule(file=str(tmp_path / "a.npz")).setup("fit")
+
+
+def test_whole_numbers_written_as_floats_are_numbers(tmp_path: Path) -> None:
+    content = {**arrays(), "label": np.arange(24) % 2 * 1.0, "subject": 10.0 + np.arange(24) // 4}
+    np.savez(tmp_path / "a.npz", **content)  # type: ignore[arg-type]
+    data = SignalFileDataModule(file=str(tmp_path / "a.npz"))
+    assert data.class_names == ["0", "1"]
+    assert data._content.windows["subject"].unique().tolist() == [10, 11, 12, 13, 14, 15]
+
+
+def test_one_line_says_what_the_windows_hold(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    content = arrays()
+    content["signal"][:, 3] = 9.81
+    content["signal"][content["subject"] == 12] = 0.5
+    content["signal"][content["subject"] == 12] += np.arange(4)[:, None, None]  # else they would be byte-identical
+    content["signal"][content["subject"] == 12, 3] = 9.81
+    np.savez(tmp_path / "a.npz", **content)  # type: ignore[arg-type]
+    data = SignalFileDataModule(file=str(tmp_path / "a.npz"), batch_size=4, val_subjects=1, test_subjects=1)
+    data.setup("fit")
+    data.setup("test")
+    with caplog.at_level("INFO"):
+        data.check_input(("train", "val", "test"))
+    line = (
+        "windows    16 train of 4 people, 4 val of 1 people, 4 test of 1 people; 12 samples of 4 signals (signal 0, signal 1, "
+        "signal 2, signal 3); 2 classes (sit 12, walk 12)"
+    )
+    assert line in caplog.text
+    assert "signals that never change in train: signal 3; they carry no information" in caplog.text
+    assert "windows are constant in every signal, the first is window 8; was the sensor off?" in caplog.text

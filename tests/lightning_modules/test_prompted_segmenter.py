@@ -323,7 +323,7 @@ def test_prompts_are_matched_without_case_and_old_masks_go(trained: Path) -> Non
     before = {line.rpartition(",")[2] for line in rows[1:]}
     assert main([*predict, '["Segment CRACK!"]']) == 0
     again = (trained / "predictions.csv").read_text().splitlines()
-    chosen = load_run(trained).thresholds["segment crack"]  # type: ignore[union-attr,index]
+    chosen = load_run(trained).thresholds["segment crack"]  # type: ignore[index]
     assert {float(line.split(",")[3]) for line in again[1:]} == {chosen}
     kept = {line.rpartition(",")[2] for line in again[1:]}
     assert len(kept) < len(before)

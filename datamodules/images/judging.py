@@ -1,0 +1,53 @@
+"""Judges the image files of a run before its first step, and says what was checked and which grey levels were found."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from datamodules.images.decoding import FULL, Levels
+from datamodules.images.labelled import LabelledFiles
+from datamodules.images.whole_files import Decoded, Look, decode_some
+
+log = logging.getLogger(__name__)
+
+
+def levels_of(looks: Sequence[Look], given: Levels | None) -> Levels | None:
+    """Return the grey values that become 0 and 1 if any file has more than 8 bits; else None, and all are read as 8 bits."""
+    return (given or FULL) if any(one.deep for one in looks) else None
+
+
+def judged(files: Sequence[tuple[LabelledFiles, int]], levels: Levels | None, policy: str) -> Decoded:
+    """Decode the doubtful files and a sample of the others, and log what was checked.
+
+    Args:
+        files: The N files, each a listing and the file's place in it.
+        levels: Grey values that become black and white, as set; None: not set.
+        policy: The augmentation policy, or `none`.
+
+    Returns:
+        What was found; places are those in `files`.
+    """
+    looks = [listing.looks[place] for listing, place in files]
+    paths = [listing.folder / listing.names[place] for listing, place in files]
+    deep = sum(one.deep for one in looks)
+    found = decode_some(paths, [place for place, one in enumerate(looks) if not one.whole])
+    log.info(f"checked    {what_was_checked(len(files), found)}")
+    if deep and found.lowest <= found.highest:
+        black, white = levels or FULL
+        rounded = "" if policy == "none" else f"; {policy} works on 8 bits, so training images are rounded to them"
+        log.info(
+            f"grey       {deep:,} images have more than 8 bits: values of {found.lowest:.6g} to {found.highest:.6g} were found, "
+            f"{black:g} to {white:g} become black to white (--data.levels){rounded}"
+        )
+    return found
+
+
+def what_was_checked(count: int, found: Decoded) -> str:
+    """Describe what was done to `count` files, of which all headers and ends were read."""
+    if found.count == count:
+        return f"{count:,} of {count:,} images decoded in {found.seconds:.1f} s"
+    return (
+        f"header and end of {count:,} of {count:,} images; {found.count:,} decoded in {found.seconds:.1f} s, "
+        "the others are decoded when they are read"
+    )

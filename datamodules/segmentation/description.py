@@ -1,0 +1,111 @@
+"""`DescribedPromptSets`: sizes, split and samples of segmentation data, and the match of its objects to those of a checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import statistics
+from abc import abstractmethod
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from datamodules.base import DataModule
+from datamodules.images.class_folders import listed
+from datamodules.sample_keys import file_keys
+from datamodules.segmentation.prompt_sets import Pair, PromptSet, group_names
+from datamodules.trained_on import TrainedOn
+from foundation.slug import slug
+
+log = logging.getLogger(__name__)
+
+
+class DescribedPromptSets(DataModule):
+    """Base class of the segmentation datamodule; `MatchedToCheckpoint` describes its methods."""
+
+    numbers_classes = False  # a network is asked by prompt, not by number
+    root: Path
+    test_fraction: float
+    near_duplicates: int | None
+
+    @property
+    @abstractmethod
+    def pairs(self) -> list[Pair]:
+        """All images, set by set."""
+
+    @property
+    @abstractmethod
+    def present(self) -> list[PromptSet]:
+        """The sets that are there."""
+
+    @property
+    @abstractmethod
+    def synonyms(self) -> list[list[str]]:
+        """All prompts of each object."""
+
+    @property
+    @abstractmethod
+    def _listings(self) -> list[list[Pair]]:
+        """The images of each set."""
+
+    @property
+    def own_record(self) -> dict[str, Any]:
+        """All prompts of each object."""
+        return {"synonyms": self.synonyms}
+
+    def match(self, record: TrainedOn, given: frozenset[str] = frozenset(), *, labelled: bool = True) -> None:
+        """Normalise as in training, and name the prompts that the checkpoint does not know; see `MatchedToCheckpoint.match`.
+
+        Objects are matched by their prompts: one that shares a prompt with an object of the training has its name and threshold.
+        Others are evaluated too, since a network with a pretrained text encoder can know them.
+        """
+        synonyms = [[name] for name in record.class_names] if "synonyms" not in record.own else record.own["synonyms"]
+        known = {slug(text): texts[0] for texts in synonyms for text in texts}
+        names = [
+            next((known[slug(text)] for text in texts if slug(text) in known), texts[0]) for texts in self.synonyms
+        ]
+        if labelled and (new := [name for name in names if name not in record.class_names]):
+            log.warning(
+                f"prompts that the checkpoint was not trained on: {listed(new)} (it was on {listed(record.class_names)}); "
+                "they use the threshold 0.5"
+            )
+        super().match(record._replace(class_names=names, image_size=self.image_size), given, labelled=False)
+
+    def sample_keys(self, split: str) -> Tensor:
+        """Keys of a split's samples, (n,) int64: hashes of the image files."""
+        return file_keys([self.pairs[i].image for i in self.splits[split]["index"].tolist()])
+
+    def group_names(self, split: str) -> list[str]:
+        """Names of the groups of a split's images, from the tables of the sets, sorted."""
+        pairs, tables = self.pairs, {self.root / one.folder: one for one in self.present if one.groups is not None}
+        if not tables:
+            return []
+        groups = group_names(self.root, self.present, self._listings, None)
+        bare = {f"{one.folder}/" for one in self.present if one.groups is None}
+        chosen = {groups[i] for i in self.splits[split]["index"].tolist() if pairs[i].prompt >= 0}
+        return sorted(name for name in chosen if not name.startswith(tuple(bare)))
+
+    @property
+    def split_settings(self) -> dict[str, str | int | float | bool | None]:
+        """Settings that decide which sample is in which split."""
+        files = [name for one in self.present for name in (one.groups, one.annotations) if name is not None]
+        tables = {name: (self.root / name).read_bytes() for name in files}
+        sets = repr([asdict(one) for one in self.present]).encode() + b"".join(tables.values())
+        named = hashlib.sha256(sets).hexdigest()[:16]
+        own = {"test_fraction": self.test_fraction, "near_duplicates": self.near_duplicates}
+        return {**super().split_settings, **own, "sets": named}
+
+    @property
+    def longer_side(self) -> int:
+        """Median of the longer sides of the training images in pixels; known after setup("fit")."""
+        longer = [max(self.pairs[place].size) for place in self.splits["train"]["index"].tolist()]
+        return int(round(statistics.median(longer)))
+
+    @property
+    def training_scale(self) -> float:
+        """How large an object is in an average training crop, relative to the stored image of `longer_side`."""
+        share = (1 + self.augmentation.crop_scale) / 2 if self.augmentation.crop_scale is not None else 1.0
+        return self.image_size / (self.longer_side * math.sqrt(share))

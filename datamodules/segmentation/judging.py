@@ -1,0 +1,119 @@
+"""Judges the images and masks of a segmentation run before its first step, and says in one line what each prompt's masks hold."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from datamodules.images.class_folders import listed
+from datamodules.images.judging import what_was_checked
+from datamodules.images.whole_files import Look, decode_some
+from datamodules.segmentation.masks import Judged, judge
+from datamodules.segmentation.prompt_sets import Pair
+
+log = logging.getLogger(__name__)
+
+NAMED = 3  # masks whose reasons a message gives
+
+
+def judge_images(root: Path, pairs: Sequence[Pair], looks: Sequence[Look]) -> None:
+    """Decode the doubtful images and a sample of the others, and log what was checked.
+
+    Args:
+        root: Folder for the names in a message.
+        pairs: The images.
+        looks: What header and end of each image file show.
+
+    Raises:
+        MisconfigurationException: Images cannot be read.
+    """
+    wrong = {place: one.wrong for place, one in enumerate(looks) if one.wrong is not None}
+    if not wrong:
+        found = decode_some([pair.image for pair in pairs], [place for place, one in enumerate(looks) if not one.whole])
+        wrong = dict(sorted(found.wrong.items()))
+        log.info(f"checked    {what_was_checked(len(pairs), found)}")
+    if wrong:
+        shown = listed([f"{_named(root, pairs[place].image)} ({why})" for place, why in wrong.items()])
+        raise MisconfigurationException(
+            f"{root}: {len(wrong):,} of the {len(pairs):,} images cannot be read: {shown}; repair or remove them"
+        )
+
+
+def judge_masks(root: Path, splits: Mapping[str, Sequence[Pair]], names: Sequence[str]) -> set[Path]:
+    """Read the masks of these splits, refuse those that say something else than object or not, and log what they hold.
+
+    Args:
+        root: Folder for the names in a message.
+        splits: Split -> its images with their masks.
+        names: Name of each prompt.
+
+    Returns:
+        The masks that have been reported since some of their values are neither black nor white.
+
+    Raises:
+        MisconfigurationException: Masks are damaged or refused; or a prompt of training, or the whole validation split, has no
+            positive pixel.
+    """
+    found = {split: judge(pairs) for split, pairs in splits.items()}
+    wrong = {path: why for one in found.values() for path, why in one.wrong.items()}
+    read = sum(one.read for one in found.values())
+    if wrong:
+        shown = "; ".join(f"{_named(root, path)}: {wrong[path]}" for path in sorted(wrong)[:1])
+        others = f" (likewise {listed([_named(root, path) for path in sorted(wrong)[1:]])})" if len(wrong) > 1 else ""
+        raise MisconfigurationException(f"{root}: {len(wrong):,} of {read:,} masks are refused: {shown}{others}")
+    if damaged := sorted(path for one in found.values() for path in one.damaged):
+        raise MisconfigurationException(
+            f"{root}: {len(damaged):,} of {read:,} masks cannot be read: {listed([_named(root, p) for p in damaged])}; repair or "
+            "remove them"
+        )
+    stray = {path: why for one in found.values() for path, why in one.stray.items()}
+    for path in sorted(stray)[:NAMED]:
+        log.warning(f"{path}: {stray[path]}")
+    if len(stray) > NAMED:
+        log.warning(f"and {len(stray) - NAMED:,} more masks have values that are neither black nor white")
+    for split, one in found.items():
+        _check_positive(split, one, splits[split], names)
+    log.info(
+        f"masks      {'; '.join(_shares(number, name, found) for number, name in enumerate(names))}{_sampled(found)}"
+    )
+    return set(stray)
+
+
+def _check_positive(split: str, found: Judged, pairs: Sequence[Pair], names: Sequence[str]) -> None:
+    bare = [number for number, count in sorted(found.showing.items()) if count == 0]
+    for number in bare:
+        of_prompt = [pair for pair in pairs if pair.prompt == number]
+        files = (
+            listed([pair.mask.name for pair in of_prompt]) if of_prompt[0].shapes is None else of_prompt[0].mask.name
+        )
+        text = (
+            f"no positive pixel in the {found.images[number]:,} {split} masks of {names[number]!r} ({files}); a metric over them "
+            "is perfect if nothing is predicted"
+        )
+        if found.read == found.count and (split == "train" or (split == "val" and len(bare) == len(found.showing))):
+            raise MisconfigurationException(f"{text}; check masks and categories, or leave the set out")
+        log.warning(text)
+
+
+def _shares(number: int, name: str, found: Mapping[str, Judged]) -> str:
+    shown = [
+        f"{one.positive[number]:.2%} of the {split} pixels in {one.showing[number]:,} of {one.images[number]:,} images"
+        for split, one in found.items()
+        if number in one.images
+    ]
+    return f"{name!r} {', '.join(shown) or 'in no image'}"
+
+
+def _sampled(found: Mapping[str, Judged]) -> str:
+    count, read = sum(one.count for one in found.values()), sum(one.read for one in found.values())
+    seconds = sum(one.seconds for one in found.values())
+    if read == count:
+        return f" ({read:,} of {count:,} masks read in {seconds:.1f} s)"
+    return f" (a sample of {read:,} of {count:,} masks read in {seconds:.1f} s; the rest is checked when it is read)"
+
+
+def _named(root: Path, path: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)

@@ -1,0 +1,48 @@
+"""Judges signal windows before the first step: constant signals and windows; says in one line what the data holds."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from datamodules.images.class_folders import listed
+from datamodules.signals.windows import Windows, subjects_of
+
+log = logging.getLogger(__name__)
+
+
+def judge_windows(splits: Mapping[str, Windows], class_names: Sequence[str], signal_names: Sequence[str]) -> None:
+    """Log windows, samples, signals, people and classes of these splits, and warn of signals and windows that never change.
+
+    That values are finite is checked by the readers.
+
+    Args:
+        splits: Split -> its windows.
+        class_names: The K names.
+        signal_names: The S names.
+    """
+    counts = ", ".join(
+        f"{len(one['label']):,} {split} of {len(subjects_of(one))} people" for split, one in splits.items()
+    )
+    labels = torch.cat([one["label"] for one in splits.values()]).bincount(minlength=len(class_names)).tolist()
+    classes = listed([f"{name} {count:,}" for name, count in zip(class_names, labels, strict=True)])
+    length = next(iter(splits.values()))["signal"].shape[2]
+    log.info(
+        f"windows    {counts}; {length} samples of {len(signal_names)} signals ({listed(signal_names)}); "
+        f"{len(class_names)} classes ({classes})"
+    )
+    for split, one in splits.items():
+        lowest, highest = one["signal"].amin(2), one["signal"].amax(2)
+        still = [
+            name for name, low, high in zip(signal_names, lowest.amin(0), highest.amax(0), strict=True) if low == high
+        ]
+        if still:
+            log.warning(f"signals that never change in {split}: {listed(still)}; they carry no information")
+        dead = (lowest == highest).all(1)
+        if dead.any():
+            log.warning(
+                f"{int(dead.sum()):,} of {len(dead):,} {split} windows are constant in every signal, the first is window "
+                f"{int(one['index'][dead][0])}; was the sensor off?"
+            )
