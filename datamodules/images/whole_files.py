@@ -18,7 +18,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 from datamodules.images.decoding import NO_RANGE, is_deep
 from datamodules.images.formats import missing_package, readable_formats
@@ -79,7 +79,7 @@ def look_at(paths: Sequence[Path], levels: bool = False) -> list[Look]:
         return list(pool.map(lambda path: look(path, levels), paths))
 
 
-def _is_whole(file: Image.Image, stream: BinaryIO, size: int) -> bool:
+def _is_whole(file: ImageFile.ImageFile, stream: BinaryIO, size: int) -> bool:
     """Whether the end of an opened file shows that nothing is missing."""
     kind, tiles = file.format, list(file.tile)
     if kind in ("BMP", "PPM", "TGA", "TIFF") and tiles and all(tile[0] == "raw" for tile in tiles):  # not compressed

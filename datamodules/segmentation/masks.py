@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 from torch import Tensor
 
 from datamodules.images.formats import readable_formats
@@ -31,7 +32,7 @@ NAMED = 8  # palette indices that a message lists
 LIMIT_S = 60.0  # longer than this, only a sample of the masks is judged
 BLOCK = 64  # masks read between two looks at the clock
 ADVICE = "a mask must be 255 on the object, 0 elsewhere"
-Pixels = NDArray[np.integer]
+Pixels = NDArray[np.integer[Any]]
 
 
 class MaskError(ValueError):
@@ -83,7 +84,7 @@ def read_mask(path: Path) -> tuple[Tensor, str | None]:
     return torch.from_numpy((grey > half).astype(np.uint8))[None], reason
 
 
-def _grey(file: Image.Image) -> tuple[Pixels, int]:
+def _grey(file: ImageFile.ImageFile) -> tuple[Pixels, int]:
     """Grey values (H, W) as they stand in the file, and the value that means white."""
     deep = any("16" in str(tile[3]) for tile in file.tile)
     image: Image.Image = ImageOps.exif_transpose(file)

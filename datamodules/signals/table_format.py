@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 OWN_COLUMNS = ("window", "time", "label", "subject")
-BLANK = ("", "nan", "none", "null", "na", "n/a")
-"""Texts, in lower case, by which tools write that a value is missing."""
+BLANK = ("", "nan", "<na>", "n/a")
+"""Texts, in lower case, by which tools write that a value is missing; `none` and `null` are names of classes, too."""
 GAP = 5.0  # a step this many times the median step ends a recording
 Array = np.ndarray[Any, Any]
 
