@@ -102,7 +102,8 @@ class DescribedPromptSets(DataModule):
     def longer_side(self) -> int:
         """Median of the longer sides of the training images in pixels; known after setup("fit")."""
         longer = [max(self.pairs[place].size) for place in self.splits["train"]["index"].tolist()]
-        return int(round(statistics.median(longer)))
+        middle: int = round(statistics.median(longer))
+        return middle
 
     @property
     def training_scale(self) -> float:
