@@ -88,7 +88,7 @@ COMMON: dict[str, Setting] = {
     "EMA": Setting(callback("EMA", decay=0.5), "average"),
     "EMA with raw statistics": Setting(callback("EMA", decay=0.5, buffers="copy", validate_raw="false"), "average"),
     "EMA with batch statistics": Setting(callback("EMA", decay=0.5, batch_statistics=8), "average"),
-    "early stopping": Setting(callback("EarlyStopping", monitor="val/loss", min_delta=100.0, patience=1)),
+    "early stopping": Setting(callback("EarlyStopping", monitor="val/loss", stopping_threshold=1000.0)),
     "finder": Setting(callback("LearningRateFinder", steps=20)),
 }
 IMAGES = {
@@ -218,11 +218,12 @@ def run(config: Path, folder: Path, settings: list[Setting]) -> Outcome:
     return Outcome(code, printed.getvalue(), error.getvalue(), digest, averages, finite, folder.exists())
 
 
-def verdict(pair: dict[str, Setting], alone: dict[str, Outcome], both: Outcome) -> str | None:
+def verdict(pair: dict[str, Setting], plain: Outcome, alone: dict[str, Outcome], both: Outcome) -> str | None:
     """What is wrong with a run of two settings; None if nothing is.
 
     Args:
         pair: The two settings by name.
+        plain: The run of none. A setting that changes nothing by itself cannot be lost.
         alone: The run of each of them.
         both: The run of both.
     """
@@ -239,7 +240,8 @@ def verdict(pair: dict[str, Setting], alone: dict[str, Outcome], both: Outcome) 
     if not both.finite:
         return "a loss is not finite"
     for (name, setting), other in zip(pair.items(), reversed(pair), strict=True):
-        lost = setting.effect == "weights" and both.weights == alone[other].weights
+        acts = setting.effect == "weights" and alone[name].code == 0 and alone[name].weights != plain.weights
+        lost = acts and both.weights == alone[other].weights
         lost = lost or (setting.effect == "average" and not both.averages)
         said = [line for line in both.printed.splitlines() if any(word in line for word in setting.names)]
         if lost and not said:

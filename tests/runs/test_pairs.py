@@ -51,7 +51,7 @@ def test_two_settings_at_a_time(system: str, tmp_path: Path) -> None:
     problems = []
     for one, other in pairs:
         chosen = {name: settings[name] for name in (one, other)}
-        if found := verdict(chosen, alone, outcome(list(chosen.values()))):
+        if found := verdict(chosen, plain, alone, outcome(list(chosen.values()))):
             problems.append(f"{one} + {other}: {found}")
     assert not problems, "\n".join(problems)
 
@@ -76,7 +76,7 @@ VERDICTS: list[tuple[Outcome, str | None]] = [
 )
 def test_verdict(both: Outcome, expected: str | None) -> None:
     alone = {"A": RUN._replace(weights="a"), "B": RUN._replace(weights="b")}
-    found = verdict({"A": A, "B": B}, alone, both)
+    found = verdict({"A": A, "B": B}, RUN._replace(weights="plain"), alone, both)
     assert found == expected if expected is None else found is not None and found.startswith(expected)
 
 
@@ -84,8 +84,8 @@ def test_an_average_that_is_missing_is_noticed() -> None:
     alone = {"A": RUN._replace(weights="a"), "B": RUN._replace(weights="b")}
     both = RUN._replace(weights="both")
     pair = {"A": A, "B": Setting(("--trainer.callbacks+=EMA",), "average")}
-    assert verdict(pair, alone, both) == "B has no effect beside A, and no line says so"
-    assert verdict(pair, alone, both._replace(averages=True)) is None
+    assert verdict(pair, RUN, alone, both) == "B has no effect beside A, and no line says so"
+    assert verdict(pair, RUN, alone, both._replace(averages=True)) is None
 
 
 def test_settings_of_one_flag_make_no_pair() -> None:
