@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
@@ -34,8 +35,17 @@ ONE_CYCLE_END = 1 / (25 * 1e4)  # OneCycleLR: div_factor * final_div_factor
 
 
 def find_accumulation(trainer: Any) -> Callable[[int], int] | None:
-    """Return the batches per optimiser step of an epoch, if Lightning's GradientAccumulationScheduler changes them; else None."""
+    """Return the batches per optimiser step of an epoch, if Lightning's GradientAccumulationScheduler changes them; else None.
+
+    Raises:
+        MisconfigurationException: The Trainer sets an accumulation too, which Lightning refuses only when training begins.
+    """
     found = [callback for callback in trainer.callbacks if isinstance(callback, GradientAccumulationScheduler)]
+    if found and trainer.accumulate_grad_batches != 1:
+        raise MisconfigurationException(
+            f"trainer.accumulate_grad_batches: GradientAccumulationScheduler sets it, got {trainer.accumulate_grad_batches}; "
+            "leave one of them out"
+        )
     return found[0].get_accumulate_grad_batches if found else None
 
 

@@ -151,6 +151,14 @@ def test_the_schedule_follows_an_accumulation_that_changes(tmp_path: Path) -> No
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-8)
 
 
+def test_two_accumulations_are_refused_before_the_first_step(tmp_path: Path) -> None:
+    callbacks = [GradientAccumulationScheduler({0: 1, 1: 3})]
+    with pytest.raises(
+        MisconfigurationException, match="GradientAccumulationScheduler sets it, got 2; leave one of them"
+    ):
+        fit(tmp_path, LinearClassifier(**SMALL), accumulate_grad_batches=2, callbacks=callbacks)
+
+
 def test_an_average_in_half_precision_is_refused(tmp_path: Path) -> None:
     average = torch.ones(1, dtype=torch.bfloat16)
     for _ in range(1000):
