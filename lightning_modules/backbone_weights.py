@@ -15,7 +15,8 @@ from typing import Any
 from features import hash_tensors
 from features.identity import short
 from lightning_modules.pretrained import read_weights
-from networks.frozen_backbone import FINAL, FrozenBackbone, Pooling
+from networks.frozen_backbone import FrozenBackbone
+from networks.timm_features import FINAL, Pooling
 from networks.timm_network import Argument
 
 log = logging.getLogger(__name__)

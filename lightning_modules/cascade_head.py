@@ -16,6 +16,7 @@ from lightning_modules.early_exit_classifier import EarlyExitClassifier
 from lightning_modules.schedules import ScheduleName
 from networks.frozen_backbone import FrozenBackbone, full_name, parse_name
 from networks.mlp_head import MLPHead
+from networks.timm_features import SECOND
 
 
 class Cascade(nn.Module):
@@ -53,8 +54,9 @@ class CascadeHead(EarlyExitClassifier):
             classified, as no checkpoint holds them. A run on cached features needs them only if it later gets images.
         layers: Blocks or stages whose outputs are concatenated, in this order; negative numbers count from the end. None: those of
             the cache, or [-1], the final features.
-        pooling: ``cls``: class token; ``avg``: mean of the patch tokens or of the feature map; ``native``: the input of timm's own
-            classifier. None: the cache's, or ``cls`` if the network has a class token, else ``native``.
+        pooling: ``cls``: class token; ``avg``: mean of the patch tokens or of the feature map, after the last norm; ``native``:
+            what timm gives without its classifier. None: the cache's, or ``cls`` if there is a class token that the last norm is
+            for, else ``native``.
         hidden: Widths of the hidden layers of the head; [] for a linear head.
         dropout: Probability of dropping a hidden value in training; not used in a linear head.
         head_seed: Seed of the head's initial weights and dropout. None: the run's seed.
@@ -191,6 +193,8 @@ class CascadeHead(EarlyExitClassifier):
             return
         wanted = self._trained_on
         backbone = self.network.backbone or self._built_later(wanted)
+        if wanted is not None:
+            backbone.features.pool_as(wanted["pooling"])
         weights_hash = self.settings.fill(backbone, None if wanted is None else wanted["weights_hash"])
         found = {**describe(backbone, weights_hash), **self._images()}
         if wanted is not None:
@@ -205,7 +209,7 @@ class CascadeHead(EarlyExitClassifier):
         # settings with the same full name are kept, as they may contain a tag of pretrained weights
         if full_name(settings.name, settings.network_args) != wanted["backbone"]:
             settings.name, settings.network_args = parse_name(wanted["backbone"])
-        settings.layers, settings.pooling = wanted["layers"], wanted["pooling"]
+        settings.layers, settings.pooling = wanted["layers"], wanted["pooling"].removesuffix(SECOND)
         if settings.weights is None and not settings.pretrained:
             raise ValueError(
                 f"weights: not set, but images need the backbone {wanted['backbone']} with hash {wanted['weights_hash'][:12]}; "
@@ -269,13 +273,17 @@ class CascadeHead(EarlyExitClassifier):
             if wanted is not None and self.network.backbone is not None:
                 # compare the names before reading weights, which would be those of another backbone
                 check_same({"backbone": self.network.backbone.name}, wanted, "this run")
+                self.network.backbone.features.pool_as(wanted["pooling"])
+                if self._backbone is not None:
+                    self._backbone["pooling"] = self.network.backbone.pooling
             found = self.backbone_identity()
             if wanted is not None:
                 check_same(found, wanted, "this run")
         except ValueError as error:
             raise MisconfigurationException(str(error)) from error
         for name, given in self.given.items():
-            if given is not None and given != found[name]:
+            there = found[name].removesuffix(SECOND) if name == "pooling" else found[name]
+            if given is not None and given != there:
                 raise MisconfigurationException(
                     f"{name}: {given} is given, but the data's features were computed with {found[name]}"
                 )

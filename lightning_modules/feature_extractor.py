@@ -24,8 +24,9 @@ class FeatureExtractor(BaseModule):
         weights: Run folder, checkpoint, safetensors or torch file with the weights of the backbone.
         layers: Blocks or stages whose outputs are concatenated, in this order; negative numbers count from the end. None: [-1], the
             final features.
-        pooling: ``cls``: class token; ``avg``: mean of the patch tokens or of the feature map; ``native``: the input of timm's own
-            classifier. None: ``cls`` if the network has a class token, else ``native``.
+        pooling: ``cls``: class token; ``avg``: mean of the patch tokens or of the feature map, after the last norm; ``native``:
+            what timm gives without its classifier. None: ``cls`` if there is a class token that the last norm is for, else
+            ``native``.
         channels_last: Keep images and convolutions in the channels-last memory format.
         matmul_precision: fp32 precision on the accelerator: ``highest``: fp32; ``high``: TF32.
         compile: Compile the network (torch.compile).

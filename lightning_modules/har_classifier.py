@@ -34,8 +34,8 @@ class HARClassifier(StartsFromWeights, FrozenThenTrained, EarlyExitClassifier):
             ``pretrained``, a tag may follow.
         network_args: Further keyword arguments of ``timm.create_model``; for signal_resnet: width, blocks.
         layers: Blocks or stages whose outputs are concatenated; negative numbers count from the end. None: the final features.
-        pooling: ``cls``: class token; ``avg``: mean of the patch tokens or of the feature map; ``native``: the input of timm's own
-            classifier. None: the default of the network.
+        pooling: ``cls``: class token; ``avg``: mean of the patch tokens or of the feature map, after the last norm; ``native``:
+            what timm gives without its classifier. None: the default of the network.
         grad_checkpointing: Recompute activations in the backward pass instead of keeping them: less memory, a third slower.
         drop_path: Maximum probability of skipping a residual branch (stochastic depth), reached in the last block.
         hidden: Widths of the hidden layers of the head; [] for a linear head.
@@ -90,7 +90,7 @@ class HARClassifier(StartsFromWeights, FrozenThenTrained, EarlyExitClassifier):
         signals: int = 9,
         pretrained: bool = False,
         weights: str | None = None,
-        min_loaded: float = 0.9,
+        min_loaded: float = 1.0,
         lr: float = 1e-3,
         optimizer: str = "adamw",
         weight_decay: float = 0.05,
@@ -290,11 +290,12 @@ class HARClassifier(StartsFromWeights, FrozenThenTrained, EarlyExitClassifier):
         try:
             names = {*self.network.state_dict(), *backbone_of(self.network).state_dict()}
             saved = read_weights(self.weights, names) if self.weights else downloaded(self.architecture)
+            frozen = self.freeze_part == "backbone" and self.unfreeze_epoch is None
             trains = self.freeze_part == "none"
-            lines = fill(self.network, saved, self.class_names, self.min_loaded, trains)
+            lines = fill(self.network, saved, self.class_names, self.min_loaded, trains, frozen)
         except ValueError as error:
             raise ValueError(f"{setting}: {source}: {str(error).removeprefix(f'{source}: ')}") from error
-        return [(logging.INFO, f"{setting}: {source}: {line}") for line in lines]
+        return [(level, f"{setting}: {source}: {line}") for level, line in lines]
 
     # ---- single windows ----
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 import timm
 import torch
 from torch import nn
 
 from lightning_modules.pretrained import SavedWeights
-from networks.frozen_backbone import TimmFeatures
 from networks.signal_encoder import WindowNetwork, adapted
+from networks.timm_features import TimmFeatures
 from networks.timm_network import folded_norms
 from networks.transfer import transfer
 
@@ -20,8 +22,13 @@ def backbone_of(network: WindowNetwork) -> nn.Module:
 
 
 def fill(
-    network: WindowNetwork, saved: SavedWeights, class_names: list[str] | None, min_loaded: float, trains: bool
-) -> list[str]:
+    network: WindowNetwork,
+    saved: SavedWeights,
+    class_names: list[str] | None,
+    min_loaded: float,
+    trains: bool,
+    frozen: bool = False,
+) -> list[tuple[int, str]]:
     """Load the weights that fit into the encoder, and into the head if its shape and its classes are the same.
 
     Args:
@@ -29,10 +36,11 @@ def fill(
         saved: Weights with the names of the encoder or of a whole `WindowNetwork`.
         class_names: Class names of the run.
         min_loaded: Minimum fraction of the encoder's weights that must be loaded, 0 to 1.
-        trains: Whether the encoder will be trained.
+        trains: Whether the encoder will be trained from the start.
+        frozen: Whether the encoder will never be trained, so that all of it must be loaded.
 
     Returns:
-        Lines for the log.
+        Lines for the log, as (logging level, line).
 
     Raises:
         ValueError: Fewer weights fit, or the weights can only be used with a frozen encoder.
@@ -47,7 +55,7 @@ def fill(
         if name.removeprefix("head.") not in head
     }
     tensors, notes = adapted(backbone, tensors)
-    report = transfer(backbone, tensors, min_loaded=min_loaded)
+    report = transfer(backbone, tensors, min_loaded=min_loaded, frozen=frozen)
     if trains and (folded := folded_norms(backbone)):
         raise ValueError(
             f"{len(folded)} batch norms were folded into the layers before them, and training with batch statistics would destroy "
@@ -57,7 +65,7 @@ def fill(
     if same and saved.class_names in (None, class_names):
         network.head.load_state_dict(head)
         notes.append("head: loaded")
-    return [*report.lines(), *notes]
+    return [*report.levels(), *((logging.INFO, note) for note in notes)]
 
 
 def downloaded(architecture: str) -> SavedWeights:

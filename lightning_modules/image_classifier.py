@@ -36,7 +36,8 @@ class ImageClassifier(StartsFromWeights):
         pretrained: Start from timm's pretrained weights, which are downloaded when training begins.
         weights: Run folder, checkpoint, safetensors or torch file to start from. Tensors that fit are loaded, the others are listed
             in the log. Rows of the head are matched by class name if both sides have names. A resumed run does not read it again.
-        min_loaded: Minimum fraction of the network's weights outside the head that ``weights`` must fill, 0 to 1.
+        min_loaded: Minimum fraction of the network's weights outside the head that ``weights`` must fill, 0 to 1; a frozen backbone
+            must be filled completely.
         freeze: ``backbone`` trains only the head; the backbone stays bit-identical and in eval mode. ``norm_statistics`` trains all
             weights and freezes only the statistics of batch norms. ``none`` trains everything.
         backbone_lr: Factor on the learning rate of the backbone, above 0.
@@ -62,7 +63,7 @@ class ImageClassifier(StartsFromWeights):
         drop_path: float = 0.0,
         pretrained: bool = False,
         weights: str | None = None,
-        min_loaded: float = 0.5,
+        min_loaded: float = 1.0,
         freeze: Literal["none", "backbone", "norm_statistics"] = "none",
         backbone_lr: float = 1.0,
         layer_decay: float = 1.0,
@@ -153,6 +154,7 @@ class ImageClassifier(StartsFromWeights):
                 source_classes=saved.class_names,
                 classes=self.class_names,
                 min_loaded=self.min_loaded,
+                frozen=self.freeze_part == "backbone",
             )
         except ValueError as error:
             raise ValueError(f"{setting}: {source}: {error}") from error
@@ -161,7 +163,7 @@ class ImageClassifier(StartsFromWeights):
                 f"{setting}: {source}: {len(folded)} batch norms have mean 0 and variance 1: they were folded into the layers "
                 "before them, and training with batch statistics would destroy the features; add --model.freeze norm_statistics"
             )
-        lines = [(logging.INFO, line) for line in report.lines()]
+        lines = report.levels()
         ours, theirs = (self.mean, self.std), (saved.mean, saved.std)
         if None not in (*ours, *theirs) and ours != theirs:
             there, here = (f"mean {mean}, std {std}" for mean, std in (theirs, ours))

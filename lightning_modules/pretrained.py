@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import pickle
+import re
 import zipfile
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,9 +22,9 @@ from lightning_modules.loading import UNREADABLE, named_checkpoint, newest_confi
 
 log = logging.getLogger(__name__)
 
-# keys under which other trainers save the weights, averaged ones first; and prefixes that wrappers add to parameter names
-NESTED = ("state_dict_ema", "model_ema", "state_dict", "model", "network")
+# prefixes that wrappers add to parameter names, and words by which trainers name an averaged network
 PREFIXES = ("module.", "network.", "_orig_mod.", "model.")
+AVERAGED = re.compile(r"(?<![a-z])(ema|swa)(?![a-z])|teacher|averag|momentum", re.IGNORECASE)
 
 
 class SavedWeights(NamedTuple):
@@ -45,10 +46,12 @@ class SavedWeights(NamedTuple):
 def read_weights(source: str, names: Collection[str]) -> SavedWeights:
     """Read the weights of a network, averaged ones if available. No code in the file is executed.
 
+    A torch file may hold its state dict under any key and its names behind any prefix: those are taken that give most of `names`.
+    Where an average (a teacher) lies beside the trained weights, the average is taken, and the log says so.
+
     Args:
-        source: A run folder, a checkpoint, a `.safetensors` file, or a state dict saved by `torch.save`, which may be nested under
-            `state_dict`, `model`, `network`, `model_ema` or `state_dict_ema`.
-        names: Names that the tensors should have; prefixes of wrappers are removed until a name is among them.
+        source: A run folder, a checkpoint, a `.safetensors` file, or a state dict saved by `torch.save`.
+        names: Names that the tensors should have.
 
     Raises:
         ValueError: The source cannot be read or holds no state dict.
@@ -61,50 +64,106 @@ def read_weights(source: str, names: Collection[str]) -> SavedWeights:
         path = named_checkpoint(path, "best")
     if path.suffix == ".safetensors":
         try:
-            return SavedWeights(_named_as(load_file(path), names))
+            return _said(path, *_named_as(load_file(path), names))
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path}: cannot be read as safetensors ({error})") from error
     content = _content(path)
     if isinstance(content.get("hyper_parameters"), dict) and isinstance(content.get("state_dict"), dict):
-        return _of_checkpoint(content, names)
-    state = next((content[key] for key in NESTED if isinstance(content.get(key), dict)), content)
-    tensors = {name: tensor for name, tensor in state.items() if isinstance(name, str) and isinstance(tensor, Tensor)}
-    if not tensors:
+        return _of_checkpoint(path, content, names)
+    states = dict(_state_dicts(content))
+    if not states:
         there = ", ".join(str(key) for key in list(content)[:5]) or "nothing"
         raise ValueError(f"{path}: holds no state dict (it has {there})")
-    return SavedWeights(_named_as(tensors, names))
+    found = {key: _named_as(state, names) for key, state in states.items()}
+    chosen = _preferred({key: len(tensors.keys() & set(names)) for key, (tensors, _) in found.items()})
+    tensors, note = found[chosen]
+    if any(key != chosen and other.keys() & tensors.keys() for key, (other, _) in found.items()):
+        log.info(f"weights: {path}: {chosen} is taken of {', '.join(found)}")
+    return _said(path, tensors, note)
 
 
-def _of_checkpoint(content: dict[str, Any], names: Collection[str]) -> SavedWeights:
+def _state_dicts(content: Mapping[Any, Any], key: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Every dictionary in a file that holds tensors by name, with its key; optimisers hold theirs by number."""
+    tensors = {name: tensor for name, tensor in content.items() if isinstance(name, str) and isinstance(tensor, Tensor)}
+    if tensors:
+        yield key or "the file", tensors
+    for name, inner in content.items():
+        if isinstance(inner, Mapping) and key.count(".") < 2 and not str(name).startswith("optim"):
+            yield from _state_dicts(inner, f"{key}.{name}" if key else str(name))
+
+
+def _preferred(matches: Mapping[str, int]) -> str:
+    """The key with most matches; an averaged network wins over a trained one that has up to a tenth more."""
+    best = max(matches.values())
+    near = [key for key, count in matches.items() if count >= 0.9 * best]
+    return next((key for key in near if AVERAGED.search(key)), max(near, key=lambda key: matches[key]))
+
+
+def _of_checkpoint(path: Path, content: dict[str, Any], names: Collection[str]) -> SavedWeights:
     """Weights of a Lightning checkpoint. Ours hold the network under `network`, its average under `ema`, and data settings."""
     state = {**content["state_dict"], **content.get("ema", {}).get("state_dict", {})}
     network = {name: tensor for name, tensor in state.items() if name.startswith("network.")}
     about = {name: content["hyper_parameters"].get(name) for name in ("class_names", "mean", "std")}
     lists = {name: list(value) for name, value in about.items() if isinstance(value, (list, tuple))}
-    return SavedWeights(_named_as(network or state, names), **lists)
+    return _said(path, *_named_as(network or state, names))._replace(**lists)
+
+
+def _said(path: Path, tensors: dict[str, Tensor], note: str) -> SavedWeights:
+    if note:
+        log.info(f"weights: {path}: {note}")
+    return SavedWeights(tensors)
+
+
+class _Inert(dict[Any, Any]):
+    """Stands for an object of a class that is not loaded; it takes any content and does nothing."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        """Take any arguments."""
+
+    def __setstate__(self, _: Any) -> None:
+        """Take any state."""
 
 
 def _content(path: Path) -> dict[str, Any]:
+    zipped = zipfile.is_zipfile(path)
     try:
-        # timm's training script saves its arguments (a Namespace) together with the weights
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        # trainers save their settings (Namespace, Path, enumerations) together with the weights; none of it is needed
+        unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipped else ["argparse.Namespace"]
+        with torch.serialization.safe_globals([(_Inert, name) for name in unknown]):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path}: cannot be read: it is truncated, not a weights file, or also holds other Python objects, which are never "
             "loaded"
         ) from error
-    except UNREADABLE as error:
+    except (*UNREADABLE, TypeError) as error:
         raise ValueError(f"{path}: cannot be read: it is truncated or not a weights file") from error
+    if isinstance(content, _Inert):
+        raise ValueError(
+            f"{path}: is a Python object of {unknown[0]}, which is never loaded; save its state_dict() instead"
+        )
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds no state dict but a {type(content).__name__}")
     return content
 
 
-def _named_as(tensors: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
-    """The tensors with prefixes removed; if two names become equal, the one that had no prefix wins."""
+def _named_as(tensors: Mapping[str, Tensor], names: Collection[str]) -> tuple[dict[str, Tensor], str]:
+    """The tensors with prefixes removed, and a note; if two names become equal, the one that had no prefix wins."""
     stripped = {_stripped(name, names): tensor for name, tensor in tensors.items()}
-    return {**stripped, **{name: tensor for name, tensor in tensors.items() if name in names}}
+    found = {"": {**stripped, **{name: tensor for name, tensor in tensors.items() if name in names}}}
+    wanted, ends = set(names), Counter[str]()
+    for name in tensors:
+        parts = name.split(".")
+        for cut in range(1, len(parts)):
+            if ".".join(parts[cut:]) in wanted:
+                ends[".".join(parts[:cut]) + "."] += 1
+    for prefix, _ in ends.most_common(4):
+        found[prefix] = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    matches = {prefix: len(renamed.keys() & wanted) for prefix, renamed in found.items()}
+    prefix = _preferred(matches)
+    others = [key or "no prefix" for key, count in matches.items() if key != prefix and 2 * count >= matches[prefix]]
+    left = f", not those of {', '.join(others)}" if others else ""
+    return found[prefix], f"the tensors of {prefix}* are taken{left}" if prefix else ""
 
 
 def _stripped(name: str, names: Collection[str]) -> str:

@@ -1,26 +1,19 @@
-"""Feature extraction with timm networks: pooled features of chosen layers (`TimmFeatures`), and a frozen backbone around it.
+"""A frozen timm network that gives features: a plain `TimmFeatures` whose tensors the modules above it do not see.
 
-    image (B, C, H, W) --timm network--> final or chosen layers --cls, avg or native pooling--> concatenated: features (B, D)
-
-`TimmFeatures` is a plain module. `FrozenBackbone` holds one without registering it: its tensors do not appear in `parameters()`,
-`buffers()` and `state_dict()` of the modules above it, so that optimisers, weight averaging, checkpoints and other processes never
-get them.
+`FrozenBackbone` holds the network without registering it: its tensors do not appear in `parameters()`, `buffers()` and
+`state_dict()` of the modules above it, so that optimisers, weight averaging, checkpoints and other processes never get them.
 """
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from networks.timm_features import FINAL, Pooling, TimmFeatures, refused_size
 from networks.timm_network import Argument, build_timm_network, classifier_names, is_inside
 from networks.transfer import COUNTER, Transfer, transfer
-
-Pooling = Literal["cls", "avg", "native"]
-
-FINAL = (-1,)
-MIN_LOADED = 0.999  # only small tables that a network computes itself are missing in weights files
 
 
 def full_name(architecture: str, network_args: Mapping[str, Argument] | None = None) -> str:
@@ -57,50 +50,6 @@ def _read(text: str) -> Argument:
     return value
 
 
-class TimmFeatures(nn.Module):
-    """A timm network without its classifier, followed by pooling; see `FrozenBackbone` for the arguments."""
-
-    def __init__(self, network: nn.Module, layers: Sequence[int], pooling: Pooling) -> None:
-        super().__init__()
-        self.network, self.layers, self.pooling = network, tuple(layers), pooling
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Features (B, D) float32 of images (B, C, H, W)."""
-        network: Any = self.network
-        if self.layers != FINAL:
-            return torch.cat(self._of_layers(image), dim=1).float()
-        features = network.forward_features(image)
-        if self.pooling == "native":
-            vector: Tensor = network.forward_head(features, pre_logits=True)
-        else:
-            # networks that pool before their last norm name this norm fc_norm
-            last_norm = getattr(network, "fc_norm", None) or nn.Identity()
-            vector = last_norm(self._pooled(features))
-        return vector.flatten(1).float()
-
-    def _pooled(self, features: Tensor) -> Tensor:
-        network: Any = self.network
-        if self.pooling == "cls":
-            return features[:, 0]
-        if features.ndim == 3:
-            return features[:, getattr(network, "num_prefix_tokens", 0) :].mean(dim=1)
-        last = getattr(network, "output_fmt", "NCHW") == "NHWC"
-        return features.mean(dim=(1, 2) if last else (2, 3))
-
-    def _of_layers(self, image: Tensor) -> list[Tensor]:
-        """One vector per layer, in the order of `layers`; timm always returns them in the order of the network."""
-        network: Any = self.network
-        count = len(network.feature_info)
-        places = [layer % count for layer in self.layers]
-        settings: dict[str, Any] = {"indices": sorted(places), "norm": True, "intermediates_only": True}
-        if self.pooling == "cls":
-            found = network.forward_intermediates(image, return_prefix_tokens=True, **settings)
-            vectors = [prefix[:, 0] for _, prefix in found]
-        else:
-            vectors = [features.mean(dim=(2, 3)) for features in network.forward_intermediates(image, **settings)]
-        return [vectors[sorted(places).index(place)] for place in places]
-
-
 class FrozenBackbone(nn.Module):
     """A timm network in eval mode, without gradients, whose tensors are not registered in the modules above it.
 
@@ -113,8 +62,9 @@ class FrozenBackbone(nn.Module):
         in_channels: C of the images.
         layers: Blocks of a transformer or stages of a convolutional network whose outputs are concatenated, in this order; negative
             numbers count from the end. `(-1,)` selects the final features, after the last norm.
-        pooling: `cls`: the class token; `avg`: the mean of the patch tokens or of the feature map; `native`: the input of timm's
-            own classifier, only for the final features. None: `cls` if there is a class token, else `native`.
+        pooling: `cls`: the class token; `avg`: the mean of the patch tokens or of the feature map; `native`: what timm gives
+            without its classifier, only for the final features; see networks/timm_features.py. None: `cls` if there is a class
+            token that the last norm is for, else `native`, or `avg` for inner layers.
         pretrained: Load timm's weights, which may be downloaded.
 
     Raises:
@@ -144,18 +94,22 @@ class FrozenBackbone(nn.Module):
                 network_args=network_args,
                 pretrained=pretrained,
             )
-        self.pooling: Pooling = pooling or ("cls" if has_class_token(network) else "native")
-        check_features(network, self.name, self.layers, self.pooling)
         # in a tuple, so that nn.Module does not register it
-        self._hidden = (TimmFeatures(network.requires_grad_(False), self.layers, self.pooling).eval(),)
+        self._hidden = (TimmFeatures(network.requires_grad_(False), self.layers, pooling, self.name).eval(),)
         config: Any = network.pretrained_cfg
         size = image_size or config["input_size"][-1]
-        self.feature_width = self(torch.zeros(1, in_channels, size, size)).shape[1]
+        with refused_size(self.name, size):
+            self.feature_width = self(torch.zeros(1, in_channels, size, size)).shape[1]
 
     @property
     def features(self) -> TimmFeatures:
         """The unregistered feature module."""
         return self._hidden[0]
+
+    @property
+    def pooling(self) -> str:
+        """Name of the pooling as recorded in caches and checkpoints; see `TimmFeatures.recorded`."""
+        return self.features.recorded
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> Tensor:
@@ -183,43 +137,12 @@ class FrozenBackbone(nn.Module):
         }
 
     def load(self, tensors: Mapping[str, Tensor]) -> Transfer:
-        """Load weights by timm's names, of any floating-point type; after an error the backbone is unchanged.
+        """Load weights by the names of timm or of the original release; after an error the backbone is unchanged.
 
         Returns:
             Report of which tensors were loaded.
 
         Raises:
-            ValueError: Part of the backbone would stay random, or the weights are for another number of image channels.
+            ValueError: A tensor of the backbone would stay random, or the weights are for another number of image channels.
         """
-        network = self.features.network
-        heads = classifier_names(network)
-        backbone = {name: tensor for name, tensor in tensors.items() if not is_inside(name, heads)}
-        return transfer(network, backbone, min_loaded=MIN_LOADED)
-
-
-def has_class_token(network: Any) -> bool:
-    """Whether a timm network has a class token."""
-    return getattr(network, "cls_token", None) is not None
-
-
-def check_features(network: Any, name: str, layers: tuple[int, ...], pooling: str) -> None:
-    """Check that a timm network has the layers and supports the pooling.
-
-    Raises:
-        ValueError: It does not; the message begins with the name of the setting.
-    """
-    if pooling not in get_args(Pooling):
-        raise ValueError(f"pooling: one of {', '.join(get_args(Pooling))}, got {pooling}")
-    if pooling == "cls" and not has_class_token(network):
-        raise ValueError(f"pooling: {name} has no class token; give avg or native")
-    if layers == FINAL:
-        return
-    if pooling == "native":
-        raise ValueError(f"pooling: native is for the final features, layers [-1], got layers {list(layers)}; give avg")
-    count = len(getattr(network, "feature_info", ()))
-    if not count or not hasattr(network, "forward_intermediates"):
-        raise ValueError(f"layers: timm provides no inner layers of {name}; leave it at [-1]")
-    if not layers or any(not -count <= layer < count for layer in layers):
-        raise ValueError(f"layers: {name} has {count} layers, {-count} to {count - 1}, got {list(layers)}")
-    if len({layer % count for layer in layers}) < len(layers):
-        raise ValueError(f"layers: each at most once, got {list(layers)}")
+        return transfer(self.features.network, tensors, frozen=True)

@@ -89,7 +89,7 @@ class LightSegmenter(nn.Module):
         logits: Tensor = self.decoder(padded, features, text, index)
         return logits[..., : image.shape[-2], : image.shape[-1]]
 
-    def fill_encoder(self, tensors: Mapping[str, Tensor], min_loaded: float = 0.9) -> Transfer:
+    def fill_encoder(self, tensors: Mapping[str, Tensor], min_loaded: float = 1.0) -> Transfer:
         """Load weights of the whole timm network, by timm's names, into the encoder; after an error it is unchanged.
 
         Args:

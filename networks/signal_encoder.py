@@ -17,9 +17,9 @@ import torch
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from networks.frozen_backbone import FINAL, Pooling, TimmFeatures, check_features, has_class_token
 from networks.mlp_head import MLPHead
 from networks.signal_network import SignalResNet
+from networks.timm_features import FINAL, Pooling, TimmFeatures, refused_size
 from networks.timm_network import Argument, build_timm_network, input_layer_names
 
 Fusion = Literal["logits", "features"]
@@ -49,8 +49,7 @@ def build_encoder(
         network_args: Further keyword arguments of `timm.create_model`, or of `SignalResNet`.
         layers: Blocks or stages whose outputs are concatenated, as in `FrozenBackbone`. For time series, middle layers of a frozen
             transformer classify better than its last layer (Roschmann et al. 2025, arXiv 2506.08641).
-        pooling: As in `FrozenBackbone`. None: `cls` if there is a class token, else `avg` for inner layers and `native` for the
-            final features.
+        pooling: As in `FrozenBackbone`.
         grad_checkpointing: Recompute the blocks' activations in the backward pass instead of keeping them.
 
     Raises:
@@ -73,22 +72,25 @@ def build_encoder(
         drop_path=drop_path,
         network_args=network_args,
     )
-    inner = tuple(layers) != FINAL
-    pooling = pooling or ("cls" if has_class_token(network) else "avg" if inner else "native")
-    check_features(network, architecture, tuple(layers), pooling)
+    encoder = TimmFeatures(network, layers, pooling, architecture)
     if grad_checkpointing:
         try:
             network.set_grad_checkpointing(True)
         except (AssertionError, AttributeError) as error:
             raise ValueError(f"grad_checkpointing: timm has none for {architecture}; leave it at false") from error
-    return TimmFeatures(network, layers, pooling)
+    return encoder
 
 
 def feature_width(encoder: nn.Module, shape: Sequence[int]) -> int:
-    """Width D of an encoder's features for one input of the given shape, computed on the meta device."""
+    """Width D of an encoder's features for one input of the given shape, computed on the meta device.
+
+    Raises:
+        ValueError: The encoder cannot take inputs of this shape.
+    """
     tensors = {name: tensor.to("meta") for name, tensor in encoder.state_dict(keep_vars=True).items()}
     training = encoder.training
-    with torch.no_grad():
+    name = type(encoder.network if isinstance(encoder, TimmFeatures) else encoder).__name__
+    with torch.no_grad(), refused_size(name, shape[-1]):
         features = torch.func.functional_call(encoder.eval(), tensors, (torch.zeros(1, *shape, device="meta"),))
     encoder.train(training)
     return int(features.shape[1])

@@ -83,7 +83,7 @@ def build_timm_network(
         except (ValueError, AssertionError, KeyError, AttributeError, NotImplementedError) as error:
             raise ValueError(_refusal(architecture, None, given, error)) from error
     assert network is not None  # the last option of _size_switches gives a network or raises
-    if not classifier_names(network):
+    if num_classes and not classifier_names(network):  # without classes, some networks lose the module of this name
         raise ValueError(f"architecture: {architecture} has no classifier in timm, it only gives features")
     if image_size is not None:
         _check_patches(network, image_size)

@@ -1,13 +1,22 @@
 """Loads weights of another training into a timm network: loads all tensors that fit and reports the others.
 
-A tensor fits if its name and shape are equal. Two kinds of tensors are adapted. Position embeddings of another grid are resampled.
-Rows of the head are matched by class name if both sides have class names; without a common class the head starts from scratch.
+A tensor fits if its name and shape are equal. Files that do not fit by themselves go through timm's own conversion for the
+architecture (`checkpoint_filter_fn`), which knows the names of the original releases (Meta's DINOv3, CLIP, SAM, ...) and resamples
+tables of relative positions. Position embeddings of another grid are resampled. Rows of the head are matched by class name if both
+sides have class names; without a common class the head starts from scratch.
 """
 
+import contextlib
+import inspect
+import io
+import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+from unittest.mock import patch
 
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +35,9 @@ class Transfer:
         missing: Names of the network's tensors that are missing in the weights.
         unfitting: Shape in the weights and shape in the network, by name.
         unused: Names of tensors in the weights that the network does not have.
-        notes: Changes to the head and to position embeddings.
+        lacking: Names of the tensors outside the head that stay as they are: missing or unfitting.
+        lost: Which biases of the weights the network does not have though they change its output; empty if there are none.
+        notes: Conversion of names, changes to the head and to position embeddings.
         total: Number of the network's tensors.
         share: Fraction of the network's weights that were loaded, 0 to 1.
         backbone_share: The same without the head.
@@ -36,6 +47,8 @@ class Transfer:
     missing: list[str] = field(default_factory=list)
     unfitting: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
     unused: list[str] = field(default_factory=list)
+    lacking: list[str] = field(default_factory=list)
+    lost: str = ""
     notes: list[str] = field(default_factory=list)
     total: int = 0
     share: float = 0.0
@@ -51,6 +64,25 @@ class Transfer:
             *self.notes,
         ]
 
+    def levels(self) -> list[tuple[int, str]]:
+        """Lines of the report with their logging level, and a warning of tensors outside the head that stay random."""
+        lines = [(logging.INFO, line) for line in self.lines()]
+        if self.lacking or self.lost:
+            left = "; ".join(text for text in (self.lacks(), self.lost) if text)
+            lines.append((logging.WARNING, f"outside the head not all is loaded, the rest starts at random: {left}"))
+        return lines
+
+    def lacks(self) -> str:
+        """Which tensors outside the head stay as they are, and why, in one line; empty if there are none."""
+        missing = [name for name in self.lacking if name not in self.unfitting]
+        shaped = [
+            f"{name} {self.unfitting[name][0]} there, {self.unfitting[name][1]} here"
+            for name in self.lacking
+            if name in self.unfitting
+        ]
+        named = (("missing", missing), ("not fitting", shaped))
+        return "; ".join(f"{what} ({len(names)}): {first(names)}" for what, names in named if names)
+
 
 def transfer(
     network: nn.Module,
@@ -59,22 +91,27 @@ def transfer(
     source_classes: Sequence[str] | None = None,
     classes: Sequence[str] | None = None,
     min_loaded: float = 0.0,
+    frozen: bool = False,
 ) -> Transfer:
     """Load all tensors that fit into a timm network; after an error the network is unchanged.
 
     Args:
         network: Network made by `build_timm_network`.
-        tensors: Weights by timm's names, of any floating-point type.
+        tensors: Weights by timm's names or by those of the architecture's original release, of any floating-point type.
         source_classes: Class names of the head in the weights, in the order of its rows; None if unknown.
         classes: Class names of the network; None if unknown.
         min_loaded: Minimum fraction, 0 to 1, of the network's weights outside the head that must be loaded.
+        frozen: The network outside the head will not be trained, so all of it must be loaded.
 
     Raises:
         ValueError: Fewer weights fit, or the weights are for another number of image channels.
     """
     heads = classifier_names(network)
-    own = {key: value for key, value in network.state_dict().items() if key in tensors or not key.endswith(COUNTER)}
-    report = Transfer(total=len(own), unused=[name for name in tensors if name not in own])
+    lost = _lost_biases(network, tensors)
+    tensors, converted = _converted(network, tensors)
+    # whole numbers, if missing, are counters and tables of places that the network has computed itself
+    own = {key: value for key, value in network.state_dict().items() if key in tensors or value.is_floating_point()}
+    report = Transfer(total=len(own), unused=[name for name in tensors if name not in own], notes=converted)
     values = _fitting(network, own, tensors, report)
     numbers = {name: own[name].numel() for name in values}
     _check_channels(network, report)
@@ -87,13 +124,19 @@ def transfer(
     report.loaded = [name for name in own if numbers.get(name) == own[name].numel()]
     report.share = sum(numbers.values()) / _numbers(own.values())
     report.backbone_share = sum(numbers.get(name, 0) for name in backbone) / _numbers(own[name] for name in backbone)
-    if report.backbone_share < min_loaded:
-        lacking = [name for name in backbone if name not in values]
+    report.lacking = [name for name in backbone if name not in values]
+    if report.backbone_share < (1.0 if frozen else min_loaded):
+        wanted = "a frozen backbone needs all of it" if frozen else f"min_loaded requires {percent(min_loaded)}"
         there = [name for name in tensors if not name.endswith(COUNTER)]
         raise ValueError(
-            f"only {percent(report.backbone_share)} of the network outside its head could be filled, and min_loaded requires "
-            f"{percent(min_loaded)}; lacking {first(lacking)}; the weights hold {first(there)}"
+            f"only {percent(report.backbone_share)} of the network outside its head could be filled, and {wanted}; "
+            f"{report.lacks()}; the weights hold {first(there)}"
         )
+    if lost:
+        line = f"the weights have a bias other than 0 where the network has none ({len(lost)}): {first(lost)}"
+        if frozen:
+            raise ValueError(f"{line}; its features would be others, take an architecture with these biases")
+        report.lost = line
     with torch.no_grad():
         for name, value in values.items():
             own[name].copy_(value)  # converts half precision and keeps the memory format
@@ -101,6 +144,71 @@ def transfer(
             if name not in values:
                 own[name].zero_()
     return report
+
+
+def _converted(network: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], list[str]]:
+    """The tensors by timm's names and in the network's shapes, and a note; unchanged if timm's conversion fits no more of them."""
+    before = _unfilled(network, tensors)
+    convert = _timm_conversion(network) if before else None
+    if convert is None:
+        return tensors, []
+    alone = len(inspect.signature(convert).parameters) == 1
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # timm prints what it leaves out
+            found = dict(convert(dict(tensors)) if alone else convert(dict(tensors), network))
+    except (
+        Exception
+    ):  # a file of yet another form: each conversion fails in its own way, and the report names what is missing
+        return tensors, []
+    after = _unfilled(network, found)
+    if after >= before:
+        return tensors, []
+    resized = [name for name, tensor in found.items() if name in tensors and tensor.shape != tensors[name].shape]
+    notes = [f"{before - after} tensors fit after timm's own conversion for {type(network).__name__}"]
+    return found, notes + ([f"resized by timm ({len(resized)}): {first(resized)}"] if resized else [])
+
+
+def _lost_biases(network: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of biases in the weights that change the output of a layer whose bias the network does not have."""
+    own = network.state_dict().keys()
+    there = [n for n in tensors if n.endswith(".bias") and n not in own and f"{n.removesuffix('bias')}weight" in own]
+    there = [n for n in there if n.replace("qkv.bias", "q_bias") not in own]  # some networks have it in parts
+    # a bias of the keys adds the same to all scores of a query, so attention does not depend on it
+    return [
+        n
+        for n in there
+        if any(part.any() for part in (tensors[n].chunk(3)[::2] if n.endswith("qkv.bias") else [tensors[n]]))
+    ]
+
+
+def _unfilled(network: nn.Module, tensors: Mapping[str, Tensor]) -> int:
+    """Number of the network's tensors outside its head for which there is no tensor of the same name and shape."""
+    heads = classifier_names(network)
+    return sum(
+        not is_inside(name, heads)
+        and here.is_floating_point()
+        and not (
+            name in tensors
+            and (
+                tensors[name].shape == here.shape
+                or (name == "pos_embed" and resampled_positions(network, tensors[name]) is not None)
+            )
+        )
+        for name, here in network.state_dict().items()
+    )
+
+
+def _timm_conversion(network: nn.Module) -> Callable[..., Mapping[str, Tensor]] | None:
+    """Function of timm that converts released weights of the network's architecture; None if it has none."""
+    config: Any = getattr(network, "pretrained_cfg", {})
+    name, found = config.get("architecture"), []
+    if not name or not timm.is_model(name):
+        return None
+    # timm gives this function only to its own loader of pretrained weights, so the loader is replaced while a network is built
+    take = patch("timm.models._builder.load_pretrained", lambda *_, filter_fn=None, **__: found.append(filter_fn))
+    with take, torch.device("meta"):
+        timm.create_model(name, pretrained=True)
+    return found[0] if found else None
 
 
 def _fitting(

@@ -67,6 +67,17 @@ def prefixed(network: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {f"{prefix}{name}": tensor for name, tensor in network.items()}
 
 
+def zeros(network: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: torch.zeros_like(tensor) for name, tensor in network.items()}
+
+
+class Runs:
+    """An object that fails the test when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return exec, ("raise SystemExit('code of a weights file was run')",)
+
+
 SOURCES: dict[str, Callable[[dict[str, Tensor]], Callable[[Path, Path], Path]]] = {
     "run": lambda network: lambda run, _: run,
     "checkpoint": lambda network: lambda run, _: run / "checkpoints" / "best.ckpt",
@@ -76,8 +87,17 @@ SOURCES: dict[str, Callable[[dict[str, Tensor]], Callable[[Path, Path], Path]]] 
     "ordered": lambda network: saved(dict(network.items())),
     **{
         key: lambda network, key=key: saved({key: network, "epoch": 3})  # type: ignore[misc]
-        for key in ("state_dict", "model", "model_ema", "network")
+        for key in ("state_dict", "model", "model_ema", "network", "model_state_dict", "net")
     },
+    "teacher": lambda network: saved(
+        {"student": prefixed(zeros(network), "module.backbone."), "teacher": prefixed(network, "backbone.")}
+    ),
+    "average beside": lambda network: saved({"model": zeros(network), "model_ema": network}),
+    "average by prefix": lambda network: saved({**prefixed(zeros(network), "net."), **prefixed(network, "ema_net.")}),
+    "path": lambda network: saved(
+        {"state_dict": prefixed(network, "encoder.0."), "hyper_parameters": {"root": Path()}}
+    ),
+    "runs": lambda network: saved({"net": network, "args": Runs()}),
     "averaged": lambda network: saved({"state_dict": {}, "state_dict_ema": prefixed(network, "module.")}),
     "timm": lambda network: saved({"state_dict": network, "args": argparse.Namespace(lr=1.0), "epoch": 3}),
     **{
@@ -103,12 +123,24 @@ def test_every_source_gives_the_same_weights(kind: str, network: dict[str, Tenso
         assert torch.equal(module.eval()(images), load_run(run)(images))
 
 
+def test_what_is_taken_of_several_networks_in_a_file_is_logged(
+    network: dict[str, Tensor], run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    for kind, said in (
+        ("teacher", "teacher is taken of student, teacher"),
+        ("average by prefix", "the tensors of ema_net.* are taken, not those of net."),
+    ):
+        read_weights(str(SOURCES[kind](network)(run, tmp_path)), network.keys())
+        assert said in caplog.text
+
+
 def test_prefix_that_is_part_of_the_name_is_kept() -> None:
     tensors = {"model.a": torch.ones(1), "module.model.b": torch.zeros(1), "model.c": torch.ones(1)}
-    assert _named_as(tensors, {"model.a", "model.b", "c"}).keys() == {"model.a", "model.b", "c"}
+    assert _named_as(tensors, {"model.a", "model.b", "c"})[0].keys() == {"model.a", "model.b", "c"}
     both = {"model.c": torch.zeros(1), "c": torch.ones(1)}
-    assert _named_as(both, {"c"})["c"] == 1
-    assert _named_as(dict(reversed(both.items())), {"c"})["c"] == 1
+    assert _named_as(both, {"c"})[0]["c"] == 1
+    assert _named_as(dict(reversed(both.items())), {"c"})[0]["c"] == 1
 
 
 class Unsafe:
@@ -136,7 +168,8 @@ BROKEN: list[tuple[Callable[[Path, Path], Path], str]] = [
     (written("a.pth", b""), "a.pth: cannot be read: it is truncated or not a weights file"),
     (written("a.pth", b"text"), "a.pth: cannot be read: it is truncated"),
     (written("a.safetensors", b"text"), "a.safetensors: cannot be read as safetensors"),
-    (saved(Unsafe()), "also holds other Python objects, which are never loaded"),
+    (saved(Unsafe()), "is a Python object of .*Unsafe, which is never loaded; save its state_dict"),
+    (saved({"model": Runs()}), r"holds no state dict \(it has model\)"),
     (written("a.pth", pickle.dumps(argparse.Namespace(), protocol=2)), "a.pth: cannot be read"),
     (saved([torch.zeros(1)]), "holds no state dict but a list"),
     (saved({"epoch": 1, "lr": 0.1}), r"holds no state dict \(it has epoch, lr\)"),

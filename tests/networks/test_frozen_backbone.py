@@ -69,7 +69,8 @@ def test_convolutional_network() -> None:
         assert torch.equal(native(IMAGE), network.forward_head(final, pre_logits=True))
     assert native.pooling == "native"
     avg, network = pair("test_convnext", pooling="avg")
-    torch.testing.assert_close(avg(IMAGE), network.forward_features(IMAGE).mean((2, 3)))
+    mean = network.forward_features(IMAGE).mean((2, 3), keepdim=True)
+    torch.testing.assert_close(avg(IMAGE), network.head.norm(mean).flatten(1))
     joined, network = pair("test_convnext", pooling="avg", layers=(1, -1))
     maps = network.forward_intermediates(IMAGE, indices=[1, 3], norm=True, intermediates_only=True)
     torch.testing.assert_close(joined(IMAGE), torch.cat([layer.mean((2, 3)) for layer in maps], dim=1))
@@ -178,7 +179,7 @@ def test_full_names_round_trip(arguments: dict[str, Any]) -> None:
         ("test_resnet", {"pooling": "max"}, "pooling: one of cls, avg, native, got max"),
         (
             "test_resnet",
-            {"layers": (1, 2)},
+            {"layers": (1, 2), "pooling": "native"},
             "pooling: native is for the final features, layers [-1], got layers [1, 2]; give avg",
         ),
         ("test_resnet", {"layers": (5,), "pooling": "avg"}, "layers: test_resnet has 5 layers, -5 to 4, got [5]"),

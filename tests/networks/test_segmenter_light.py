@@ -228,7 +228,7 @@ def test_encoder_loads_weights_of_the_whole_network(encoder: str) -> None:
 
 
 def test_weights_of_another_network_raise() -> None:
-    with pytest.raises(ValueError, match="and min_loaded requires 90"):
+    with pytest.raises(ValueError, match="and min_loaded requires 100"):
         small().fill_encoder(timm.create_model("test_resnet").state_dict())
 
 

@@ -9,10 +9,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from networks.frozen_backbone import TimmFeatures
 from networks.mlp_head import MLPHead
 from networks.signal_encoder import WindowAnswer, WindowNetwork, adapted, build_encoder, feature_width
 from networks.signal_network import SignalResNet
+from networks.timm_features import TimmFeatures
 
 PIX2SEQ: dict[str, Any] = {"class_token": False, "global_pool": "avg", "fc_norm": False}
 BAD: list[tuple[dict[str, Any], str]] = [

@@ -1,5 +1,6 @@
 """Tests of networks/transfer.py: which tensors are loaded, the report, the head by class names, error messages."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -128,13 +129,58 @@ def test_too_few_weights_raise_and_load_nothing() -> None:
     rest = sum(before[name].numel() for name in kept if not name.startswith("fc"))
     share = sum(value.numel() for name, value in tensors.items() if not name.startswith("fc")) / rest
     message = (
-        rf"only {percent(share)} of the network outside its head could be filled, and min_loaded requires 50.0 %; lacking "
-        r"bn1.weight, bn1.bias, .*, \.\.\.; the weights hold conv1.0.weight"
+        rf"only {percent(share)} of the network outside its head could be filled, and min_loaded requires 50.0 %; missing "
+        r"\(\d+\): bn1.weight, bn1.bias, .*, \.\.\.; the weights hold conv1.0.weight"
     )
     with pytest.raises(ValueError, match=message):
         transfer(target, tensors, min_loaded=0.5)
     assert all(torch.equal(value, before[name]) for name, value in target.state_dict().items())
     transfer(target, tensors, min_loaded=share - 1e-6)
+
+
+def test_a_frozen_network_accepts_no_missing_tensor() -> None:
+    tensors, target = weights(), network()
+    del tensors["layer1.0.bn1.weight"]
+    message = (
+        r"and a frozen backbone needs all of it; missing \(1\): layer1.0.bn1.weight; the weights hold conv1.0.weight"
+    )
+    with pytest.raises(ValueError, match=message):
+        transfer(target, tensors, frozen=True)
+    report = transfer(target, tensors, min_loaded=0.9)
+    assert report.levels()[-1] == (
+        logging.WARNING,
+        "outside the head not all is loaded, the rest starts at random: missing (1): layer1.0.bn1.weight",
+    )
+
+
+def meta_names(tensors: dict[str, Tensor], bias: float) -> dict[str, Tensor]:
+    """Names of Meta's release of DINOv3; its attention has a bias that the distilled networks do not use."""
+    named = {"reg_token": "storage_tokens", "gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma"}
+    found = {}
+    for name, tensor in tensors.items():
+        for ours, theirs in named.items():
+            name = name.replace(ours, theirs)
+        found[name] = tensor
+    for block in range(2):
+        found[f"blocks.{block}.attn.qkv.bias"] = torch.full((144,), bias)
+        found[f"blocks.{block}.attn.qkv.bias_mask"] = torch.ones(144)
+    return {**found, "mask_token": torch.ones(1, 48), "rope_embed.periods": torch.rand(4)}
+
+
+def test_names_of_the_original_release_fit_by_timms_own_conversion(capsys: pytest.CaptureFixture[str]) -> None:
+    tiny: dict[str, Any] = {"depth": 2, "embed_dim": 48, "num_heads": 3}
+    name = "vit_small_patch16_dinov3"
+    tensors = {key: tensor + 0.1 for key, tensor in network(0, 2, name, network_args=tiny).state_dict().items()}
+    target = network(0, 1, name, network_args=tiny)
+    report = transfer(target, meta_names(tensors, 0.0), frozen=True)
+    assert report.lines()[0] == f"{len(tensors)} of {len(tensors)} tensors loaded (100.0 % of the weights)"
+    assert report.notes == ["5 tensors fit after timm's own conversion for Eva"]
+    assert all(torch.equal(tensor, tensors[key]) for key, tensor in target.state_dict().items())
+    assert capsys.readouterr().out == ""
+    with pytest.raises(ValueError, match=r"bias other than 0 where the network has none \(2\): blocks.0.attn.qkv.bias"):
+        transfer(target, meta_names(tensors, 0.1), frozen=True)
+    with_bias = network(0, 1, f"{name}_qkvb", network_args=tiny)
+    assert transfer(with_bias, meta_names(tensors, 0.1), frozen=True).share == 1
 
 
 def test_error_for_other_channels() -> None:

@@ -1,0 +1,113 @@
+"""Tests of the poolings of timm networks: family by family against an independent statement, refusals, names, the first form."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor
+
+from benchmarks.timm_families import family, features_of, judge, members
+from networks.frozen_backbone import FrozenBackbone
+from networks.signal_encoder import build_encoder
+from networks.timm_features import TimmFeatures
+
+TOKEN = {"depth": 2, "embed_dim": 48, "num_heads": 3}
+SMALL: dict[str, dict[str, Any]] = {
+    "test_convnext": {},
+    "beit_base_patch16_224": TOKEN,
+    "pit_ti_224": {"base_dims": (8, 8, 8), "depth": (1, 1, 1), "heads": (2, 4, 8)},
+    "tiny_vit_5m_224": {"embed_dims": (8, 16, 24, 32), "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)},
+    "davit_tiny": {"embed_dims": (8, 16, 24, 32), "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)},
+    "cait_xxs24_224": {"depth": 1, "embed_dim": 48, "num_heads": 3},
+}
+"""A few families in small; all of them are in the slow tests."""
+IMAGE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small_members_of_families(name: str) -> None:
+    row = features_of(name, 64, SMALL[name])
+    assert row["inner"].endswith("layers")
+    assert row["native"].isdigit()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", members())
+def test_smallest_member_of_every_kind(name: str) -> None:
+    judge(name)  # raises where something is wrong without a word
+
+
+def test_members_of_every_family_that_timm_lists() -> None:
+    assert {family(name) for name in timm.list_models()} == {family(name) for name in members()}
+
+
+def mean_with(network: Any) -> Tensor:
+    """The mean after the norm of the head, by hand."""
+    mean = network.forward_features(IMAGE).mean((2, 3))
+    norm = network.head.norm
+    return torch.nn.functional.layer_norm(mean, mean.shape[1:], norm.weight, norm.bias, norm.eps)
+
+
+def test_avg_of_convnext_is_after_the_norm_in_its_head() -> None:
+    backbone = FrozenBackbone("test_convnext", image_size=64, pooling="avg")
+    features = backbone(IMAGE)
+    torch.testing.assert_close(features, mean_with(backbone.features.network))
+    assert features.std(dim=1).min() > 0.9
+
+
+def test_class_token_is_put_through_its_own_norm_only() -> None:
+    backbone = FrozenBackbone("beit_base_patch16_224", TOKEN, 64)
+    assert (backbone.features.pooling, backbone.pooling) == ("native", "native")  # the norm is for the mean
+    cls = FrozenBackbone("beit_base_patch16_224", TOKEN, 64, pooling="cls")
+    tokens = cls.features.network.forward_features(IMAGE)  # type: ignore[operator]
+    assert torch.equal(cls(IMAGE), tokens[:, 0])
+    assert cls.pooling == "cls (2)"
+    assert FrozenBackbone("vit_tiny_patch16_224", TOKEN, 64).pooling == "cls"
+
+
+def test_networks_without_classes_that_lose_the_name_of_their_classifier() -> None:
+    for name in ("levit_128s", "efficientvit_m0"):
+        with torch.device("meta"):
+            assert build_encoder(name, in_channels=2, image_size=64)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("pit_ti_224", {"pooling": "avg"}, "class token alone; give cls, or avg with layers [2]"),
+        (
+            "cait_xxs24_224",
+            {"pooling": "cls", "layers": (0,)},
+            "pooling: timm gives no class token of the inner layers of",
+        ),
+        ("crossvit_tiny_240", {"image_size": 64}, "image_size: crossvit_tiny_240 cannot take images of 64 x 64 pixels"),
+    ],
+)
+def test_refusals_say_what_works(name: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        FrozenBackbone(name, SMALL.get(name), **{"image_size": 64, **settings})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_head_of_the_first_form_keeps_it(tmp_path: Path) -> None:
+    first = build_encoder("test_convnext", in_channels=3, image_size=64, pooling="avg")
+    assert isinstance(first, TimmFeatures)
+    state = first.state_dict()
+    now = first.eval()(IMAGE)
+    state._metadata[""]["version"] = 1  # type: ignore[attr-defined]
+    again = build_encoder("test_convnext", in_channels=3, image_size=64, pooling="avg")
+    again.load_state_dict(state)
+    before = again.eval()(IMAGE)
+    torch.testing.assert_close(before, first.network.forward_features(IMAGE).mean((2, 3)))  # type: ignore[operator]
+    assert not torch.allclose(before, now)
+    assert (again.recorded, first.recorded) == ("avg", "avg (2)")
+    file = tmp_path / "resumed.ckpt"  # of a run that was resumed
+    torch.save({"state_dict": again.state_dict()}, file)
+    third = build_encoder("test_convnext", in_channels=3, image_size=64, pooling="avg")
+    third.load_state_dict(torch.load(file, weights_only=True)["state_dict"])
+    assert torch.equal(third.eval()(IMAGE), before)
