@@ -1,47 +1,107 @@
-"""The LearningRateFinder callback: sweeps the learning rate on a copy of the model and trains with the rate it finds.
+r"""The LearningRateFinder callback: sweeps the learning rate on a copy of the model and trains with the rate it finds.
 
     on_fit_start:  copy of module and optimiser --sweep--> rate --> module.lr --> optimiser and schedule are rebuilt
+                                                               \--> config.yaml, lr_find.json
 
 The sweep does not touch the run (callbacks/dry_run.py). A run with the finder is therefore bit-identical to a run configured with
-the rate found, and a crash in the sweep leaves nothing behind. Ratios between parameter groups are kept.
+the rate found, and a crash in the sweep leaves nothing behind. Ratios between parameter groups are kept. config.yaml has the rate
+that the run uses, so whatever reads it (a resume, report, compare, the summary) needs no knowledge of the finder.
 """
 
 from __future__ import annotations
 
 import csv
+import json
 import logging
 import math
 import time
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks.dry_run import DryRun, generators_restored
-from callbacks.lr_curve import RULES, Rule, Suggestion, draw_sweep, ladder, smooth, suggest
-from callbacks.run_folder import run_folder
+from callbacks.find_callbacks import find_callbacks
+from callbacks.lr_curve import RULES, Answer, Rule, at_border, draw_sweep, ladder, smooth, suggest
+from callbacks.run_folder import RunFolder, run_folder
 from foundation.atomic_files import replace_file, write_json
 from foundation.plotting import render, write_png
 
 log = logging.getLogger(__name__)
 
 REPORT_EVERY_S = 5.0
+RECORD = "lr_find.json"
+FAR = 10.0  # a rate found that is this many times higher or lower than the configured one is pointed out
+
+
+class FoundRate(NamedTuple):
+    """Content of lr_find.json: the outcome of the sweep at the first start of a run.
+
+    Attributes:
+        lr: Learning rate with which the run started.
+        configured: The configured learning rate.
+        rule: Rule of the finder.
+        reason: Why the configured rate was kept; empty if the sweep had an answer.
+        in_config: Whether the run's configuration has ``lr``; runs of older versions have ``configured`` there.
+    """
+
+    lr: float
+    configured: float
+    rule: str
+    reason: str
+    in_config: bool
+
+    def __str__(self) -> str:
+        if self.reason:
+            return f"{self.configured:.4g}, as configured; the learning-rate finder found none: {self.reason}"
+        return (
+            f"{self.lr:.4g}, found by LearningRateFinder ({self.rule}) in place of the configured {self.configured:.4g}"
+        )
+
+
+def found_rate(folder: Path, config: dict[str, Any]) -> FoundRate | None:
+    """Return the rate that the finder chose for a run, if the run still uses it; put it into the configuration of an older run.
+
+    Args:
+        folder: Run folder.
+        config: The run's configuration as nested dictionaries; ``model.init_args.lr`` is changed if it is not the rate used.
+
+    Returns:
+        None if the run has no finder, or was resumed with another learning rate.
+
+    Raises:
+        ValueError: lr_find.json cannot be read.
+    """
+    path = folder / RECORD
+    settings = (config.get("model") or {}).get("init_args") or {}
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        lr, configured, rule = float(content["lr"]), float(content["lr_configured"]), str(content["rule"])
+        reason = content.get("reason", "" if content["suggestions"] else "the loss never fell")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: is not the record of a learning-rate finder") from error
+    found = FoundRate(lr, configured, rule, reason, content.get("in_config", False))
+    if not found.in_config and settings.get("lr") == configured:
+        settings["lr"] = lr
+    return found if settings.get("lr") == lr else None
 
 
 class LearningRateFinder(Callback):
     """Sweeps the learning rate before the first step of a new run and trains with the rate found; a resumed run keeps it.
 
-    Writes `lr_find.csv`, `lr_find.json` and `plots/lr_find.png` into the run folder. If the loss never falls, it keeps the
-    configured rate and logs a message.
+    Writes `lr_find.csv`, `lr_find.json` and `plots/lr_find.png` into the run folder, and the rate into its config.yaml. If the
+    curve carries no answer, it keeps the configured rate and says why.
 
     Args:
         lowest: First learning rate of the sweep (of the first parameter group).
         highest: Last learning rate of the sweep.
-        steps: Optimiser steps of the sweep, at least 20.
-        rule: Suggestion to use: `steepest`, `valley` or `minimum` (callbacks/lr_curve.py).
+        steps: Optimiser steps of the sweep, at least 20; an epoch with fewer batches is repeated.
+        rule: Suggestion to use: `bottom`, `steepest`, `valley` or `minimum` (callbacks/lr_curve.py).
         stop_at: Stop the sweep when the averaged loss exceeds this multiple of its lowest value, over 1.
-        smoothing: Weight of the past in the running average of the loss, at least 0 and under 1.
+        smoothing: Weight of the past in the running average of the loss, at least 0 and under 1; the rules smooth as strongly.
     """
 
     def __init__(
@@ -49,7 +109,7 @@ class LearningRateFinder(Callback):
         lowest: float = 1e-5,
         highest: float = 10.0,
         steps: int = 100,
-        rule: Rule = "steepest",
+        rule: Rule = "bottom",
         stop_at: float = 4.0,
         smoothing: float = 0.9,
     ) -> None:
@@ -64,40 +124,70 @@ class LearningRateFinder(Callback):
                 raise ValueError(f"{name}: {wanted}, got {value}")
         self.lowest, self.highest, self.steps, self.rule = lowest, highest, steps, rule
         self.stop_at, self.smoothing = stop_at, smoothing
-        self._saved: dict[str, float] = {}  # lr_configured and lr
+        self._saved: dict[str, Any] = {}  # lr_configured, lr, and whether the configuration has lr
 
     def state_dict(self) -> dict[str, Any]:
-        """The configured learning rate and the one that the run uses."""
+        """The configured learning rate, the one that the run uses, and whether the run's configuration has it (``in_config``)."""
         return dict(self._saved)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep both for `on_fit_start`, which runs later."""
+        """Keep them for `on_fit_start`, which runs later."""
         self._saved = dict(state_dict)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Run the sweep; in a resumed run, use the rate of the first start."""
+        """Run the sweep; a resumed run uses the rate of its configuration, which is the one found unless the user gave another."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         configured = float(cast(float, pl_module.lr))
         if trainer.ckpt_path is not None:
-            # a rate that the user changes for the resumed run takes precedence over the one found
-            if self._saved and self._saved["lr_configured"] == configured:
-                _train_with(trainer, pl_module, self._saved["lr"])
+            self._resume(trainer, pl_module, configured)
             return
         if len(trainer.optimizers) != 1:
             raise MisconfigurationException(f"LearningRateFinder: needs one optimiser, got {len(trainer.optimizers)}")
         begin = time.monotonic()
         rates, losses = self._sweep(trainer, pl_module, configured)
-        smoothed = smooth(losses, self.smoothing)
-        suggestion = suggest(rates, losses, self.smoothing)
-        taken = configured if suggestion is None else float(getattr(suggestion, self.rule))
-        taken = float(trainer.strategy.broadcast(taken))
-        self._saved = {"lr_configured": configured, "lr": taken}
-        _train_with(trainer, pl_module, taken)
-        self._report(suggestion, configured, taken, len(rates), time.monotonic() - begin)
+        answer = self._judged(suggest(rates, losses, self.smoothing), rates)
+        taken = float(getattr(answer.suggestion, self.rule)) if answer.suggestion else configured
+        taken, reason = trainer.strategy.broadcast((taken, answer.reason))
+        self._saved = {"lr_configured": configured, "lr": taken, "in_config": True}
+        found = FoundRate(taken, configured, self.rule, reason, True)
+        if trainer.is_global_zero:
+            self._report(answer, found, len(rates), time.monotonic() - begin)
+        if not reason:
+            _train_with(trainer, pl_module, found)
         folder = run_folder(trainer)
         if folder is not None and trainer.is_global_zero:
-            self._write(folder, rates, losses, smoothed, suggestion, configured, taken)
+            self._write(folder, rates, losses, answer, found)
+
+    def _resume(self, trainer: Trainer, pl_module: LightningModule, configured: float) -> None:
+        saved = self._saved
+        if not saved:
+            return  # the run started without a finder
+        if not saved.get(
+            "in_config"
+        ):  # a checkpoint of an older version, whose configuration has the rate before the sweep
+            self._saved = {**saved, "in_config": True}
+            if configured == saved["lr_configured"] != saved["lr"]:
+                _train_with(trainer, pl_module, FoundRate(saved["lr"], configured, self.rule, "", True))
+                configured = saved["lr"]
+            folder = run_folder(trainer)
+            if folder is not None and trainer.is_global_zero and (folder / RECORD).is_file():
+                content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+                write_json(folder / RECORD, {**content, "in_config": True})
+        if configured != saved["lr"]:
+            log.info(
+                f"learning-rate finder: lr {configured:.3g} is given and replaces {saved['lr']:.3g}, the one found"
+            )
+
+    def _judged(self, answer: Answer, rates: list[float]) -> Answer:
+        """The answer without its suggestion if the chosen rule ends at the border of the sweep."""
+        if answer.suggestion is None:
+            return answer
+        rate = getattr(answer.suggestion, self.rule)
+        if not at_border(rate, rates):
+            return answer
+        reason = f"the rule {self.rule} ends at lr {rate:.3g}, the border of the sweep; change `lowest` and `highest`"
+        return answer._replace(suggestion=None, reason=reason)
 
     # ---- the sweep ----
 
@@ -128,51 +218,55 @@ class LearningRateFinder(Callback):
 
     # ---- the result ----
 
-    def _report(
-        self, suggestion: Suggestion | None, configured: float, taken: float, steps: int, seconds: float
-    ) -> None:
-        if suggestion is None:
-            log.info(
-                f"learning-rate finder: the loss never fell between lr {self.lowest:.3g} and {self.highest:.3g} ({steps} steps); "
-                f"training uses the configured lr {configured:.3g}; check the range and the data"
+    def _report(self, answer: Answer, found: FoundRate, steps: int, seconds: float) -> None:
+        if answer.suggestion is None:
+            log.warning(
+                f"learning-rate finder: no answer between lr {self.lowest:.3g} and {self.highest:.3g} ({steps} steps): "
+                f"{found.reason}; training uses the configured lr {found.configured:.3g}"
             )
             return
-        others = ", ".join(f"{rule} {rate:.3g}" for rule, rate in suggestion._asdict().items() if rule != self.rule)
+        others = ", ".join(
+            f"{rule} {rate:.3g}" for rule, rate in answer.suggestion._asdict().items() if rule != self.rule
+        )
         log.info(
-            f"learning-rate finder: lr {taken:.3g} ({self.rule}; {others}) in place of {configured:.3g}, "
+            f"learning-rate finder: lr {found.lr:.3g} ({self.rule}; {others}) in place of {found.configured:.3g}, "
             f"{steps} steps in {seconds:.0f} s"
         )
+        factor = found.lr / found.configured
+        if not 1 / FAR < factor < FAR:
+            log.warning(
+                f"learning-rate finder: {found.lr:.3g} is {max(factor, 1 / factor):.3g} times "
+                f"{'higher' if factor > 1 else 'lower'} than the configured {found.configured:.3g}; look at plots/lr_find.png"
+            )
 
-    def _write(
-        self,
-        folder: Path,
-        rates: list[float],
-        losses: list[float],
-        smoothed: list[float],
-        suggestion: Suggestion | None,
-        configured: float,
-        taken: float,
-    ) -> None:
+    def _write(self, folder: Path, rates: list[float], losses: list[float], answer: Answer, found: FoundRate) -> None:
         if rates:
             with replace_file(folder / "lr_find.csv") as temporary, temporary.open("w", newline="") as file:
                 writer = csv.writer(file)
                 writer.writerow(["lr", "loss", "loss_smoothed"])
-                writer.writerows(zip(rates, losses, smoothed, strict=True))
-            write_png(folder / "plots" / "lr_find.png", render(draw_sweep(rates, losses, smoothed, suggestion, taken)))
-        found = None if suggestion is None else suggestion._asdict()
+                writer.writerows(zip(rates, losses, answer.smoothed, strict=True))
+            write_png(folder / "plots" / "lr_find.png", render(draw_sweep(rates, losses, answer, found.lr)))
         content = {
-            "lr": taken,
-            "lr_configured": configured,
+            "lr": found.lr,
+            "lr_configured": found.configured,
             "rule": self.rule,
-            "suggestions": found,
+            "reason": found.reason,
+            "suggestions": answer.suggestion._asdict() if answer.suggestion else None,
             "steps": len(rates),
+            "in_config": True,
         }
-        write_json(folder / "lr_find.json", content)
+        write_json(folder / RECORD, content)
 
 
-def _train_with(trainer: Trainer, pl_module: LightningModule, lr: float) -> None:
-    """Set the learning rate of the module and rebuild optimiser and schedule from it."""
-    pl_module.lr = lr  # type: ignore[assignment]
+def _train_with(trainer: Trainer, pl_module: LightningModule, found: FoundRate) -> None:
+    """Set the learning rate of the module, rebuild optimiser and schedule from it, and put it into the run's configuration."""
+    pl_module.lr = found.lr  # type: ignore[assignment]
     if "lr" in pl_module.hparams:
-        pl_module.hparams["lr"] = lr
+        pl_module.hparams["lr"] = found.lr
     trainer.strategy.setup_optimizers(trainer)
+    for run in find_callbacks(trainer, RunFolder):
+        run.change_model("lr", found.lr, f"{found} ({RECORD})")
+    for logger in trainer.loggers:
+        logger.log_hyperparams(
+            {"lr_used": found.lr}
+        )  # Lightning has logged the configured rate; ours logs at the end of the fit

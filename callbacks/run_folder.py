@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -231,6 +232,13 @@ class RunFolder(Callback):
     def begun(self) -> bool:
         """Whether training has begun, so that there are files to keep."""
         return self._begun
+
+    def change_model(self, name: str, value: Any, note: str) -> None:
+        """Record another value of a setting of the model in the configuration, before it is written; the note heads the file."""
+        content = yaml.safe_load(self.config)
+        if isinstance(content, dict) and name in (settings := (content.get("model") or {}).get("init_args") or {}):
+            settings[name] = value
+            self.config = f"# model.{name}: {note}\n{yaml.safe_dump(content, sort_keys=False)}"
 
     def discard(self) -> None:
         """Remove what this start created, if training never began, so that a failed command leaves nothing behind."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from callbacks.checkpoints import EPOCH, Checkpoints
 from callbacks.find_callbacks import find_callbacks
+from callbacks.learning_rate_finder import found_rate
 from callbacks.metrics_log import read_metrics
 from callbacks.run_folder import RunFolder
 from foundation.atomic_files import replace_file, write_json
@@ -124,7 +125,10 @@ class RunSummary(Callback):
         metrics = {f"best/{k}": best["value"] for k, best in summary["best_metrics"].items() if k.startswith("val/")}
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(hyperparameters(summary["training_args"]), metrics)
+                settings = hyperparameters(summary["training_args"])
+                if "learning_rate" in summary:
+                    settings["lr_configured"] = summary["learning_rate"]["configured"]
+                logger.log_hyperparams(settings, metrics)
 
     def summary(self, trainer: Trainer, run: RunFolder, rows: list[dict[str, float]]) -> dict[str, Any]:
         """Build the content of training_summary.json."""
@@ -139,6 +143,13 @@ class RunSummary(Callback):
             "total_steps": trainer.global_step,
             "training_args": yaml.safe_load(run.config),
         }
+        if found := found_rate(run.path, content["training_args"]):
+            content["learning_rate"] = {
+                "used": found.lr,
+                "configured": found.configured,
+                "rule": found.rule,
+                "reason": found.reason,
+            }
         checkpoints = trainer.checkpoint_callback
         if isinstance(checkpoints, Checkpoints) and checkpoints.best_score is not None:
             name = checkpoints.monitor.replace("/", "_")

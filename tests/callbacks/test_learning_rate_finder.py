@@ -13,12 +13,16 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import Callback, Trainer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
 
-from callbacks import LearningRateFinder, read_metrics
+from callbacks import LearningRateFinder, RunFolder, read_metrics
 from callbacks.dry_run import DryRun
+from callbacks.learning_rate_finder import found_rate
+from callbacks.lr_curve import ladder
 from cli import main
 from datamodules import DigitsDataModule
-from lightning_modules import TernaryClassifier
+from lightning_modules import TernaryClassifier, load_run
 from tests.runs.killing import TINY, Kill, differences, digest, forked, outcome
 
 SWEEP: dict[str, Any] = {"steps": 80, "lowest": 1e-3, "highest": 2.0}
@@ -43,6 +47,15 @@ def fit(config: Path | str, folder: Path, *flags: str, kill: Kill | None = None,
     return log.read_text()
 
 
+def logged(folder: Path) -> dict[str, float]:
+    """The learning rates among the hyperparameters in the TensorBoard events of a run."""
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    settings = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
+    return {name: settings[name].number_value for name in ("lr", "lr_configured") if name in settings}
+
+
 @pytest.mark.slow
 def test_a_run_with_the_finder_equals_a_run_configured_with_its_rate_and_a_resume_is_exact(
     with_finder: Path, tmp_path: Path
@@ -52,8 +65,14 @@ def test_a_run_with_the_finder_equals_a_run_configured_with_its_rate_and_a_resum
     lr = content["lr"]
     assert content["lr_configured"] == 0.05
     assert lr != 0.05
-    assert lr == content["suggestions"]["steepest"]
-    assert f"learning-rate finder: lr {lr:.3g} (steepest; " in output
+    assert lr == content["suggestions"]["bottom"]
+    assert f"learning-rate finder: lr {lr:.3g} (bottom; " in output
+    assert yaml.safe_load((tmp_path / "found" / "config.yaml").read_text())["model"]["init_args"]["lr"] == lr
+    summary = json.loads((tmp_path / "found" / "training_summary.json").read_text())
+    assert summary["training_args"]["model"]["init_args"]["lr"] == summary["learning_rate"]["used"] == lr
+    assert summary["learning_rate"]["configured"] == 0.05
+    assert logged(tmp_path / "found") == {"lr": pytest.approx(lr), "lr_configured": pytest.approx(0.05)}
+    assert load_run(tmp_path / "found").hparams["lr"] == lr
     with (tmp_path / "found" / "lr_find.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == content["steps"] >= 20
@@ -81,17 +100,46 @@ def test_a_run_with_the_finder_equals_a_run_configured_with_its_rate_and_a_resum
     log = tmp_path / "resumed.log"
     assert forked(["fit", "--resume", str(tmp_path / "broken")], log=log) == 0, log.read_text()
     assert "learning-rate finder" not in log.read_text()
+    assert "changed   model.lr" not in log.read_text()
     assert not differences(outcome(tmp_path / "found"), outcome(tmp_path / "broken"))
 
 
 @pytest.mark.slow
-def test_a_rate_given_to_a_resumed_run_takes_precedence(with_finder: Path, tmp_path: Path) -> None:
+def test_a_run_of_an_older_version_resumes_with_its_rate(with_finder: Path, tmp_path: Path) -> None:
+    # its config.yaml has the configured rate, and neither its checkpoint nor lr_find.json has in_config
+    fit(with_finder, tmp_path / "found")
+    fit(with_finder, tmp_path / "old", kill=Kill("backward", 11), code=-9)
+    lr = json.loads((tmp_path / "found" / "lr_find.json").read_text())["lr"]
+    config = yaml.safe_load((tmp_path / "old" / "config.yaml").read_text())
+    config["model"]["init_args"]["lr"] = 0.05
+    (tmp_path / "old" / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    record = json.loads((tmp_path / "old" / "lr_find.json").read_text())
+    (tmp_path / "old" / "lr_find.json").write_text(json.dumps({k: v for k, v in record.items() if k != "in_config"}))
+    last = tmp_path / "old" / "checkpoints" / "last.ckpt"
+    content = torch.load(last, weights_only=True)
+    del content["callbacks"]["LearningRateFinder"]["in_config"]
+    torch.save(content, last)
+    assert forked(["fit", "--resume", str(tmp_path / "old")], log=tmp_path / "log") == 0, (tmp_path / "log").read_text()
+    assert not differences(outcome(tmp_path / "found"), outcome(tmp_path / "old"))
+    resumed = yaml.safe_load((tmp_path / "old" / "config.resume-1.yaml").read_text())
+    assert resumed["model"]["init_args"]["lr"] == lr
+    assert json.loads((tmp_path / "old" / "lr_find.json").read_text())["in_config"] is True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given", [0.007, 0.05], ids=["another", "the one configured at first"])
+def test_a_rate_given_to_a_resumed_run_takes_precedence(with_finder: Path, tmp_path: Path, given: float) -> None:
     folder = tmp_path / "run"
     fit(with_finder, folder)
-    arguments = ["fit", "--resume", str(folder), "--trainer.max_epochs", "3", "--model.lr", "0.007"]
+    arguments = ["fit", "--resume", str(folder), "--trainer.max_epochs", "3", "--model.lr", str(given)]
     assert forked(arguments, log=tmp_path / "log") == 0, (tmp_path / "log").read_text()
+    assert f"lr {given} is given and replaces " in (tmp_path / "log").read_text()
     groups = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"][0]["param_groups"]
-    assert [group["initial_lr"] for group in groups] == [0.007, 0.007]
+    assert [group["initial_lr"] for group in groups] == [given, given]
+    config = yaml.safe_load((folder / "config.resume-1.yaml").read_text())
+    assert config["model"]["init_args"]["lr"] == given
+    assert found_rate(folder, config) is None
+    assert "learning_rate" not in json.loads((folder / "training_summary.json").read_text())
 
 
 class TwoRates(TernaryClassifier):
@@ -137,9 +185,21 @@ class Rates(Callback):
 
 def test_the_rate_is_the_peak_of_one_cycle_and_groups_keep_their_ratio(tmp_path: Path) -> None:
     finder, rates = LearningRateFinder(**SWEEP), Rates()
-    _, module = started(finder, tmp_path, callbacks=[rates])
+    text = "model: {class_path: TwoRates, init_args: {lr: 0.05}}"
+    trainer, module = started(finder, tmp_path, callbacks=[RunFolder(tmp_path / "run", text), rates])
     lr = finder.state_dict()["lr"]
     assert module.lr == lr != 0.05
+    # the configuration of the run has the rate used, and says where it comes from
+    recorded = (tmp_path / "run" / "config.yaml").read_text()
+    assert recorded.startswith(
+        f"# model.lr: {lr:.4g}, found by LearningRateFinder (bottom) in place of the configured 0.05"
+    )
+    found = found_rate(tmp_path / "run", yaml.safe_load(recorded))
+    assert found == (lr, 0.05, "bottom", "", True)
+    assert yaml.safe_load(recorded)["model"]["init_args"]["lr"] == lr
+    # an epoch has fewer batches than the sweep has steps, and the sweep goes on all the same
+    steps = json.loads((tmp_path / "run" / "lr_find.json").read_text())["steps"]
+    assert steps > 2 * trainer.num_training_batches
     steps = len(rates.seen)
     reference = torch.optim.lr_scheduler.OneCycleLR(
         torch.optim.SGD([torch.zeros(1)], lr=lr, momentum=0.9),
@@ -223,14 +283,76 @@ def test_a_crash_in_the_sweep_leaves_nothing(
     assert not list(folder.rglob("*.ckpt"))
 
 
-def test_a_loss_that_never_falls_keeps_the_configured_rate(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    finder = LearningRateFinder(lowest=1e-9, highest=1e-8, steps=20)
-    with caplog.at_level("INFO"):
-        _, module = started(finder, tmp_path)
-    assert module.lr == 0.05
-    assert (
-        "the loss never fell between lr 1e-09 and 1e-08 (20 steps); training uses the configured lr 0.05" in caplog.text
+def swept(losses: list[float], folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> tuple[float, str]:
+    """Rate after a sweep with these losses, and the text of the record for people."""
+    finder = LearningRateFinder(lowest=1e-4, highest=1.0, steps=len(losses), **settings)
+    monkeypatch.setattr(finder, "_sweep", lambda *_: (ladder(1e-4, 1.0, len(losses)), losses))
+    text = "model: {class_path: TwoRates, init_args: {lr: 0.05}}"
+    trainer, module = started(
+        finder, folder, callbacks=[RunFolder(folder / "run", text)], max_steps=1, limit_val_batches=0
     )
+    config = yaml.safe_load((folder / "run" / "config.yaml").read_text())
+    found = found_rate(folder / "run", config)
+    assert config["model"]["init_args"]["lr"] == module.lr == trainer.optimizers[0].defaults["lr"]
+    assert finder.state_dict() == {"lr_configured": 0.05, "lr": module.lr, "in_config": True}
+    return float(module.lr), str(found)
+
+
+FALL = [2.0] * 7 + [2.0 - 0.2 * i for i in range(6)] + [1.0] * 4 + [3.0] * 23
+
+
+@pytest.mark.parametrize(
+    ("losses", "settings", "reason"),
+    [
+        ([2.0] * 40, {}, "the loss never falls by more than its noise"),
+        ([2.0] * 37 + [1.9, 1.5, 1.0], {}, "the loss falls only at the last rates of the sweep; raise `highest`"),
+        (
+            [2.0] * 6 + [2.0 - 0.2 * i for i in range(6)] + [1.0 + 0.2 * i for i in range(28)],
+            {"rule": "minimum"},
+            "the rule minimum ends at lr 0.000134, the border of the sweep; change `lowest` and `highest`",
+        ),
+    ],
+    ids=["flat", "falls at the end", "ends at the border"],
+)
+def test_a_curve_without_an_answer_keeps_the_configured_rate(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    losses: list[float],
+    settings: dict[str, Any],
+    reason: str,
+) -> None:
+    rate, record = swept(losses, tmp_path, monkeypatch, **settings)
+    assert rate == 0.05
+    assert record == f"0.05, as configured; the learning-rate finder found none: {reason}"
+    assert (
+        f"no answer between lr 0.0001 and 1 (40 steps): {reason}; training uses the configured lr 0.05" in caplog.text
+    )
+    assert json.loads((tmp_path / "run" / "lr_find.json").read_text())["reason"] == reason
+
+
+def test_a_rate_far_from_the_configured_one_is_pointed_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rate, record = swept(FALL, tmp_path, monkeypatch)
+    assert rate == pytest.approx(1.7e-3, rel=0.4)
+    assert record == f"{rate:.4g}, found by LearningRateFinder (bottom) in place of the configured 0.05"
+    assert (
+        f"{rate:.3g} is {0.05 / rate:.3g} times lower than the configured 0.05; look at plots/lr_find.png"
+        in caplog.text
+    )
+
+
+def test_the_record_of_an_older_run_puts_the_rate_used_into_its_configuration(tmp_path: Path) -> None:
+    record = {"lr": 0.2, "lr_configured": 0.1, "rule": "steepest", "suggestions": {"steepest": 0.2}, "steps": 100}
+    (tmp_path / "lr_find.json").write_text(json.dumps(record))
+    config: dict[str, Any] = {"model": {"class_path": "A", "init_args": {"lr": 0.1}}}
+    assert found_rate(tmp_path, config) == (0.2, 0.1, "steepest", "", False)
+    assert config["model"]["init_args"]["lr"] == 0.2
+    assert found_rate(tmp_path, {"model": {"init_args": {"lr": 0.3}}}) is None
+    (tmp_path / "lr_find.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"lr_find\.json: is not the record of a learning-rate finder"):
+        found_rate(tmp_path, config)
 
 
 @pytest.mark.parametrize(
@@ -239,7 +361,7 @@ def test_a_loss_that_never_falls_keeps_the_configured_rate(tmp_path: Path, caplo
         ({"lowest": 0.0}, "lowest: over 0 and under highest, got 0.0"),
         ({"lowest": 1.0, "highest": 0.5}, "lowest: over 0 and under highest, got 1.0"),
         ({"steps": 5}, "steps: 20 or more, got 5"),
-        ({"rule": "best"}, "rule: one of valley, steepest, minimum, got best"),
+        ({"rule": "best"}, "rule: one of bottom, steepest, valley, minimum, got best"),
         ({"stop_at": 1.0}, "stop_at: over 1, got 1.0"),
         ({"smoothing": 1.0}, "smoothing: at least 0 and under 1, got 1.0"),
     ],
