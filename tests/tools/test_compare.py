@@ -279,3 +279,32 @@ def test_folders_without_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err == (
         f"error: no run among the 2 given ({tmp_path}, {tmp_path / 'none'}): a run folder has a config.yaml\n"
     )
+
+
+def write_found(folder: Path, lr: float, configured: float, in_config: bool = True) -> None:
+    """Write the record of LearningRateFinder."""
+    content = {"lr": lr, "lr_configured": configured, "rule": "bottom", "reason": "", "suggestions": {"bottom": lr}}
+    (folder / "lr_find.json").write_text(json.dumps({**content, "in_config": in_config}))
+
+
+def test_a_rate_that_the_finder_chose_is_shown_and_is_no_setting(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = write_run(tmp_path / "given", CLASSIFIER, epochs("val/acc", 0.5))
+    first = write_run(tmp_path / "first", CLASSIFIER, epochs("val/acc", 0.6), lr=0.03)
+    second = write_run(tmp_path / "second", CLASSIFIER, epochs("val/acc", 0.8), seed=1, lr=0.06)
+    old = write_run(tmp_path / "old", SEGMENTER, epochs("val/iou", 0.4))  # its config.yaml has the configured rate
+    write_found(first, 0.03, 0.1)
+    write_found(second, 0.06, 0.1)
+    write_found(old, 0.02, 0.1, in_config=False)
+    assert [run.settings["model.lr"] for run in map(read_run, (given, first, second, old))] == [0.1, 0.03, 0.06, 0.02]
+    assert main([*map(str, (given, first, second, old)), "--output", str(tmp_path / "out.csv")]) == 0
+    rows = table(tmp_path / "out.csv")
+    assert [row["lr_used"] for row in rows] == ["", "0.03", "0.06", "0.02"]
+    assert [row["lr_configured"] for row in rows] == ["", "0.1", "0.1", "0.1"]
+    assert [row["model.lr"] for row in rows] == ["0.1", "0.03", "0.06", "0.02"]
+    assert [row["group"] for row in rows] == ["1", "2", "2", "3"]
+    shown = capsys.readouterr().out
+    assert "0.03, 0.1" in shown
+    assert "mean of 2 seeds" in shown
+    assert "0.03 to 0.06" in shown

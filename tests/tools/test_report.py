@@ -335,3 +335,23 @@ def test_text_is_shown_as_it_is_in_markdown_and_html(tmp_path: Path) -> None:
     assert '<h2 id="a--b">A &amp; B</h2>' in page
     assert "data:image/png;base64,cG5n" in page
     assert "| -0.5 |" in report_page.to_markdown("t", sections)
+
+
+@pytest.mark.parametrize("in_config", [True, False], ids=["new", "older version"])
+def test_the_learning_rate_that_was_used_is_shown(run: Path, in_config: bool) -> None:
+    content = {"lr": 0.025, "lr_configured": 0.1, "rule": "bottom", "reason": "", "suggestions": {"bottom": 0.025}}
+    (run / "lr_find.json").write_text(json.dumps({**content, "in_config": in_config}))
+    if in_config:
+        config = run / "config.yaml"
+        config.write_text(config.read_text().replace("lr: 0.1", "lr: 0.025"))
+    text = write_report(run).with_suffix(".md").read_text()
+    assert "| learning rate | 0.025, found by LearningRateFinder (bottom) in place of the configured 0.1 |" in text
+    assert "| lr | 0.025 |" in text
+
+
+def test_a_run_resumed_with_another_learning_rate_shows_that_one(run: Path) -> None:
+    content = {"lr": 0.025, "lr_configured": 0.1, "rule": "bottom", "reason": "", "suggestions": {"bottom": 0.025}}
+    (run / "lr_find.json").write_text(json.dumps({**content, "in_config": True}))
+    text = write_report(run).with_suffix(".md").read_text()  # config.yaml has 0.1
+    assert "learning rate |" not in text
+    assert "| lr | 0.1 |" in text

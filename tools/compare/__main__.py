@@ -162,11 +162,17 @@ def _columns(
         Column("status", lambda run: run.status),
         Column("seed", lambda run: run.seed),
         *(Column(name, lambda run, name=name: run.settings.get(name)) for name in differing(runs)[:settings]),  # type: ignore[misc]
+        *([Column("lr used, lr configured", _lr_found)] if any(run.found for run in runs) else []),
         Column("epochs", lambda run: run.epochs),
         *(_best(name) for name in found[:metrics]),
         *(Column(name, lambda run, name=name: run.evaluated.get(name), metric=True) for name in evaluated[:metrics]),  # type: ignore[misc]
         *_costs(price),
     ]
+
+
+def _lr_found(run: Run) -> str | None:
+    """Learning rate that LearningRateFinder chose, and the configured one."""
+    return f"{run.found.lr:.4g}, {run.found.configured:.4g}" if run.found else None
 
 
 def _costs(price: float | None) -> list[Column]:
@@ -240,7 +246,11 @@ def _mean(group: Sequence[Run], column: Column) -> Cell:
         return Cell(f"{_text(statistics.mean(numbers))}{spread}{fewer}")
     if column.title in ("status", "seed", "epochs"):
         return Cell("")
-    return Cell(_text(column.value(group[0])))
+    values = {_text(column.value(run)): column.value(run) for run in group}
+    if len(values) == 1:
+        return Cell(next(iter(values)))
+    # learning rates that the finder chose
+    return Cell(f"{_text(min(numbers))} to {_text(max(numbers))}" if len(numbers) == len(group) else "")
 
 
 def _text(value: Value) -> str:
@@ -296,6 +306,9 @@ def _csv(runs: Sequence[Run], groups: Sequence[Sequence[Run]], price: float | No
         Column("epochs", lambda run: run.epochs),
         *_costs(price),
     ]
+    if any(run.found for run in runs):
+        columns.append(Column("lr_used", lambda run: run.found.lr if run.found else None))
+        columns.append(Column("lr_configured", lambda run: run.found.configured if run.found else None))
     for name in _metrics(runs):
         best = _best(name)
         assert best.epoch is not None

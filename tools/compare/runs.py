@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from callbacks import read_metrics
+from callbacks.learning_rate_finder import FoundRate, found_rate
 from callbacks.summary import best_metrics, read_best
 from lightning_modules.loading import newest_config
 from metrics import direction_of
@@ -20,6 +21,7 @@ Curve = list[tuple[float, float]]
 Value = str | float | int | bool | None
 
 SEED = "seed_everything"
+LR = "model.lr"
 EVALUATIONS = ("validate", "test")
 # settings that do not count as differences between runs
 LEFT_OUT = (SEED, "trainer.logger")
@@ -38,6 +40,7 @@ class Run:
         evaluated: Results of ``validate`` and ``test`` by metric; those on other data begin with the name of the evaluation.
         settings: Every setting by the name of its flag, without the seed.
         seed: Seed of the training.
+        found: The learning rate that LearningRateFinder chose, or None; `settings` has the rate used.
         main: The metric that selected the best checkpoint, or the one given to :func:`read_run`.
         curve: Pairs of epoch and value of the main metric.
         epochs: Number of finished epochs.
@@ -54,6 +57,7 @@ class Run:
     evaluated: dict[str, float] = field(default_factory=dict)
     settings: dict[str, Value] = field(default_factory=dict)
     seed: int | None = None
+    found: FoundRate | None = None
     main: str | None = None
     curve: Curve = field(default_factory=list)
     epochs: int | None = None
@@ -99,6 +103,7 @@ def _read_config(run: Run, folder: Path, metric: str | None) -> None:
     if not (folder / "config.yaml").is_file():
         raise FileNotFoundError
     config = yaml.safe_load(newest_config(folder).read_text(encoding="utf-8"))
+    run.found = found_rate(folder, config)
     seed = config.get(SEED)
     run.seed = seed if isinstance(seed, int) else None
     run.settings = {name: value for name, value in flat(config) if not name.startswith(LEFT_OUT)}
@@ -186,10 +191,14 @@ def _order(name: str) -> tuple[int, str]:
 
 
 def grouped(runs: Sequence[Run]) -> list[list[Run]]:
-    """Group runs that differ only in the seed, in order of first appearance; a run without settings forms its own group."""
+    """Group runs that differ only in the seed, in order of first appearance; a run without settings forms its own group.
+
+    A learning rate that the finder chose is a result, not a setting: such runs are grouped by the configured one.
+    """
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        key = json.dumps(sorted(run.settings.items())) if run.settings else f"no settings: {run.name}"
+        settings = {**run.settings, LR: run.found.configured} if run.found else run.settings
+        key = json.dumps(sorted(settings.items())) if settings else f"no settings: {run.name}"
         groups.setdefault(key, []).append(run)
     return list(groups.values())
 

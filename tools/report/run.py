@@ -15,6 +15,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from callbacks.learning_rate_finder import FoundRate, found_rate
 from callbacks.metrics_log import read_metrics
 from callbacks.pictures.curves import epoch_rows
 
@@ -38,6 +39,7 @@ class Run:
         evaluations: Contents of the files STAGE_metrics.json, by stage.
         other_evaluations: Contents of these files in the folder `evaluations`, by name of the evaluation and stage.
         missing: Names of the missing files.
+        found: The learning rate that LearningRateFinder chose; None without one, or if the run was resumed with another rate.
     """
 
     folder: Path
@@ -51,6 +53,7 @@ class Run:
     evaluations: dict[str, dict[str, Any]]
     other_evaluations: dict[tuple[str, str], dict[str, Any]]
     missing: list[str]
+    found: FoundRate | None = None
 
     @property
     def epochs(self) -> list[dict[str, float]]:
@@ -93,6 +96,8 @@ def read_run(folder: Path) -> Run:
     metrics = folder / "metrics.csv"
     if not metrics.is_file():
         missing.append("metrics.csv")
+    config = _yaml(text, configs[-1])
+    found = found_rate(folder, config)
     evaluations = {path.stem.removesuffix("_metrics"): _json(path, missing) for path in folder.glob("*_metrics.json")}
     others = {
         (path.parent.name, path.stem.removesuffix("_metrics")): _json(path, missing)
@@ -100,7 +105,7 @@ def read_run(folder: Path) -> Run:
     }
     return Run(
         folder,
-        _yaml(text, configs[-1]),
+        config,
         configs[-1].name,
         text,
         read("training_summary.json"),
@@ -110,6 +115,7 @@ def read_run(folder: Path) -> Run:
         dict(sorted(evaluations.items())),
         dict(sorted(others.items())),
         missing,
+        found,
     )
 
 

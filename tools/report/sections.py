@@ -71,6 +71,8 @@ def summary(run: Run) -> Section:
         chosen = run.best.get("metric") != EPOCH
         evaluated = f"{run.best.get('metric')} {number(run.best.get('value'))}, " if chosen else "the last, "
         rows.append(["best checkpoint", f"{evaluated}epoch {run.best.get('epoch')}, {run.best.get('weights')} weights"])
+    if run.found:
+        rows.append(["learning rate", str(run.found)])
     for stage, content in run.evaluations.items():
         listed = ", ".join(f"{name} {number(value)}" for name, value in (content.get("metrics") or {}).items())
         changed = " with other settings" * bool(content.get("overrides"))
