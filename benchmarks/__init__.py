@@ -10,6 +10,7 @@ exit_guarantee.py  how often an exit threshold with a guarantee misses its targe
 clipseg.py         our CLIPSeg with several prompts per image against transformers'
 head_sweep.py      heads trained together against separate runs one after another
 logistic_path.py   our logistic regression over a grid of C against scikit-learn's
+lr_rules.py       rules of the learning-rate finder on simulated (lr_curves.py) and real sweeps
 har_folds.py       rules for choosing the epoch, compared on the training people of UCI HAR
 
 Repeats, medians, machine description, tables and JSON are in foundation/measuring.py. Benchmarks are not tests, because results
