@@ -20,22 +20,20 @@ Interface to the callbacks:
 from __future__ import annotations
 
 import logging
-import math
 from typing import Any, ClassVar, Literal, cast
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.optim import SGD
 
 from foundation.batch_norms import trained_batch_norms
-from foundation.suggestions import nearest
 from lightning_modules.optimizers import build_optimizer, check_optimizer, default_momentum, has_momentum
-from lightning_modules.schedules import Schedule, ScheduleName, Shape, Stage, find_accumulation
+from lightning_modules.scheduled_module import ScheduledModule
+from lightning_modules.schedules import Schedule, ScheduleName, Shape
 from lightning_modules.single_samples import check_batches
 from lightning_modules.unused_settings import given_without_effect
-from metrics.directions import GivenMode, Mode, direction_of, resolve_mode
+from metrics.directions import GivenMode, Mode, direction_of
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +42,7 @@ StepOutput = dict[str, Tensor]
 StageName = Literal["train", "val", "val_raw", "test"]
 
 
-class BaseModule(LightningModule):
+class BaseModule(ScheduledModule):
     """Optimiser, schedule and speed settings shared by all systems.
 
     Args:
@@ -173,11 +171,6 @@ class BaseModule(LightningModule):
     def log_epoch(self, stage: StageName) -> None:
         """Log the epoch metrics of a stage as ``<stage>/<name>`` and reset them. Does nothing by default."""
 
-    @property
-    def metric_names(self) -> list[str]:
-        """Names of all metrics that can be monitored, as ``<stage>/<name>``."""
-        return []
-
     def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
         """Log a metric as Lightning does; in a fit of the command line, callbacks/metrics_log.py sends it to the loggers in a row.
 
@@ -263,62 +256,6 @@ class BaseModule(LightningModule):
         ]
         return [group for group in groups if group["params"]]
 
-    def stages(self) -> list[Stage]:
-        """Stages of the schedule with their optimiser steps, computed from the size of the data and the Trainer's flags."""
-        trainer = self.trainer
-        if (rows := self._rows()) is not None:
-            if find_accumulation(trainer) is not None:
-                raise MisconfigurationException(
-                    "GradientAccumulationScheduler: cannot be used in a run in stages; set --trainer.accumulate_grad_batches"
-                )
-            return [Stage(max(1, steps), factor) for _, steps, factor in rows]
-        if trainer.max_epochs is None or trainer.max_epochs < 0:
-            if trainer.max_steps > 0:
-                return [Stage(trainer.max_steps)]
-            if self.shape.name in ("plateau", "none"):
-                return [Stage(max(1, self._warmup_steps()))]
-            raise MisconfigurationException(
-                f"schedule {self.shape.name} needs the length of the run: set --trainer.max_epochs to a number"
-            )
-        steps = sum(self._steps_of_epoch(epoch) for epoch in range(trainer.max_epochs))
-        return [Stage(max(1, min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps))]
-
-    def _rows(self) -> list[tuple[int, int, float]] | None:
-        """(epochs, optimiser steps, factor on the peak) of each stage, or None if no callback divides the run into stages."""
-        found = (getattr(callback, "schedule_stages", None) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
-        return next((stages(self._steps_per_epoch) for stages in found if stages is not None), None)
-
-    def _steps_per_epoch(self, batch_size: int | None = None, accumulation: int | None = None) -> int:
-        """Optimiser steps per epoch; without ``batch_size`` the batch size of the datamodule is used."""
-        trainer = self.trainer
-        data = getattr(trainer, "datamodule", None)
-        # a notebook with its own loaders; with a datamodule, estimated_stepping_batches would break a mid-epoch resume
-        if data is None:
-            return math.ceil(int(trainer.estimated_stepping_batches) / max(1, cast(int, trainer.max_epochs)))
-        batches = data.num_train_batches() if batch_size is None else data.num_train_batches(batch_size)
-        limit = trainer.overfit_batches or trainer.limit_train_batches  # type: ignore[attr-defined]
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        return math.ceil(batches / (accumulation or trainer.accumulate_grad_batches))
-
-    def _steps_of_epoch(self, epoch: int) -> int:
-        """Optimiser steps of an epoch, with the accumulation that Lightning's GradientAccumulationScheduler sets in it."""
-        found = find_accumulation(self.trainer)
-        if found is None:
-            return self._steps_per_epoch()
-        return math.ceil(self._steps_per_epoch(accumulation=1) / found(epoch))
-
-    def _warmup_steps(self) -> int:
-        if not self.warmup_epochs or self.shape.name == "one_cycle":
-            return 0
-        if (rows := self._rows()) is None:
-            return round(self.warmup_epochs * self._steps_per_epoch())
-        epochs, steps, _ = rows[0]
-        if self.warmup_epochs >= epochs:
-            raise MisconfigurationException(
-                f"model.warmup_epochs: it must be shorter than the first stage of {epochs} epochs, got {self.warmup_epochs}"
-            )
-        return round(self.warmup_epochs * steps / epochs)
-
     def configure_optimizers(self) -> Any:
         """The optimiser and its schedule, stepped once per optimiser step."""
         if self.shape.name == "plateau":
@@ -344,31 +281,6 @@ class BaseModule(LightningModule):
             {k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups
         ]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def _check_plateau(self) -> None:
-        """Refuse a monitor that this run never measures: without it the learning rate would never fall, without a word."""
-        monitor = self.plateau_monitor
-        known = {name for name in self.metric_names if not name.startswith("test/")}
-        known |= {name for callback in self.trainer.callbacks for name in getattr(callback, "metric_names", ())}  # type: ignore[attr-defined]
-        raw = any(getattr(callback, "validate_raw", False) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
-        if monitor.startswith("val_raw/") and not raw:
-            raise MisconfigurationException(f"plateau_monitor: {monitor} needs the callback EMA with validate_raw")
-        if monitor not in known:
-            listed = ", ".join(sorted(known))
-            raise MisconfigurationException(
-                f"plateau_monitor: no metric {monitor!r}{nearest(monitor, known)}; there are {listed}"
-            )
-        if monitor.startswith("val") and not self.trainer.enable_validation:
-            raise MisconfigurationException(
-                f"plateau_monitor: {monitor} is a validation metric, but there is no validation; take another metric or schedule"
-            )
-        try:
-            resolve_mode("plateau_mode", monitor, self.plateau_mode)
-        except ValueError as error:
-            raise MisconfigurationException(str(error)) from error
-
-    def _schedule(self) -> Schedule:
-        return cast(Schedule, self.trainer.lr_scheduler_configs[0].scheduler)
 
     def unused_settings(self) -> dict[str, str]:
         """Settings of the model that have no effect beside the others, each with the setting that decides it."""
