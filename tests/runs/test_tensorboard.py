@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
-from callbacks import read_metrics
+from callbacks.metrics_log import MetricsLog, MetricsTable, read_metrics
 from tests.runs.killing import TINY, Kill, forked
 from tests.tools.test_every_system import SYSTEMS, arguments_of
 
@@ -62,6 +64,16 @@ def test_a_run_that_is_shorter_than_log_every_n_steps_has_its_learning_rate(tmp_
     short = ["--trainer.max_epochs", "1", "--trainer.log_every_n_steps", "50", "--trainer.callbacks", "[]"]
     assert forked(["fit", "--config", TINY, "--run_dir", str(folder), *short], log=log) == 0, log.read_text()
     assert len(check(folder)["lr/weights"]) == 1
+
+
+def test_the_events_are_written_before_a_checkpoint_counts_the_rows(tmp_path: Path) -> None:
+    log, saved = MetricsLog(), []
+    log.table = MetricsTable(tmp_path / "metrics.csv")
+    log.table.append({"epoch": 1, "step": 2, "val/acc": 0.5})
+    logger: Any = SimpleNamespace(save=lambda: saved.append(True))
+    log._loggers = [logger]
+    assert log.state_dict()["rows"] == 1
+    assert saved == [True]
 
 
 def check_broken(tmp_path: Path, arguments: list[str], kills: list[Kill]) -> None:
