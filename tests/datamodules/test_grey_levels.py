@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from numpy.typing import NDArray
 from PIL import Image
 
-from datamodules import ImageFolderDataModule
+from datamodules import ImageFolderDataModule, PromptedSegmentationDataModule, PromptSet
 from datamodules.images.decoding import FULL, central, squeezed
 
 RAMP = np.arange(64, dtype=np.uint16).reshape(8, 8) * 60 + 100  # 12 bits: 100 to 3,880
@@ -102,3 +102,27 @@ def test_what_has_no_known_range_is_refused_by_name(tmp_path: Path) -> None:
         data.setup("fit")
     with pytest.raises(ValueError, match=r"levels is \[5, 5\] but must be \[BLACK, WHITE\], or null"):
         data_of(tmp_path, levels=[5, 5])
+
+
+def test_segmentation_keeps_the_levels_in_training_and_evaluation(tmp_path: Path) -> None:
+    for name in ("images", "masks"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+    for number in range(12):
+        Image.fromarray(RAMP + np.uint16(number)).save(tmp_path / "set" / "images" / f"{number:02}.png")
+        Image.fromarray(((RAMP > 2000) * 255).astype(np.uint8)).save(tmp_path / "set" / "masks" / f"{number:02}.png")
+    small: dict[str, Any] = {
+        "workers": 0,
+        "image_size": 8,
+        "batch_size": 2,
+        "val_fraction": 0.25,
+        "test_fraction": 0.25,
+    }
+    data = PromptedSegmentationDataModule(str(tmp_path), [PromptSet("set", ["bright"])], levels=[0, 4095], **small)
+    data.setup("fit")
+    data.check_input(("train", "val"))
+    batch: Any = next(iter(data.val_dataloader()))
+    number = int(data.pairs[int(batch["index"][0])].image.stem)
+    assert torch.allclose(
+        batch["image"][0], torch.from_numpy((RAMP + number) / 4095).float().expand(3, 8, 8), atol=1e-6
+    )
+    assert next(iter(data.train_dataloader()))["image"].dtype == torch.float32
