@@ -89,14 +89,15 @@ def _is_whole(file: ImageFile.ImageFile, stream: BinaryIO, size: int) -> bool:
     if kind == "TIFF":
         tags = file.tag_v2  # type: ignore[attr-defined]
         starts, counts = (tags.get(strips, tags.get(tiled, ())) for strips, tiled in ((273, 324), (279, 325)))
-        return len(starts) == len(counts) > 0 and size >= max(map(sum, zip(starts, counts, strict=True)))
+        ends = [int(start) + int(count) for start, count in zip(starts, counts, strict=False)]
+        return len(starts) == len(counts) > 0 and size >= max(ends)
     stream.seek(0)
     if kind == "WEBP":
         return size >= 8 + int.from_bytes(stream.read(8)[4:], "little")
     if kind in ("AVIF", "HEIF"):
         return _boxes_end(stream, size)
-    ends = {"JPEG": JPEG_END, "MPO": JPEG_END, "PNG": PNG_END, "GIF": GIF_END, "JPEG2000": JPEG_END}
-    end = ends.get(kind or "")
+    marks = {"JPEG": JPEG_END, "MPO": JPEG_END, "PNG": PNG_END, "GIF": GIF_END, "JPEG2000": JPEG_END}
+    end = marks.get(kind or "")
     if end is None or size < len(end):
         return False
     stream.seek(size - len(end))

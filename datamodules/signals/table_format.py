@@ -145,4 +145,4 @@ def _check_once(names: Array, window: Array, time: Array, order: Array) -> None:
 
 def _in_blocks(window: Array) -> bool:
     """Whether the table is written window by window: on average at least two lines of a window follow each other."""
-    return 2 * (1 + np.count_nonzero(np.diff(window))) <= len(window)
+    return bool(2 * (1 + np.count_nonzero(np.diff(window))) <= len(window))
