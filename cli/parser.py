@@ -83,6 +83,11 @@ def replace_lists() -> None:
     def adapted(val: Any, typehint: Any, **settings: Any) -> Any:
         if type(val) is list and not settings.get("append"):  # added items are new already, and need the earlier ones
             settings["prev_val"] = None
+            for item in val:
+                if isinstance(item, dict) and "init_args" in item and "class_path" not in item:
+                    raise ValueError(
+                        "- an item with init_args needs a class_path, because a list replaces the earlier one"
+                    )
         return adapt(val, typehint, **settings)  # type: ignore[no-untyped-call]
 
     _typehints.adapt_typehints = adapted  # type: ignore[assignment]

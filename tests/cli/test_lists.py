@@ -13,7 +13,7 @@ import callbacks
 import datamodules
 import lightning_modules
 from cli.parser import below
-from cli.run_flags import split_flags
+from cli.run_flags import UsageError, split_flags
 from cli.vision_cli import VisionCLI
 
 CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
@@ -92,6 +92,12 @@ def test_a_list_within_a_list(way: str, tmp_path: Path) -> None:
     assert found[0]["init_args"]["decay"] == inspect.signature(callbacks.EMA).parameters["decay"].default
     assert [stage["strength"] for stage in found[1]["init_args"]["stages"]] == [1.0, 1.0, 1.0]  # were 0.5, 0.75, 1
     assert found[1]["init_args"]["schedule"] == "per_stage"  # was whole
+
+
+def test_an_item_without_its_class_is_refused(tmp_path: Path) -> None:
+    own = [{"init_args": {"decay": 0.9}}, {"class_path": "TernaryShares"}]
+    with pytest.raises(UsageError, match=r"^trainer.callbacks: an item with init_args needs a class_path"):
+        parsed(*CIFAR, *given_as("overlay", "trainer.callbacks", own, tmp_path))
 
 
 def test_loggers(tmp_path: Path) -> None:
