@@ -42,7 +42,7 @@ def test_evaluation_uses_sums_per_sample(monkeypatch: pytest.MonkeyPatch) -> Non
     module = set_up([1.0, 0.1], settings={"pixel": "none"})
     torch.manual_seed(0)
     logits, mask = torch.randn(3, 1, 4, 4), torch.rand(3, 1, 4, 4) > 0.5
-    batch = {
+    batch: dict[str, Any] = {
         "image": None,
         "prompt": [""] * 3,
         "image_index": None,
