@@ -189,7 +189,8 @@ def real(options: argparse.Namespace) -> None:
     """Runs the cases and prints, for each rule, its pick and the share of the grid's best accuracy that the run with it reaches."""
     small_photos(options.data / "flowers", options.out / "photos")
     features(options)
-    rows, shares = [], {name: [] for name in COMPARED}
+    rows: list[list[str]] = []
+    shares: dict[str, list[float]] = {name: [] for name in COMPARED}
     for number, case in enumerate(CASES):
         words, place = case.words(options), options.out / str(number)
         rates, losses = swept(place / "sweep_0", words)

@@ -13,8 +13,8 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import Callback, Trainer
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.hparams import plugin_data_pb2
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+from tensorboard.plugins.hparams import plugin_data_pb2  # type: ignore[import-untyped]
 
 from callbacks import LearningRateFinder, RunFolder, read_metrics
 from callbacks.dry_run import DryRun
