@@ -38,7 +38,7 @@ COMPARED = {
     "minimum": ("both sides", "minimum"),
     "steepest of older versions": ("average from its maximum", "steepest"),
 }
-LIGHT = ("--trainer.enable_progress_bar", "false", "--trainer.enable_checkpointing", "false")
+LIGHT: tuple[str, ...] = ("--trainer.enable_progress_bar", "false", "--trainer.enable_checkpointing", "false")
 LIGHT += ("--trainer.logger", "false", "--curves.every_s", "null")
 FINDER = '{"class_path": "LearningRateFinder"}'
 EMA = '[{"class_path": "EMA", "init_args": {"decay": 0.99}}]'
@@ -66,12 +66,12 @@ class Case(NamedTuple):
 
 
 DIGITS = ("--trainer.max_epochs", "5")
-PHOTOS = ("--data.root", "{out}/photos", "--data.val_fraction", "0.4", "--data.test_fraction", "0.05")
+PHOTOS: tuple[str, ...] = ("--data.root", "{out}/photos", "--data.val_fraction", "0.4", "--data.test_fraction", "0.05")
 PHOTOS += ("--data.image_size", "48", "--data.batch_size", "32", "--data.policy", "none", "--data.workers", "0")
 SCRATCH = (*PHOTOS, "--data.mixup_prob", "0", "--model.architecture", "resnet10t", "--trainer.max_epochs", "6")
 HAR = ("--data.root", "{out}", "--data.generate", "true", "--trainer.max_epochs", "3")
 SIGNALS = (*HAR, "--data.mode", "signals", "--model.architecture", "signal_resnet")
-FINE = ("--model.architecture", "mobilenetv2_100", "--model.network_args", '{"pad_type": "same"}')
+FINE: tuple[str, ...] = ("--model.architecture", "mobilenetv2_100", "--model.network_args", '{"pad_type": "same"}')
 FINE += ("--model.pretrained", "false", "--model.weights", "{data}/weights/" + WEIGHTS, "--trainer.max_epochs", "3")
 MEAN = ("--data.mean", "[0.5,0.5,0.5]", "--data.std", "[0.5,0.5,0.5]", "--model.freeze", "norm_statistics")
 CASES = (

@@ -104,7 +104,7 @@ def _of_checkpoint(path: Path, content: dict[str, Any], names: Collection[str]) 
     state = {**content["state_dict"], **content.get("ema", {}).get("state_dict", {})}
     network = {name: tensor for name, tensor in state.items() if name.startswith("network.")}
     about = {name: content["hyper_parameters"].get(name) for name in ("class_names", "mean", "std")}
-    lists = {name: list(value) for name, value in about.items() if isinstance(value, (list, tuple))}
+    lists: dict[str, Any] = {name: list(value) for name, value in about.items() if isinstance(value, (list, tuple))}
     return _said(path, *_named_as(network or state, names))._replace(**lists)
 
 

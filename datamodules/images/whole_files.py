@@ -84,7 +84,8 @@ def _is_whole(file: ImageFile.ImageFile, stream: BinaryIO, size: int) -> bool:
     kind, tiles = file.format, list(file.tile)
     if kind in ("BMP", "PPM", "TGA", "TIFF") and tiles and all(tile[0] == "raw" for tile in tiles):  # not compressed
         bits = {"1": 1, "I;16": 16, "I;16B": 16, "RGB": 24, "RGBA": 32, "I": 32, "F": 32}.get(file.mode, 8)
-        rows = sum(tile[1][3] - tile[1][1] for tile in tiles)
+        boxes = [tile[1] for tile in tiles if tile[1] is not None]
+        rows: int = sum(box[3] - box[1] for box in boxes)
         return size >= rows * (file.width * bits // 8)
     if kind == "TIFF":
         tags = file.tag_v2  # type: ignore[attr-defined]

@@ -308,7 +308,9 @@ class PromptedSegmentationDataModule(DescribedPromptSets):
         places = {split: self.splits[split]["index"].tolist() for split in splits}
         chosen = [place for found in places.values() for place in found]
         judge_images(self.root, [self.pairs[place] for place in chosen], [self._looks[place] for place in chosen])
-        pairs = {split: [self.pairs[place] for place in found] for split, found in places.items()}
+        pairs: dict[str, list[Pair]] = {
+            split: [self.pairs[place] for place in found] for split, found in places.items()
+        }
         self._named |= judge_masks(self.root, pairs, self.class_names)
 
     def _list_images(self, folder: Path) -> None:

@@ -142,9 +142,9 @@ def test_compressed_run_lengths_are_read(tmp_path: Path, seed: int) -> None:
     data = data_of(tmp_path, STAIN)
     for pair in data.pairs:
         expected = masks.get((100 + int(pair.image.stem[1:]), 7), np.zeros((10, 20), bool))
-        mask = mask_of(pair)[0]
-        assert mask is not None
-        assert np.array_equal(mask[0].numpy(), expected)
+        found = mask_of(pair)[0]
+        assert found is not None
+        assert np.array_equal(found[0].numpy(), expected)
 
 
 def of_first(key: str, value: Any, kind: str = "annotations") -> Callable[[dict[str, Any]], object]:

@@ -221,7 +221,11 @@ def blank(column: int, text: str) -> Callable[[list[list[object]]], object]:
 
 
 def numbered(column: int) -> Callable[[list[list[object]]], object]:
-    return lambda rows: [row.insert(column, number) for number, row in enumerate(rows)]
+    def insert(rows: list[list[object]]) -> None:
+        for number, row in enumerate(rows):
+            row.insert(column, number)
+
+    return insert
 
 
 def anew(step: float) -> Callable[[list[list[object]]], object]:
