@@ -53,10 +53,14 @@ class NoProfiler(PassThroughProfiler):
 
 
 def skip_empty_hooks(callbacks: Iterable[Callback]) -> None:
-    """Set the step hooks that a callback does not implement to None, so that Lightning skips them."""
+    """Set the step hooks that a callback does not implement to None, so that Lightning skips them.
+
+    A hook is implemented if it is anything but the method of ``Callback``: also a static method, or a function set on the object,
+    as ``LambdaCallback`` does.
+    """
     for callback in callbacks:
         for name in STEP_HOOKS:
-            if getattr(callback, name).__func__ is getattr(Callback, name):
+            if getattr(getattr(callback, name), "__func__", None) is getattr(Callback, name):
                 setattr(callback, name, None)
 
 
@@ -147,9 +151,10 @@ class FastEpochLoop(_TrainingEpochLoop):
         self._module: LightningModule = module
         self._prepare = batch_hooks(trainer)
         found = {name: [getattr(callback, name) for callback in trainer.callbacks] for name in STEP_HOOKS}  # type: ignore[attr-defined]
-        self._hooks = {name: [hook for hook in hooks if hook is not None] for name, hooks in found.items()}
+        self._hooks = {name: [hook for hook in hooks if callable(hook)] for name, hooks in found.items()}
         self._autocast = None if type(precision) is Precision else precision.train_step_context
-        self._clips = trainer.gradient_clip_val is not None or is_overridden("configure_gradient_clipping", module)
+        self._clips = is_overridden("configure_gradient_clipping", module)
+        self._limits = (trainer.limit_val_batches, trainer.check_val_every_n_epoch)
         self._validates = super()._should_check_val_epoch()
         data_fetcher._start_profiler = data_fetcher._stop_profiler = _profile_nothing
 
@@ -225,8 +230,9 @@ class FastEpochLoop(_TrainingEpochLoop):
             self._call("on_after_backward")
         if steps:
             self._call("on_before_optimizer_step", optimizer)
-            if self._clips:
-                clip, algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
+            clip = trainer.gradient_clip_val  # a callback may set it in any step
+            if clip is not None or self._clips:
+                algorithm = trainer.gradient_clip_algorithm
                 module.configure_gradient_clipping(optimizer, gradient_clip_val=clip, gradient_clip_algorithm=algorithm)
             optimizer.step()
             progress.step.increment_completed()
@@ -253,7 +259,10 @@ class FastEpochLoop(_TrainingEpochLoop):
         )
 
     def _should_check_val_epoch(self) -> bool:
-        return self._validates if self._plain else super()._should_check_val_epoch()
+        trainer = self.trainer
+        if self._plain and (trainer.limit_val_batches, trainer.check_val_every_n_epoch) == self._limits:
+            return self._validates
+        return super()._should_check_val_epoch()
 
     def update_lr_schedulers(self, interval: str, update_plateau_schedulers: bool) -> None:
         """Step the schedules around Lightning's own step; the fast path has done it in ``advance``."""

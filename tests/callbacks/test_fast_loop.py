@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import UserDict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, LambdaCallback, StochasticWeightAveraging
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loops.optimization.automatic import Closure
@@ -80,6 +81,31 @@ def test_overridden_hooks_are_called_and_the_others_skipped(tmp_path: Path) -> N
     trainer = Trainer(max_steps=2, limit_val_batches=0, callbacks=[heard], **options)
     trainer.fit(BoringModel())
     assert heard.calls == ["on_before_zero_grad", "on_train_batch_end"] * 2 + ["on_fit_end"]
+
+
+class Static(Callback):
+    """Has hooks that are not ordinary methods: static, partial and a lambda of the object."""
+
+    calls: ClassVar[list[str]] = []
+
+    def __init__(self) -> None:
+        setattr(self, "on_before_backward", partial(self._note, "partial"))  # noqa: B010 (mypy)
+        setattr(self, "on_after_backward", lambda trainer, module: self.calls.append("lambda"))  # noqa: B010
+
+    @staticmethod
+    def on_train_batch_start(trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        Static.calls.append("static")
+
+    def _note(self, name: str, *args: Any) -> None:
+        self.calls.append(name)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_hooks_that_are_not_ordinary_methods_are_called(tmp_path: Path, fast: bool) -> None:
+    Static.calls.clear()
+    ended = LambdaCallback(on_train_batch_end=lambda *args: Static.calls.append("LambdaCallback"))
+    fit(fast, tmp_path, Small(), Data(), [Static(), ended], max_epochs=1)
+    assert Static.calls == ["static", "partial", "lambda", "LambdaCallback"] * 7
 
 
 class Everything(Callback):
@@ -240,6 +266,24 @@ def test_overridden_behaviour_is_left_to_lightning(tmp_path: Path, kind: type[Sm
 
 def test_accumulation_that_ends_during_the_fit(tmp_path: Path) -> None:
     check_same(tmp_path, Logs, steps=21, makers=[lambda: GradientAccumulationScheduler({0: 4, 1: 1})])
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_a_callback_may_change_the_clipping_in_any_step(tmp_path: Path, algorithm: str) -> None:
+    class ClipsSome(Callback):
+        def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+            trainer.gradient_clip_val = (None, 0.05, 0.01)[trainer.global_step % 3]
+            trainer.gradient_clip_algorithm = algorithm  # type: ignore[assignment]
+
+    check_same(tmp_path, Small, steps=21, makers=[ClipsSome])
+
+
+def test_a_callback_may_switch_validation_off_during_an_epoch(tmp_path: Path) -> None:
+    class NotTheSecond(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+            trainer.limit_val_batches = 0 if trainer.current_epoch == 1 else 1.0
+
+    check_same(tmp_path, Small, steps=21, makers=[NotTheSecond])
 
 
 @pytest.mark.filterwarnings("ignore:SWA is currently only supported")
