@@ -30,7 +30,7 @@ from torch.optim import SGD
 from foundation.batch_norms import trained_batch_norms
 from lightning_modules.optimizers import build_optimizer, check_optimizer, default_momentum, has_momentum
 from lightning_modules.scheduled_module import ScheduledModule
-from lightning_modules.schedules import Schedule, ScheduleName, Shape
+from lightning_modules.schedules import ONE_CYCLE_MOMENTUM, Schedule, ScheduleName, Shape, momentum_bounds
 from lightning_modules.single_samples import check_batches
 from lightning_modules.unused_settings import given_without_effect
 from metrics.directions import GivenMode, Mode, direction_of
@@ -56,6 +56,7 @@ class BaseModule(ScheduledModule):
         lr_end: Final learning rate of cosine as a fraction of the peak.
         one_cycle_rise: Fraction of the run in which the learning rate of one-cycle rises.
         one_cycle_momentum: Lowest momentum of one-cycle, which falls from ``momentum`` to this value and returns. None: constant.
+            The default is lowered to ``momentum``; another value above ``momentum`` is an error.
         step_milestones: Fractions of the run at which ``step`` multiplies the learning rate by ``step_gamma``.
         step_gamma: Factor by which ``step`` multiplies the learning rate.
         plateau_monitor: Metric that ``plateau`` monitors.
@@ -84,7 +85,7 @@ class BaseModule(ScheduledModule):
         warmup_epochs: float = 0.0,
         lr_end: float = 0.0,
         one_cycle_rise: float = 0.3,
-        one_cycle_momentum: float | None = 0.85,
+        one_cycle_momentum: float | None = ONE_CYCLE_MOMENTUM,
         step_milestones: list[float] | None = None,
         step_gamma: float = 0.1,
         plateau_monitor: str = "val/loss",
@@ -141,7 +142,10 @@ class BaseModule(ScheduledModule):
         require(0 <= self.shape.end <= 1, "lr_end", self.shape.end, "a share of the peak, 0 to 1")
         require(0 < self.shape.rise < 1, "one_cycle_rise", self.shape.rise, "a share of the run between 0 and 1")
         low = self.one_cycle_momentum if has_momentum(self.optimizer_name) else None
-        require(low is None or 0 <= low <= self.momentum, "one_cycle_momentum", low, "0 to momentum")
+        if low is not None and self.shape.name == "one_cycle":
+            good = 0 <= low <= self.momentum or low == ONE_CYCLE_MOMENTUM
+            require(good, "one_cycle_momentum", low, f"0 to momentum, which is {self.momentum}")
+        require(low is None or 0 <= low < 1, "one_cycle_momentum", low, "a value of at least 0 and under 1")
         for milestone in self.shape.milestones:
             require(0 < milestone < 1, "step_milestones", milestone, "shares of the run between 0 and 1")
         require(0 < self.shape.gamma <= 1, "step_gamma", self.shape.gamma, "a factor over 0, at most 1")
@@ -269,8 +273,7 @@ class BaseModule(ScheduledModule):
         if self.trainer.precision == "bf16-mixed":
             # from this flag of fused optimisers Lightning infers a loss scaler, which bf16 does not have, and refuses to clip
             optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
-        cycles = self.one_cycle_momentum is not None and self.momentum > 0
-        bounds = (cast(float, self.one_cycle_momentum), self.momentum) if cycles else None
+        bounds = momentum_bounds(self.one_cycle_momentum, self.momentum)
         shape, stages = Shape(**{**vars(self.shape), "warmup_steps": self._warmup_steps()}), self.stages()
         if shape.warmup_steps >= stages[0].steps and shape.name != "none":
             log.warning(

@@ -32,6 +32,7 @@ ScheduleName = Literal["cosine", "one_cycle", "step", "plateau", "none"]
 
 ONE_CYCLE_START = 1 / 25  # OneCycleLR: div_factor
 ONE_CYCLE_END = 1 / (25 * 1e4)  # OneCycleLR: div_factor * final_div_factor
+ONE_CYCLE_MOMENTUM = 0.85  # OneCycleLR: base_momentum
 
 
 def find_accumulation(trainer: Any) -> Callable[[int], int] | None:
@@ -114,6 +115,15 @@ def lr_share(shape: Shape, step: int, steps: int) -> float:
     if shape.name == "step":
         return shape.gamma ** sum(step >= round(milestone * steps) for milestone in shape.milestones)
     return 1.0
+
+
+def momentum_bounds(low: float | None, high: float) -> tuple[float, float] | None:
+    """(lowest, highest) momentum of one-cycle, with the lowest at most the highest; None if the momentum is constant.
+
+    >>> momentum_bounds(0.85, 0.95), momentum_bounds(0.85, 0.8), momentum_bounds(None, 0.9), momentum_bounds(0.85, 0.0)
+    ((0.85, 0.95), (0.8, 0.8), None, None)
+    """
+    return None if low is None or high <= 0 else (min(low, high), high)
 
 
 def momentum_value(shape: Shape, bounds: tuple[float, float], step: int, steps: int) -> float:

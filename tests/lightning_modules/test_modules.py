@@ -20,7 +20,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"warmup_epochs": -1.0}, "warmup_epochs: 0 or more, got -1.0"),
     ({"lr_end": 2.0}, "lr_end: a share of the peak, 0 to 1, got 2.0"),
     ({"one_cycle_rise": 1.0}, "one_cycle_rise: a share of the run between 0 and 1, got 1.0"),
-    ({"one_cycle_momentum": 0.95}, "one_cycle_momentum: 0 to momentum, got 0.95"),
+    ({"one_cycle_momentum": 1.5}, "one_cycle_momentum: a value of at least 0 and under 1, got 1.5"),
+    (
+        {"one_cycle_momentum": 0.95, "schedule": "one_cycle"},
+        "one_cycle_momentum: 0 to momentum, which is 0.9, got 0.95",
+    ),
     ({"step_milestones": [0.5, 1.5]}, "step_milestones: shares of the run between 0 and 1, got 1.5"),
     ({"step_gamma": 0.0}, "step_gamma: a factor over 0, at most 1, got 0.0"),
     ({"plateau_factor": 1.0}, "plateau_factor: a factor between 0 and 1, got 1.0"),
@@ -35,6 +39,13 @@ BAD: list[tuple[dict[str, Any], str]] = [
 def test_bad_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LinearClassifier(**{**BASE, **settings})
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "one_cycle", "step", "plateau", "none"])
+@pytest.mark.parametrize("momentum", [0.0, 0.8, 0.85])
+def test_the_default_lowest_momentum_of_one_cycle_refuses_no_momentum(schedule: Any, momentum: float) -> None:
+    LinearClassifier(**BASE, schedule=schedule, momentum=momentum)
+    LinearClassifier(**BASE, schedule="cosine", momentum=momentum, one_cycle_momentum=0.95)
 
 
 def test_vectors_are_not_decayed() -> None:

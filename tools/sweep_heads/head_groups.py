@@ -22,7 +22,7 @@ from torch.optim import SGD
 
 from callbacks.ema import effective_decay, update_average
 from lightning_modules.losses import classification_loss
-from lightning_modules.schedules import Schedule, Shape, Stage
+from lightning_modules.schedules import Schedule, Shape, Stage, momentum_bounds
 from networks.batched_heads import BatchedHeads, Uniform
 from tools.sweep_heads.batched_metrics import metrics, names
 
@@ -76,7 +76,7 @@ class Recipe:
 
     def schedule(self) -> Schedule:
         """Return the schedule, which gives the share of the peak learning rate and beta1 at each step."""
-        bounds = None if self.momentum_low is None else (self.momentum_low, self.momentum)
+        bounds = momentum_bounds(self.momentum_low, self.momentum)
         stages = [Stage(max(1, self.steps_per_epoch * self.epochs))]
         return Schedule(SGD([torch.zeros(1)], lr=1.0), self.shape, stages, bounds)
 
