@@ -9,6 +9,7 @@ docs/feature_cache.md describes the format.
 from __future__ import annotations
 
 import logging
+import shlex
 import warnings
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -238,4 +239,6 @@ class FeatureWriter(Callback):
             f"cache      {writer.folder}: {counts}, {self.header.identity.feature_width} {self.dtype} values each, "
             f"{size / 1e6:,.1f} MB; {done}"
         )
-        log.info(f"train on it  {MAIN} fit --config configs/cascade_cached.yaml --data.cache {writer.folder}")
+        log.info(
+            f"train on it  {MAIN} fit --config configs/cascade_cached.yaml --data.cache {shlex.quote(str(writer.folder))}"
+        )

@@ -16,6 +16,7 @@ import contextlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -155,7 +156,8 @@ class RunFolder(Callback):
     def _check_empty(self, path: Path) -> None:
         if not self.resumed and path.is_dir() and any(entry.name != LOCK for entry in path.iterdir()):
             raise MisconfigurationException(
-                f"run folder {path} is not empty: give another --run_dir, or continue its run with --resume {path}"
+                f"run folder {path} is not empty: give another --run_dir, or continue its run with "
+                f"--resume {shlex.quote(str(path))}"
             )
 
     def hold(self, lock: FolderLock | None = None) -> FolderLock | None:

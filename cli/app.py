@@ -21,6 +21,7 @@ from cli.out_of_memory import halved, hint, release_memory
 from cli.run_flags import COMMANDS, RunFlags, UsageError, split_flags
 from cli.vision_cli import VisionCLI
 from foundation.allocator import keep_freed_memory
+from foundation.project import COMMAND
 from foundation.suggestions import nearest
 
 OK, FAILED, WRONG_INPUT, OUT_OF_MEMORY, NON_FINITE = range(5)
@@ -62,7 +63,7 @@ def main(args: list[str] | None = None) -> int:
 
 def _run(flags: RunFlags, args: list[str]) -> int | RunFlags:
     """Run a command; return its exit code, or the flags of the restart that continues it after running out of memory."""
-    cli = VisionCLI(flags, ["main.py", *args])
+    cli = VisionCLI(flags, [COMMAND, *args])
     try:
         return _outcome(cli)
     finally:

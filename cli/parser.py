@@ -9,22 +9,30 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, get_args, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentParser, _typehints
+from jsonargparse import ArgumentParser, Namespace, _typehints
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
 import callbacks
 from cli.run_flags import FLAGS, UsageError
+from foundation.project import CONFIG_GROUPS, config_names
 from foundation.suggestions import nearest
 
 KINDS = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "text"}
-NOISE = ("Expected a <class 'NoneType'>", "Not a valid subclass of", "Expected a path but", "Does not validate against")
+NOISE = (
+    "Expected a <class 'NoneType'>",
+    "Not a valid subclass of",
+    "Expected a path but",
+    "Does not validate against",
+    'Parser key "',
+)
 
 
 class Parser(LightningArgumentParser):
@@ -107,7 +115,8 @@ def check_configs(paths: Iterable[str]) -> None:
         path = Path(name)
         if not path.is_file():
             there = [str(file) for file in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-            raise UsageError(f"--config {name}: no such file{nearest(str(path), there)}")
+            shipped = [file for inner in CONFIG_GROUPS for file in config_names(inner)]
+            raise UsageError(f"--config {name}: no such file{nearest(str(path), dict.fromkeys([*there, *shipped]))}")
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except yaml.MarkedYAMLError as error:
@@ -137,7 +146,7 @@ def readable(message: str, parser: LightningArgumentParser, configs: list[str]) 
     if found := re.search(r"(?:Option|option) '([^']+)' is not accepted|does not accept option '([^']+)'", message):
         return _unknown_setting(message, found[1] or found[2], flags, configs)
     if "arguments are required: fit.data" in message or re.search(r"required: \w+\.(model|data)\b", message):
-        there = ", ".join(sorted(str(path) for path in Path("configs").glob("*.yaml") if path.stem != "defaults"))
+        there = ", ".join(config_names())
         return f"no model and no data: give --config FILE{f' (there: {there})' if there else ''}"
     if found := re.search(r"arguments are required: ([^\n]+)", message):
         owner = re.findall(r"class_path='[\w.]*?(\w+)'", message) or re.findall(
@@ -157,8 +166,13 @@ def readable(message: str, parser: LightningArgumentParser, configs: list[str]) 
     if found := re.search(r"Expected a <class '([\w.]+)'>\. Got value: ([^\n]*)", message):
         kind = KINDS.get(found[1], found[1].rpartition(".")[2])
         return f"{_setting_name(message)}: {kind} is needed, got {found[2]!r}{_location(found[2], configs)}"
-    key = _setting_name(message)
-    return f"{key}: {_most_informative(message)}" if key != "a setting" else _most_informative(message)
+    key, text = _setting_name(message), _most_informative(message)
+    given = re.search(r"Given value: ([^\n]*)", message)
+    if given and text.startswith("Expected a <class"):
+        found_kinds = dict.fromkeys(re.findall(r"- Expected a <class '([\w.]+)'>", message))
+        kinds = [KINDS.get(one, one.rpartition(".")[2]) for one in found_kinds if one != "NoneType"]
+        text = f"{' or '.join(kinds)} is needed, got {given[1]!r}{_location(given[1], configs)}"
+    return f"{key}: {text}" if key != "a setting" else text
 
 
 def _setting_name(message: str) -> str:
@@ -221,6 +235,43 @@ def below(base: type) -> list[type]:
     """Return a class and all its imported subclasses."""
     direct: list[type] = base.__subclasses__()
     return [base, *(cls for each in direct for cls in below(each))]
+
+
+def check_nulls(config: Namespace) -> None:
+    """Reject null for settings of model, data and callbacks whose default and type are others; jsonargparse takes it for all.
+
+    Args:
+        config: The parsed settings of a command.
+
+    Raises:
+        UsageError: The message has the setting and its default.
+    """
+    callbacks_given = config.trainer.get("callbacks")
+    listed = callbacks_given if isinstance(callbacks_given, list) else [callbacks_given]
+    for part, entry in [
+        ("model", config.model),
+        ("data", config.data),
+        *(("trainer.callbacks", one) for one in listed),
+    ]:
+        if isinstance(entry, Namespace) and (settings := entry.get("init_args")):
+            module, _, name = entry.class_path.rpartition(".")
+            _check_nulls(part, getattr(import_module(module), name), vars(settings))
+
+
+def _check_nulls(part: str, cls: Any, settings: Mapping[str, Any]) -> None:
+    for name in (name for name, value in settings.items() if value is None):
+        for init in (vars(base)["__init__"] for base in getattr(cls, "__mro__", ()) if "__init__" in vars(base)):
+            parameter = inspect.signature(init).parameters.get(name)
+            if parameter is None:
+                continue
+            hint = get_type_hints(init).get(name, Any)
+            if parameter.default not in (None, parameter.empty) and not _takes_null(hint):
+                raise UsageError(f"{part}.{name}: null is no value of it; its default is {parameter.default}")
+            break
+
+
+def _takes_null(hint: Any) -> bool:
+    return hint in (None, type(None), Any, object) or any(_takes_null(one) for one in get_args(hint))
 
 
 def _accepted_settings(cls: type[Any]) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +26,7 @@ from cli import resume
 from cli.callback_checks import check_callbacks, name_cache
 from cli.evaluation import given_settings, overrides, report_results, results_folder
 from cli.launchers import check_launcher
-from cli.parser import Parser, add_run_settings, check_configs, readable
+from cli.parser import Parser, add_run_settings, check_configs, check_nulls, readable
 from cli.predictions import write_predictions
 from cli.resume import RunCheckpoint
 from cli.run_flags import RunFlags, UsageError
@@ -70,7 +71,7 @@ class VisionCLI(LightningCLI):
         folder = self.run_dir
         if self.flags.command != "fit" or folder is None or not (folder / "checkpoints" / "last.ckpt").is_file():
             return None
-        return f"{MAIN} fit --resume {folder}"
+        return f"{MAIN} fit --resume {shlex.quote(str(folder))}"
 
     @property
     def has_begun(self) -> bool:
@@ -163,10 +164,12 @@ class VisionCLI(LightningCLI):
     # ---- instantiation ----
 
     def before_instantiate_classes(self) -> None:
-        """Reject changed settings that a resumed run cannot change; mend directions that an older version recorded wrongly."""
+        """Reject changes that a resumed run cannot take and null where it is no value; mend directions recorded wrongly."""
         if self.source is not None and self.subcommand == "fit":
             resume.mend_modes(self.source, self.config[self.subcommand])
             resume.check_changes(self.source, self.config_dict(), self.flags)
+        elif self.source is None:
+            check_nulls(self.config[self.subcommand])
 
     def config_dict(self) -> dict[str, Any]:
         """Return the configuration of this command as plain YAML values."""
@@ -308,12 +311,15 @@ class VisionCLI(LightningCLI):
         if done:
             return
         log.info(f"run folder   {folder}")
-        log.info(f"view it      tensorboard --logdir {folder.parent}   or {folder / 'plots' / 'curves.png'}")
+        parent, run, picture = (
+            shlex.quote(str(path)) for path in (folder.parent, folder, folder / "plots" / "curves.png")
+        )
+        log.info(f"view it      tensorboard --logdir {parent}   or {picture}")
         left = [timer.time_remaining() for timer in find_callbacks(self.trainer, Timer)]
-        if any(seconds is not None and seconds <= 0 for seconds in left):
-            log.info(f"continue     {MAIN} fit --resume {folder} --trainer.max_time null   (stopped by max_time)")
+        if self.resume_command and any(seconds is not None and seconds <= 0 for seconds in left):
+            log.info(f"continue     {self.resume_command} --trainer.max_time null   (stopped by max_time)")
         last = "" if self.run_best().name == "best.ckpt" else " --ckpt last"
-        log.info(f"test it      {MAIN} test --run {folder}{last}")
+        log.info(f"test it      {MAIN} test --run {run}{last}")
 
     def run_best(self) -> Path:
         """Return the best checkpoint of the finished run, or the last one if there was no validation."""

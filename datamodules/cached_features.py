@@ -25,6 +25,7 @@ from datamodules.feature_loader import CachedFeaturesLoader, free_memory
 from datamodules.sample_keys import row_keys
 from datamodules.splitting.stratified import count_classes
 from features import MEANING, CachedSplit, CacheError, Header, Identity, check_fits, read_header
+from foundation.project import MAIN
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class CachedFeaturesDataModule(DataModule):
         if not self.cache.is_dir():
             raise FileNotFoundError(
                 f"--data.cache {self.cache} does not exist; expected a folder with header.json and shards, as the feature writer "
-                "of python main.py predict makes it"
+                f"of {MAIN} predict makes it"
             )
         header = _readable(read_header, self.cache)
         for name, wanted in self._expected.items():

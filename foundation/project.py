@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -15,9 +16,18 @@ MAIN = "vision-recipes" if INSTALLED else "python main.py"
 TOOL = "vision-recipes " if INSTALLED else "python -m tools."
 """Command prefix of a tool's name, as a user types it."""
 
-
+COMMAND = MAIN.split()[-1]
+"""Name of that command's program, as environment.json records it."""
 PROGRAM = (sys.executable, "-m", PACKAGE) if INSTALLED else (sys.executable, str(ROOT / "main.py"))
 """Program and first arguments to run a command in a subprocess."""
+
+CONFIG_GROUPS = ("", "with", "experiments")
+"""Folders in ``configs``: experiments, overlays, and overlays of tools.experiments."""
+
+
+def as_typed(text: str) -> str:
+    """Return a text that names commands of a checkout (``main.py fit``, ``python -m tools.compare``) with those to type here."""
+    return re.sub(r"(python )?\bmain\.py\b", MAIN, text.replace("python -m tools.", TOOL))
 
 
 def find_config(name: str) -> Path:
@@ -32,6 +42,14 @@ def find_config(name: str) -> Path:
     return own if not path.exists() and path.parts[:1] == ("configs",) and own.is_file() else path
 
 
-def configs_folder() -> Path:
-    """Return the folder of configurations: ``configs`` in the working directory if it exists, else in the project."""
-    return Path("configs") if Path("configs").is_dir() else ROOT / "configs"
+def config_folders(inner: str = "") -> list[Path]:
+    """Return the existing folders ``configs/<inner>``: that of the working directory first, then that of the project."""
+    here, shipped = Path("configs", inner), ROOT / "configs" / inner
+    found = [here] if here.is_dir() else []
+    return found if shipped.resolve() == here.resolve() or not shipped.is_dir() else [*found, shipped]
+
+
+def config_names(inner: str = "") -> list[str]:
+    """Return the configurations in ``configs/<inner>``, sorted, as ``find_config`` takes them: ``configs/<inner>/NAME.yaml``."""
+    files = {path.name for folder in config_folders(inner) for path in folder.glob("*.yaml")}
+    return sorted(str(Path("configs", inner, name)) for name in files - {"defaults.yaml"})

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
+from foundation.project import MAIN
 from lightning_modules.backbone_weights import DEFAULT, BackboneSettings, describe
 from lightning_modules.base import BaseModule, Batch
 from networks.frozen_backbone import FrozenBackbone
@@ -89,7 +90,7 @@ class FeatureExtractor(BaseModule):
     def setup(self, stage: str) -> None:
         """Load the backbone's weights, once."""
         if stage == "fit":
-            raise MisconfigurationException("FeatureExtractor has nothing to train; it is for main.py predict")
+            raise MisconfigurationException(f"FeatureExtractor has nothing to train; it is for {MAIN} predict")
         try:
             self.backbone_identity()
         except ValueError as error:

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
+from foundation.project import MAIN
 from lightning_modules.base import Batch, StageName, StepOutput
 from lightning_modules.early_exit_classifier import EVALUATION_STAGES, EarlyExitClassifier
 from lightning_modules.frozen_then_trained import FrozenThenTrained
@@ -311,7 +312,7 @@ class HARClassifier(StartsFromWeights, FrozenThenTrained, EarlyExitClassifier):
         if images.ndim == 3 and images.shape[-1] != images.shape[-2]:
             raise ValueError(
                 f"images: got {tuple(images.shape)}, which are signals; this run classifies images of signals, which its "
-                "datamodule computes: use main.py predict, or see docs/har_vit.md for Python"
+                f"datamodule computes: use {MAIN} predict, or see docs/har_vit.md for Python"
             )
         super()._check_images(images.flatten(0, 1) if images.ndim == 5 else images)
 

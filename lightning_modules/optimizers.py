@@ -41,8 +41,8 @@ def check_optimizer(name: str) -> None:
     """
     if name not in optimizer_names():
         raise ValueError(
-            f"optimizer: got {name!r}{nearest(name, optimizer_names())}; sgd, adamw, nadamw, lion, muon, nadamuon, lamb, adan, "
-            f"adopt or another of timm's: {', '.join(optimizer_names())}"
+            f"optimizer: got {name!r}{nearest(str(name), optimizer_names())}; sgd, adamw, nadamw, lion, muon, nadamuon, lamb, "
+            f"adan, adopt or another of timm's: {', '.join(optimizer_names())}"
         )
 
 

@@ -103,6 +103,10 @@ def test_commands_work_from_any_folder(python: Path, tmp_path: Path, finished: P
     assert "vision-recipes test --run run" in said
     assert (tmp_path / "run" / "test_metrics.json").is_file()
     assert "report.html" in run([command, "report", "run"], tmp_path)
+    assert "vision-recipes fit --config configs/digits" in (tmp_path / "run" / "report" / "report.md").read_text()
+    assert "configs/digits_ternary.yaml" in run([command, "fit"], tmp_path, code=2)
+    digits = ["--config", "configs/digits_ternary.yaml", "--batch_sizes", "8", "--steps", "1", "--output", "profile"]
+    assert "best       batch 8" in run([command, "profile_model", *digits], tmp_path)
     run([python, "-m", PACKAGE, "test", "--run", "run"], tmp_path)
     assert "error: fits:" in run([command, "fits"], tmp_path, code=2)
     before = json.loads((finished / "test_metrics.json").read_text())

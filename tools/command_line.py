@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import NoReturn, TypeVar
 
 from foundation.launchers import outer_launcher
-from foundation.project import TOOL
+from foundation.project import TOOL, as_typed
 
 T = TypeVar("T")
 OK, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -42,6 +42,10 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+
+    def format_help(self) -> str:
+        """Return the text of --help, with the commands as they are typed in a checkout or in an installation."""
+        return as_typed(super().format_help())
 
     def error(self, message: str) -> NoReturn:
         """Raise the message as one line, instead of printing the usage and exiting.

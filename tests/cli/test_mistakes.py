@@ -90,6 +90,14 @@ FLAGS = [
     (["--run", "x"], "--run: is a flag of validate, test, predict, not of fit"),
     (["--trainer.devices", "0"], "devices"),
     (["--trainer.accelerator", "gpux"], "accelerator"),
+    (["--model.optimizer", "null"], "model.optimizer: null is no value of it; its default is sgd"),
+    (["--model.lr", "null"], "model.lr: null is no value of it; its default is 0.1"),
+    (["--model.schedule", "null"], "model.schedule: null is no value of it; its default is cosine"),
+    (["--data.batch_size", "null"], "data.batch_size: null is no value of it; its default is 128"),
+    (["--model.momentum", "nan"], "model.momentum: a number is needed, got 'nan'"),
+    (["--model.momentum", "[1]"], "model.momentum: a number is needed, got '[1]'"),
+    (["--data.eval_batch_size", "x"], "data.eval_batch_size: a whole number is needed, got 'x'"),
+    (["--config", "configs/digits_ternary"], "no such file, did you mean 'configs/digits_ternary.yaml'?"),
 ]
 
 
@@ -112,6 +120,7 @@ OVERLAYS = [
     (CALLBACK.format(plus="+", name="EarlyStopping"), "EarlyStopping: needs monitor", 3),
     (CALLBACK.format(plus="+", name="EMA"), "trainer.callbacks: EMA is given twice", None),
     (WITH.format(plus="", name="EMA", setting="decai: 0.9"), "decai: no such setting, did you mean 'decay'?", 5),
+    (WITH.format(plus="", name="EMA", setting="decay: null"), "trainer.callbacks.decay: null is no value of it", None),
     (WITH.format(plus="", name="EMA", setting="decay: big"), "decay: a number is needed, got 'big'", 5),
     (WITH.format(plus="", name="EMA", setting="decay: 2"), "decay: at least 0 and under 1, got 2.0", None),
     (
@@ -137,7 +146,9 @@ def test_wrong_overlay(text: str, expected: str, line: int | None, capsys: pytes
 
 
 def test_no_configuration(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "no model and no data: give --config FILE" in refuse(["fit"], capsys)
+    assert "give --config FILE (there: configs/cascade_cached.yaml, " in refuse(
+        ["fit"], capsys
+    )  # no folder configs here
     assert "no such command, did you mean 'fit'?" in refuse(["fitt"], capsys)
     assert "which run? give --run RUN_DIR" in refuse(["test"], capsys)
 

@@ -9,7 +9,7 @@ import pytest
 from tests.runs.killing import ROOT
 from tests.tools.fake_main import run, use_fake_main, write
 from tools.experiments import jobs as experiment_jobs
-from tools.experiments.__main__ import FOLDER, main
+from tools.experiments.__main__ import main
 from tools.experiments.files import choose
 from tools.experiments.jobs import Job, environment_of, epochs_of, state_of
 
@@ -146,10 +146,32 @@ def test_cores_and_gpus_are_divided(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_experiments_of_the_project() -> None:
-    scenarios = choose(FOLDER, ROOT / "configs" / "cifar_ternary.yaml", ["cifar_scenarios"])
+    scenarios = choose(None, ROOT / "configs" / "cifar_ternary.yaml", ["cifar_scenarios"])
     names = ["baseline", "conservative", "strong_regularisation", "autoaugment", "epochs_100", "fresh_500"]
     assert [one.name for one in scenarios] == names
     for base in ("prompt_segmentation", "prompt_segmentation_light", "digits_ternary"):
-        found = {one.name for one in choose(FOLDER, ROOT / "configs" / f"{base}.yaml", None)}
+        found = {one.name for one in choose(None, ROOT / "configs" / f"{base}.yaml", None)}
         assert {"baseline", "mixed_precision", "seed_1", "seed_2"} <= found
         assert ("segmentation_cracks_only" in found) == base.startswith("prompt")
+
+
+def test_experiments_of_the_working_directory_are_found_beside_the_shipped_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path("configs", "experiments")
+    folder.mkdir(parents=True)
+    (folder / "loader_mine.yaml").write_text("# On any experiment: my loader.\ndata:\n  init_args:\n    workers: 1\n")
+    (folder / "seed_1.yaml").write_text("# On any experiment: my own seed.\nseed_everything: 7\n")
+    assert main(["--list"]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "loader_mine my loader." in lines
+    assert "seed_1 my own seed." in lines
+    assert any(line.startswith("seed_2 ") for line in lines)
+    command = ["--config", "configs/digits_ternary.yaml", "--dry_run", "--only", "loader_mine", "seed_1", "seed_2"]
+    assert main(command) == 0
+    overlays = [shlex.split(line)[6] for line in capsys.readouterr().out.splitlines()]
+    assert overlays == [
+        *map(str, (folder / "loader_mine.yaml", folder / "seed_1.yaml")),
+        str(ROOT / folder / "seed_2.yaml"),
+    ]

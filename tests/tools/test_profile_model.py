@@ -138,6 +138,23 @@ def bench(machine: Any, tmp_path: Path, printed: list[str] | None = None) -> Ben
     )
 
 
+def test_a_peak_that_cannot_be_measured_is_an_error_with_its_reason(tmp_path: Path) -> None:
+    timed = bench(lambda job: {"status": "failed", "reason": "exit code 1: no such module"}, tmp_path)
+    with pytest.raises(ValueError, match=r"peak .* cannot be measured: failed, exit code 1: no such module"):
+        timed.peaks()
+
+
+@pytest.mark.slow
+def test_a_package_tools_in_the_working_directory_does_not_hide_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("tools").mkdir()
+    Path("tools", "__init__.py").write_text("raise SystemExit('the wrong tools')")
+    timed = bench(processes.in_subprocess, tmp_path)
+    assert timed.peaks()["fp32"] > 0
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_chosen_size_is_within_ten_percent_of_the_best(seed: int, tmp_path: Path) -> None:
     speeds = {8: 300.0, 16: 500.0, 32: 640.0, 64: 700.0, 128: 690.0, 256: 600.0}

@@ -233,6 +233,14 @@ def test_resumed_run_is_not_finished(run: Path) -> None:
     assert "config.resume-1.yaml" in text
 
 
+def test_commands_are_those_of_an_installation(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report_sections, "MAIN", "vision-recipes")
+    write_report(run)
+    text = (run / "report" / "report.md").read_text()
+    assert "vision-recipes fit --config 'a b.yaml'" in text
+    assert "main.py" not in text
+
+
 def test_run_without_validation(run: Path) -> None:
     (run / "metrics.csv").write_text("epoch,step,train/loss\n1,10,2.0\n")
     (run / "checkpoints" / "best.json").unlink()

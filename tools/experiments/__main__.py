@@ -20,13 +20,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from foundation.project import ROOT, find_config
+from foundation.project import find_config
 from tools.command_line import FAILED, OK, Parser, run_command, start
 from tools.experiments.files import Experiment, choose, files_of, read_experiment, read_header
 from tools.experiments.jobs import Job, epochs_of, first_words, run_jobs, state_of
 from tools.experiments.report import Report, check_record, read_record
 
-FOLDER = ROOT / "configs" / "experiments"
 OF_A_FIT = re.compile(
     r"--(seed_everything\b|\w+\.)"
 )  # other flags would change the run folder or the checkpoint to resume
@@ -57,7 +56,10 @@ def parser() -> argparse.ArgumentParser:
         "--only", nargs="+", metavar="NAME", help="experiments, lists or overlay files (default: all that fit)"
     )
     parser.add_argument(
-        "--experiments", type=Path, default=FOLDER, metavar="DIR", help="folder with the overlays (configs/experiments)"
+        "--experiments",
+        type=Path,
+        metavar="DIR",
+        help="folder with the overlays (default: configs/experiments of the working directory and those that are shipped)",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the runs (runs/experiments/<config>)")
     parser.add_argument(
@@ -136,7 +138,7 @@ def experiments(options: argparse.Namespace, flags: Sequence[str]) -> int:
 # ---- list ----
 
 
-def _list(folder: Path, chosen: Sequence[Experiment] | None, out: Path | None) -> None:
+def _list(folder: Path | None, chosen: Sequence[Experiment] | None, out: Path | None) -> None:
     """Print all experiments and lists; with a configuration, the chosen experiments and their progress."""
     shown = [read_experiment(path) for path in files_of(folder, "yaml").values()] if chosen is None else chosen
     width = max((len(one.name) for one in shown), default=0)

@@ -11,6 +11,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from foundation.project import config_folders
+
+DEFAULT = Path("configs", "experiments")
 HEADER = re.compile(r"# On (?P<bases>[^:]*): (?P<says>.*)")
 
 
@@ -74,22 +77,29 @@ def read_list(path: Path) -> list[Experiment]:
     return found
 
 
-def files_of(folder: Path, ending: str) -> dict[str, Path]:
+def files_of(folder: Path | None, ending: str) -> dict[str, Path]:
     """Find the overlays (``yaml``) or lists (``txt``) of a folder, by name.
+
+    Args:
+        folder: The folder; None for ``configs/experiments`` of the working directory and of the project: where both have a file
+            of the same name, that of the working directory is taken.
+        ending: Ending of the files, without the dot.
 
     Raises:
         ValueError: The folder does not exist.
     """
-    if not folder.is_dir():
+    if folder is not None and not folder.is_dir():
         raise ValueError(f"--experiments {folder}: no such folder; expected a folder with one overlay per experiment")
-    return {path.stem: path for path in sorted(folder.glob(f"*.{ending}"))}
+    folders = config_folders("experiments") if folder is None else [folder]
+    found = {path.stem: path for one in reversed(folders) for path in one.glob(f"*.{ending}")}
+    return dict(sorted(found.items()))
 
 
-def choose(folder: Path, base: Path, names: Sequence[str] | None) -> list[Experiment]:
+def choose(folder: Path | None, base: Path, names: Sequence[str] | None) -> list[Experiment]:
     """Choose the experiments to run.
 
     Args:
-        folder: Folder with overlays and lists.
+        folder: Folder with overlays and lists; None as in ``files_of``.
         base: Base configuration.
         names: Names of overlays and lists in the folder, or overlay files elsewhere; None for all overlays in the folder that fit.
 
@@ -104,7 +114,7 @@ def choose(folder: Path, base: Path, names: Sequence[str] | None) -> list[Experi
         everything = [read_experiment(path) for path in overlays.values()]
         chosen = [one for one in everything if one.fits(base)]
         if not chosen:
-            raise ValueError(f"--experiments {folder}: none of its {len(everything)} overlays fits {base}")
+            raise ValueError(f"--experiments {folder or DEFAULT}: none of its {len(everything)} overlays fits {base}")
         return chosen
     chosen = []
     for name in names:
@@ -130,8 +140,8 @@ def _check(chosen: Iterable[Experiment], base: Path) -> None:
             raise ValueError(f"--only {one.name}: {one.overlay} and another overlay share a name, and so a run folder")
 
 
-def _unknown(name: str, folder: Path, known: Sequence[str]) -> str:
+def _unknown(name: str, folder: Path | None, known: Sequence[str]) -> str:
     from foundation.suggestions import nearest
 
     there = ", ".join(known) or "none"
-    return f"--only {name}: no such experiment{nearest(name, known)}; {folder} has {there}"
+    return f"--only {name}: no such experiment{nearest(name, known)}; {folder or DEFAULT} has {there}"

@@ -208,7 +208,7 @@ def overlay(winner: Cell, lines: list[str], command: list[str], machine: str, ou
     header = [
         "Overlay for experiments with an ImageFolderDataModule: the loader settings that were fastest on one machine.",
         "",
-        f"  {MAIN} fit --config EXPERIMENT --config {out}",
+        f"  {MAIN} fit --config EXPERIMENT --config {shlex.quote(str(out))}",
         "",
         f"Written by: {TOOL}loader_benchmark {shlex.join(command)}",
         f"{time.strftime('%Y-%m-%d %H:%M')}, {machine}",

@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from foundation.project import TOOL
 from tools.command_line import Parser, run_command, say, start
 
 if TYPE_CHECKING:  # imported inside the functions: the packages import torch, which would delay --help
@@ -151,7 +152,7 @@ def profile_model(
     )
     first = next(row for row in rows if row.status == "ok")
     facts = {
-        "command": ["python", "-m", "tools.profile_model", *command],
+        "command": [*f"{TOOL}profile_model".split(), *command],
         "machine": machine(device),
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "data": served.what,

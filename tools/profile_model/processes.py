@@ -31,7 +31,8 @@ def in_subprocess(job: Job) -> Result:
     source.write_text(json.dumps(job), encoding="utf-8")
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     ended = subprocess.run(
-        [sys.executable, "-m", "tools.profile_model.step", str(source), str(target)],
+        # -P: without it, the user's own `tools` in the working directory would come before ours
+        [sys.executable, "-P", "-m", "tools.profile_model.step", str(source), str(target)],
         env={**os.environ, "PYTHONPATH": path},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -106,8 +107,15 @@ class Bench:
         self._began = time.monotonic()
 
     def peaks(self) -> dict[str, float]:
-        """Measure the peak FLOP/s of a matrix product, by arithmetic."""
-        self._peaks = self._run("peak", [], gemm=ARITHMETIC[self.device])["gemm"]
+        """Measure the peak FLOP/s of a matrix product, by arithmetic.
+
+        Raises:
+            ValueError: The measuring process failed; the message has its reason.
+        """
+        result = self._run("peak", [], gemm=ARITHMETIC[self.device])
+        if result["status"] != "ok":
+            raise ValueError(f"the peak of a matrix product cannot be measured: {result['status']}, {result['reason']}")
+        self._peaks = result["gemm"]
         return self._peaks
 
     def sweep(self, sizes: Sequence[int]) -> list[Row]:

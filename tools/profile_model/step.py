@@ -168,6 +168,8 @@ def main(argv: list[str] | None = None) -> int:
     """
     source, target = map(Path, sys.argv[1:] if argv is None else argv)
     configure_logging()
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # configurations may name classes of the user's
     try:
         result = measure(json.loads(source.read_text(encoding="utf-8")))
     except KeyboardInterrupt:

@@ -256,7 +256,7 @@ def commands(run: Run) -> Section:
     folder = shlex.quote(str(run.folder))
     blocks: list[Block] = []
     if command := run.environment.get("command"):
-        blocks += [Text("The command of the last start:"), Code(f"python {shlex.join(map(str, command))}", "bash")]
+        blocks += [Text("The command of the last start:"), Code(f"{MAIN} {shlex.join(map(str, command[1:]))}", "bash")]
     revision = run.environment.get("git_revision")
     lines = [f"git checkout {revision}"] if revision else []
     lines.append(f"{MAIN} fit --config {folder}/{run.config_name}        # the same run from scratch")

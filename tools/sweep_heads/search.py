@@ -134,9 +134,9 @@ def train_winner(output: Path, arguments: list[str], plan: Plan, winner: Setting
         output / "best" / "sweep.json",
         {"sweep": str(output), f"val/{monitor}": value, f"val/{monitor} in the sweep": outcome.best[monitor]},
     )
-    say("test it", f"{MAIN} test --run {output / 'best'}")
+    say("test it", f"{MAIN} test --run {shlex.quote(str(output / 'best'))}")
     say(
         "final run",
-        f"{MAIN} fit --config configs/cascade_train.yaml --config {output / 'best.yaml'} --data.root FOLDER",
+        f"{MAIN} fit --config configs/cascade_train.yaml --config {shlex.quote(str(output / 'best.yaml'))} --data.root FOLDER",
     )
     return 0

@@ -1,0 +1,31 @@
+"""Tests of foundation/project.py: names of commands in an installation, and configurations of the working directory."""
+
+from pathlib import Path
+
+import pytest
+
+from foundation import project
+from foundation.project import as_typed, config_names, find_config
+
+
+def test_commands_of_a_checkout_are_named_as_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "python -m tools.compare RUN; python main.py test; flags of main.py fit; domain.python"
+    assert as_typed(text) == text.replace("of main.py", "of python main.py")
+    monkeypatch.setattr(project, "MAIN", "vision-recipes")
+    monkeypatch.setattr(project, "TOOL", "vision-recipes ")
+    expected = "vision-recipes compare RUN; vision-recipes test; flags of vision-recipes fit; domain.python"
+    assert as_typed(text) == expected
+
+
+def test_a_folder_configs_does_not_hide_the_shipped_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shipped = config_names()
+    assert "configs/digits_ternary.yaml" in shipped
+    assert "configs/defaults.yaml" not in shipped
+    Path("configs").mkdir()
+    Path("configs/a.yaml").write_text("model: {}")
+    Path("configs/digits_ternary.yaml").write_text("model: {}")
+    assert config_names() == ["configs/a.yaml", *shipped]
+    assert "configs/with/bf16.yaml" in config_names("with")
+    assert find_config("configs/digits_ternary.yaml") == Path("configs/digits_ternary.yaml")
+    assert find_config("configs/with/bf16.yaml").is_file()
