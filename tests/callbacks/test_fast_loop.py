@@ -93,7 +93,7 @@ class Static(Callback):
         setattr(self, "on_after_backward", lambda trainer, module: self.calls.append("lambda"))  # noqa: B010
 
     @staticmethod
-    def on_train_batch_start(trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+    def on_train_batch_start(trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
         Static.calls.append("static")
 
     def _note(self, name: str, *args: Any) -> None:
