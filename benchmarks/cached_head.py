@@ -43,7 +43,7 @@ WANTED_RATIO, WANTED_S = 100, 6.0
 
 
 def write_cache(folder: Path, samples: int, width: int) -> None:
-    """Writes a cache of random features with two classes; its validation split has a tenth as many samples."""
+    """Writes a cache of random features with two classes; validation and test have a tenth as many samples."""
     identity = Identity(
         backbone="random",
         weights_hash="0" * 64,
@@ -60,7 +60,7 @@ def write_cache(folder: Path, samples: int, width: int) -> None:
         feature_width=width,
     )
     writer, generator = CacheWriter(folder, identity), torch.Generator().manual_seed(0)
-    counts = {"train": samples, "val": samples // 10}
+    counts = {"train": samples, "val": samples // 10, "test": samples // 10}
     first = 0
     for split, count in counts.items():
         features = torch.randn(count, width, generator=generator)

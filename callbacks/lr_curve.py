@@ -128,6 +128,8 @@ def suggest(rates: Sequence[float], losses: Sequence[float], smoothing: float) -
     if not first <= half < n - 1 - round(BORDER * n):
         where, change = ("last", "raise `highest`") if half >= first else ("first", "lower `lowest`")
         return Answer(None, f"the loss falls only at the {where} rates of the sweep; {change}", smoothed.tolist())
+    if lowest >= n - 1 - round(BORDER * n):
+        return Answer(None, "the loss still falls at the last rates of the sweep; raise `highest`", smoothed.tolist())
     rate, curve = np.asarray(rates[first : lowest + 1]), smoothed[first : lowest + 1]
     begin, end = longest_fall(curve)
     slopes = np.gradient(curve, np.log(rate)) if len(rate) > 1 else np.zeros(1)

@@ -9,7 +9,8 @@ from benchmarks.lr_curves import KINDS, SMOOTHINGS, Outcome, Sweep, judge, simul
 
 def test_outcomes_of_picks() -> None:
     sweeps = [Sweep([], [], 0.01, 1.0)] * 5
-    assert judge([0.001, 0.5, 5.0, 10.0, None], sweeps) == Outcome(far=0.4, low=0.2, high=0.4, none=0.2)
+    found = judge([0.001, 0.5, 5.0, 10.0, None], sweeps)
+    assert found == pytest.approx(Outcome(far=0.4, low=0.2, high=0.4, none=0.2))
     assert judge([0.1, None], [Sweep([], [], math.nan, math.nan)] * 2) == Outcome(far=0.5, low=0.0, high=0.0, none=0.5)
 
 

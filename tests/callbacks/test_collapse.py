@@ -137,9 +137,9 @@ def test_the_count_goes_on_after_a_resume(said: pytest.LogCaptureFixture) -> Non
             "no positive pixel predicted for 'segment crack' in 3 validations",
         ),
         pytest.param(
-            TernaryClassifier, "digits_ternary_tiny", "only class '0' was predicted in 3", marks=pytest.mark.slow
+            TernaryClassifier, "digits_ternary_tiny", [], "only class '0' was predicted in 3", marks=pytest.mark.slow
         ),
-        pytest.param(HARClassifier, "har_tiny", "only class 'WALKING' was predicted in 3", marks=pytest.mark.slow),
+        pytest.param(HARClassifier, "har_tiny", [], "only class 'WALKING' was predicted in 3", marks=pytest.mark.slow),
     ],
 )
 def test_a_collapsed_run_says_so(
@@ -148,6 +148,7 @@ def test_a_collapsed_run_says_so(
     capsys: pytest.CaptureFixture[str],
     module: Any,
     config: str,
+    flags: list[str],
     text: str,
 ) -> None:
     """Logits that depend on nothing: -20 for each pixel, and 0 for each class, of which the first one is then the largest."""
@@ -155,7 +156,7 @@ def test_a_collapsed_run_says_so(
     monkeypatch.setattr(module, "forward", lambda self, *inputs: original(self, *inputs) * 0 + constant)
     data = ["--data.root", str(tmp_path / "data")] if module is PromptedSegmenter else []
     short = ["--trainer.max_epochs", "3", "--run_dir", str(tmp_path / "run")]
-    assert main(["fit", "--config", str(CONF / f"{config}.yaml"), *short, *data]) == 0
+    assert main(["fit", "--config", str(CONF / f"{config}.yaml"), *short, *data, *flags]) == 0
     printed = capsys.readouterr().out
     assert printed.count(f"warning: {text}") == 1
     checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)

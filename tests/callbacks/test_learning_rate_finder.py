@@ -335,7 +335,7 @@ def test_a_rate_far_from_the_configured_one_is_pointed_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     rate, record = swept(FALL, tmp_path, monkeypatch)
-    assert rate == pytest.approx(1.7e-3, rel=0.4)
+    assert rate == pytest.approx(7e-4, rel=0.4)  # between the places 10 and 13 of 40, where the fall ends
     assert record == f"{rate:.4g}, found by LearningRateFinder (bottom) in place of the configured 0.05"
     assert (
         f"{rate:.3g} is {0.05 / rate:.3g} times lower than the configured 0.05; look at plots/lr_find.png"

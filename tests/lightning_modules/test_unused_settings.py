@@ -132,7 +132,7 @@ def test_a_line_names_them_at_the_start(tmp_path: Path, caplog: pytest.LogCaptur
     ("monitor", "message"),
     [
         ("val/loss", "plateau_monitor: val/loss is a validation metric, but there is no validation"),
-        ("test/acc", "plateau_monitor: test/acc is only measured by test"),
+        ("test/acc", "plateau_monitor: no metric 'test/acc'"),
         ("val_raw/loss", "plateau_monitor: val_raw/loss"),
     ],
 )

@@ -15,6 +15,7 @@ from tests.runs.killing import ROOT
 
 IMAGES = str(ROOT / "tests" / "conf" / "image_folder_tiny.yaml")
 QUICK = ["--trainer.max_epochs", "6", "--data.mixup_prob", "0", "--data.cutmix_prob", "0", "--data.erasing_prob", "0"]
+QUICK += ["--data.workers", "0"]
 
 
 def fit(*arguments: str, code: int = 0) -> None:

@@ -197,7 +197,7 @@ def grouped(runs: Sequence[Run]) -> list[list[Run]]:
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        settings = {**run.settings, LR: run.found.configured} if run.found else run.settings
+        settings = {**run.settings, LR: run.found.configured, "found": True} if run.found else run.settings
         key = json.dumps(sorted(settings.items())) if settings else f"no settings: {run.name}"
         groups.setdefault(key, []).append(run)
     return list(groups.values())
