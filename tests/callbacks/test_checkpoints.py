@@ -119,6 +119,7 @@ def test_early_stopping_follows_the_metric_and_a_tie_is_no_improvement() -> None
         callback.on_fit_start(run, module("val/mae"))
 
 
+@pytest.mark.slow
 def test_a_run_by_loss_keeps_its_lowest_and_goes_on_where_an_older_version_kept_the_highest(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

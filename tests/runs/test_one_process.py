@@ -58,6 +58,7 @@ def test_a_run_that_is_running_is_not_resumed(tmp_path: Path, capsys: pytest.Cap
     assert [int(row["epoch"]) for row in read_metrics(run / "metrics.csv") if "val/acc" in row] == [1]
 
 
+@pytest.mark.slow
 def test_two_new_runs_do_not_share_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The second one finds an empty folder, as the first one creates its files only after the data is read."""
     run = tmp_path / "runs" / "run"
@@ -86,6 +87,7 @@ def test_two_new_runs_do_not_share_a_folder(tmp_path: Path, capsys: pytest.Captu
     assert holder_of(run) is None
 
 
+@pytest.mark.slow
 def test_a_cache_is_written_by_one_extraction(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pictures, cache = write_classes(tmp_path / "pictures", {"cat": 20, "dog": 20}), tmp_path / "cache"
     data = ["--data.root", str(pictures), "--data.image_size", "32", "--data.workers", "0", "--data.batch_size", "8"]

@@ -117,6 +117,7 @@ def test_overrides_are_recorded(images: Path, tmp_path: Path, capsys: pytest.Cap
     assert "eval_share is 0.5, as given; the checkpoint was trained with 0.875" in "".join(capsys.readouterr())
 
 
+@pytest.mark.slow
 def test_the_checkpoint_normalises_other_datamodules(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -131,6 +132,7 @@ def test_the_checkpoint_normalises_other_datamodules(
     assert shifted == metrics_of(images / "run")["metrics"]
 
 
+@pytest.mark.slow
 def test_a_resume_on_changed_data_is_refused(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, data = shutil.copytree(images / "run", tmp_path / "run"), shutil.copytree(images / "data", tmp_path / "data")
     more = ["fit", "--resume", str(run), "--data.root", str(data), "--trainer.max_epochs", "7"]
@@ -250,6 +252,7 @@ def test_predictions_on_images_need_no_training_data(images: Path, tmp_path: Pat
     assert [line.split(",")[2] for line in lines[1:]] == ["red", "red"]
 
 
+@pytest.mark.slow
 def test_names_of_evaluations(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     test = ["test", "--run", str(images / "run"), "--name"]
     assert main([*test, "../up"]) == 2

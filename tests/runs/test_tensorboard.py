@@ -87,6 +87,7 @@ def check_broken(tmp_path: Path, arguments: list[str], kills: list[Kill]) -> Non
     check(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kills",
     [
