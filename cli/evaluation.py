@@ -45,15 +45,18 @@ def given_settings(flags: RunFlags) -> frozenset[str]:
 def overrides(source: RunCheckpoint, now: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that differ from those of the run and can change metrics: name -> [value of the run, value now]."""
     was, new = flatten(yaml.safe_load(source.config.read_text(encoding="utf-8"))), flatten(now)
-    changed = [name for name in was if name in new and was[name] != new[name]]
-    return {name: [was[name], new[name]] for name in changed if not name.startswith(NO_EFFECT)}
+    # entries of a dictionary may be on one side only; other sections differ between fit and test
+    both = [name for name in {**was, **new} if (name in was and name in new) or name.startswith(("model.", "data."))]
+    changed = {name: [was.get(name), new.get(name)] for name in both if was.get(name) != new.get(name)}
+    return {name: values for name, values in changed.items() if not name.startswith(NO_EFFECT)}
 
 
-def results_folder(run: Path, data: DataModule, name: str | None) -> Path:
-    """Return the folder for the results: the run's own for its data, else one of its evaluations.
+def results_folder(run: Path, checkpoint: Path, data: DataModule, name: str | None) -> Path:
+    """Return the folder for the results: the run's own for its checkpoints and data, else one of its evaluations.
 
     Args:
         run: The run folder.
+        checkpoint: The evaluated checkpoint.
         data: The datamodule, matched to the checkpoint.
         name: Value of ``--name``.
 
@@ -62,9 +65,11 @@ def results_folder(run: Path, data: DataModule, name: str | None) -> Path:
     """
     if name is not None and not NAME.fullmatch(name):
         raise UsageError(f"--name {name}: letters, digits, '.', '_', '+' and '-' only, at most 80")
-    if name is None and data.is_training_data():
+    of_run = checkpoint.resolve().parent.parent == run.resolve()
+    if name is None and of_run and data.is_training_data():
         return run
-    base = name or re.sub(r"[^\w.+-]+", "_", Path(data.place).stem) or "data"
+    source = Path(data.place).stem if of_run else f"{checkpoint.resolve().parent.parent.name}_{checkpoint.stem}"
+    base = name or re.sub(r"[^\w.+-]+", "_", source) or "data"
     for number in range(1, 1000):
         folder = run / "evaluations" / (base if number == 1 else f"{base}-{number}")
         there = {place for path in folder.glob("*_metrics.json") if (place := _place_of(path)) is not None}
@@ -109,10 +114,15 @@ def report_results(
         log.info(f"      with {name} {now} (the run: {was})")
     if target is None:
         return
-    content = {"checkpoint": checkpoint.name, **read_best(checkpoint), "metrics": metrics}
+    of_run = run is not None and checkpoint.resolve().parent.parent == run.resolve()
+    content = {
+        "checkpoint": checkpoint.name if of_run else str(checkpoint),
+        **read_best(checkpoint),
+        "metrics": metrics,
+    }
     _write(target, command, {**content, "data": _describe(command, data, target == run), "overrides": changed})
     if target != run:
-        log.info(f"      {data.place} is not the data of the run: results are in {target}")
+        log.info(f"      results on {data.place} are in {target}, beside those of the run")
 
 
 def _describe(command: str, data: DataModule, own: bool) -> dict[str, Any]:

@@ -338,19 +338,19 @@ class VisionCLI(LightningCLI):
     def _evaluate(self, command: str, model: LightningModule, datamodule: Any) -> None:
         checkpoint, folder = self._checkpoint()
         assert self.run_folder is not None
-        target = self._results_folder(datamodule, folder)
+        target = self._results_folder(datamodule, checkpoint, folder)
         self.run_folder.evaluated = target
         run = getattr(self.trainer, command)
         results = run(model, datamodule=datamodule, ckpt_path=str(checkpoint), weights_only=True, verbose=False)
         self._report(command, checkpoint, results, folder, target)
 
-    def _results_folder(self, datamodule: Any, folder: Path | None) -> Path | None:
+    def _results_folder(self, datamodule: Any, checkpoint: Path, folder: Path | None) -> Path | None:
         name = self.flags.values.get("name")
         if folder is None:
             if name is not None:
                 raise UsageError("--name: the results belong to a run; give --run RUN_DIR")
             return None
-        return results_folder(folder, datamodule, name)
+        return results_folder(folder, checkpoint, datamodule, name)
 
     def predict(self, model: LightningModule, datamodule: Any) -> None:
         """Write predictions.csv for the test split or the folder --data.images, or write masks, or extract features."""
@@ -362,7 +362,7 @@ class VisionCLI(LightningCLI):
         if self.trainer.world_size > 1:
             raise UsageError("predict: works with one process only; give --trainer.devices 1 --trainer.strategy auto")
         if "name" in self.flags.values:
-            folder = self._results_folder(datamodule, folder)
+            folder = self._results_folder(datamodule, checkpoint, folder)
         if isinstance(model, lightning_modules.PromptedSegmenter):
             self._write_masks(model, datamodule, checkpoint, folder or Path())
             return

@@ -10,6 +10,7 @@ A sample's key is a hash of its content, so that a copy under another name or in
 from __future__ import annotations
 
 import hashlib
+import inspect
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,10 +25,23 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from datamodules.images.class_folders import listed
-from datamodules.sample_keys import row_keys
+from datamodules.sample_keys import row_keys, text_keys
 from datamodules.trained_on import MATCHED, FromCheckpoint, TrainedOn
 
 log = logging.getLogger(__name__)
+
+
+WHOLE = {"eval_share": 1.0}
+"""Inputs of datamodules without these settings: the whole image."""
+
+
+def settings_of(kind: type) -> set[str]:
+    """Names of the settings of a class, of those of its base classes if it passes them on."""
+    return {
+        name
+        for cls in kind.__mro__
+        for name in inspect.signature(vars(cls).get("__init__", object.__init__)).parameters
+    }
 
 
 class MatchedToCheckpoint(LightningDataModule):
@@ -80,6 +94,11 @@ class MatchedToCheckpoint(LightningDataModule):
         values = self.splits[split]
         return row_keys(values["signal" if "signal" in values else "image"])
 
+    def target_keys(self, split: str) -> Tensor:
+        """Return a hash of the target of each sample, (n,) int64 in the order of `sample_keys`: of the name of its class."""
+        data: Any = self
+        return text_keys([data.class_names[label] for label in self.splits[split]["label"].tolist()])
+
     def group_names(self, split: str) -> list[str]:
         """Return the names of the people or groups in a split that setup has read, sorted; none if the data has no groups."""
         return []
@@ -106,6 +125,7 @@ class MatchedToCheckpoint(LightningDataModule):
                 split=dict(data.split_settings),
                 keys={split: self.sample_keys(split).sort().values for split in there},
                 groups={split: self.group_names(split) for split in there},
+                fingerprints={split: self.fingerprint(split) for split in there},
                 own=self.own_record,
             )
             self._record_of_training = record._asdict()
@@ -142,12 +162,14 @@ class MatchedToCheckpoint(LightningDataModule):
                 "continue with the same data, or start a new run"
             )
         for split in sorted(record.keys.keys() & now.keys.keys()):
-            if not torch.equal(now.keys[split], record.keys[split]):
+            if now.fingerprints[split] != record.fingerprints[split]:
                 gone = int((~torch.isin(record.keys[split], now.keys[split])).sum())
                 new = int((~torch.isin(now.keys[split], record.keys[split])).sum())
+                counts = f"{gone:,} samples are gone or changed, {new:,} are new"
                 raise MisconfigurationException(
-                    f"the {split} data in {now.place} has changed since the run began: {gone:,} samples are gone or changed, "
-                    f"{new:,} are new; restore the data to resume, or start a new run (--model.weights of this one)"
+                    f"the {split} data in {now.place} has changed since the run began: "
+                    f"{counts if gone or new else 'classes or masks of the samples are others'}; "
+                    "restore the data to resume, or start a new run (--model.weights of this one)"
                 )
 
     # ---- other data ----
@@ -186,17 +208,27 @@ class MatchedToCheckpoint(LightningDataModule):
 
     def _check_inputs(self, record: TrainedOn, given: frozenset[str]) -> None:
         data: Any = self
-        trained = {**record.inputs, "image_size": record.image_size or data.image_size}
-        now = {**data.transform_settings, "image_size": data.image_size}
-        for name, value in trained.items():
-            if name not in now or now[name] == value or name.startswith("views."):
+        if not record.datamodule:  # a checkpoint without a record knows only the size
+            record = record._replace(inputs=dict(data.transform_settings))
+        trained = {**WHOLE, **record.inputs, "image_size": record.image_size or data.image_size}
+        now = {**WHOLE, **data.transform_settings, "image_size": data.image_size}
+        for name in [name for name in {**trained, **now} if not name.startswith("views.")]:
+            value, other = trained.get(name), now.get(name)
+            if value == other:
                 continue
-            if name.split(".")[0] not in given:
-                raise MisconfigurationException(
-                    f"data.{name} was {value} in training and is {now[name]} now, which changes the network's input; "
-                    f"give --data.{name} {value}, or {now[name]} explicitly if you want it"
+            setting = f"{name.partition('.')[0]}_args" if "." in name else name
+            if setting in given:
+                log.info(f"data       {name} is {other}, as given; the checkpoint was trained with {value}")
+            elif name == "image_size" or setting in settings_of(type(data)):
+                advice = f"give --data.{setting}" + (
+                    f" {value}, or {other} explicitly if you want it" if setting == name else ""
                 )
-            log.info(f"data       {name} is {now[name]}, as given; the checkpoint was trained with {value}")
+                raise MisconfigurationException(
+                    f"data.{name} was {value} in training and is {other} now, which changes the network's input; "
+                    + (advice if setting in settings_of(type(data)) else f"{self.place} has images of another size")
+                )
+            else:
+                log.warning(f"{name} was {value} in training and is {other} for this data, which cannot set it")
 
     def _check_classes(self, record: TrainedOn) -> None:
         own = self.own_class_names
@@ -219,21 +251,25 @@ class MatchedToCheckpoint(LightningDataModule):
         if (own := self.own_class_names) == self.trained_on.class_names:
             return label
         places = {name: number for number, name in enumerate(self.trained_on.class_names)}
-        table = torch.tensor([places[name] for name in own], dtype=label.dtype, device=label.device)
+        # in predict, labels are not used, and the data may have classes that the checkpoint does not know
+        table = torch.tensor([places.get(name, 0) for name in own], dtype=label.dtype, device=label.device)
         return table[label]
 
     def seen_in_training(self, split: str) -> int:
         """Count the samples of a split that the checkpoint was trained on, and log them and the people or groups that it knows."""
         if self.trained_on is None or not self.trained_on.keys:
             return 0
-        keys = self.sample_keys(split)
-        count, total = int(torch.isin(keys, self.trained_on.keys["train"]).sum()), len(keys)
+        parts = ("train",) if split == "val" else ("train", "val")  # the validation data chose the checkpoint
+        keys, known_keys = (
+            self.sample_keys(split),
+            [self.trained_on.keys[p] for p in parts if p in self.trained_on.keys],
+        )
+        count, total = int(torch.isin(keys, torch.cat(known_keys)).sum()), len(keys)
         if count:
             log.warning(
-                f"{count:,} of the {total:,} {split} samples are training samples of the checkpoint: "
+                f"{count:,} of the {total:,} {split} samples are {' or '.join(parts)} samples of the checkpoint: "
                 "the metrics are not those of new data"
             )
-        parts = ("train",) if split == "val" else ("train", "val")  # the validation data chose the checkpoint
         known = {name for part in parts for name in self.trained_on.groups.get(part, [])}
         if both := [name for name in self.group_names(split) if name in known]:
             log.warning(
@@ -248,16 +284,18 @@ class MatchedToCheckpoint(LightningDataModule):
         if record is None or not record.keys:
             return True
         same_split = dict(self.split_settings) == record.split  # type: ignore[attr-defined]
-        if same_split and (type(self).__name__, self.place) == (record.datamodule, record.place):
-            return True
-        try:  # the data may have been moved
+        same_place = same_split and (type(self).__name__, self.place) == (record.datamodule, record.place)
+        logging.disable(logging.WARNING)  # of reading a split that is only compared
+        try:  # the data may have been moved, or replaced in its place
             self.setup("validate")
-            return all(torch.equal(self.sample_keys(split).sort().values, keys) for split, keys in record.keys.items())
+            compared = ("val",) if same_place else tuple(record.fingerprints)
+            return all(self.fingerprint(split) == record.fingerprints.get(split) for split in compared)
         except (MisconfigurationException, ValueError, OSError):
-            return False
+            return same_place  # the training data is gone
+        finally:
+            logging.disable(logging.NOTSET)
 
     def fingerprint(self, split: str) -> str:
-        """Hash of the samples and labels of a split that setup has read, 16 hexadecimal digits; their order does not matter."""
-        keys = self.sample_keys(split)
-        rows = torch.stack([keys, self.splits[split].get("label", torch.zeros_like(keys)).cpu()], dim=1)
+        """Hash of the samples of a split with their classes or masks, 16 hexadecimal digits; their order does not matter."""
+        rows = torch.stack([self.sample_keys(split), self.target_keys(split)], dim=1)
         return hashlib.sha256(np.sort(row_keys(rows).numpy()).tobytes()).hexdigest()[:16]

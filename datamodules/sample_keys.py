@@ -34,6 +34,14 @@ def row_keys(rows: Tensor) -> Tensor:
     return torch.from_numpy(found)
 
 
+def text_keys(texts: Sequence[str]) -> Tensor:
+    """Hash texts to keys, (N,) int64."""
+    known = {
+        text: hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest() for text in {*texts}
+    }
+    return torch.tensor([int.from_bytes(known[text], "little", signed=True) for text in texts], dtype=torch.int64)
+
+
 def file_keys(paths: Sequence[Path]) -> Tensor:
     """Hash files to keys (N,) int64: by their size and three pieces of their content; files that cannot be read by their name."""
     with ThreadPoolExecutor(THREADS) as pool:

@@ -26,6 +26,7 @@ class TrainedOn(NamedTuple):
         split: Settings that decide which sample is in which split, by name.
         keys: Split (`train`, `val`) -> (n,) int64, sorted keys of its samples.
         groups: Split -> names of the people or groups in it.
+        fingerprints: Split -> hash of its samples with their classes or masks.
         own: Values that only one kind of datamodule knows, such as the names of signals.
     """
 
@@ -40,6 +41,7 @@ class TrainedOn(NamedTuple):
     split: dict[str, Any]
     keys: dict[str, Tensor]
     groups: dict[str, list[str]]
+    fingerprints: dict[str, str]
     own: dict[str, Any]
 
     @classmethod
@@ -57,7 +59,7 @@ class TrainedOn(NamedTuple):
         signals = next((state for state in states if {"mean", "std", "train", "val"} <= state.keys()), None)
         own = {} if signals is None else {"signals": signals}
         size = given.get("image_size") or 0
-        return cls("", "", names, mean, std, given.get("in_channels") or len(mean), size, {}, {}, {}, {}, own)
+        return cls("", "", names, mean, std, given.get("in_channels") or len(mean), size, {}, {}, {}, {}, {}, own)
 
 
 class FromCheckpoint:

@@ -294,7 +294,8 @@ class PromptedSegmenter(SegmentationModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Predict a batch: mask (N, 1, H, W) bool, prompt, index of the image in the batch, and threshold of each pair."""
         data = getattr(self.trainer, "datamodule", None)
-        names = {slug(text): texts[0] for texts in getattr(data, "synonyms", []) for text in texts}
+        objects_of = zip(getattr(data, "class_names", []), getattr(data, "synonyms", []), strict=False)
+        names = {slug(text): name for name, texts in objects_of for text in texts}
         logits = self(batch["image"], batch["prompt"], batch["image_index"])
         objects = [names.get(slug(prompt), prompt) for prompt in batch["prompt"]]
         return {

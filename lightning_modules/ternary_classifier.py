@@ -13,6 +13,9 @@ from lightning_modules.distillation import distillation_loss, load_teacher
 from lightning_modules.pretrained import StartsFromWeights, read_weights
 from networks import build_resnet, own_names, ternary_shares, warm_start
 
+LIKE_TEACHER = ("num_classes", "class_names", "in_channels", "image_size", "mean", "std")
+"""Settings in which a teacher must equal the run."""
+
 
 class TernaryClassifier(StartsFromWeights):
     """A ResNet with ternary convolutions and linear layers, or with ``quantizer: none`` the same network in full precision.
@@ -98,7 +101,7 @@ class TernaryClassifier(StartsFromWeights):
         """Compute the class weights and load the teacher."""
         super().setup(stage)
         if stage == "fit" and self.teacher is not None and self.distill_share > 0:
-            inputs = {name: self.hparams[name] for name in ("num_classes", "in_channels", "image_size", "mean", "std")}
+            inputs = {name: self.hparams[name] for name in LIKE_TEACHER if self.hparams[name] is not None}
             try:
                 self._teacher = [load_teacher(self.teacher, inputs)]
             except ValueError as error:

@@ -17,7 +17,7 @@ import numpy as np
 from lightning.pytorch import LightningModule, Trainer
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, PercentFormatter
+from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
 from callbacks.checkpoints import Checkpoints
 from callbacks.find_callbacks import find_callbacks
@@ -110,7 +110,7 @@ def _draw_panel(axes: Axes, panel: str, points: Points, best_epoch: int | None) 
         epochs, values = _series(points, "speed/images_per_s")
         axes.plot(epochs, values, color=ORANGE, marker=marker(epochs))
         axes.set_ylim(0, 1.1 * max(values))
-        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     else:
         _draw_groups(axes, panel, points)
     if panel == "acc":

@@ -79,6 +79,12 @@ def write_table(path: Path, header: Iterable[str], rows: Iterable[Iterable[objec
         csv.writer(file).writerows([header, *rows])
 
 
+def _named(folder: Path) -> str:
+    """Name of a run, or of one of its evaluations (`RUN/evaluations/NAME`), for a title."""
+    parts = folder.absolute().parts
+    return "/".join(parts[-4:-2] + parts[-1:] if folder.parent.name == "evaluations" else parts[-2:])
+
+
 class EvaluationPicture(Callback, ABC, Generic[Found]):
     """Base class of callbacks that plot and tabulate one evaluation.
 
@@ -250,7 +256,7 @@ class EvaluationPicture(Callback, ABC, Generic[Found]):
         if shown is None or folder is None:
             return
         path = self._path(trainer, folder)
-        figure = self.draw(shown.found, f"{folder.parent.name}/{folder.name} · {shown.title}")
+        figure = self.draw(shown.found, f"{_named(folder)} · {shown.title}")
         self._pixels = None if figure is None else render(figure)
         if self._pixels is None:
             path.unlink(missing_ok=True)  # an older plot would contradict the new result

@@ -9,7 +9,9 @@ IMAGE is the path of the image file without its extension. If two files differ o
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -24,6 +26,8 @@ from callbacks.pictures.evaluation import write_table
 from callbacks.pictures.image_pixels import image_pixels, overlay
 from foundation.atomic_files import replace_file
 from foundation.slug import slug
+
+log = logging.getLogger(__name__)
 
 MASKS = "predictions/masks/"
 HEADER = ("index", "file", "prompt", "threshold", "area", "mask")
@@ -93,9 +97,16 @@ class MaskWriter(Callback):
         """Write the table, sorted by image index."""
         self._rows.sort(key=lambda row: (row[0], row[5]))
         write_table(self.folder / "predictions.csv", HEADER, self._rows)
-        for mask in self._earlier - {str(row[5]) for row in self._rows}:
+        old = self._earlier - {str(row[5]) for row in self._rows}
+        for mask in old:
             for kind in ("masks", "overlays"):
-                (self.folder / "predictions" / kind / mask.removeprefix(MASKS)).unlink(missing_ok=True)
+                path = self.folder / "predictions" / kind / mask.removeprefix(MASKS)
+                path.unlink(missing_ok=True)
+                for parent in list(path.parents)[: len(PurePosixPath(mask).parts) - 3]:
+                    with contextlib.suppress(OSError):
+                        parent.rmdir()  # only if it is empty
+        if old:
+            log.info(f"removed    {len(old):,} masks of an earlier predict in {self.folder / 'predictions'}")
 
 
 def _listed_masks(table: Path) -> set[str]:

@@ -178,7 +178,7 @@ def readable(folder: Path, names: Sequence[str], unreadable: Unreadable, levels:
     reported = time.monotonic()
     with ThreadPoolExecutor(THREADS) as pool:
         looks = pool.map(lambda name: look(folder / name, levels), names)
-        for done, (name, one) in enumerate(zip(names, looks, strict=True)):
+        for done, (name, one) in enumerate(zip(names, looks, strict=True), start=1):
             if one.wrong is None:
                 seen[name] = one
             else:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from datamodules.base import DataModule
 from datamodules.images.class_folders import listed
-from datamodules.sample_keys import file_keys
+from datamodules.sample_keys import file_keys, text_keys
 from datamodules.segmentation.prompt_sets import Pair, PromptSet, group_names
 from datamodules.trained_on import TrainedOn
 from foundation.slug import slug
@@ -77,6 +77,14 @@ class DescribedPromptSets(DataModule):
     def sample_keys(self, split: str) -> Tensor:
         """Keys of a split's samples, (n,) int64: hashes of the image files."""
         return file_keys([self.pairs[i].image for i in self.splits[split]["index"].tolist()])
+
+    def target_keys(self, split: str) -> Tensor:
+        """Keys of a split's objects and masks, (n,) int64: hashes of the prompts, and of the mask files or the shapes."""
+        pairs = [self.pairs[i] for i in self.splits[split]["index"].tolist()]
+        names = text_keys([f"{self.class_names[pair.prompt]} {pair.shapes!r}" for pair in pairs])
+        of_files = [place for place, pair in enumerate(pairs) if pair.shapes is None]
+        names[of_files] ^= file_keys([pairs[place].mask for place in of_files])
+        return names
 
     def group_names(self, split: str) -> list[str]:
         """Names of the groups of a split's images, from the tables of the sets, sorted."""

@@ -56,7 +56,10 @@ class SignalMatching(NamedTuple):
             )
         if trained is None:
             return cls(own, None, elsewhere)
-        ours, theirs = [without_unit(name) for name in own], [without_unit(name) for name in trained]
+        if own == trained:
+            _check_units(data, record, list(range(len(own))))
+            return cls(trained, None, elsewhere)
+        ours, theirs = bare_names(own), bare_names(trained)
         unnamed = [all(UNNAMED.fullmatch(name) for name in names) for names in (ours, theirs)]
         if len(ours) == len(theirs) and unnamed[0] != unnamed[1]:
             log.warning(
@@ -64,6 +67,10 @@ class SignalMatching(NamedTuple):
                 f"{', '.join(theirs if unnamed[0] else ours)}"
             )
             return cls(trained, None, elsewhere)
+        if len({*ours}) < len(ours):
+            raise MisconfigurationException(
+                f"{data.place} has several signals of one name: {listed(ours)}; rename them"
+            )
         if sorted(ours) != sorted(theirs):
             missing, more = ([n for n in a if n not in b] for a, b in ((theirs, ours), (ours, theirs)))
             parts = [f"lacks {listed(missing)}"] * bool(missing) + [f"has also {listed(more)}"] * bool(more)
@@ -112,11 +119,21 @@ def without_unit(name: str) -> str:
     return name if found is None else found[1]
 
 
+def bare_names(names: Sequence[str]) -> list[str]:
+    """Return the names without units; unchanged if they differ only in the brackets, which then hold no units.
+
+    >>> bare_names(["acc (g)", "gyro (rad/s)"]), bare_names(["acc (x)", "acc (y)"])
+    (['acc', 'gyro'], ['acc (x)', 'acc (y)'])
+    """
+    bare = [without_unit(name) for name in names]
+    return bare if len({*bare}) == len(bare) else list(names)
+
+
 def units_of(names: Sequence[str]) -> list[str] | None:
     """Return the units in brackets after the names; None if a name has none."""
-    found = [WITH_UNIT.fullmatch(name) for name in names]
+    found = [WITH_UNIT.fullmatch(name) for name in (names if bare_names(names) != list(names) else [])]
     units = [one[2] or one[3] for one in found if one is not None]
-    return units if len(units) == len(names) else None
+    return units if units and len(units) == len(names) else None
 
 
 def _check_units(data: Any, record: TrainedOn, order: Sequence[int]) -> None:

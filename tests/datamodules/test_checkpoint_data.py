@@ -3,6 +3,7 @@
 import random
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from cli.evaluation import overrides
 from datamodules import (
     CachedFeaturesDataModule,
     CIFAR10DataModule,
@@ -21,6 +23,7 @@ from datamodules import (
     TrainedOn,
 )
 from datamodules.sample_keys import file_keys, row_keys
+from datamodules.signals.matching import bare_names, units_of
 from tests.datamodules.cifar_layout import write_cifar
 from tests.datamodules.pictures import write_classes
 from tests.datamodules.segmentation_sets import TWO, write_two
@@ -88,7 +91,33 @@ def test_cifar_layout_in_another_order_of_classes(tmp_path: Path) -> None:
     assert (other.class_names, other.mean) == (["ant", "bee", "cow"], (0.1, 0.2, 0.3))
     assert other.own_class_names == ["cow", "ant", "bee"]
     # the images are the same in both places
-    assert other.seen["test"] == int(torch.isin(other.sample_keys("test"), record.keys["train"]).sum()) > 0
+    known = torch.cat([record.keys["train"], record.keys["val"]])
+    assert other.seen["test"] == int(torch.isin(other.sample_keys("test"), known).sum()) > 0
+
+
+@pytest.mark.parametrize(
+    ("names", "bare", "units"),
+    [
+        (["acc [g]", "gyro (rad/s)"], ["acc", "gyro"], ["g", "rad/s"]),
+        (["acc (x)", "acc (y)", "heat"], ["acc (x)", "acc (y)", "heat"], None),  # axes, no units
+        (["acc [g]", "heat"], ["acc", "heat"], None),
+    ],
+)
+def test_units_in_names(names: list[str], bare: list[str], units: list[str] | None) -> None:
+    assert (bare_names(names), units_of(names)) == (bare, units)
+
+
+def test_entries_of_dictionaries_are_overrides(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "model: {class_path: A, init_args: {network_args: null, lr: 1}}\ndata: {class_path: B}\ncheckpoint: 1\n"
+    )
+    source = SimpleNamespace(config=config)
+    now = {
+        "model": {"class_path": "A", "init_args": {"network_args": {"act": "gelu"}, "lr": 1}},
+        "data": {"class_path": "B"},
+    }
+    assert overrides(source, {**now, "more": 1}) == {"model.network_args.act": [None, "gelu"]}  # type: ignore[arg-type]
 
 
 def test_cached_features_in_another_order_of_classes(tmp_path: Path) -> None:
