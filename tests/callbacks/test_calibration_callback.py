@@ -158,6 +158,7 @@ def test_the_log_reports_the_record_of_the_best_epoch(run: Path) -> None:
     assert promise + f"{100 * record['coverage']:.1f} %" in lines[-1]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_same_records(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with pytest.raises(KeyError, match="broken"):

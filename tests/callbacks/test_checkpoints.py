@@ -38,6 +38,7 @@ def best_of(monitor: str, epochs: list[dict[str, float]]) -> list[int | None]:
     return found
 
 
+@pytest.mark.slow
 def test_best_is_the_last_epoch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
     flags = ["--trainer.max_epochs", "3", "--trainer.val_check_interval", "0.5", "--trainer.callbacks", "[]"]

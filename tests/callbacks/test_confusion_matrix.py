@@ -69,6 +69,7 @@ def test_cells_bars_and_title() -> None:
     assert matrix.yaxis_inverted()  # the first class on top, as in a table
 
 
+@pytest.mark.slow
 @pytest.mark.draws
 @pytest.mark.parametrize("classes", [2, 20, 21, 40])
 def test_nothing_overlaps_or_is_cut_off(classes: int) -> None:

@@ -183,6 +183,7 @@ class Rates(Callback):
         self.seen.append([(group["lr"], group["momentum"]) for group in optimizer.param_groups])
 
 
+@pytest.mark.slow
 def test_the_rate_is_the_peak_of_one_cycle_and_groups_keep_their_ratio(tmp_path: Path) -> None:
     finder, rates = LearningRateFinder(**SWEEP), Rates()
     text = "model: {class_path: TwoRates, init_args: {lr: 0.05}}"

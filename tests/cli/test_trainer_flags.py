@@ -60,6 +60,7 @@ def test_fast_dev_run_writes_nothing() -> None:
     assert not list(Path().iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "steps"),
     [([], 1), (["--trainer.profiler", "simple"], 0), (["--fast_loop", "false"], 0), (["--model.optimizer", "lion"], 1)],

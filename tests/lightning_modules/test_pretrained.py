@@ -107,6 +107,7 @@ SOURCES: dict[str, Callable[[dict[str, Tensor]], Callable[[Path, Path], Path]]] 
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SOURCES)
 def test_every_source_gives_the_same_weights(kind: str, network: dict[str, Tensor], run: Path, tmp_path: Path) -> None:
     source = SOURCES[kind](network)(run, tmp_path)

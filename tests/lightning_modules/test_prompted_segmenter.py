@@ -113,6 +113,7 @@ def check_nothing(metrics: dict[str, float], truth: list[list[NDArray[np.bool_]]
     assert sum(name.startswith("test/nothing") for name in metrics) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "other"), [("cracks", "taping"), pytest.param("taping", "cracks", marks=pytest.mark.slow)]
 )

@@ -118,6 +118,7 @@ def test_coverage_is_not_thrown_away() -> None:
         assert chosen.coverage > 0.7 * best
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("samples", "starts"), [(3000, [0.99]), (3000, [0.95, 0.9, 0.85]), (3000, None), (500, None)])
 def test_equals_scipy_step_by_step(samples: int, starts: list[float] | None) -> None:
     count, correct = of_logits(1.5).draw(samples, np.random.default_rng(2))

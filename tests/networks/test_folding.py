@@ -39,6 +39,7 @@ def expected(network: nn.Module, name: str) -> tuple[Tensor, Tensor]:
     return torch.stack(rows), torch.tensor(biases, dtype=torch.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("full_precision", [["stem", "classifier"], [], ["stages.0", "conv2"]], ids=str)
 @pytest.mark.parametrize("scale", ["channel", "layer"])
 @pytest.mark.parametrize("rule", [*RULES, "none"])

@@ -64,6 +64,7 @@ def read_by_the_documentation(path: Path) -> tuple[dict[str, Any], dict[str, np.
     return header, state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("coding", CODINGS)
 @pytest.mark.parametrize(
     "settings",
@@ -127,6 +128,7 @@ def test_unknown_metadata_is_none(tmp_path: Path) -> None:
     assert packed.coding == "trits"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("full_precision", "trits_ratio", "entropy_ratio"), [(["stem", "classifier"], 19.4, 19.8), ([], 19.65, 20.05)]
 )

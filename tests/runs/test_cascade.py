@@ -154,6 +154,7 @@ def test_cache_without_a_writer_is_refused(tmp_path: Path, capfd: pytest.Capture
     assert "use --config configs/cascade_extract.yaml" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)])
 def test_a_stopped_extraction_goes_on(
     cache: Path, pictures: Path, weights: Path, tmp_path: Path, signum: int, code: int

@@ -90,6 +90,7 @@ def rates(folder: Path) -> list[tuple[float, float, float]]:
 ON = ["--on_oom", "accumulate"]
 
 
+@pytest.mark.slow
 def test_memory_gives_out_twice(train: Train, memory: dict[int, int], capsys: pytest.CaptureFixture[str]) -> None:
     """Batches of 16, accumulated over 3, give 4/3 windows per epoch; from steps 3 and 4 on, memory holds 8 and then 4."""
     whole = train("whole", 16, 3)
@@ -150,6 +151,7 @@ def test_a_short_last_batch_makes_no_further_step(train: Train, memory: dict[int
     assert len(rates(whole)) == 15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("batch", "limit", "flags", "message"),
     [

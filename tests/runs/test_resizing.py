@@ -106,6 +106,7 @@ INSIDE = [Kill("backward", 15), Kill("val", 2)]
 AT_THE_BOUNDARY = [Kill("epoch_end", 2), Kill("between", 2), Kill("after_last", 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kills",
     [
@@ -176,6 +177,7 @@ def resumed(halfway: Path, place: Path, folder: Path, changes: dict[int, dict[st
     return ["fit", "--resume", str(folder), "--config", str(config(place, stages))]
 
 
+@pytest.mark.slow
 def test_later_stages_may_change(
     halfway: Path, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,6 +18,7 @@ def unbroken(finished: Path) -> dict[str, Any]:
     return outcome(finished)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("phase", "n", "signum", "step"),
     [

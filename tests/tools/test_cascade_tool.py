@@ -275,6 +275,7 @@ def test_a_given_threshold(two: list[str], tmp_path: Path, threshold: str, same_
     assert report["coverage"] == (0 if threshold == "never" else 1)
 
 
+@pytest.mark.slow
 def test_the_stored_threshold_is_used(finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished, run)

@@ -51,6 +51,7 @@ def test_packed_file_reproduces_the_logits_of_the_run(run: Path) -> None:
     assert torch.equal(logits.argmax(1), trained.argmax(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("coding", ["trits", "bits2", "entropy"])
 def test_table_of_sizes_adds_up(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], coding: str) -> None:
     output = tmp_path / "model.lvr"

@@ -45,6 +45,7 @@ def fit_one(cache: Path, folder: Path, *flags: str) -> dict[str, Any]:
     return loaded
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "compared"),
     [

@@ -215,6 +215,7 @@ def drawn(series: Array, size: int, width: float) -> Array:
     return drawing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("length", "size", "width"), [(9, 24, 1.5), (25, 14, 1.0), (12, 12, 3.0), (2, 9, 1.5)])
 def test_line_plot_is_the_slow_one(length: int, size: int, width: float) -> None:
     signals = walks(1, 2, length)
