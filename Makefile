@@ -20,7 +20,7 @@ setup: $(filter .uv/bin/uv,$(UV))  ## install uv if it is missing, and all packa
 fit: setup  ## train CONFIG (default: a ternary network on real digits, 2 minutes on 2 cores), then test it
 	$(RUN) python main.py fit --config $(CONFIG) --test_after_fit
 
-test: setup  ## run the default tests, about 4 minutes on 2 cores
+test: setup  ## run the default tests, about 5 minutes on 2 cores
 	$(RUN) pytest -q -n auto --dist loadfile
 
 test-all: setup  ## run all tests, including the slow ones, under 30 minutes

@@ -116,6 +116,7 @@ def _slow_twin(path: Path) -> Any:
     return pytest.param(path, marks=marks, id=path.stem)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", [_slow_twin(path) for path in EXPERIMENTS])
 def test_experiment_runs(experiment: Path, data: dict[str, Path]) -> None:
     assert one_batch([experiment], data) == 0

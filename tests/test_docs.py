@@ -260,6 +260,7 @@ def pages_with_python() -> list[object]:
     return [pytest.param(page, marks=slow.get(page.name, ()), id=page.name) for page in pages]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", pages_with_python())
 def test_python(page: Path, workplace: Path) -> None:
     module = ModuleType("page")  # one namespace per page; in sys.modules, so that its classes are found by module name

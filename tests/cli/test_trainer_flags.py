@@ -76,11 +76,13 @@ def test_fast_step_is_used_unless_profiled_or_switched_off(
     assert len(written) == steps
 
 
+@pytest.mark.slow
 def test_no_checkpoints() -> None:
     assert main([*RUN, "--trainer.enable_checkpointing", "false", "--trainer.max_epochs", "1"]) == 0
     assert not list(Path("run/checkpoints").iterdir())
 
 
+@pytest.mark.slow
 def test_no_validation() -> None:
     assert main([*RUN, "--trainer.limit_val_batches", "0", "--trainer.callbacks", "[]"]) == 0
     assert [path.name for path in Path("run/checkpoints").iterdir()] == ["last.ckpt"]

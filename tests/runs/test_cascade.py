@@ -82,6 +82,7 @@ def same(one: Path, other: Path) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_a_new_test_command_gives_the_metrics_of_fit(run: Path) -> None:
     after_fit = json.loads((run / "test_metrics.json").read_text())["metrics"]
     assert main(["test", "--run", str(run), *CPU]) == 0

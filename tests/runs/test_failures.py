@@ -46,6 +46,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("command", ["fit", "test"])
 def test_a_signal_outside_training_ends_the_command(

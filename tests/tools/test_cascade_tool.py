@@ -291,6 +291,7 @@ def test_the_stored_threshold_is_used(finished: Path, tmp_path: Path) -> None:
     assert "on the validation split (40 samples)" in report["chosen"]
 
 
+@pytest.mark.slow
 def test_a_stored_never_is_said(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished, run)

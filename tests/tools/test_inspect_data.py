@@ -66,6 +66,7 @@ def test_data_in_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert main(DIGITS) == 0  # files of an earlier call are overwritten
 
 
+@pytest.mark.slow
 def test_leaks_in_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # test image i equals training image i but has another label; 5 x 4 training images, 2 of them held out
     write_cifar(tmp_path / "images", names=["cat", "dog"], size=4, per_file=4)
@@ -174,6 +175,7 @@ def test_data_in_files(photos: Path, folder_config: list[str], capsys: pytest.Ca
     )
 
 
+@pytest.mark.slow
 def test_printed_mean_and_std_are_a_valid_configuration(
     photos: Path, folder_config: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -185,6 +187,7 @@ def test_printed_mean_and_std_are_a_valid_configuration(
     assert found["mean"]["configured"] == found["mean"]["measured"]
 
 
+@pytest.mark.slow
 def test_folder_without_splits_and_with_workers(photos: Path, folder_config: list[str]) -> None:
     for number in range(70):  # more than a batch
         picture(photos / "train" / "dog" / f"more{number}.png", 100 + number)
