@@ -5,7 +5,7 @@
 Each network gets random weights (no download) and one random image of its own size. `cls`, `avg`, `native` and every inner layer
 are compared with a statement of the same pooling that shares no code with networks/timm_features.py: timm's plain forward without
 classes, hooks on the layers that timm names, the tokens counted by their parameters. An entry is a width, or the number of the line
-that refuses; any other error or difference is a fault. Without NAME, all members that docs/backbones.md lists are judged.
+that refuses; any other error or difference is a fault. Without NAME, all members that docs/backbones.md lists are checked.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def members(path: Path = DOCS) -> list[str]:
     return path.read_text(encoding="utf-8").rpartition("```text\n")[2].partition("```")[0].split()
 
 
-def judge(name: str) -> Row:
+def check_network(name: str) -> Row:
     """One row of the table: for each column a width, `yes`, or the line that refuses.
 
     Raises:
@@ -272,7 +272,7 @@ def _check_layer(network: Any, pooling: str, part: Tensor, output: Any, what: st
 
 
 def _fine_tuned(name: str, size: int, whole: dict[str, Tensor]) -> str:
-    """Build a classifier, and train its head alone for one step without touching the backbone."""
+    """Build a classifier, and train only its head for one step without touching the backbone."""
     network: Any = build_timm_network(name, num_classes=5, image_size=size, dropout=0.1)
     heads = classifier_names(network)
     with torch.device("meta"):
@@ -342,7 +342,7 @@ def main(arguments: list[str] | None = None) -> None:
     rows, faults = [], []
     for name in given.names or members():
         try:
-            rows.append(judge(name))
+            rows.append(check_network(name))
         except Exception as error:  # the sweep goes on: a fault is a result
             faults.append(f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
             rows.append({"member": name, "fault": faults[-1]})

@@ -21,7 +21,7 @@ from lightning.pytorch import LightningModule, Trainer
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from callbacks.calibration_record import Record, Rules, Samples, calibrate, evaluated, in_words, next_level
+from callbacks.calibration_record import Record, Rules, Samples, calibrate, doubt, evaluated, in_words, next_level
 from callbacks.checkpoints import Checkpoints
 from callbacks.find_callbacks import find_callbacks
 from callbacks.pictures.evaluation import EvaluationPicture, class_names_of
@@ -183,6 +183,8 @@ class Calibration(EvaluationPicture[Evaluation]):
             log.info(line)
             if folder is not None:
                 log_line(folder, line)
+        if reason := doubt(record):
+            log.warning(reason)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Store the record of the latest validation."""

@@ -17,10 +17,11 @@ from torch import Tensor
 from callbacks.pictures.reliability import Evaluation
 from metrics import BinnedCalibration, ExitSums, choose_exit_threshold, fit_temperature
 from metrics.exit_threshold import start_exits
-from metrics.temperature import mean_nll
+from metrics.temperature import HIGHEST, LOWEST, mean_nll
 from transforms import SampleRandom
 
 Never = Literal["never"]
+WORSE = 1.05  # ratio of the held-out NLL with and without temperature from which the temperature is doubted
 
 
 class Samples(NamedTuple):
@@ -172,6 +173,20 @@ def calibrate(samples: Samples, rules: Rules, level: float, seed: int) -> tuple[
         exit_accuracy=chosen.accuracy if chosen is not None else None,
     )
     return record, found._replace(threshold=threshold)
+
+
+def doubt(record: Record) -> str | None:
+    """Why the temperature should not be relied on; None if nothing speaks against it, or if there is none."""
+    if not record["fitted"]:
+        return None
+    where = f"temperature {record['temperature']:.3f}, fitted to {record['fitted']:,} validation samples,"
+    advice = "the probabilities are not calibrated; use more validation samples"
+    if record["temperature"] in (LOWEST, HIGHEST):
+        return f"{where} is at the end of its range ({LOWEST:g} to {HIGHEST:g}): {advice}"
+    if record["target"] is not None and record["nll_after"] > WORSE * record["nll_before"]:
+        change = f"from {record['nll_before']:.4f} to {record['nll_after']:.4f}"
+        return f"{where} raises the NLL of the held-out samples {change}: {advice}"
+    return None
 
 
 def in_words(record: Record) -> list[str]:

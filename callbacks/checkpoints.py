@@ -183,7 +183,7 @@ class Checkpoints(Checkpoint):
         if was != (self.monitor, self.direction):
             log.warning(
                 f"checkpoint: epoch {self.best_epoch} was the best by the {was[1]} of {was[0]}; now the {self.direction} of "
-                f"{self.monitor} counts: the choice starts anew, and the next epoch with a value replaces best.ckpt"
+                f"{self.monitor} counts: the choice starts again, and the next epoch with a value replaces best.ckpt"
             )
             self.best_score = self.best_loss = self.best_epoch = None
         elif self.best_loss is None and (loss := tie_breaker(self.monitor)) is not None:

@@ -146,7 +146,7 @@ class LearningRateFinder(Callback):
             raise MisconfigurationException(f"LearningRateFinder: needs one optimiser, got {len(trainer.optimizers)}")
         begin = time.monotonic()
         rates, losses = self._sweep(trainer, pl_module, configured)
-        answer = self._judged(suggest(rates, losses, self.smoothing), rates)
+        answer = self._at_border(suggest(rates, losses, self.smoothing), rates)
         taken = float(getattr(answer.suggestion, self.rule)) if answer.suggestion else configured
         taken, reason = trainer.strategy.broadcast((taken, answer.reason))
         self._saved = {"lr_configured": configured, "lr": taken, "in_config": True}
@@ -179,7 +179,7 @@ class LearningRateFinder(Callback):
                 f"learning-rate finder: lr {configured:.3g} is given and replaces {saved['lr']:.3g}, the one found"
             )
 
-    def _judged(self, answer: Answer, rates: list[float]) -> Answer:
+    def _at_border(self, answer: Answer, rates: list[float]) -> Answer:
         """The answer without its suggestion if the chosen rule ends at the border of the sweep."""
         if answer.suggestion is None:
             return answer

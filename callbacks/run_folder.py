@@ -117,7 +117,7 @@ class RunFolder(Callback):
         seed: The seed, for environment.json.
         command: The command line, for environment.json.
         resumed: Whether the folder belongs to a run that is resumed; otherwise it must be empty or absent.
-        tested: Whether the run is tested after the fit, so that the test split is judged with the others.
+        tested: Whether the run is tested after the fit, so that the test split is checked with the others.
 
     Attributes:
         lock: The lock of the folder. The command line sets it before, and releases it when the command ends; without it, the
@@ -181,10 +181,10 @@ class RunFolder(Callback):
         return self.lock
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let the datamodule judge its input; then broadcast the path to all processes, and rank zero creates the folder."""
+        """Let the datamodule check its input; then broadcast the path to all processes, and rank zero creates the folder."""
         if stage != "fit":
             return
-        self._judge_input(trainer)
+        self._check_input(trainer)
         if self.path is None:
             return
         self.path = Path(trainer.strategy.broadcast(str(self.path)))
@@ -208,7 +208,7 @@ class RunFolder(Callback):
             self._own_lock.release()
             self._own_lock = None
 
-    def _judge_input(self, trainer: Trainer) -> None:
+    def _check_input(self, trainer: Trainer) -> None:
         """Judge the splits that this run will use, the test split included if it is tested after the fit."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         if not hasattr(data, "check_input"):

@@ -32,7 +32,7 @@ def _check_averages(own: list[Callback]) -> None:
 
     Raises:
         UsageError: StochasticWeightAveraging, whose average is in the module only after the last checkpoint, or WeightAveraging
-            beside our EMA.
+            together with our EMA.
     """
     if any(isinstance(callback, StochasticWeightAveraging) for callback in own):
         raise UsageError(

@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from cli.resume import RunCheckpoint, describe, flatten, read_best
+from cli.resume import RunCheckpoint, describe, flatten, read, read_best
 from cli.run_flags import RunFlags, UsageError
 from datamodules import DataModule
 from foundation.atomic_files import write_json
+from lightning_modules import BaseModule
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,25 @@ def overrides(source: RunCheckpoint, now: dict[str, Any]) -> dict[str, Any]:
     both = [name for name in {**was, **new} if (name in was and name in new) or name.startswith(("model.", "data."))]
     changed = {name: [was.get(name), new.get(name)] for name in both if was.get(name) != new.get(name)}
     return {name: values for name, values in changed.items() if not name.startswith(NO_EFFECT)}
+
+
+def changed_settings(
+    source: RunCheckpoint | None, config: dict[str, Any], checkpoint: Path, module: BaseModule, linked: Sequence[str]
+) -> dict[str, Any]:
+    """Return the settings of an evaluation that differ from those of the training: name -> [value in training, value now].
+
+    Args:
+        source: The run; None if only a checkpoint is given, whose hyperparameters are compared then.
+        config: The configuration of this command.
+        checkpoint: The evaluated checkpoint.
+        module: The module that evaluates it.
+        linked: Settings of the module that come from the data, which is matched to the checkpoint.
+    """
+    if source is not None:
+        return overrides(source, config)
+    was, now = dict(read(checkpoint).get("hyper_parameters", {})), dict(module.hparams)
+    names = [name for name in now if name in was and name not in linked and not name.startswith("_")]
+    return {f"model.{name}": [was[name], now[name]] for name in names if was[name] != now[name]}
 
 
 def results_folder(run: Path, checkpoint: Path, data: DataModule, name: str | None) -> Path:
@@ -122,7 +143,7 @@ def report_results(
     }
     _write(target, command, {**content, "data": _describe(command, data, target == run), "overrides": changed})
     if target != run:
-        log.info(f"      results on {data.place} are in {target}, beside those of the run")
+        log.info(f"      results on {data.place} are in {target}; the run keeps its own")
 
 
 def _describe(command: str, data: DataModule, own: bool) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def check_launcher(trainer: Trainer) -> None:
 
 
 def _act_as(rank: int) -> None:
-    """Set the number of this process, of which 0 prints the messages."""
+    """Set the number of this process; process 0 prints the messages."""
     rank_zero_only.rank = rank  # type: ignore[attr-defined]
 
 

@@ -79,7 +79,7 @@ def prefer_ours() -> None:
 
 
 def replace_lists() -> None:
-    """Make a list that is given anew replace the earlier one, in a file and as a flag.
+    """Make a list that is given again replace the earlier one, in a file and as a flag.
 
     Without this, an item of a list as long as the earlier one keeps every setting that it does not name of the item at its place,
     and of a class of another name those that it also has. jsonargparse has no setting for it. Items added with ``+``, and flags

@@ -24,7 +24,7 @@ from callbacks.lightning_internals import first_difference
 from callbacks.run_folder import lock_run
 from cli import resume
 from cli.callback_checks import check_callbacks, name_cache
-from cli.evaluation import given_settings, overrides, report_results, results_folder
+from cli.evaluation import changed_settings, given_settings, report_results, results_folder
 from cli.launchers import check_launcher
 from cli.parser import Parser, add_run_settings, check_configs, check_nulls, readable
 from cli.predictions import write_predictions
@@ -370,7 +370,7 @@ class VisionCLI(LightningCLI):
         path = (folder or Path()) / "predictions.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_predictions(path, outputs or [], model, datamodule.class_names, datamodule.predicted_files())
-        log.info(f"predictions of {resume.describe(checkpoint)}: {path}")
+        log.info(f"predictions of {resume.describe(checkpoint)} for {datamodule.images or datamodule.place}: {path}")
 
     def _write_masks(self, model: LightningModule, datamodule: Any, checkpoint: Path, folder: Path) -> None:
         self.trainer.callbacks.append(ours.MaskWriter(folder))  # type: ignore[attr-defined]
@@ -394,5 +394,7 @@ class VisionCLI(LightningCLI):
         """Print the metrics and write them to ``target``, a folder for results of the run in ``folder``."""
         if not self.trainer.is_global_zero:
             return
-        changed = overrides(self.source, self.config_dict()) if self.source is not None and command != "fit" else {}
+        changed = {}
+        if self.flags.command != "fit":
+            changed = changed_settings(self.source, self.config_dict(), checkpoint, self.model, LINKED)
         report_results(command, checkpoint, results, changed, self.datamodule, folder, target)

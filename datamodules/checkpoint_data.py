@@ -35,6 +35,10 @@ WHOLE = {"eval_share": 1.0}
 """Inputs of datamodules without these settings: the whole image."""
 
 
+OTHER_KIND = 0.5
+"""Difference of the shares of a kind of files from which evaluated files are taken to be of another kind."""
+
+
 def settings_of(kind: type) -> set[str]:
     """Names of the settings of a class, of those of its base classes if it passes them on."""
     return {
@@ -56,6 +60,7 @@ class MatchedToCheckpoint(LightningDataModule):
     """Whether a network's outputs belong to classes by their number, so that names in another order would be wrong."""
 
     splits: dict[str, dict[str, Tensor]]
+    seen: dict[str, int]
     images: Path | None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -94,6 +99,10 @@ class MatchedToCheckpoint(LightningDataModule):
         values = self.splits[split]
         return row_keys(values["signal" if "signal" in values else "image"])
 
+    def file_kinds(self, split: str) -> dict[str, float]:
+        """Return the share of a split's image files of each kind that changes what a network sees; empty if there are no files."""
+        return {}
+
     def target_keys(self, split: str) -> Tensor:
         """Return a hash of the target of each sample, (n,) int64 in the order of `sample_keys`: of the name of its class."""
         data: Any = self
@@ -113,6 +122,7 @@ class MatchedToCheckpoint(LightningDataModule):
         if self._record_of_training is None:
             data: Any = self
             there = [split for split in ("train", "val") if split in self.splits]
+            keys = {split: self.sample_keys(split) for split in there}
             record = TrainedOn(
                 datamodule=type(self).__name__,
                 place=self.place,
@@ -123,10 +133,10 @@ class MatchedToCheckpoint(LightningDataModule):
                 image_size=int(data.image_size),
                 inputs=dict(data.transform_settings),
                 split=dict(data.split_settings),
-                keys={split: self.sample_keys(split).sort().values for split in there},
+                keys={split: found.sort().values for split, found in keys.items()},
                 groups={split: self.group_names(split) for split in there},
-                fingerprints={split: self.fingerprint(split) for split in there},
-                own=self.own_record,
+                fingerprints={split: self.fingerprint(split, found) for split, found in keys.items()},
+                own={**self.own_record, "file_kinds": self.file_kinds("train") if "train" in there else {}},
             )
             self._record_of_training = record._asdict()
         return self._record_of_training
@@ -260,6 +270,10 @@ class MatchedToCheckpoint(LightningDataModule):
         if self.trained_on is None or not self.trained_on.keys:
             return 0
         parts = ("train",) if split == "val" else ("train", "val")  # the validation data chose the checkpoint
+        before = self.trained_on.own.get("file_kinds", {})
+        for name, share in self.file_kinds(split).items():
+            if abs(share - before.get(name, share)) >= OTHER_KIND:
+                log.warning(f"{share:.0%} of the {split} images are {name}, of the training images {before[name]:.0%}")
         keys, known_keys = (
             self.sample_keys(split),
             [self.trained_on.keys[p] for p in parts if p in self.trained_on.keys],
@@ -294,8 +308,14 @@ class MatchedToCheckpoint(LightningDataModule):
             return same_place  # the training data is gone
         finally:
             logging.disable(logging.NOTSET)
+            self.seen.clear()  # counted again, and logged, in the evaluation's own setup
 
-    def fingerprint(self, split: str) -> str:
-        """Hash of the samples of a split with their classes or masks, 16 hexadecimal digits; their order does not matter."""
-        rows = torch.stack([self.sample_keys(split), self.target_keys(split)], dim=1)
+    def fingerprint(self, split: str, keys: Tensor | None = None) -> str:
+        """Hash of the samples of a split with their classes or masks, 16 hexadecimal digits; their order does not matter.
+
+        Args:
+            split: A split that setup has read.
+            keys: Result of `sample_keys` if it is known.
+        """
+        rows = torch.stack([self.sample_keys(split) if keys is None else keys, self.target_keys(split)], dim=1)
         return hashlib.sha256(np.sort(row_keys(rows).numpy()).tobytes()).hexdigest()[:16]

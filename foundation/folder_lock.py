@@ -26,7 +26,7 @@ from weakref import WeakValueDictionary
 
 try:
     import fcntl
-except ImportError:  # on Windows: the beats alone must do
+except ImportError:  # on Windows: only the beats
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 # Step numbers from here on are SLURM's own: the shell of an allocation, the batch script, the external step
 FIRST_SPECIAL_STEP = 4294967280
 VARIABLES = "WORLD_SIZE and RANK"
-"""Name of a launcher of which only these variables tell."""
+"""Name of a launcher that is only known by these variables."""
 
 
 class Launcher(NamedTuple):
@@ -20,7 +20,7 @@ class Launcher(NamedTuple):
         processes: Number of processes that it started, 1 or more.
         machines: Number of machines on which they run.
         rank: Number of this process, from 0.
-        variables: The variables that tell of it; a process without them is alone.
+        variables: The variables that tell of it; a process without them is the only one.
     """
 
     name: str
@@ -36,9 +36,9 @@ class Launcher(NamedTuple):
         return f"{self.name} started {self.processes} process{'' if self.processes == 1 else 'es'}"
 
     def without(self) -> str:
-        """How to start the command alone, for the end of a message."""
+        """How to start the command without the launcher, for the end of a message."""
         names = " ".join(f"-u {name}" for name in self.variables)
-        way = "" if self.name == VARIABLES else f"without {self.name}, or, if this process is alone, "
+        way = "" if self.name == VARIABLES else f"without {self.name}, or, if this is the only process, "
         return f"{way}with `env {names}` before the command"
 
 

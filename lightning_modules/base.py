@@ -286,7 +286,7 @@ class BaseModule(ScheduledModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def unused_settings(self) -> dict[str, str]:
-        """Settings of the model that have no effect beside the others, each with the setting that decides it."""
+        """Settings of the model that have no effect together with the others, each with the setting that decides it."""
         name = self.shape.name
         owners: dict[str, tuple[str, ...]] = {
             "cosine": ("lr_end",),

@@ -47,7 +47,7 @@ def read_weights(source: str, names: Collection[str]) -> SavedWeights:
     """Read the weights of a network, averaged ones if available. No code in the file is executed.
 
     A torch file may hold its state dict under any key and its names behind any prefix: those are taken that give most of `names`.
-    Where an average (a teacher) lies beside the trained weights, the average is taken, and the log says so.
+    Where the file has an average (a teacher) in addition to the trained weights, the average is taken, and the log says so.
 
     Args:
         source: A run folder, a checkpoint, a `.safetensors` file, or a state dict saved by `torch.save`.

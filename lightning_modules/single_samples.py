@@ -1,7 +1,7 @@
 """Refuses a training batch of one sample under batch norm before the first step.
 
 Batch norm normalises by the batch's own mean and variance. Of a single value per channel (one image whose feature map is one pixel)
-torch refuses to compute them, in the middle of a run. Of a single image with a larger map they are those of this image alone, and
+torch refuses to compute them, in the middle of a run. Of a single image with a larger map they are those of only this image, and
 as the last batch before a validation it moves the running statistics. A batch size of 1 chosen on purpose is refused only where
 torch would refuse it; so is a run that is resumed, which cannot change its batch size.
 """

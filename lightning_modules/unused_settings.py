@@ -1,4 +1,4 @@
-"""Names the settings that were given and have no effect beside the others, such as ``lr_end`` with schedule one_cycle."""
+"""Names the settings that were given and have no effect together with the others, such as ``lr_end`` with schedule one_cycle."""
 
 from __future__ import annotations
 

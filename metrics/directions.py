@@ -33,7 +33,7 @@ HIGHER = {
 }
 HIGHER |= {"iou", "dice", "pixel_acc", "iou_image", "dice_image", "boundary_f1", EPOCH}
 NEITHER = {"ece_floor", "threshold"}
-"""Values that are logged beside the metrics: the ECE of perfect calibration, and thresholds that validation chose."""
+"""Values that are logged together with the metrics: the ECE of perfect calibration, and thresholds that validation chose."""
 
 # `nothing_iou`: of empty masks; `ece_calibrated`: with the stored temperature; `exit_acc_0.9`, `exit_acc_stored`: at this threshold
 _DETAIL = re.compile(r"^nothing_|_calibrated$|(?<=^exit_coverage)_.*$|(?<=^exit_acc)_.*$")

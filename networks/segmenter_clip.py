@@ -88,7 +88,7 @@ class FrozenCLIP:
         return torch.stack([self._vectors[text] for text in texts])
 
     def _encode(self, text: str) -> Tensor:
-        """Vector (text_width,) of one text, alone and without padding: its last bits would depend on the texts in its batch."""
+        """Vector (text_width,) of one text, by itself and without padding: its last bits would depend on the texts in its batch."""
         words_of(text)
         tokens = self.tokenizer([text], truncation=True, max_length=self.tokens, return_tensors="pt")
         device = self._like.device

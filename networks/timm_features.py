@@ -2,7 +2,7 @@
 
     image (B, C, H, W) --timm network--> final or chosen layers --cls, avg or native pooling--> concatenated: features (B, D)
 
-    cls     the class token after the last norm. A last norm that a network has for the mean of its patches alone (`fc_norm` of
+    cls     the class token after the last norm. A last norm that a network has only for the mean of its patches (`fc_norm` of
             BEiT and EVA-02) is not applied to the class token
     avg     the mean of the patch tokens or of the feature map after the last norm, also where this norm lies in the head, after
             the pooling (`head.norm` of ConvNeXt, MetaFormer, MaxViT and others). Class and register tokens are left out
@@ -91,7 +91,7 @@ class TimmFeatures(nn.Module):
             if features.shape[1] <= prefix:
                 name = type(network).__name__
                 raise ValueError(
-                    f"pooling: the final output of {name} is its class token alone; give cls, or avg with layers "
+                    f"pooling: the final output of {name} is only its class token; give cls, or avg with layers "
                     f"[{len(network.feature_info) - 1}]"
                 )
             return features[:, prefix:].mean(dim=1)

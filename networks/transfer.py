@@ -152,10 +152,10 @@ def _converted(network: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[Mappi
     convert = _timm_conversion(network) if before else None
     if convert is None:
         return tensors, []
-    alone = len(inspect.signature(convert).parameters) == 1
+    takes_tensors_only = len(inspect.signature(convert).parameters) == 1
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # timm prints what it leaves out
-            found = dict(convert(dict(tensors)) if alone else convert(dict(tensors), network))
+            found = dict(convert(dict(tensors)) if takes_tensors_only else convert(dict(tensors), network))
     except (
         Exception
     ):  # a file of yet another form: each conversion fails in its own way, and the report names what is missing

@@ -5,7 +5,7 @@
 
 A line appears when the validations in a row that found the same reach 3, 10, 30, 100, ..., and at the end of a fit if the latest
 validation found something that no line has said yet. With EMA, the averaged weights count. The numbers are in the checkpoint.
-Classes are counted here; masks are judged by the module, which chooses the thresholds (lightning_modules/segmentation_module.py).
+Classes are counted here; masks are counted by the module, which chooses the thresholds (lightning_modules/segmentation_module.py).
 """
 
 from __future__ import annotations

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from datamodules.base import DataModule
 from datamodules.extraction import Labelled
+from datamodules.images.checking import check_decoding, kinds_of, levels_of
 from datamodules.images.class_folders import listed
 from datamodules.images.decoding import Levels
-from datamodules.images.judging import judged, levels_of
 from datamodules.images.labelled import LabelledFiles, class_folders, find_parts, read_labelled, readable
 from datamodules.images.loader import ImageFileLoader, ImageFiles
 from datamodules.images.settings import IMAGENET_MEAN, IMAGENET_STD, check, check_files, check_levels, loading
@@ -287,6 +287,11 @@ class ImageFolderDataModule(DataModule):
         listing = self._list(self._part_of(split))  # type: ignore[arg-type]
         return file_keys([listing.folder / listing.names[i] for i in self.splits[split]["index"].tolist()])
 
+    def file_kinds(self, split: str) -> dict[str, float]:
+        """Shares of grey files and of files with more than 8 bits in a split."""
+        looks = self._list(self._part_of(split)).looks  # type: ignore[arg-type]
+        return kinds_of([looks[i] for i in self.splits[split]["index"].tolist()])
+
     def group_names(self, split: str) -> list[str]:
         """Names of the groups in a split, from the CSV file `groups`, sorted."""
         if self.groups is None:
@@ -341,7 +346,7 @@ class ImageFolderDataModule(DataModule):
         for split in splits:
             places[self._part_of(split)] += self.splits[split]["index"].tolist()
         files = [(self._list(part), place) for part, found in places.items() for place in found]
-        found = judged(files, self.levels, self.augmentation.policy)
+        found = check_decoding(files, self.levels, self.augmentation.policy)
         for part in places:
             listing = self._list(part)
             if missing := [files[k][1] for k in found.wrong if files[k][0] is listing]:

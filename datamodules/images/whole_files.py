@@ -1,9 +1,9 @@
-"""Judges image files before the first step: headers, whether a file is whole, and decoding of as many as cost next to nothing.
+"""Checks image files before the first step: headers, whether a file is whole, and decoding of as many as cost next to nothing.
 
 `look` opens each file once and reads header and end (0.1 to 0.2 ms). The end of a file shows whether it was cut off, by the mark or
-the length that its format prescribes. Files of which this says nothing, and those that seem to be cut off, are decoded. Of all
+the length that its format prescribes. Files whose end says nothing, and those that seem to be cut off, are decoded. Of all
 others, a seeded sample is decoded: it takes BUDGET_S, or 2 % of what decoding all of them would take, whichever is longer, so that
-the check stays small beside an epoch. Damage that only shows in the rest is found when a file is read.
+the check stays small compared with an epoch. Damage that only shows in the rest is found when a file is read.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ SHARE = 0.02  # or this share of decoding all of them
 BLOCK = 32  # files decoded between two looks at the clock
 JPEG_END, PNG_END = b"\xff\xd9", b"\0\0\0\0IEND\xaeB`\x82"
 GIF_END = b";"
+GREY_MODES = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L")
 
 
 class Look(NamedTuple):
@@ -40,11 +41,13 @@ class Look(NamedTuple):
         wrong: Why the file cannot be read, or None.
         deep: Whether it has more grey levels than 8 bits.
         whole: Whether its end shows that nothing was cut off; False where that is not so or cannot be seen.
+        grey: Whether it has one channel, without colours.
     """
 
     wrong: str | None
     deep: bool = False
     whole: bool = False
+    grey: bool = False
 
 
 def look(path: Path, levels: bool = False) -> Look:
@@ -64,7 +67,8 @@ def look(path: Path, levels: bool = False) -> Look:
                     return Look("no pixels")
                 if file.mode == "F" and not levels:
                     return Look(NO_RANGE)
-                return Look(None, is_deep(file.mode), _is_whole(file, stream, path.stat().st_size))
+                whole = _is_whole(file, stream, path.stat().st_size)
+                return Look(None, is_deep(file.mode), whole, file.mode in GREY_MODES)
     except MemoryError:
         raise
     except OSError as error:

@@ -19,18 +19,18 @@ from torch import Tensor
 
 from datamodules.base import DataModule
 from datamodules.extraction import Labelled
+from datamodules.images.checking import levels_of
 from datamodules.images.class_folders import listed
 from datamodules.images.decoding import Levels
 from datamodules.images.formats import missing_package
-from datamodules.images.judging import levels_of
 from datamodules.images.labelled import readable
 from datamodules.images.settings import IMAGENET_MEAN, IMAGENET_STD, check, check_files, check_levels, loading
 from datamodules.images.unlabelled import image_names
 from datamodules.images.whole_files import Look, look_at
+from datamodules.segmentation.checking import check_images, check_masks
 from datamodules.segmentation.coco import read_coco
 from datamodules.segmentation.description import DescribedPromptSets
 from datamodules.segmentation.generator import GENERATED_SETS, write_generated
-from datamodules.segmentation.judging import judge_images, judge_masks
 from datamodules.segmentation.loader import Questions, SegmentationFiles, SegmentationLoader
 from datamodules.segmentation.masks import MaskError
 from datamodules.segmentation.positives import Positives
@@ -304,14 +304,14 @@ class PromptedSegmentationDataModule(DescribedPromptSets):
         return look_at([pair.image for pair in self.pairs], self.levels is not None)
 
     def check_input(self, splits: Sequence[Labelled]) -> None:
-        """Judge the images and all masks of these splits; see `datamodules.segmentation.judging`."""
+        """Check the images and all masks of these splits; see `datamodules.segmentation.checking`."""
         places = {split: self.splits[split]["index"].tolist() for split in splits}
         chosen = [place for found in places.values() for place in found]
-        judge_images(self.root, [self.pairs[place] for place in chosen], [self._looks[place] for place in chosen])
+        check_images(self.root, [self.pairs[place] for place in chosen], [self._looks[place] for place in chosen])
         pairs: dict[str, list[Pair]] = {
             split: [self.pairs[place] for place in found] for split, found in places.items()
         }
-        self._named |= judge_masks(self.root, pairs, self.class_names)
+        self._named |= check_masks(self.root, pairs, self.class_names)
 
     def _list_images(self, folder: Path) -> None:
         looks = readable(folder, image_names(folder, 3), "skip", self.levels is not None)

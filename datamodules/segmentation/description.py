@@ -14,7 +14,9 @@ from typing import Any
 from torch import Tensor
 
 from datamodules.base import DataModule
+from datamodules.images.checking import kinds_of
 from datamodules.images.class_folders import listed
+from datamodules.images.whole_files import Look
 from datamodules.sample_keys import file_keys, text_keys
 from datamodules.segmentation.prompt_sets import Pair, PromptSet, group_names
 from datamodules.trained_on import TrainedOn
@@ -30,6 +32,11 @@ class DescribedPromptSets(DataModule):
     root: Path
     test_fraction: float
     near_duplicates: int | None
+
+    @property
+    @abstractmethod
+    def _looks(self) -> list[Look]:
+        """What header and end of each image show."""
 
     @property
     @abstractmethod
@@ -77,6 +84,10 @@ class DescribedPromptSets(DataModule):
     def sample_keys(self, split: str) -> Tensor:
         """Keys of a split's samples, (n,) int64: hashes of the image files."""
         return file_keys([self.pairs[i].image for i in self.splits[split]["index"].tolist()])
+
+    def file_kinds(self, split: str) -> dict[str, float]:
+        """Shares of grey images and of images with more than 8 bits in a split."""
+        return kinds_of([self._looks[i] for i in self.splits[split]["index"].tolist()])
 
     def target_keys(self, split: str) -> Tensor:
         """Keys of a split's objects and masks, (n,) int64: hashes of the prompts, and of the mask files or the shapes."""

@@ -1,9 +1,9 @@
-"""Reads the masks of prompted segmentation, and judges all masks of a split before the first step.
+"""Reads the masks of prompted segmentation, and all masks of a split before the first step.
 
-    file or polygons --read_mask, mask_of--> mask (1, H, W) uint8, 1 on the object     --judge--> positive share of each prompt
+    file or polygons --read_mask, mask_of--> mask (1, H, W) uint8, 1 on the object     --read_all--> positive share of each prompt
 
-A mask file is white on the object and black elsewhere. Anything with another meaning is refused by name, judged by the values as
-they stand in the file: masks of 0 and 1, also with 16 bits; palette images, whose colours mean nothing; colours.
+A mask file is white on the object and black elsewhere. Anything with another meaning is refused by name, by the values as they
+are in the file: masks of 0 and 1, also with 16 bits; palette images, whose colours mean nothing; colours.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from datamodules.segmentation.prompt_sets import THREADS, Pair
 WHITE = 127  # grey values above it count as the object
 GREY = 16  # largest difference of red, green and blue of a grey pixel
 NAMED = 8  # palette indices that a message lists
-LIMIT_S = 60.0  # longer than this, only a sample of the masks is judged
+LIMIT_S = 60.0  # longer than this, only a sample of the masks is read
 BLOCK = 64  # masks read between two looks at the clock
 ADVICE = "a mask must be 255 on the object, 0 elsewhere"
 Pixels = NDArray[np.integer[Any]]
@@ -95,7 +95,7 @@ def _grey(file: ImageFile.ImageFile) -> tuple[Pixels, int]:
         _check_palette(image)
     elif deep:
         raise MaskError(
-            f"it has 16 bits and several channels, of which only 8 bits can be read; {ADVICE}, with one channel"
+            f"it has 16 bits and several channels, and only 8 bits of them can be read; {ADVICE}, with one channel"
         )
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -127,7 +127,7 @@ def _check_palette(image: Image.Image) -> None:
 
 
 @dataclass
-class Judged:
+class MaskContents:
     """What the masks of a split hold.
 
     Attributes:
@@ -153,7 +153,7 @@ class Judged:
     stray: dict[Path, str] = field(default_factory=dict)
 
 
-def judge(pairs: Sequence[Pair], limit_s: float = LIMIT_S) -> Judged:
+def read_all(pairs: Sequence[Pair], limit_s: float = LIMIT_S) -> MaskContents:
     """Read the masks of a split: all of them, or those of a seeded sample if all would take longer than the limit.
 
     Args:
@@ -161,7 +161,7 @@ def judge(pairs: Sequence[Pair], limit_s: float = LIMIT_S) -> Judged:
         limit_s: Seconds that this may take.
     """
     order = torch.randperm(len(pairs), generator=seeded_generator("judge", 0)).tolist()
-    found, started = Judged(len(pairs)), time.monotonic()
+    found, started = MaskContents(len(pairs)), time.monotonic()
     pixels: dict[int, tuple[int, int]] = {}
     with ThreadPoolExecutor(THREADS) as pool:
         for start in range(0, len(order), BLOCK):

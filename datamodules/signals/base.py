@@ -22,9 +22,9 @@ import transforms
 from datamodules.base import Batch, DataModule
 from datamodules.extraction import Labelled, Scalar, flat_settings
 from datamodules.signals.augmentation import SignalAugmentation
+from datamodules.signals.checking import check_windows
 from datamodules.signals.checkpoint_record import SignalRecord
 from datamodules.signals.images import Mode, SignalImages
-from datamodules.signals.judging import judge_windows
 from datamodules.signals.matching import SignalMatching, units_of
 from datamodules.signals.windows import (
     check_apart,
@@ -244,8 +244,8 @@ class SignalDataModule(DataModule):
         )
 
     def check_input(self, splits: Sequence[Labelled]) -> None:
-        """Judge the windows of these splits; see `datamodules.signals.judging`."""
-        judge_windows({split: self.splits[split] for split in splits}, self.class_names, self.signal_names)
+        """Check the windows of these splits; see `datamodules.signals.checking`."""
+        check_windows({split: self.splits[split] for split in splits}, self.class_names, self.signal_names)
         self._check_variety(splits)
 
     @staticmethod

@@ -5,7 +5,7 @@
 
 Lines with the same `window` form one window, sorted by `time`; all windows have the same number of lines. What a table says by
 accident is refused: a column without a name or one that numbers the lines (the index of a data frame), a blank label, subject or
-window, and window numbers that start anew, so that two windows have one name.
+window, and window numbers that start again, so that two windows have one name.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def read_table(path: Path) -> dict[str, Array]:
     if mixed.any():
         raise ValueError(
             f"window {text[np.sort(first)[int(mixed.argmax())], 0]} has several labels or subjects: "
-            "if window numbers start anew with each recording, make the names different, such as RECORDING_NUMBER"
+            "if window numbers start again with each recording, make the names different, such as RECORDING_NUMBER"
         )
     label, subject = owners[:, 0, 0], owners[:, 0, 1]
     return {
@@ -130,7 +130,7 @@ def _check_once(names: Array, window: Array, time: Array, order: Array) -> None:
         first, second = sorted(order[int(twice.argmax()) : int(twice.argmax()) + 2].tolist())
         raise ValueError(
             f"window {names[first]} has the time {time[first]:g} twice, in the lines {first + 2} and {second + 2}; if window "
-            "numbers start anew with each recording, make the names different, such as RECORDING_NUMBER"
+            "numbers start again with each recording, make the names different, such as RECORDING_NUMBER"
         )
     lines = np.abs(np.diff(order)) > 1
     gap = same & lines & (step > GAP * np.median(step[same])) if same.any() else same
@@ -138,7 +138,7 @@ def _check_once(names: Array, window: Array, time: Array, order: Array) -> None:
         first, second = order[int(gap.argmax())], order[int(gap.argmax()) + 1]
         raise ValueError(
             f"window {names[first]} has a gap of {time[second] - time[first]:g} between the lines {first + 2} and {second + 2}, "
-            "which are apart in the table; if window numbers start anew with each recording, make the names different, such as "
+            "which are apart in the table; if window numbers start again with each recording, make the names different, such as "
             "RECORDING_NUMBER"
         )
 

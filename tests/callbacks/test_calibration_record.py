@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import optimize, stats
 from torch import Tensor
 
-from callbacks.calibration_record import Record, Rules, Samples, calibrate, held_out, in_words, next_level
+from callbacks.calibration_record import Record, Rules, Samples, calibrate, doubt, held_out, in_words, next_level
 
 Floats = NDArray[np.float64]
 
@@ -165,6 +165,18 @@ def test_level_zero_chooses_no_threshold() -> None:
     assert in_words(record)[1] == (
         "at 50 % exit accuracy with 95 % confidence: no threshold reaches it (2,000 samples held out)"
     )
+
+
+def test_a_temperature_without_evidence_is_doubted() -> None:
+    # three samples, all right: any smaller temperature is better for them
+    right = Samples(torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]]), torch.tensor([0, 1, 0]), torch.arange(3))
+    record = calibrate(right, Rules(target=None), 0.0, 0)[0]
+    assert "temperature 0.050, fitted to 3 validation samples, is at the end of its range" in (doubt(record) or "")
+    usual = calibrate(drawn(400), Rules(target=None), 0.0, 0)[0]
+    assert doubt(usual) is None
+    worse: Record = {**usual, "target": 0.9, "nll_before": 0.9, "nll_after": 1.2}
+    assert "raises the NLL of the held-out samples from 0.9000 to 1.2000" in (doubt(worse) or "")
+    assert doubt({**worse, "fitted": 0}) is None
 
 
 def test_in_words() -> None:

@@ -138,7 +138,10 @@ def test_validation_on_another_split_reports_training_samples() -> None:
     data.match(record_of(DigitsDataModule()))
     data.setup("validate")
     assert data.seen["val"] > 0.6 * len(data.splits["val"]["label"])
+    data.seen.clear()
     assert not data.is_training_data()
+    data.setup("validate")
+    assert data.seen["val"] > 0, "the warning of the comparison was not logged: it comes again"
     same = DigitsDataModule()
     same.match(record_of(DigitsDataModule()))
     same.setup("validate")

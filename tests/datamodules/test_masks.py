@@ -1,4 +1,4 @@
-"""`read_mask` and `judge`: values are judged as they stand in the file, indices are not read as colours, empty splits are said."""
+"""`read_mask` and `read_all`: values count as they are in the file, indices are not colours, empty splits are logged."""
 
 import re
 import struct
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from datamodules import PromptSet
-from datamodules.segmentation.masks import MaskError, judge, read_mask
+from datamodules.segmentation.masks import MaskError, read_all, read_mask
 from datamodules.segmentation.prompt_sets import read_set
 from tests.datamodules.segmentation_sets import TWO, write_two
 from tests.datamodules.test_segmentation_messages import data_of
@@ -99,12 +99,12 @@ def test_judge_counts_pixels_and_images_of_each_prompt(tmp_path: Path) -> None:
     pairs = [pair for number, one in enumerate(TWO) for pair in read_set(tmp_path, one, number)]
     Image.new("L", (24, 18)).save(tmp_path / "walls" / "masks" / "w00.png")
     (tmp_path / "joints" / "masks" / "j03.png").write_bytes(b"no")
-    found = judge(pairs)
+    found = read_all(pairs)
     assert (found.count, found.read, found.images, found.showing) == (24, 24, {0: 11, 1: 12}, {0: 11, 1: 11})
     pixels = sum(pair.size[0] * pair.size[1] for pair in pairs if pair.prompt == 1)
     assert found.positive[1] == pytest.approx(11 * 48 / pixels)
     assert [path.name for path in found.damaged] == ["j03.png"]
-    assert 0 < judge([pairs[12]] * 200, limit_s=0.0).read < 200  # a sample where all would take too long
+    assert 0 < read_all([pairs[12]] * 200, limit_s=0.0).read < 200  # a sample where all would take too long
 
 
 def rewrite(folder: Path, change: Any) -> None:

@@ -228,7 +228,7 @@ def numbered(column: int) -> Callable[[list[list[object]]], object]:
     return insert
 
 
-def anew(step: float) -> Callable[[list[list[object]]], object]:
+def restarted(step: float) -> Callable[[list[list[object]]], object]:
     """Both windows of a person and class are numbered 0; the second is `step` seconds later."""
 
     def change(rows: list[list[object]]) -> None:
@@ -245,8 +245,8 @@ def anew(step: float) -> Callable[[list[list[object]]], object]:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (table(anew(0)), "window annsit0 has the time 0 twice, in the lines 2 and 32; if window numbers start anew"),
-        (table(anew(60)), r"window annsit0 has a gap of 59\.92 between the lines 6 and 32, which are apart in the table"),
+        (table(restarted(0)), "window annsit0 has the time 0 twice, in the lines 2 and 32; if window numbers start again"),
+        (table(restarted(60)), r"window annsit0 has a gap of 59\.92 between the lines 6 and 32, which are apart in the table"),
         (table(blank(2, "")), "10 of its 60 lines have no label, the first is line 12; fill the column"),
         (table(blank(2, "nan")), "10 of its 60 lines have no label"),
         (table(blank(3, " ")), "10 of its 60 lines have no subject, the first is line 12"),

@@ -24,7 +24,7 @@ def written(folder: Path, ending: str) -> Path:
 @pytest.mark.parametrize("ending", FORMATS)
 def test_a_cut_off_file_is_found_and_a_whole_one_is_not_doubted(tmp_path: Path, ending: str) -> None:
     path = written(tmp_path, ending)
-    assert look(path)._replace(whole=True) == (None, False, True)
+    assert look(path)._replace(whole=True)[:3] == (None, False, True)
     assert look(path).whole
     path.write_bytes(path.read_bytes()[: -path.stat().st_size // 3])
     assert not look(path).whole

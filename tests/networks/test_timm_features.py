@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import Tensor
 
-from benchmarks.timm_families import family, features_of, judge, members
+from benchmarks.timm_families import check_network, family, features_of, members
 from networks.frozen_backbone import FrozenBackbone
 from networks.signal_encoder import build_encoder
 from networks.timm_features import TimmFeatures
@@ -39,7 +39,7 @@ def test_small_members_of_families(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", members())
 def test_smallest_member_of_every_kind(name: str) -> None:
-    judge(name)  # raises where something is wrong without a word
+    check_network(name)  # raises where something is wrong without a word
 
 
 def test_members_of_every_family_that_timm_lists() -> None:
@@ -79,7 +79,7 @@ def test_networks_without_classes_that_lose_the_name_of_their_classifier() -> No
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("pit_ti_224", {"pooling": "avg"}, "class token alone; give cls, or avg with layers [2]"),
+        ("pit_ti_224", {"pooling": "avg"}, "only its class token; give cls, or avg with layers [2]"),
         (
             "cait_xxs24_224",
             {"pooling": "cls", "layers": (0,)},

@@ -1,4 +1,4 @@
-"""Input is judged before the first step: refused input leaves nothing behind, and what breaks later ends in one line."""
+"""Input is checked before the first step: refused input leaves nothing behind, and what breaks later ends in one line."""
 
 from __future__ import annotations
 

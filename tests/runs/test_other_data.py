@@ -102,6 +102,29 @@ def test_copies_of_training_images_are_reported(
     assert f"{seen} of the 21 test samples are train or val samples" in "".join(capsys.readouterr())
 
 
+def test_grey_files_for_a_network_of_colours_are_reported(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    other = colours(tmp_path / "grey" / "test", {"green": 1, "red": 0}, 3, first=80)
+    for path in other.rglob("*.png"):
+        Image.open(path).convert("L").save(path)
+    assert main(["test", "--run", str(images / "run"), "--data.root", str(other.parent)]) == 0
+    assert "100% of the test images are grey, of the training images 0%" in "".join(capsys.readouterr())
+
+
+def test_a_checkpoint_by_itself_is_compared_with_the_settings(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = images / "run"
+    test = ["test", "--config", str(run / "config.yaml"), "--ckpt", str(run / "checkpoints" / "best.ckpt")]
+    assert main(test) == 0
+    assert " with model." not in "".join(capsys.readouterr())
+    assert main([*test, "--model.dropout", "0.7"]) == 0
+    assert "with model.dropout 0.7 (the run: 0.2)" in "".join(capsys.readouterr())
+
+
 def test_moved_data_is_the_runs_own(images: Path, tmp_path: Path) -> None:
     shutil.copytree(images / "run", tmp_path / "run", ignore=shutil.ignore_patterns("evaluations"))
     shutil.copytree(images / "data", tmp_path / "elsewhere")

@@ -1,4 +1,4 @@
-"""Judges signal windows before the first step: constant signals and windows; says in one line what the data holds."""
+"""Checks signal windows before the first step: constant signals and windows; logs in one line what the data holds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from datamodules.signals.windows import Windows, subjects_of
 log = logging.getLogger(__name__)
 
 
-def judge_windows(splits: Mapping[str, Windows], class_names: Sequence[str], signal_names: Sequence[str]) -> None:
+def check_windows(splits: Mapping[str, Windows], class_names: Sequence[str], signal_names: Sequence[str]) -> None:
     """Log windows, samples, signals, people and classes of these splits, and warn of signals and windows that never change.
 
     That values are finite is checked by the readers.

@@ -1,4 +1,4 @@
-"""Judges the image files of a run before its first step, and says what was checked and which grey levels were found."""
+"""Checks the image files of a run before its first step, and logs what was checked and which grey levels were found."""
 
 from __future__ import annotations
 
@@ -17,7 +17,16 @@ def levels_of(looks: Sequence[Look], given: Levels | None) -> Levels | None:
     return (given or FULL) if any(one.deep for one in looks) else None
 
 
-def judged(files: Sequence[tuple[LabelledFiles, int]], levels: Levels | None, policy: str) -> Decoded:
+def kinds_of(looks: Sequence[Look]) -> dict[str, float]:
+    """Return the shares of grey files and of files with more than 8 bits."""
+    count = max(1, len(looks))
+    return {
+        "grey": sum(one.grey for one in looks) / count,
+        "of more than 8 bits": sum(one.deep for one in looks) / count,
+    }
+
+
+def check_decoding(files: Sequence[tuple[LabelledFiles, int]], levels: Levels | None, policy: str) -> Decoded:
     """Decode the doubtful files and a sample of the others, and log what was checked.
 
     Args:
@@ -44,7 +53,7 @@ def judged(files: Sequence[tuple[LabelledFiles, int]], levels: Levels | None, po
 
 
 def what_was_checked(count: int, found: Decoded) -> str:
-    """Describe what was done to `count` files, of which all headers and ends were read."""
+    """Describe what was checked of `count` files whose headers and ends were all read."""
     if found.count == count:
         return f"{count:,} of {count:,} images decoded in {found.seconds:.1f} s"
     return (

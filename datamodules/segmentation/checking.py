@@ -1,4 +1,4 @@
-"""Judges the images and masks of a segmentation run before its first step, and says in one line what each prompt's masks hold."""
+"""Checks the images and masks of a segmentation run before its first step, and logs what the masks of each prompt hold."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from datamodules.images.checking import what_was_checked
 from datamodules.images.class_folders import listed
-from datamodules.images.judging import what_was_checked
 from datamodules.images.whole_files import Look, decode_some
-from datamodules.segmentation.masks import Judged, judge
+from datamodules.segmentation.masks import MaskContents, read_all
 from datamodules.segmentation.prompt_sets import Pair
 
 log = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 NAMED = 3  # masks whose reasons a message gives
 
 
-def judge_images(root: Path, pairs: Sequence[Pair], looks: Sequence[Look]) -> None:
+def check_images(root: Path, pairs: Sequence[Pair], looks: Sequence[Look]) -> None:
     """Decode the doubtful images and a sample of the others, and log what was checked.
 
     Args:
@@ -42,7 +42,7 @@ def judge_images(root: Path, pairs: Sequence[Pair], looks: Sequence[Look]) -> No
         )
 
 
-def judge_masks(root: Path, splits: Mapping[str, Sequence[Pair]], names: Sequence[str]) -> set[Path]:
+def check_masks(root: Path, splits: Mapping[str, Sequence[Pair]], names: Sequence[str]) -> set[Path]:
     """Read the masks of these splits, refuse those that say something else than object or not, and log what they hold.
 
     Args:
@@ -57,7 +57,7 @@ def judge_masks(root: Path, splits: Mapping[str, Sequence[Pair]], names: Sequenc
         MisconfigurationException: Masks are damaged or refused; or a prompt of training, or the whole validation split, has no
             positive pixel.
     """
-    found = {split: judge(pairs) for split, pairs in splits.items()}
+    found = {split: read_all(pairs) for split, pairs in splits.items()}
     wrong = {path: why for one in found.values() for path, why in one.wrong.items()}
     read = sum(one.read for one in found.values())
     if wrong:
@@ -82,7 +82,7 @@ def judge_masks(root: Path, splits: Mapping[str, Sequence[Pair]], names: Sequenc
     return set(stray)
 
 
-def _check_positive(split: str, found: Judged, pairs: Sequence[Pair], names: Sequence[str]) -> None:
+def _check_positive(split: str, found: MaskContents, pairs: Sequence[Pair], names: Sequence[str]) -> None:
     bare = [number for number, count in sorted(found.showing.items()) if count == 0]
     for number in bare:
         of_prompt = [pair for pair in pairs if pair.prompt == number]
@@ -98,7 +98,7 @@ def _check_positive(split: str, found: Judged, pairs: Sequence[Pair], names: Seq
         log.warning(text)
 
 
-def _shares(number: int, name: str, found: Mapping[str, Judged]) -> str:
+def _shares(number: int, name: str, found: Mapping[str, MaskContents]) -> str:
     shown = [
         f"{one.positive[number]:.2%} of the {split} pixels in {one.showing[number]:,} of {one.images[number]:,} images"
         for split, one in found.items()
@@ -107,7 +107,7 @@ def _shares(number: int, name: str, found: Mapping[str, Judged]) -> str:
     return f"{name!r} {', '.join(shown) or 'in no image'}"
 
 
-def _sampled(found: Mapping[str, Judged]) -> str:
+def _sampled(found: Mapping[str, MaskContents]) -> str:
     count, read = sum(one.count for one in found.values()), sum(one.read for one in found.values())
     seconds = sum(one.seconds for one in found.values())
     if read == count:
