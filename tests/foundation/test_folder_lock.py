@@ -22,9 +22,13 @@ import os, sys, time
 from pathlib import Path
 from foundation.folder_lock import FolderLock
 lock = FolderLock(Path(sys.argv[1]))
-if sys.argv[2] == "worker" and not os.fork():
-    time.sleep(60)
-    os._exit(0)
+if sys.argv[2] == "worker":
+    ready, tell = os.pipe()
+    if not os.fork():
+        os.write(tell, b"!")  # the descriptors of the lock are closed before os.fork returns here
+        time.sleep(60)
+        os._exit(0)
+    os.read(ready, 1)
 print("held", flush=True)
 if sys.argv[2] == "exit":
     sys.exit()
