@@ -261,6 +261,20 @@ def test_small_run_in_this_process(tmp_path: Path, capsys: pytest.CaptureFixture
     assert not Path(jobs[1]["batch"]).exists()  # the temporary folder of the processes is deleted
 
 
+def test_a_step_of_a_real_run_is_measured(tmp_path: Path) -> None:
+    real: list[Result] = []
+
+    def first_only(job: Job) -> Result:
+        if job["gemm"]:
+            return {"status": "ok", "gemm": {"fp32": 1e12, "bf16": 2e12}}
+        real[:] = real or [measure(job)]
+        return real[0]
+
+    flags = ["--batch_sizes", "4", "--steps", "1", "--device", "cpu", "--output", str(tmp_path / "profile")]
+    assert main(["--config", TINY, *flags], first_only) == 0
+    assert real[0]["status"] == "ok"
+
+
 @pytest.mark.slow
 def test_size_out_of_memory_is_a_row(tmp_path: Path) -> None:
     output = tmp_path / "profile"

@@ -219,6 +219,10 @@ class ServedBatch(DataModule):
         """Return the number of steps in the plan."""
         return len(self.sizes)
 
+    def last_train_batch(self, batch_size: int | None = None) -> int:
+        """Return the batch size, because every batch of the plan is full."""
+        return self.batch_size if batch_size is None else batch_size
+
     def train_dataloader(self) -> Any:
         """Return a loader of the plan's batches, which are on the device before the first step."""
         assert self.trainer is not None
