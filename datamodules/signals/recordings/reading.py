@@ -1,0 +1,253 @@
+"""Reads a raw recording from a CSV, a Parquet or an npz file by the names of its columns; CSV and Parquet in pieces, by pyarrow.
+
+    FILE.csv, FILE.parquet   one line per sample
+    FILE.npz                 arrays (n,) or (n, S), one row per sample; the columns of `acc` (n, 3) are acc_0, acc_1, acc_2
+
+Time stamps are numbers, or texts such as 2026-01-31 12:00:00.02. pyarrow is in the extra `recordings`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from datamodules.images.class_folders import listed
+from datamodules.signals.recordings.recording import Codes, Recording
+from datamodules.signals.recordings.resampling import rate_of
+from foundation.suggestions import nearest
+
+Array = np.ndarray[Any, Any]
+ENDINGS = (".csv", ".parquet", ".npz")
+UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+PLAUSIBLE = (0.2, 50_000.0)  # Hz: other rates mean another unit of time
+BLOCK = 1 << 24  # bytes of a CSV file that are parsed at once
+EXACT = 2.0**53  # a larger whole number is not exact in float64
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a file are what.
+
+    Attributes:
+        signals: Name of a signal -> its column; empty takes all columns that are nothing else and have a name.
+        time: Column of the time stamps; None if they follow from `source_rate`.
+        time_unit: Unit of time stamps that are numbers: s, ms, us or ns.
+        source_rate: Sampling rate in Hz of recordings without time stamps.
+        label: Column of the labels, or None.
+        subject: Column of the people, or None.
+        delimiter: Character between two columns of a CSV file.
+        decimal: Decimal point of a CSV file.
+    """
+
+    signals: dict[str, str]
+    time: str | None = None
+    time_unit: str = "s"
+    source_rate: float | None = None
+    label: str | None = None
+    subject: str | None = None
+    delimiter: str = ","
+    decimal: str = "."
+
+
+class _Table(NamedTuple):
+    """An opened file: its column names, and batches of named arrays (n,)."""
+
+    names: list[str]
+    batches: Iterator[dict[str, Array]]
+
+
+def column_names(path: Path, columns: Columns) -> list[str]:
+    """Return the names of a file's columns.
+
+    Raises:
+        ValueError: The file cannot be read.
+    """
+    return _opened(path, columns, []).names
+
+
+def signals_of(path: Path, columns: Columns) -> dict[str, str]:
+    """Return the signals of a file, name -> column: those of `columns`, or all columns that are nothing else."""
+    if columns.signals:
+        return dict(columns.signals)
+    other = (columns.time, columns.label, columns.subject, "")
+    names = column_names(path, columns)
+    found = [name for name in names if name not in other and name != "index" and not name.startswith("Unnamed: ")]
+    if not found:
+        raise ValueError(f"{path}: it has no column that could be a signal; name them with --signals")
+    return {name: name for name in found}
+
+
+def read_recording(path: Path, name: str, columns: Columns, labels: Codes, people: Codes) -> Recording:
+    """Read a recording.
+
+    Args:
+        path: A .csv, .parquet or .npz file.
+        name: The path as messages show it.
+        columns: Which columns are what; `signals` is not empty.
+        labels: Numbers the labels.
+        people: Numbers the people.
+
+    Raises:
+        ValueError: A column is missing or holds no numbers, or the file is damaged; the message names the file.
+    """
+    wanted = [*columns.signals.values(), *(one for one in (columns.time, columns.label, columns.subject) if one)]
+    parts: dict[str, list[Array]] = {one: [] for one in wanted}
+    try:
+        table = _opened(path, columns, wanted)
+        if missing := [one for one in wanted if one not in table.names]:
+            there = [one for one in table.names if one]
+            raise ValueError(f"it has no column {listed(missing)}{nearest(missing[0], there)}; it has {listed(there)}")
+        for batch in table.batches:
+            for column, values in batch.items():
+                if column == columns.label:
+                    values = labels.many(values)
+                elif column == columns.subject:
+                    values = people.many(values)
+                elif column != columns.time:
+                    values = _numbers(column, values).astype(np.float32)
+                parts[column].append(values)
+        whole = {column: np.concatenate(found) if found else np.empty(0) for column, found in parts.items()}
+        del parts
+        signals = [whole.pop(column) for column in columns.signals.values()]
+        if len({len(one) for one in (*signals, *whole.values())}) > 1:
+            raise ValueError("its columns have different lengths")
+        origin: Any = 0
+        if columns.time:
+            time, origin = _seconds(whole[columns.time], columns)
+        else:
+            time = np.arange(len(signals[0])) / _given(columns)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{name}: {error}") from error
+    label, subject = (whole.get(one) if one else None for one in (columns.label, columns.subject))
+    return Recording(name, time, signals, label, subject, origin)
+
+
+def _given(columns: Columns) -> float:
+    if columns.source_rate is None:
+        raise ValueError("give --time COLUMN with the time stamps, or --source_rate HZ if the file has none")
+    return columns.source_rate
+
+
+def _seconds(values: Array, columns: Columns) -> tuple[Array, Any]:
+    """Convert time stamps to seconds, (n,) float64, since the origin, which is also returned."""
+    unit = UNITS[columns.time_unit]
+    origin: Any = 0
+    if values.dtype.kind == "M":
+        origin = next(iter(values[~np.isnat(values)]), np.datetime64(0, "ns"))
+        seconds = (values - origin) / np.timedelta64(1, "ns") * 1e-9
+    elif values.dtype.kind in "iu":  # nanoseconds since 1970 are not exact in float64
+        origin = int(values[0]) if len(values) and abs(int(values[0])) > EXACT / 1e4 else 0
+        seconds = (values.astype(np.int64) - origin).astype(np.float64) * unit
+    else:
+        seconds = _numbers(str(columns.time), values).astype(np.float64) * unit
+    known = seconds[np.isfinite(seconds)]
+    if len(known) > 1 and not PLAUSIBLE[0] <= (rate := rate_of(known)) <= PLAUSIBLE[1]:
+        step = f"{1 / rate:.4g} s apart (median)" if rate else "never increasing"
+        raise ValueError(
+            f"its time stamps are {step}, taken in {columns.time_unit}; give their unit with --time_unit ({', '.join(UNITS)})"
+        )
+    return seconds, origin
+
+
+def _numbers(column: str, values: Array) -> Array:
+    if values.dtype.kind not in "iufb":
+        example = next((str(value) for value in values if not _is_number(value)), "")
+        raise ValueError(
+            f"the column {column!r} holds {example!r}, which is no number; choose the signals with --signals"
+        )
+    return values
+
+
+def _is_number(value: object) -> bool:
+    try:
+        float(str(value))
+    except ValueError:
+        return False
+    return True
+
+
+def _opened(path: Path, columns: Columns, wanted: Sequence[str]) -> _Table:
+    ending = path.suffix.lower()
+    if ending == ".npz":
+        return _npz(path, wanted)
+    if ending not in ENDINGS:
+        raise ValueError(f"a recording is a file {', '.join(ENDINGS)}")
+    try:
+        import_module("pyarrow")
+    except ImportError as error:
+        raise ImportError(
+            "reading recordings from CSV or Parquet needs pyarrow: uv sync --extra recordings, or pip install '.[recordings]'"
+        ) from error
+    return _parquet(path, wanted) if ending == ".parquet" else _csv(path, columns, wanted)
+
+
+def _npz(path: Path, wanted: Sequence[str]) -> _Table:
+    found: dict[str, Array] = {}
+    with np.load(path, allow_pickle=False) as file:
+        for name in file.files:
+            values = file[name]
+            if values.ndim == 2:
+                found |= {f"{name}_{number}": values[:, number] for number in range(values.shape[1])}
+            elif values.ndim == 1:
+                found[name] = values
+    return _Table(list(found), iter([{name: found[name] for name in wanted if name in found}]))
+
+
+def _parquet(path: Path, wanted: Sequence[str]) -> _Table:
+    parquet = import_module("pyarrow.parquet")
+    file = parquet.ParquetFile(path)
+    names = list(file.schema_arrow.names)
+    batches = file.iter_batches(columns=[name for name in wanted if name in names]) if wanted else iter(())
+    return _Table(names, _arrays(batches))
+
+
+def _csv(path: Path, columns: Columns, wanted: Sequence[str]) -> _Table:
+    arrow, csv = import_module("pyarrow"), import_module("pyarrow.csv")
+    parse = csv.ParseOptions(delimiter=columns.delimiter)
+    reading = csv.ReadOptions(block_size=BLOCK)
+    first = csv.open_csv(path, reading, parse, csv.ConvertOptions(decimal_point=columns.decimal))
+    names = [name.strip() for name in first.schema.names]
+    if not wanted or any(name not in names for name in wanted):
+        return _Table(names, iter(()))
+    raw = dict(zip(names, first.schema.names, strict=True))
+    types = {raw[one]: arrow.string() for one in (columns.label, columns.subject) if one}
+    types |= {raw[one]: arrow.float64() for one in columns.signals.values()}
+    if columns.time:
+        types[raw[columns.time]] = _type_of_time(first, raw[columns.time])
+    convert = csv.ConvertOptions(
+        include_columns=[raw[name] for name in dict.fromkeys(wanted)],
+        column_types=types,
+        decimal_point=columns.decimal,
+    )
+    return _Table(names, _arrays(csv.open_csv(path, reading, parse, convert)))
+
+
+def _type_of_time(first: Any, column: str) -> Any:
+    """Type of the time stamps, from the first block of the file: times, whole numbers too large for float64, or numbers."""
+    arrow = import_module("pyarrow")
+    kind = first.schema.field(column).type
+    if arrow.types.is_timestamp(kind):
+        return arrow.timestamp("ns")
+    if arrow.types.is_integer(kind):
+        largest = import_module("pyarrow.compute").max(first.read_next_batch().column(column)).as_py()
+        return arrow.int64() if abs(largest or 0) > EXACT / 1e4 else arrow.float64()
+    return arrow.float64()
+
+
+def _arrays(batches: Any) -> Iterator[dict[str, Array]]:
+    """Convert pyarrow's batches; missing numbers become nan, missing texts None."""
+    iterator = iter(batches)
+    try:
+        for batch in chain(iterator):
+            yield {
+                name.strip(): column.to_numpy(zero_copy_only=False)
+                for name, column in zip(batch.schema.names, batch.columns, strict=True)
+            }
+    except import_module("pyarrow").ArrowInvalid as error:
+        raise ValueError(str(error)) from error

@@ -1,0 +1,107 @@
+"""`Segments`: labels of time spans of recordings, from a table.
+
+recording,start,end,label        recording: path or name of the file, left out if there is only one recording
+walk_1.csv,12.0,48.5,walk        start and end as the recording writes its time stamps: numbers in its unit, or dates
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from datamodules.images.class_folders import listed
+from datamodules.signals.recordings.recording import NONE, Codes, Recording
+
+Array = np.ndarray[Any, Any]
+COLUMNS = ("start", "end", "label")
+
+
+class Segment(NamedTuple):
+    """A row of the table; `line` is its line in the file."""
+
+    line: int
+    recording: str
+    start: str
+    end: str
+    label: str
+
+
+class Segments:
+    """The rows of a table of labelled time spans.
+
+    Args:
+        path: The table, .csv.
+
+    Raises:
+        ValueError: The table has other columns, or no rows.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            names = [name.strip() for name in reader.fieldnames or []]
+            reader.fieldnames = names
+            if missing := [name for name in COLUMNS if name not in names]:
+                raise ValueError(f"--segments {path}: it has no column {listed(missing)}; it has {listed(names)}")
+            self.rows = [
+                Segment(line, *((row.get(name) or "").strip() for name in ("recording", *COLUMNS)))
+                for line, row in enumerate(reader, start=2)
+            ]
+        if not self.rows:
+            raise ValueError(f"--segments {path}: it has no rows")
+        self.names_recordings = "recording" in names
+        self.used: set[int] = set()
+
+    def of(self, name: str) -> list[Segment]:
+        """Return the rows of a recording: those with its path, its file name, or its file name without the ending."""
+        path = PurePosixPath(name)
+        known = {name, path.name, path.stem} if self.names_recordings else {""}
+        found = [row for row in self.rows if (row.recording in known) or not self.names_recordings]
+        self.used |= {row.line for row in found}
+        return found
+
+    def unused(self) -> list[str]:
+        """Return the recordings that the table names and that were not read."""
+        return sorted({row.recording for row in self.rows if row.line not in self.used})
+
+    def label(self, recording: Recording, unit: float, codes: Codes) -> Array:
+        """Return the label of each sample, (n,) int32: that of the span with start <= time < end, else `NONE`.
+
+        Args:
+            recording: The samples.
+            unit: Unit of its time stamps in seconds, if they are numbers.
+            codes: Numbers the labels.
+
+        Raises:
+            ValueError: A start or an end is no time, the end is not after the start, or two spans with different labels overlap.
+        """
+        label = np.full(len(recording.time), NONE, dtype=np.int32)
+        taken = np.zeros(len(recording.time), dtype=bool)
+        for row in self.of(recording.name):
+            start, end = (self._seconds(row, text, recording.origin, unit) for text in (row.start, row.end))
+            if not start < end:
+                raise ValueError(
+                    f"--segments {self.path}: line {row.line} ends at {row.end}, not after its start {row.start}"
+                )
+            inside = (recording.time >= start) & (recording.time < end)
+            number = codes.of(row.label)
+            if (label[inside & taken] != number).any():
+                raise ValueError(
+                    f"--segments {self.path}: line {row.line} ({row.label}) overlaps another segment of {recording.name} "
+                    "with another label"
+                )
+            label[inside], taken = number, taken | inside
+        return label
+
+    def _seconds(self, row: Segment, text: str, origin: Any, unit: float) -> float:
+        try:
+            if isinstance(origin, np.datetime64):
+                return float((np.datetime64(text.replace(" ", "T")) - origin) / np.timedelta64(1, "ns")) * 1e-9
+            number = int(text) if text.lstrip("-").isdecimal() else float(text)
+            return float(number - origin) * unit
+        except ValueError as error:
+            raise ValueError(f"--segments {self.path}: line {row.line} has {text!r} where a time is needed") from error

@@ -1,0 +1,140 @@
+"""tools.cut_windows: a folder of raw recordings becomes the windows that the rules state, and wrong input is one line."""
+
+import json
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datamodules import SignalFileDataModule
+from tests.datamodules.raw_recordings import SIGNALS, STEPS, motion, write_recordings
+from tools.cut_windows.__main__ import main
+
+PATTERN = ("--path", "{label}_{}/sub_{subject}.csv", "--time_unit", "ms")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("raw") / "recordings"
+    write_recordings(folder)
+    return folder
+
+
+def expected(folder: Path, samples: int, hop: int, rate: float) -> list[tuple[str, float, str, str]]:
+    """Recording, start, label and person of each window by a plain statement of the rule, from the files themselves."""
+    found = []
+    for path in sorted(folder.rglob("*.csv")):
+        time = [float(line.split(",")[1]) / 1000 for line in path.read_text().splitlines()[1:]]
+        step = sorted(b - a for a, b in pairwise(time))[(len(time) - 1) // 2]
+        begin = 0
+        for end in range(1, len(time) + 1):
+            if end < len(time) and time[end] - time[end - 1] <= 2.5 * step:
+                continue
+            start = time[begin]
+            while start + (samples - 1) / rate <= time[end - 1] + 1e-5:
+                label, person = path.parent.name.split("_")[0], path.stem.split("_")[1]
+                found.append((path.relative_to(folder).as_posix(), start, label, person))
+                start += hop / rate
+            begin = end
+    return found
+
+
+def test_windows_of_a_folder(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "windows.npz"
+    assert main([str(folder), str(target), "--rate", "50", "--window", "2.56", *PATTERN]) == 0
+    out = capsys.readouterr().out
+    plain = expected(folder, 128, 64, 50.0)
+    with np.load(target) as file:
+        content = {name: file[name] for name in file.files}
+    names = content["recordings"][content["recording"]]
+    labels = content["class_names"][content["label"]]
+    assert list(zip(names.tolist(), labels.tolist(), content["subject"].tolist(), strict=True)) == [
+        (name, label, person) for name, _, label, person in plain
+    ]
+    np.testing.assert_allclose(content["start"], [start for _, start, _, _ in plain], atol=1e-6)
+    for signal, start, label, person in zip(
+        content["signal"], content["start"], labels, content["subject"], strict=True
+    ):
+        true = motion(start + np.arange(128) / 50, label, int(person))
+        assert np.abs(signal.T - true)[10:-10].max() < 0.06  # linear interpolation; at the ends also the filter
+        assert np.abs(signal.T - true).max() < 0.5
+    still = content["signal"][labels == "sit"]
+    assert np.abs(still[:, 2] - 9.81).max() < 1e-5  # gravity, up to the ends of the pieces
+    assert f"{len(plain):,} of 128 samples (2.56 s at 50 Hz), overlap 50%" in out
+    assert "24 longer than 2.5 median steps" in out
+    counts = Counter(labels.tolist())
+    assert all(f"{label} {counts[label]}" in out for label in STEPS)
+    data = SignalFileDataModule(str(target), test_subjects=2, val_subjects=1)
+    data.setup("fit")
+    assert (data.class_names, data.signal_names) == (sorted(STEPS), list(SIGNALS))
+    assert not [path for path in tmp_path.iterdir() if path != target]
+
+
+def test_new_recordings_are_cut_like_the_others(folder: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "windows.npz", tmp_path / "new.npz"
+    flags = ["--rate", "25", "--window", "2", "--overlap", "0.25", "--signals", f"z={SIGNALS[2]}", f"x={SIGNALS[0]}"]
+    assert main([str(folder), str(first), *flags, *PATTERN]) == 0
+    one = folder / "jog_4" / "sub_3.csv"
+    assert main([str(one), str(second), "--like", str(first)]) == 0
+    with np.load(first) as cut, np.load(second) as new:
+        assert new["signal_names"].tolist() == ["z", "x"]
+        there = cut["recordings"][cut["recording"]] == "jog_4/sub_3.csv"
+        np.testing.assert_array_equal(new["signal"], cut["signal"][there])
+        assert {"label", "subject"}.isdisjoint(new.files)
+        assert json.loads(str(new["cutting"])) == json.loads(str(cut["cutting"]))
+
+
+def test_labels_of_a_column_and_of_segments_agree(tmp_path: Path) -> None:
+    label = ["walk"] * 60 + [""] * 20 + ["sit"] * 60 + ["null"] * 60
+    rows = [f"{row * 0.02:.2f},{row},{one},anna" for row, one in enumerate(label)]
+    (tmp_path / "day.csv").write_text("\n".join(["time,a,activity,who", *rows, ""]))
+    (tmp_path / "segments.csv").write_text("start,end,label\n0,1.2,walk\n1.6,2.8,sit\n")
+    flags = ["--rate", "50", "--window", "0.4", "--signals", "a", "--subject", "who"]
+    first, second = tmp_path / "one.npz", tmp_path / "two.npz"
+    day = str(tmp_path / "day.csv")
+    assert main([day, str(first), *flags, "--label", "activity", "--without", "null"]) == 0
+    assert main([day, str(second), *flags, "--segments", str(tmp_path / "segments.csv")]) == 0
+    with np.load(first) as one, np.load(second) as two:
+        assert one["class_names"].tolist() == ["sit", "walk"]
+        assert one["subject"].tolist() == ["anna"] * len(one["signal"])
+        for name in ("signal", "label", "start", "class_names"):
+            np.testing.assert_array_equal(one[name], two[name])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--window", "1", "--time_unit", "ms"],
+            "give --rate HZ, the sampling rate of the windows; downstairs_1/sub_1.csv has 50",
+        ),
+        (["--rate", "50"], "give --window S"),
+        (["--rate", "50", "--window", "0.01"], "--window 0.01: must be at least two samples"),
+        (["--rate", "50", "--window", "1", "--overlap", "1"], "--overlap 1.0: must be from 0 to below 1"),
+        (["--rate", "50", "--window", "1", "--time", "stamp"], "it has no column stamp, did you mean 'timestamp'?"),
+        (["--rate", "50", "--window", "1", "--source_rate", "50", "--time", "a"], "--time and --source_rate"),
+        (["--rate", "50", "--window", "1", "--label", "a", "--path", "{label}/{}"], "choose one of them"),
+        (["--rate", "50", "--window", "1", "--path", "{who}/{}"], "give {label} or {subject}"),
+        (["--rate", "50", "--window", "1", "--path", "{label}.csv"], "none of the 24 recordings fits"),
+        (["--rate", "50", "--window", "90", "--time_unit", "ms"], "no window is left: "),
+        (["--rate", "50", "--window", "1", "--time_unit", "s"], "give their unit with --time_unit"),
+        (["--like", "nowhere.npz"], "--like nowhere.npz: a file of windows that tools.cut_windows wrote is needed"),
+        (["--rate", "50", "--window", "1", "--signals", "a", "a"], "--signals: a name is given twice"),
+    ],
+)
+def test_wrong_input_is_one_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    assert main([str(folder), str(tmp_path / "windows.npz"), *flags]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_overwritten(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "windows.npz").write_text("mine")
+    assert main([str(folder), str(tmp_path / "windows.npz"), "--rate", "50", "--window", "1"]) == 2
+    assert "exists and nothing is overwritten" in capsys.readouterr().err
+    assert (tmp_path / "windows.npz").read_text() == "mine"

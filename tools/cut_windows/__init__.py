@@ -1,0 +1,1 @@
+"""`python -m tools.cut_windows`: cuts raw sensor recordings into windows."""
