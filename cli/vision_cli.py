@@ -36,7 +36,7 @@ from foundation.project import MAIN, ROOT
 log = logging.getLogger(__name__)
 
 DEFAULTS = ROOT / "configs" / "defaults.yaml"
-LINKED = ("num_classes", "in_channels", "image_size", "mean", "std", "class_names", "feature_width")
+LINKED = ("num_classes", "in_channels", "image_size", "mean", "std", "class_names", "feature_width", "signals")
 NOT_OURS = {"ckpt_path", "weights_only", "verbose", "return_predictions"}  # replaced by --resume, --run and --ckpt
 
 
@@ -361,7 +361,7 @@ class VisionCLI(LightningCLI):
         checkpoint, folder = self._checkpoint()
         if self.trainer.world_size > 1:
             raise UsageError("predict: works with one process only; give --trainer.devices 1 --trainer.strategy auto")
-        if "name" in self.flags.values:
+        if "name" in self.flags.values or datamodule.images is None:
             folder = self._results_folder(datamodule, checkpoint, folder)
         if isinstance(model, lightning_modules.PromptedSegmenter):
             self._write_masks(model, datamodule, checkpoint, folder or Path())

@@ -177,6 +177,11 @@ class DataModule(MatchedToCheckpoint, Extractable, ABC):
         """Length of a feature vector if the datamodule serves cached features; None if it serves images."""
         return None
 
+    @property
+    def signals(self) -> int | None:
+        """Number of signals of a window; None if the datamodule serves no signals."""
+        return None
+
     @abstractmethod
     def read_part(self, part: Literal["train", "test"]) -> Batch:
         """Read all training samples, including those of the validation split, or all test samples.
@@ -240,6 +245,8 @@ class DataModule(MatchedToCheckpoint, Extractable, ABC):
     def _checked_part(self, part: Literal["train", "test"]) -> Batch:
         with self.own_values():
             data = self.read_part(part)
+            if "label" not in data:  # to be predicted
+                return data
             check_labels(data["label"], len(self.class_names), f"the {part} data")
         return {**data, "label": self.as_trained(data["label"])}
 

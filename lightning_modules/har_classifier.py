@@ -46,7 +46,7 @@ class HARClassifier(StartsFromWeights, FrozenThenTrained, EarlyExitClassifier):
             features and classifies them once, so that the head knows which signal each image shows.
         image_loss: In mode flatten with ``fusion: logits``: ``window`` is the loss of the averaged logits, the prediction;
             ``images`` is the loss of each single image, although some signals cannot tell sitting from standing.
-        signals: S, number of images per window in mode flatten.
+        signals: S, number of signals of a window; linked to the data. None: 9, as in UCI HAR.
         pretrained: Start from timm's pretrained weights, which are downloaded when training begins.
         weights: Run folder, checkpoint, safetensors or torch file to start from. RGB weights are adapted to the channels of the
             images. A resumed run does not read it again.
@@ -88,7 +88,7 @@ class HARClassifier(StartsFromWeights, FrozenThenTrained, EarlyExitClassifier):
         head_seed: int | None = None,
         fusion: Literal["logits", "features"] = "logits",
         image_loss: Literal["window", "images"] = "window",
-        signals: int = 9,
+        signals: int | None = None,
         pretrained: bool = False,
         weights: str | None = None,
         min_loaded: float = 1.0,
@@ -106,6 +106,7 @@ class HARClassifier(StartsFromWeights, FrozenThenTrained, EarlyExitClassifier):
             raise ValueError(f"pretrained: timm has no weights of {architecture}; set weights to a file")
         if not 0 <= min_loaded <= 1:
             raise ValueError(f"min_loaded: a share of the encoder, 0 to 1, got {min_loaded}")
+        signals = 9 if signals is None else signals
         if signals < 1:
             raise ValueError(f"signals: 1 or more, got {signals}")
         self.architecture, self.network_args, self.layers, self.pooling = architecture, network_args, layers, pooling

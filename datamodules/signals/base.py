@@ -27,9 +27,11 @@ from datamodules.signals.checkpoint_record import SignalRecord
 from datamodules.signals.images import Mode, SignalImages
 from datamodules.signals.matching import SignalMatching, units_of
 from datamodules.signals.windows import (
+    as_scalar,
     check_apart,
     check_classes_recorded,
     check_classes_trained,
+    check_subjects,
     held_out_subjects,
     subjects_of,
     taken,
@@ -46,7 +48,8 @@ class SignalDataModule(DataModule):
     Args:
         batch_size: Training windows in a batch of one process.
         eval_batch_size: Windows in a batch of validation, test and predict; null means twice batch_size.
-        val_subjects: Training subjects held out for validation: their number, 1 or more, or their share, above 0 and below 1.
+        val_subjects: Training subjects held out for validation: their number, 1 or more, their share, above 0 and below 1, or a
+            list of their names.
         val_subject_id: The only subject held out for validation, in place of `val_subjects`; for leave-one-subject-out.
         split_seed: Seed of the subject split, separate from the training seed, so that runs with different seeds share the split.
         drop_last: Drop the last training batch of an epoch if it is not full.
@@ -85,7 +88,7 @@ class SignalDataModule(DataModule):
         self,
         batch_size: int = 64,
         eval_batch_size: int | None = None,
-        val_subjects: int | float = 0.2,
+        val_subjects: int | float | list[int | str] = 0.2,
         val_subject_id: int | None = None,
         split_seed: int = 0,
         drop_last: bool = True,
@@ -147,6 +150,11 @@ class SignalDataModule(DataModule):
         """Units of the S signals if they are known; from names such as `acc_x [g]` or `acc_x (g)`."""
         return units_of(self.signal_names)
 
+    @property
+    def sampling_rate(self) -> float | None:
+        """Sampling rate of the windows in Hz, if the data gives it."""
+        return None
+
     def subject_name(self, number: int) -> str:
         """Name of a person."""
         return str(number)
@@ -160,6 +168,11 @@ class SignalDataModule(DataModule):
     def image_size(self) -> int:
         """Height and width of an image in pixels; in mode `signals` the window length."""
         return self.window_length if self.signal_images.mode == "signals" else self.signal_images.image_size
+
+    @property
+    def signals(self) -> int:
+        """S, number of signals; reads only headers."""
+        return len(self.signal_names)
 
     @property
     def images_per_window(self) -> int:
@@ -223,7 +236,7 @@ class SignalDataModule(DataModule):
         data = self._checked_part("train")
         people = subjects_of(data)
         if self.val_subject_id is None:
-            held_out = held_out_subjects(people, self.val_subjects, seed=self.split_seed, name="val")
+            held_out = self._held_out(people, self.val_subjects, "val")
         else:
             held_out = [self.val_subject_id]
             if self.val_subject_id not in people or len(people) == 1:
@@ -242,6 +255,11 @@ class SignalDataModule(DataModule):
         log.info(
             f"data       validation on subjects {', '.join(map(str, held_out))}, trained on {len(subjects_of(train))} others"
         )
+
+    def _held_out(self, people: list[int], wanted: int | float | list[int | str], name: str) -> list[int]:
+        """Numbers of the subjects of a held-out split, of these numbers; see `held_out_subjects`."""
+        known = {self.subject_name(number): number for number in people}
+        return held_out_subjects(people, wanted, seed=self.split_seed, name=name, known=known)
 
     def check_input(self, splits: Sequence[Labelled]) -> None:
         """Check the windows of these splits; see `datamodules.signals.checking`."""
@@ -306,6 +324,7 @@ class SignalDataModule(DataModule):
             "signal_names": self.signal_names,
             "signal_units": self.signal_units,
             "window_length": self.window_length,
+            "sampling_rate": self.sampling_rate,
             "signals": None if self._record is None else self._record.as_state(),
         }
 
@@ -320,7 +339,7 @@ class SignalDataModule(DataModule):
             MisconfigurationException: Classes, signals, units, window lengths or input settings differ.
         """
         elsewhere = (type(self).__name__, self.place) != (record.datamodule, record.place)
-        self._matching = SignalMatching.of(self, record, elsewhere and record.own.get("signals") is not None)
+        self._matching = SignalMatching.of(self, record.own, elsewhere and record.own.get("signals") is not None)
         if self._matching.elsewhere:
             self._record = SignalRecord.from_state(record.own["signals"])
         super().match(record, given, labelled=labelled)
@@ -339,7 +358,11 @@ class SignalDataModule(DataModule):
     @property
     def split_settings(self) -> dict[str, Scalar]:
         """Settings that decide which window is in which split."""
-        return {name: getattr(self, name) for name in ("val_subjects", "val_subject_id", "split_seed")}
+        return {
+            "val_subjects": as_scalar(self.val_subjects),
+            "val_subject_id": self.val_subject_id,
+            "split_seed": self.split_seed,
+        }
 
     @property
     def transform_settings(self) -> dict[str, Scalar]:
@@ -372,16 +395,3 @@ class SignalDataModule(DataModule):
             training = self.trainer is None or self.trainer.state.fn == "fit"
             self._record.check_follows(before, training)
         self._record = before
-
-
-def check_subjects(setting: str, value: int | float) -> None:
-    """Check a setting that is a number or a share of subjects.
-
-    Raises:
-        ValueError: The value is neither a whole number from 1 nor a share above 0 and below 1.
-    """
-    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-    if not whole and not (isinstance(value, float) and 0 < value < 1):
-        raise ValueError(
-            f"{setting} is {value!r} but must be a whole number of subjects from 1, or a share above 0 and below 1"
-        )

@@ -1,11 +1,13 @@
 """Reads signal windows with labels and subjects from one file of your own: arrays (.npz) or a table (.csv).
 
-    FILE.npz   signal (N, S, T), label (N,), subject (N,); optionally class_names (K,), signal_names (S,), signal_units (S,)
+    FILE.npz   signal (N, S, T), label (N,), subject (N,); optionally class_names (K,), signal_names (S,), signal_units (S,), and
+               rate () in Hz
     FILE.csv   one line per sample: the columns window, time, label and subject, in any order; every other column is a signal
 
 Labels are numbers from 0 to K - 1 or names. `class_names` gives the order of the names; without it they are sorted alphabetically.
-Subjects are integers; names are numbered 0, 1, 2, ... in alphabetical order. Every window has a label and a subject, and numbered
-labels have no gap. `datamodules.signals.table_format` describes tables. Nothing is unpickled.
+Subjects are integers; names are numbered 0, 1, 2, ... in alphabetical order. A file to be predicted needs neither; otherwise every
+window has a label and a subject, and numbered labels have no gap. `datamodules.signals.table_format` describes tables. Nothing is
+unpickled.
 """
 
 from __future__ import annotations
@@ -18,15 +20,24 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules.signals.table_format import BLANK, read_table
-from datamodules.signals.windows import Windows
+from datamodules.signals.windows import NOBODY, Windows
 
 Array = np.ndarray[Any, Any]
+OPTIONAL = frozenset({"label", "subject"})
+KNOWN = OPTIONAL | {"signal", "class_names", "signal_names", "signal_units", "rate", "recording", "recordings", "start"}
 
 
 class SignalFile(NamedTuple):
-    """Content of a file: windows, names of the K classes and of the S signals, units of the signals, names of the people.
+    """Content of a file.
 
-    `signal_units` is None if the file does not give them, and `subject_names` if people have numbers only.
+    Attributes:
+        windows: The windows; without `label` if the file has no labels, and with the subject `NOBODY` if it has no subjects.
+        class_names: Names of the K classes; none if the file has no labels.
+        signal_names: Names of the S signals.
+        signal_units: Units of the signals, if the file gives them.
+        subject_names: Names of the people, if they are not numbers.
+        rate: Sampling rate in Hz, if the file gives it.
+        sources: Recording of each window and time of its first sample in s, if the file gives them.
     """
 
     windows: Windows
@@ -34,6 +45,13 @@ class SignalFile(NamedTuple):
     signal_names: list[str]
     signal_units: list[str] | None = None
     subject_names: list[str] | None = None
+    rate: float | None = None
+    sources: list[str] | None = None
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the windows have labels."""
+        return "label" in self.windows
 
 
 def read_signal_file(path: Path) -> SignalFile:
@@ -58,12 +76,12 @@ def read_signal_file(path: Path) -> SignalFile:
         arrays = readers[path.suffix.lower()](path)
     except (ValueError, OSError, UnicodeDecodeError) as error:
         raise MisconfigurationException(f"{path} is damaged or has another format: {error}") from error
-    signal, labels, subjects = (arrays[name] for name in ("signal", "label", "subject"))
+    signal = arrays["signal"]
     if signal.ndim != 3 or signal.dtype.kind not in "fiu" or 0 in signal.shape:
         raise MisconfigurationException(
             f"{path}: signal is {signal.dtype} of shape {signal.shape}, expected numbers (N, S, T)"
         )
-    for name in ("label", "subject"):
+    for name in OPTIONAL & arrays.keys():
         if arrays[name].shape != (len(signal),):
             raise MisconfigurationException(
                 f"{path}: signal has {len(signal)} windows, but {name} has shape {arrays[name].shape}; it needs one value each"
@@ -75,41 +93,51 @@ def read_signal_file(path: Path) -> SignalFile:
             f"{path}: sample {sample} of signal {channel} in window {window} is {signal[window, channel, sample]}, "
             "not a finite number; repair or remove the window"
         )
-    labels, subjects = (_given(path, name, arrays[name]) for name in ("label", "subject"))
     if signal.shape[1] > signal.shape[2] and "signal_names" not in arrays:
         raise MisconfigurationException(
             f"{path}: signal (N, S, T) is {signal.shape}: windows of {signal.shape[2]} samples of {signal.shape[1]} signals; if it "
             "is (N, T, S), transpose it to (N, S, T); if it is meant so, name the signals in signal_names (S,)"
         )
-    people = None
-    if subjects.dtype.kind not in "iu":
-        found, subjects = np.unique(subjects, return_inverse=True)
-        people = [str(name) for name in found]
-    names, label = _classes(path, labels, arrays.get("class_names"))
     signal_names = [str(name) for name in arrays.get("signal_names", [f"signal {i}" for i in range(signal.shape[1])])]
     if len(signal_names) != signal.shape[1]:
         raise MisconfigurationException(f"{path}: {len(signal_names)} signal_names for {signal.shape[1]} signals")
     units = None if "signal_units" not in arrays else [str(unit) for unit in arrays["signal_units"]]
     if units is not None and len(units) != signal.shape[1]:
         raise MisconfigurationException(f"{path}: {len(units)} signal_units for {signal.shape[1]} signals")
-    windows = {
-        "signal": torch.from_numpy(signal.astype(np.float32)),
-        "label": torch.from_numpy(label),
-        "subject": torch.from_numpy(subjects.astype(np.int64)),
-        "index": torch.arange(len(signal)),
-    }
-    return SignalFile(windows, names, signal_names, units, people)
+    windows = {"signal": torch.from_numpy(signal.astype(np.float32)), "index": torch.arange(len(signal))}
+    people, names = None, list[str]()
+    subjects = np.full(len(signal), NOBODY)
+    if "subject" in arrays:
+        subjects = _given(path, "subject", arrays["subject"])
+        if subjects.dtype.kind not in "iu":
+            found, subjects = np.unique(subjects, return_inverse=True)
+            people = [str(name) for name in found]
+    windows["subject"] = torch.from_numpy(subjects.astype(np.int64))
+    if "label" in arrays:
+        labels = _given(path, "label", arrays["label"], numbers="class_names" not in arrays)
+        names, label = _classes(path, labels, arrays.get("class_names"))
+        windows["label"] = torch.from_numpy(label)
+    rate = float(arrays["rate"]) if "rate" in arrays else None
+    return SignalFile(windows, names, signal_names, units, people, rate, _sources(arrays))
 
 
-def _given(path: Path, name: str, values: Array) -> Array:
-    """Return labels or subjects without a missing value; whole numbers as integers, however they are written."""
+def _sources(arrays: dict[str, Array]) -> list[str] | None:
+    """Return `RECORDING at START s` of each window of a file that tools.cut_windows wrote."""
+    if not {"recordings", "recording", "start"} <= arrays.keys():
+        return None
+    names = arrays["recordings"][arrays["recording"]].tolist()
+    return [f"{name} at {start:.2f} s" for name, start in zip(names, arrays["start"].tolist(), strict=True)]
+
+
+def _given(path: Path, name: str, values: Array, numbers: bool = True) -> Array:
+    """Return labels or subjects without a missing value; whole numbers as integers, texts of them only if `numbers`."""
     if values.dtype.kind in "iub":
         return values.astype(np.int64)
     if values.dtype.kind == "f":
         missing, whole = ~np.isfinite(values), bool((values == np.round(values)).all())
     else:
         texts = np.char.strip(values.astype(str))
-        missing, whole = np.isin(np.char.lower(texts), BLANK), False
+        missing, whole = np.isin(np.char.lower(texts), BLANK), numbers and bool(np.char.isdigit(texts).all())
         values = texts
     if missing.any():
         raise MisconfigurationException(
@@ -149,6 +177,17 @@ def _classes(path: Path, labels: Array, given: Array | None) -> tuple[list[str],
 
 def _read_arrays(path: Path) -> dict[str, Array]:
     with np.load(path, allow_pickle=False) as file:
-        if missing := [name for name in ("signal", "label", "subject") if name not in file.files]:
-            raise ValueError(f"it has no {', '.join(missing)}, only {', '.join(file.files)}")
-        return {name: file[name] for name in file.files}
+        if "signal" not in file.files:
+            raise ValueError(f"it has no signal, only {', '.join(file.files)}")
+        arrays: dict[str, Array] = {}
+        for name in [name for name in file.files if name in KNOWN]:
+            try:
+                arrays[name] = file[name]
+            except ValueError as error:
+                if "allow_pickle" not in str(error):
+                    raise
+                raise ValueError(
+                    f"{name} is an array of Python objects, which is not read; save it as texts or numbers, such as "
+                    f"np.array({name}, dtype=str)"
+                ) from error
+        return arrays

@@ -5,21 +5,45 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from datamodules.images.class_folders import listed
-from datamodules.trained_on import TrainedOn
 
 log = logging.getLogger(__name__)
 
 WITH_UNIT = re.compile(r"(.+?)\s*(?:\[([^\]]+)\]|\(([^)]+)\))")
 UNNAMED = re.compile(r"signal \d+")
+OTHER_RATE = 0.01
 OTHER_SCALE = 4.0
 """Ratio of a signal's spread to that in training from which other units are suspected; g to m/s2 is 9.8."""
+
+
+class Signals(Protocol):
+    """Signals to be matched: a `SignalDataModule`, or a file. The attributes are those of `SignalDataModule`."""
+
+    @property
+    def place(self) -> str:
+        """Where the data is."""
+
+    @property
+    def signal_names(self) -> list[str]:
+        """Names of the S signals."""
+
+    @property
+    def signal_units(self) -> list[str] | None:
+        """Units of the signals, if they are known."""
+
+    @property
+    def window_length(self) -> int:
+        """Number of samples in a window."""
+
+    @property
+    def sampling_rate(self) -> float | None:
+        """Sampling rate in Hz, if it is known."""
 
 
 class SignalMatching(NamedTuple):
@@ -36,28 +60,36 @@ class SignalMatching(NamedTuple):
     elsewhere: bool
 
     @classmethod
-    def of(cls, data: Any, record: TrainedOn, elsewhere: bool) -> SignalMatching:
-        """Match the signals of a datamodule to those of a checkpoint.
+    def of(
+        cls, data: Signals, known: dict[str, Any], elsewhere: bool = False, than: str = "the checkpoint was trained on"
+    ) -> SignalMatching:
+        """Match the signals of some data to those of a checkpoint, or of another file.
 
         Args:
-            data: A `SignalDataModule`.
-            record: What the checkpoint was trained on.
+            data: The signals.
+            known: `SignalDataModule.own_record` of the training data.
             elsewhere: See the attribute.
+            than: Whose signals are known, for messages.
 
         Raises:
-            MisconfigurationException: Signals, units or window lengths differ.
+            MisconfigurationException: Signals, units, sampling rates or window lengths differ.
         """
-        own, trained = list(data.signal_names), record.own.get("signal_names")
-        length = record.own.get("window_length")
+        own, trained = list(data.signal_names), known.get("signal_names")
+        length, rate = known.get("window_length"), known.get("sampling_rate")
         if length is not None and length != data.window_length:
             raise MisconfigurationException(
-                f"{data.place} has windows of {data.window_length} samples, but the checkpoint was trained on windows of {length}; "
+                f"{data.place} has windows of {data.window_length} samples, but {than} windows of {length}; "
                 f"cut windows of {length} samples"
+            )
+        if rate and data.sampling_rate and abs(data.sampling_rate / rate - 1) > OTHER_RATE:
+            raise MisconfigurationException(
+                f"{data.place} has windows at {data.sampling_rate:g} Hz, but {than} windows at {rate:g} Hz; cut them at that rate "
+                "(python -m tools.cut_windows, --like)"
             )
         if trained is None:
             return cls(own, None, elsewhere)
         if own == trained:
-            _check_units(data, record, list(range(len(own))))
+            _check_units(data, known, list(range(len(own))), than)
             return cls(trained, None, elsewhere)
         ours, theirs = bare_names(own), bare_names(trained)
         unnamed = [all(UNNAMED.fullmatch(name) for name in names) for names in (ours, theirs)]
@@ -75,11 +107,11 @@ class SignalMatching(NamedTuple):
             missing, more = ([n for n in a if n not in b] for a, b in ((theirs, ours), (ours, theirs)))
             parts = [f"lacks {listed(missing)}"] * bool(missing) + [f"has also {listed(more)}"] * bool(more)
             raise MisconfigurationException(
-                f"{data.place} has other signals than the checkpoint was trained on: it {' and '.join(parts)}; "
+                f"{data.place} has other signals than {than}: it {' and '.join(parts)}; "
                 f"give it the signals {', '.join(theirs)}"
             )
         order = [ours.index(name) for name in theirs]
-        _check_units(data, record, order)
+        _check_units(data, known, order, than)
         if order == list(range(len(order))):
             return cls(trained, None, elsewhere)
         log.info("data       signals are matched by name: the data has them in another order")
@@ -136,12 +168,12 @@ def units_of(names: Sequence[str]) -> list[str] | None:
     return units if units and len(units) == len(names) else None
 
 
-def _check_units(data: Any, record: TrainedOn, order: Sequence[int]) -> None:
-    now, trained = data.signal_units, record.own.get("signal_units")
+def _check_units(data: Signals, known: dict[str, Any], order: Sequence[int], than: str) -> None:
+    now, trained = data.signal_units, known.get("signal_units")
     if now is None or trained is None:
         return
-    for place, unit, name in zip(order, trained, record.own["signal_names"], strict=True):
+    for place, unit, name in zip(order, trained, known["signal_names"], strict=True):
         if now[place] != unit:
             raise MisconfigurationException(
-                f"{data.place}: {without_unit(name)} is in {now[place]}, but the checkpoint was trained on {unit}; convert it"
+                f"{data.place}: {without_unit(name)} is in {now[place]}, but {than} {unit}; convert it"
             )

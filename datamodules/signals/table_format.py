@@ -1,6 +1,7 @@
 """Reads signal windows from a table in long format (.csv): one line per sample.
 
     window,time,label,subject,acc_x,acc_y,acc_z        columns in any order; every other column is a signal
+    window,time,acc_x,acc_y,acc_z                      windows to be predicted need no label and no subject
     a,0.00,walk,anna,0.1,-0.3,9.7
 
 Lines with the same `window` form one window, sorted by `time`; all windows have the same number of lines. What a table says by
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 OWN_COLUMNS = ("window", "time", "label", "subject")
+NEEDED = ("window", "time")
 BLANK = ("", "nan", "<na>", "n/a")
 """Texts, in lower case, by which tools write that a value is missing; `none` and `null` are names of classes, too."""
 GAP = 5.0  # a step this many times the median step ends a recording
@@ -27,7 +29,8 @@ def read_table(path: Path) -> dict[str, Array]:
     """Read a table in long format; np.loadtxt is written in C, so a million lines take seconds.
 
     Returns:
-        `signal` (N, S, T) float64, `label` and `subject` (N,) integers or texts, `signal_names` (S,) texts.
+        `signal` (N, S, T) float64, `signal_names` (S,) texts, and `label` and `subject` (N,) integers or texts if there are such
+        columns.
 
     Raises:
         ValueError: The table has another form; the message says what is wrong, in which line or window.
@@ -35,11 +38,11 @@ def read_table(path: Path) -> dict[str, Array]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         lines = csv.reader(file)
         header, first_line = [name.strip() for name in next(lines, [])], next(lines, None)
-    if missing := [name for name in OWN_COLUMNS if name not in header]:
+    if missing := [name for name in NEEDED if name not in header]:
         raise ValueError(f"its first line has no column {', '.join(missing)}; it has {', '.join(header)}")
     signal_names = [name for name in header if name not in OWN_COLUMNS]
     if not signal_names:
-        raise ValueError("it has no signal column, only window, time, label and subject")
+        raise ValueError(f"it has no signal column, only {', '.join(header)}")
     if first_line is None:
         raise ValueError("it has no lines below the header")
     if unnamed := [place + 1 for place, name in enumerate(header) if not name or name.startswith("Unnamed: ")]:
@@ -62,9 +65,13 @@ def read_table(path: Path) -> dict[str, Array]:
             encoding="utf-8-sig",
         )
 
-    values = columns(["time", *signal_names], np.float64)
-    text = np.char.strip(columns(["window", "label", "subject"], str))
-    _check_given(text)
+    try:
+        values = columns(["time", *signal_names], np.float64)
+    except ValueError as error:
+        raise ValueError(f"{error}; every column but {', '.join(OWN_COLUMNS)} is a signal") from error
+    owned: list[str] = [name for name in ("window", "label", "subject") if name in header]
+    text = np.char.strip(columns(owned, str))
+    _check_given(text, owned)
     counting = (values[:, 1:] == values[:1, 1:] + np.arange(len(values))[:, None]).all(0)
     if len(values) > 2 and counting.any():
         name = signal_names[int(counting.argmax())]
@@ -83,19 +90,17 @@ def read_table(path: Path) -> dict[str, Array]:
             f"window {name} has {lengths[wrong]} samples, but the first has {lengths[0]}; all must have the same length"
         )
     shape = (len(lengths), int(lengths[0]))
-    owners = text[order, 1:].reshape(*shape, 2)
+    owners = text[order, 1:].reshape(*shape, len(owned) - 1)
     mixed = (owners != owners[:, :1]).any((1, 2))
     if mixed.any():
         raise ValueError(
             f"window {text[np.sort(first)[int(mixed.argmax())], 0]} has several labels or subjects: "
             "if window numbers start again with each recording, make the names different, such as RECORDING_NUMBER"
         )
-    label, subject = owners[:, 0, 0], owners[:, 0, 1]
     return {
         "signal": values[order, 1:].reshape(*shape, -1).transpose(0, 2, 1),
-        "label": _whole(label),
-        "subject": _whole(subject),
         "signal_names": np.array(signal_names),
+        **{name: _whole(owners[:, 0, place]) for place, name in enumerate(owned[1:])},
     }
 
 
@@ -104,9 +109,9 @@ def _whole(values: Array) -> Array:
     return values.astype(np.int64) if np.char.isdigit(values).all() else values
 
 
-def _check_given(text: Array) -> None:
-    """Check that each line has a window, a label and a subject; text is (lines, 3)."""
-    for place, name in enumerate(("window", "label", "subject")):
+def _check_given(text: Array, names: list[str]) -> None:
+    """Check that each line has a value in each of these columns; text is (lines, columns)."""
+    for place, name in enumerate(names):
         missing = np.isin(np.char.lower(text[:, place]), BLANK)
         if missing.any():
             raise ValueError(

@@ -21,39 +21,80 @@ from torch import Tensor
 from datamodules.in_memory import seeded_generator
 
 Windows = dict[str, Tensor]
+NOBODY = -1
+"""Subject of windows whose person is not known."""
 
 
 def subjects_of(windows: Windows) -> list[int]:
-    """Return the subject numbers of these windows, ascending."""
+    """Return the subject numbers of these windows, ascending, without `NOBODY`."""
     numbers: list[int] = windows["subject"].unique().tolist()  # sorted
-    return numbers
+    return [number for number in numbers if number != NOBODY]
 
 
-def held_out_subjects(subjects: Iterable[int], wanted: int | float, *, seed: int, name: str) -> list[int]:
-    """Draw the subjects of a held-out split.
+def check_subjects(setting: str, value: int | float | list[int | str]) -> None:
+    """Check a setting that is a number or a share of subjects, or a list of their names.
+
+    Raises:
+        ValueError: The value is neither a whole number from 1, nor a share above 0 and below 1, nor a list of names.
+    """
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    named = isinstance(value, list) and len(value) > 0 and len({str(one) for one in value}) == len(value)
+    if not whole and not named and not (isinstance(value, float) and 0 < value < 1):
+        raise ValueError(
+            f"{setting} is {value!r} but must be a whole number of subjects from 1, a share above 0 and below 1, or a list of "
+            "different names"
+        )
+
+
+def as_scalar(value: int | float | list[int | str]) -> int | float | str:
+    """Return the setting of a held-out split as one value, a list as a text."""
+    return ", ".join(map(str, value)) if isinstance(value, list) else value
+
+
+def held_out_subjects(
+    subjects: Iterable[int],
+    wanted: int | float | list[int | str],
+    *,
+    seed: int,
+    name: str,
+    known: Mapping[str, int] | None = None,
+) -> list[int]:
+    """Draw the subjects of a held-out split, or find them by name.
 
     Args:
         subjects: Numbers of the subjects to draw from.
-        wanted: Number of subjects, a whole number from 1; or their share, above 0 and below 1, rounded and at least one subject.
+        wanted: Number of subjects, a whole number from 1; or their share, above 0 and below 1, rounded and at least one subject;
+            or a list of their names.
         seed: Seed of the split. With the same seed, a larger split contains a smaller one.
         name: Name of the held-out split (`val`, `test`); different names give unrelated draws even for the same seed.
+        known: Name of a subject -> its number; None if the numbers are the names.
 
     Returns:
         The drawn subject numbers, ascending.
 
     Raises:
-        MisconfigurationException: No subject would be left.
+        MisconfigurationException: No subject would be left, or there is none of a name.
     """
-    known = sorted(set(subjects))
-    count = wanted if isinstance(wanted, int) else max(1, round(wanted * len(known)))
-    if count >= len(known):
-        people = "1 subject" if len(known) == 1 else f"{len(known)} subjects"
+    numbers = sorted(set(subjects))
+    named = known or {str(number): number for number in numbers}
+    if isinstance(wanted, list):
+        if unknown := [str(one) for one in wanted if str(one) not in named]:
+            raise MisconfigurationException(
+                f"--data.{name}_subjects: there is no subject {', '.join(unknown)}; there are {', '.join(named)}"
+            )
+        count = len(wanted)
+    else:
+        count = wanted if isinstance(wanted, int) else max(1, round(wanted * len(numbers)))
+    if count >= len(numbers):
+        people = "1 subject" if len(numbers) == 1 else f"{len(numbers)} subjects"
         raise MisconfigurationException(
-            f"--data.{name}_subjects {wanted} holds out {count} of {people} ({_listed(known)}), which leaves none to train on; "
+            f"--data.{name}_subjects {wanted} holds out {count} of {people} ({', '.join(named)}), which leaves none to train on; "
             "a split needs windows of at least two subjects"
         )
-    order = torch.randperm(len(known), generator=seeded_generator("subjects", name, seed)).tolist()
-    return sorted(known[place] for place in order[:count])
+    if isinstance(wanted, list):
+        return sorted(named[str(one)] for one in wanted)
+    order = torch.randperm(len(numbers), generator=seeded_generator("subjects", name, seed)).tolist()
+    return sorted(numbers[place] for place in order[:count])
 
 
 def taken(windows: Windows, subjects: Iterable[int]) -> Windows:

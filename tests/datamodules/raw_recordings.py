@@ -22,7 +22,8 @@ def motion(time: np.ndarray, label: str, person: int) -> np.ndarray:
 
 def write_recordings(folder: Path, seconds: float = 20.0, people: int = 6) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Write the recordings; returns the path of each below the folder -> time (n,) in s and values (n, 3) as written."""
-    random, written = np.random.default_rng(0), {}
+    random = np.random.default_rng(0)
+    written: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for trial, label in enumerate(STEPS, start=1):
         for person in range(1, people + 1):
             rate = RATES[len(written) % len(RATES)]

@@ -185,7 +185,7 @@ def test_two_data_sets_in_one_folder_are_an_error(tmp_path: Path) -> None:
     [
         (
             {"val_subjects": 0},
-            "val_subjects is 0 but must be a whole number of subjects from 1, or a share above 0 and below 1",
+            "val_subjects is 0 but must be a whole number of subjects from 1, a share above 0 and below 1, or a list",
         ),
         ({"val_subjects": 1.0}, r"val_subjects is 1\.0 but"),
         ({"val_subjects": True}, "val_subjects is True but"),

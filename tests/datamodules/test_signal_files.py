@@ -124,7 +124,9 @@ def with_nan() -> Arrays:
 
 
 WRONG: dict[str, tuple[Callable[[], Arrays], str]] = {
-    "no labels": (changed(label=None), "is damaged or has another format: it has no label, only signal, subject"),
+    "no labels": (changed(label=None), "has no label: training needs the label of each window"),
+    "no people": (changed(subject=None), "has no subject: training needs the label of each window, and the person"),
+    "no signals": (changed(signal=None), "is damaged or has another format: it has no signal, only label, subject"),
     "two dimensions": (
         changed(signal=np.zeros((24, 12))),
         r"signal is float64 of shape \(24, 12\), expected numbers \(N, S, T\)",
@@ -142,7 +144,7 @@ WRONG: dict[str, tuple[Callable[[], Arrays], str]] = {
     "names of signals": (changed(signal_names=np.array(["x"])), "1 signal_names for 4 signals"),
     "a program": (
         changed(label=np.array([{}] * 24, dtype=object)),
-        "damaged or has another format: Object arrays cannot be loaded",
+        "damaged or has another format: label is an array of Python objects, which is not read; save it as texts",
     ),
     "one subject": (changed(subject=np.zeros(24, dtype=int)), r"test_subjects 0\.2 holds out 1 of 1 subject \(0\)"),
     "two subjects": (changed(subject=np.arange(24) % 2), r"val_subjects 0\.2 holds out 1 of 1 subject"),
@@ -164,8 +166,8 @@ HEAD = "window,time,x,label,subject\n"
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "its first line has no column window, time, label, subject"),
-        ("window,time,label,subject\na,0,b,1\n", "it has no signal column, only window, time, label and subject"),
+        ("", "its first line has no column window, time; it has"),
+        ("window,time,label,subject\na,0,b,1\n", "it has no signal column, only window, time, label, subject"),
         (HEAD + "a,0,1,sit,1\na,1,1,sit,1\nb,0,1,sit,1\n", "window b has 1 samples, but the first has 2"),
         (HEAD + "a,0,1,sit,1\na,1,1,walk,1\n", "window a has several labels or subjects"),
         (HEAD + "a,0,x,sit,1\n", "damaged or has another format: could not convert string 'x'"),
@@ -188,7 +190,7 @@ def test_missing_file_other_format_and_invalid_settings(tmp_path: Path) -> None:
     with pytest.raises(MisconfigurationException, match=r"a\.xlsx must end in \.npz or \.csv"):
         SignalFileDataModule(file=str(tmp_path / "a.xlsx")).setup("fit")
     with pytest.raises(
-        ValueError, match=r"^test_subjects is 1\.5 but must be a whole number of subjects from 1, or a share"
+        ValueError, match=r"^test_subjects is 1\.5 but must be a whole number of subjects from 1, a share"
     ):
         SignalFileDataModule(test_subjects=1.5)
 

@@ -198,6 +198,11 @@ class ServedBatch(DataModule):
         return self.header.get("feature_width")
 
     @property
+    def signals(self) -> int | None:
+        """Number of signals of the real data; None if it has no signals."""
+        return self.header.get("signals")
+
+    @property
     def identity(self) -> SimpleNamespace | None:
         """Identity of the real data if it consists of cached features, else None; tuples have become lists."""
         found = self.header.get("identity")
