@@ -110,10 +110,10 @@ class MLPHead(nn.Module):
             layer.bias.copy_(bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits (B, K) of features (B, D)."""
+        """Logits (B, K) of features (B, D), in the dtype of the weights: backbones give float32, also in half precision."""
         *hidden, last = self.layers
         draws = self._draws(features) if self.training and hidden else []
-        values = features
+        values = features.to(last.weight.dtype)
         for number, layer in enumerate(hidden):
             values = F.gelu(layer(values))
             if draws:

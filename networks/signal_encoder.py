@@ -169,7 +169,7 @@ class WindowNetwork(nn.Module):
             features = self.encoder(folded)
         if inputs.ndim == 5 and self.fusion == "features":
             features = features.unflatten(0, (count, -1)).flatten(1)
-        logits: Tensor = self.head(features)
+        logits: Tensor = self.head(features.to(next(self.head.parameters()).dtype))  # an encoder gives float32
         each = inputs.ndim == 5 and self.fusion == "logits"
         return logits.unflatten(0, (count, -1)) if each else logits
 

@@ -104,6 +104,15 @@ def test_resume_continues_the_random_sequence() -> None:
     assert int(head.forwards) == 6
 
 
+@pytest.mark.parametrize("hidden", [[], [8]])
+def test_half_precision_weights_take_float_features(hidden: list[int]) -> None:
+    head, features = MLPHead(5, 3, hidden, dropout=0.0), torch.randn(4, 5)
+    full = head(features)
+    half = head.bfloat16()(features)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), full, atol=0.05, rtol=0.05)
+
+
 def test_a_linear_head_has_no_dropout() -> None:
     head = MLPHead(12, 2, hidden=(), dropout=0.9, seed=2)
     assert torch.equal(head(FEATURES), linear(head)[0](FEATURES))

@@ -223,3 +223,15 @@ def test_head_uses_the_dropout_of_mlp_head() -> None:
     assert not torch.equal(first, second)
     again = WindowNetwork(Brightness(), 2, 3, [16], 0.5, seed=5)
     assert torch.equal(again(image), first)
+
+
+@pytest.mark.parametrize("fusion", ["logits", "features"])
+def test_half_precision_weights(fusion: Any) -> None:
+    encoder = build_encoder("test_resnet", in_channels=1, image_size=32)
+    width = feature_width(encoder, (1, 32, 32))
+    network = WindowNetwork(encoder, width, 4, [8], 0.0, 0, fusion, images=3).eval()
+    inputs = torch.randn(2, 3, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    full = network(inputs)
+    half = network.bfloat16()(inputs.bfloat16())
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), full, atol=0.05, rtol=0.05)

@@ -149,7 +149,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "backbone_lr": Setting(("--model.backbone_lr", "0.1")),
         "rotation": Setting(("--data.rotation", "20.0")),
         "range": Setting(("--data.encoder_range", "null")),
-        "stages": Setting(callback("ProgressiveResizing", stages="[{size: 16, epochs: 1}, {size: 32, epochs: 1}]")),
+        "stages": Setting(callback("ProgressiveResizing", stages="[{size: 24, epochs: 1}, {size: 32, epochs: 1}]")),
     },
     "segmentation": {
         **{name: setting for name, setting in COMMON.items() if name not in ("optimizer muon",)},
@@ -183,7 +183,7 @@ BASES: dict[str, dict[str, Any]] = {
     },
     "segmentation": {
         "model": ("PromptedSegmenter", {"encoder": "test_resnet", "width": 8, "optimizer": "adamw", "lr": 0.01}),
-        "data": ("PromptedSegmentationDataModule", {"generate": 10, "image_size": 32, "batch_size": 5, "workers": 0}),
+        "data": ("PromptedSegmentationDataModule", {"generate": 12, "image_size": 32, "batch_size": 2, "workers": 0}),
     },
 }
 
