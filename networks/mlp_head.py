@@ -113,7 +113,7 @@ class MLPHead(nn.Module):
         """Logits (B, K) of features (B, D), in the dtype of the weights: backbones give float32, also in half precision."""
         *hidden, last = self.layers
         draws = self._draws(features) if self.training and hidden else []
-        values = features.to(last.weight.dtype)
+        values = features.to(next(last.parameters()).dtype)
         for number, layer in enumerate(hidden):
             values = F.gelu(layer(values))
             if draws:

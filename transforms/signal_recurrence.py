@@ -66,7 +66,7 @@ def recurrence_plot(
     coordinates = [resampled(values[..., i * delay : i * delay + states], size) for i in range(dimension)]
     if threshold == "none":
         return _scaled_distances(coordinates, ranges)
-    if dimension > 1:
+    if dimension > 1 or torch.compiler.is_exporting():  # the way below depends on values
         return _near(coordinates, threshold, percentage)
     images, doubtful = _near_values(coordinates[0], threshold, percentage)
     if doubtful.any():

@@ -87,7 +87,7 @@ def resampled(values: Tensor, size: int) -> Tensor:
 
 def ordered(values: Tensor) -> Tensor:
     """Returns values (..., T) in ascending order; on a CPU uses numpy, whose sort is vectorised and does not track indices."""
-    if values.device.type != "cpu":
+    if values.device.type != "cpu" or torch.compiler.is_exporting():
         return values.sort(-1).values
     return torch.from_numpy(np.sort(values.numpy(), axis=-1))
 
@@ -99,7 +99,12 @@ def windows_at_a_time(images: Tensor) -> int:
 
 
 def in_parts(images: Tensor, *vectors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Splits images (B, S, N, N) and their source vectors along the windows into parts of `windows_at_a_time` windows."""
+    """Splits images (B, S, N, N) and their source vectors along the windows into parts of `windows_at_a_time` windows.
+
+    In an exported graph, whose number of windows is open, there is one part.
+    """
+    if torch.compiler.is_exporting():
+        return iter([(images, *vectors)])
     windows = windows_at_a_time(images)
     return zip(images.split(windows), *(v.split(windows) for v in vectors), strict=True)
 

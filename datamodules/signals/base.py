@@ -19,13 +19,14 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 import transforms
-from datamodules.base import Batch, DataModule
+from datamodules.base import Batch
 from datamodules.extraction import Labelled, Scalar, flat_settings
 from datamodules.signals.augmentation import SignalAugmentation
 from datamodules.signals.checking import check_windows
 from datamodules.signals.checkpoint_record import SignalRecord
+from datamodules.signals.header import SignalHeader
 from datamodules.signals.images import Mode, SignalImages
-from datamodules.signals.matching import SignalMatching, units_of
+from datamodules.signals.matching import SignalMatching
 from datamodules.signals.windows import (
     as_scalar,
     check_apart,
@@ -42,7 +43,7 @@ from transforms import Encoder
 log = logging.getLogger(__name__)
 
 
-class SignalDataModule(DataModule):
+class SignalDataModule(SignalHeader):
     """In-memory signal windows, split by subject.
 
     Args:
@@ -138,64 +139,12 @@ class SignalDataModule(DataModule):
         self._record: SignalRecord | None = None
         self._matching: SignalMatching | None = None
 
-    # ---- the header ----
-
-    @property
-    @abstractmethod
-    def signal_names(self) -> list[str]:
-        """Names of the S signals, in their order; reads only headers."""
-
-    @property
-    def signal_units(self) -> list[str] | None:
-        """Units of the S signals if they are known; from names such as `acc_x [g]` or `acc_x (g)`."""
-        return units_of(self.signal_names)
-
-    @property
-    def sampling_rate(self) -> float | None:
-        """Sampling rate of the windows in Hz, if the data gives it."""
-        return None
-
-    def subject_name(self, number: int) -> str:
-        """Name of a person."""
-        return str(number)
-
-    @property
-    @abstractmethod
-    def window_length(self) -> int:
-        """T, number of samples in a window; reads only headers."""
-
-    @property
-    def image_size(self) -> int:
-        """Height and width of an image in pixels; in mode `signals` the window length."""
-        return self.window_length if self.signal_images.mode == "signals" else self.signal_images.image_size
-
-    @property
-    def signals(self) -> int:
-        """S, number of signals; reads only headers."""
-        return len(self.signal_names)
-
-    @property
-    def images_per_window(self) -> int:
-        """Number of images of one window: S in mode `flatten`, else 1."""
-        return len(self.signal_names) if self.signal_images.mode == "flatten" else 1
-
-    @property
-    def in_channels(self) -> int:
-        """Channels of an image; in mode `signals` the number of signals."""
-        grey = self.signal_images.mode in ("flatten", "grid")
-        return self.signal_images.image_channels if grey else len(self.signal_names)
-
-    @property
-    def mean(self) -> tuple[float, ...]:
-        """Mean of each channel of the images, in units of 0..1; 0 in mode `signals`, see `signal_scale`."""
-        return (0.0 if self.signal_images.mode == "signals" else self.signal_images.pixels[0],) * self.in_channels
-
-    @property
-    def std(self) -> tuple[float, ...]:
-        """Standard deviation of each channel of the images, in units of 0..1; 1 in mode `signals`."""
-        return (1.0 if self.signal_images.mode == "signals" else self.signal_images.pixels[1],) * self.in_channels
-
     # ---- splits ----
+
+    @property
+    def tests_a_file(self) -> bool:
+        """Whether the test split is data of its own, which is compared with a checkpoint's record and not with training data."""
+        return False
 
     @abstractmethod
     def has_training_data(self) -> bool:
@@ -338,7 +287,7 @@ class SignalDataModule(DataModule):
         Raises:
             MisconfigurationException: Classes, signals, units, window lengths or input settings differ.
         """
-        elsewhere = (type(self).__name__, self.place) != (record.datamodule, record.place)
+        elsewhere = self.tests_a_file or (type(self).__name__, self.place) != (record.datamodule, record.place)
         self._matching = SignalMatching.of(self, record.own, elsewhere and record.own.get("signals") is not None)
         if self._matching.elsewhere:
             self._record = SignalRecord.from_state(record.own["signals"])

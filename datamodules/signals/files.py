@@ -132,6 +132,11 @@ class SignalFileDataModule(SignalDataModule):
         check_apart({"the training data": parts["train"], "the test split": parts["test"]})
         return parts
 
+    @property
+    def tests_a_file(self) -> bool:
+        """Whether a whole file is tested and predicted."""
+        return self._whole_test is not None
+
     def has_training_data(self) -> bool:
         """Return whether `file` is there, with labels; only a test file is needed to test a checkpoint."""
         return self.file.is_file() and self._content.labelled

@@ -96,7 +96,8 @@ class SignalImages:
         if self.mode == "channels":
             return transforms.arrange(images, "channels")
         flat: Tensor = transforms.arrange(images, "flatten", channels=self.image_channels)
-        return flat.view(len(signals), count, *flat.shape[1:])
+        windows: Tensor = flat.unflatten(0, (-1, count))
+        return windows
 
     def _encoded(self, signals: Tensor, size: int) -> Tensor:
         ranges = None

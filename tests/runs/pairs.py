@@ -70,7 +70,7 @@ COMMON: dict[str, Setting] = {
     "lr_end": Setting(("--model.lr_end", "0.5")),
     "accumulation": Setting(("--trainer.accumulate_grad_batches", "2")),
     "accumulation by epoch": Setting(
-        callback("lightning.pytorch.callbacks.GradientAccumulationScheduler", scheduling="{0: 1, 1: 2}")
+        callback("lightning.pytorch.callbacks.GradientAccumulationScheduler", scheduling="{0: 2, 1: 1}")
     ),
     "clipping": Setting(("--trainer.gradient_clip_val", "0.01")),
     "clipping by value": Setting(

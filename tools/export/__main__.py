@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import yaml
 from torch import Tensor
 
 from datamodules import DataModule
@@ -34,6 +33,7 @@ from networks import (
     write_packed,
 )
 from tools.command_line import FAILED, OK, Parser, run_command, start
+from tools.export.windows import raw_windows
 from tools.run_data import configured_data
 from transforms import normalize
 
@@ -108,7 +108,8 @@ def _export(options: argparse.Namespace) -> None:
     module = load_run(options.run, options.ckpt)
     if not isinstance(module, TernaryClassifier):
         if export_onnx is not None and isinstance(module, Classifier):
-            line = export_onnx(module, options.onnx, **_windows(module, options.run))
+            windows = [raw_windows(options.run, options.ckpt)] if isinstance(module, HARClassifier) else []
+            line = export_onnx(module, options.onnx, *windows)
             print(f"no packed file, because {options.run} is a run of {type(module).__name__}\n{line}")
             return
         raise ValueError(f"{options.run} is a run of {type(module).__name__}; only a TernaryClassifier can be packed")
@@ -133,15 +134,6 @@ def _export(options: argparse.Namespace) -> None:
         )  # an error in the ONNX export also discards the packed file
     print(f"{output}   {module.architecture}, {module.quantizer}, checkpoint {options.ckpt}")
     print("\n".join([*_table(module, sizes), *lines]))
-
-
-def _windows(module: Classifier, run: Path) -> dict[str, tuple[int, ...]]:
-    """Extra argument of ``export_onnx`` for a HAR run: the input shape; empty for other classifiers."""
-    if not isinstance(module, HARClassifier):
-        return {}
-    folder = run if run.is_dir() else run.resolve().parent.parent
-    config = yaml.safe_load(newest_config(folder).read_text(encoding="utf-8"))
-    return {"shape": import_module("tools.export.onnx").window_shape(module, config)}
 
 
 def _write(module: TernaryClassifier, path: Path, coding: str) -> PackedSizes:

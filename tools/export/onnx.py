@@ -2,7 +2,8 @@
 
     images (B, C, S, S) float32 in 0..1 --> normalisation --> convolutions with the effective weights --> logits (B, K)
 
-The file of a HAR run takes `images` of windows, (B, S, C, N, N) in the mode flatten, or normalised `signals` (B, S, T).
+The file of a HAR run takes raw `windows` (B, S, T) in physical units: normalisation and encoder are in the graph, see
+tools/export/windows.py.
 
 A ternary layer becomes a plain convolution with weights of -1, 0 or +1 times a scale, so the file is as large as the file of the
 full-precision twin. The metadata has `class_names`, `mean` and `std` (JSON) and `architecture`.
@@ -14,15 +15,14 @@ import copy
 import json
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from foundation.atomic_files import replace_file
-from lightning_modules import Classifier, HARClassifier
+from lightning_modules import Classifier
 from networks import ternary_layers
-from networks.signal_encoder import SIGNAL_NETWORK
+from tools.export.windows import RawWindows
 
 if missing := [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]:
     raise ImportError(
@@ -50,11 +50,10 @@ class _Deployed(nn.Module):
     factor: Tensor
     shift: Tensor
 
-    def __init__(self, network: nn.Module, mean: list[float], std: list[float], places: int) -> None:
+    def __init__(self, network: nn.Module, mean: list[float], std: list[float]) -> None:
         super().__init__()
         self.network = network
-        each = (-1, *[1] * places)  # one value per channel, broadcast over the dimensions after it
-        means, stds = (torch.tensor(values, dtype=torch.float64).view(each) for values in (mean, std))
+        means, stds = (torch.tensor(values, dtype=torch.float64).view(-1, 1, 1) for values in (mean, std))
         self.register_buffer("factor", (1 / stds).float())
         self.register_buffer("shift", (-means / stds).float())
 
@@ -63,13 +62,14 @@ class _Deployed(nn.Module):
         return logits
 
 
-def export_onnx(module: Classifier, path: Path, shape: tuple[int, ...] | None = None) -> str:
+@torch.no_grad()
+def export_onnx(module: Classifier, path: Path, windows: RawWindows | None = None) -> str:
     """Write a classifier as ONNX and compare the logits of onnxruntime with those of torch.
 
     Args:
         module: A trained classifier, as returned by `load_run`; it is not changed.
         path: File to write; an existing file is replaced only after the new one has passed the check.
-        shape: Shape of one input; None means (C, S, S). For a HAR run see :func:`window_shape`.
+        windows: For a HAR run, what comes before the network; the file then takes raw windows in place of images.
 
     Returns:
         A line with the size of the file and the largest difference between logits, as a share of the largest logit.
@@ -85,14 +85,25 @@ def export_onnx(module: Classifier, path: Path, shape: tuple[int, ...] | None = 
         )
     if not path.parent.is_dir():
         raise ValueError(f"{path}: the folder {path.parent} does not exist")
-    shape = shape or (module.in_channels, module.image_size, module.image_size)
-    places = 1 if len(shape) == 2 else 2
-    deployed = _Deployed(_with_effective_weights(module.deployed_network), module.mean, module.std, places).eval()
+    network = _with_effective_weights(module.deployed_network)
+    shape = (module.in_channels, module.image_size, module.image_size)
+    deployed = _Deployed(network, module.mean, module.std) if windows is None else nn.Sequential(windows, network)
     with replace_file(path) as temporary:
-        _write(deployed, torch.zeros(2, *shape), temporary, _metadata(module))
-        difference = max(
-            _difference(module, temporary, torch.rand(count, *shape, generator=_seeded())) for count in (5, 1)
+        _write(
+            deployed.eval(),
+            torch.zeros(2, *(windows.shape if windows else shape)),
+            temporary,
+            _metadata(module, windows),
         )
+        difference = 0.0
+        for count in (5, 1):
+            if windows is None:
+                inputs = torch.rand(count, *shape, generator=_seeded())
+                expected = module.logits(inputs)
+            else:
+                inputs = windows.examples(count, _seeded())
+                expected = module.deployed_network(windows(inputs))
+            difference = max(difference, _difference(expected, temporary, inputs))
         rounded = any(layer.activation_bits == 8 for layer in ternary_layers(module.network).values())
         allowed = LARGEST_ROUNDED if rounded else LARGEST
         if not difference <= allowed:
@@ -102,23 +113,6 @@ def export_onnx(module: Classifier, path: Path, shape: tuple[int, ...] | None = 
             )
         size = temporary.stat().st_size
     return f"{path}: {size / 1e6:.2f} MB, logits of onnxruntime and torch differ by {difference:.1e} of the largest at most"
-
-
-def window_shape(module: HARClassifier, config: dict[str, Any]) -> tuple[int, ...]:
-    """Shape of one input window of a HAR run, without the batch dimension.
-
-    Args:
-        module: The run's module, for image size and channels.
-        config: The run's configuration, for ``data.mode``: with flatten, a window is several images.
-
-    Returns:
-        (S, T) for signals, (S, C, N, N) in the mode flatten, else (C, N, N).
-    """
-    size = cast(int, module.image_size)
-    if module.architecture == SIGNAL_NETWORK:
-        return module.in_channels, size
-    flat = config["data"]["init_args"].get("mode") == "flatten"
-    return (*([module.signals] if flat else []), module.in_channels, size, size)
 
 
 def _with_effective_weights(network: nn.Module) -> nn.Module:
@@ -134,9 +128,9 @@ def _write(deployed: nn.Module, example: Tensor, path: Path, metadata: dict[str,
     program = torch.onnx.export(
         deployed,
         (example,),
-        input_names=["signals" if example.ndim == 3 else "images"],
+        input_names=["windows" if example.ndim == 3 else "images"],
         output_names=["logits"],
-        dynamic_shapes={"images": {0: torch.export.Dim("batch")}},  # the argument of _Deployed.forward
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
         dynamo=True,
         verbose=False,
     )
@@ -147,23 +141,26 @@ def _write(deployed: nn.Module, example: Tensor, path: Path, metadata: dict[str,
     program.save(path, external_data=False)
 
 
-def _metadata(module: Classifier) -> dict[str, str]:
+def _metadata(module: Classifier, windows: RawWindows | None) -> dict[str, str]:
     names = module.class_names or [str(number) for number in range(module.num_classes)]
-    values = {"class_names": names, "mean": list(module.mean or []), "std": list(module.std or [])}
+    if windows is None:
+        values = {"class_names": names, "mean": list(module.mean or []), "std": list(module.std or [])}
+    else:
+        mean, std = (part.flatten().tolist() for part in (windows.mean, windows.std))
+        values = {"class_names": names, "mean": mean, "std": std, "signal_names": windows.signal_names}
     return {
         "architecture": str(getattr(module, "architecture", type(module).__name__)),
         **{name: json.dumps(value) for name, value in values.items()},
     }
 
 
-def _difference(module: Classifier, path: Path, images: Tensor) -> float:
-    """Largest difference between the logits of the file and of the module, as a share of the largest logit."""
+def _difference(expected: Tensor, path: Path, inputs: Tensor) -> float:
+    """Largest difference between the logits of the file and those expected, as a share of the largest logit."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
-    found = torch.from_numpy(session.run(["logits"], {session.get_inputs()[0].name: images.numpy()})[0])
-    expected = module.logits(images).cpu()
-    return float((found - expected).abs().max() / expected.abs().max())
+    found = torch.from_numpy(session.run(["logits"], {session.get_inputs()[0].name: inputs.numpy()})[0])
+    return float((found - expected.cpu()).abs().max() / expected.abs().max())
 
 
 def _seeded() -> torch.Generator:
