@@ -26,7 +26,7 @@ Array = np.ndarray[Any, Any]
 ENDINGS = (".csv", ".parquet", ".npz")
 UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 PLAUSIBLE = (0.2, 50_000.0)  # Hz: other rates mean another unit of time
-BLOCK = 1 << 24  # bytes of a CSV file that are parsed at once
+BLOCK = 1 << 22  # bytes of a CSV file that are parsed at once
 EXACT = 2.0**53  # a larger whole number is not exact in float64
 
 
@@ -83,6 +83,28 @@ def signals_of(path: Path, columns: Columns) -> dict[str, str]:
     return {name: name for name in found}
 
 
+class _Growing:
+    """An array (n,) to which values are added; it doubles when it is full, and pages without values take no memory."""
+
+    def __init__(self) -> None:
+        self._buffer, self._count = np.empty(0), 0
+
+    def add(self, values: Array) -> None:
+        """Add values at the end."""
+        wanted = self._count + len(values)
+        if wanted > len(self._buffer):
+            grown = np.empty(max(2 * wanted, 1 << 20), dtype=values.dtype)
+            grown[: self._count] = self._buffer[: self._count]
+            self._buffer = grown
+        self._buffer[self._count : wanted] = values
+        self._count = wanted
+
+    @property
+    def values(self) -> Array:
+        """The values, a view."""
+        return self._buffer[: self._count]
+
+
 def read_recording(path: Path, name: str, columns: Columns, labels: Codes, people: Codes) -> Recording:
     """Read a recording.
 
@@ -97,7 +119,7 @@ def read_recording(path: Path, name: str, columns: Columns, labels: Codes, peopl
         ValueError: A column is missing or holds no numbers, or the file is damaged; the message names the file.
     """
     wanted = [*columns.signals.values(), *(one for one in (columns.time, columns.label, columns.subject) if one)]
-    parts: dict[str, list[Array]] = {one: [] for one in wanted}
+    parts = {one: _Growing() for one in wanted}
     try:
         table = _opened(path, columns, wanted)
         if missing := [one for one in wanted if one not in table.names]:
@@ -111,9 +133,8 @@ def read_recording(path: Path, name: str, columns: Columns, labels: Codes, peopl
                     values = people.many(values)
                 elif column != columns.time:
                     values = _numbers(column, values).astype(np.float32)
-                parts[column].append(values)
-        whole = {column: np.concatenate(found) if found else np.empty(0) for column, found in parts.items()}
-        del parts
+                parts[column].add(values)
+        whole = {column: found.values for column, found in parts.items()}
         signals = [whole.pop(column) for column in columns.signals.values()]
         if len({len(one) for one in (*signals, *whole.values())}) > 1:
             raise ValueError("its columns have different lengths")

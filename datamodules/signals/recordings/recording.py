@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,9 +40,10 @@ class Codes:
             self.names.append(name)
         return self._numbers[name]
 
-    def many(self, texts: Iterable[object]) -> Array:
+    def many(self, texts: Sequence[object] | Array) -> Array:
         """Return the numbers of texts, (n,) int32."""
-        return np.array([self.of(text) for text in texts], dtype=np.int32)
+        numbers = {text: self.of(text) for text in dict.fromkeys(texts)}
+        return np.fromiter(map(numbers.__getitem__, texts), dtype=np.int32, count=len(texts))
 
 
 class Recording(NamedTuple):
