@@ -153,7 +153,7 @@ def check_changes(source: RunCheckpoint, new: dict[str, Any], flags: RunFlags) -
         fixed |= {f"{part}.{key}" for key in getattr(import_module(module), name).fixed_on_resume}
     if _only_splits_batches(was, now):
         fixed -= set(STEP)
-    changed = [key for key in dict.fromkeys((*was, *now)) if was.get(key) != now.get(key)]
+    changed = [key for key in dict.fromkeys((*was, *now)) if _plain(was.get(key)) != _plain(now.get(key))]
     for key in changed:
         if key in fixed or any(key.startswith(f"{name}.") for name in fixed):  # an entry of a nested setting
             raise UsageError(
@@ -161,6 +161,13 @@ def check_changes(source: RunCheckpoint, new: dict[str, Any], flags: RunFlags) -
             )
     for key in changed:
         log.info(f"changed   {key}: {_short(was.get(key))} -> {_short(now.get(key))}")
+
+
+def _plain(value: Any) -> Any:
+    """Leave out the settings of a list's items that are null: an older version's items lack those that are newer."""
+    if not isinstance(value, list):
+        return value
+    return [{k: v for k, v in item.items() if v is not None} if isinstance(item, dict) else item for item in value]
 
 
 MONITORED = (("checkpoint", "monitor", "mode"), ("model.init_args", "plateau_monitor", "plateau_mode"))

@@ -55,7 +55,7 @@ class DataModule(MatchedToCheckpoint, Extractable, ABC):
         shrink: How images are made smaller where `train_size` is below their size: resize scales them down; crop cuts a window out
             of the padded image at its original scale, which is better for small images.
         on_device: Move the data to the accelerator once instead of a batch at a time; uses its memory (0.2 GB for CIFAR-10).
-        images: Folder of unlabelled image files that predict reads in place of the test split, subfolders included, sorted by name;
+        images: Folder of unlabelled image files, subfolders included, or one file, that predict reads in place of the test split;
             each whole image is resized with antialiasing and converted to the size and channels that the network was trained on.
 
     Raises:

@@ -29,7 +29,7 @@ from datamodules.images.decoding import Levels
 from datamodules.images.labelled import LabelledFiles, class_folders, find_parts, read_labelled, readable
 from datamodules.images.loader import ImageFileLoader, ImageFiles
 from datamodules.images.settings import IMAGENET_MEAN, IMAGENET_STD, check, check_files, check_levels, loading
-from datamodules.images.unlabelled import image_names
+from datamodules.images.unlabelled import given_images
 from datamodules.in_memory import InMemoryLoader
 from datamodules.sample_keys import file_keys
 from datamodules.splitting.grouped import grouped_split
@@ -320,10 +320,10 @@ class ImageFolderDataModule(DataModule):
         """List and split the files that the stage needs, once; no image is decoded."""
         if stage == "predict" and self.extraction is None and self.images is not None:
             if self._files is None:
-                names = image_names(self.images, self.in_channels)
-                looks = readable(self.images, names, self.unreadable, self.levels is not None)
+                folder, names = given_images(self.images, self.in_channels)
+                looks = readable(folder, names, self.unreadable, self.levels is not None)
                 self._files, none = list(looks), torch.full((len(looks),), -1)
-                self._lists["predict"] = LabelledFiles(self.images, self._files, none, [*looks.values()])
+                self._lists["predict"] = LabelledFiles(folder, self._files, none, [*looks.values()])
                 self.splits["predict"] = {"index": torch.arange(len(looks))}
             return
         super().setup(stage)

@@ -24,13 +24,13 @@ NAMED = 5  # largest number of files listed in a warning
 
 
 def read_images(folder: Path, image_size: int, in_channels: int) -> tuple[list[str], Tensor]:
-    """Read every image in a folder and its subfolders, sorted by name.
+    """Read every image in a folder and its subfolders, sorted by name, or one image file.
 
     Hidden files and folders are skipped. Any other file that is not a readable image is listed in a warning and left out.
     `datamodules.images.formats` lists the supported formats. If a file has several images, the first one is read.
 
     Args:
-        folder: Folder to search, including subfolders.
+        folder: Folder to search, including subfolders; or an image file.
         image_size: S, height and width in pixels that each image is resized to.
         in_channels: C, 1 for grey or 3 for RGB.
 
@@ -41,7 +41,7 @@ def read_images(folder: Path, image_size: int, in_channels: int) -> tuple[list[s
         FileNotFoundError: There is no such folder.
         MisconfigurationException: The folder has no readable image, or C is neither 1 nor 3.
     """
-    names = image_names(folder, in_channels)
+    folder, names = given_images(folder, in_channels)
     log.info(f"images     {len(names)} files in {folder}, resized to {image_size}x{image_size}")
     images = np.empty((len(names), in_channels, image_size, image_size), dtype=np.uint8)
     read: list[str] = []
@@ -56,6 +56,11 @@ def read_images(folder: Path, image_size: int, in_channels: int) -> tuple[list[s
     if len(read) < len(names):
         _report_unreadable([name for name in names if name not in set(read)], len(names), folder)
     return read, torch.from_numpy(images[: len(read)])
+
+
+def given_images(given: Path, in_channels: int) -> tuple[Path, list[str]]:
+    """Return the folder to predict and the names of its files (`image_names`), or the folder and the name of one given file."""
+    return (given.parent, [given.name]) if given.is_file() else (given, image_names(given, in_channels))
 
 
 def image_names(folder: Path, in_channels: int) -> list[str]:
@@ -73,7 +78,7 @@ def image_names(folder: Path, in_channels: int) -> list[str]:
         MisconfigurationException: The folder has no file, or the network has neither 1 nor 3 input channels.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"--data.images {folder}: no such folder")
+        raise FileNotFoundError(f"--data.images {folder}: no such folder or image file")
     if in_channels not in (1, 3):
         raise MisconfigurationException(
             f"--data.images: image files are read as grey or RGB, but the network takes {in_channels} channels"

@@ -11,12 +11,14 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from datamodules.images.checking import what_was_checked
 from datamodules.images.class_folders import listed
 from datamodules.images.whole_files import Look, decode_some
-from datamodules.segmentation.masks import MaskContents, read_all
+from datamodules.segmentation.masks import MaskContents, read_all, values_in
 from datamodules.segmentation.prompt_sets import Pair
 
 log = logging.getLogger(__name__)
 
 NAMED = 3  # masks whose reasons a message gives
+SEEN = 5  # masks whose values a message lists
+FEW = 5  # so many masks are not all empty by chance
 
 
 def check_images(root: Path, pairs: Sequence[Pair], looks: Sequence[Look]) -> None:
@@ -24,12 +26,14 @@ def check_images(root: Path, pairs: Sequence[Pair], looks: Sequence[Look]) -> No
 
     Args:
         root: Folder for the names in a message.
-        pairs: The images.
+        pairs: The images; one that several sets have is checked once.
         looks: What header and end of each image file show.
 
     Raises:
         MisconfigurationException: Images cannot be read.
     """
+    first = {pair.image: place for place, pair in reversed([*enumerate(pairs)])}
+    pairs, looks = [pairs[place] for place in first.values()], [looks[place] for place in first.values()]
     wrong = {place: one.wrong for place, one in enumerate(looks) if one.wrong is not None}
     if not wrong:
         found = decode_some([pair.image for pair in pairs], [place for place, one in enumerate(looks) if not one.whole])
@@ -55,7 +59,7 @@ def check_masks(root: Path, splits: Mapping[str, Sequence[Pair]], names: Sequenc
 
     Raises:
         MisconfigurationException: Masks are damaged or refused; or a prompt of training, or the whole validation split, has no
-            positive pixel.
+            positive pixel, or only positive ones; or no training image is there for a prompt.
     """
     found = {split: read_all(pairs) for split, pairs in splits.items()}
     wrong = {path: why for one in found.values() for path, why in one.wrong.items()}
@@ -76,6 +80,7 @@ def check_masks(root: Path, splits: Mapping[str, Sequence[Pair]], names: Sequenc
         log.warning(f"and {len(stray) - NAMED:,} more masks have values that are neither black nor white")
     for split, one in found.items():
         _check_positive(split, one, splits[split], names)
+    _check_sets(splits, found)
     log.info(
         f"masks      {'; '.join(_shares(number, name, found) for number, name in enumerate(names))}{_sampled(found)}"
     )
@@ -83,19 +88,51 @@ def check_masks(root: Path, splits: Mapping[str, Sequence[Pair]], names: Sequenc
 
 
 def _check_positive(split: str, found: MaskContents, pairs: Sequence[Pair], names: Sequence[str]) -> None:
-    bare = [number for number, count in sorted(found.showing.items()) if count == 0]
-    for number in bare:
-        of_prompt = [pair for pair in pairs if pair.prompt == number]
-        files = (
-            listed([pair.mask.name for pair in of_prompt]) if of_prompt[0].shapes is None else of_prompt[0].mask.name
+    whole = found.read == found.count
+    absent = [name for number, name in enumerate(names) if number not in {pair.prompt for pair in pairs}]
+    if absent and split == "train":
+        raise MisconfigurationException(
+            f"no training image is there for {listed(absent)}; leave the prompt out, or add images"
         )
-        text = (
-            f"no positive pixel in the {found.images[number]:,} {split} masks of {names[number]!r} ({files}); a metric over them "
-            "is perfect if nothing is predicted"
-        )
-        if found.read == found.count and (split == "train" or (split == "val" and len(bare) == len(found.showing))):
-            raise MisconfigurationException(f"{text}; check masks and categories, or leave the set out")
-        log.warning(text)
+    for what, share in (("no positive pixel", 0.0), ("only positive pixels", 1.0)):
+        same = [number for number in sorted(found.showing) if found.positive[number] == share]
+        for number in same:
+            of_prompt = [pair for pair in pairs if pair.prompt == number]
+            files = listed(list(dict.fromkeys(pair.mask.name or pair.image.name for pair in of_prompt)))
+            nothing = "nothing" if what.startswith("no ") else "everything"
+            text = (
+                f"{what} in the {found.images[number]:,} {split} masks of {names[number]!r} ({files}); a metric over them "
+                f"is perfect if {nothing} is predicted"
+            )
+            held = f" (they hold {values})" if (values := _held(of_prompt)) else ""
+            if whole and (split == "train" or (split == "val" and len(same) == len(found.showing))):
+                raise MisconfigurationException(f"{text}{held}; check masks and categories, or leave the set out")
+            log.warning(f"{text}{held}")
+
+
+def _held(pairs: Sequence[Pair]) -> str:
+    """The values that the first masks of several classes hold."""
+    held: set[int] = set()
+    for pair in pairs[:SEEN]:
+        if pair.values is not None and isinstance(pair.values[0], int):
+            held |= {*values_in(pair.mask)}
+    return ", ".join(map(str, sorted(held)))
+
+
+def _check_sets(splits: Mapping[str, Sequence[Pair]], found: Mapping[str, MaskContents]) -> None:
+    """Warn of a folder whose masks are all empty though those of others for the same prompt are not: a set of negatives says so."""
+    if any(one.read < one.count for one in found.values()):
+        return
+    empty = {path for one in found.values() for path in one.empty}
+    of_folder: dict[tuple[Path, int], list[Path]] = {}
+    for pair in (pair for pairs in splits.values() for pair in pairs if pair.shapes is None and pair.mask.name):
+        of_folder.setdefault((pair.mask.parent, pair.prompt), []).append(pair.mask)
+    for (folder, prompt), masks in of_folder.items():
+        several = len({key for key in of_folder if key[1] == prompt}) > 1
+        if several and len(masks) >= FEW and {*masks} <= empty:
+            log.warning(
+                f"{folder}: all {len(masks):,} masks are empty; if the set shows no object, say so with masks: none"
+            )
 
 
 def _shares(number: int, name: str, found: Mapping[str, MaskContents]) -> str:

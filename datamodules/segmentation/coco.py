@@ -6,7 +6,7 @@
 
 The mask of an image is the union of its annotations of the selected categories. An image without such an annotation shows no
 object. datamodules/segmentation/polygons.py defines which pixels belong to a polygon. Run lengths are lists or compressed texts. An
-annotation without a mask, as exports of boxes have them, is refused.
+annotation without a mask, as exports of boxes have them, is refused unless the set says `boxes: fill`.
 """
 
 from __future__ import annotations
@@ -14,28 +14,36 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules.images.class_folders import listed
-from datamodules.images.formats import is_image
-from datamodules.segmentation.polygons import Shape, uncompressed
+from datamodules.segmentation.coco_shapes import (
+    Entry,
+    Faults,
+    ShapeError,
+    box_shape,
+    refuse_bare,
+    say_if_traced,
+    shapes_of,
+)
+from datamodules.segmentation.image_names import ImageNames
+from datamodules.segmentation.polygons import Contour, Shape
 from datamodules.segmentation.prompt_sets import THREADS, Pair, PromptSet, check_formats, size_of
 
 log = logging.getLogger(__name__)
 
-Entry = dict[str, Any]
 NUMBER = (int, str)
 NEEDED: dict[str, dict[str, tuple[type, ...]]] = {
-    "images": {"id": NUMBER, "file_name": (str,), "width": (int,), "height": (int,)},
+    "images": {"id": NUMBER, "file_name": (str,)},
     "categories": {"id": NUMBER, "name": (str,)},
     "annotations": {"image_id": NUMBER, "category_id": NUMBER},
 }
+SIZES = ("width", "height")  # of images; Label Studio and others can leave them out
 
 
 def read_coco(root: Path, one: PromptSet, prompt: int) -> list[Pair]:
@@ -49,44 +57,47 @@ def read_coco(root: Path, one: PromptSet, prompt: int) -> list[Pair]:
     table = root / one.annotations
     content = _read(table)
     wanted = _categories(table, content["categories"], one.categories)
-    folder = root / one.folder / "images" if (root / one.folder / "images").is_dir() else root / one.folder
     images = {entry["id"]: entry for entry in sorted(content["images"], key=lambda entry: str(entry["file_name"]))}
-    _check_files(table, folder, content["images"], list(images.values()))
-    shapes: dict[Any, list[Shape]] = {key: [] for key in images}
-    _check_masks(table, [entry for entry in content["annotations"] if entry["category_id"] in wanted])
-    for entry in content["annotations"]:
-        if entry["image_id"] not in images:
-            raise MisconfigurationException(
-                f"{_name(table, entry)}: there is no image with the id {entry['image_id']!r}"
-            )
-        if entry["category_id"] in wanted:
-            shapes[entry["image_id"]] += _shapes(table, entry, images[entry["image_id"]])
-    return [
-        Pair(folder / entry["file_name"], table, prompt, (entry["height"], entry["width"]), tuple(shapes[key]))
-        for key, entry in images.items()
-    ]
+    files = _check_files(table, root / one.folder, content["images"], list(images.values()))
+    shapes = _shapes(table, content["annotations"], wanted, {key: files[key][1] for key in images}, one)
+    return [Pair(files[key][0], table, prompt, files[key][1], tuple(shapes[key])) for key in images]
 
 
 def _read(table: Path) -> dict[str, list[Entry]]:
-    """Read the file's three lists and check that each entry has the required keys."""
+    """Read the file's three lists and check that each entry has the required keys; the entries must not be changed."""
     try:
-        content = json.loads(table.read_text(encoding="utf-8-sig"))
+        status = table.stat()
+        return _parsed(table, status.st_mtime_ns, status.st_size)
     except FileNotFoundError as error:
         raise MisconfigurationException(f"{table}: no such file; expected annotations in COCO's format") from error
     except (OSError, ValueError) as error:
         raise MisconfigurationException(f"{table}: cannot be read as JSON ({' '.join(str(error).split())})") from error
+
+
+@lru_cache(maxsize=1)  # several sets with other categories read the same file
+def _parsed(table: Path, changed: int, size: int) -> dict[str, list[Entry]]:
+    content = json.loads(table.read_text(encoding="utf-8-sig"))
     for name, keys in NEEDED.items():
         entries = content.get(name) if isinstance(content, dict) else None
         if not isinstance(entries, list):
             raise MisconfigurationException(f"{table}: has no list {name!r}; expected COCO's {', '.join(NEEDED)}")
-        for place, entry in enumerate(entries):
-            known = entry if isinstance(entry, dict) else {}
-            if lacking := [key for key, kinds in keys.items() if not isinstance(known.get(key), kinds)]:
-                raise MisconfigurationException(
-                    f"{table}: {name}[{place}] has no {lacking[0]!r}, or it has the wrong type"
-                )
+        wrong = [(place, key) for place, entry in enumerate(entries) if (key := _lacking(entry, keys, name))]
+        if wrong:
+            (place, key), others = wrong[0], [f"{name}[{place}]" for place, _ in wrong[1:]]
+            likewise = f" (likewise {listed(others)})" if others else ""
+            raise MisconfigurationException(
+                f"{table}: {name}[{place}] has no {key!r}, or it has the wrong type{likewise}"
+            )
     lists: dict[str, list[Entry]] = content
     return lists
+
+
+def _lacking(entry: Any, keys: dict[str, tuple[type, ...]], name: str) -> str | None:
+    known = entry if isinstance(entry, dict) else {}
+    lacking = [key for key, kinds in keys.items() if not isinstance(known.get(key), kinds)]
+    if name == "images":
+        lacking += [key for key in SIZES if not isinstance(known.get(key), int | float | None)]
+    return lacking[0] if lacking else None
 
 
 def _categories(table: Path, known: list[Entry], names: list[str] | None) -> set[Any]:
@@ -98,7 +109,10 @@ def _categories(table: Path, known: list[Entry], names: list[str] | None) -> set
     return {entry["id"] for entry in known if names is None or entry["name"] in names}
 
 
-def _check_files(table: Path, folder: Path, entries: list[Entry], by_id: list[Entry]) -> None:
+def _check_files(
+    table: Path, within: Path, entries: list[Entry], by_id: list[Entry]
+) -> dict[Any, tuple[Path, tuple[int, int]]]:
+    """Image id -> its file, and its height and width in pixels."""
     if not entries:
         raise MisconfigurationException(f"{table}: there is no image in it")
     names = [entry["file_name"] for entry in entries]
@@ -106,79 +120,67 @@ def _check_files(table: Path, folder: Path, entries: list[Entry], by_id: list[En
         raise MisconfigurationException(f"{table}: {listed(twice)}: more than one image has this file_name")
     if len(by_id) < len(entries):
         raise MisconfigurationException(f"{table}: two images have the same id")
-    if absent := [name for name in names if Path(name).is_absolute() or not (folder / name).is_file()]:
+    known = ImageNames(within, table)
+    found = [known.find(name) for name in names]
+    if absent := [name for name, path in zip(names, found, strict=True) if path is None]:
         raise MisconfigurationException(
-            f"{table}: {len(absent):,} of its {len(names):,} images are not in {folder}: {listed(absent)}"
+            f"{table}: {len(absent):,} of its {len(names):,} images are not in {known.folder}: {listed(absent)}"
+        )
+    paths = [path for path in found if path is not None]
+    if same := [path.name for path, count in Counter(paths).items() if count > 1]:
+        raise MisconfigurationException(
+            f"{table}: {listed(same)}: images of other folders have this name too, but only one file is in {known.folder}"
         )
     with ThreadPoolExecutor(THREADS) as pool:
-        check_formats(folder / name for name in names)
-        sizes = list(pool.map(size_of, [folder / name for name in names]))
+        check_formats(paths)
+        sizes = list(pool.map(size_of, paths))
     if broken := [name for name, size in zip(names, sizes, strict=True) if size is None]:
         raise MisconfigurationException(
-            f"{folder}: {len(broken):,} files cannot be read as images: {listed(broken)}; repair or remove them"
+            f"{known.folder}: {len(broken):,} files cannot be read as images: {listed(broken)}; repair or remove them"
         )
     differing = [
         f"{entry['file_name']} is {size[1]}x{size[0]}, listed as {entry['width']}x{entry['height']}"
         for entry, size in zip(entries, sizes, strict=True)
-        if size and size != (entry["height"], entry["width"])
+        if size and all(entry.get(key) for key in SIZES) and size != (entry["height"], entry["width"])
     ]
     if differing:
         raise MisconfigurationException(f"{table}: {len(differing):,} images have another size: {listed(differing)}")
-    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if is_image(path)}
-    if unused := sorted(files - {Path(name).as_posix() for name in names}):
-        log.warning(f"{folder}: {len(unused):,} images are not in {table.name}: {listed(unused)}; not used")
+    if unused := known.unused(paths):
+        log.warning(f"{known.folder}: {len(unused):,} images are not in {table.name}: {listed(unused)}; not used")
+    return {
+        entry["id"]: (path, size) for entry, path, size in zip(entries, paths, sizes, strict=True) if size is not None
+    }
 
 
-def _check_masks(table: Path, entries: list[Entry]) -> None:
-    """Refuse annotations without a mask: read as they are, their objects would be missing."""
-    bare = [entry for entry in entries if not entry.get("segmentation")]
+def _shapes(
+    table: Path, entries: list[Entry], wanted: set[Any], sizes: dict[Any, tuple[int, int]], one: PromptSet
+) -> dict[Any, list[Shape | Contour]]:
+    """Image id -> the shapes of its annotations of the wanted categories."""
+    selected = [entry for entry in entries if entry["category_id"] in wanted]
+    bare = [entry for entry in selected if not entry.get("segmentation")]
+    boxes = [entry for entry in bare if entry.get("bbox")]
+    if len(boxes) < len(bare) or one.boxes is None:
+        refuse_bare(table, [str(entry.get("id", "")) for entry in bare], len(boxes), len(selected))
     if bare:
-        boxes = sum(bool(entry.get("bbox")) for entry in bare)
-        what = "have a box and no mask" if boxes == len(bare) else f"have no mask ({boxes:,} of them a box)"
-        shown = listed([str(entry.get("id", "")) for entry in bare])
-        raise MisconfigurationException(
-            f"{table}: {len(bare):,} of {len(entries):,} annotations {what}: {shown}; "
-            "export polygons or masks, or remove these annotations"
+        log.warning(
+            f"{table}: {len(bare):,} of {len(selected):,} annotations are boxes; the masks are the filled boxes"
         )
-
-
-def _name(table: Path, entry: Entry) -> str:
-    return f"{table}: annotation {entry.get('id', '')} of image {entry['image_id']}"
-
-
-def _shapes(table: Path, entry: Entry, image: Entry) -> Iterator[Shape]:
-    """Yield the polygons (K, 2) of an annotation, or its run lengths (K,)."""
-    given = entry["segmentation"]
-    if isinstance(given, dict):
-        yield _runs(table, entry, given, image)
-        return
-    if not isinstance(given, list):
-        raise MisconfigurationException(
-            f"{_name(table, entry)}: segmentation must be a list of polygons or run lengths, got {str(given)[:60]}"
-        )
-    for part in given:
-        points = _numbers(part)
-        if points is None or len(points) < 6 or len(points) % 2:
-            raise MisconfigurationException(
-                f"{_name(table, entry)}: a polygon must be a flat list of 3 or more x, y pairs, got {str(part)[:60]}"
-            )
-        yield points.reshape(-1, 2)
-
-
-def _runs(table: Path, entry: Entry, given: Entry, image: Entry) -> Shape:
-    given_counts = given.get("counts")
-    counts = uncompressed(given_counts) if isinstance(given_counts, str) else _numbers(given_counts)
-    size = [image["height"], image["width"]]
-    if counts is None or given.get("size") != size or (counts < 0).any() or counts.sum() != size[0] * size[1]:
-        raise MisconfigurationException(
-            f"{_name(table, entry)}: its run lengths do not match {size[1]}x{size[0]} pixels"
-        )
-    return counts
-
-
-def _numbers(values: Any) -> Shape | None:
-    """Convert a list of finite numbers to an array; return None for anything else."""
-    if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
-        return None
-    numbers: Shape = np.array(values, dtype=np.float64)
-    return numbers if np.isfinite(numbers).all() else None
+    found: dict[Any, list[Shape | Contour]] = {key: [] for key in sizes}
+    faults = Faults(table, len(entries))
+    for entry in entries:
+        key = entry["image_id"]
+        name = f"annotation {entry.get('id', '')} of image {key}"
+        if key not in sizes:
+            faults.add(name, f"there is no image with the id {key!r}")
+        elif entry["category_id"] in wanted:
+            try:
+                given = entry.get("segmentation")
+                found[key] += (
+                    shapes_of(given, *sizes[key], one.polygons == "contour") if given else [box_shape(entry["bbox"])]
+                )
+            except ShapeError as error:
+                faults.add(name, error)
+    faults.refuse()
+    if one.polygons is None:
+        say_if_traced(table, [shape for shapes in found.values() for shape in shapes])
+    return found

@@ -25,12 +25,13 @@ from datamodules.images.decoding import Levels
 from datamodules.images.formats import missing_package
 from datamodules.images.labelled import readable
 from datamodules.images.settings import IMAGENET_MEAN, IMAGENET_STD, check, check_files, check_levels, loading
-from datamodules.images.unlabelled import image_names
+from datamodules.images.unlabelled import given_images
 from datamodules.images.whole_files import Look, look_at
 from datamodules.segmentation.checking import check_images, check_masks
-from datamodules.segmentation.coco import read_coco
 from datamodules.segmentation.description import DescribedPromptSets
 from datamodules.segmentation.generator import GENERATED_SETS, write_generated
+from datamodules.segmentation.grouping import group_names
+from datamodules.segmentation.listing import read_pairs
 from datamodules.segmentation.loader import Questions, SegmentationFiles, SegmentationLoader
 from datamodules.segmentation.masks import MaskError
 from datamodules.segmentation.positives import Positives
@@ -39,19 +40,17 @@ from datamodules.segmentation.prompt_sets import (
     PromptSet,
     are_prompts,
     check_sets,
-    group_names,
-    read_set,
     size_of,
     synonyms_of,
+    with_split,
 )
-from datamodules.splitting.grouped import grouped_split
+from datamodules.segmentation.splits import divide
 from datamodules.splitting.stratified import stratified_split
 from foundation.slug import slug
 
 log = logging.getLogger(__name__)
 
 Split = Literal["train", "val", "test", "predict"]
-PARTS = ("train", "val", "test")
 
 
 class PromptedSegmentationDataModule(DescribedPromptSets):
@@ -59,9 +58,8 @@ class PromptedSegmentationDataModule(DescribedPromptSets):
 
     Args:
         root: Folder that contains the folders of the data sets.
-        sets: Data sets, each with `folder`, `prompts`, and optionally `groups`, `group_column`, `file_column`; `annotations` and
-            `categories` of a COCO file replace the masks. A set whose folder is missing is left out with a warning. null: use the
-            images that `generate` writes.
+        sets: Data sets, each with `folder`, `prompts` and the settings of `PromptSet`: masks, or `annotations` of a tool that
+            replace them. A set whose folder is missing is left out with a warning. null: use the images that `generate` writes.
         generate: Write this number N of synthetic images of each of two kinds, cracks on a wall and taped joints on a board, to
             segmentation_generated_N in `root`, and use only these; null: use `sets`.
         image_size: Height and width in pixels of the training crops.
@@ -94,7 +92,7 @@ class PromptedSegmentationDataModule(DescribedPromptSets):
         train_fraction: Share of the remaining images that is used for training, above 0, up to 1.
         split_seed: Seed of the split, separate from the training seed.
         drop_last: Drop the last training batch of an epoch if it is not full.
-        images: Folder of images that predict reads in place of the test split, each at its own size.
+        images: Folder of images, or one image file, that predict reads in place of the test split, each at its own size.
 
     Raises:
         ValueError: A setting is out of its range.
@@ -231,7 +229,7 @@ class PromptedSegmentationDataModule(DescribedPromptSets):
             )
         if absent:
             log.warning(f"missing data sets: {listed(absent)}; continuing with {listed([one.folder for one in found])}")
-        return found
+        return [part for one in found for part in with_split(self.root, one)]
 
     # ---- files and splits ----
 
@@ -243,28 +241,19 @@ class PromptedSegmentationDataModule(DescribedPromptSets):
     @cached_property
     def _listings(self) -> list[list[Pair]]:
         names = self.own_class_names
-        return [
-            (read_coco if one.annotations is not None else read_set)(self.root, one, names.index(one.prompts[0]))
-            for one in self.present
-        ]
+        return [read_pairs(self.root, one, names.index(one.prompts[0])) for one in self.present]
 
     @cached_property
     def _drawn(self) -> dict[str, Tensor]:
         """Positions in `pairs` of the images of each split, ascending."""
-        groups = group_names(self.root, self.present, self._listings, self.near_duplicates)
-        labels = [one.folder for one, listing in zip(self.present, self._listings, strict=True) for _ in listing]
-        shares = [round(1 - self.val_fraction - self.test_fraction, 12), self.val_fraction, self.test_fraction]
-        try:
-            split = grouped_split(labels, groups, shares, self.split_seed)
-        except ValueError as error:
-            raise MisconfigurationException(
-                f"{self.root} cannot be split into train, val and test (--data.val_fraction, --data.test_fraction): {error}"
-            ) from error
-        if absent := split.absent():
-            shown = listed([f"{name!r} in {PARTS[s]}" for name, s in absent])
-            log.warning(f"data sets without an image: {shown}; they have too few images or groups")
-        assignment = torch.tensor(split.assignment)
-        return {name: (assignment == s).nonzero().flatten() for s, name in enumerate(PARTS)}
+        return divide(
+            self.root,
+            self.present,
+            self._listings,
+            group_names(self.root, self.present, self._listings, self.near_duplicates),
+            (self.val_fraction, self.test_fraction),
+            self.split_seed,
+        )
 
     def read_part(self, part: Literal["train", "test"]) -> dict[str, Tensor]:
         """List all training samples, including those of the validation split, or all test samples.
@@ -301,7 +290,9 @@ class PromptedSegmentationDataModule(DescribedPromptSets):
     @cached_property
     def _looks(self) -> list[Look]:
         """What header and end of each image of `pairs` show."""
-        return look_at([pair.image for pair in self.pairs], self.levels is not None)
+        paths = list(dict.fromkeys(pair.image for pair in self.pairs))  # an image may be in several sets
+        looks = dict(zip(paths, look_at(paths, self.levels is not None), strict=True))
+        return [looks[pair.image] for pair in self.pairs]
 
     def check_input(self, splits: Sequence[Labelled]) -> None:
         """Check the images and all masks of these splits; see `datamodules.segmentation.checking`."""
@@ -313,8 +304,9 @@ class PromptedSegmentationDataModule(DescribedPromptSets):
         }
         self._named |= check_masks(self.root, pairs, self.class_names)
 
-    def _list_images(self, folder: Path) -> None:
-        looks = readable(folder, image_names(folder, 3), "skip", self.levels is not None)
+    def _list_images(self, given: Path) -> None:
+        folder, names = given_images(given, 3)
+        looks = readable(folder, names, "skip", self.levels is not None)
         self._files, self._predicted_looks = list(looks), [*looks.values()]
         # these images have no mask and no object
         self._predicted = [Pair(folder / name, Path(), -1, size_of(folder / name) or (0, 0)) for name in self._files]

@@ -7,7 +7,6 @@ import logging
 import math
 import statistics
 from abc import abstractmethod
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,8 @@ from datamodules.images.checking import kinds_of
 from datamodules.images.class_folders import listed
 from datamodules.images.whole_files import Look
 from datamodules.sample_keys import file_keys, text_keys
-from datamodules.segmentation.prompt_sets import Pair, PromptSet, group_names
+from datamodules.segmentation.grouping import group_names
+from datamodules.segmentation.prompt_sets import Pair, PromptSet, settings_of
 from datamodules.trained_on import TrainedOn
 from foundation.slug import slug
 
@@ -92,7 +92,9 @@ class DescribedPromptSets(DataModule):
     def target_keys(self, split: str) -> Tensor:
         """Keys of a split's objects and masks, (n,) int64: hashes of the prompts, and of the mask files or the shapes."""
         pairs = [self.pairs[i] for i in self.splits[split]["index"].tolist()]
-        names = text_keys([f"{self.class_names[pair.prompt]} {pair.shapes!r}" for pair in pairs])
+        values = ["" if pair.values is None else f" {pair.values}" for pair in pairs]
+        shapes = [f"{self.class_names[pair.prompt]} {pair.shapes!r}" for pair in pairs]
+        names = text_keys([f"{shape}{value}" for shape, value in zip(shapes, values, strict=True)])
         of_files = [place for place, pair in enumerate(pairs) if pair.shapes is None]
         names[of_files] ^= file_keys([pairs[place].mask for place in of_files])
         return names
@@ -111,8 +113,8 @@ class DescribedPromptSets(DataModule):
     def split_settings(self) -> dict[str, str | int | float | bool | None]:
         """Settings that decide which sample is in which split."""
         files = [name for one in self.present for name in (one.groups, one.annotations) if name is not None]
-        tables = {name: (self.root / name).read_bytes() for name in files}
-        sets = repr([asdict(one) for one in self.present]).encode() + b"".join(tables.values())
+        tables = {name: _bytes_of(self.root / name) for name in files}
+        sets = repr([settings_of(one) for one in self.present]).encode() + b"".join(tables.values())
         named = hashlib.sha256(sets).hexdigest()[:16]
         own = {"test_fraction": self.test_fraction, "near_duplicates": self.near_duplicates}
         return {**super().split_settings, **own, "sets": named}
@@ -129,3 +131,10 @@ class DescribedPromptSets(DataModule):
         """How large an object is in an average training crop, relative to the stored image of `longer_side`."""
         share = (1 + self.augmentation.crop_scale) / 2 if self.augmentation.crop_scale is not None else 1.0
         return self.image_size / (self.longer_side * math.sqrt(share))
+
+
+def _bytes_of(table: Path) -> bytes:
+    """Content of a file; of a folder, the names of its files, whose contents `target_keys` covers."""
+    if table.is_dir():
+        return "\n".join(sorted(path.relative_to(table).as_posix() for path in table.rglob("*"))).encode()
+    return table.read_bytes()

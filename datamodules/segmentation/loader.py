@@ -63,6 +63,7 @@ class SegmentationFiles(Dataset[Any]):
             unexpected values in the mask, or a `MaskError` if it is refused.
         """
         images, masks, drawn = [], [], []
+        decoded: dict[Path, Tensor] = {}  # an image may be in several sets, with the masks of other objects
         odd: dict[int, str | MaskError] = {}
         mask: Tensor | None
         reason: str | MaskError | None
@@ -70,7 +71,8 @@ class SegmentationFiles(Dataset[Any]):
             index = given % len(self.pairs)
             pair = self.pairs[index]
             try:
-                image = self._image(pair.image)
+                image = decoded[pair.image] if pair.image in decoded else self._image(pair.image)
+                decoded[pair.image] = image
                 mask, reason = mask_of(pair)
             except MaskError as error:
                 mask, reason = torch.zeros(1, *pair.size, dtype=torch.uint8), error
@@ -205,7 +207,10 @@ class SegmentationLoader(ImageFileLoader):
     ) -> None:
         self.sizes = None
         if files.canvas is None:
-            key = [(*files.pairs[index].size, index) for index in places.tolist()]
+            first: dict[Path, int] = {}  # the masks of one image come together, so that it is decoded once
+            for index in sorted(places.tolist()):
+                first.setdefault(files.pairs[index].image, index)
+            key = [(*files.pairs[index].size, first[files.pairs[index].image], index) for index in places.tolist()]
             places = places[torch.tensor(sorted(range(len(key)), key=key.__getitem__), dtype=torch.int64)]
             self.sizes = [files.pairs[index].size for index in places.tolist()]
         super().__init__(files, places, batch_size, **settings)  # type: ignore[arg-type]

@@ -3,7 +3,8 @@
     file or polygons --read_mask, mask_of--> mask (1, H, W) uint8, 1 on the object     --read_all--> positive share of each prompt
 
 A mask file is white on the object and black elsewhere. Anything with another meaning is refused by name, by the values as they
-are in the file: masks of 0 and 1, also with 16 bits; palette images, whose colours mean nothing; colours.
+are in the file: masks of 0 and 1, also with 16 bits; classes with 255 for their outlines; palette images, whose colours mean
+nothing; colours. With `values`, a mask holds several classes: its values, or palette indices, are compared with these.
 """
 
 from __future__ import annotations
@@ -21,16 +22,19 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps
 from torch import Tensor
 
+from datamodules.images.class_folders import listed
 from datamodules.images.formats import readable_formats
 from datamodules.in_memory import seeded_generator
 from datamodules.segmentation.polygons import shapes_mask
-from datamodules.segmentation.prompt_sets import THREADS, Pair
+from datamodules.segmentation.prompt_sets import THREADS, Pair, Value
 
 WHITE = 127  # grey values above it count as the object
 GREY = 16  # largest difference of red, green and blue of a grey pixel
 NAMED = 8  # palette indices that a message lists
 LIMIT_S = 60.0  # longer than this, only a sample of the masks is read
 BLOCK = 64  # masks read between two looks at the clock
+LOSSY = ("JPEG", "WEBP")  # compression can leave a few small values beside 0 and 255
+CLASSES = 32  # values up to here beside 255, and none between, are numbers of classes; antialiased and JPEG masks have others too
 ADVICE = "a mask must be 255 on the object, 0 elsewhere"
 Pixels = NDArray[np.integer[Any]]
 
@@ -47,26 +51,30 @@ def mask_of(pair: Pair) -> tuple[Tensor | None, str | None]:
     """
     if pair.shapes is not None:
         return torch.from_numpy(shapes_mask(pair.shapes, *pair.size))[None], None
-    return read_mask(pair.mask) if pair.mask.name else (None, None)
+    return read_mask(pair.mask, pair.values) if pair.mask.name else (None, None)
 
 
-def read_mask(path: Path) -> tuple[Tensor, str | None]:
+def read_mask(path: Path, values: Sequence[Value] | None = None) -> tuple[Tensor, str | None]:
     """Read a mask file: 1 where the grey value is above 127 of 255 (with 16 bits: above half of 65535), else 0.
 
     Args:
         path: An image file; transparent pixels count as black. With 16 bits, values up to 255 are taken as those of 8 bits.
+        values: Values or palette indices, or colours, that are the object; None: the mask is black and white.
 
     Returns:
         The mask (1, H, W) uint8 of 0 and 1; and a short description of values other than black and white, or None if there are
         none.
 
     Raises:
-        MaskError: No pixel is bright enough to count as the object though some are not black, as in a mask of 0 and 1; or the file
-            is a palette image of other colours than black and white, is coloured, or has 16 bits and colours.
+        MaskError: No pixel is bright enough to count as the object though some are not black, as in a mask of 0 and 1; or small
+            values beside 255 are numbers of classes; or the file is a palette image of other colours than black and white, is
+            coloured, or has 16 bits and colours.
         OSError: The file is damaged; decoders raise other things, too.
     """
     with Image.open(path, formats=readable_formats()) as file:
-        grey, white = _grey(file)
+        if values is not None:
+            return torch.from_numpy(_of_values(file, values).astype(np.uint8))[None], None
+        lossy, (grey, white) = file.format in LOSSY, _grey(file)
     largest = int(grey.max(initial=0))
     half = white // 2
     stray = (grey != 0) & (grey != white)
@@ -74,19 +82,31 @@ def read_mask(path: Path) -> tuple[Tensor, str | None]:
     if stray.any():
         if largest <= half:
             raise MaskError(
-                f"its largest value is not {white} but {largest}; {ADVICE}: multiply it, or make it black if it is empty"
+                f"its largest value is not {white} but {largest}; {ADVICE}: multiply it, or make it black if it is empty, or "
+                f"name the values of the object, as in values: [{largest}]"
             )
-        values = np.unique(grey[stray])
+        others = np.unique(grey[stray])
+        if others[-1] <= CLASSES and white == 255 and not lossy:
+            raise MaskError(
+                f"its values are 0, {listed([str(value) for value in others.tolist()])} and 255, as numbers of classes beside 255 "
+                f"for what is left out; which are the object? name them, as in values: [{others[0]}]"
+            )
         reason = (
-            f"{stray.mean():.2%} of its pixels are neither 0 nor {white} but {values[0]} to {values[-1]}; "
+            f"{stray.mean():.2%} of its pixels are neither 0 nor {white} but {others[0]} to {others[-1]}; "
             f"values above {half} count as the object"
         )
     return torch.from_numpy((grey > half).astype(np.uint8))[None], reason
 
 
+def _is_deep(file: ImageFile.ImageFile) -> bool:
+    """Whether the file has channels of 16 bits; the decoder's first argument is the form of its pixels, such as RGB;16B."""
+    forms = [tile[3] if isinstance(tile[3], str) else tile[3][0] for tile in file.tile if tile[3]]
+    return any("16" in str(form) for form in forms)
+
+
 def _grey(file: ImageFile.ImageFile) -> tuple[Pixels, int]:
     """Grey values (H, W) as they stand in the file, and the value that means white."""
-    deep = any("16" in str(tile[3]) for tile in file.tile)
+    deep = _is_deep(file)
     image: Image.Image = ImageOps.exif_transpose(file)
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
@@ -105,8 +125,44 @@ def _grey(file: ImageFile.ImageFile) -> tuple[Pixels, int]:
         apart = colours.max(2) - colours.min(2) > GREY
         if apart.any():
             first = tuple(int(value) for value in colours[apart][0])
-            raise MaskError(f"{apart.mean():.2%} of its pixels are coloured, as {first}; {ADVICE}")
+            raise MaskError(
+                f"{apart.mean():.2%} of its pixels are coloured, as {first}; {ADVICE}; or name the colours of the object, as in "
+                f"values: ['#{bytes(first).hex()}']"
+            )
     return np.asarray(image.convert("L")), 255
+
+
+def _of_values(file: ImageFile.ImageFile, values: Sequence[Value]) -> NDArray[np.bool_]:
+    """Where (H, W) a mask of several classes has one of these values or colours."""
+    if all(isinstance(value, int) for value in values):
+        return np.isin(_indices(file), [value for value in values if isinstance(value, int)])
+    colours = np.asarray(ImageOps.exif_transpose(file).convert("RGB"))
+    found: NDArray[np.bool_] = np.logical_or.reduce([(colours == value).all(2) for value in values])
+    return found
+
+
+def values_in(path: Path) -> list[int]:
+    """Return the different values, or palette indices, of a mask of several classes, ascending."""
+    with Image.open(path, formats=readable_formats()) as file:
+        found: list[int] = np.unique(_indices(file)).tolist()
+    return found
+
+
+def _indices(file: ImageFile.ImageFile) -> Pixels:
+    """Values, or palette indices, (H, W) as they stand in the file."""
+    deep = _is_deep(file)
+    image: Image.Image = ImageOps.exif_transpose(file)
+    if image.mode in ("P", "L", "1") or image.mode.startswith("I"):
+        found: Pixels = np.asarray(image).astype(np.int64)
+        return found * 255 if image.mode == "1" else found
+    if image.mode in ("PA", "LA"):
+        return np.asarray(image.getchannel(0)).astype(np.int64)
+    colours = np.asarray(image.convert("RGB")).astype(np.int64)
+    if deep or (colours.min(2) != colours.max(2)).any():
+        raise MaskError(
+            "`values` are numbers, but the mask has colours; name those of the object, as in values: ['#800000']"
+        )
+    return colours[..., 0]
 
 
 def _check_palette(image: Image.Image) -> None:
@@ -122,7 +178,8 @@ def _check_palette(image: Image.Image) -> None:
     more = f" and {len(shares) - NAMED} more" if len(shares) > NAMED else ""
     raise MaskError(
         f"it is a palette image of the indices {', '.join(shares[:NAMED])}{more}, whose colours are not black and white; "
-        f"which index is the object? {ADVICE}: write (indices == OBJECT) * 255 as a grey PNG"
+        f"which index is the object? name it in the set, as in values: [{max(indices[indices < 255].tolist(), default=1)}], or "
+        f"write (indices == OBJECT) * 255 as a grey PNG"
     )
 
 
@@ -139,6 +196,7 @@ class MaskContents:
         images: For each prompt, how many images were read.
         wrong: Mask -> why it is refused; only such masks.
         damaged: Masks that cannot be read.
+        empty: Mask files without a pixel of the object.
         stray: Mask -> description of values other than black and white.
     """
 
@@ -150,6 +208,7 @@ class MaskContents:
     images: dict[int, int] = field(default_factory=dict)
     wrong: dict[Path, str] = field(default_factory=dict)
     damaged: list[Path] = field(default_factory=list)
+    empty: list[Path] = field(default_factory=list)
     stray: dict[Path, str] = field(default_factory=dict)
 
 
@@ -178,6 +237,8 @@ def read_all(pairs: Sequence[Pair], limit_s: float = LIMIT_S) -> MaskContents:
                     pixels[pair.prompt] = before[0] + inside, before[1] + whole
                     found.images[pair.prompt] = found.images.get(pair.prompt, 0) + 1
                     found.showing[pair.prompt] = found.showing.get(pair.prompt, 0) + (inside > 0)
+                    if inside == 0:
+                        found.empty.append(pair.mask)
                     if reason is not None:
                         found.stray[pair.mask] = reason
             if time.monotonic() - started > limit_s:

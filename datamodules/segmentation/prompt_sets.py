@@ -1,36 +1,42 @@
-"""`PromptSet`, a data set for prompted segmentation: lists its image and mask files, checks them, and groups images for the split.
+"""`PromptSet`, a data set for prompted segmentation, `Pair`, one of its images with its mask, and what image headers say.
 
 FOLDER/images/a.jpg   FOLDER/masks/a.png     a mask has its image's name without the extension, and its image's size
 
-A mask is white (above 127) on the object and black elsewhere. An all-black mask means that the object is absent. Polygons in place
-of masks are read by datamodules/segmentation/coco.py. This module reads only headers (names and sizes), group tables, the bytes of
-possible duplicates and, on request, perceptual hashes of the images.
+Mask files are listed by datamodules/segmentation/mask_files.py, polygons and run lengths read by coco.py, yolo.py and labelme.py.
 """
 
 from __future__ import annotations
 
-import logging
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from PIL import Image
+from PIL import Image, ImageColor
 
-from datamodules.images.class_folders import duplicate_groups, listed, read_groups
-from datamodules.images.formats import EXTENSIONS, is_image, missing_package, readable_formats
-from datamodules.images.near_duplicates import alike
-from datamodules.segmentation.polygons import Shape
-from datamodules.splitting.grouped import join_groups
-
-log = logging.getLogger(__name__)
+from datamodules.images.formats import missing_package, readable_formats
+from datamodules.segmentation.polygons import Contour, Shape
 
 THREADS = 8  # opening a file waits for the disk
 TURNED = (5, 6, 7, 8)  # values of the EXIF orientation that swap width and height
 ORIENTATION = 0x0112
+Value = int | tuple[int, ...]  # of a pixel of a mask: number or palette index, or red, green and blue
+NO_MASKS = "none"  # value of `masks` for a set whose images show no object
+SHIPPED: dict[Literal["train", "val", "test"], tuple[str, ...]] = {
+    "train": ("train",),
+    "val": ("valid", "val", "validation"),
+    "test": ("test",),
+}  # folders of a shipped split
+FIRST = (
+    "folder",
+    "prompts",
+    "groups",
+    "group_column",
+    "file_column",
+    "annotations",
+    "categories",
+)  # of the first version
 
 
 @dataclass
@@ -45,8 +51,19 @@ class PromptSet:
         groups: CSV file, relative to `root`, that assigns images to groups; a group is never divided between splits.
         group_column: Column of the CSV with the group.
         file_column: Column of the CSV with the image's name; null: `file`, or else the first one.
-        annotations: Annotation file in COCO format with polygons in place of masks, relative to `root`; null: mask files.
-        categories: Names of the COCO categories that count as the object; null: all.
+        annotations: Polygons in place of masks, relative to `root`: a .json file in COCO's format; the data.yaml of a YOLO set, or
+            its folder of .txt files; or a folder of labelme's .json files. null: mask files.
+        categories: Names of the annotated categories that count as the object; null: all.
+        masks: Folder of the mask files, relative to `folder`, or a pattern in which * is the name of the image, as in
+            masks/*_crack.png; null: masks. none: the images show no object, and no masks are needed.
+        values: Pixel values or palette indices, or colours such as "#800000", that are the object in mask files of several classes;
+            null: masks are black and white.
+        boxes: fill: an annotation with a box and no mask counts as the filled box; null: it is refused.
+        polygons: area: a polygon has the pixels whose centres are inside. contour: its corners are the centres of the outermost
+            pixels, as cv2.findContours, supervision and datumaro write outlines of masks; the outline counts too. null: as the
+            annotating tool draws them, contour for labelme, else area.
+        split: shipped: keep the split of an export, the folders train, valid (or val) and test in `folder`; train, val or test: all
+            images are in this split. null: they are divided at random.
     """
 
     folder: str
@@ -56,6 +73,12 @@ class PromptSet:
     file_column: str | None = None
     annotations: str | None = None
     categories: list[str] | None = None
+    # null by default: a run of an older version, whose configuration lacks these, can be resumed
+    masks: str | None = None
+    values: list[int | str] | None = None
+    boxes: Literal["fill"] | None = None
+    polygons: Literal["area", "contour"] | None = None
+    split: Literal["shipped", "train", "val", "test"] | None = None
 
 
 class Pair(NamedTuple):
@@ -66,22 +89,24 @@ class Pair(NamedTuple):
         mask: Mask file, or annotation file with the polygons.
         prompt: Number of the object that the mask shows.
         size: Height and width in pixels after applying the EXIF orientation.
-        shapes: Polygons and run lengths; None if the mask is an image file.
+        shapes: Polygons, contours and run lengths; None if the mask is an image file.
+        values: Values of the mask file that are the object; None if it is black and white.
     """
 
     image: Path
     mask: Path
     prompt: int
     size: tuple[int, int]
-    shapes: tuple[Shape, ...] | None = None
+    shapes: tuple[Shape | Contour, ...] | None = None
+    values: tuple[Value, ...] | None = None
 
 
 def check_sets(sets: Sequence[PromptSet]) -> None:
     """Check the settings of the data sets.
 
     Raises:
-        ValueError: There is no set, a set has no valid prompts, a folder is listed twice with the same masks, or categories are
-            given without an annotation file.
+        ValueError: There is no set, a set has no valid prompts, a folder is listed twice with the same masks, or a setting does not
+            belong to the kind of masks that the set has.
     """
     if not sets:
         raise ValueError("sets: give at least one data set, a folder with its prompts, got none")
@@ -94,11 +119,92 @@ def check_sets(sets: Sequence[PromptSet]) -> None:
             raise ValueError(
                 f"sets: {one.folder}: categories must name categories of the file `annotations`, got {one.categories}"
             )
-    sources = [(one.folder, one.annotations, str(one.categories)) for one in sets]
+        _check_kind(one)
+    sources = [
+        (one.folder, *map(str, (one.annotations, one.categories, one.masks, one.values, one.split))) for one in sets
+    ]
     if twice := sorted({source[0] for source in sources if sources.count(source) > 1}):
         raise ValueError(
-            f"sets: list each folder once, got {twice[0]} more than once; list it again only with other categories"
+            f"sets: list each folder once, got {twice[0]} more than once; list it again only with other categories, masks or values"
         )
+
+
+def _check_kind(one: PromptSet) -> None:
+    """Check the settings that belong to mask files or to annotations only."""
+    where = f"sets: {one.folder}"
+    for name in ("boxes", "polygons"):
+        if getattr(one, name) is not None and one.annotations is None:
+            raise ValueError(f"{where}: {name} belongs to a set with `annotations`; this one has mask files")
+    for name in ("masks", "values"):
+        if getattr(one, name) is not None and one.annotations is not None:
+            raise ValueError(f"{where}: {name} belongs to a set of mask files; this one has `annotations`")
+    if one.values is not None and (not object_values(one.values) or one.masks == NO_MASKS):
+        raise ValueError(
+            f"{where}: values must be pixel values of the masks, from 0, or colours such as '#800000', at least one and not both, "
+            f"got {one.values}"
+        )
+    if one.masks is not None and (one.masks.count("*") > 1 or Path(one.masks).is_absolute() or not one.masks):
+        raise ValueError(
+            f"{where}: masks must be a folder in {one.folder}, or a pattern with one * for the name of the image, as in "
+            f"masks/*_crack.png, got {one.masks!r}"
+        )
+
+
+def object_values(given: Sequence[int | str]) -> tuple[Value, ...] | None:
+    """Convert the setting `values`: numbers as they are, colours to red, green and blue of 0 to 255; None if it is invalid.
+
+    >>> object_values([1, 2]), object_values(["#800000", "rgb(0, 128, 0)"]), object_values([1, "#800000"])
+    ((1, 2), ((128, 0, 0), (0, 128, 0)), None)
+    """
+    if all(isinstance(value, int) and value >= 0 for value in given):
+        return tuple(value for value in given if isinstance(value, int)) or None
+    if not all(isinstance(value, str) for value in given):
+        return None
+    try:
+        return tuple(ImageColor.getrgb(str(value))[:3] for value in given)
+    except ValueError:
+        return None
+
+
+def settings_of(one: PromptSet) -> dict[str, Any]:
+    """Return the settings of a set as plain values: those of the first version, and those of others that are not null."""
+    return {name: value for name, value in asdict(one).items() if name in FIRST or value is not None}
+
+
+def with_split(root: Path, one: PromptSet) -> list[PromptSet]:
+    """Divide a set with a shipped split into one set for each of its folders; any other set is returned as it is.
+
+    `annotations` and `groups` in `folder` are expected at the same place in the folder of each split; those that are not there
+    belong to all of them.
+
+    Raises:
+        MisconfigurationException: There is no folder train, or two for the same split.
+    """
+    if one.split != "shipped":
+        return [one]
+    found: list[PromptSet] = []
+    for split, names in SHIPPED.items():
+        there = [name for name in names if (root / one.folder / name).is_dir()]
+        if len(there) > 1 or (split == "train" and not there):
+            what = f"both {' and '.join(there)}" if there else "no folder train"
+            raise MisconfigurationException(
+                f"{root / one.folder}: split shipped: has {what}; expected the folders train, valid (or val) and test"
+            )
+        for name in there:
+            inner = replace(one, folder=f"{one.folder}/{name}", split=split)
+            inner.annotations, inner.groups = (
+                _within(root, one.folder, name, path) for path in (one.annotations, one.groups)
+            )
+            found.append(inner)
+    return found
+
+
+def _within(root: Path, folder: str, name: str, path: str | None) -> str | None:
+    """The same file in the folder of a split if it is there, else the file itself."""
+    if path is None or not Path(path).is_relative_to(folder):
+        return path
+    inner = (Path(folder) / name / Path(path).relative_to(folder)).as_posix()
+    return path if (root / path).exists() and not (root / inner).exists() else inner
 
 
 def are_prompts(texts: Sequence[str]) -> bool:
@@ -117,51 +223,6 @@ def synonyms_of(sets: Iterable[PromptSet]) -> list[list[str]]:
         known = found.setdefault(one.prompts[0], [])
         known += [prompt for prompt in one.prompts if prompt not in known]
     return list(found.values())
-
-
-def read_set(root: Path, one: PromptSet, prompt: int) -> list[Pair]:
-    """List a data set's images and masks, sorted by name, and check that they match.
-
-    Raises:
-        MisconfigurationException: There is no image or no mask, an image has no mask, sizes differ, or a file is not an image.
-    """
-    folder = root / one.folder
-    images = _image_files(folder / "images", one)
-    masks = {path.stem: path for path in _image_files(folder / "masks", one) if path.suffix.lower() == ".png"}
-    if not masks:
-        raise MisconfigurationException(
-            f"{folder / 'masks'}: prompt {one.prompts[0]!r} has no masks; expected a PNG with the same name for each image"
-        )
-    stems = [path.stem for path in images]
-    if twice := sorted(stem for stem, count in Counter(stems).items() if count > 1):
-        raise MisconfigurationException(
-            f"{folder / 'images'}: {listed(twice)}: two images have this name, so it is unclear which one the mask belongs to"
-        )
-    if bare := [path.name for path in images if path.stem not in masks]:
-        raise MisconfigurationException(
-            f"{folder}: {len(bare):,} of the {len(images):,} images have no mask: {listed(bare)}; "
-            "add an all-black mask to images without the object, and remove the others"
-        )
-    if unused := sorted(masks.keys() - {*stems}):
-        log.warning(f"{folder}: {len(unused):,} masks have no image: {listed(unused)}; not used")
-    with ThreadPoolExecutor(THREADS) as pool:
-        sizes = list(pool.map(size_of, images))
-        mask_sizes = list(pool.map(size_of, [masks[stem] for stem in stems]))
-    _check_sizes(folder, images, sizes, mask_sizes)
-    return [Pair(path, masks[path.stem], prompt, size) for path, size in zip(images, sizes, strict=True) if size]
-
-
-def _image_files(folder: Path, one: PromptSet) -> list[Path]:
-    """List the image files directly in a folder, sorted."""
-    if not folder.is_dir():
-        raise MisconfigurationException(
-            f"{folder}: no such folder; prompt {one.prompts[0]!r} needs {one.folder}/images and {one.folder}/masks"
-        )
-    files = [path for path in folder.iterdir() if is_image(path) and not path.name.startswith(".")]
-    if not files and folder.name == "images":
-        raise MisconfigurationException(f"{folder}: there is no image in it ({', '.join(EXTENSIONS)})")
-    check_formats(files)
-    return sorted(files)
 
 
 def check_formats(files: Iterable[Path]) -> None:
@@ -188,76 +249,3 @@ def size_of(path: Path) -> tuple[int, int] | None:
     except Exception:  # a damaged file can make a decoder raise anything
         return None
     return (width, height) if turned else (height, width)
-
-
-def _check_sizes(
-    folder: Path,
-    images: Sequence[Path],
-    sizes: Sequence[tuple[int, int] | None],
-    mask_sizes: Sequence[tuple[int, int] | None],
-) -> None:
-    broken = [path.name for path, size in zip(images, sizes, strict=True) if size is None]
-    broken += [f"mask of {path.name}" for path, size in zip(images, mask_sizes, strict=True) if size is None]
-    if broken:
-        raise MisconfigurationException(
-            f"{folder}: {len(broken):,} files cannot be read as images: {listed(broken)}; repair or remove them"
-        )
-    differing = [
-        f"{path.name} is {size[1]}x{size[0]}, its mask {other[1]}x{other[0]}"
-        for path, size, other in zip(images, sizes, mask_sizes, strict=True)
-        if size and other and size != other
-    ]
-    if differing:
-        raise MisconfigurationException(
-            f"{folder}: {len(differing):,} masks have another size than their image: {listed(differing)}; "
-            "a mask must have the size of its image"
-        )
-
-
-def group_names(root: Path, sets: Sequence[PromptSet], pairs: Sequence[Sequence[Pair]], near: int | None) -> list[str]:
-    """Return the group of each image, for all sets concatenated; without a table each image is its own group.
-
-    Byte-identical images are in one group, also across sets. If `near` is given, so are images that look alike.
-
-    Args:
-        root: Folder that the names of the group tables are relative to.
-        sets: The data sets.
-        pairs: Images of each set.
-        near: Largest Hamming distance between the 64-bit hashes of images that look alike, in bits; None: no hashes.
-
-    Raises:
-        MisconfigurationException: A table does not match the images.
-    """
-    groups: list[str] = []
-    for one, listing in zip(sets, pairs, strict=True):
-        names = [_name_in_set(root / one.folder, pair.image) for pair in listing]
-        if one.groups is None:
-            groups += [f"{one.folder}/{name}" for name in names]
-            continue
-        try:
-            found = read_groups(root / one.groups, one.group_column, names, one.file_column)
-        except (ValueError, FileNotFoundError) as error:
-            raise MisconfigurationException(f"sets: {one.folder}: groups: {error}") from error
-        groups += [f"{one.groups}: {name}" for name in found]  # sets that share a table share its groups
-    places: dict[Path, list[int]] = {}  # an image may be in several sets with different categories
-    for place, path in enumerate(pair.image for listing in pairs for pair in listing):
-        places.setdefault(path, []).append(place)
-    paths = list(places)
-    same = duplicate_groups(paths)
-    if same:
-        log.info(
-            f"duplicates {sum(map(len, same)):,} images are byte-identical to another image; identical images stay in one split"
-        )
-    if near is not None and (found_alike := alike(paths, near)):
-        log.info(
-            f"duplicates {len({i for pair in found_alike for i in pair}):,} images look like another "
-            f"(hashes differ in at most {near} of 64 bits); such images stay in one split"
-        )
-        same += [[paths[i] for i in pair] for pair in found_alike]
-    together = [[place for path in group for place in places[path]] for group in same]
-    return join_groups(groups, [*together, *places.values()])
-
-
-def _name_in_set(folder: Path, image: Path) -> str:
-    within = folder / "images" if image.is_relative_to(folder / "images") else folder
-    return image.relative_to(within).as_posix()

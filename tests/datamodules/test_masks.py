@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from datamodules import PromptSet
+from datamodules.segmentation.mask_files import read_set
 from datamodules.segmentation.masks import MaskError, read_all, read_mask
-from datamodules.segmentation.prompt_sets import read_set
 from tests.datamodules.segmentation_sets import TWO, write_two
 from tests.datamodules.test_segmentation_messages import data_of
 

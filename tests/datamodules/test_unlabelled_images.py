@@ -210,7 +210,7 @@ def test_no_label_is_needed(digits: Path) -> None:
 def test_a_missing_folder(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in run.iterdir()}
     assert main(["predict", "--run", str(run), "--data.images", str(tmp_path / "nowhere")]) == 2
-    assert capsys.readouterr().err == f"error: --data.images {tmp_path / 'nowhere'}: no such folder\n"
+    assert capsys.readouterr().err == f"error: --data.images {tmp_path / 'nowhere'}: no such folder or image file\n"
     assert {path.name: path.stat().st_mtime_ns for path in run.iterdir()} == before
 
 

@@ -1,0 +1,158 @@
+"""Reads the shapes of COCO annotations: polygons, contours, run lengths, boxes; and names all annotations that cannot be read."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from datamodules.images.class_folders import listed
+from datamodules.segmentation.polygons import Contour, Shape, uncompressed
+
+log = logging.getLogger(__name__)
+
+Entry = dict[str, Any]
+NAMED = 3  # annotations whose faults a message gives
+ROUNDED = 0.02  # pixels by which the shares of YOLO's files can differ from whole numbers
+ALONG = 0.9  # share of straight and diagonal steps in traced outlines; bridges to holes are others
+TRACED = 8  # corners from which an outline of only straight and diagonal steps was hardly drawn by hand
+
+
+class ShapeError(ValueError):
+    """An annotation cannot be read; the message says why, without the annotation's name."""
+
+
+class Faults:
+    """Collects what is wrong with the annotations of a file, so that one message names all of them.
+
+    Args:
+        place: The annotation file or folder.
+        total: Number of its annotations.
+    """
+
+    def __init__(self, place: Path, total: int) -> None:
+        self.place, self.total = place, total
+        self.found: list[str] = []
+
+    def add(self, name: str, why: object) -> None:
+        """Note that the annotation of this name cannot be read, and why."""
+        self.found.append(f"{name}: {why}")
+
+    def refuse(self) -> None:
+        """Refuse the file if any annotation cannot be read.
+
+        Raises:
+            MisconfigurationException: The message has the number of these annotations and the first few.
+        """
+        if not self.found:
+            return
+        more = f"; and {len(self.found) - NAMED:,} more" if len(self.found) > NAMED else ""
+        raise MisconfigurationException(
+            f"{self.place}: {len(self.found):,} of {self.total:,} annotations cannot be read: "
+            f"{'; '.join(self.found[:NAMED])}{more}"
+        )
+
+
+def refuse_bare(place: Path, names: Sequence[str], boxes: int, total: int) -> None:
+    """Refuse annotations without a mask: read as they are, their objects would be missing.
+
+    Args:
+        place: The annotation file or folder.
+        names: The annotations without a mask.
+        boxes: How many of them have a box.
+        total: Number of annotations.
+
+    Raises:
+        MisconfigurationException: There are such annotations.
+    """
+    if not names:
+        return
+    what = "have a box and no mask" if boxes == len(names) else f"have no mask ({boxes:,} of them a box)"
+    fill = " (to take the filled boxes as masks: boxes: fill)" if boxes else ""
+    raise MisconfigurationException(
+        f"{place}: {len(names):,} of {total:,} annotations {what}: {listed(names)}; "
+        f"export polygons or masks, or remove these annotations{fill}"
+    )
+
+
+def box_shape(box: Any) -> Shape:
+    """Return the outline (4, 2) of a box x, y, width, height in pixels.
+
+    Raises:
+        ShapeError: It is no such box, or has no area.
+    """
+    values = numbers(box)
+    if values is None or len(values) != 4 or min(values[2:]) <= 0:
+        raise ShapeError(f"a box must be x, y, width, height, the last two above 0, got {str(box)[:60]}")
+    x, y, width, height = values.tolist()
+    return np.array([[x, y], [x + width, y], [x + width, y + height], [x, y + height]])
+
+
+def shapes_of(given: Any, height: int, width: int, contour: bool) -> list[Shape | Contour]:
+    """Read the `segmentation` of an annotation.
+
+    Args:
+        given: A list of polygons, each a flat list x, y, x, y ...; or run lengths with `counts` and `size`.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+        contour: Whether the polygons are contours.
+
+    Raises:
+        ShapeError: It is neither, or does not fit the image.
+    """
+    if isinstance(given, dict):
+        return [_runs(given, height, width)]
+    if not isinstance(given, list):
+        raise ShapeError(f"segmentation must be a list of polygons or run lengths, got {str(given)[:60]}")
+    found: list[Shape | Contour] = []
+    for part in given:
+        points = numbers(part)
+        few = points is not None and len(points) in (2, 4)
+        if points is None or len(points) % 2 or len(points) < (2 if contour else 6):
+            advice = "; a contour of a line one pixel wide has such an outline: polygons: contour" if few else ""
+            raise ShapeError(f"a polygon must be a flat list of 3 or more x, y pairs, got {str(part)[:60]}{advice}")
+        found.append(Contour(points.reshape(-1, 2)) if contour else points.reshape(-1, 2))
+    return found
+
+
+def _runs(given: Entry, height: int, width: int) -> Shape:
+    counts = given.get("counts")
+    runs = uncompressed(counts) if isinstance(counts, str) else numbers(counts)
+    whole = runs is not None and (runs >= 0).all() and (runs == runs.round()).all()
+    if runs is None or not whole or given.get("size") != [height, width] or runs.sum() != height * width:
+        raise ShapeError(f"its run lengths do not match {width}x{height} pixels")
+    return runs
+
+
+def numbers(values: Any) -> Shape | None:
+    """Convert a list of finite numbers to an array (K,); return None for anything else."""
+    if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
+        return None
+    found: Shape = np.array(values, dtype=np.float64)
+    return found if np.isfinite(found).all() else None
+
+
+def say_if_traced(place: Path, shapes: Iterable[Shape | Contour]) -> None:
+    """Warn of polygons that look like traced masks: read by area, these lose a row and a column."""
+    if _look_traced([*shapes]):
+        log.warning(
+            f"{place}: the polygons look as if they were traced from masks (cv2.findContours, supervision, datumaro); then they "
+            "lose a row and a column unless the set says polygons: contour (polygons: area keeps this reading without the message)"
+        )
+
+
+def _look_traced(shapes: Sequence[Shape | Contour]) -> bool:
+    """Whether polygons have whole numbers and nearly only straight and diagonal steps, some of them many corners."""
+    polygons = [shape for shape in shapes if not isinstance(shape, Contour) and shape.ndim == 2]
+    if not any(len(points) >= TRACED for points in polygons):
+        return False
+    corners = np.concatenate(polygons)
+    if (np.abs(corners - corners.round()) > ROUNDED).any():
+        return False
+    steps = np.abs(np.concatenate([np.diff(points.round(), axis=0, append=points[:1].round()) for points in polygons]))
+    along = (steps[:, 0] == 0) | (steps[:, 1] == 0) | (steps[:, 0] == steps[:, 1])
+    return bool(along.mean() >= ALONG)

@@ -1,0 +1,173 @@
+"""Reads a folder of labelme's JSON files, one for each image: {"imagePath", "shapes": [{"label", "points", "shape_type"}]}.
+
+Shapes have the pixels that labelme itself gives them: polygons, rectangles and circles with their outlines, lines 10 pixels wide,
+points as discs of radius 5, and masks as stored. An image without a JSON file is not used, with a message; a file without shapes
+shows no object. With `polygons: area`, polygons have the pixels whose centres are inside instead.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import logging
+import math
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from PIL import Image, ImageDraw
+
+from datamodules.images.class_folders import listed
+from datamodules.segmentation.coco_shapes import Faults, ShapeError
+from datamodules.segmentation.image_names import ImageNames
+from datamodules.segmentation.polygons import Contour, Shape, runs_of
+from datamodules.segmentation.prompt_sets import THREADS, Pair, PromptSet, check_formats, size_of
+
+log = logging.getLogger(__name__)
+
+LINE, RADIUS = 10, 5  # pixels: width of a line, and radius of a point
+CORNERS = {"rectangle": 2, "circle": 2, "line": 2, "point": 1}  # shapes with a fixed number of points
+
+
+def read_labelme(root: Path, one: PromptSet, prompt: int) -> list[Pair]:
+    """List a data set's images with their shapes, sorted by name.
+
+    Raises:
+        MisconfigurationException: Files cannot be read, a label is unknown, an image is missing or has another size, or shapes are
+            invalid.
+    """
+    assert one.annotations is not None
+    place = root / one.annotations
+    files = {path: _read(path) for path in sorted(place.rglob("*.json"))}
+    contents = {path: content for path, content in files.items() if content is not None}
+    if not contents:
+        raise MisconfigurationException(f"{place}: none of its .json files is labelme's (with imagePath and shapes)")
+    if others := [path.name for path in files if path not in contents]:
+        log.warning(f"{place}: {len(others):,} .json files are not labelme's: {listed(others)}; not used")
+    labels = dict.fromkeys(str(shape.get("label")) for content in contents.values() for shape in content["shapes"])
+    if absent := [name for name in one.categories or () if name not in labels]:
+        raise MisconfigurationException(
+            f"{place}: there is no label {listed([repr(name) for name in absent])}; there are {', '.join(labels) or 'none'}"
+        )
+    known = ImageNames(root / one.folder, place)
+    found = {path: _image(known, path, content) for path, content in contents.items()}
+    if lost := [path.name for path, image in found.items() if image is None]:
+        raise MisconfigurationException(
+            f"{place}: the images of {len(lost):,} of {len(contents):,} .json files are not in {known.folder}: {listed(lost)}"
+        )
+    images = {path: image for path, image in found.items() if image is not None}
+    check_formats(images.values())
+    with ThreadPoolExecutor(THREADS) as pool:
+        sizes = dict(zip(images, pool.map(size_of, images.values()), strict=True))
+    _check_sizes(place, contents, images, sizes)
+    if unused := known.unused(list(images.values())):
+        log.warning(f"{known.folder}: {len(unused):,} images have no .json file: {listed(unused)}; not used")
+    faults = Faults(place, sum(len(content["shapes"]) for content in contents.values()))
+    pairs = []
+    for path, image in images.items():
+        size, shapes = sizes[path] or (0, 0), []
+        for number, shape in enumerate(contents[path]["shapes"]):
+            if one.categories is None or shape.get("label") in one.categories:
+                try:
+                    shapes.append(_shape(shape, *size, one.polygons == "area"))
+                except ShapeError as error:
+                    faults.add(f"shape {number} of {path.name}", error)
+        pairs.append(Pair(image, path, prompt, size, tuple(shapes)))
+    faults.refuse()
+    return sorted(pairs, key=lambda pair: pair.image)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Content of one of labelme's files; None if it is another JSON file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise MisconfigurationException(f"{path}: cannot be read as JSON ({' '.join(str(error).split())})") from error
+    shapes = content.get("shapes") if isinstance(content, dict) else None
+    return content if isinstance(shapes, list) and all(isinstance(shape, dict) for shape in shapes) else None
+
+
+def _image(known: ImageNames, path: Path, content: dict[str, Any]) -> Path | None:
+    """The image of a file: that of `imagePath`, or else the one with the file's own name."""
+    name = content.get("imagePath")
+    beside = [other for other in sorted(path.parent.glob(f"{path.stem}.*")) if other != path]
+    if isinstance(name, str):
+        own = path.parent / name.replace("\\", "/")
+        found = own if own.is_file() and own.parent == path.parent else known.find(name)
+        if found is not None:
+            return found
+    return beside[0] if beside else None
+
+
+def _check_sizes(
+    place: Path,
+    contents: dict[Path, dict[str, Any]],
+    images: dict[Path, Path],
+    sizes: dict[Path, tuple[int, int] | None],
+) -> None:
+    if broken := [images[path].name for path, size in sizes.items() if size is None]:
+        raise MisconfigurationException(
+            f"{place}: {len(broken):,} files cannot be read as images: {listed(broken)}; repair or remove them"
+        )
+    listed_sizes = {path: (c.get("imageHeight"), c.get("imageWidth")) for path, c in contents.items()}
+    differing = [
+        f"{images[path].name} is {size[1]}x{size[0]}, listed as {given[1]}x{given[0]}"
+        for path, given in listed_sizes.items()
+        if (size := sizes[path]) and None not in given and size != given
+    ]
+    if differing:
+        raise MisconfigurationException(f"{place}: {len(differing):,} images have another size: {listed(differing)}")
+
+
+def _shape(shape: dict[str, Any], height: int, width: int, area: bool) -> Shape | Contour:
+    """A shape as labelme draws it."""
+    kind, points = shape.get("shape_type") or "polygon", _points(shape.get("points"))
+    if points is None or len(points) != CORNERS.get(kind, len(points)) or len(points) == 0:
+        raise ShapeError(f"a {kind} has other points than these: {str(shape.get('points'))[:60]}")
+    if kind in ("polygon", "oriented_rectangle"):
+        if len(points) < 3:
+            raise ShapeError(f"a polygon needs 3 or more points, got {str(shape['points'])[:60]}")
+        return points if area else Contour(points)
+    if kind == "mask":
+        return runs_of(_mask(shape, points, height, width))
+    image = Image.new("L", (width, height))
+    draw, corners = ImageDraw.Draw(image), [(x, y) for x, y in points.tolist()]
+    if kind == "rectangle":
+        (left, right), (top, bottom) = sorted(points[:, 0].tolist()), sorted(points[:, 1].tolist())
+        draw.rectangle((left, top, right, bottom), fill=1, outline=1)
+    elif kind in ("circle", "point"):
+        x, y = corners[0]
+        radius = math.dist(*corners) if kind == "circle" else RADIUS
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=1, outline=1)
+    elif kind in ("line", "linestrip"):
+        draw.line(corners, fill=1, width=LINE)
+    else:
+        raise ShapeError(f"shapes of the type {kind!r} are not read; draw polygons")
+    return runs_of(np.asarray(image, dtype=np.uint8))
+
+
+def _points(given: Any) -> Shape | None:
+    try:
+        points = np.array(given, dtype=np.float64)
+    except (TypeError, ValueError):
+        return None
+    return points if points.ndim == 2 and points.shape[1] == 2 and np.isfinite(points).all() else None
+
+
+def _mask(shape: dict[str, Any], points: Shape, height: int, width: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """A stored mask, a PNG of the box between two points, on the whole image."""
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(shape["mask"])), formats=["PNG"]) as file:
+            inside = np.asarray(file.convert("L")) > 0
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise ShapeError("its mask cannot be read") from error
+    left, top = (int(value) for value in points[0].tolist())
+    found = np.zeros((height, width), dtype=np.uint8)
+    if left < 0 or top < 0:
+        raise ShapeError(f"its mask begins outside of the image, at {left}, {top}")
+    part = found[top : top + inside.shape[0], left : left + inside.shape[1]]
+    part[:] = inside[: part.shape[0], : part.shape[1]]
+    return found

@@ -1,0 +1,165 @@
+"""Lists image and mask files of a data set, and checks that they match. Only names and headers are read.
+
+FOLDER/images/a.jpg   FOLDER/masks/a.png           the usual names; a PNG is preferred to other formats of the same name
+FOLDER/a.jpg          FOLDER/a_mask.png            with `masks: "*_mask.png"`: a pattern in which * is the image's name
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from datamodules.images.class_folders import listed
+from datamodules.images.formats import EXTENSIONS, is_image
+from datamodules.segmentation.prompt_sets import (
+    NO_MASKS,
+    THREADS,
+    Pair,
+    PromptSet,
+    check_formats,
+    object_values,
+    size_of,
+)
+
+log = logging.getLogger(__name__)
+
+
+def read_set(root: Path, one: PromptSet, prompt: int) -> list[Pair]:
+    """List a data set's images and masks, sorted by name, and check that they match.
+
+    Raises:
+        MisconfigurationException: There is no image or no mask, an image has no mask, sizes differ, or a file is not an image.
+    """
+    folder = root / one.folder
+    if one.masks == NO_MASKS:
+        return _without_masks(folder, one, prompt)
+    place, before, after = _pattern(one.masks)
+    masks = _masks(folder / place, one, before, after)
+    images = [path for path in _images(folder, one) if path not in {*masks.values()}]
+    if not masks:
+        raise MisconfigurationException(
+            f"{folder / place}: prompt {one.prompts[0]!r} has no masks; expected "
+            + (
+                "a PNG with the same name for each image"
+                if one.masks is None
+                else f"files {before}NAME{after or '.png'}"
+            )
+        )
+    stems = [path.stem for path in images]
+    if twice := sorted(stem for stem, count in Counter(stems).items() if count > 1):
+        raise MisconfigurationException(
+            f"{images[0].parent}: {listed(twice)}: two images have this name, so it is unclear which one the mask belongs to"
+        )
+    if bare := [path.name for path in images if path.stem not in masks]:
+        raise MisconfigurationException(
+            f"{folder}: {len(bare):,} of the {len(images):,} images have no mask: {listed(bare)}; "
+            + (
+                _advice(stems, sorted(masks), place)
+                or "add an all-black mask to images without the object, and remove the others"
+            )
+        )
+    if unused := sorted(masks.keys() - {*stems}):
+        log.warning(f"{folder}: {len(unused):,} masks have no image: {listed(unused)}; not used")
+    with ThreadPoolExecutor(THREADS) as pool:
+        sizes = list(pool.map(size_of, images))
+        mask_sizes = list(pool.map(size_of, [masks[stem] for stem in stems]))
+    _check_sizes(folder, images, sizes, mask_sizes)
+    values = None if one.values is None else object_values(one.values)
+    return [
+        Pair(path, masks[path.stem], prompt, size, values=values)
+        for path, size in zip(images, sizes, strict=True)
+        if size
+    ]
+
+
+def _without_masks(folder: Path, one: PromptSet, prompt: int) -> list[Pair]:
+    images = _images(folder, one)
+    with ThreadPoolExecutor(THREADS) as pool:
+        sizes = list(pool.map(size_of, images))
+    _check_sizes(folder, images, sizes, sizes)
+    log.info(f"masks      {folder}: {len(images):,} images without {one.prompts[0]!r}, as set (masks: {NO_MASKS})")
+    return [Pair(path, Path(), prompt, size, ()) for path, size in zip(images, sizes, strict=True) if size]
+
+
+def _pattern(masks: str | None) -> tuple[str, str, str]:
+    """Folder of the masks, and what stands in a file name before and after the image's name."""
+    if masks is None or "*" not in masks:
+        return masks or "masks", "", ""
+    path = Path(masks)
+    before, _, after = path.name.partition("*")
+    return path.parent.as_posix(), before, after
+
+
+def _masks(folder: Path, one: PromptSet, before: str, after: str) -> dict[str, Path]:
+    """Name of the image -> mask file."""
+    files = _image_files(folder, one)
+    if not before and not after:
+        # a PNG comes last and replaces another file of its name
+        return {path.stem: path for path in sorted(files, key=lambda path: (path.suffix.lower() == ".png", path))}
+    with_ending = bool(Path(f"NAME{after}").suffix)
+    names = {path: path.name if with_ending else path.stem for path in files}
+    return {
+        name[len(before) : len(name) - len(after)]: path
+        for path, name in names.items()
+        if name.startswith(before) and name.endswith(after) and len(name) > len(before) + len(after)
+    }
+
+
+def _advice(stems: Sequence[str], masks: Sequence[str], place: str) -> str | None:
+    """The pattern that fits if all masks have the name of an image with the same text around it."""
+    for stem in sorted(stems, key=len, reverse=True):
+        for mask in masks:
+            if stem != mask and stem in mask:
+                before, _, after = mask.partition(stem)
+                if {f"{before}{other}{after}" for other in stems} <= {*masks}:
+                    return f'the masks are named {before}NAME{after}: set masks: "{place}/{before}*{after}.png"'
+    return None
+
+
+def _images(folder: Path, one: PromptSet) -> list[Path]:
+    """Images in FOLDER/images, or in the folder itself if there is no such folder and masks are named by a pattern or absent."""
+    if one.masks is not None and not (folder / "images").is_dir():
+        return _image_files(folder, one)
+    return _image_files(folder / "images", one)
+
+
+def _image_files(folder: Path, one: PromptSet) -> list[Path]:
+    """List the image files directly in a folder, sorted."""
+    if not folder.is_dir():
+        raise MisconfigurationException(
+            f"{folder}: no such folder; prompt {one.prompts[0]!r} needs {one.folder}/images and {one.folder}/masks"
+        )
+    files = [path for path in folder.iterdir() if is_image(path) and not path.name.startswith(".")]
+    if not files and (folder.name == "images" or one.masks is not None):
+        raise MisconfigurationException(f"{folder}: there is no image in it ({', '.join(EXTENSIONS)})")
+    check_formats(files)
+    return sorted(files)
+
+
+def _check_sizes(
+    folder: Path,
+    images: Sequence[Path],
+    sizes: Sequence[tuple[int, int] | None],
+    mask_sizes: Sequence[tuple[int, int] | None],
+) -> None:
+    broken = [path.name for path, size in zip(images, sizes, strict=True) if size is None]
+    broken += [f"mask of {path.name}" for path, size in zip(images, mask_sizes, strict=True) if size is None]
+    if broken:
+        raise MisconfigurationException(
+            f"{folder}: {len(broken):,} files cannot be read as images: {listed(broken)}; repair or remove them"
+        )
+    differing = [
+        f"{path.name} is {size[1]}x{size[0]}, its mask {other[1]}x{other[0]}"
+        for path, size, other in zip(images, sizes, mask_sizes, strict=True)
+        if size and other and size != other
+    ]
+    if differing:
+        raise MisconfigurationException(
+            f"{folder}: {len(differing):,} masks have another size than their image: {listed(differing)}; "
+            "a mask must have the size of its image"
+        )

@@ -1,0 +1,107 @@
+"""Divides the images of segmentation sets into train, val and test: at random by whole groups, or as an export was shipped."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+from datamodules.images.class_folders import listed
+from datamodules.segmentation.prompt_sets import Pair, PromptSet
+from datamodules.splitting.grouped import grouped_split
+
+log = logging.getLogger(__name__)
+
+PARTS = ("train", "val", "test")
+
+
+def divide(
+    root: Path,
+    sets: Sequence[PromptSet],
+    listings: Sequence[Sequence[Pair]],
+    groups: Sequence[str],
+    fractions: tuple[float, float],
+    seed: int,
+) -> dict[str, Tensor]:
+    """Divide the images of all sets.
+
+    Sets with a split of their own keep it. If there are such sets and none of them is for val, or none for test, these parts are
+    taken from the training images, and from sets without a split of their own.
+
+    Args:
+        root: Folder for the names in a message.
+        sets: The sets.
+        listings: Images of each set.
+        groups: (N,) group of each image, for all sets concatenated; a group is never divided at random.
+        fractions: Shares of the images that are for val and test.
+        seed: Seed of the split.
+
+    Returns:
+        Part -> positions (n,) int64 of its images among the N, ascending.
+
+    Raises:
+        MisconfigurationException: A part would be empty.
+    """
+    labels = [one.folder for one, listing in zip(sets, listings, strict=True) for _ in listing]
+    fixed = [one.split for one, listing in zip(sets, listings, strict=True) for _ in listing]
+    shipped = {part for part in fixed if part is not None}
+    missing = [part for part in PARTS[1:] if part not in shipped]
+    drawn = [place for place, part in enumerate(fixed) if part is None or (part == "train" and missing)]
+    free = [part for part in PARTS[1:] if part in missing or None in fixed]
+    assignment = [PARTS.index(part) if part is not None else 0 for part in fixed]
+    if drawn:
+        shares = [fraction if part in free else 0.0 for part, fraction in zip(PARTS[1:], fractions, strict=True)]
+        shares = [round(1 - sum(shares), 12), *shares]
+        try:
+            split = grouped_split([labels[i] for i in drawn], [groups[i] for i in drawn], shares, seed)
+        except ValueError as error:
+            raise MisconfigurationException(
+                f"{root} cannot be split into train, val and test (--data.val_fraction, --data.test_fraction): {error}"
+            ) from error
+        if absent := split.absent():
+            shown = listed([f"{name!r} in {PARTS[s]}" for name, s in absent])
+            log.warning(f"data sets without an image: {shown}; they have too few images or groups")
+        for place, s in zip(drawn, split.assignment, strict=True):
+            assignment[place] = s
+    if shipped:
+        _say(root, sets, assignment, missing)
+        _say_torn([pair.image for listing in listings for pair in listing], groups, assignment)
+    if not {0, 1} <= {*assignment}:
+        raise MisconfigurationException(
+            f"{root}: no image is for {'val' if 0 in assignment else 'train'}; see `split` of the sets"
+        )
+    numbers = torch.tensor(assignment)
+    return {name: (numbers == s).nonzero().flatten() for s, name in enumerate(PARTS)}
+
+
+def _say(root: Path, sets: Sequence[PromptSet], assignment: Sequence[int], missing: Sequence[str]) -> None:
+    counts = ", ".join(f"{assignment.count(s):,} {part}" for s, part in enumerate(PARTS))
+    names = listed([one.folder for one in sets if one.split is not None])
+    drawn = f"; {' and '.join(missing)} drawn from its training images" if missing else ""
+    log.info(f"split      as shipped in {root} ({names}): {counts}{drawn}")
+
+
+def _say_torn(images: Sequence[Path], groups: Sequence[str], assignment: Sequence[int]) -> None:
+    """Warn of copies and groups that are in several parts, which only a shipped split can have."""
+    stems = [
+        path.name.partition(".rf.")[0] for path in images
+    ]  # Roboflow: a_jpg.rf.HASH.jpg, the same for augmented copies
+    copies = [stem for path, stem in zip(images, stems, strict=True) if path.name != stem]
+    for kind, names in (
+        ("images of one group, or identical or similar ones", groups),
+        ("copies of one picture by Roboflow", [stem if stem in {*copies} else "" for stem in stems]),
+    ):
+        parts: dict[str, set[int]] = {}
+        for name, part in zip(names, assignment, strict=True):
+            parts.setdefault(name, set()).add(part)
+        torn = {name for name, found in parts.items() if name and len(found) > 1}
+        if torn:
+            count = sum(counted for name, counted in Counter(names).items() if name in torn)
+            log.warning(
+                f"{count:,} {kind} are in several parts of the shipped split ({listed(sorted(torn))}): the metrics are too good"
+            )
