@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch import callbacks as of_lightning
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from callbacks.find_callbacks import find_callbacks
 from foundation.suggestions import nearest
 from metrics.directions import EPOCH, GivenMode, direction_of, resolve_mode
 
@@ -36,6 +37,17 @@ def check_monitored(trainer: Trainer, pl_module: LightningModule, owner: str, mo
         resolve_mode(f"{owner}.mode", monitor, mode)
     except ValueError as error:
         raise MisconfigurationException(str(error)) from error
+
+
+def stopped_early(trainer: Trainer) -> str | None:
+    """Describe in a few words why early stopping ended the fit; None if it did not."""
+    for one in find_callbacks(trainer, of_lightning.EarlyStopping):
+        if trainer.should_stop and one.stopped_epoch:
+            why = f"{one.monitor} has not improved in {one.wait_count} validations (patience)"
+            if one.wait_count < one.patience:
+                why = f"{one.monitor} has reached a threshold"
+            return f"early after epoch {one.stopped_epoch + 1} of {trainer.max_epochs}: {why}"
+    return None
 
 
 class EarlyStopping(of_lightning.EarlyStopping):

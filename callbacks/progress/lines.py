@@ -9,7 +9,7 @@ epoch 4/18 train/loss 2.28 val/acc 0.481 lr 0.41 best val/acc 0.49 (epoch 3) pat
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, SupportsFloat
 
 from rich.console import Group
@@ -73,12 +73,17 @@ def speed_text(values: Mapping[str, float]) -> str:
     return " ".join(parts)
 
 
-def epoch_metrics(metrics: Mapping[str, SupportsFloat], validated: bool) -> dict[str, float]:
-    """Select the training and validation metrics of an epoch line, at most six: loss and accuracy first, then in order of logging.
+def epoch_metrics(
+    metrics: Mapping[str, SupportsFloat], validated: bool, monitored: Sequence[str] = ()
+) -> dict[str, float]:
+    """Select the training and validation metrics of an epoch line, at most six.
+
+    Loss, accuracy and the monitored metrics come first, then the others in the order of logging.
 
     Args:
         metrics: All logged metrics; Lightning keeps the values of the last validation in later epochs.
         validated: Whether the last validation was in this epoch.
+        monitored: Metrics that choose the best checkpoint or stop the run.
 
     Example:
         >>> epoch_metrics({"val/acc": 0.5, "train/loss": 2.0, "train/loss_step": 1.5, "ternary/a/zero": 0.4}, True)
@@ -87,7 +92,8 @@ def epoch_metrics(metrics: Mapping[str, SupportsFloat], validated: bool) -> dict
     splits = ("train", "val") if validated else ("train",)
     known = [name for name in metrics if name.split("/")[0] in splits and not name.endswith(("_step", "_epoch"))]
     order = {"loss": 0, "acc": 1}
-    chosen = sorted(known, key=lambda name: order.get(name.partition("/")[2], 2))[:MOST_METRICS]
+    first = sorted(known, key=lambda name: (name not in monitored, order.get(name.partition("/")[2], 2)))
+    chosen = sorted(first[:MOST_METRICS], key=lambda name: (order.get(name.partition("/")[2], 2), known.index(name)))
     return {name: float(metrics[name]) for split in splits for name in chosen if name.startswith(f"{split}/")}
 
 

@@ -19,6 +19,7 @@ from rich.text import Text
 from torch import Tensor
 
 from callbacks.checkpoints import EPOCH, Checkpoints
+from callbacks.early_stopping import stopped_early
 from callbacks.find_callbacks import find_callbacks
 from callbacks.progress.eta import Pace, estimate, later_epochs, steps_left
 from callbacks.progress.lines import View, epoch_line, epoch_metrics, of_total, speed_text
@@ -114,9 +115,11 @@ class Progress(ProgressBar):
             self._ended = trainer.current_epoch + 1
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the line of the last epoch."""
+        """Write the line of the last epoch, and why early stopping ended the run."""
         self._write_epoch(trainer)
         self._close()
+        if self._enabled and (why := stopped_early(trainer)):
+            self._write(trainer, f"stopped {why}")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Restore the terminal, and write the line of a finished epoch."""
@@ -284,11 +287,13 @@ class Progress(ProgressBar):
             and checkpoints.best_epoch is not None
             and checkpoints.monitor != EPOCH
         ]
-        patiences = [(stopping.wait_count, stopping.patience) for stopping in find_callbacks(trainer, EarlyStopping)]
+        stoppers = find_callbacks(trainer, EarlyStopping)
+        patiences = [(stopping.wait_count, stopping.patience) for stopping in stoppers]
+        monitored = [one.monitor for one in find_callbacks(trainer, Checkpoints)] + [one.monitor for one in stoppers]
         line = epoch_line(
             self._ended,
             limit(trainer.max_epochs),
-            epoch_metrics(trainer.callback_metrics, self._validated),
+            epoch_metrics(trainer.callback_metrics, self._validated, monitored),
             None if self._lr is None else float(self._lr),
             bests[0] if bests else None,
             patiences[0] if patiences else None,
@@ -296,6 +301,10 @@ class Progress(ProgressBar):
         self._ended, self._worked, self._validated = None, False, False
         if not self._enabled:
             return
+        self._write(trainer, line)
+
+    def _write(self, trainer: Trainer, line: str) -> None:
+        """Print a line and append it to train.log."""
         self._print_line(line)
         folder = run_folder(trainer)
         if folder is not None:

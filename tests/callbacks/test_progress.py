@@ -98,6 +98,7 @@ def test_epoch_lines_show_the_updated_best_score_and_patience(
         "epoch 3/50 train/loss 3 val/acc 0.625 lr 0.25 best val/acc 0.75 (epoch 2) patience 1/2",
         "epoch 4/50 train/loss 4 val/acc 0.625 lr 0.125 best val/acc 0.75 (epoch 2) patience 2/2",
     ]
+    lines.append("stopped early after epoch 4 of 50: val/acc has not improved in 2 validations (patience)")
     assert printed(capsys) == lines
     log = (run / "train.log").read_text().splitlines()
     assert [line[20:] for line in log] == lines

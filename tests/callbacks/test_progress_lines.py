@@ -100,6 +100,12 @@ def test_six_metrics_loss_and_accuracy_first() -> None:
     assert chosen["val/ece"] == pytest.approx(0.05)
 
 
+def test_the_monitored_metric_is_never_left_out() -> None:
+    chosen = epoch_metrics(METRICS, validated=True, monitored=("val/auroc",))
+    assert list(chosen) == ["train/loss", "train/acc", "val/loss", "val/acc", "val/ece", "val/auroc"]
+    assert "val/auroc" not in epoch_metrics(METRICS, validated=False, monitored=("val/auroc",))
+
+
 def test_metrics_of_an_earlier_validation_are_left_out() -> None:
     assert epoch_metrics(METRICS, validated=False) == {"train/loss": 0.5, "train/acc": 0.9, "train/lovasz": 0.9}
 

@@ -204,6 +204,20 @@ def test_settings_are_flattened_to_flag_names() -> None:
     assert settings["checkpoint.monitor"] == "val/acc"
 
 
+def test_data_sets_are_flattened_by_their_folders() -> None:
+    """One readable value with all folders; the settings of a set have a name of their own, whatever their place in the list."""
+    cracks = {"folder": "cracks", "prompts": ["crack"], "masks": None}
+    joints = {"folder": "joints", "prompts": ["tape"], "values": [2]}
+    before, after = (
+        dict(flat({"data": {"sets": sets}})) for sets in ([cracks, joints], [joints, {**cracks, "split": "train"}])
+    )
+    assert before["data.sets"] == "cracks, joints"
+    assert before["data.sets.cracks.prompts"] == after["data.sets.cracks.prompts"] == '["crack"]'
+    assert set(after) - set(before) == {"data.sets.cracks.split"}
+    again = dict(flat({"data": {"sets": [joints, {**joints, "values": [3]}]}}))
+    assert [again[f"data.sets.{name}.values"] for name in ("joints", "joints(2)")] == ["[2]", "[3]"]
+
+
 def test_groups_and_differing_settings() -> None:
     runs = [Run("a", settings={"model.lr": 1, "x": 1}), Run("b", settings={"model.lr": 1, "x": 1}), Run("c"), Run("d")]
     runs.append(Run("e", settings={"model.lr": 2, "x": 1}))

@@ -170,8 +170,23 @@ def flat(value: Any, name: str = "") -> Iterator[tuple[str, Value]]:
     elif isinstance(value, Sequence) and any(isinstance(item, Mapping) and "class_path" in item for item in value):
         for item in value:
             yield from flat(item, f"{dot}{str(item['class_path']).rpartition('.')[2]}")
+    elif (
+        isinstance(value, Sequence) and value and all(isinstance(item, Mapping) and "folder" in item for item in value)
+    ):
+        yield from _data_sets(value, name)
     elif name:
         yield name, value if isinstance(value, (bool, int, float, str)) or value is None else json.dumps(value)
+
+
+def _data_sets(sets: Sequence[Mapping[str, Any]], name: str) -> Iterator[tuple[str, Value]]:
+    """Flatten data sets: one entry with all folders, and those of each set by its folder, without settings that are null."""
+    folders = [str(one["folder"]) for one in sets]
+    yield name, ", ".join(folders)
+    for number, (folder, one) in enumerate(zip(folders, sets, strict=True)):
+        again = folders[:number].count(folder) + 1  # a folder may be listed again with other categories
+        label = folder if again == 1 else f"{folder}({again})"
+        settings = {key: inner for key, inner in one.items() if key != "folder" and inner is not None}
+        yield from flat(settings, f"{name}.{label}")
 
 
 def differing(runs: Sequence[Run]) -> list[str]:

@@ -1,0 +1,40 @@
+"""`check_changes`: which settings a resumed run may change, also those of items in a list that an older version wrote."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cli.resume import RunCheckpoint, check_changes
+from cli.run_flags import RunFlags, UsageError
+
+OLD = {"folder": "walls", "prompts": ["crack"], "groups": None}
+
+
+def config(*sets: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "seed_everything": 0,
+        "trainer": {"accumulate_grad_batches": 1, "callbacks": None},
+        "model": {"class_path": "lightning_modules.PromptedSegmenter", "init_args": {}},
+        "data": {
+            "class_path": "datamodules.PromptedSegmentationDataModule",
+            "init_args": {"batch_size": 4, "sets": list(sets)},
+        },
+    }
+
+
+def changes(folder: Path, new: dict[str, Any]) -> None:
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config(OLD)))
+    source = RunCheckpoint(folder, folder / "last.ckpt", path, 1, 1, False, 1)
+    check_changes(source, config(new), RunFlags("fit"))
+
+
+def test_settings_of_a_set_that_came_later_are_no_change_if_null(tmp_path: Path) -> None:
+    changes(tmp_path, {**OLD, "masks": None, "values": None})
+
+
+def test_sets_cannot_change(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--data.sets: cannot change in a resumed run"):
+        changes(tmp_path, {**OLD, "masks": None, "values": [1]})
