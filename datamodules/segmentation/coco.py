@@ -27,6 +27,7 @@ from datamodules.segmentation.coco_shapes import (
     Faults,
     ShapeError,
     box_shape,
+    is_empty,
     refuse_bare,
     say_if_traced,
     shapes_of,
@@ -69,7 +70,11 @@ def _read(table: Path) -> dict[str, list[Entry]]:
         status = table.stat()
         return _parsed(table, status.st_mtime_ns, status.st_size)
     except FileNotFoundError as error:
-        raise MisconfigurationException(f"{table}: no such file; expected annotations in COCO's format") from error
+        inner = sorted(path.relative_to(table.parent).as_posix() for path in table.parent.glob(f"*/{table.name}"))
+        hint = f" (there are {listed(inner)}: to keep this split, split: shipped)" if inner else ""
+        raise MisconfigurationException(
+            f"{table}: no such file; expected annotations in COCO's format{hint}"
+        ) from error
     except (OSError, ValueError) as error:
         raise MisconfigurationException(f"{table}: cannot be read as JSON ({' '.join(str(error).split())})") from error
 
@@ -157,7 +162,7 @@ def _shapes(
 ) -> dict[Any, list[Shape | Contour]]:
     """Image id -> the shapes of its annotations of the wanted categories."""
     selected = [entry for entry in entries if entry["category_id"] in wanted]
-    bare = [entry for entry in selected if not entry.get("segmentation")]
+    bare = [entry for entry in selected if is_empty(entry.get("segmentation"))]
     boxes = [entry for entry in bare if entry.get("bbox")]
     if len(boxes) < len(bare) or one.boxes is None:
         refuse_bare(table, [str(entry.get("id", "")) for entry in bare], len(boxes), len(selected))
@@ -176,7 +181,9 @@ def _shapes(
             try:
                 given = entry.get("segmentation")
                 found[key] += (
-                    shapes_of(given, *sizes[key], one.polygons == "contour") if given else [box_shape(entry["bbox"])]
+                    [box_shape(entry["bbox"])]
+                    if is_empty(given)
+                    else shapes_of(given, *sizes[key], one.polygons == "contour")
                 )
             except ShapeError as error:
                 faults.add(name, error)

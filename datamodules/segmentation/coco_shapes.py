@@ -92,11 +92,16 @@ def box_shape(box: Any) -> Shape:
     return np.array([[x, y], [x + width, y], [x + width, y + height], [x, y + height]])
 
 
+def is_empty(segmentation: Any) -> bool:
+    """Whether a `segmentation` holds nothing: null, or a list of nothing but empty lists."""
+    return not segmentation or (isinstance(segmentation, list) and not any(segmentation))
+
+
 def shapes_of(given: Any, height: int, width: int, contour: bool) -> list[Shape | Contour]:
     """Read the `segmentation` of an annotation.
 
     Args:
-        given: A list of polygons, each a flat list x, y, x, y ...; or run lengths with `counts` and `size`.
+        given: Run lengths with `counts` and `size`; or a list of such, or of polygons, each a flat list x, y, x, y ...
         height: Height of the image in pixels.
         width: Width of the image in pixels.
         contour: Whether the polygons are contours.
@@ -110,6 +115,9 @@ def shapes_of(given: Any, height: int, width: int, contour: bool) -> list[Shape 
         raise ShapeError(f"segmentation must be a list of polygons or run lengths, got {str(given)[:60]}")
     found: list[Shape | Contour] = []
     for part in given:
+        if isinstance(part, dict):
+            found.append(_runs(part, height, width))
+            continue
         points = numbers(part)
         few = points is not None and len(points) in (2, 4)
         if points is None or len(points) % 2 or len(points) < (2 if contour else 6):

@@ -2,7 +2,8 @@ r"""Finds the image files that an annotation file names: exports write paths of 
 
     a.jpg   images/a.jpg   ..\images\a.jpg   C:\data\a.jpg   /srv/1/a.jpg   http://host/a.jpg   /data/local-files/?d=images/a.jpg
 
-A name is looked up as it is, then without its first folder, and so on; last, its bare name anywhere in the folder, if it is unique.
+A name is looked up as it is, then without its first folder, and so on; last, its bare name anywhere in the folder, if it is unique,
+with other capitals too.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class ImageNames:
                 for place in self.places:
                     if (path := place.joinpath(*parts[start:])).is_file():
                         return path
-            if parts and (found := self._anywhere().get(parts[-1])):
+            if parts and (found := self._named(parts[-1])):
                 if len(found) > 1:
                     raise MisconfigurationException(
                         f"{self.folder}: {name!r} can be {len(found)} files: {listed([str(path) for path in found])}"
@@ -52,13 +53,15 @@ class ImageNames:
                 return found[0]
         return None
 
-    def _anywhere(self) -> dict[str, list[Path]]:
+    def _named(self, name: str) -> list[Path]:
+        """Images of this name at any depth; if there is none, those whose names differ in capitals only."""
         if self._by_name is None:
             self._by_name = {}
             for path in sorted(self.folder.rglob("*")):
                 if is_image(path):
-                    self._by_name.setdefault(path.name, []).append(path)
-        return self._by_name
+                    self._by_name.setdefault(path.name.lower(), []).append(path)
+        found = self._by_name.get(name.lower(), [])
+        return [path for path in found if path.name == name] or found
 
     def unused(self, used: Sequence[Path]) -> list[str]:
         """Return the names of the images in the folder that are not among these files, sorted."""

@@ -175,7 +175,7 @@ def with_split(root: Path, one: PromptSet) -> list[PromptSet]:
     """Divide a set with a shipped split into one set for each of its folders; any other set is returned as it is.
 
     `annotations` and `groups` in `folder` are expected at the same place in the folder of each split; those that are not there
-    belong to all of them.
+    belong to all of them. A * in their names is the name of that folder.
 
     Raises:
         MisconfigurationException: There is no folder train, or two for the same split.
@@ -200,7 +200,9 @@ def with_split(root: Path, one: PromptSet) -> list[PromptSet]:
 
 
 def _within(root: Path, folder: str, name: str, path: str | None) -> str | None:
-    """The same file in the folder of a split if it is there, else the file itself."""
+    """The same file in the folder of a split if it is there, else the file itself; a * is the name of the folder."""
+    if path is not None and "*" in path:
+        return path.replace("*", name)
     if path is None or not Path(path).is_relative_to(folder):
         return path
     inner = (Path(folder) / name / Path(path).relative_to(folder)).as_posix()

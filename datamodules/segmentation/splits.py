@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,12 +12,17 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from datamodules.images.class_folders import listed
+from datamodules.images.near_duplicates import alike
 from datamodules.segmentation.prompt_sets import Pair, PromptSet
 from datamodules.splitting.grouped import grouped_split
 
 log = logging.getLogger(__name__)
 
 PARTS = ("train", "val", "test")
+MOST, BITS = (
+    5000,
+    2,
+)  # images of a shipped split that are compared, and differing bits of the hashes of images that look alike
 
 
 def divide(
@@ -70,7 +75,9 @@ def divide(
             assignment[place] = s
     if shipped:
         _say(root, sets, assignment, missing)
-        _say_torn([pair.image for listing in listings for pair in listing], groups, assignment)
+        images = [pair.image for listing in listings for pair in listing]
+        _say_torn(images, groups, assignment)
+        _say_alike(dict(zip(images, assignment, strict=True)))
     if not {0, 1} <= {*assignment}:
         raise MisconfigurationException(
             f"{root}: no image is for {'val' if 0 in assignment else 'train'}; see `split` of the sets"
@@ -105,3 +112,19 @@ def _say_torn(images: Sequence[Path], groups: Sequence[str], assignment: Sequenc
             log.warning(
                 f"{count:,} {kind} are in several parts of the shipped split ({listed(sorted(torn))}): the metrics are too good"
             )
+
+
+def _say_alike(parts: Mapping[Path, int]) -> None:
+    """Warn of images of a shipped split that look like one of another part."""
+    if len(parts) > MOST:
+        log.info(
+            f"split      {len(parts):,} images are not compared with each other: give --data.near_duplicates {BITS} for that"
+        )
+        return
+    paths = list(parts)
+    torn = {paths[place] for pair in alike(paths, BITS) for place in pair if len({parts[paths[i]] for i in pair}) > 1}
+    if torn:
+        log.warning(
+            f"{len(torn):,} images look like one in another part of the shipped split ({listed(sorted(p.name for p in torn))}); if "
+            "they are copies, the metrics are too good"
+        )

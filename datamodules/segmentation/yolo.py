@@ -25,6 +25,7 @@ from datamodules.segmentation.prompt_sets import THREADS, Pair, PromptSet, check
 
 log = logging.getLogger(__name__)
 
+TABLES = ("data.yaml", "classes.txt", "obj.names")  # of YOLO, of Label Studio, of CVAT
 BOX = 5  # numbers in the line of a box
 
 
@@ -78,13 +79,14 @@ def read_yolo(root: Path, one: PromptSet, prompt: int) -> list[Pair]:
 
 def _categories(place: Path, names: list[str]) -> set[str]:
     """Numbers, as texts, of the categories of these names; a number names itself."""
-    table = (
-        place
-        if place.is_file()
-        else next((p for p in (place / "data.yaml", place.parent / "data.yaml") if p.is_file()), None)
-    )
+    folders = [place, *place.parents[:2]] if place.is_dir() else []
+    tables = [place] if place.is_file() else [folder / name for folder in folders for name in TABLES]
+    table = next((path for path in tables if path.is_file()), None)
     known: dict[str, str] = {}
-    if table is not None:
+    if table is not None and table.suffix.lower() in (".txt", ".names"):
+        lines = table.read_text(encoding="utf-8-sig").splitlines()
+        known = {name.strip(): str(number) for number, name in enumerate(lines) if name.strip()}
+    elif table is not None:
         try:
             content = yaml.safe_load(table.read_text(encoding="utf-8-sig"))
             given = content["names"]

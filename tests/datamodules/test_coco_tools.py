@@ -73,7 +73,8 @@ def test_run_lengths_of_every_form(tmp_path: Path) -> None:
         plain = uncompressed(counts)
         assert plain is not None
         form = [counts.decode(), str(counts), plain.astype(int).tolist(), plain.tolist()][number % 4]
-        given.append({"size": [H, W], "counts": form})
+        runs = {"size": [H, W], "counts": form}
+        given.append([runs] if number == 5 else runs)
         assert np.array_equal(run_mask(plain, H, W), tool.decode({"size": [H, W], "counts": counts}))
         assert np.array_equal(run_mask(runs_of(mask), H, W), mask)
     for found, mask in zip(read(tmp_path, given), masks, strict=True):
@@ -156,7 +157,11 @@ def test_hand_drawn_polygons_are_not_taken_for_traced_ones(tmp_path: Path, caplo
 
 
 def test_boxes_are_filled_on_request(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    given = [{"segmentation": [], "bbox": [3, 4, 10, 6]}, {"bbox": [0.4, 0.6, 5.2, 5]}, [[8, 8, 12, 8, 12, 12, 8, 12]]]
+    given = [
+        {"segmentation": [[]], "bbox": [3, 4, 10, 6]},
+        {"bbox": [0.4, 0.6, 5.2, 5]},
+        [[8, 8, 12, 8, 12, 12, 8, 12]],
+    ]
     with caplog.at_level("WARNING"):
         found = read(tmp_path, given, boxes="fill")
     assert "2 of 3 annotations are boxes; the masks are the filled boxes" in caplog.text

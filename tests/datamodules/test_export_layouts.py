@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from datamodules import PromptedSegmentationDataModule, PromptSet
+from datamodules import PromptSet
 from datamodules.segmentation.listing import read_pairs
 from datamodules.segmentation.masks import mask_of
 from datamodules.segmentation.polygons import polygon_mask
@@ -99,99 +99,6 @@ def test_other_formats_are_refused_with_a_command(tmp_path: Path) -> None:
     (tmp_path / "s").mkdir()
     with pytest.raises(MisconfigurationException, match=r"train.xml: .xml files are not read; export again as COCO"):
         masks(tmp_path, PromptSet("s", ["crack"], annotations="s/train.xml"))
-
-
-# ---- a shipped split ----
-
-
-def data_of(root: Path, *sets: PromptSet, **settings: Any) -> PromptedSegmentationDataModule:
-    small = {"workers": 0, "image_size": 16, "batch_size": 2, "val_fraction": 0.25, "test_fraction": 0.25}
-    return PromptedSegmentationDataModule(str(root), list(sets), **{**small, **settings})
-
-
-def parts_of(data: PromptedSegmentationDataModule) -> dict[str, list[str]]:
-    for stage in ("fit", "test"):
-        data.setup(stage)
-    files = data.predicted_files()
-    return {part: [files[i] for i in data.splits[part]["index"].tolist()] for part in ("train", "val", "test")}
-
-
-def write_shipped(root: Path, **counts: int) -> None:
-    for number, (part, count) in enumerate(counts.items()):
-        names = [f"{part}{n}.png" for n in range(count)]
-        for n, name in enumerate(names):
-            save_image(root / "walls" / part / name, 100 * number + n)
-        write_table(root / "walls" / part / "_annotations.coco.json", names)
-
-
-SHIPPED = PromptSet("walls", ["crack"], annotations="walls/_annotations.coco.json", split="shipped")
-
-
-@pytest.mark.parametrize("val", ["valid", "val"])
-def test_a_shipped_split_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture, val: str) -> None:
-    write_shipped(tmp_path, **{"train": 6, val: 3, "test": 2})
-    with caplog.at_level("INFO"):
-        parts = parts_of(data_of(tmp_path, SHIPPED, split_seed=3))
-    assert parts == {
-        "train": [f"walls/train/train{n}.png" for n in range(6)],
-        "val": [f"walls/{val}/{val}{n}.png" for n in range(3)],
-        "test": [f"walls/test/test{n}.png" for n in range(2)],
-    }
-    assert "split      as shipped in" in caplog.text
-    assert ": 6 train, 3 val, 2 test" in caplog.text
-
-
-def test_missing_parts_are_drawn_from_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write_shipped(tmp_path, train=8, valid=3)
-    with caplog.at_level("INFO"):
-        parts = parts_of(data_of(tmp_path, SHIPPED))
-    assert {part: len(files) for part, files in parts.items()} == {"train": 6, "val": 3, "test": 2}
-    assert all("/valid/" in name for name in parts["val"])
-    assert "6 train, 3 val, 2 test; test drawn from its training images" in caplog.text
-
-
-def test_sets_with_and_without_a_split(tmp_path: Path) -> None:
-    write_shipped(tmp_path, train=6, valid=3, test=2)
-    for n in range(8):
-        save_image(tmp_path / "bare" / f"b{n}.png", 700 + n)
-    parts = parts_of(data_of(tmp_path, SHIPPED, PromptSet("bare", ["crack"], masks="none"), negatives=0.0))
-    assert {part: sum("bare/" in name for name in files) for part, files in parts.items()} == {
-        "train": 4,
-        "val": 2,
-        "test": 2,
-    }
-    always = PromptSet("bare", ["crack"], masks="none", split="train")
-    parts = parts_of(data_of(tmp_path, SHIPPED, always, negatives=0.0))
-    assert {part: len(files) for part, files in parts.items()} == {"train": 14, "val": 3, "test": 2}
-
-
-def test_copies_in_several_parts_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write_shipped(tmp_path, train=6, valid=3, test=2)
-    folder = tmp_path / "walls"
-    (folder / "valid" / "valid0.png").write_bytes((folder / "train" / "train0.png").read_bytes())
-    for part, name in (("train", "train1"), ("test", "test1")):
-        (folder / part / f"{name}.png").rename(folder / part / f"wall7_png.rf.{name}.png")
-        table = folder / part / "_annotations.coco.json"
-        table.write_text(table.read_text().replace(f'"{name}.png"', f'"wall7_png.rf.{name}.png"'))
-    with caplog.at_level("WARNING"):
-        parts_of(data_of(tmp_path, SHIPPED))
-    assert (
-        "2 images of one group, or identical or similar ones are in several parts of the shipped split" in caplog.text
-    )
-    assert "2 copies of one picture by Roboflow are in several parts of the shipped split (wall7_png)" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("counts", "message"),
-    [
-        ({"valid": 3}, "split shipped: has no folder train; expected the folders train, valid"),
-        ({"train": 3, "valid": 2, "val": 2}, "split shipped: has both valid and val"),
-    ],
-)
-def test_an_incomplete_shipped_split(tmp_path: Path, counts: dict[str, int], message: str) -> None:
-    write_shipped(tmp_path, **counts)
-    with pytest.raises(MisconfigurationException, match=message):
-        data_of(tmp_path, SHIPPED).setup("fit")
 
 
 # ---- YOLO ----
@@ -348,3 +255,18 @@ def test_labelme_files_that_cannot_be_read(
             tmp_path,
             PromptSet("l", ["crack"], annotations="l", categories=["crack"] if not shapes and not content else None),
         )
+
+
+@pytest.mark.parametrize(("table", "text"), [("classes.txt", "stain\ncrack\n"), ("obj.names", "stain\ncrack")])
+def test_names_of_yolo_classes_beside_the_labels(tmp_path: Path, table: str, text: str) -> None:
+    write_yolo(tmp_path, {"a": line(1, POLYGON) + line(0, POLYGON + 2)})
+    (tmp_path / "y" / "data.yaml").unlink()
+    (tmp_path / "y" / table).write_text(text)
+    found = masks(tmp_path, PromptSet("y", ["crack"], annotations="y/labels", categories=["crack"]))
+    assert np.array_equal(found["y/images/a.jpg"], polygon_mask(POLYGON, H, W))
+
+
+def test_capitals_of_endings_do_not_count(tmp_path: Path) -> None:
+    save_image(tmp_path / "s" / "a.JPG")
+    write_table(tmp_path / "s" / "t.json", ["images/a.jpg"])
+    assert list(masks(tmp_path, PromptSet("s", ["crack"], annotations="s/t.json"))) == ["s/a.JPG"]
