@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_type_hints
@@ -22,6 +23,7 @@ from lightning.pytorch.loggers import Logger
 
 import callbacks
 from cli.run_flags import FLAGS, UsageError
+from datamodules import PromptSet
 from foundation.project import CONFIG_GROUPS, config_names
 from foundation.suggestions import nearest
 
@@ -187,6 +189,10 @@ def _unknown_setting(message: str, option: str, flags: list[str], configs: list[
     if outer:
         classes = {"model": below(LightningModule), "data": below(LightningDataModule)}.get(outer[0], below(Callback))
         known = {name for cls in classes for name in _accepted_settings(cls)}
+        if outer[0] == "data":
+            known |= {
+                one.name for one in fields(PromptSet)
+            }  # of an item of `sets`; the message does not say which class it is of
         return f"{outer[0]}.{option}: no such setting{nearest(option, known)}{_location(option, configs)}"
     top = option.partition(".")[0]
     known = {flag.partition(".")[0] for flag in flags}

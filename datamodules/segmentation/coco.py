@@ -85,7 +85,9 @@ def _parsed(table: Path, changed: int, size: int) -> dict[str, list[Entry]]:
     for name, keys in NEEDED.items():
         entries = content.get(name) if isinstance(content, dict) else None
         if not isinstance(entries, list):
-            raise MisconfigurationException(f"{table}: has no list {name!r}; expected COCO's {', '.join(NEEDED)}")
+            raise MisconfigurationException(
+                f"{table}: has no list {name!r}; expected COCO's {', '.join(NEEDED)}{_other_form(content)}"
+            )
         wrong = [(place, key) for place, entry in enumerate(entries) if (key := _lacking(entry, keys, name))]
         if wrong:
             (place, key), others = wrong[0], [f"{name}[{place}]" for place, _ in wrong[1:]]
@@ -95,6 +97,19 @@ def _parsed(table: Path, changed: int, size: int) -> dict[str, list[Entry]]:
             )
     lists: dict[str, list[Entry]] = content
     return lists
+
+
+def _other_form(content: Any) -> str:
+    """What to do with a JSON file of another tool, if it is known."""
+    first = next(iter(content.values() if isinstance(content, dict) else content), None) if content else None
+    keys = {*first} if isinstance(first, dict) else set()
+    if isinstance(content, dict) and "shapes" in content:
+        return "; this is one of labelme's files: give their folder"
+    if "regions" in keys or (isinstance(content, dict) and "_via_img_metadata" in content):
+        return "; this is VIA's own form: export it as COCO"
+    if isinstance(content, list) and keys & {"data", "completions", "image"}:
+        return "; this is Label Studio's own form: export it as COCO"
+    return ""
 
 
 def _lacking(entry: Any, keys: dict[str, tuple[type, ...]], name: str) -> str | None:

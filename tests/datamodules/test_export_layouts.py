@@ -101,6 +101,25 @@ def test_other_formats_are_refused_with_a_command(tmp_path: Path) -> None:
         masks(tmp_path, PromptSet("s", ["crack"], annotations="s/train.xml"))
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            [{"id": 1, "data": {"image": "a.png"}, "annotations": []}],
+            "this is Label Studio's own form: export it as COCO",
+        ),
+        ({"a.png": {"filename": "a.png", "regions": []}}, "this is VIA's own form: export it as COCO"),
+        ({"shapes": [], "imagePath": "a.png"}, "this is one of labelme's files: give their folder"),
+        ([], "has no list 'images'; expected COCO's images, categories, annotations"),
+    ],
+)
+def test_json_of_other_tools_is_named(tmp_path: Path, content: Any, message: str) -> None:
+    save_image(tmp_path / "s" / "a.png")
+    (tmp_path / "s" / "a.json").write_text(json.dumps(content))
+    with pytest.raises(MisconfigurationException, match=message):
+        masks(tmp_path, PromptSet("s", ["crack"], annotations="s/a.json"))
+
+
 # ---- YOLO ----
 
 POLYGON = np.array([[2.5, 1.25], [15, 2], [13.5, 9.75], [4, 10]])

@@ -1,5 +1,6 @@
 """Shipped splits of segmentation exports: kept as they are, completed where a part is missing, and checked for copies."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,18 @@ def test_a_shipped_split_of_masks(tmp_path: Path) -> None:
     assert parts_of(data)["test"] == [f"w/test/{n}.jpg" for n in range(3)]
     found = [mask_of(pair)[0] for pair in data.pairs]
     assert [bool(mask.any()) for mask in found if mask is not None] == [False, True, False] * 3
+
+
+def test_a_validation_split_without_the_object(tmp_path: Path) -> None:
+    write_shipped(tmp_path, train=6, valid=3, test=2)
+    table = tmp_path / "walls" / "valid" / "_annotations.coco.json"
+    table.write_text(json.dumps({**json.loads(table.read_text()), "annotations": []}))
+    data = data_of(tmp_path, SHIPPED)
+    data.setup("fit")
+    with pytest.raises(
+        MisconfigurationException, match=r"no positive pixel in the 3 val masks of 'crack' .* perfect if nothing"
+    ):
+        data.check_input(("train", "val"))
 
 
 def test_the_shipped_split_is_suggested(tmp_path: Path) -> None:

@@ -207,6 +207,13 @@ def test_no_label_is_needed(digits: Path) -> None:
     assert DigitsDataModule().predicted_files() is None
 
 
+def test_one_file_in_place_of_a_folder(digits: Path) -> None:
+    names, images = read_images(digits / "1" / "107.png", 8, 1)
+    others, whole = read_images(digits, 8, 1)
+    assert names == ["107.png"]
+    assert torch.equal(images[0], whole[others.index("1/107.png")])
+
+
 def test_a_missing_folder(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in run.iterdir()}
     assert main(["predict", "--run", str(run), "--data.images", str(tmp_path / "nowhere")]) == 2
