@@ -151,6 +151,16 @@ def _check_files(
         raise MisconfigurationException(
             f"{table}: {listed(same)}: images of other folders have this name too, but only one file is in {known.folder}"
         )
+    moved = [
+        (name, path)
+        for name, path in zip(names, paths, strict=True)
+        if not path.as_posix().endswith("/" + name.removeprefix("./"))
+    ]
+    if moved:
+        log.info(
+            f"images     {table}: {len(moved):,} of {len(names):,} names are of other folders and were found by their last parts: "
+            f"{moved[0][0]} is {moved[0][1]}"
+        )
     with ThreadPoolExecutor(THREADS) as pool:
         check_formats(paths)
         sizes = list(pool.map(size_of, paths))

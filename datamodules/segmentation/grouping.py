@@ -39,7 +39,8 @@ def group_names(root: Path, sets: Sequence[PromptSet], pairs: Sequence[Sequence[
         try:
             found = read_groups(root / one.groups, one.group_column, names, one.file_column)
         except (ValueError, FileNotFoundError) as error:
-            raise MisconfigurationException(f"sets: {one.folder}: groups: {error}") from error
+            hint = "; leave `groups` out if no images belong together" if isinstance(error, FileNotFoundError) else ""
+            raise MisconfigurationException(f"sets: {one.folder}: groups: {error}{hint}") from error
         groups += [f"{one.groups}: {name}" for name in found]  # sets that share a table share its groups
     places: dict[Path, list[int]] = {}  # an image may be in several sets with different categories
     for place, path in enumerate(pair.image for listing in pairs for pair in listing):
@@ -62,4 +63,5 @@ def group_names(root: Path, sets: Sequence[PromptSet], pairs: Sequence[Sequence[
 
 def _name_in_set(folder: Path, image: Path) -> str:
     within = folder / "images" if image.is_relative_to(folder / "images") else folder
-    return image.relative_to(within).as_posix()
+    # images can lie beside an annotation file that is elsewhere
+    return image.relative_to(within).as_posix() if image.is_relative_to(within) else image.as_posix()

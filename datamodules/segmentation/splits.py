@@ -19,10 +19,8 @@ from datamodules.splitting.grouped import grouped_split
 log = logging.getLogger(__name__)
 
 PARTS = ("train", "val", "test")
-MOST, BITS = (
-    5000,
-    2,
-)  # images of a shipped split that are compared, and differing bits of the hashes of images that look alike
+MOST = 5000  # images of a shipped split that are compared with each other (1.1 ms each, JPEG of 640 px, 2 cores)
+BITS = 2  # differing bits of the hashes of images that look alike
 
 
 def divide(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import yaml
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from datamodules import PromptSet
+from datamodules.segmentation.grouping import group_names
 from datamodules.segmentation.listing import read_pairs
 from datamodules.segmentation.masks import mask_of
 from datamodules.segmentation.polygons import polygon_mask
@@ -61,14 +63,18 @@ def masks(root: Path, one: PromptSet) -> dict[str, NDArray[np.uint8]]:
         ("s/images/train/a.jpg", "s/annotations/instances_train.json", "a.jpg"),
         ("s/a.jpg", "s/_annotations.coco.json", "a.jpg"),  # Roboflow
         ("s/a.jpg", "tables/a.json", "./a.jpg"),
+        ("tables/a.jpg", "tables/a.json", "a.jpg"),  # beside the table, outside of the folder
     ],
 )
 def test_images_are_found(tmp_path: Path, image: str, table: str, written: str) -> None:
     save_image(tmp_path / image)
     write_table(tmp_path / table, [written])
-    found = masks(tmp_path, PromptSet("s", ["crack"], annotations=table))
+    (tmp_path / "s").mkdir(exist_ok=True)
+    one = PromptSet("s", ["crack"], annotations=table)
+    found = masks(tmp_path, one)
     assert list(found) == [image]
     assert found[image].sum() == 12
+    assert len(group_names(tmp_path, [one], [read_pairs(tmp_path, one, 0)], None)) == 1
 
 
 def test_the_same_name_in_two_folders(tmp_path: Path) -> None:
@@ -289,3 +295,18 @@ def test_capitals_of_endings_do_not_count(tmp_path: Path) -> None:
     save_image(tmp_path / "s" / "a.JPG")
     write_table(tmp_path / "s" / "t.json", ["images/a.jpg"])
     assert list(masks(tmp_path, PromptSet("s", ["crack"], annotations="s/t.json"))) == ["s/a.JPG"]
+
+
+def test_traced_masks_in_yolo_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Five decimals, as supervision 0.31 writes them: the corners are pixels again."""
+    mask = np.zeros((H, W), np.uint8)
+    cv2.polylines(mask, [np.array([[1, 2], [6, 9], [12, 3], [18, 10]], np.int32).reshape(-1, 1, 2)], False, 1, 2)
+    (outline,), _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    shares = " ".join(f"{value:.5f}" for value in (outline[:, 0] / [W, H]).ravel())
+    write_yolo(tmp_path, {"a": f"0 {shares}\n"})
+    one = PromptSet("y", ["crack"], annotations="y/data.yaml", polygons="contour")
+    assert np.array_equal(masks(tmp_path, one)["y/images/a.jpg"], mask)
+    one.polygons = None
+    with caplog.at_level("WARNING"):
+        assert masks(tmp_path, one)["y/images/a.jpg"].sum() < mask.sum()
+    assert "the polygons look as if they were traced from masks" in caplog.text
