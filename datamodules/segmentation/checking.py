@@ -89,8 +89,8 @@ def check_masks(root: Path, splits: Mapping[str, Sequence[Pair]], names: Sequenc
 
 def _check_positive(split: str, found: MaskContents, pairs: Sequence[Pair], names: Sequence[str]) -> None:
     whole = found.read == found.count
-    absent = [name for number, name in enumerate(names) if number not in {pair.prompt for pair in pairs}]
-    if absent and split == "train":
+    there = {pair.prompt for pair in pairs}
+    if split == "train" and (absent := [repr(name) for number, name in enumerate(names) if number not in there]):
         raise MisconfigurationException(
             f"no training image is there for {listed(absent)}; leave the prompt out, or add images"
         )

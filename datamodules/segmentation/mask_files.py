@@ -40,7 +40,12 @@ def read_set(root: Path, one: PromptSet, prompt: int) -> list[Pair]:
         return _without_masks(folder, one, prompt)
     place, before, after = _pattern(one.masks)
     masks = _masks(folder / place, one, before, after)
-    images = [path for path in _images(folder, one) if path not in {*masks.values()}]
+    known = {*masks.values()}
+    images = [path for path in _images(folder, one) if path not in known]
+    if not images:
+        raise MisconfigurationException(
+            f"{folder}: masks {one.masks!r} fits all of its images; nothing is left to segment"
+        )
     if not masks:
         raise MisconfigurationException(
             f"{folder / place}: prompt {one.prompts[0]!r} has no masks; expected "

@@ -167,6 +167,23 @@ def test_names_of_masks(tmp_path: Path, images: str, mask: str, pattern: str | N
     assert all(np.array_equal(found[name], expected[name]) for name in found)
 
 
+def test_a_pattern_that_fits_every_file(tmp_path: Path) -> None:
+    save_image(tmp_path / "s", "a.png", 0)
+    with pytest.raises(MisconfigurationException, match=r"masks '\*.png' fits all of its images"):
+        masks(tmp_path, PromptSet("s", ["crack"], masks="*.png"))
+
+
+def test_a_prompt_without_a_training_image(tmp_path: Path) -> None:
+    write(tmp_path, lambda mask: Image.fromarray(255 * (mask == 1).astype(np.uint8)))
+    save_image(tmp_path / "v" / "images", "a.png", 9)
+    (tmp_path / "v" / "masks").mkdir()
+    Image.new("L", (W, H), 255).save(tmp_path / "v" / "masks" / "a.png")
+    data = data_of(tmp_path, PromptSet("s", ["crack"]), PromptSet("v", ["stain"], split="val"))
+    data.setup("fit")
+    with pytest.raises(MisconfigurationException, match="no training image is there for 'stain'"):
+        data.check_input(("train", "val"))
+
+
 def test_the_pattern_is_suggested(tmp_path: Path) -> None:
     (tmp_path / "s" / "masks").mkdir(parents=True)
     for n in range(12):
