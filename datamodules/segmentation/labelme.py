@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image, ImageDraw
 
 from datamodules.images.class_folders import listed
+from datamodules.images.formats import EXTENSIONS
 from datamodules.segmentation.coco_shapes import Faults, ShapeError
 from datamodules.segmentation.image_names import ImageNames
 from datamodules.segmentation.polygons import Contour, Shape, runs_of
@@ -93,13 +94,13 @@ def _read(path: Path) -> dict[str, Any] | None:
 def _image(known: ImageNames, path: Path, content: dict[str, Any]) -> Path | None:
     """The image of a file: that of `imagePath`, or else the one with the file's own name."""
     name = content.get("imagePath")
-    beside = [other for other in sorted(path.parent.glob(f"{path.stem}.*")) if other != path]
     if isinstance(name, str):
         own = path.parent / name.replace("\\", "/")
         found = own if own.is_file() and own.parent == path.parent else known.find(name)
         if found is not None:
             return found
-    return beside[0] if beside else None
+    endings = (ending for one in EXTENSIONS for ending in (one, one.upper()))
+    return next((own for ending in endings if (own := path.with_suffix(ending)).is_file()), None)
 
 
 def _check_sizes(

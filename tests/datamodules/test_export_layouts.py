@@ -243,7 +243,7 @@ def test_labelme_masks_and_paths(tmp_path: Path) -> None:
     file = io.BytesIO()
     Image.fromarray(inside).save(file, "PNG")
     stored = shape("mask", (3, 5), (8, 8), mask=base64.b64encode(file.getvalue()).decode())
-    write_labelme(tmp_path, [stored], imagePath="..\\photos\\a.png", imageHeight=None)
+    write_labelme(tmp_path, [stored], imagePath="..\\photos\\renamed.png", imageHeight=None)
     expected = np.zeros((H, W), np.uint8)
     expected[5:9, 3:9] = inside
     assert np.array_equal(masks(tmp_path, PromptSet("l", ["crack"], annotations="l"))["l/a.png"], expected)

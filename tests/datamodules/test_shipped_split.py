@@ -160,3 +160,35 @@ def test_the_shipped_split_is_suggested(tmp_path: Path) -> None:
         MisconfigurationException, match=r"there are train/_annotations.*, valid/.*: to keep this split"
     ):
         masks(tmp_path, one)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "folder", "annotations"),
+    [
+        ("w/{}/images", "w/{}/labels", "w", "w/data.yaml"),  # Roboflow
+        ("w/images/{}", "w/labels/{}", "w/images", "w/data.yaml"),  # Ultralytics
+        ("w/images/{}", "w/labels/{}", "w/images", "w/labels"),
+    ],
+)
+def test_a_shipped_split_of_yolo_files(tmp_path: Path, images: str, labels: str, folder: str, annotations: str) -> None:
+    for number, part in enumerate(("train", "val", "test")):
+        for n in range(2):
+            save_image(tmp_path / images.format(part) / f"{n}.png", 10 * number + n)
+        (tmp_path / labels.format(part)).mkdir(parents=True)
+        (tmp_path / labels.format(part) / "0.txt").write_text(f"{number} 0 0 0.5 0 0.5 1 0 1\n")
+    (tmp_path / "w" / "data.yaml").write_text("names: [a, b, c]")
+    data = data_of(tmp_path, PromptSet(folder, ["crack"], annotations=annotations, split="shipped"))
+    parts = parts_of(data)
+    assert parts["val"] == [f"{images.format('val')}/{n}.png" for n in range(2)]
+    shown = [mask_of(pair)[0] for pair in data.pairs]
+    assert [int(mask.sum()) for mask in shown if mask is not None] == [H * W // 2, 0] * 3
+
+
+def test_yolo_files_of_cvat(tmp_path: Path) -> None:
+    """Text files beside the images in obj_train_data, names in obj.names above it."""
+    folder = tmp_path / "obj_train_data"
+    save_image(folder / "a.png")
+    (folder / "a.txt").write_text("1 0 0 0.5 0 0.5 1 0 1\n0 0 0 1 0 1 1 0 1\n")
+    (tmp_path / "obj.names").write_text("wall\ncrack\n")
+    found = masks(tmp_path, PromptSet("obj_train_data", ["crack"], annotations="obj_train_data", categories=["crack"]))
+    assert found["obj_train_data/a.png"].sum() == H * W // 2
