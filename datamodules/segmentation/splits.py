@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -71,11 +70,12 @@ def divide(
             log.warning(f"data sets without an image: {shown}; they have too few images or groups")
         for place, s in zip(drawn, split.assignment, strict=True):
             assignment[place] = s
+    images = [pair.image for listing in listings for pair in listing]
     if shipped:
         _say(root, sets, assignment, missing)
-        images = [pair.image for listing in listings for pair in listing]
-        _say_torn(images, groups, assignment)
+        _say_torn("images of one group, or identical or similar ones", groups, assignment)
         _say_alike(dict(zip(images, assignment, strict=True)))
+    _say_torn("copies of one picture by Roboflow", [_source(path) for path in images], assignment)
     if not {0, 1} <= {*assignment}:
         raise MisconfigurationException(
             f"{root}: no image is for {'val' if 0 in assignment else 'train'}; see `split` of the sets"
@@ -91,25 +91,24 @@ def _say(root: Path, sets: Sequence[PromptSet], assignment: Sequence[int], missi
     log.info(f"split      as shipped in {root} ({names}): {counts}{drawn}")
 
 
-def _say_torn(images: Sequence[Path], groups: Sequence[str], assignment: Sequence[int]) -> None:
-    """Warn of copies and groups that are in several parts, which only a shipped split can have."""
-    stems = [
-        path.name.partition(".rf.")[0] for path in images
-    ]  # Roboflow: a_jpg.rf.HASH.jpg, the same for augmented copies
-    copies = [stem for path, stem in zip(images, stems, strict=True) if path.name != stem]
-    for kind, names in (
-        ("images of one group, or identical or similar ones", groups),
-        ("copies of one picture by Roboflow", [stem if stem in {*copies} else "" for stem in stems]),
-    ):
-        parts: dict[str, set[int]] = {}
-        for name, part in zip(names, assignment, strict=True):
-            parts.setdefault(name, set()).add(part)
-        torn = {name for name, found in parts.items() if name and len(found) > 1}
-        if torn:
-            count = sum(counted for name, counted in Counter(names).items() if name in torn)
-            log.warning(
-                f"{count:,} {kind} are in several parts of the shipped split ({listed(sorted(torn))}): the metrics are too good"
-            )
+def _source(path: Path) -> str:
+    """Roboflow names the copies of a picture a_jpg.rf.HASH.jpg: the name of the picture, empty for other files."""
+    stem, mark, _ = path.name.partition(".rf.")
+    return stem if mark else ""
+
+
+def _say_torn(kind: str, names: Sequence[str], assignment: Sequence[int]) -> None:
+    """Warn of images of the same name, of a group or a picture, that are in several parts; an empty name does not count."""
+    parts: dict[str, set[int]] = {}
+    for name, part in zip(names, assignment, strict=True):
+        parts.setdefault(name, set()).add(part)
+    torn = {name for name, found in parts.items() if name and len(found) > 1}
+    if torn:
+        count = sum(name in torn for name in names)
+        log.warning(
+            f"{count:,} {kind} are in several parts of the split ({listed(sorted(torn))}): the metrics are too good; keep them "
+            "together with a table of groups"
+        )
 
 
 def _say_alike(parts: Mapping[Path, int]) -> None:

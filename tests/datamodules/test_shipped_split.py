@@ -86,10 +86,20 @@ def test_copies_in_several_parts_are_said(tmp_path: Path, caplog: pytest.LogCapt
         table.write_text(table.read_text().replace(f'"{name}.png"', f'"wall7_png.rf.{name}.png"'))
     with caplog.at_level("WARNING"):
         parts_of(data_of(tmp_path, SHIPPED))
-    assert (
-        "2 images of one group, or identical or similar ones are in several parts of the shipped split" in caplog.text
-    )
-    assert "2 copies of one picture by Roboflow are in several parts of the shipped split (wall7_png)" in caplog.text
+    assert "2 images of one group, or identical or similar ones are in several parts of the split" in caplog.text
+    assert "2 copies of one picture by Roboflow are in several parts of the split (wall7_png)" in caplog.text
+
+
+def test_copies_of_roboflow_that_are_divided_at_random_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = [f"wall{n // 3}_png.rf.{n:032x}.png" for n in range(12)]
+    for n, name in enumerate(names):
+        save_image(tmp_path / "walls" / name, n)
+    write_table(tmp_path / "walls" / "t.json", names)
+    with caplog.at_level("WARNING"):
+        parts_of(data_of(tmp_path, PromptSet("walls", ["crack"], annotations="walls/t.json")))
+    assert "copies of one picture by Roboflow are in several parts of the split (wall" in caplog.text
 
 
 @pytest.mark.parametrize(
