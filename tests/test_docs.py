@@ -32,6 +32,8 @@ from cli import main
 from datamodules.signals.har_generator import write_generated
 from tests.datamodules.cifar_layout import write_cifar
 from tests.datamodules.pictures import write_classes
+from tests.datamodules.raw_recordings import write_recordings
+from tools.cut_windows.__main__ import main as cut_windows
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
@@ -41,6 +43,7 @@ PAGES = [
 RUN = "runs/NAME/DATE-TIME"
 PLACEHOLDERS = {
     "RUN_DIR": RUN,
+    "HAR_RUN_DIR": "har_run",
     "CHECKPOINT": f"{RUN}/checkpoints/best.ckpt",
     "EXPERIMENT": "configs/digits_ternary.yaml",
     "FOLDER": "folder",
@@ -193,6 +196,22 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_classes(folder / "folder", {"cat": 20, "dog": 20})
     write_cache(folder / "caches" / "NAME", samples=40, width=8)
     write_generated(folder / "data", subjects=range(1, 7), test_subjects=(2,), windows=2)
+    write_recordings(folder / "recordings", seconds=12, people=4)
+    cut = ["--rate", "50", "--window", "2.56", "--time_unit", "ms", "--path", "{label}_{}/sub_{subject}.csv"]
+    assert cut_windows([str(folder / "recordings"), str(folder / "windows.npz"), *cut]) == 0
+    new = folder / "recordings" / "jog_4" / "sub_1.csv"
+    assert cut_windows([str(new), str(folder / "new.npz"), "--like", str(folder / "windows.npz")]) == 0
+    fit = [
+        "fit",
+        "--data",
+        "SignalFileDataModule",
+        "--data.file",
+        str(folder / "windows.npz"),
+        "--data.batch_size",
+        "8",
+    ]
+    fit += ["--model", "HARClassifier", "--model.architecture", "signal_resnet", "--trainer.max_epochs", "1"]
+    assert main([*fit, "--trainer.enable_progress_bar", "false", "--run_dir", str(folder / "har_run")]) == 0
     return folder
 
 
