@@ -37,13 +37,18 @@ def find_folder(root: Path) -> Path | None:
         The folder, or None if none of them has the file.
 
     Raises:
-        MisconfigurationException: Both subfolders have it.
+        MisconfigurationException: Both subfolders have it, or one has windows and no such file.
     """
     if (root / "activity_labels.txt").is_file():
         return root
     found = [folder for folder in (root / FOLDER, root / "har" / FOLDER) if (folder / "activity_labels.txt").is_file()]
     if len(found) > 1:
         raise MisconfigurationException(f"{found[0]} and {found[1]} both hold data; set --data.root to one of them")
+    for folder in () if found else (root, root / FOLDER, root / "har" / FOLDER):
+        if any((folder / part / f"y_{part}.txt").is_file() for part in ("train", "test")):
+            raise MisconfigurationException(
+                f"{folder}: activity_labels.txt is missing; it names the activities in lines such as `1 WALKING`, numbered from 1"
+            )
     return found[0] if found else None
 
 

@@ -38,6 +38,13 @@ def test_a_subject_in_two_splits_is_an_error(folder: Path) -> None:
         HARDataModule(root=str(folder)).setup("test")
 
 
+def test_constant_windows_may_be_equal(folder: Path) -> None:
+    for name in SIGNALS:
+        for part in ("train", "test"):
+            edit(signal_file(folder, part, name), lambda lines: [" ".join(["1.0e-01"] * 128) + "\n", *lines[1:]])
+    HARDataModule(root=str(folder), val_subjects=1, batch_size=4).setup("test")
+
+
 def test_a_window_in_two_parts_is_an_error(folder: Path) -> None:
     for name in SIGNALS:
         copied = signal_file(folder, "train", name).read_text().splitlines(keepends=True)[40]
@@ -144,6 +151,14 @@ def test_an_activity_without_training_windows_is_an_error(folder: Path) -> None:
         match=r"no training window of WALKING: none of .* \(3, 5, 6, 7, 8\) has such a window",
     ):
         HARDataModule(root=str(folder), val_subject_id=1).setup("fit")
+
+
+def test_missing_activity_labels(folder: Path) -> None:
+    (folder / "activity_labels.txt").unlink()
+    with pytest.raises(
+        MisconfigurationException, match=rf"{FOLDER}: activity_labels\.txt is missing; it names the activities"
+    ):
+        _ = HARDataModule(root=str(folder.parent)).class_names
 
 
 @pytest.mark.parametrize("text", ["", "0 WALKING\n", "1 WALKING\n3 SITTING\n", "1\n", "WALKING\n"])
