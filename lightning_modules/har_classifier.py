@@ -292,12 +292,23 @@ class HARClassifier(StartsFromWeights, FrozenThenTrained, EarlyExitClassifier):
         try:
             names = {*self.network.state_dict(), *backbone_of(self.network).state_dict()}
             saved = read_weights(self.weights, names) if self.weights else downloaded(self.architecture)
+            self._check_signals(saved.signal_names)
             frozen = self.freeze_part == "backbone" and self.unfreeze_epoch is None
             trains = self.freeze_part == "none"
             lines = fill(self.network, saved, self.class_names, self.min_loaded, trains, frozen)
         except ValueError as error:
             raise ValueError(f"{setting}: {source}: {str(error).removeprefix(f'{source}: ')}") from error
         return [(level, f"{setting}: {source}: {line}") for level, line in lines]
+
+    def _check_signals(self, trained: list[str] | None) -> None:
+        """Refuse weights of a run on the same signals in another order; other signals are another task, and allowed."""
+        trainer = self._trainer
+        own: list[str] | None = getattr(getattr(trainer, "datamodule", None), "signal_names", None)
+        if own and trained and own != trained and sorted(own) == sorted(trained):
+            raise ValueError(
+                f"the weights are of a run on the signals {', '.join(trained)}, but the data has them in the order "
+                f"{', '.join(own)}; bring them into that order"
+            )
 
     # ---- single windows ----
 

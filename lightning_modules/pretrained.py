@@ -35,12 +35,14 @@ class SavedWeights(NamedTuple):
         class_names: Names of the head's classes in the order of its rows; None if unknown.
         mean: Per-channel mean of the normalisation used in training; None if unknown.
         std: Per-channel standard deviation of that normalisation; None if unknown.
+        signal_names: Names of the signals that the network was trained on, in their order; None if unknown.
     """
 
     tensors: dict[str, Tensor]
     class_names: list[str] | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
+    signal_names: list[str] | None = None
 
 
 def read_weights(source: str, names: Collection[str]) -> SavedWeights:
@@ -105,7 +107,8 @@ def _of_checkpoint(path: Path, content: dict[str, Any], names: Collection[str]) 
     network = {name: tensor for name, tensor in state.items() if name.startswith("network.")}
     about = {name: content["hyper_parameters"].get(name) for name in ("class_names", "mean", "std")}
     lists: dict[str, Any] = {name: list(value) for name, value in about.items() if isinstance(value, (list, tuple))}
-    return _said(path, *_named_as(network or state, names))._replace(**lists)
+    own = content.get("trained_on", {}).get("own", {})
+    return _said(path, *_named_as(network or state, names))._replace(**lists, signal_names=own.get("signal_names"))
 
 
 def _said(path: Path, tensors: dict[str, Tensor], note: str) -> SavedWeights:

@@ -312,6 +312,27 @@ def test_weights_of_a_har_run_load_encoder_and_head(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, state[name]) for name, tensor in module.network.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("names", "refused"), [(["x", "y", "z"], False), (["y", "x", "z"], True), (["x", "y", "w"], False)]
+)
+def test_weights_of_a_run_on_the_same_signals_in_another_order_are_refused(
+    tmp_path: Path, names: list[str], refused: bool
+) -> None:
+    settings = {**SETTINGS, "architecture": "signal_resnet", "in_channels": 3}
+    state = HARClassifier(**settings).state_dict()
+    content = {"state_dict": state, "hyper_parameters": {}, "trained_on": {"own": {"signal_names": ["x", "y", "z"]}}}
+    torch.save(content, tmp_path / "best.ckpt")
+    module: Any = HARClassifier(**settings, weights=str(tmp_path / "best.ckpt"))
+    module._trainer = SimpleNamespace(datamodule=SimpleNamespace(signal_names=names))
+    if refused:
+        with pytest.raises(
+            ValueError, match="of a run on the signals x, y, z, but the data has them in the order y, x, z"
+        ):
+            module.give_weights()
+    else:
+        assert "tensors loaded" in given(module)
+
+
 def test_weights_that_do_not_fit_and_no_weights(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, str(tmp_path / "a.safetensors"))
     module = HARClassifier(**SETTINGS, weights=str(tmp_path / "a.safetensors"))
