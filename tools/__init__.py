@@ -2,6 +2,7 @@
 
 cascade           chains two classifiers and compares the pair with each of them on its own   (docs/cascade_two_stage.md)
 compare           compares runs of any system: metrics, settings, speed, cost                 (docs/compare.md)
+cut_windows       cuts raw sensor recordings into windows for training and prediction         (docs/har_data.md)
 experiments       runs and resumes named overlays on a configuration, and compares them       (docs/experiments.md)
 export            writes a ternary run as a packed file, and verifies the file                (docs/export.md)
 inspect_data      checks and describes a data set before training                             (docs/tools.md)
