@@ -139,10 +139,9 @@ class VisionCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Does nothing: hyperparameters in a checkpoint never override the configuration or a flag."""
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Return the commands, each with the Trainer arguments to skip because project flags replace them."""
-        return {name: skip | NOT_OURS for name, skip in LightningCLI.subcommands().items()}
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # of the others no parser is built
+        """Return the command that runs, with the Trainer arguments to skip because project flags replace them."""
+        return {self.flags.command: LightningCLI.subcommands()[self.flags.command] | NOT_OURS}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the settings of the callbacks of every run, ``on_oom``, ``fast_loop``, and the links from data to model."""
