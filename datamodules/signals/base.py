@@ -22,7 +22,7 @@ import transforms
 from datamodules.base import Batch
 from datamodules.extraction import Labelled, Scalar, flat_settings
 from datamodules.signals.augmentation import SignalAugmentation
-from datamodules.signals.checking import check_windows
+from datamodules.signals.checking import check_triples, check_windows
 from datamodules.signals.checkpoint_record import SignalRecord
 from datamodules.signals.header import SignalHeader
 from datamodules.signals.images import Mode, SignalImages
@@ -179,7 +179,11 @@ class SignalDataModule(SignalHeader):
             if self.signal_images.mode != "signals":
                 self.signal_images(zeros, self.image_size)
         except (ValueError, TypeError) as error:
-            raise MisconfigurationException(f"data: the settings do not fit the signals: {error}") from error
+            raise MisconfigurationException(
+                f"data: the settings do not fit the signals: {error}; the signals are {', '.join(self.signal_names)}"
+            ) from error
+        if self.signal_augmentation.rotation or self.signal_augmentation.scaling:
+            check_triples(self.signal_names)
 
     def _split_training_data(self) -> None:
         data = self._checked_part("train")

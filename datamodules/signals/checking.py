@@ -8,9 +8,28 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from datamodules.images.class_folders import listed
+from datamodules.signals.matching import UNNAMED, bare_names
 from datamodules.signals.windows import Windows, subjects_of
 
 log = logging.getLogger(__name__)
+
+
+def check_triples(signal_names: Sequence[str]) -> None:
+    """Warn of three signals that rotation and scaling take for x, y and z of one sensor although their names say otherwise.
+
+    Args:
+        signal_names: The S names.
+    """
+    bare = bare_names(signal_names)
+    for place in range(0, len(bare), 3):
+        triple = bare[place : place + 3]
+        axes, stems = [name[-1:].lower() for name in triple], {name[:-1] for name in triple}
+        if not all(UNNAMED.fullmatch(name) for name in triple) and (axes != ["x", "y", "z"] or len(stems) > 1):
+            log.warning(
+                f"rotation and scaling take {', '.join(triple)} for x, y and z of one sensor; order the signals in such triples, "
+                "or set --data.rotation 0 --data.scaling 0"
+            )
+            return
 
 
 def check_windows(splits: Mapping[str, Windows], class_names: Sequence[str], signal_names: Sequence[str]) -> None:

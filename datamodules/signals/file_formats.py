@@ -54,11 +54,12 @@ class SignalFile(NamedTuple):
         return "label" in self.windows
 
 
-def read_signal_file(path: Path) -> SignalFile:
+def read_signal_file(path: Path, setting: str = "file") -> SignalFile:
     """Read a file of windows.
 
     Args:
         path: File with the extension .npz or .csv.
+        setting: Setting of the datamodule that names it, for messages.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -67,11 +68,11 @@ def read_signal_file(path: Path) -> SignalFile:
     if not path.is_file():
         raise FileNotFoundError(
             f"no file {path.absolute()}: expected windows of signals, a .npz with signal (N, S, T), label and subject, or a .csv "
-            "with the columns window, time, label, subject and one for each signal; name it with --data.file"
+            f"with the columns window, time, label, subject and one for each signal; name it with --data.{setting}"
         )
     readers = {".npz": _read_arrays, ".csv": read_table}
     if path.suffix.lower() not in readers:
-        raise MisconfigurationException(f"--data.file {path} must end in .npz or .csv")
+        raise MisconfigurationException(f"--data.{setting} {path} must end in .npz or .csv")
     try:
         arrays = readers[path.suffix.lower()](path)
     except (ValueError, OSError, UnicodeDecodeError) as error:

@@ -63,7 +63,7 @@ class SignalFileDataModule(SignalDataModule):
     def _whole_test(self) -> SignalFile | None:
         """Content of the file that is tested and predicted as a whole; None if the test split is drawn from `file`."""
         if self.test_file is not None:
-            return read_signal_file(self.test_file)
+            return read_signal_file(self.test_file, "test_file")
         return None if self._content.labelled else self._content
 
     @property

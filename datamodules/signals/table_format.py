@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from foundation.project import TOOL
+
 OWN_COLUMNS = ("window", "time", "label", "subject")
 NEEDED = ("window", "time")
 BLANK = ("", "nan", "<na>", "n/a")
@@ -39,7 +41,10 @@ def read_table(path: Path) -> dict[str, Array]:
         lines = csv.reader(file)
         header, first_line = [name.strip() for name in next(lines, [])], next(lines, None)
     if missing := [name for name in NEEDED if name not in header]:
-        raise ValueError(f"its first line has no column {', '.join(missing)}; it has {', '.join(header)}")
+        raise ValueError(
+            f"its first line has no column {', '.join(missing)}; it has {', '.join(header)}; a raw recording is cut into windows "
+            f"first: {TOOL}cut_windows {path} windows.npz"
+        )
     signal_names = [name for name in header if name not in OWN_COLUMNS]
     if not signal_names:
         raise ValueError(f"it has no signal column, only {', '.join(header)}")

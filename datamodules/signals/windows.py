@@ -81,6 +81,7 @@ def held_out_subjects(
         if unknown := [str(one) for one in wanted if str(one) not in named]:
             raise MisconfigurationException(
                 f"--data.{name}_subjects: there is no subject {', '.join(unknown)}; there are {', '.join(named)}"
+                + (" (the test subjects are already held out)" if name == "val" else "")
             )
         count = len(wanted)
     else:

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules import SignalFileDataModule
+from datamodules.signals.checking import check_triples
 from datamodules.signals.windows import NOBODY
 
 NAMES = np.array(["acc_x [g]", "acc_y [g]", "gyro [rad/s]"])
@@ -125,6 +126,22 @@ def test_people_are_held_out_by_name(file: str) -> None:
         SignalFileDataModule(file, test_subjects=["zoe"]).setup("fit")
     with pytest.raises(MisconfigurationException, match="holds out 3 of 3 subjects"):
         SignalFileDataModule(file, test_subjects=["cleo"], val_subjects=["dan", "anna", "ben"]).setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("names", "warned"),
+    [
+        (["acc_x", "acc_y", "acc_z"], False),
+        (["acc.x [g]", "acc.y [g]", "acc.z [g]"], False),
+        (["signal 0", "signal 1", "signal 2"], False),
+        (["acc_x", "rot_x", "acc_y"], True),
+        (["roll", "pitch", "yaw"], True),
+        (["acc_y", "acc_x", "acc_z"], True),
+    ],
+)
+def test_signals_that_are_no_triples_are_said(caplog: pytest.LogCaptureFixture, names: list[str], warned: bool) -> None:
+    check_triples(names)
+    assert ("order the signals in such triples" in caplog.text) == warned
 
 
 def test_numbers_written_as_text_are_numbers(tmp_path: Path) -> None:

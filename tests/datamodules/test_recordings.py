@@ -138,6 +138,29 @@ def test_missing_and_repeated_samples_are_removed_and_counted() -> None:
     np.testing.assert_allclose(whole(parts).signal[2, 1, 0], (values[9, 1] + values[11, 1]) / 2, rtol=1e-5)
 
 
+def test_time_stamps_that_many_samples_share_are_too_coarse() -> None:
+    time = np.repeat(np.arange(4.0), 50)
+    with pytest.raises(ValueError, match=r"walk.csv: 98% of the samples have the time stamp of the sample before"):
+        list(cut(recording(time, np.zeros((200, 1))), Cutting(10.0, 5, 5), Counts()))
+
+
+def test_segments_in_dates_and_in_the_unit_of_large_numbers(tmp_path: Path) -> None:
+    table = tmp_path / "segments.csv"
+    for start, end, origin in (
+        ("2026-01-01 00:00:00.10", "2026-01-01T00:00:00.29Z", np.datetime64("2026-01-01T00:00:00", "ns")),
+        ("1767225600100000000", "1767225600290000000", 1767225600_000000000),
+    ):
+        table.write_text(f"start,end,label\n{start},{end},walk\n")
+        one = recording(np.arange(10) / 20, np.zeros((10, 1)))._replace(origin=origin)
+        assert Segments(table).label(one, 1e-9, Codes()).tolist() == [-1, -1, 0, 0, 0, 0, -1, -1, -1, -1]
+
+
+def test_a_column_may_be_two_signals(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("t,a\n0,1\n1,2\n")
+    found = read_recording(tmp_path / "a.csv", "a", Columns({"x": "a", "y": "a"}, time="t"), Codes(), Codes())
+    np.testing.assert_array_equal(found.signals, [[1, 2], [1, 2]])
+
+
 def test_windows_of_two_people_are_left_out() -> None:
     counts = Counts()
     person = np.repeat([0, 1], 10)
@@ -186,6 +209,7 @@ def test_every_kind_of_file_is_read_alike(tmp_path: Path, ending: str) -> None:
         ("ms", [f"{1000 + 20 * row}" for row in range(9)]),
         ("ns", [f"{1767225600_000000000 + 20_000_000 * row}" for row in range(9)]),
         ("s", [f"2026-01-01 00:00:{row * 0.02:09.6f}" for row in range(9)]),
+        ("s", [f"2026-01-01T00:00:{row * 0.02:09.6f}Z" for row in range(9)]),
         ("s", [f"{1767225600 + row * 0.02:.2f}" for row in range(9)]),
     ],
 )
@@ -201,10 +225,16 @@ def test_units_of_time(tmp_path: Path, unit: str, stamps: list[str]) -> None:
     [
         ("t,acc_x\n0,1\n", Columns({"x": "acc_X"}, time="t"), "no column acc_X, did you mean 'acc_x'"),
         ("t,a\n0,1\n20,2\n40,3\n", Columns({"a": "a"}, time="t"), "20 s apart .median., taken in s; give their unit"),
-        ("t,a\n0,walk\n", Columns({"a": "a"}, time="t"), "conversion error to double: invalid value 'walk'"),
+        (
+            "t,a\n0,walk\n",
+            Columns({"a": "a"}, time="t"),
+            "in the column 'a': .* invalid value 'walk'; choose the signals",
+        ),
         ("t,a\n0,1\n1,2,3\n", Columns({"a": "a"}, time="t"), "Expected 2 columns, got 3"),
         ("a\n1\n", Columns({"a": "a"}), "give --time COLUMN .* or --source_rate HZ"),
         ("", Columns({"a": "a"}, time="t"), "Empty CSV file"),
+        ("t;a\n0;1\n", Columns({"a": "a"}, time="t"), "separated by ';' .t;a.: give --delimiter ';'"),
+        ("t,a\n0,1\n", Columns({"a [g]": "a [g]"}, time="t"), r"a name with a unit is given as 'a \[g\]=a'"),
     ],
 )
 def test_wrong_files_are_named(tmp_path: Path, text: str, columns: Columns, message: str) -> None:
@@ -232,6 +262,11 @@ def test_labels_of_time_spans(tmp_path: Path) -> None:
     table.write_text(table.read_text() + "walk,250,350,jog\n")
     with pytest.raises(ValueError, match=r"line 5 \(jog\) overlaps another segment of walk.csv"):
         Segments(table).label(one, 1e-3, Codes())
+    table.write_text("start,end,label\n5,6,walk\n")
+    with pytest.raises(
+        ValueError, match=r"no segment reaches into walk.csv, whose time stamps go from 0 to 0.45, such as line 2"
+    ):
+        Segments(table).label(one, 1.0, Codes())
     table.write_text("start,end,label\n5,4,walk\n")
     with pytest.raises(ValueError, match="line 2 ends at 4, not after its start 5"):
         Segments(table).label(one, 1.0, Codes())

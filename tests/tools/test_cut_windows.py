@@ -133,6 +133,35 @@ def test_wrong_input_is_one_line(
     assert not list(tmp_path.iterdir())
 
 
+def test_other_time_columns_are_no_signals_and_unused_ones_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"{row * 20},{row * 0.02:.2f},{row}" for row in range(100)]
+    (tmp_path / "a.csv").write_text("\n".join(["time,seconds_elapsed,acc", *rows, ""]))
+    flags = [str(tmp_path / "a.csv"), str(tmp_path / "a.npz"), "--rate", "50", "--window", "1", "--time_unit", "ms"]
+    assert main(flags) == 0
+    assert "1 signals: acc" in capsys.readouterr().out
+    (tmp_path / "a.npz").unlink()
+    assert main([*flags, "--source_rate", "50"]) == 0
+    assert "the time stamps in the column 'time' are not used, because of --source_rate" in capsys.readouterr().out
+
+
+def test_files_of_another_kind_and_unsorted_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a_info.csv").write_text("time,code\n0,1\n1,2\n")
+    (folder / "b.csv").write_text("time,acc\n0,1\n1,2\n")
+    flags = [str(folder), str(tmp_path / "a.npz"), "--rate", "50", "--window", "1"]
+    assert main(flags) == 2
+    assert "b.csv: it has no column code" in (err := capsys.readouterr().err)
+    assert "--path PATTERN leaves out files of another kind" in err
+    (folder / "a_info.csv").unlink()
+    rows = [f"{(row ^ 1) * 0.02:.2f},{row}" for row in range(100)]
+    (folder / "b.csv").write_text("\n".join(["time,acc", *rows, ""]))
+    assert main(flags) == 2
+    assert "50 steps back in time: sort the samples by time" in capsys.readouterr().err
+
+
 def test_nothing_is_overwritten(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "windows.npz").write_text("mine")
     assert main([str(folder), str(tmp_path / "windows.npz"), "--rate", "50", "--window", "1"]) == 2

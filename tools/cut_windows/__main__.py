@@ -31,7 +31,6 @@ examples:
   python -m tools.cut_windows walk.csv windows.npz --rate 50 --window 2.56 --time timestamp --time_unit ms --label activity
   python -m tools.cut_windows new.csv new.npz --like windows.npz
 """
-TIME_NAMES = ("time", "timestamp", "Time", "Timestamp", "seconds_elapsed")
 STORED = ("time", "time_unit", "source_rate", "delimiter", "decimal")
 
 
@@ -58,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
         help="columns of the signals, in this order; a name with a unit such as 'acc_x [g]' lets units be compared "
         "(default: every column that is nothing else)",
     )
-    add("--time", metavar="COLUMN", help=f"column of the time stamps (default: one of {', '.join(TIME_NAMES)})")
+    add("--time", metavar="COLUMN", help="column of the time stamps (default: time, timestamp or seconds_elapsed)")
     add("--time_unit", choices=["s", "ms", "us", "ns"], help="unit of time stamps that are numbers (default: s)")
     add("--source_rate", type=float, metavar="HZ", help="sampling rate of recordings without time stamps")
     add("--label", metavar="COLUMN", help="column of the labels")
@@ -197,7 +196,7 @@ def _files(options: argparse.Namespace, pattern: PathPattern | None) -> dict[str
 
 
 def _columns(options: argparse.Namespace, files: dict[str, Path], like: dict[str, Any]) -> Columns:
-    from datamodules.signals.recordings.reading import Columns, column_names, signals_of
+    from datamodules.signals.recordings.reading import TIME_NAMES, Columns, column_names, signals_of
 
     signals = dict(like.get("signals", {}))
     if options.signals:
@@ -215,7 +214,10 @@ def _columns(options: argparse.Namespace, files: dict[str, Path], like: dict[str
             "--time and --source_rate: give the column of the time stamps, or the rate of recordings without them"
         )
     name, path = next(iter(files.items()))
+    times = [like.get("time"), *TIME_NAMES]
     try:
+        if columns.source_rate and (unused := [one for one in column_names(path, columns) if one in times]):
+            say("warning", f"the time stamps in the column {unused[0]!r} are not used, because of --source_rate")
         if not columns.time and not columns.source_rate:
             names = column_names(path, columns)
             columns = _with(columns, time=next((one for one in TIME_NAMES if one in names), None))
@@ -286,7 +288,12 @@ def _read(
     from datamodules.signals.recordings import read_recording
     from datamodules.signals.recordings.reading import UNITS
 
-    recording = read_recording(path, name, columns, labels, people)
+    try:
+        recording = read_recording(path, name, columns, labels, people)
+    except ValueError as error:
+        if "has no column" in str(error) and pattern is None:
+            raise ValueError(f"{error}; --path PATTERN leaves out files of another kind") from error
+        raise
     length = len(recording.time)
     for what, value in (pattern.of(name) or {} if pattern else {}).items():
         codes = np.full(length, (labels if what == "label" else people).of(value), dtype=np.int32)

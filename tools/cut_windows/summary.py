@@ -67,6 +67,8 @@ def check_any(counts: Counts) -> None:
         return
     reasons = [f"{getattr(counts, name):,} windows {text}" for name, text in LEFT_OUT if getattr(counts, name)]
     reasons += [f"{counts.short:,} samples in pieces shorter than a window"] * bool(counts.short)
+    if counts.backwards:
+        reasons.append(f"{counts.backwards:,} steps back in time: sort the samples by time")
     raise ValueError(f"no window is left: {'; '.join(reasons) or 'the recordings are empty'}")
 
 

@@ -14,6 +14,7 @@ from datamodules.signals.recordings.resampling import LOST, nearest, pieces, rat
 
 Array = np.ndarray[Any, Any]
 AT_ONCE = 4096  # windows that are copied at once
+COARSE = 0.25  # repeated time stamps per other one from which the time is too coarse to cut by
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,18 @@ def cut(recording: Recording, cutting: Cutting, counts: Counts) -> Iterator[Part
 
     Yields:
         The windows in their order.
+
+    Raises:
+        ValueError: Many samples share their time stamps.
     """
     counts.samples += len(recording.time)
     recording, missing, repeated = recording.cleaned()
+    if repeated > COARSE * len(recording.time):
+        share = repeated / (repeated + len(recording.time))
+        raise ValueError(
+            f"{recording.name}: {share:.0%} of the samples have the time stamp of the sample before, which is too coarse; give a "
+            "finer column with --time, or --source_rate HZ in its place"
+        )
     counts.missing += missing
     counts.repeated += repeated
     if len(recording.time) < 2:

@@ -8,6 +8,7 @@ Time stamps are numbers, or texts such as 2026-01-31 12:00:00.02. pyarrow is in 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -18,11 +19,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from datamodules.images.class_folders import listed
+from datamodules.signals.matching import without_unit
 from datamodules.signals.recordings.recording import Codes, Recording
 from datamodules.signals.recordings.resampling import rate_of
 from foundation.suggestions import nearest
 
 Array = np.ndarray[Any, Any]
+TIME_NAMES = ("time", "timestamp", "Time", "Timestamp", "seconds_elapsed")
+"""Columns that are time stamps if nothing else is said, and never signals by default."""
 ENDINGS = (".csv", ".parquet", ".npz")
 UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 PLAUSIBLE = (0.2, 50_000.0)  # Hz: other rates mean another unit of time
@@ -77,7 +81,8 @@ def signals_of(path: Path, columns: Columns) -> dict[str, str]:
         return dict(columns.signals)
     other = (columns.time, columns.label, columns.subject, "")
     names = column_names(path, columns)
-    found = [name for name in names if name not in other and name != "index" and not name.startswith("Unnamed: ")]
+    other = (*other, "index", *TIME_NAMES)
+    found = [name for name in names if name not in other and not name.startswith("Unnamed: ")]
     if not found:
         raise ValueError(f"{path}: it has no column that could be a signal; name them with --signals")
     return {name: name for name in found}
@@ -119,12 +124,17 @@ def read_recording(path: Path, name: str, columns: Columns, labels: Codes, peopl
         ValueError: A column is missing or holds no numbers, or the file is damaged; the message names the file.
     """
     wanted = [*columns.signals.values(), *(one for one in (columns.time, columns.label, columns.subject) if one)]
+    wanted = list(dict.fromkeys(wanted))  # a column may be two signals
     parts = {one: _Growing() for one in wanted}
     try:
         table = _opened(path, columns, wanted)
         if missing := [one for one in wanted if one not in table.names]:
             there = [one for one in table.names if one]
-            raise ValueError(f"it has no column {listed(missing)}{nearest(missing[0], there)}; it has {listed(there)}")
+            bare = [one for one in missing if without_unit(one) in there]
+            named = f"; a name with a unit is given as '{bare[0]}={without_unit(bare[0])}'" if bare else ""
+            raise ValueError(
+                f"it has no column {listed(missing)}{nearest(missing[0], there)}; it has {listed(there)}{named}"
+            )
         for batch in table.batches:
             for column, values in batch.items():
                 if column == columns.label:
@@ -135,7 +145,7 @@ def read_recording(path: Path, name: str, columns: Columns, labels: Codes, peopl
                     values = _numbers(column, values).astype(np.float32)
                 parts[column].add(values)
         whole = {column: found.values for column, found in parts.items()}
-        signals = [whole.pop(column) for column in columns.signals.values()]
+        signals = [whole[column] for column in columns.signals.values()]
         if len({len(one) for one in (*signals, *whole.values())}) > 1:
             raise ValueError("its columns have different lengths")
         origin: Any = 0
@@ -232,8 +242,15 @@ def _csv(path: Path, columns: Columns, wanted: Sequence[str]) -> _Table:
     arrow, csv = import_module("pyarrow"), import_module("pyarrow.csv")
     parse = csv.ParseOptions(delimiter=columns.delimiter)
     reading = csv.ReadOptions(block_size=BLOCK)
-    first = csv.open_csv(path, reading, parse, csv.ConvertOptions(decimal_point=columns.decimal))
+    try:
+        first = csv.open_csv(path, reading, parse, csv.ConvertOptions(decimal_point=columns.decimal))
+    except arrow.ArrowInvalid as error:
+        raise ValueError(f"{error}; is another character between the columns? Give --delimiter") from error
     names = [name.strip() for name in first.schema.names]
+    if len(names) == 1 and ";" in names[0] and columns.delimiter == ",":
+        raise ValueError(
+            f"its columns are separated by ';' ({names[0]}): give --delimiter ';', and --decimal , if it has commas"
+        )
     if not wanted or any(name not in names for name in wanted):
         return _Table(names, iter(()))
     raw = dict(zip(names, first.schema.names, strict=True))
@@ -246,7 +263,11 @@ def _csv(path: Path, columns: Columns, wanted: Sequence[str]) -> _Table:
         column_types=types,
         decimal_point=columns.decimal,
     )
-    return _Table(names, _arrays(csv.open_csv(path, reading, parse, convert)))
+    try:  # the first block is converted at once
+        batches = csv.open_csv(path, reading, parse, convert)
+    except arrow.ArrowInvalid as error:
+        raise ValueError(_readable(str(error), names)) from error
+    return _Table(names, _arrays(batches, names))
 
 
 def _type_of_time(first: Any, column: str) -> Any:
@@ -254,14 +275,14 @@ def _type_of_time(first: Any, column: str) -> Any:
     arrow = import_module("pyarrow")
     kind = first.schema.field(column).type
     if arrow.types.is_timestamp(kind):
-        return arrow.timestamp("ns")
+        return arrow.timestamp("ns", tz=kind.tz)
     if arrow.types.is_integer(kind):
         largest = import_module("pyarrow.compute").max(first.read_next_batch().column(column)).as_py()
         return arrow.int64() if abs(largest or 0) > EXACT / 1e4 else arrow.float64()
     return arrow.float64()
 
 
-def _arrays(batches: Any) -> Iterator[dict[str, Array]]:
+def _arrays(batches: Any, names: Sequence[str] = ()) -> Iterator[dict[str, Array]]:
     """Convert pyarrow's batches; missing numbers become nan, missing texts None."""
     iterator = iter(batches)
     try:
@@ -271,4 +292,14 @@ def _arrays(batches: Any) -> Iterator[dict[str, Array]]:
                 for name, column in zip(batch.schema.names, batch.columns, strict=True)
             }
     except import_module("pyarrow").ArrowInvalid as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(_readable(str(error), names)) from error
+
+
+def _readable(message: str, names: Sequence[str]) -> str:
+    """Name the column and the way out in an error of pyarrow."""
+    found = re.search(r"CSV column #(\d+)", message)
+    if found is None:
+        return message
+    name = names[int(found[1])] if int(found[1]) < len(names) else found[1]
+    text = message.replace(f"In CSV column #{found[1]}", f"in the column {name!r}")
+    return f"{text}; choose the signals with --signals, or say with --label, --subject or --time what the column is"

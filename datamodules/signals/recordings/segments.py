@@ -81,13 +81,15 @@ class Segments:
         """
         label = np.full(len(recording.time), NONE, dtype=np.int32)
         taken = np.zeros(len(recording.time), dtype=bool)
-        for row in self.of(recording.name):
-            start, end = (self._seconds(row, text, recording.origin, unit) for text in (row.start, row.end))
+        rows = self.of(recording.name)
+        for row in rows:
+            start, end = (self._stamp(row, text, recording.origin) for text in (row.start, row.end))
             if not start < end:
                 raise ValueError(
                     f"--segments {self.path}: line {row.line} ends at {row.end}, not after its start {row.start}"
                 )
-            inside = (recording.time >= start) & (recording.time < end)
+            first, last = (_seconds(one, recording.origin, unit) for one in (start, end))
+            inside = (recording.time >= first) & (recording.time < last)
             number = codes.of(row.label)
             if (label[inside & taken] != number).any():
                 raise ValueError(
@@ -95,13 +97,36 @@ class Segments:
                     "with another label"
                 )
             label[inside], taken = number, taken | inside
+        if rows and len(recording.time) and not taken.any():
+            first, last = (_as_written(recording.time[place], recording.origin, unit) for place in (0, -1))
+            raise ValueError(
+                f"--segments {self.path}: no segment reaches into {recording.name}, whose time stamps go from {first} to {last}, "
+                f"such as line {rows[0].line} from {rows[0].start} to {rows[0].end}; write start and end as the recording writes "
+                "its time"
+            )
         return label
 
-    def _seconds(self, row: Segment, text: str, origin: Any, unit: float) -> float:
+    def _stamp(self, row: Segment, text: str, origin: Any) -> Any:
+        """Read a start or an end: a date for recordings with dates, else a number."""
         try:
             if isinstance(origin, np.datetime64):
-                return float((np.datetime64(text.replace(" ", "T")) - origin) / np.timedelta64(1, "ns")) * 1e-9
-            number = int(text) if text.lstrip("-").isdecimal() else float(text)
-            return float(number - origin) * unit
+                return np.datetime64(text.replace(" ", "T").removesuffix("Z"))
+            return int(text) if text.lstrip("-").isdecimal() else float(text)
         except ValueError as error:
-            raise ValueError(f"--segments {self.path}: line {row.line} has {text!r} where a time is needed") from error
+            wanted = "a date with a time" if isinstance(origin, np.datetime64) else "a number"
+            raise ValueError(
+                f"--segments {self.path}: line {row.line} has {text!r} where {wanted} is needed, as in the recording's time stamps"
+            ) from error
+
+
+def _seconds(stamp: Any, origin: Any, unit: float) -> float:
+    if isinstance(origin, np.datetime64):
+        return float((stamp - origin) / np.timedelta64(1, "ns")) * 1e-9
+    return float(stamp - origin) * unit
+
+
+def _as_written(seconds: float, origin: Any, unit: float) -> str:
+    """Return a time of a recording as its file writes it."""
+    if isinstance(origin, np.datetime64):
+        return str(origin + np.timedelta64(round(seconds * 1e9), "ns"))
+    return str(origin + round(seconds / unit)) if origin else f"{seconds / unit:.6g}"
