@@ -13,6 +13,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.models import FeatureHookNet
 from torch import Tensor, nn
 
 from networks.segmenter_parts import PromptedDecoder, distinct, pad_to_multiple, pair_images
@@ -99,7 +100,9 @@ class LightSegmenter(nn.Module):
         Raises:
             ValueError: Fewer weights fit, or the weights are for another number of image channels.
         """
-        inner = getattr(self.encoder, "model", self.encoder)  # a ViT's feature maps come from a wrapper around it
+        # the feature maps of a ViT come from a wrapper around it, those of Xception and NASNet from hooks on the whole network
+        hooked = isinstance(self.encoder, FeatureHookNet) and "body" in self.encoder
+        inner = self.encoder["body"] if hooked else getattr(self.encoder, "model", self.encoder)
         # in some encoders timm uses "stages_0" in names that contain "stages.0" in the whole network
         flat = {name.replace(".", "_"): name for name in inner.state_dict()}
         renamed = {flat.get(name.replace(".", "_"), name): tensor for name, tensor in tensors.items()}
@@ -161,7 +164,8 @@ def _gives_channels_last(encoder: nn.Module, side: int, channels: Sequence[int],
             features = encoder.eval()(image)
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ValueError(
-            f"encoder: {name} does not take images of {side} x {2 * side} pixels: {' '.join(str(error).split())[:200]}"
+            f"encoder: {name} does not take images of {side} x {2 * side} pixels: "
+            f"{' '.join(str(error).split())[:200] or type(error).__name__}"
         ) from error
     finally:
         encoder.train(was_training)

@@ -182,7 +182,8 @@ class PromptedDecoder(nn.Module):
 
         Args:
             image: (B, C, H, W), with sides that are multiples of all strides and of 2.
-            features: Features of the encoder, each (B, C', H / stride, W / stride).
+            features: Features of the encoder, each (B, C', H / stride, W / stride). Maps of other sizes, which encoders with
+                convolutions without padding give (Xception, NASNet), are resized to the level that they are added to.
             text: Vector of each pair's prompt (N, T).
             image_index: Index of each pair's image (N,).
 
@@ -196,7 +197,8 @@ class PromptedDecoder(nn.Module):
                 size = [math.ceil(side / stride) for side in image.shape[-2:]]
                 x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
             if stride in added:
-                own = added[stride].index_select(0, image_index)
+                own = added[stride] if x is None else _resized(added[stride], x)
+                own = own.index_select(0, image_index)
                 x = own if x is None else x + own
             x = block(x, text)
         logits: Tensor = self.head(x) + self.presence(features[self.coarsest], text, image_index)
@@ -208,5 +210,12 @@ class PromptedDecoder(nn.Module):
         for stride, lateral, feature in zip(self.feature_strides, self.laterals, features, strict=True):
             brought = lateral(feature if stride > 1 else F.pixel_unshuffle(feature, 2))
             place = max(stride, 2)
-            added[place] = added[place] + brought if place in added else brought
+            added[place] = added[place] + _resized(brought, added[place]) if place in added else brought
         return added
+
+
+def _resized(feature: Tensor, like: Tensor) -> Tensor:
+    """A feature map at the height and width of another one."""
+    if feature.shape[-2:] == like.shape[-2:]:
+        return feature
+    return F.interpolate(feature, size=like.shape[-2:], mode="bilinear", align_corners=False)

@@ -195,9 +195,31 @@ def test_strides_of_an_encoder_with_full_resolution_features() -> None:
     assert logits.shape == (1, 1, 16, 16)
 
 
+def test_maps_of_other_sizes_are_resized_to_their_level() -> None:
+    decoder = PromptedDecoder([3, 5, 7], [2, 4, 8], text_width=4, width=8).eval()
+    nn.init.normal_(decoder.head[0].weight)
+    image, rest = torch.randn(1, 3, 32, 48), (torch.randn(1, 4), torch.tensor([0]))
+    # without padding, as in Xception; a 1x1 convolution gives the same before and after the resizing
+    features = [torch.randn(1, 3, 13, 21), torch.randn(1, 5, 7, 11), torch.randn(1, 7, 4, 6)]
+    aligned = [
+        nn.functional.interpolate(one, size=size, mode="bilinear")
+        for one, size in zip(features, [(16, 24), (8, 12), (4, 6)], strict=True)
+    ]
+    torch.testing.assert_close(decoder(image, features, *rest), decoder(image, aligned, *rest))
+
+
+def test_an_encoder_of_hooks_gives_logits_and_takes_weights_of_the_whole_network() -> None:
+    net = small("legacy_xception").eval()
+    whole = timm.create_model("legacy_xception").state_dict()
+    assert net.fill_encoder(whole).share == 1
+    assert torch.equal(net.encoder.state_dict()["body.conv1.weight"], whole["conv1.weight"])
+    assert net(torch.randn(1, 3, 40, 64), ["crack"]).shape == (1, 1, 40, 64)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"encoder": "halonet_h1"}, "encoder: halonet_h1 does not take images of 32 x 64 pixels: AssertionError$"),
         ({"encoder": "mobilenetv2_10"}, "encoder: timm has no mobilenetv2_10; the nearest are .*mobilenetv2_100"),
         ({"encoder": "mixer_s32_224"}, "encoder: mixer_s32_224 takes images of one size only"),
         ({"network_args": {"pad_typ": "same"}}, "encoder: timm cannot build .*network_args.*pad_typ"),
