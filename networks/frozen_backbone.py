@@ -98,7 +98,7 @@ class FrozenBackbone(nn.Module):
         self._hidden = (TimmFeatures(network.requires_grad_(False), self.layers, pooling, self.name).eval(),)
         config: Any = network.pretrained_cfg
         size = image_size or config["input_size"][-1]
-        with refused_size(self.name, size):
+        with refused_size(self.name, size, in_channels):
             self.feature_width = self(torch.zeros(1, in_channels, size, size)).shape[1]
 
     @property

@@ -82,17 +82,28 @@ def build_encoder(
 
 
 def feature_width(encoder: nn.Module, shape: Sequence[int]) -> int:
-    """Width D of an encoder's features for one input of the given shape, computed on the meta device.
+    """Width D of an encoder's features for one input of the given shape, on the meta device where the encoder can run there.
 
     Raises:
         ValueError: The encoder cannot take inputs of this shape.
     """
-    tensors = {name: tensor.to("meta") for name, tensor in encoder.state_dict(keep_vars=True).items()}
+    # a module that a network uses in several places (CoaT) is listed once: replaced twice, it would keep its meta tensors
+    named = [*encoder.named_parameters(), *encoder.named_buffers()]
+    tensors = {name: tensor.to("meta") for name, tensor in named}
     training = encoder.training
     name = type(encoder.network if isinstance(encoder, TimmFeatures) else encoder).__name__
-    with torch.no_grad(), refused_size(name, shape[-1]):
-        features = torch.func.functional_call(encoder.eval(), tensors, (torch.zeros(1, *shape, device="meta"),))
-    encoder.train(training)
+    empty = torch.zeros(1, *shape, device="meta")
+    encoder.eval()
+    try:
+        with torch.no_grad():
+            features = torch.func.functional_call(encoder, tensors, (empty,), tie_weights=False)
+    except (RuntimeError, AssertionError, IndexError):
+        # some networks need values or hold tensors that are no buffers; the meta device has no values
+        device = next(encoder.parameters()).device
+        with torch.no_grad(), refused_size(name, shape[-1], shape[0]):
+            features = encoder(torch.zeros(1, *shape, device=device))
+    finally:
+        encoder.train(training)
     return int(features.shape[1])
 
 

@@ -174,8 +174,8 @@ def default_pooling(network: nn.Module, layers: Sequence[int]) -> Pooling:
 
 
 @contextlib.contextmanager
-def refused_size(name: str, size: int) -> Iterator[None]:
-    """Turn the errors of a network's first pass into one that names the image size.
+def refused_size(name: str, size: int, channels: int = 3) -> Iterator[None]:
+    """Turn the errors of a network's first pass into one that names the image size, and channels of another number than 3.
 
     Raises:
         ValueError: The network cannot take images of this size, or its pooling is refused.
@@ -183,9 +183,11 @@ def refused_size(name: str, size: int) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, AssertionError, IndexError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        of, other = (f" and {channels} channels", ", or another architecture") if channels != 3 else ("", "")
         raise ValueError(
-            f"image_size: {name} cannot take images of {size} x {size} pixels ({reason}); take the size that timm gives for it"
+            f"image_size: {name} cannot take images of {size} x {size} pixels{of} ({reason}); take the size that timm gives for "
+            f"it{other}"
         ) from error
 
 

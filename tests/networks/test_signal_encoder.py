@@ -114,6 +114,24 @@ def test_feature_width(architecture: str) -> None:
     assert encoder(torch.randn(2, *shape)).shape == (2, width)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "network_args", "layers"),
+    [
+        # a module in several places
+        ("coat_tiny", {"serial_depths": (1, 1, 1, 1), "embed_dims": (32, 32, 32, 32), "parallel_depth": 1}, [-1]),
+        ("beit_base_patch16_224", {"depth": 1, "embed_dim": 48, "num_heads": 3}, [-1]),  # a buffer outside of the state
+        ("gemma4_vit_167m", {"depth": 1, "embed_dim": 48, "num_heads": 3, "head_dim": 16}, [0]),  # needs values
+    ],
+)
+def test_feature_width_where_the_meta_device_needs_care(
+    architecture: str, network_args: dict[str, Any], layers: list[int]
+) -> None:
+    encoder = build_encoder(architecture, in_channels=2, image_size=64, network_args=network_args, layers=layers)
+    width = feature_width(encoder, (2, 64, 64))
+    assert encoder.training
+    assert encoder(torch.randn(2, 2, 64, 64)).shape == (2, width)
+
+
 # ---- weights of other shapes ----
 
 
