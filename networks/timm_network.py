@@ -8,6 +8,7 @@ Everything else is the backbone.
 import difflib
 import re
 from collections.abc import Iterator, Mapping
+from itertools import product
 from typing import Any
 
 import timm
@@ -68,17 +69,20 @@ def build_timm_network(
     for name, value in (("dropout", dropout), ("drop_path", drop_path)):
         if not 0 <= value < 1:
             raise ValueError(f"{name}: a probability of at least 0 and under 1, got {value}")
-    settings: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_channels, "drop_rate": dropout, **given}
+    settings: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_channels, **given}
     if drop_path:
         settings["drop_path_rate"] = drop_path
     network: nn.Module | None = None
-    for sizes in _size_switches(architecture, image_size):
+    # an encoder without any dropout may have no such argument
+    drops: list[dict[str, Any]] = [{"drop_rate": dropout}] if dropout else [{"drop_rate": dropout}, {}]
+    for sizes, drop in product(_size_switches(architecture, image_size), drops):
         try:
-            network = timm.create_model(architecture, pretrained=pretrained, **{**sizes, **settings})
+            network = timm.create_model(architecture, pretrained=pretrained, **{**sizes, **drop, **settings})
             break
         except TypeError as error:
             refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-            if refused is None or refused[1] not in sizes or refused[1] == "img_size":
+            optional = {*sizes, *(() if dropout else drop)} - {"img_size"}
+            if refused is None or refused[1] not in optional:
                 raise ValueError(_refusal(architecture, refused and refused[1], given, error)) from error
         except (ValueError, AssertionError, KeyError, AttributeError, NotImplementedError) as error:
             raise ValueError(_refusal(architecture, None, given, error)) from error
@@ -124,6 +128,8 @@ def _size_switches(architecture: str, image_size: int | None) -> Iterator[dict[s
 def _refusal(architecture: str, argument: str | None, given: Mapping[str, Argument], error: Exception) -> str:
     if argument == "drop_path_rate":
         return f"drop_path: {architecture} has no residual branches that timm could drop; leave it at 0"
+    if argument == "drop_rate":
+        return f"dropout: {architecture} has none in timm; leave it at 0"
     if argument in given:
         return f"network_args: {architecture} takes no {argument}"
     shown = f" with network_args {dict(given)}" if given else ""

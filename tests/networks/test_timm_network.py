@@ -55,6 +55,17 @@ def test_bad_settings(name: str, settings: dict[str, Any], message: str) -> None
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_an_encoder_without_any_dropout() -> None:
+    name = "gemma4_vit_167m_enc"
+    if not timm.is_model(name):
+        pytest.skip(f"this timm has no {name}")
+    with torch.device("meta"):
+        network = build_timm_network(name, num_classes=0, image_size=96, network_args={"depth": 1})
+        assert len(network.blocks) == 1  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=f"^dropout: {name} has none in timm; leave it at 0$"):
+            build_timm_network(name, num_classes=0, image_size=96, dropout=0.1)
+
+
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "mobilenetv3_small_050"])
 def test_network_is_bit_identical_to_timm(name: str) -> None:
     torch.manual_seed(0)
