@@ -80,9 +80,7 @@ def check_network(name: str) -> Row:
     row["fine-tuning"] = _asked(lambda: _fine_tuned(name, size, whole))
     gc.collect()
     row["layer_decay"] = _asked(lambda: _layers(name, size))
-    row["HAR"] = _asked(
-        lambda: str(feature_width(build_encoder(name, in_channels=2, image_size=size), (2, size, size)))
-    )
+    row["HAR"] = _asked(lambda: _signals(name, size))
     gc.collect()
     row["segmenter"] = _asked(lambda: _segmenter(name, whole))
     return row
@@ -99,8 +97,9 @@ def features_of(name: str, size: int, network_args: dict[str, Any] | None = None
         backbone = FrozenBackbone(name, network_args, size)
     except ValueError as error:
         return {"default": _line(error)}
-    _shake(backbone.features.network)
-    return _poolings(backbone, name, torch.randn(1, 3, size, size))
+    image = torch.randn(1, 3, size, size)
+    _shake_finite(backbone.features.network, image)
+    return _poolings(backbone, name, image)
 
 
 def _asked(question: Callable[[], str]) -> str:
@@ -117,12 +116,27 @@ def _line(error: Exception) -> str:
     return f"! {line}"
 
 
-def _shake(network: nn.Module) -> None:
-    """Move all weights away from the zeros and ones of their initialisation."""
+@torch.no_grad()
+def _shake_finite(network: Any, image: Tensor) -> None:
+    """Shake the weights, by a tenth if this makes the output overflow; a deep network without norms may need that.
+
+    Raises:
+        FaultError: The output is not finite with either.
+    """
+    for share in (1.0, -0.9):
+        _shake(network, share)
+        output = network.forward_features(image)
+        if all(torch.isfinite(part).all() for part in (output if isinstance(output, (list, tuple)) else [output])):
+            return
+    raise FaultError(f"{type(network).__name__}: random weights overflow")
+
+
+def _shake(network: nn.Module, share: float) -> None:
+    """Move all weights away from the zeros and ones of their initialisation, always in the same direction."""
     for name, tensor in network.state_dict().items():
         if tensor.is_floating_point():
             noise = torch.rand(tensor.shape, generator=torch.Generator().manual_seed(len(name)))
-            tensor.add_(noise, alpha=0.05 if tensor.ndim < 2 else 0.01)
+            tensor.add_(noise, alpha=share * (0.05 if tensor.ndim < 2 else 0.01))
 
 
 # ---- poolings ----
@@ -156,7 +170,8 @@ def _poolings(backbone: FrozenBackbone, name: str, image: Tensor) -> Row:
             continue
         widths = [info["num_chs"] for info in network.feature_info]
         for place, (part, output) in enumerate(zip(found.split(widths, dim=1), outputs, strict=True)):
-            _check_layer(network, pooling, part, output, f"{name}: layer {place}, {pooling}")
+            last = final if place == count - 1 else None
+            _check_layer(network, pooling, part, output, last, f"{name}: layer {place}, {pooling}")
         row[column] = f"{count} layers"
     return row
 
@@ -210,8 +225,10 @@ def _stated_avg(network: Any, image: Tensor) -> Tensor:
     if not hasattr(network, "get_classifier"):
         return mean
     called: list[tuple[nn.Module, Tensor]] = []
-    leaves = [
-        m for m in network.modules() if next(m.children(), None) is None and next(m.parameters(), None) is not None
+    leaves = [  # a norm may have no parameters (vision towers of language models)
+        m
+        for m in network.modules()
+        if next(m.children(), None) is None and (next(m.parameters(), None) is not None or "Norm" in type(m).__name__)
     ]
     handles = [leaf.register_forward_hook(lambda m, given, _: called.append((m, given[0]))) for leaf in leaves]
     network.forward_head(output)
@@ -227,7 +244,8 @@ def _stated_avg(network: Any, image: Tensor) -> Tensor:
 def _hooked(network: Any, modules: list[str], image: Tensor) -> tuple[list[Any], Any]:
     """Outputs of the modules that timm names as inner layers, and the final output, in a plain forward pass."""
     outputs: dict[str, Any] = {}
-    there = dict(network.named_modules())
+    there = {name.removeprefix("encoder."): module for name, module in network.named_modules()}  # Gemma 4's names
+    there |= dict(network.named_modules())
     handles = [
         there[name].register_forward_hook(lambda _, __, output, name=name: outputs.__setitem__(name, output))
         for name in set(modules) & there.keys()
@@ -238,34 +256,38 @@ def _hooked(network: Any, modules: list[str], image: Tensor) -> tuple[list[Any],
     return [outputs.get(name) for name in modules], final
 
 
-def _check_layer(network: Any, pooling: str, part: Tensor, output: Any, what: str) -> None:
+def _check_layer(network: Any, pooling: str, part: Tensor, output: Any, final: Any, what: str) -> None:
+    """Compare a layer with the output that timm names, with it after a last norm, or, the last one, with the final output."""
     if isinstance(output, tuple):
         output = next((one for one in output if isinstance(one, Tensor) and part.shape[1] in one.shape), None)
     if not isinstance(output, Tensor) or output.ndim < 3 or part.shape[1] not in output.shape:
         if not torch.isfinite(part).all() or not part.any():
             raise FaultError(f"{what}: not finite or all zero")
         return  # timm names no module that gives this layer
-    last = getattr(network, "norm", None)
-    norms = [
-        nn.Identity(),
-        *(last if isinstance(last, nn.ModuleList) else [last] if isinstance(last, nn.Module) else []),
-    ]
-    for norm in norms:
-        for axes in (output, output.movedim(1, -1)):
+    norms: list[Any] = [nn.Identity()]
+    for last in (getattr(network, "norm", None), getattr(network, "neck", None), _inner_norm(network)):
+        norms += last if isinstance(last, nn.ModuleList) else [last] if isinstance(last, nn.Module) else []
+    candidates = [(norm, output) for norm in norms]
+    if isinstance(final, Tensor):
+        candidates.append((nn.Identity(), final))
+    for norm, one in candidates:
+        for axes in (one, one.movedim(1, -1), one.movedim(-1, 1)):
             try:
                 special, patches = _tokens(network, norm(axes))
             except (RuntimeError, NotImplementedError):
                 continue
-            for one in (
-                [special[:, 0]]
-                if pooling == "cls" and special.shape[1]
-                else [patches.mean(1), norm(axes).flatten(1, -2).mean(1)]
-            ):
-                if one.shape == part.shape and torch.allclose(
-                    one, part, atol=1e-4 * float(part.abs().max()), rtol=1e-4
-                ):
-                    return
+            stated = [patches.mean(1), norm(axes).flatten(1, -2).mean(1)]
+            if pooling == "cls" and special.shape[1]:
+                stated = [special[:, 0]]
+            near = {"atol": 1e-4 * float(part.abs().max()), "rtol": 1e-4}
+            if any(other.shape == part.shape and torch.allclose(other, part, **near) for other in stated):
+                return
     raise FaultError(f"{what}: is neither the output of the layer that timm names nor this output after the last norm")
+
+
+def _inner_norm(network: Any) -> Any:
+    """The last norm of a vision tower inside a classifier."""
+    return getattr(getattr(network, "encoder", None), "norm", None)
 
 
 # ---- training ----
@@ -302,6 +324,17 @@ def _layers(name: str, size: int) -> str:
     with torch.device("meta"):
         network = build_timm_network(name, num_classes=5, image_size=size)
     return str(max(layer_numbers(network).values()) + 1)
+
+
+@torch.no_grad()
+def _signals(name: str, size: int) -> str:
+    """Width of the HAR encoder for 2 channels, of which the features are then computed."""
+    encoder = build_encoder(name, in_channels=2, image_size=size)
+    width = feature_width(encoder, (2, size, size))
+    features = encoder.eval()(torch.randn(1, 2, size, size))
+    if features.shape != (1, width):
+        raise FaultError(f"{name}: the HAR encoder gives {tuple(features.shape)}, its width is {width}")
+    return str(width)
 
 
 @torch.no_grad()

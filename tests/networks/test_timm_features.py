@@ -11,10 +11,10 @@ import timm
 import torch
 from torch import Tensor
 
-from benchmarks.timm_families import check_network, family, features_of, members
+from benchmarks.timm_families import _shake_finite, check_network, family, features_of, members
 from networks.frozen_backbone import FrozenBackbone
 from networks.signal_encoder import build_encoder
-from networks.timm_features import TimmFeatures
+from networks.timm_features import TimmFeatures, refused_size
 
 TOKEN = {"depth": 2, "embed_dim": 48, "num_heads": 3}
 SMALL: dict[str, dict[str, Any]] = {
@@ -24,6 +24,11 @@ SMALL: dict[str, dict[str, Any]] = {
     "tiny_vit_5m_224": {"embed_dims": (8, 16, 24, 32), "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)},
     "davit_tiny": {"embed_dims": (8, 16, 24, 32), "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)},
     "cait_xxs24_224": {"depth": 1, "embed_dim": 48, "num_heads": 3},
+    # the last norm lies before the pooling under another name, in a neck, or after the pooling and without parameters
+    "convnext_tiny_hnf": {"dims": (8, 16, 24, 32), "depths": (1, 1, 1, 1)},
+    "samvit_base_patch16_224": TOKEN,
+    "qwen3_vit_88m": {**TOKEN, "num_heads": 4, "embed_dim": 64},
+    "gemma4_vit_167m": {"depth": 1, "embed_dim": 48, "num_heads": 3, "head_dim": 16, "intermediate_size": 64},
 }
 """A few families in small; all of them are in the slow tests."""
 IMAGE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -34,6 +39,33 @@ def test_small_members_of_families(name: str) -> None:
     row = features_of(name, 64, SMALL[name])
     assert row["inner"].endswith("layers")
     assert row["native"].isdigit()
+
+
+class Exploding(torch.nn.Module):
+    """Gives e^(100000 times the mean of its weights)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(20, 20))
+
+    def forward_features(self, image: Tensor) -> Tensor:
+        return (1e5 * self.weight.mean()).exp() * image
+
+
+def test_the_sweep_compares_finite_features() -> None:
+    network = Exploding()
+    _shake_finite(network, IMAGE)  # noise of mean 0.005 gives e^500, a tenth of it e^50
+    assert network.weight.detach().mean().item() == pytest.approx(5e-4, rel=0.1)
+    assert network.forward_features(IMAGE).isfinite().all()
+
+
+def test_line_of_an_error_without_words_and_of_other_channels() -> None:
+    line = (
+        "image_size: x cannot take images of 8 x 8 pixels and 2 channels (AssertionError); take the size that timm gives "
+        "for it, or another architecture"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(line)}$"), refused_size("x", 8, 2):
+        raise AssertionError
 
 
 @pytest.mark.slow
