@@ -279,8 +279,8 @@ def _check_layer(network: Any, pooling: str, part: Tensor, output: Any, final: A
             stated = [patches.mean(1), norm(axes).flatten(1, -2).mean(1)]
             if pooling == "cls" and special.shape[1]:
                 stated = [special[:, 0]]
-            near = {"atol": 1e-4 * float(part.abs().max()), "rtol": 1e-4}
-            if any(other.shape == part.shape and torch.allclose(other, part, **near) for other in stated):
+            least = 1e-4 * float(part.abs().max())
+            if any(one.shape == part.shape and torch.allclose(one, part, atol=least, rtol=1e-4) for one in stated):
                 return
     raise FaultError(f"{what}: is neither the output of the layer that timm names nor this output after the last norm")
 

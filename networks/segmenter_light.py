@@ -101,8 +101,9 @@ class LightSegmenter(nn.Module):
             ValueError: Fewer weights fit, or the weights are for another number of image channels.
         """
         # the feature maps of a ViT come from a wrapper around it, those of Xception and NASNet from hooks on the whole network
-        hooked = isinstance(self.encoder, FeatureHookNet) and "body" in self.encoder
-        inner = self.encoder["body"] if hooked else getattr(self.encoder, "model", self.encoder)
+        outer: Any = self.encoder
+        hooked = isinstance(outer, FeatureHookNet) and "body" in outer
+        inner = outer["body"] if hooked else getattr(outer, "model", outer)
         # in some encoders timm uses "stages_0" in names that contain "stages.0" in the whole network
         flat = {name.replace(".", "_"): name for name in inner.state_dict()}
         renamed = {flat.get(name.replace(".", "_"), name): tensor for name, tensor in tensors.items()}

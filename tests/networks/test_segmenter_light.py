@@ -197,7 +197,6 @@ def test_strides_of_an_encoder_with_full_resolution_features() -> None:
 
 def test_maps_of_other_sizes_are_resized_to_their_level() -> None:
     decoder = PromptedDecoder([3, 5, 7], [2, 4, 8], text_width=4, width=8).eval()
-    nn.init.normal_(decoder.head[0].weight)
     image, rest = torch.randn(1, 3, 32, 48), (torch.randn(1, 4), torch.tensor([0]))
     # without padding, as in Xception; a 1x1 convolution gives the same before and after the resizing
     features = [torch.randn(1, 3, 13, 21), torch.randn(1, 5, 7, 11), torch.randn(1, 7, 4, 6)]
