@@ -79,9 +79,8 @@ def signals_of(path: Path, columns: Columns) -> dict[str, str]:
     """Return the signals of a file, name -> column: those of `columns`, or all columns that are nothing else."""
     if columns.signals:
         return dict(columns.signals)
-    other = (columns.time, columns.label, columns.subject, "")
     names = column_names(path, columns)
-    other = (*other, "index", *TIME_NAMES)
+    other = {columns.time, columns.label, columns.subject, "", "index", *TIME_NAMES}
     found = [name for name in names if name not in other and not name.startswith("Unnamed: ")]
     if not found:
         raise ValueError(f"{path}: it has no column that could be a signal; name them with --signals")
