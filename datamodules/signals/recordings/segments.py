@@ -100,9 +100,9 @@ class Segments:
         if rows and len(recording.time) and not taken.any():
             ends = [_as_written(recording.time[place], recording.origin, unit) for place in (0, -1)]
             raise ValueError(
-                f"--segments {self.path}: no segment reaches into {recording.name}, whose time stamps go from {ends[0]} to {ends[1]}, "
-                f"such as line {rows[0].line} from {rows[0].start} to {rows[0].end}; write start and end as the recording writes "
-                "its time"
+                f"--segments {self.path}: no segment reaches into {recording.name}, whose time stamps go from {ends[0]} to "
+                f"{ends[1]}, such as line {rows[0].line} from {rows[0].start} to {rows[0].end}; write start and end as the "
+                "recording writes its time"
             )
         return label
 
