@@ -13,7 +13,8 @@ import torch
 from callbacks import WarnOnCollapse
 from callbacks.failures.collapse import is_due
 from cli import main
-from lightning_modules import HARClassifier, PromptedSegmenter, TernaryClassifier
+from lightning_modules import PromptedSegmenter, TernaryClassifier
+from networks.signal_encoder import WindowNetwork
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 LABELS = torch.tensor([0, 1, 2, 0])
@@ -143,7 +144,7 @@ GENERATED = ["--data.generate", "true"]
             TernaryClassifier, "digits_ternary_tiny", [], "only class '0' was predicted in 3", marks=pytest.mark.slow
         ),
         pytest.param(
-            HARClassifier, "har_tiny", GENERATED, "only class 'WALKING' was predicted in 3", marks=pytest.mark.slow
+            WindowNetwork, "har_tiny", GENERATED, "only class 'WALKING' was predicted in 3", marks=pytest.mark.slow
         ),
     ],
 )
