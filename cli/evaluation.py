@@ -2,6 +2,7 @@
 
 RUN_DIR/test_metrics.json                     the run's own data; overridden settings are listed in it
 RUN_DIR/evaluations/NAME/test_metrics.json    other data, or with --name; plots and tables too
+RUN_DIR/predictions.csv, predictions.json     predictions, and what was predicted; those of another source are in evaluations/NAME
 """
 
 from __future__ import annotations
@@ -89,8 +90,8 @@ def results_folder(run: Path, checkpoint: Path, data: DataModule, name: str | No
     of_run = checkpoint.resolve().parent.parent == run.resolve()
     if name is None and of_run and data.is_training_data():
         return run
-    source = Path(data.place).stem if of_run else f"{checkpoint.resolve().parent.parent.name}_{checkpoint.stem}"
-    base = name or re.sub(r"[^\w.+-]+", "_", source) or "data"
+    source = data.place_name if of_run else f"{checkpoint.resolve().parent.parent.name}_{checkpoint.stem}"
+    base = name or _folder_name(source)
     for number in range(1, 1000):
         folder = run / "evaluations" / (base if number == 1 else f"{base}-{number}")
         there = {place for path in folder.glob("*_metrics.json") if (place := _place_of(path)) is not None}
@@ -99,6 +100,58 @@ def results_folder(run: Path, checkpoint: Path, data: DataModule, name: str | No
         if name is not None:
             raise UsageError(f"--name {name}: {folder} has the results on {sorted(there)[0]}; give another name")
     return folder
+
+
+def _folder_name(source: str) -> str:
+    return re.sub(r"[^\w.+-]+", "_", source).strip(".")[:80] or "data"
+
+
+def predictions_folder(run: Path | None, target: Path | None, data: DataModule, name: str | None) -> tuple[Path, str]:
+    """Return the folder for predictions, in which those of another source are never replaced, and the name of their source.
+
+    Args:
+        run: The run folder, or None: the current folder.
+        target: Folder for the results of this command.
+        data: The datamodule.
+        name: Value of ``--name``.
+
+    Raises:
+        UsageError: ``--name`` is that of predictions of another source.
+    """
+    first = target or Path()
+    source = str(data.images.resolve()) if data.images is not None else "test split" if first == run else data.place
+    if name is not None:
+        if (there := _predicted_in(first)) not in (None, source, ""):
+            raise UsageError(f"--name {name}: {first} has the predictions of {there}; give another name")
+        return first, source
+    if (there := _predicted_in(first)) in (None, source):
+        return first, source
+    base = _folder_name(data.images.resolve().stem if data.images is not None else data.place_name)
+    evaluations = first.parent if first.parent.name == "evaluations" else first / "evaluations"
+    for number in range(1, 10000):
+        folder = evaluations / (base if number == 1 else f"{base}-{number}")
+        found = _predicted_in(folder)
+        if found == source or (found is None and not any(folder.glob("*_metrics.json"))):
+            break
+    log.info(
+        f"predict     {first / 'predictions.csv'} is of {there or 'another predict'} and stays; this one is in {folder}"
+    )
+    return folder, source
+
+
+def _predicted_in(folder: Path) -> str | None:
+    """Source of the predictions in a folder; None if there are none, empty if it is not known."""
+    if not (folder / "predictions.csv").is_file():
+        return None
+    try:
+        return str(json.loads((folder / "predictions.json").read_text(encoding="utf-8"))["source"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def record_predictions(folder: Path, source: str, checkpoint: Path) -> None:
+    """Write predictions.json: what predictions.csv is of (see :func:`predictions_folder`), and the checkpoint."""
+    write_json(folder / "predictions.json", {"source": source, "checkpoint": checkpoint.name})
 
 
 def _place_of(path: Path) -> str | None:

@@ -31,6 +31,7 @@ def write_predictions(
         names: Names of the K classes.
         files: File of each sample, by index; None if samples are not files.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     threshold = getattr(module, "chosen_threshold", None)
     further = [
         f"{column}_{rank}" for rank in range(2, min(CLASSES, len(names)) + 1) for column in ("class", "probability")

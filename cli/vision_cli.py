@@ -22,9 +22,8 @@ import lightning_modules
 from callbacks.find_callbacks import find_callbacks
 from callbacks.lightning_internals import first_difference
 from callbacks.run_folder import lock_run
-from cli import resume
+from cli import evaluation, resume
 from cli.callback_checks import check_callbacks, name_cache
-from cli.evaluation import changed_settings, given_settings, report_results, results_folder
 from cli.launchers import check_launcher
 from cli.parser import Parser, add_run_settings, check_configs, check_nulls, readable
 from cli.predictions import write_predictions
@@ -157,7 +156,7 @@ class VisionCLI(LightningCLI):
     def _of_data(self, name: str, data: datamodules.DataModule) -> Any:
         """Return a property of the datamodule for the model; in an evaluation the data is first matched to the checkpoint."""
         if self.trained_on is not None and data.trained_on is None and self.flags.command != "fit":
-            data.match(self.trained_on, given_settings(self.flags), labelled=self.flags.command != "predict")
+            data.match(self.trained_on, evaluation.given_settings(self.flags), labelled=self.flags.command != "predict")
         return getattr(data, name)
 
     # ---- instantiation ----
@@ -349,7 +348,7 @@ class VisionCLI(LightningCLI):
             if name is not None:
                 raise UsageError("--name: the results belong to a run; give --run RUN_DIR")
             return None
-        return results_folder(folder, checkpoint, datamodule, name)
+        return evaluation.results_folder(folder, checkpoint, datamodule, name)
 
     def predict(self, model: LightningModule, datamodule: Any) -> None:
         """Write predictions.csv for the test split or the folder --data.images, or write masks, or extract features."""
@@ -357,17 +356,19 @@ class VisionCLI(LightningCLI):
             writers[0].claim(datamodule)
             self.trainer.predict(model, datamodule=datamodule, return_predictions=False)
             return
-        checkpoint, folder = self._checkpoint()
+        checkpoint, run = self._checkpoint()
         if self.trainer.world_size > 1:
             raise UsageError("predict: works with one process only; give --trainer.devices 1 --trainer.strategy auto")
-        if "name" in self.flags.values or datamodule.images is None:
-            folder = self._results_folder(datamodule, checkpoint, folder)
-        if isinstance(model, lightning_modules.PromptedSegmenter):
-            self._write_masks(model, datamodule, checkpoint, folder or Path())
-            return
+        name, of_data = self.flags.values.get("name"), datamodule.images is None
+        target = self._results_folder(datamodule, checkpoint, run) if name is not None or of_data else run
+        folder, source = evaluation.predictions_folder(run, target, datamodule, name)
+        write = self._write_masks if isinstance(model, lightning_modules.PromptedSegmenter) else self._write_classes
+        write(model, datamodule, checkpoint, folder)
+        evaluation.record_predictions(folder, source, checkpoint)
+
+    def _write_classes(self, model: LightningModule, datamodule: Any, checkpoint: Path, folder: Path) -> None:
         outputs = self.trainer.predict(model, datamodule=datamodule, ckpt_path=str(checkpoint), weights_only=True)
-        path = (folder or Path()) / "predictions.csv"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = folder / "predictions.csv"
         write_predictions(path, outputs or [], model, datamodule.class_names, datamodule.predicted_files())
         log.info(f"predictions of {resume.describe(checkpoint)} for {datamodule.images or datamodule.place}: {path}")
 
@@ -395,5 +396,5 @@ class VisionCLI(LightningCLI):
             return
         changed = {}
         if self.flags.command != "fit":
-            changed = changed_settings(self.source, self.config_dict(), checkpoint, self.model, LINKED)
-        report_results(command, checkpoint, results, changed, self.datamodule, folder, target)
+            changed = evaluation.changed_settings(self.source, self.config_dict(), checkpoint, self.model, LINKED)
+        evaluation.report_results(command, checkpoint, results, changed, self.datamodule, folder, target)

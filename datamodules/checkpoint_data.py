@@ -94,6 +94,11 @@ class MatchedToCheckpoint(LightningDataModule):
         found = next((value for name in ("root", "file", "cache") if (value := getattr(self, name, None))), None)
         return type(self).__name__ if found is None else str(Path(found).absolute())
 
+    @property
+    def place_name(self) -> str:
+        """Short name of the place, for a folder of results."""
+        return Path(self.place).stem
+
     def sample_keys(self, split: str) -> Tensor:
         """Return the keys of the samples of a split that setup has read, (n,) int64 in their order."""
         values = self.splits[split]

@@ -21,6 +21,8 @@ def row_keys(rows: Tensor) -> Tensor:
 
     The key is the sum of the row's 8-byte words times fixed random odd numbers, modulo 2^64.
     """
+    if not len(rows):
+        return torch.zeros(0, dtype=torch.int64)
     content = rows.detach().cpu().contiguous().reshape(len(rows), -1).view(torch.uint8).numpy()
     words = -(-content.shape[1] // 8)
     factors = np.frombuffer(hashlib.shake_256(b"sample keys").digest(8 * words), dtype=np.int64) | 1

@@ -44,7 +44,7 @@ from datamodules.segmentation.prompt_sets import (
     synonyms_of,
     with_split,
 )
-from datamodules.segmentation.splits import divide
+from datamodules.segmentation.splits import check_parts, divide
 from datamodules.splitting.stratified import stratified_split
 from foundation.slug import slug
 
@@ -282,6 +282,7 @@ class PromptedSegmentationDataModule(DescribedPromptSets):
             if self._files is None:
                 self._list_images(self.images)
             return
+        check_parts(self.root, self._drawn, stage)
         super().setup(stage)
         of_stage = {"fit": ("train", "val"), "validate": ("val",)}.get(stage, ("test",))
         counts = " and ".join(f"{len(self.splits[split]['index']):,} {split}" for split in of_stage)

@@ -30,6 +30,8 @@ class DescribedPromptSets(DataModule):
 
     numbers_classes = False  # a network is asked by prompt, not by number
     root: Path
+    sets: list[PromptSet]
+    generate: int | None
     test_fraction: float
     near_duplicates: int | None
 
@@ -57,6 +59,23 @@ class DescribedPromptSets(DataModule):
     @abstractmethod
     def _listings(self) -> list[list[Pair]]:
         """The images of each set."""
+
+    @property
+    def place(self) -> str:
+        """Folders of the sets, each with the settings that say which of its images and objects it is."""
+        root = self.root.absolute()
+        there = [one for one in self.sets if (root / one.folder).is_dir()] if self.generate is None else []
+        names = list(dict.fromkeys(f"{one.folder}{_chosen(one)}" for one in there))
+        if not names:
+            return str(root)
+        return str(root / names[0]) if len(names) == 1 else f"{root}: {', '.join(names)}"
+
+    @property
+    def place_name(self) -> str:
+        """The folders of the sets, joined by +; the name of `root` for several sets of a folder that is `root` itself."""
+        there = [one.folder for one in self.sets if (self.root / one.folder).is_dir()] if self.generate is None else []
+        folders = dict.fromkeys(Path(folder).as_posix() for folder in there)
+        return "+".join(self.root.absolute().name if folder == "." else folder for folder in folders) or self.root.stem
 
     @property
     def own_record(self) -> dict[str, Any]:
@@ -131,6 +150,13 @@ class DescribedPromptSets(DataModule):
         """How large an object is in an average training crop, relative to the stored image of `longer_side`."""
         share = (1 + self.augmentation.crop_scale) / 2 if self.augmentation.crop_scale is not None else 1.0
         return self.image_size / (self.longer_side * math.sqrt(share))
+
+
+def _chosen(one: PromptSet) -> str:
+    """The settings of a set that select its images and its object, as in " (values [1], split test)"."""
+    given = {name: getattr(one, name) for name in ("masks", "values", "annotations", "categories", "split")}
+    shown = ", ".join(f"{name} {value}" for name, value in given.items() if value is not None)
+    return f" ({shown})" if shown else ""
 
 
 def _bytes_of(table: Path) -> bytes:

@@ -46,8 +46,10 @@ def divide(
     Returns:
         Part -> positions (n,) int64 of its images among the N, ascending.
 
+    A part can be empty: see `check_parts`.
+
     Raises:
-        MisconfigurationException: A part would be empty.
+        MisconfigurationException: There are too few images or groups to divide.
     """
     labels = [one.folder for one, listing in zip(sets, listings, strict=True) for _ in listing]
     fixed = [one.split for one, listing in zip(sets, listings, strict=True) for _ in listing]
@@ -76,17 +78,29 @@ def divide(
         _say_torn("images of one group, or identical or similar ones", groups, assignment)
         _say_alike(dict(zip(images, assignment, strict=True)))
     _say_torn("copies of one picture by Roboflow", [_source(path) for path in images], assignment)
-    if not {0, 1} <= {*assignment}:
-        raise MisconfigurationException(
-            f"{root}: no image is for {'val' if 0 in assignment else 'train'}; see `split` of the sets"
-        )
     numbers = torch.tensor(assignment)
     return {name: (numbers == s).nonzero().flatten() for s, name in enumerate(PARTS)}
 
 
+def check_parts(root: Path, drawn: Mapping[str, Tensor], stage: str) -> None:
+    """Check that the parts that a stage needs have images: train and val for fit, val for validate, test for test and predict.
+
+    Raises:
+        MisconfigurationException: One of them is empty.
+    """
+    needed = {"fit": ("train", "val"), "validate": ("val",)}.get(stage, ("test",))
+    if absent := [part for part in needed if not len(drawn[part])]:
+        there = ", ".join(f"{len(drawn[part]):,} {part}" for part in PARTS)
+        command = getattr(stage, "value", stage)
+        raise MisconfigurationException(
+            f"{root}: {command} needs images, and no image is for {absent[0]} ({there}); see `split` of the sets, such as "
+            f"split: {absent[0]} for a set whose images are all for it"
+        )
+
+
 def _say(root: Path, sets: Sequence[PromptSet], assignment: Sequence[int], missing: Sequence[str]) -> None:
     counts = ", ".join(f"{assignment.count(s):,} {part}" for s, part in enumerate(PARTS))
-    names = listed([one.folder for one in sets if one.split is not None])
+    names = listed(list(dict.fromkeys(one.folder for one in sets if one.split is not None)))
     drawn = f"; {' and '.join(missing)} drawn from its training images" if missing else ""
     log.info(f"split      as shipped in {root} ({names}): {counts}{drawn}")
 

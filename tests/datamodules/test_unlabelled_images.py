@@ -176,7 +176,11 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def predicted(run: Path, *flags: str) -> list[dict[str, str]]:
     log = run.parent / "log"
-    log.unlink(missing_ok=True)
+    for path in (
+        log,
+        run / "predictions.csv",
+    ):  # predictions of others would stay, and these be written to another folder
+        path.unlink(missing_ok=True)
     assert forked(["predict", "--run", str(run), *flags], log=log) == 0, log.read_text()
     with (run / "predictions.csv").open(newline="") as file:
         return list(csv.DictReader(file))

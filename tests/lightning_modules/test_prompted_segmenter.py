@@ -199,14 +199,15 @@ def test_predict_of_a_folder_with_other_prompts(
         Image.new("RGB", size, "grey").save(tmp_path / "new" / name)
     flags = ["--data.images", str(tmp_path / "new"), "--data.prompts", "[segment wall crack, water stain]"]
     capsys.readouterr()
-    assert main(["predict", "--run", str(trained), *flags]) == 0
+    assert main(["predict", "--run", str(trained), *flags, "--name", "new"]) == 0
+    found = trained / "evaluations" / "new"
     assert "prompts not used in training: 'water stain'; they use the threshold 0.5" in capsys.readouterr().out
     for name, size in (("a", (50, 30)), ("b", (31, 70)), ("one", (1, 1))):
         for prompt in ("segment_wall_crack", "water_stain"):
             for kind in ("masks", "overlays"):
-                with Image.open(trained / "predictions" / kind / f"{name}__{prompt}.png") as file:
+                with Image.open(found / "predictions" / kind / f"{name}__{prompt}.png") as file:
                     assert file.size == size
-    rows = [line.split(",") for line in (trained / "predictions.csv").read_text().splitlines()]
+    rows = [line.split(",") for line in (found / "predictions.csv").read_text().splitlines()]
     assert rows[0] == ["index", "file", "prompt", "threshold", "area", "mask"]
     thresholds = {row[2]: float(row[3]) for row in rows[1:]}
     known = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)["segmentation"]["thresholds"]
