@@ -11,13 +11,16 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from datamodules.images.checking import what_was_checked
 from datamodules.images.class_folders import listed
 from datamodules.images.whole_files import Look, decode_some
-from datamodules.segmentation.masks import MaskContents, read_all, values_in
-from datamodules.segmentation.prompt_sets import Pair
+from datamodules.segmentation.masks import CLASSES, MaskContents, MaskError, read_all, values_in, values_there
+from datamodules.segmentation.prompt_sets import Pair, Value
 
 log = logging.getLogger(__name__)
 
 NAMED = 3  # masks whose reasons a message gives
 SEEN = 5  # masks whose values a message lists
+LOOKED = 50  # refused masks whose values are listed together
+FILLED = 0.9  # a mask with a larger share of the object may be inverted, if nearly all are so
+ENOUGH = 3  # masks of a folder, from which that is said
 FEW = 5  # so many masks are not all empty by chance
 
 
@@ -67,7 +70,8 @@ def check_masks(root: Path, splits: Mapping[str, Sequence[Pair]], names: Sequenc
     if wrong:
         shown = "; ".join(f"{_named(root, path)}: {wrong[path]}" for path in sorted(wrong)[:1])
         others = f" (likewise {listed([_named(root, path) for path in sorted(wrong)[1:]])})" if len(wrong) > 1 else ""
-        raise MisconfigurationException(f"{root}: {len(wrong):,} of {read:,} masks are refused: {shown}{others}")
+        held = _held_by(sorted(wrong))
+        raise MisconfigurationException(f"{root}: {len(wrong):,} of {read:,} masks are refused: {shown}{others}{held}")
     if damaged := sorted(path for one in found.values() for path in one.damaged):
         raise MisconfigurationException(
             f"{root}: {len(damaged):,} of {read:,} masks cannot be read: {listed([_named(root, p) for p in damaged])}; repair or "
@@ -81,6 +85,8 @@ def check_masks(root: Path, splits: Mapping[str, Sequence[Pair]], names: Sequenc
     for split, one in found.items():
         _check_positive(split, one, splits[split], names)
     _check_sets(splits, found)
+    _check_filled(found, names)
+    _check_values([pair for pairs in splits.values() for pair in pairs], found)
     log.info(
         f"masks      {'; '.join(_shares(number, name, found) for number, name in enumerate(names))}{_sampled(found)}"
     )
@@ -132,6 +138,55 @@ def _check_sets(splits: Mapping[str, Sequence[Pair]], found: Mapping[str, MaskCo
         if several and len(masks) >= FEW and {*masks} <= empty:
             log.warning(
                 f"{folder}: all {len(masks):,} masks are empty; if the set shows no object, say so with masks: none"
+            )
+
+
+def _held_by(masks: Sequence[Path]) -> str:
+    """The different values of refused masks together, if they look like numbers of classes: one mask need not have all."""
+    held: set[int] = set()
+    for path in masks[:LOOKED]:
+        try:
+            held |= {*values_in(path)}
+        except (MaskError, OSError):
+            return ""
+    if len(masks) == 1 or not 2 < len(held) <= CLASSES:
+        return ""
+    return (
+        f"; together they hold {', '.join(map(str, sorted(held)))}: a set for each object names its value with `values`"
+    )
+
+
+def _check_filled(found: Mapping[str, MaskContents], names: Sequence[str]) -> None:
+    """Warn of a folder with nearly all masks full of the object: they may be inverted."""
+    of_folder: dict[tuple[Path, int], list[float]] = {}
+    for (path, prompt), share in ((key, share) for one in found.values() for key, share in one.shares.items()):
+        of_folder.setdefault((path.parent, prompt), []).append(share)
+    for (folder, prompt), shares in of_folder.items():
+        filled = sum(share > FILLED for share in shares)
+        if len(shares) >= ENOUGH and filled >= FILLED * len(shares):
+            log.warning(
+                f"{folder}: {filled:,} of {len(shares):,} masks have more than {FILLED:.0%} of their pixels on {names[prompt]!r}; "
+                "are they inverted? the background must be black (or not among the `values`) and the object white"
+            )
+
+
+def _check_values(pairs: Sequence[Pair], found: Mapping[str, MaskContents]) -> None:
+    """Warn of one of several `values` that no mask has."""
+    read = {key for one in found.values() for key, share in one.shares.items() if share > 0}
+    of_folder: dict[tuple[Path, tuple[Value, ...]], list[Path]] = {}
+    for pair in pairs:
+        if pair.values is not None and len(pair.values) > 1 and (pair.mask, pair.prompt) in read:
+            of_folder.setdefault((pair.mask.parent, tuple(pair.values)), []).append(pair.mask)
+    for (folder, values), masks in of_folder.items():
+        absent = {*values}
+        for path in masks:
+            absent -= values_there(path, sorted(absent, key=str))
+            if not absent:
+                break
+        if absent:
+            shown = listed([str(value) for value in values if value in absent])
+            log.warning(
+                f"{folder}: of the values {[*values]}, {shown} is in none of the {len(masks):,} masks that show the object"
             )
 
 

@@ -58,6 +58,8 @@ def read_coco(root: Path, one: PromptSet, prompt: int) -> list[Pair]:
     table = root / one.annotations
     content = _read(table)
     wanted = _categories(table, content["categories"], one.categories)
+    if one.categories is None:
+        _say_merged(table, content, one)
     images = {entry["id"]: entry for entry in sorted(content["images"], key=lambda entry: str(entry["file_name"]))}
     files = _check_files(table, root / one.folder, content["images"], list(images.values()))
     shapes = _shapes(table, content["annotations"], wanted, {key: files[key][1] for key in images}, one)
@@ -127,6 +129,17 @@ def _categories(table: Path, known: list[Entry], names: list[str] | None) -> set
             f"{table}: there is no category {listed([repr(name) for name in absent])}; there are {', '.join(there) or 'none'}"
         )
     return {entry["id"] for entry in known if names is None or entry["name"] in names}
+
+
+def _say_merged(table: Path, content: dict[str, list[Entry]], one: PromptSet) -> None:
+    """Name the categories that are one object since the set names none."""
+    used = {entry["category_id"] for entry in content["annotations"]}
+    names = list(dict.fromkeys(str(entry["name"]) for entry in content["categories"] if entry["id"] in used))
+    if len(names) > 1:
+        log.info(
+            f"categories {table}: all {len(names)} are {one.prompts[0]!r}: {listed(names)}; to choose, give the set categories: "
+            f"[{names[0]}], and each other object a set of its own"
+        )
 
 
 def _check_files(

@@ -34,6 +34,7 @@ from datamodules.segmentation.grouping import group_names
 from datamodules.segmentation.listing import read_pairs
 from datamodules.segmentation.loader import Questions, SegmentationFiles, SegmentationLoader
 from datamodules.segmentation.masks import MaskError
+from datamodules.segmentation.next_steps import hint_of_root
 from datamodules.segmentation.positives import Positives
 from datamodules.segmentation.prompt_sets import (
     Pair,
@@ -223,10 +224,9 @@ class PromptedSegmentationDataModule(DescribedPromptSets):
             return self.sets
         absent = [str(self.root / one.folder) for one in self.sets if one not in found]
         if not found:
-            raise FileNotFoundError(
-                f"--data.root {self.root}: none of the data sets exists: {listed(absent)}; "
-                "set --data.root, or use synthetic images with --data.generate 40"
-            )
+            hint = hint_of_root(self.root, self.sets)
+            what = hint or "set --data.root, or use synthetic images with --data.generate 40"
+            raise FileNotFoundError(f"--data.root {self.root}: none of the data sets exists: {listed(absent)}; {what}")
         if absent:
             log.warning(f"missing data sets: {listed(absent)}; continuing with {listed([one.folder for one in found])}")
         return [part for one in found for part in with_split(self.root, one)]

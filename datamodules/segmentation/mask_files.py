@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules.images.class_folders import listed
 from datamodules.images.formats import EXTENSIONS, is_image
+from datamodules.segmentation.next_steps import hint_of_set
 from datamodules.segmentation.prompt_sets import (
     NO_MASKS,
     THREADS,
@@ -38,6 +39,8 @@ def read_set(root: Path, one: PromptSet, prompt: int) -> list[Pair]:
     folder = root / one.folder
     if one.masks == NO_MASKS:
         return _without_masks(folder, one, prompt)
+    if one.masks is None and not (folder / "masks").is_dir() and (hint := hint_of_set(root, one)):
+        raise MisconfigurationException(f"{folder}: prompt {one.prompts[0]!r} has no folder of masks in it; {hint}")
     place, before, after = _pattern(one.masks)
     masks = _masks(folder / place, one, before, after)
     known = {*masks.values()}

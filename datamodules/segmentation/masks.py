@@ -80,12 +80,17 @@ def read_mask(path: Path, values: Sequence[Value] | None = None) -> tuple[Tensor
     stray = (grey != 0) & (grey != white)
     reason = None
     if stray.any():
+        others = np.unique(grey[stray])
+        if largest <= half and len(others) > 1 and largest <= CLASSES and not lossy:
+            raise MaskError(
+                f"its values are 0, {listed([str(value) for value in others.tolist()])}, none of them {white}; {ADVICE}; or, if "
+                f"they are classes: which are the object? name them, as in values: [{others[0]}]"
+            )
         if largest <= half:
             raise MaskError(
                 f"its largest value is not {white} but {largest}; {ADVICE}: multiply it, or make it black if it is empty, or "
                 f"name the values of the object, as in values: [{largest}]"
             )
-        others = np.unique(grey[stray])
         if others[-1] <= CLASSES and white == 255 and not lossy:
             raise MaskError(
                 f"its values are 0, {listed([str(value) for value in others.tolist()])} and 255, as numbers of classes beside 255 "
@@ -139,6 +144,12 @@ def _of_values(file: ImageFile.ImageFile, values: Sequence[Value]) -> NDArray[np
     colours = np.asarray(ImageOps.exif_transpose(file).convert("RGB"))
     found: NDArray[np.bool_] = np.logical_or.reduce([(colours == value).all(2) for value in values])
     return found
+
+
+def values_there(path: Path, values: Sequence[Value]) -> set[Value]:
+    """Return those of these values or colours that a mask of several classes has."""
+    with Image.open(path, formats=readable_formats()) as file:
+        return {value for value in values if _of_values(file, [value]).any()}
 
 
 def values_in(path: Path) -> list[int]:
@@ -198,6 +209,7 @@ class MaskContents:
         damaged: Masks that cannot be read.
         empty: Mask files without a pixel of the object.
         stray: Mask -> description of values other than black and white.
+        shares: Mask file and prompt -> share of the object's pixels in it, 0 to 1.
     """
 
     count: int
@@ -210,6 +222,7 @@ class MaskContents:
     damaged: list[Path] = field(default_factory=list)
     empty: list[Path] = field(default_factory=list)
     stray: dict[Path, str] = field(default_factory=dict)
+    shares: dict[tuple[Path, int], float] = field(default_factory=dict)
 
 
 def read_all(pairs: Sequence[Pair], limit_s: float = LIMIT_S) -> MaskContents:
@@ -237,6 +250,8 @@ def read_all(pairs: Sequence[Pair], limit_s: float = LIMIT_S) -> MaskContents:
                     pixels[pair.prompt] = before[0] + inside, before[1] + whole
                     found.images[pair.prompt] = found.images.get(pair.prompt, 0) + 1
                     found.showing[pair.prompt] = found.showing.get(pair.prompt, 0) + (inside > 0)
+                    if pair.shapes is None and pair.mask.name:
+                        found.shares[pair.mask, pair.prompt] = inside / max(1, whole)
                     if inside == 0:
                         found.empty.append(pair.mask)
                     if reason is not None:

@@ -1,0 +1,52 @@
+"""What to give instead, for folders that are not as a set of masks expects them: hints at the end of error messages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from datamodules.segmentation.prompt_sets import PromptSet
+
+COCO = ("_annotations.coco.json", "instances_default.json", "result.json")  # of Roboflow, CVAT, Label Studio
+PARTS = ("train", "valid", "val")
+
+
+def hint_of_root(root: Path, sets: Sequence[PromptSet]) -> str:
+    """What to do if none of the sets is in `root`: name the set that is `root` itself, or the folders that look like sets."""
+    prompts = f"[{', '.join(sets[0].prompts)}]"
+    if _has_masks(root):
+        return f'{root} is itself a set: give --data.sets "[{{folder: ., prompts: {prompts}}}]"'
+    inner = sorted(path.name for path in root.iterdir() if _has_masks(path)) if root.is_dir() else []
+    if inner:
+        return f'{root} has the set {inner[0]}: give --data.sets "[{{folder: {inner[0]}, prompts: {prompts}}}]"'
+    return ""
+
+
+def hint_of_set(root: Path, one: PromptSet) -> str:
+    """What to set if a folder has no masks, but is inside a set or has annotations; empty if nothing is known."""
+    folder = root / one.folder
+    if folder.name in ("images", "masks") and _has_masks(folder.parent):
+        outer = Path(one.folder).parent.as_posix()
+        return f"{folder.parent} is the set: give folder: {outer}"
+    for within in (folder, folder / "images", folder / "annotations", *(folder / part for part in PARTS)):
+        files = sorted(path for path in within.iterdir() if path.suffix == ".json") if within.is_dir() else []
+        tables = [path for path in files if path.name in COCO or path.name.startswith("instances_")]
+        if tables:
+            shipped = within.name in PARTS
+            table = folder / tables[0].name if shipped else tables[0]
+            split = ", split: shipped" if shipped else ""
+            return f"there are COCO's annotations: give annotations: {_within(root, table)}{split}"
+        if files and within.name not in PARTS:
+            return f"there are {len(files):,} .json files: if they are labelme's, give annotations: {_within(root, within)}"
+    if (folder / "data.yaml").is_file():
+        split = ", split: shipped" if any((folder / part).is_dir() for part in PARTS) else ""
+        return f"there is YOLO's data.yaml: give annotations: {_within(root, folder / 'data.yaml')}{split}"
+    return ""
+
+
+def _has_masks(folder: Path) -> bool:
+    return (folder / "images").is_dir() and (folder / "masks").is_dir()
+
+
+def _within(root: Path, path: Path) -> str:
+    return path.relative_to(root).as_posix()

@@ -1,0 +1,120 @@
+"""What a newcomer is told: the next step in errors, values that are not there, inverted masks, merged categories."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from PIL import Image
+
+from datamodules import PromptedSegmentationDataModule, PromptSet
+from tests.datamodules.segmentation_sets import write_pair
+
+
+def data_of(root: Path, *sets: PromptSet) -> PromptedSegmentationDataModule:
+    return PromptedSegmentationDataModule(
+        str(root), list(sets), workers=0, image_size=16, batch_size=2, negatives=0.0, val_fraction=0.25, test_fraction=0.25
+    )  # fmt: skip
+
+
+def write(root: Path, change: Callable[[Any, int], Any] | None = None, name: str = "s", count: int = 8) -> Path:
+    """Write a set of rectangles; `change` turns each mask of 0 and 255 and its number into other pixels."""
+    for number in range(count):
+        write_pair(root / name, f"{number}", shift=number)
+        path = root / name / "masks" / f"{number}.png"
+        if change is not None:
+            Image.fromarray(change(np.array(Image.open(path)), number).astype(np.uint8)).save(path)
+    return root
+
+
+def checked(root: Path, *sets: PromptSet) -> PromptedSegmentationDataModule:
+    data = data_of(root, *sets)
+    data.setup("fit")
+    data.check_input(["train", "val"])
+    return data
+
+
+def classes(mask: Any, number: int) -> Any:
+    """Class 2 on the rectangle, class 1 in a corner, except in the first masks."""
+    mask = np.where(mask > 0, 2, 0)
+    mask[0, 0] = number > 2
+    return mask
+
+
+def test_all_values_of_refused_masks_are_named(tmp_path: Path) -> None:
+    with pytest.raises(MisconfigurationException) as caught:
+        checked(write(tmp_path, classes), PromptSet("s", ["hole"]))
+    assert "together they hold 0, 1, 2: a set for each object names its value" in str(caught.value)
+    with pytest.raises(MisconfigurationException) as caught:
+        checked(write(tmp_path / "b", lambda mask, _: classes(mask, 9)), PromptSet("s", ["hole"]))
+    assert "its values are 0, 1, 2, none of them 255; a mask must be 255 on the object" in str(caught.value)
+    assert "which are the object? name them, as in values: [1]" in str(caught.value)
+
+
+def test_a_value_that_no_mask_has_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checked(write(tmp_path, classes), PromptSet("s", ["hole"], values=[2, 3]))
+    assert "of the values [2, 3], 3 is in none of the 6 masks that show the object" in caplog.text
+    caplog.clear()
+    checked(tmp_path, PromptSet("s", ["hole"], values=[1, 2]))
+    assert "is in none of" not in caplog.text
+
+
+def test_inverted_masks_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checked(write(tmp_path, lambda mask, _: np.where(np.arange(24) < 1, 0, 255) + 0 * mask), PromptSet("s", ["hole"]))
+    assert "6 of 6 masks have more than 90% of their pixels on 'hole'; are they inverted?" in caplog.text
+    caplog.clear()
+    checked(write(tmp_path / "b"), PromptSet("s", ["hole"]))
+    assert "inverted" not in caplog.text
+
+
+def test_a_root_that_is_itself_a_set(tmp_path: Path) -> None:
+    write(tmp_path, name="plain")
+    for root, folder in ((tmp_path / "plain", "."), (tmp_path, "plain")):
+        with pytest.raises(FileNotFoundError, match=r"none of the data sets exists") as caught:
+            data_of(root, PromptSet("walls", ["crack"])).setup("fit")
+        assert f'give --data.sets "[{{folder: {folder}, prompts: [crack]}}]"' in str(caught.value)
+    data = checked(tmp_path / "plain", PromptSet(".", ["crack"]))
+    assert len(data.pairs) == 8
+    assert (data.place, data.place_name) == (str(tmp_path / "plain"), "plain")
+    assert {name.split("/")[0] for name in data.predicted_files()} == {"images"}
+
+
+@pytest.mark.parametrize(
+    ("files", "folder", "hint"),
+    [
+        (["s/0.json"], "s", "there are 1 .json files: if they are labelme's, give annotations: s"),
+        (["s/_annotations.coco.json"], "s", "give annotations: s/_annotations.coco.json"),
+        (["s/train/_annotations.coco.json"], "s", "give annotations: s/_annotations.coco.json, split: shipped"),
+        (["s/annotations/instances_default.json"], "s", "annotations: s/annotations/instances_default.json"),
+        (["s/data.yaml", "s/train/images/a.png"], "s", "give annotations: s/data.yaml, split: shipped"),
+        (["s/images/0.png", "s/masks/0.png"], "s/images", "s is the set: give folder: s"),
+    ],
+)
+def test_a_folder_without_masks(tmp_path: Path, files: list[str], folder: str, hint: str) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(MisconfigurationException, match="prompt 'crack' has no folder of masks in it") as caught:
+        data_of(tmp_path, PromptSet(folder, ["crack"])).setup("fit")
+    assert str(caught.value).endswith(hint)
+
+
+def test_merged_categories_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path)
+    box = [[2, 2, 12, 2, 12, 10, 2, 10]]
+    content: dict[str, Any] = {
+        "images": [{"id": n, "file_name": f"{n}.png", "width": 24, "height": 18} for n in range(8)],
+        "categories": [{"id": n, "name": name} for n, name in enumerate(("all", "crack", "stain"))],
+        "annotations": [{"image_id": n, "category_id": 1 + n % 2, "segmentation": box} for n in range(8)],
+    }
+    (tmp_path / "s" / "coco.json").write_text(json.dumps(content))
+    with caplog.at_level("INFO"):
+        checked(tmp_path, PromptSet("s", ["damage"], annotations="s/coco.json"))
+    assert "all 2 are 'damage': crack, stain; to choose, give the set categories: [crack]" in caplog.text
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        checked(tmp_path, PromptSet("s", ["damage"], annotations="s/coco.json", categories=["crack", "stain"]))
+    assert "to choose" not in caplog.text
