@@ -47,8 +47,14 @@ NEEDED: dict[str, dict[str, tuple[type, ...]]] = {
 SIZES = ("width", "height")  # of images; Label Studio and others can leave them out
 
 
-def read_coco(root: Path, one: PromptSet, prompt: int) -> list[Pair]:
+def read_coco(root: Path, one: PromptSet, prompt: int, said: set[str] | None = None) -> list[Pair]:
     """List a data set's images with their polygons, sorted by file name, and check that they match the image files.
+
+    Args:
+        root: Folder that the names of the set are relative to.
+        one: The set.
+        prompt: Number of its object.
+        said: Categories that a message has named for their object, which are not named again; new ones are added.
 
     Raises:
         MisconfigurationException: The file is missing or damaged, a category is unknown, an image is missing or has another size,
@@ -59,7 +65,7 @@ def read_coco(root: Path, one: PromptSet, prompt: int) -> list[Pair]:
     content = _read(table)
     wanted = _categories(table, content["categories"], one.categories)
     if one.categories is None:
-        _say_merged(table, content, one)
+        _say_merged(table, content, one, set() if said is None else said)
     images = {entry["id"]: entry for entry in sorted(content["images"], key=lambda entry: str(entry["file_name"]))}
     files = _check_files(table, root / one.folder, content["images"], list(images.values()))
     shapes = _shapes(table, content["annotations"], wanted, {key: files[key][1] for key in images}, one)
@@ -131,11 +137,13 @@ def _categories(table: Path, known: list[Entry], names: list[str] | None) -> set
     return {entry["id"] for entry in known if names is None or entry["name"] in names}
 
 
-def _say_merged(table: Path, content: dict[str, list[Entry]], one: PromptSet) -> None:
+def _say_merged(table: Path, content: dict[str, list[Entry]], one: PromptSet, said: set[str]) -> None:
     """Name the categories that are one object since the set names none."""
     used = {entry["category_id"] for entry in content["annotations"]}
     names = list(dict.fromkeys(str(entry["name"]) for entry in content["categories"] if entry["id"] in used))
-    if len(names) > 1:
+    keys = {f"{one.prompts[0]}: {name}" for name in names}
+    if len(names) > 1 and not keys <= said:
+        said |= keys
         log.info(
             f"categories {table}: all {len(names)} are {one.prompts[0]!r}: {listed(names)}; to choose, give the set categories: "
             f"[{names[0]}], and each other object a set of its own"

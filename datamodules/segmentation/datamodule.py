@@ -240,8 +240,8 @@ class PromptedSegmentationDataModule(DescribedPromptSets):
 
     @cached_property
     def _listings(self) -> list[list[Pair]]:
-        names = self.own_class_names
-        return [read_pairs(self.root, one, names.index(one.prompts[0])) for one in self.present]
+        names, said = self.own_class_names, set[str]()
+        return [read_pairs(self.root, one, names.index(one.prompts[0]), said) for one in self.present]
 
     @cached_property
     def _drawn(self) -> dict[str, Tensor]:

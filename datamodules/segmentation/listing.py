@@ -13,13 +13,14 @@ from datamodules.segmentation.prompt_sets import Pair, PromptSet
 from datamodules.segmentation.yolo import read_yolo
 
 
-def read_pairs(root: Path, one: PromptSet, prompt: int) -> list[Pair]:
+def read_pairs(root: Path, one: PromptSet, prompt: int, said: set[str] | None = None) -> list[Pair]:
     """List a data set's images with their masks, sorted by name, and check that they match.
 
     Args:
         root: Folder that the names of the set are relative to.
         one: The set.
         prompt: Number of its object.
+        said: See `read_coco`; one for all sets of a run, so that the parts of a shipped split say nothing twice.
 
     Raises:
         MisconfigurationException: Files are missing or do not match, or `annotations` is of no known form.
@@ -41,4 +42,4 @@ def read_pairs(root: Path, one: PromptSet, prompt: int) -> list[Pair]:
             f"{place}: {place.suffix} files are not read; export again as COCO, YOLO segmentation or masks "
             "(or convert: datum convert -if FORMAT -f coco -i IN -o OUT)"
         )
-    return read_coco(root, one, prompt)
+    return read_coco(root, one, prompt, said)
