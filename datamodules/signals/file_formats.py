@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from datamodules.signals.table_format import BLANK, read_table
+from datamodules.signals.table_format import BLANK, are_numbers, read_table
 from datamodules.signals.windows import NOBODY, Windows
 
 Array = np.ndarray[Any, Any]
@@ -116,9 +116,11 @@ def read_signal_file(path: Path, setting: str = "file") -> SignalFile:
     windows["subject"] = torch.from_numpy(subjects.astype(np.int64))
     if "label" in arrays:
         labels = _given(path, "label", arrays["label"], numbers="class_names" not in arrays)
-        names, label = _classes(path, labels, arrays.get("class_names"))
+        names, label = _classes(path, labels, arrays.get("class_names"), part=setting == "test_file")
         windows["label"] = torch.from_numpy(label)
-    rate = float(arrays["rate"]) if "rate" in arrays else None
+    if "rate" in arrays and (arrays["rate"].size != 1 or arrays["rate"].dtype.kind not in "fiu"):
+        raise MisconfigurationException(f"{path}: rate has shape {arrays['rate'].shape}; it is one number, in Hz")
+    rate = float(arrays["rate"].reshape(())) if "rate" in arrays else None
     return SignalFile(windows, names, signal_names, units, people, rate, _sources(arrays))
 
 
@@ -138,7 +140,7 @@ def _given(path: Path, name: str, values: Array, numbers: bool = True) -> Array:
         missing, whole = ~np.isfinite(values), bool((values == np.round(values)).all())
     else:
         texts = np.char.strip(values.astype(str))
-        missing, whole = np.isin(np.char.lower(texts), BLANK), numbers and bool(np.char.isdigit(texts).all())
+        missing, whole = np.isin(np.char.lower(texts), BLANK), numbers and are_numbers(texts)
         values = texts
     if missing.any():
         raise MisconfigurationException(
@@ -151,15 +153,15 @@ def _given(path: Path, name: str, values: Array, numbers: bool = True) -> Array:
     return values.astype(np.int64) if whole else values
 
 
-def _classes(path: Path, labels: Array, given: Array | None) -> tuple[list[str], Array]:
-    """Return the class names and the label (N,) int64 of each window."""
+def _classes(path: Path, labels: Array, given: Array | None, part: bool) -> tuple[list[str], Array]:
+    """Return the class names and the label (N,) int64 of each window; only a `part` of numbered classes may be there."""
     numbered = labels.dtype.kind in "iu"
     if given is not None:
         names = [str(name) for name in given]
     elif numbered:
         there = np.unique(labels).tolist()
         names = [str(number) for number in range(int(labels.max()) + 1)]
-        if there != list(range(len(names))):
+        if there != list(range(len(names))) and not part:
             absent = min({*range(len(names))} - {*there}, default=there[0])
             shown = ", ".join(map(str, there[:10])) + (" ..." if len(there) > 10 else "")
             raise MisconfigurationException(

@@ -110,11 +110,12 @@ class SignalFileDataModule(SignalDataModule):
         own = self._described
         names = own.subject_names or [str(number) for number in subjects_of(own.windows)]
         numbers = range(len(names)) if own.subject_names else subjects_of(own.windows)
-        people = dict(zip(names, numbers, strict=True))
+        plain = [_plain(name) for name in names]
+        people = dict(zip(plain if len({*plain}) == len(names) else names, numbers, strict=True))
         if (other := self._whole_test) is not None and other is not own:
             for number in subjects_of(other.windows):
                 name = str(number) if other.subject_names is None else other.subject_names[number]
-                people.setdefault(name, max(people.values(), default=-1) + 1)
+                people.setdefault(_plain(name), max(people.values(), default=-1) + 1)
         return people
 
     def subject_name(self, number: int) -> str:
@@ -183,6 +184,8 @@ class SignalFileDataModule(SignalDataModule):
         than = f"{self.file} has"
         matching = SignalMatching.of(_Signals.of(other, str(self.test_file)), self._known(own), than=than)
         windows = {**other.windows, "signal": matching.in_order(other.windows["signal"])}
+        if self._record is not None:
+            matching.check_scale(windows["signal"], *self.signal_scale, str(self.test_file))
         if other.labelled:
             if unknown := [name for name in other.class_names if name not in own.class_names]:
                 raise MisconfigurationException(
@@ -194,7 +197,7 @@ class SignalFileDataModule(SignalDataModule):
         names = other.subject_names
         windows["subject"] = torch.tensor(
             [
-                number if number == NOBODY else self._people[str(number) if names is None else names[number]]
+                number if number == NOBODY else self._people[_plain(str(number) if names is None else names[number])]
                 for number in windows["subject"].tolist()
             ],
             dtype=torch.int64,
@@ -225,6 +228,11 @@ class SignalFileDataModule(SignalDataModule):
         if record is not None and self._whole_test is not None:
             return record.split.get("test_file") == self.split_settings.get("test_file") and super().is_training_data()
         return super().is_training_data()
+
+
+def _plain(name: str) -> str:
+    """Return the name of a person as it is compared: 01 is 1, because another file may write it as a number."""
+    return str(int(name)) if name.isdecimal() else name
 
 
 class _Signals(NamedTuple):

@@ -162,10 +162,10 @@ def bare_names(names: Sequence[str]) -> list[str]:
 
 
 def units_of(names: Sequence[str]) -> list[str] | None:
-    """Return the units in brackets after the names; None if a name has none."""
+    """Return the units in brackets after the names, empty for names without; None if no name has one."""
     found = [WITH_UNIT.fullmatch(name) for name in (names if bare_names(names) != list(names) else [])]
-    units = [one[2] or one[3] for one in found if one is not None]
-    return units if units and len(units) == len(names) else None
+    units = ["" if one is None else one[2] or one[3] for one in found]
+    return units if any(units) else None
 
 
 def _check_units(data: Signals, known: dict[str, Any], order: Sequence[int], than: str) -> None:
@@ -173,7 +173,7 @@ def _check_units(data: Signals, known: dict[str, Any], order: Sequence[int], tha
     if now is None or trained is None:
         return
     for place, unit, name in zip(order, trained, known["signal_names"], strict=True):
-        if now[place] != unit:
+        if now[place] and unit and now[place] != unit:
             raise MisconfigurationException(
                 f"{data.place}: {without_unit(name)} is in {now[place]}, but {than} {unit}; convert it"
             )

@@ -111,7 +111,14 @@ def read_table(path: Path) -> dict[str, Array]:
 
 def _whole(values: Array) -> Array:
     """Convert an array of texts to integers if all are integers; otherwise return it unchanged."""
-    return values.astype(np.int64) if np.char.isdigit(values).all() else values
+    return values.astype(np.int64) if are_numbers(values) else values
+
+
+def are_numbers(texts: Array) -> bool:
+    """Whether all texts are whole numbers, and different texts are different numbers, as 1 and 01 are not."""
+    if not np.char.isdecimal(texts).all():
+        return False
+    return len(np.unique(texts)) == len(np.unique(texts.astype(np.int64)))
 
 
 def _check_given(text: Array, names: list[str]) -> None:

@@ -100,7 +100,8 @@ def test_cifar_layout_in_another_order_of_classes(tmp_path: Path) -> None:
     [
         (["acc [g]", "gyro (rad/s)"], ["acc", "gyro"], ["g", "rad/s"]),
         (["acc (x)", "acc (y)", "heat"], ["acc (x)", "acc (y)", "heat"], None),  # axes, no units
-        (["acc [g]", "heat"], ["acc", "heat"], None),
+        (["acc [g]", "heat"], ["acc", "heat"], ["g", ""]),
+        (["acc", "heat"], ["acc", "heat"], None),
     ],
 )
 def test_units_in_names(names: list[str], bare: list[str], units: list[str] | None) -> None:

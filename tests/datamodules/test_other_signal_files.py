@@ -144,6 +144,39 @@ def test_signals_that_are_no_triples_are_said(caplog: pytest.LogCaptureFixture, 
     assert ("order the signals in such triples" in caplog.text) == warned
 
 
+def test_people_as_numbers_and_as_text_are_the_same(tmp_path: Path) -> None:
+    first = write(tmp_path / "first.npz", content(0, ("01", "02", "03")))  # read as numbers
+    other = write(tmp_path / "other.npz", content(1, ("01", "eve")))  # read as names
+    with pytest.raises(MisconfigurationException, match="the data leaks: subject 1 is in"):
+        SignalFileDataModule(first, test_file=other, val_subjects=1).setup("test")
+    both = SignalFileDataModule(write(tmp_path / "both.npz", content(0, ("1", "01", "2"))))
+    assert [both.subject_name(number) for number in range(3)] == ["01", "1", "2"]  # within a file they are two people
+
+
+def test_a_test_file_may_have_some_of_the_numbered_classes_only(tmp_path: Path) -> None:
+    file = write(tmp_path / "windows.npz", content(), label=np.arange(24) % 3, class_names=None)
+    some = write(tmp_path / "some.npz", content(1, ("eve",)), label=np.full(6, 2), class_names=None)
+    data = SignalFileDataModule(file, test_file=some, val_subjects=1, batch_size=4)
+    data.setup("fit")
+    data.setup("test")
+    assert data.splits["test"]["label"].tolist() == [2] * 6
+    assert data.class_names == ["0", "1", "2"]
+
+
+def test_units_are_compared_where_both_files_have_one(file: str, tmp_path: Path) -> None:
+    first = write(tmp_path / "first.npz", content(), signal_names=np.array(["acc_x [g]", "acc_y [g]", "gyro"]))
+    names = np.array(["acc_x [m/s2]", "acc_y [m/s2]", "gyro"])
+    other = write(tmp_path / "other.npz", content(1, ("eve",)), signal_names=names)
+    with pytest.raises(MisconfigurationException, match=r"acc_x is in m/s2, but .* has g; convert it"):
+        SignalFileDataModule(first, test_file=other).setup("test")
+
+
+def test_a_rate_is_one_number(tmp_path: Path) -> None:
+    wrong = write(tmp_path / "wrong.npz", content(), rate=np.array([50.0, 50.0]))
+    with pytest.raises(MisconfigurationException, match=r"rate has shape \(2,\); it is one number, in Hz"):
+        _ = SignalFileDataModule(wrong).class_names
+
+
 def test_numbers_written_as_text_are_numbers(tmp_path: Path) -> None:
     labels = np.array([str(number % 11) for number in range(24)])
     data = SignalFileDataModule(write(tmp_path / "text.npz", content(), label=labels, class_names=None))

@@ -155,6 +155,59 @@ def test_segments_in_dates_and_in_the_unit_of_large_numbers(tmp_path: Path) -> N
         assert Segments(table).label(one, 1e-9, Codes()).tolist() == [-1, -1, 0, 0, 0, 0, -1, -1, -1, -1]
 
 
+@pytest.mark.parametrize("rate", [100, 200])
+def test_a_last_time_stamp_just_short_of_the_grid(rate: int) -> None:
+    for short in (0.0, 5e-6, 15e-6, 19e-6):
+        time = np.round(np.arange(9 * rate + 1) / rate, 6)
+        time[-1] -= short
+        np.testing.assert_allclose(resampled(time, [time], 50.0)[0], np.arange(451) / 50, atol=1e-4)
+
+
+def test_the_filter_is_that_of_the_recording_in_every_piece() -> None:
+    time = np.concatenate([np.arange(400) / 50, 20 + np.arange(400) / 52.0])  # the second piece is a little faster
+    values = RANDOM.normal(size=(800, 1))
+    parts = whole(list(cut(recording(time, values), Cutting(50.0, 100, 100, labels=False), Counts())))
+    grid = time[400] + np.arange(100) / 50
+    second = parts.signal[parts.start >= 20][0, 0]
+    np.testing.assert_allclose(second, np.interp(grid, time[400:], values[400:, 0]), atol=1e-5)
+
+
+def test_missing_numbers_among_labels_and_times(tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    origin = 1767225600_000000000
+    time = [origin + 20_000_000 * row for row in range(100_000)]
+    time[90_000] = None  # in a later batch than the first
+    label = [1] * 50 + [None] * 50 + [2] * (len(time) - 100)
+    table = {"t": arrow.array(time, arrow.int64()), " a ": [0.5] * len(time), "l": arrow.array(label, arrow.int64())}
+    parquet.write_table(arrow.table(table), tmp_path / "a.parquet")
+    columns, codes = Columns({"a": "a"}, time="t", time_unit="ns", label="l"), Codes()
+    found = read_recording(tmp_path / "a.parquet", "a", columns, codes, Codes())
+    assert np.flatnonzero(np.isnan(found.time)).tolist() == [90_000]
+    np.testing.assert_allclose(np.delete(found.time, 90_000), np.delete(np.arange(100_000), 90_000) * 0.02, atol=1e-9)
+    assert found.label is not None
+    assert [codes.names[code] if code >= 0 else "" for code in found.label[[0, 60, 100]].tolist()] == ["1", "", "2"]
+    np.savez(tmp_path / "b.npz", t=np.arange(3.0), a=np.zeros(3), l=np.array([b"x", b"y", b""]))
+    second = read_recording(
+        tmp_path / "b.npz", "b", Columns({"a": "a"}, time="t", label="l"), codes := Codes(), Codes()
+    )
+    assert second.label is not None
+    assert (codes.names, second.label.tolist()) == (["x", "y"], [0, 1, -1])
+
+
+def test_columns_of_one_name_and_segments_of_several_recordings_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("t,a,a\n0,1,2\n1,2,3\n")
+    with pytest.raises(ValueError, match="several of its columns have the name 'a'"):
+        read_recording(tmp_path / "a.csv", "a", Columns({"a": "a"}, time="t"), Codes(), Codes())
+    np.savez(tmp_path / "a.npz", t=np.arange(2), a=np.zeros((2, 1)), a_0=np.ones(2))
+    with pytest.raises(ValueError, match="several of its columns have the name 'a_0'"):
+        read_recording(tmp_path / "a.npz", "a", Columns({"a": "a_0"}, time="t"), Codes(), Codes())
+    table = tmp_path / "segments.csv"
+    table.write_text("recording,start,end,label\nben/rec.csv,0,5,run\nrec.csv,0,5,walk\n")
+    with pytest.raises(ValueError, match=r"line 3 names rec.csv, which are 2 recordings: anna/rec.csv, ben/rec.csv"):
+        Segments(table).check(["anna/rec.csv", "ben/rec.csv"])
+    Segments(table).check(["ben/rec.csv"])
+
+
 def test_a_column_may_be_two_signals(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("t,a\n0,1\n1,2\n")
     found = read_recording(tmp_path / "a.csv", "a", Columns({"x": "a", "y": "a"}, time="t"), Codes(), Codes())

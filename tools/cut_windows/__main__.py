@@ -126,6 +126,8 @@ def cut_windows(options: argparse.Namespace) -> None:
         raise ValueError(
             f"--segments {options.segments}: add the column recording, because there are {len(files)} recordings"
         )
+    if segments:
+        segments.check(list(files))
     like = stored_cutting(options.like) if options.like else {}
     columns = _columns(options, files, like)
     labels, people, counts = Codes(), Codes(), Counts()
@@ -143,6 +145,8 @@ def cut_windows(options: argparse.Namespace) -> None:
         if segments and (unused := segments.unused()):
             say("warning", f"--segments names recordings that were not read: {', '.join(unused[:5])}")
         check_any(counts)
+        if options.without and not counts.left_out:
+            say("warning", f"--without: no window has the label {' or '.join(options.without)}")
         named = people.names if recording.subject is not None else []
         for line in labels_and_people(writer, labels.names if has_labels else [], named, options.without):
             print(line)

@@ -91,6 +91,9 @@ class ProfileCLI(VisionCLI):
         init_args = Namespace(**served)  # type: ignore[no-untyped-call]
         data = Namespace(class_path="tools.profile_model.batches.ServedBatch", init_args=init_args)  # type: ignore[no-untyped-call]
         self.config[self.subcommand].data = data
+        settings = self.config[self.subcommand].model.init_args
+        if settings.get("schedule") == "plateau":  # follows a validation, which there is none of, and costs nothing
+            settings.schedule = "none"
         self.memory = Memory(self.job["device"], self.job["limit"])
 
     def _all_callbacks(self, own: list[Callback], settings: Any, options: dict[str, Any]) -> list[Callback]:

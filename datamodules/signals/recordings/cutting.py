@@ -114,7 +114,7 @@ def cut(recording: Recording, cutting: Cutting, counts: Counts) -> Iterator[Part
     max_gap = LOST / rate if cutting.max_gap is None else cutting.max_gap
     _count_steps(np.diff(recording.time), max_gap, rate, counts)
     for begin, end in pieces(recording.time, max_gap):
-        yield from _of_piece(recording, begin, end, cutting, counts)
+        yield from _of_piece(recording, begin, end, rate, cutting, counts)
 
 
 def _count_steps(step: Array, max_gap: float, rate: float, counts: Counts) -> None:
@@ -127,9 +127,11 @@ def _count_steps(step: Array, max_gap: float, rate: float, counts: Counts) -> No
     counts.longest_bridged = max(counts.longest_bridged, float(bridged.max(initial=0)))
 
 
-def _of_piece(recording: Recording, begin: int, end: int, cutting: Cutting, counts: Counts) -> Iterator[Part]:
+def _of_piece(
+    recording: Recording, begin: int, end: int, rate: float, cutting: Cutting, counts: Counts
+) -> Iterator[Part]:
     time = recording.time[begin:end]
-    signals = resampled(time, [values[begin:end] for values in recording.signals], cutting.rate)
+    signals = resampled(time, [values[begin:end] for values in recording.signals], cutting.rate, rate)
     length = signals.shape[1]
     if length < cutting.samples:
         counts.short += end - begin

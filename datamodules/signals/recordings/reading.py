@@ -31,6 +31,8 @@ ENDINGS = (".csv", ".parquet", ".npz")
 UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 PLAUSIBLE = (0.2, 50_000.0)  # Hz: other rates mean another unit of time
 BLOCK = 1 << 22  # bytes of a CSV file that are parsed at once
+NO_TIME = np.iinfo(np.int64).min
+"""Stands for a missing whole number among time stamps."""
 EXACT = 2.0**53  # a larger whole number is not exact in float64
 
 
@@ -96,8 +98,9 @@ class _Growing:
     def add(self, values: Array) -> None:
         """Add values at the end."""
         wanted = self._count + len(values)
-        if wanted > len(self._buffer):
-            grown = np.empty(max(2 * wanted, 1 << 20), dtype=values.dtype)
+        kind = np.result_type(values, self._buffer) if self._count else values.dtype
+        if wanted > len(self._buffer) or kind != self._buffer.dtype:
+            grown = np.empty(max(2 * wanted, 1 << 20), dtype=kind)
             grown[: self._count] = self._buffer[: self._count]
             self._buffer = grown
         self._buffer[self._count : wanted] = values
@@ -127,6 +130,8 @@ def read_recording(path: Path, name: str, columns: Columns, labels: Codes, peopl
     parts = {one: _Growing() for one in wanted}
     try:
         table = _opened(path, columns, wanted)
+        if double := [one for one in wanted if table.names.count(one) > 1]:
+            raise ValueError(f"several of its columns have the name {double[0]!r}; rename them")
         if missing := [one for one in wanted if one not in table.names]:
             there = [one for one in table.names if one]
             bare = [one for one in missing if without_unit(one) in there]
@@ -172,8 +177,9 @@ def _seconds(values: Array, columns: Columns) -> tuple[Array, Any]:
         origin = next(iter(values[~np.isnat(values)]), np.datetime64(0, "ns"))
         seconds = (values - origin) / np.timedelta64(1, "ns") * 1e-9
     elif values.dtype.kind in "iu":  # nanoseconds since 1970 are not exact in float64
-        origin = int(values[0]) if len(values) and abs(int(values[0])) > EXACT / 1e4 else 0
-        seconds = (values.astype(np.int64) - origin).astype(np.float64) * unit
+        there = values[values != NO_TIME]
+        origin = int(there[0]) if len(there) and abs(int(there[0])) > EXACT / 1e4 else 0
+        seconds = np.where(values != NO_TIME, (values.astype(np.int64) - origin).astype(np.float64) * unit, np.nan)
     else:
         seconds = _numbers(str(columns.time), values).astype(np.float64) * unit
     known = seconds[np.isfinite(seconds)]
@@ -214,27 +220,31 @@ def _opened(path: Path, columns: Columns, wanted: Sequence[str]) -> _Table:
         raise ImportError(
             "reading recordings from CSV or Parquet needs pyarrow: uv sync --extra recordings, or pip install '.[recordings]'"
         ) from error
-    return _parquet(path, wanted) if ending == ".parquet" else _csv(path, columns, wanted)
+    return _parquet(path, columns, wanted) if ending == ".parquet" else _csv(path, columns, wanted)
 
 
 def _npz(path: Path, wanted: Sequence[str]) -> _Table:
     found: dict[str, Array] = {}
+    names: list[str] = []
     with np.load(path, allow_pickle=False) as file:
         for name in file.files:
             values = file[name]
             if values.ndim == 2:
-                found |= {f"{name}_{number}": values[:, number] for number in range(values.shape[1])}
+                found |= (columns := {f"{name}_{number}": values[:, number] for number in range(values.shape[1])})
+                names += columns
             elif values.ndim == 1:
                 found[name] = values
-    return _Table(list(found), iter([{name: found[name] for name in wanted if name in found}]))
+                names.append(name)
+    return _Table(names, iter([{name: found[name] for name in wanted if name in found}]))
 
 
-def _parquet(path: Path, wanted: Sequence[str]) -> _Table:
+def _parquet(path: Path, columns: Columns, wanted: Sequence[str]) -> _Table:
     parquet = import_module("pyarrow.parquet")
     file = parquet.ParquetFile(path)
-    names = list(file.schema_arrow.names)
-    batches = file.iter_batches(columns=[name for name in wanted if name in names]) if wanted else iter(())
-    return _Table(names, _arrays(batches))
+    raw = {name.strip(): name for name in file.schema_arrow.names}
+    names = [name.strip() for name in file.schema_arrow.names]
+    batches = file.iter_batches(columns=[raw[name] for name in wanted if name in raw]) if wanted else iter(())
+    return _Table(names, _arrays(batches, names, columns.time))
 
 
 def _csv(path: Path, columns: Columns, wanted: Sequence[str]) -> _Table:
@@ -266,7 +276,7 @@ def _csv(path: Path, columns: Columns, wanted: Sequence[str]) -> _Table:
         batches = csv.open_csv(path, reading, parse, convert)
     except arrow.ArrowInvalid as error:
         raise ValueError(_readable(str(error), names)) from error
-    return _Table(names, _arrays(batches, names))
+    return _Table(names, _arrays(batches, names, columns.time))
 
 
 def _type_of_time(first: Any, column: str) -> Any:
@@ -281,15 +291,20 @@ def _type_of_time(first: Any, column: str) -> Any:
     return arrow.float64()
 
 
-def _arrays(batches: Any, names: Sequence[str] = ()) -> Iterator[dict[str, Array]]:
+def _array(column: Any, is_time: bool) -> Array:
+    if is_time and column.null_count and import_module("pyarrow").types.is_integer(column.type):
+        column = column.cast("int64").fill_null(int(NO_TIME))  # as float64, nanoseconds since 1970 would not be exact
+    values: Array = column.to_numpy(zero_copy_only=False)
+    return values
+
+
+def _arrays(batches: Any, names: Sequence[str] = (), time: str | None = None) -> Iterator[dict[str, Array]]:
     """Convert pyarrow's batches; missing numbers become nan, missing texts None."""
     iterator = iter(batches)
     try:
         for batch in chain(iterator):
-            yield {
-                name.strip(): column.to_numpy(zero_copy_only=False)
-                for name, column in zip(batch.schema.names, batch.columns, strict=True)
-            }
+            columns = zip(batch.schema.names, batch.columns, strict=True)
+            yield {name.strip(): _array(column, name.strip() == time) for name, column in columns}
     except import_module("pyarrow").ArrowInvalid as error:
         raise ValueError(_readable(str(error), names)) from error
 

@@ -30,7 +30,7 @@ class Codes:
         >>> [codes.of(text) for text in ("walk", "3.0", " ", "3", "walk")], codes.names
         ([0, 1, -1, 1, 0], ['walk', '3'])
         """
-        name = "" if text is None else str(text).strip()
+        name = "" if text is None else (text.decode() if isinstance(text, bytes) else str(text)).strip()
         if name.lower() in BLANK:
             return NONE
         if (whole := WHOLE.fullmatch(name)) is not None:
@@ -42,6 +42,8 @@ class Codes:
 
     def many(self, texts: Sequence[object] | Array) -> Array:
         """Return the numbers of texts, (n,) int32."""
+        if isinstance(texts, np.ndarray) and texts.dtype.kind == "f":  # missing numbers; nan is not equal to itself
+            texts = [None if np.isnan(number) else number for number in texts]
         numbers = {text: self.of(text) for text in dict.fromkeys(texts)}
         return np.fromiter(map(numbers.__getitem__, texts), dtype=np.int32, count=len(texts))
 

@@ -56,22 +56,25 @@ def grid_length(time: Array, rate: float) -> int:
     return floor(float(time[-1] - time[0]) * rate + ON_GRID) + 1
 
 
-def resampled(time: Array, signals: list[Array], rate: float) -> Array:
+def resampled(time: Array, signals: list[Array], rate: float, source: float | None = None) -> Array:
     """Resample a piece.
 
     Args:
         time: (n,) float64, seconds, increasing.
         signals: S arrays (n,).
         rate: Wanted rate in Hz.
+        source: Rate of the recording in Hz, by which the filter is chosen; None means `rate_of` the piece.
 
     Returns:
         (S, `grid_length`) float32.
     """
     length = grid_length(time, rate)
-    factor = max(1, ceil(rate_of(time) / rate - SAME_RATE)) if len(time) > 1 else 1
+    source = source or (rate_of(time) if len(time) > 1 else rate)
+    factor = max(1, ceil(source / rate - SAME_RATE))
     if factor == 1 and len(time) == length and is_on_grid(time, rate):
         return np.stack(signals).astype(np.float32)
-    fine = time[0] + np.arange(floor((time[-1] - time[0]) * rate * factor + ON_GRID) + 1) / (rate * factor)
+    count = max((length - 1) * factor, floor(float(time[-1] - time[0]) * rate * factor + ON_GRID)) + 1
+    fine = time[0] + np.arange(count) / (rate * factor)
     out = np.empty((len(signals), length), dtype=np.float32)
     for row, values in zip(out, signals, strict=True):
         dense = np.interp(fine, time, values)

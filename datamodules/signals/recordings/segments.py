@@ -7,6 +7,7 @@ walk_1.csv,12.0,48.5,walk        start and end as the recording writes its time 
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -63,6 +64,20 @@ class Segments:
         found = [row for row in self.rows if (row.recording in known) or not self.names_recordings]
         self.used |= {row.line for row in found}
         return found
+
+    def check(self, names: Sequence[str]) -> None:
+        """Check that each row means one recording.
+
+        Raises:
+            ValueError: A file name without folder fits several recordings.
+        """
+        for row in self.rows if self.names_recordings else []:
+            fitting = [name for name in names if row.recording in (PurePosixPath(name).name, PurePosixPath(name).stem)]
+            if row.recording not in names and len(fitting) > 1:
+                raise ValueError(
+                    f"--segments {self.path}: line {row.line} names {row.recording}, which are {len(fitting)} recordings: "
+                    f"{listed(fitting)}; write their paths below SOURCE"
+                )
 
     def unused(self) -> list[str]:
         """Return the recordings that the table names and that were not read."""
