@@ -175,7 +175,7 @@ def test_the_filter_is_that_of_the_recording_in_every_piece() -> None:
 def test_missing_numbers_among_labels_and_times(tmp_path: Path) -> None:
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     origin = 1767225600_000000000
-    time = [origin + 20_000_000 * row for row in range(100_000)]
+    time: list[int | None] = [origin + 20_000_000 * row for row in range(100_000)]
     time[90_000] = None  # in a later batch than the first
     label = [1] * 50 + [None] * 50 + [2] * (len(time) - 100)
     table = {"t": arrow.array(time, arrow.int64()), " a ": [0.5] * len(time), "l": arrow.array(label, arrow.int64())}

@@ -93,7 +93,7 @@ def by_hand(folder: Path) -> dict[str, Any]:
         best = min(values, key=lambda pair: pair[0]) if "loss" in name else max(values, key=lambda pair: pair[0])
         if name == "val/acc":  # monitored: of equal epochs the one with the lowest loss
             equal = [row for row in rows if row[name] and float(row[name]) == best[0]]
-            best = (best[0], int(min(equal, key=lambda row: float(row["val/loss"]))["epoch"]))
+            best = (best[0], int(min(equal, key=lambda row: float(row.get("val/loss") or 0))["epoch"]))
         expected |= {f"best/{name}": best[0], f"best_epoch/{name}": best[1], f"final/{name}": values[-1][0]}
     speeds = [float(r["speed/images_per_s"]) for r in table(folder / "metrics.csv") if r["speed/images_per_s"]]
     expected["images_per_s"] = statistics.median(speeds)
