@@ -278,6 +278,7 @@ class SignalDataModule(SignalHeader):
             "signal_units": self.signal_units,
             "window_length": self.window_length,
             "sampling_rate": self.sampling_rate,
+            "time_step": self.time_step,
             "signals": None if self._record is None else self._record.as_state(),
         }
 

@@ -37,6 +37,7 @@ class SignalFile(NamedTuple):
         signal_units: Units of the signals, if the file gives them.
         subject_names: Names of the people, if they are not numbers.
         rate: Sampling rate in Hz, if the file gives it.
+        time_step: Median step of the time of a table, in the table's own unit, which is not known.
         sources: Recording of each window and time of its first sample in s, if the file gives them.
     """
 
@@ -47,6 +48,7 @@ class SignalFile(NamedTuple):
     subject_names: list[str] | None = None
     rate: float | None = None
     sources: list[str] | None = None
+    time_step: float | None = None
 
     @property
     def labelled(self) -> bool:
@@ -121,7 +123,8 @@ def read_signal_file(path: Path, setting: str = "file") -> SignalFile:
     if "rate" in arrays and (arrays["rate"].size != 1 or arrays["rate"].dtype.kind not in "fiu"):
         raise MisconfigurationException(f"{path}: rate has shape {arrays['rate'].shape}; it is one number, in Hz")
     rate = float(arrays["rate"].reshape(())) if "rate" in arrays else None
-    return SignalFile(windows, names, signal_names, units, people, rate, _sources(arrays))
+    step = float(arrays["time_step"]) if path.suffix.lower() == ".csv" else None
+    return SignalFile(windows, names, signal_names, units, people, rate, _sources(arrays), step)
 
 
 def _sources(arrays: dict[str, Array]) -> list[str] | None:

@@ -100,6 +100,11 @@ class SignalFileDataModule(SignalDataModule):
         return self._described.rate
 
     @property
+    def time_step(self) -> float | None:
+        """Step of the time stamps of a table, in the table's own unit; reads the file."""
+        return self._described.time_step
+
+    @property
     def window_length(self) -> int:
         """Number of samples in a window; reads the file."""
         return self._described.windows["signal"].shape[2]
@@ -205,10 +210,7 @@ class SignalFileDataModule(SignalDataModule):
         return windows
 
     def _known(self, own: SignalFile) -> dict[str, Any]:
-        signals = _Signals.of(own, str(self.file))
-        return {
-            name: getattr(signals, name) for name in ("signal_names", "signal_units", "window_length", "sampling_rate")
-        }
+        return _Signals.of(own, str(self.file))._asdict()
 
     def predicted_files(self) -> list[str] | None:
         """Recording and start of each window that predict serves, if the file has them."""
@@ -243,8 +245,9 @@ class _Signals(NamedTuple):
     signal_units: list[str] | None
     window_length: int
     sampling_rate: float | None
+    time_step: float | None
 
     @classmethod
     def of(cls, file: SignalFile, place: str) -> _Signals:
         units = file.signal_units or units_of(file.signal_names)
-        return cls(place, file.signal_names, units, file.windows["signal"].shape[2], file.rate)
+        return cls(place, file.signal_names, units, file.windows["signal"].shape[2], file.rate, file.time_step)

@@ -29,6 +29,11 @@ class SignalHeader(DataModule):
         """Sampling rate of the windows in Hz, if the data gives it."""
         return None
 
+    @property
+    def time_step(self) -> float | None:
+        """Step of the time stamps in an unknown unit, if the data has them."""
+        return None
+
     def subject_name(self, number: int) -> str:
         """Name of a person."""
         return str(number)

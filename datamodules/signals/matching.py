@@ -45,6 +45,10 @@ class Signals(Protocol):
     def sampling_rate(self) -> float | None:
         """Sampling rate in Hz, if it is known."""
 
+    @property
+    def time_step(self) -> float | None:
+        """Step of the time stamps in an unknown unit, if they are known."""
+
 
 class SignalMatching(NamedTuple):
     """How the signals of a datamodule are brought into the order of a checkpoint.
@@ -85,6 +89,11 @@ class SignalMatching(NamedTuple):
             raise MisconfigurationException(
                 f"{data.place} has windows at {data.sampling_rate:g} Hz, but {than} windows at {rate:g} Hz; cut them at that rate "
                 "(python -m tools.cut_windows, --like)"
+            )
+        if (was := known.get("time_step")) and data.time_step and abs(data.time_step / was - 1) > OTHER_RATE:
+            log.warning(
+                f"{data.place}: the samples of a window are {data.time_step:g} apart in time, those of the training data {was:g}: "
+                "another sampling rate, or another unit of time"
             )
         if trained is None:
             return cls(own, None, elsewhere)

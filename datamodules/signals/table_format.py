@@ -31,8 +31,8 @@ def read_table(path: Path) -> dict[str, Array]:
     """Read a table in long format; np.loadtxt is written in C, so a million lines take seconds.
 
     Returns:
-        `signal` (N, S, T) float64, `signal_names` (S,) texts, and `label` and `subject` (N,) integers or texts if there are such
-        columns.
+        `signal` (N, S, T) float64, `signal_names` (S,) texts, `time_step` () the median step of the time in its own unit,
+        and `label` and `subject` (N,) integers or texts if there are such columns.
 
     Raises:
         ValueError: The table has another form; the message says what is wrong, in which line or window.
@@ -105,6 +105,7 @@ def read_table(path: Path) -> dict[str, Array]:
     return {
         "signal": values[order, 1:].reshape(*shape, -1).transpose(0, 2, 1),
         "signal_names": np.array(signal_names),
+        "time_step": np.array(np.median(np.diff(values[order, 0].reshape(shape), axis=1)) if shape[1] > 1 else 0.0),
         **{name: _whole(owners[:, 0, place]) for place, name in enumerate(owned[1:])},
     }
 

@@ -171,6 +171,25 @@ def test_units_are_compared_where_both_files_have_one(file: str, tmp_path: Path)
         SignalFileDataModule(first, test_file=other).setup("test")
 
 
+def test_another_step_of_the_time_in_a_table_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def table(name: str, step: float, people: str) -> str:
+        rows = [
+            f"{person}{window},{place * step:.3f},{'ab'[window % 2]},{person},{place * window + ord(person)}"
+            for person in people
+            for window in range(4)
+            for place in range(5)
+        ]
+        (tmp_path / name).write_text("\n".join(["window,time,label,subject,x", *rows, ""]))
+        return str(tmp_path / name)
+
+    first = table("first.csv", 0.02, "xyz")
+    for step, said in ((0.02, False), (0.01, True)):
+        data = SignalFileDataModule(first, test_file=table("other.csv", step, "q"), val_subjects=1, batch_size=2)
+        data.setup("fit")
+        data.setup("test")
+        assert ("are 0.01 apart in time, those of the training data 0.02" in caplog.text) == said
+
+
 def test_a_rate_is_one_number(tmp_path: Path) -> None:
     wrong = write(tmp_path / "wrong.npz", content(), rate=np.array([50.0, 50.0]))
     with pytest.raises(MisconfigurationException, match=r"rate has shape \(2,\); it is one number, in Hz"):
