@@ -10,6 +10,7 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from datamodules.base import DataModule
@@ -87,12 +88,26 @@ class DescribedPromptSets(DataModule):
 
         Objects are matched by their prompts: one that shares a prompt with an object of the training has its name and threshold.
         Others are evaluated too, since a network with a pretrained text encoder can know them.
+
+        Raises:
+            MisconfigurationException: An object has prompts of two objects of the training, or two objects have those of one.
         """
         synonyms = [[name] for name in record.class_names] if "synonyms" not in record.own else record.own["synonyms"]
         known = {slug(text): texts[0] for texts in synonyms for text in texts}
         names = [
             next((known[slug(text)] for text in texts if slug(text) in known), texts[0]) for texts in self.synonyms
         ]
+        for texts in self.synonyms:
+            if len(several := {known[slug(text)] for text in texts if slug(text) in known}) > 1:
+                raise MisconfigurationException(
+                    f"the prompts {listed(texts)} of one object belong to {len(several)} objects of the checkpoint: "
+                    f"{listed(sorted(several))}; give the prompts of one of them"
+                )
+        if double := [name for name in names if names.count(name) > 1]:
+            raise MisconfigurationException(
+                f"{names.count(double[0])} objects of the data have prompts of {double[0]!r}, which is one object of the "
+                "checkpoint; give their sets the same first prompt"
+            )
         if labelled and (new := [name for name in names if name not in record.class_names]):
             log.warning(
                 f"prompts that the checkpoint was not trained on: {listed(new)} (it was on {listed(record.class_names)}); "

@@ -182,6 +182,26 @@ def test_objects_are_matched_by_their_prompts(tmp_path: Path, caplog: pytest.Log
     assert len(data.fingerprint("test")) == 16
 
 
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ((["crack", "seam"], ["dust"]), "the prompts crack, seam of one object belong to 2 objects of the checkpoint"),
+        (
+            (["crack"], ["fissure"]),
+            "2 objects of the data have prompts of 'crack', which is one object of the checkpoint",
+        ),
+    ],
+)
+def test_prompts_of_two_objects_are_refused(tmp_path: Path, prompts: tuple[list[str], list[str]], message: str) -> None:
+    settings: dict[str, Any] = {"image_size": 16, "workers": 0, "batch_size": 2}
+    root = str(write_two(tmp_path))
+    trained = [PromptSet("walls", ["crack", "fissure"]), PromptSet("joints", ["seam"])]
+    record = record_of(PromptedSegmentationDataModule(root, trained, **settings))
+    sets = [PromptSet("walls", prompts[0]), PromptSet("joints", prompts[1])]
+    with pytest.raises(MisconfigurationException, match=f"^{message}"):
+        PromptedSegmentationDataModule(root, sets, **settings).match(record)
+
+
 def test_groups_of_a_table_are_compared(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     first, other = tmp_path / "first", tmp_path / "other"
     write_classes(first, {"a": 8, "b": 8})
