@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# jsonargparse 4.53.0 (CPython 3.11): a list in a second configuration file replaces the list of the first one, unless both have the
+# jsonargparse 4.53.0, PyYAML 6.0.4 (CPython 3.11): a list in a second configuration file replaces the list of the first one, unless both have the
 # same length: then its items inherit what they leave out, place by place.
 #
 # Guess before: a list is a value; the later file's list is the whole list, as in YAML and as for lists of numbers.
@@ -15,7 +15,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/env"
-"$folder/env/bin/pip" install --quiet --disable-pip-version-check jsonargparse==4.53.0 2> /dev/null
+"$folder/env/bin/pip" install --quiet --disable-pip-version-check jsonargparse==4.53.0 pyyaml==6.0.4 2> /dev/null
 cd "$folder"
 cat > first.yaml <<'YAML'
 sets: [{folder: shipped, groups: shipped.csv}]

@@ -17,7 +17,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/env"
-"$folder/env/bin/pip" install --quiet --disable-pip-version-check uv
+"$folder/env/bin/pip" install --quiet --disable-pip-version-check uv==0.13.9
 "$folder/env/bin/uv" pip install --quiet --python "$folder/env/bin/python" \
   torch==2.15.0 onnx==1.23.2 onnxscript==0.7.2 numpy==2.4.6
 cat > "$folder/run.py" <<'PYTHON'

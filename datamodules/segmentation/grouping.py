@@ -63,5 +63,5 @@ def group_names(root: Path, sets: Sequence[PromptSet], pairs: Sequence[Sequence[
 
 def _name_in_set(folder: Path, image: Path) -> str:
     within = folder / "images" if image.is_relative_to(folder / "images") else folder
-    # images can lie beside an annotation file that is elsewhere
+    # images can lie next to an annotation file that is elsewhere
     return image.relative_to(within).as_posix() if image.is_relative_to(within) else image.as_posix()

@@ -27,8 +27,8 @@ class ImageNames:
     """
 
     def __init__(self, folder: Path, table: Path) -> None:
-        beside = table if table.is_dir() else table.parent
-        places = (folder / "images", folder, beside / "images", beside)
+        table_folder = table if table.is_dir() else table.parent
+        places = (folder / "images", folder, table_folder / "images", table_folder)
         self.places = [place for place in dict.fromkeys(places) if place.is_dir()]
         self.folder = folder / "images" if (folder / "images").is_dir() else folder
         self._by_name: dict[str, list[Path]] | None = None

@@ -33,8 +33,8 @@ GREY = 16  # largest difference of red, green and blue of a grey pixel
 NAMED = 8  # palette indices that a message lists
 LIMIT_S = 60.0  # longer than this, only a sample of the masks is read
 BLOCK = 64  # masks read between two looks at the clock
-LOSSY = ("JPEG", "WEBP")  # compression can leave a few small values beside 0 and 255
-CLASSES = 32  # values up to here beside 255, and none between, are numbers of classes; antialiased and JPEG masks have others too
+LOSSY = ("JPEG", "WEBP")  # compression can leave a few small values next to 0 and 255
+CLASSES = 32  # values up to here next to 255, and none between, are numbers of classes; antialiased and JPEG masks have others too
 ADVICE = "a mask must be 255 on the object, 0 elsewhere"
 Pixels = NDArray[np.integer[Any]]
 
@@ -67,7 +67,7 @@ def read_mask(path: Path, values: Sequence[Value] | None = None) -> tuple[Tensor
 
     Raises:
         MaskError: No pixel is bright enough to count as the object though some are not black, as in a mask of 0 and 1; or small
-            values beside 255 are numbers of classes; or the file is a palette image of other colours than black and white, is
+            values next to 255 are numbers of classes; or the file is a palette image of other colours than black and white, is
             coloured, or has 16 bits and colours.
         OSError: The file is damaged; decoders raise other things, too.
     """
@@ -93,7 +93,7 @@ def read_mask(path: Path, values: Sequence[Value] | None = None) -> tuple[Tensor
             )
         if others[-1] <= CLASSES and white == 255 and not lossy:
             raise MaskError(
-                f"its values are 0, {listed([str(value) for value in others.tolist()])} and 255, as numbers of classes beside 255 "
+                f"its values are 0, {listed([str(value) for value in others.tolist()])} and 255, as numbers of classes next to 255 "
                 f"for what is left out; which are the object? name them, as in values: [{others[0]}]"
             )
         reason = (

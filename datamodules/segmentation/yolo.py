@@ -103,7 +103,7 @@ def _categories(place: Path, names: list[str]) -> set[str]:
 
 
 def _texts(labels: Path | None, images: Path, paths: list[Path]) -> dict[Path, Path]:
-    """Image -> its text file, in the given folder, or where YOLO looks: `labels` in place of the last `images`, or beside it."""
+    """Image -> its text file, in the given folder, or where YOLO looks: `labels` in place of the last `images`, or next to it."""
     found: dict[Path, Path] = {}
     for path in paths:
         inner = path.relative_to(images).with_suffix(".txt")
@@ -118,7 +118,7 @@ def _texts(labels: Path | None, images: Path, paths: list[Path]) -> dict[Path, P
             found[path] = text
     if not found:
         raise MisconfigurationException(
-            f"{images}: none of its {len(paths):,} images has a .txt file; expected labels/{paths[0].stem}.txt beside images/"
+            f"{images}: none of its {len(paths):,} images has a .txt file; expected labels/{paths[0].stem}.txt next to images/"
         )
     if len(found) < len(paths):
         bare = [path.name for path in paths if path not in found]

@@ -24,7 +24,7 @@ Mask = NDArray[np.uint8]
 
 
 def crack(seed: int, width: int = 1, ring: bool = False) -> Mask:
-    """A line of 1 to 3 pixels that bends, and a disc, or a ring, beside it."""
+    """A line of 1 to 3 pixels that bends, and a disc, or a ring, next to it."""
     random, mask = np.random.default_rng(seed), np.zeros((H, W), np.uint8)
     points = np.stack([np.sort(random.integers(1, W - 1, 6)), random.integers(1, H - 1, 6)], axis=1)
     cv2.polylines(mask, [points.astype(np.int32).reshape(-1, 1, 2)], False, 1, width)

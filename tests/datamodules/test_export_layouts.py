@@ -52,7 +52,7 @@ def masks(root: Path, one: PromptSet) -> dict[str, NDArray[np.uint8]]:
 @pytest.mark.parametrize(
     ("image", "table", "written"),
     [
-        ("s/images/a b.jpg", "s/result.json", "images/a b.jpg"),  # Label Studio: the table beside the folder
+        ("s/images/a b.jpg", "s/result.json", "images/a b.jpg"),  # Label Studio: the table next to the folder
         ("s/images/a b.jpg", "s/result.json", "images\\a b.jpg"),
         ("s/images/a b.jpg", "s/result.json", "..\\images\\a b.jpg"),
         ("s/images/a b.jpg", "s/result.json", "C:\\data\\walls\\a b.jpg"),
@@ -63,7 +63,7 @@ def masks(root: Path, one: PromptSet) -> dict[str, NDArray[np.uint8]]:
         ("s/images/train/a.jpg", "s/annotations/instances_train.json", "a.jpg"),
         ("s/a.jpg", "s/_annotations.coco.json", "a.jpg"),  # Roboflow
         ("s/a.jpg", "tables/a.json", "./a.jpg"),
-        ("tables/a.jpg", "tables/a.json", "a.jpg"),  # beside the table, outside of the folder
+        ("tables/a.jpg", "tables/a.json", "a.jpg"),  # next to the table, outside of the folder
     ],
 )
 def test_images_are_found(tmp_path: Path, image: str, table: str, written: str) -> None:

@@ -96,7 +96,7 @@ def test_classes_by_colour(tmp_path: Path, draw: Any) -> None:
 @pytest.mark.parametrize(
     ("draw", "values", "message"),
     [
-        (Image.fromarray, None, r"its values are 0, 1, 2 and 255, as numbers of classes beside 255 .* values: \[1\]"),
+        (Image.fromarray, None, r"its values are 0, 1, 2 and 255, as numbers of classes next to 255 .* values: \[1\]"),
         (as_palette, None, r"a palette image of the indices 0 \(.*%\), 1 \(.* values: \[2\]"),
         (as_colours, None, r"coloured, as \(128, 0, 0\); .* values: \['#800000'\]"),
         (as_colours, [1], "`values` are numbers, but the mask has colours"),

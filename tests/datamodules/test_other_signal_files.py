@@ -111,9 +111,9 @@ def test_windows_without_labels_and_people_are_predicted(file: str, tmp_path: Pa
     assert "label" not in data.splits["test"]
     assert data.splits["test"]["subject"].tolist() == [NOBODY] * 6
     torch.testing.assert_close(data.splits["test"]["signal"], torch.from_numpy(other["signal"]))
-    alone = SignalFileDataModule(new)  # as `file`, too
-    alone.setup("predict")
-    torch.testing.assert_close(alone.splits["test"]["signal"], data.splits["test"]["signal"])
+    single = SignalFileDataModule(new)  # as `file`, too
+    single.setup("predict")
+    torch.testing.assert_close(single.splits["test"]["signal"], data.splits["test"]["signal"])
 
 
 def test_people_are_held_out_by_name(file: str) -> None:

@@ -139,7 +139,7 @@ def test_a_shipped_split_of_coco_tables_in_one_folder(tmp_path: Path) -> None:
 
 
 def test_a_shipped_split_of_masks(tmp_path: Path) -> None:
-    """Roboflow's semantic segmentation masks: indices, beside the images."""
+    """Roboflow's semantic segmentation masks: indices, next to the images."""
     for number, part in enumerate(("train", "valid", "test")):
         for n in range(3):
             save_image(tmp_path / "w" / part / f"{n}.jpg", 10 * number + n)
@@ -195,7 +195,7 @@ def test_a_shipped_split_of_yolo_files(tmp_path: Path, images: str, labels: str,
 
 
 def test_yolo_files_of_cvat(tmp_path: Path) -> None:
-    """Text files beside the images in obj_train_data, names in obj.names above it."""
+    """Text files next to the images in obj_train_data, names in obj.names above it."""
     folder = tmp_path / "obj_train_data"
     save_image(folder / "a.png")
     (folder / "a.txt").write_text("1 0 0 0.5 0 0.5 1 0 1\n0 0 0 1 0 1 1 0 1\n")

@@ -22,7 +22,7 @@ def sets(**of_set: object) -> list[str]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one epoch on `walls`; the sets `stairs` and `holes` are beside it, `holes` with masks of 0, 1 and 2."""
+    """A run of one epoch on `walls`; the sets `stairs` and `holes` are next to it, `holes` with masks of 0, 1 and 2."""
     folder = tmp_path_factory.mktemp("sets")
     for name, count in (("walls", 14), ("stairs", 4), ("holes", 4)):
         for number in range(count):

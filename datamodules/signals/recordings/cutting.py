@@ -141,9 +141,9 @@ def _of_piece(
     label, kept = _labels(recording, begin + rows, first, cutting, counts)
     subject = np.full(len(first), NONE, dtype=np.int32)
     if recording.subject is not None:
-        subject, alone = _majority(recording.subject[begin + rows], first, cutting.samples, 1.0)
-        counts.nobody += int((kept & ~(alone & (subject != NONE))).sum())
-        kept &= alone & (subject != NONE)
+        subject, single = _majority(recording.subject[begin + rows], first, cutting.samples, 1.0)
+        counts.nobody += int((kept & ~(single & (subject != NONE))).sum())
+        kept &= single & (subject != NONE)
     counts.windows += int(kept.sum())
     views = sliding_window_view(signals, cutting.samples, axis=1)
     places = np.flatnonzero(kept)

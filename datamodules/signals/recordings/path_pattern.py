@@ -11,8 +11,8 @@ PLACE = re.compile(r"\{([^{}]*)\}")
 class PathPattern:
     """A pattern of paths relative to the folder of the recordings, such as ``{label}_{}/sub_{subject}.csv``.
 
-    `{label}` and `{subject}` stand for one or more characters of a folder's or a file's name, as few as fit; `{}` stands for a part
-    that does not matter.
+    `{label}` and `{subject}` match one or more characters of a folder's or a file's name, as few as fit; `{}` matches a part that
+    does not matter.
 
     Raises:
         ValueError: The pattern has another field, a field twice, or neither `{label}` nor `{subject}`.

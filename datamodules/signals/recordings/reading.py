@@ -32,7 +32,7 @@ UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 PLAUSIBLE = (0.2, 50_000.0)  # Hz: other rates mean another unit of time
 BLOCK = 1 << 22  # bytes of a CSV file that are parsed at once
 NO_TIME = np.iinfo(np.int64).min
-"""Stands for a missing whole number among time stamps."""
+"""Marks a missing whole number among time stamps."""
 EXACT = 2.0**53  # a larger whole number is not exact in float64
 
 
