@@ -205,9 +205,8 @@ class SignalDataModule(SignalHeader):
         self.splits["train"], self.splits["val"] = train, val
         if self._matching is None or not self._matching.elsewhere:
             self._record = SignalRecord.of(train, val)
-        log.info(
-            f"data       validation on subjects {', '.join(map(str, held_out))}, trained on {len(subjects_of(train))} others"
-        )
+        names = ", ".join(self.subject_name(number) for number in held_out)
+        log.info(f"data       validation on subjects {names}, trained on {len(subjects_of(train))} others")
 
     def _held_out(self, people: list[int], wanted: int | float | list[int | str], name: str) -> list[int]:
         """Numbers of the subjects of a held-out split, of these numbers; see `held_out_subjects`."""

@@ -132,7 +132,9 @@ def _sources(arrays: dict[str, Array]) -> list[str] | None:
     if not {"recordings", "recording", "start"} <= arrays.keys():
         return None
     names = arrays["recordings"][arrays["recording"]].tolist()
-    return [f"{name} at {start:.2f} s" for name, start in zip(names, arrays["start"].tolist(), strict=True)]
+    return [
+        f"{name} at {round(start, 2) + 0.0:.2f} s" for name, start in zip(names, arrays["start"].tolist(), strict=True)
+    ]
 
 
 def _given(path: Path, name: str, values: Array, numbers: bool = True) -> Array:

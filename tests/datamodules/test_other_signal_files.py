@@ -203,7 +203,11 @@ def test_numbers_written_as_text_are_numbers(tmp_path: Path) -> None:
 
 
 def test_a_window_is_named_by_its_recording(tmp_path: Path) -> None:
-    cut = {"recordings": np.array(["a.csv", "b.csv"]), "recording": np.arange(24) // 12, "start": np.arange(24) * 1.28}
+    cut = {
+        "recordings": np.array(["a.csv", "b.csv"]),
+        "recording": np.arange(24) // 12,
+        "start": np.arange(24) * 1.28 - 1e-4,
+    }
     data = SignalFileDataModule(write(tmp_path / "cut.npz", content(), **cut))
     files = data.predicted_files()
     assert files is not None

@@ -59,7 +59,9 @@ def test_raw_to_trained_to_predicted(mode: str, tmp_path: Path, capsys: pytest.C
     predictions = rows_of(run / "evaluations" / "new" / "predictions.csv")
     assert not (run / "predictions.csv").exists()
     content: dict[str, Any] = dict(np.load(new))
-    assert [row["file"] for row in predictions] == [f"sub_4.csv at {start:.2f} s" for start in content["start"]]
+    assert [row["file"] for row in predictions] == [
+        f"sub_4.csv at {round(start, 2) + 0.0:.2f} s" for start in content["start"].tolist()
+    ]
     assert {row["class"] for row in predictions} <= set(STEPS)
     # the same windows within the run's own file are classified alike
     assert main(["predict", "--run", str(run)]) == 0
