@@ -136,7 +136,12 @@ class FeatureWriter(Callback):
                 try:
                     size = round(self.shard_mb * 1_000_000)
                     writer = CacheWriter(
-                        folder, identity, rank=trainer.global_rank, shard_bytes=size, files=about.files
+                        folder,
+                        identity,
+                        rank=trainer.global_rank,
+                        shard_bytes=size,
+                        files=about.files,
+                        weights_from=getattr(module, "weights_from", None),
                     )
                 except CacheError as error:
                     refusal = str(error)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from datamodules.base import Batch, DataModule
 from datamodules.feature_loader import CachedFeaturesLoader, free_memory
+from datamodules.in_memory import InMemoryLoader
 from datamodules.sample_keys import row_keys
 from datamodules.splitting.stratified import count_classes
 from features import MEANING, CachedSplit, CacheError, Header, Identity, check_fits, read_header
@@ -45,6 +46,8 @@ class CachedFeaturesDataModule(DataModule):
         on_device: Copy the features to the accelerator once, or to memory if there is no accelerator. null copies if the features
             take at most half of the free memory, and otherwise memory-maps the files, so that only the rows in use are read.
         verify: Read every shard once in setup and compare its checksum; if false, damage within a shard is not detected.
+        images: Folder of unlabelled image files, or one file, that predict classifies in place of the test split: through the
+            backbone, whose weights the model reads; null for the cached test features.
         backbone: Name of the backbone that must have computed the features; null accepts any.
         weights_hash: Hash of the backbone weights that must have computed the features, as in header.json; null accepts any.
 
@@ -65,10 +68,11 @@ class CachedFeaturesDataModule(DataModule):
         drop_last: bool = True,
         on_device: bool | None = None,
         verify: bool = True,
+        images: str | None = None,
         backbone: str | None = None,
         weights_hash: str | None = None,
     ) -> None:
-        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, drop_last=drop_last)
+        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, drop_last=drop_last, images=images)
         self.cache, self.verify, self._resident = Path(cache), verify, on_device
         self._expected = {"backbone": backbone, "weights_hash": weights_hash}
         self._features: dict[str, CachedSplit] = {}
@@ -140,7 +144,17 @@ class CachedFeaturesDataModule(DataModule):
     # ---- splits ----
 
     def setup(self, stage: str) -> None:
-        """Open the splits that the stage needs, once: train and val for fit, val for validate, else test; `verify` checks them."""
+        """Open the splits that the stage needs, once: train and val for fit, val for validate, else test; `verify` checks them.
+
+        If `images` is set, predict reads that folder instead.
+        """
+        if stage == "predict" and self.images is not None:
+            if "encoder" in self.identity.transform:
+                raise MisconfigurationException(
+                    f"--data.images {self.images}: {self.cache} has features of sensor signals, not of image files"
+                )
+            super().setup(stage)
+            return
         wanted: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",)}
         for split in wanted.get(stage, ("test",)):
             self._open(split)
@@ -169,8 +183,9 @@ class CachedFeaturesDataModule(DataModule):
 
     # ---- loaders ----
 
-    def _loader(self, split: Literal["train", "val", "test", "predict"]) -> CachedFeaturesLoader:
-        assert split != "predict"  # predict serves the test split, as there is no `images` folder
+    def _loader(self, split: Literal["train", "val", "test", "predict"]) -> InMemoryLoader:
+        if split == "predict":
+            return super()._loader(split)
         trainer, opened = self.trainer, self._features[split]
         device = trainer.strategy.root_device if trainer else torch.device("cpu")
         resident = self._fits(opened.bytes, device) if self._resident is None else self._resident
@@ -195,7 +210,9 @@ class CachedFeaturesDataModule(DataModule):
         return 2 * size * processes <= free_memory()
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Convert the features to the dtype of Trainer(precision)."""
+        """Convert the features to the dtype of Trainer(precision); see `DataModule` for images."""
+        if "features" not in batch:
+            return super().on_after_batch_transfer(batch, dataloader_idx)
         assert self.trainer is not None
         converted: Batch = self.trainer.precision_plugin.convert_input(batch)
         return converted

@@ -1,7 +1,7 @@
 """Reads and writes the header of a feature cache: how its features were produced, and its shards (docs/feature_cache.md).
 
-`header.json` is written last; if it exists, the cache is complete. Before that, `unfinished.json` holds the same content without
-the shards. Both end with a checksum of their content, so that a damaged file is detected and rejected.
+`header.json` is written last; if it exists, the cache is complete. Before that, `unfinished.json` holds only the identity. Both end
+with a checksum of their content, so that a damaged file is detected and rejected.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from features.identity import CacheError, Identity, Split, are, is_a, json_hash, short
+from foundation.project import MAIN
 
 SCHEMA = 1
 HEADER, UNFINISHED = "header.json", "unfinished.json"
@@ -42,10 +43,15 @@ class SplitEntry:
 
 @dataclass(frozen=True)
 class Header:
-    """Content of a cache: the identity of its features, and its splits by name."""
+    """Content of a cache: the identity of its features, its splits by name, and where the backbone's weights came from."""
 
     identity: Identity
     splits: Mapping[str, SplitEntry]
+    weights_from: Mapping[str, str] | None = None
+    """``{"file": PATH}`` or ``{"pretrained": NAME}``, a timm name; None if unknown, as in caches of older versions.
+
+    It is no part of the identity: the same weights may be read from another place.
+    """
 
     @property
     def bytes(self) -> int:
@@ -65,10 +71,11 @@ def read_header(folder: str | Path) -> Header:
     content = _load(path)
     try:
         splits = content.pop("splits", None)
+        weights_from = _weights_from(content.pop("weights_from", None))
         identity = _identity(content)
         if not isinstance(splits, dict) or not splits or not set(splits) <= set(get_args(Split)):
             raise CacheError("splits must be some of train, val and test")
-        return Header(identity, {name: _entry(name, splits[name], identity) for name in splits})
+        return Header(identity, {name: _entry(name, splits[name], identity) for name in splits}, weights_from)
     except CacheError as error:
         raise CacheError(f"{path}: {error}") from None
 
@@ -87,11 +94,22 @@ def read_unfinished(folder: str | Path) -> Identity:
         raise CacheError(f"{path}: {error}") from None
 
 
-def header_bytes(identity: Identity, splits: Mapping[str, SplitEntry] | None = None) -> bytes:
-    """Content of `header.json`; without `splits`, content of `unfinished.json`."""
-    content: dict[str, Any] = {"schema": SCHEMA, **asdict(identity)}
-    if splits is not None:
-        content["splits"] = {name: asdict(entry) for name, entry in splits.items()}
+def unfinished_bytes(identity: Identity) -> bytes:
+    """Content of `unfinished.json`."""
+    return _with_checksum(asdict(identity))
+
+
+def header_bytes(header: Header) -> bytes:
+    """Content of `header.json`."""
+    content: dict[str, Any] = asdict(header.identity)
+    content["splits"] = {name: asdict(entry) for name, entry in header.splits.items()}
+    if header.weights_from is not None:
+        content["weights_from"] = dict(header.weights_from)
+    return _with_checksum(content)
+
+
+def _with_checksum(content: dict[str, Any]) -> bytes:
+    content = {"schema": SCHEMA, **content}
     return (json.dumps(content | {"checksum": json_hash(content)}, indent=1) + "\n").encode()
 
 
@@ -104,7 +122,10 @@ def _load(path: Path) -> dict[str, Any]:
             content
         )  # inside try, because deep nesting raises RecursionError either in json.loads or here
     except (FileNotFoundError, NotADirectoryError):
-        raise CacheError(f"{path.parent}: there is no feature cache, as {path.name} is not there") from None
+        raise CacheError(
+            f"{path.parent}: there is no feature cache, as {path.name} is not there; {MAIN} predict --config "
+            "configs/cascade_extract.yaml makes one"
+        ) from None
     except OSError as error:
         raise CacheError(f"{path}: {error.strerror}") from None
     except (ValueError, RecursionError):
@@ -126,6 +147,13 @@ def _identity(content: Mapping[str, Any]) -> Identity:
         raise CacheError(f"it must hold {', '.join(names)}")
     values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in content.items()}
     return Identity(**values)  # checks the types
+
+
+def _weights_from(content: Any) -> dict[str, str] | None:
+    known = isinstance(content, dict) and len(content) == 1 and set(content) <= {"file", "pretrained"}
+    if content is None or (known and are(tuple(content.values()), str)):
+        return content  # type: ignore[no-any-return]
+    raise CacheError("weights_from: must be one of file and pretrained, with a path or a name")
 
 
 def _entry(split: str, content: Any, identity: Identity) -> SplitEntry:

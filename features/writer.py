@@ -32,6 +32,7 @@ from features.header import (
     header_bytes,
     read_header,
     read_unfinished,
+    unfinished_bytes,
 )
 from features.identity import CacheError, Identity, Split, check_fits
 from features.shards import (
@@ -64,6 +65,7 @@ class CacheWriter:
         shard_bytes: Largest size of a shard in bytes; a single sample may exceed it.
         files: Size of each file by name, whose fingerprint is `identity.data`. The list is stored next to the header, so that a
             later error can report which files differ.
+        weights_from: Where the weights of the backbone came from, for the header; see `Header`.
 
     Attributes:
         identity: Identity of the cache.
@@ -82,7 +84,9 @@ class CacheWriter:
         rank: int = 0,
         shard_bytes: int = 64_000_000,
         files: Mapping[str, int] | None = None,
+        weights_from: Mapping[str, str] | None = None,
     ) -> None:
+        self._weights_from = weights_from
         self.folder, self.rank, self.shard_bytes, self._writer = Path(folder), rank, shard_bytes, f"r{rank:03d}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -140,7 +144,7 @@ class CacheWriter:
             raise CacheError(f"{self.folder}: holds shards but no {UNFINISHED}; give an empty folder")
         if files is not None:
             write_file(self.folder / FILES, file_lines(files), self._writer)
-        write_file(self.folder / UNFINISHED, header_bytes(identity), self._writer)
+        write_file(self.folder / UNFINISHED, unfinished_bytes(identity), self._writer)
         return identity, False
 
     def _check(self, found: Identity, wanted: Identity, files: Mapping[str, int] | None) -> None:
@@ -240,13 +244,14 @@ class CacheWriter:
         for split in get_args(Split):
             if split in entries or counts.get(split):
                 splits[split] = self._entry(split, entries.get(split, []), counts.get(split, 0))
-        write_file(self.folder / HEADER, header_bytes(self.identity, splits), self._writer)
+        header = Header(self.identity, splits, self._weights_from)
+        write_file(self.folder / HEADER, header_bytes(header), self._writer)
         (self.folder / UNFINISHED).unlink(missing_ok=True)
         for leftover in self.folder.glob(".*.r*.tmp"):
             leftover.unlink(missing_ok=True)
         self.finished = True
         self.close()
-        return Header(self.identity, splits)
+        return header
 
     def _entry(self, split: str, found: list[tuple[Shard, Tensor, Tensor]], count: int) -> SplitEntry:
         if (have := sum(shard.count for shard, _, _ in found)) < count:

@@ -22,6 +22,8 @@ from networks.timm_network import Argument
 log = logging.getLogger(__name__)
 
 DEFAULT = "vit_base_patch16_dinov3"
+WAYS = "--model.weights FILE of main.py, --weights FILE of a tool, or load_run(..., weights=FILE)"
+"""How a user says where the weights of a trained head's backbone are."""
 COMPARED = ("backbone", "weights_hash", "layers", "pooling", "image_size", "mean", "std")
 """Fields that must be equal for a head to work on features, in the order of comparison."""
 
@@ -57,6 +59,18 @@ class BackboneSettings:
         if self.pretrained and self.weights is not None:
             raise ValueError(f"pretrained and weights: only one of them, got {self.pretrained} and {self.weights}")
 
+    @property
+    def weights_from(self) -> dict[str, str] | None:
+        """Where the weights come from: ``{"file": absolute path}``, ``{"pretrained": name}``, or None for random weights."""
+        if self.weights is not None:
+            return {"file": str(Path(self.weights).resolve())}
+        return {"pretrained": self.name} if self.pretrained else None
+
+    def take_weights_from(self, place: Mapping[str, str]) -> None:
+        """Set ``weights``, or ``name`` and ``pretrained``, to a place as in ``weights_from``."""
+        self.weights, self.pretrained = place.get("file"), "pretrained" in place
+        self.name = place.get("pretrained", self.name)
+
     def build(self, pretrained: bool = False) -> FrozenBackbone:
         """Build the backbone with random weights, or with timm's, which may be downloaded."""
         return FrozenBackbone(
@@ -82,7 +96,9 @@ class BackboneSettings:
         Raises:
             ValueError: The weights cannot be loaded or do not fit.
         """
-        needed = f"the weights of {backbone.name}" + (f" with hash {short(wanted)}" if wanted else "") + " are needed"
+        needed = f"the weights of {backbone.name} are needed"
+        if wanted is not None:
+            needed = f"the weights of {backbone.name} with hash {short(wanted)} are needed; name their file: {WAYS}"
         if self.weights is not None:
             self._fill_from_file(backbone, self.weights, needed)
         elif self.pretrained:

@@ -19,7 +19,9 @@ Interface to the callbacks:
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -152,6 +154,11 @@ class BaseModule(ScheduledModule):
         require(0 < self.plateau[1] < 1, "plateau_factor", self.plateau[1], "a factor between 0 and 1")
         require(self.plateau[2] >= 0, "plateau_patience", self.plateau[2], "0 epochs or more")
 
+    @classmethod
+    def has_frozen_weights(cls, settings: dict[str, Any]) -> bool:
+        """Whether a module with these settings reads weights that its checkpoint does not hold, from its setting ``weights``."""
+        return False
+
     # ---- methods that a subclass implements ----
 
     def configure_network(self) -> None:
@@ -235,6 +242,17 @@ class BaseModule(ScheduledModule):
                     f"plateau_monitor: no metric {self.plateau_monitor!r}; there are {known}"
                 )
             self._schedule().observe(float(value))
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Eval mode for all submodules; afterwards each has its mode again."""
+        training = [module for module in self.modules() if module.training]
+        self.eval()
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
 
     # ---- batch norm ----
 

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from lightning_modules.backbone_weights import COMPARED, DEFAULT, BackboneSettings, check_same, describe
+from lightning_modules.backbone_weights import COMPARED, DEFAULT, WAYS, BackboneSettings, check_same, describe
 from lightning_modules.base import BaseModule, Batch
 from lightning_modules.early_exit_classifier import EarlyExitClassifier
 from lightning_modules.schedules import ScheduleName
@@ -50,8 +50,8 @@ class CascadeHead(EarlyExitClassifier):
             cache, or ``vit_base_patch16_dinov3`` if the data provides images.
         network_args: Further keyword arguments of ``timm.create_model``, such as ``pad_type: same``.
         pretrained: Download and use timm's pretrained weights.
-        weights: Run folder, checkpoint, safetensors or torch file with the backbone's weights. Required whenever images are
-            classified, as no checkpoint holds them. A run on cached features needs them only if it later gets images.
+        weights: Run folder, checkpoint, safetensors or torch file with the backbone's weights, which no checkpoint holds. Null in a
+            run on cached features: the weights that the features were extracted with, read only if the run later gets images.
         layers: Blocks or stages whose outputs are concatenated, in this order; negative numbers count from the end. None: those of
             the cache, or [-1], the final features.
         pooling: ``cls``: class token; ``avg``: mean of the patch tokens or of the feature map, after the last norm; ``native``:
@@ -145,6 +145,11 @@ class CascadeHead(EarlyExitClassifier):
         width = backbone.feature_width if backbone is not None else cast(int, self.feature_width)
         self.network = Cascade(backbone, MLPHead(width, self.num_classes, self.hidden, self.dropout, self.head_seed))
 
+    @classmethod
+    def has_frozen_weights(cls, settings: dict[str, Any]) -> bool:
+        """See :class:`BaseModule`: the backbone is in no checkpoint."""
+        return True
+
     @property
     def architecture(self) -> str:
         """Full name of the backbone."""
@@ -211,11 +216,18 @@ class CascadeHead(EarlyExitClassifier):
             settings.name, settings.network_args = parse_name(wanted["backbone"])
         settings.layers, settings.pooling = wanted["layers"], wanted["pooling"].removesuffix(SECOND)
         if settings.weights is None and not settings.pretrained:
-            raise ValueError(
-                f"weights: not set, but images need the backbone {wanted['backbone']} with hash {wanted['weights_hash'][:12]}; "
-                "the run was trained on its features only"
-            )
+            if not wanted.get("weights_from"):
+                raise ValueError(
+                    f"weights: not set; images need the backbone {wanted['backbone']} with hash {wanted['weights_hash'][:12]}, "
+                    f"and the run has only seen its features; name the file of its weights: {WAYS}"
+                )
+            settings.take_weights_from(wanted["weights_from"])
         backbone = settings.build().to(self.class_weight)
+        if backbone.feature_width != self.feature_width:
+            raise ValueError(
+                f"images: one image has {backbone.feature_width} features, but the head was trained on {self.feature_width}, of "
+                "samples of several images (the signals of a window); extract their features, and predict with --data.cache"
+            )
         return backbone.to(memory_format=torch.channels_last) if self.channels_last else backbone
 
     def _images(self) -> dict[str, Any]:
@@ -229,21 +241,31 @@ class CascadeHead(EarlyExitClassifier):
 
         Returns:
             Plain values: ``backbone``, ``weights_hash``, ``layers``, ``pooling``, ``feature_width``, ``image_size``, ``mean``,
-            ``std``, ``transform``.
+            ``std``, ``transform``; and ``weights_from``, where the weights came from, if it is known.
 
         Raises:
             ValueError: The weights cannot be loaded, or the backbone of the features is unknown.
         """
-        data = getattr(self._trainer, "datamodule", None)
+        data: Any = getattr(self._trainer, "datamodule", None)
         if self.feature_width is None:
             self._fill()
-            return {**cast(dict[str, Any], self._backbone), "transform": dict(getattr(data, "transform_settings", {}))}
+            transform = dict(getattr(data, "transform_settings", {}))
+            known = self.settings.weights_from
+            return {
+                **cast(dict[str, Any], self._backbone),
+                "transform": transform,
+                **({"weights_from": known} if known else {}),
+            }
         identity = getattr(data, "identity", None)
         if identity is None:
             raise ValueError("the data serves features, but has no identity that describes their backbone")
         names = (*COMPARED, "feature_width", "transform")
         values = {name: getattr(identity, name) for name in names}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        known = self.settings.weights_from or getattr(getattr(data, "header", None), "weights_from", None)
+        return {
+            **{name: list(value) if isinstance(value, tuple) else value for name, value in values.items()},
+            **({"weights_from": dict(known)} if known else {}),
+        }
 
     def setup(self, stage: str) -> None:
         """Compute the class weights and load the backbone's weights, which no checkpoint holds."""
@@ -251,6 +273,17 @@ class CascadeHead(EarlyExitClassifier):
         # errors are raised later: a checkpoint that is loaded next states which backbone is needed
         with contextlib.suppress(ValueError):
             self.backbone_identity()
+        if stage == "fit" and self.feature_width is not None and self.settings.weights is not None:
+            self._check_given_weights()
+
+    def _check_given_weights(self) -> None:
+        """Raise an error if ``weights`` are not those that computed the features, which would only be found when images come."""
+        try:
+            wanted = self.backbone_identity()
+            found = self.settings.fill(self._built_later(wanted), wanted["weights_hash"])
+            check_same({"weights_hash": found}, wanted, str(self.settings.weights))
+        except ValueError as error:
+            raise MisconfigurationException(str(error)) from error
 
     def configure_optimizers(self) -> Any:
         """See :class:`BaseModule`; also checks the backbone of a fit that starts without a checkpoint."""
@@ -292,6 +325,14 @@ class CascadeHead(EarlyExitClassifier):
         """Save the identity of the head's backbone."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["backbone"] = self.backbone_identity()
+
+    def on_predict_start(self) -> None:
+        """Load the weights of the backbone if a head that was trained on features is to classify images."""
+        if self.feature_width is not None and self.trainer.datamodule.images is not None:  # type: ignore[attr-defined]
+            try:
+                self._fill()
+            except ValueError as error:
+                raise MisconfigurationException(str(error)) from error
 
     def on_fit_start(self) -> None:
         """See :class:`BaseModule`."""

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from lightning_modules.base import BaseModule, Batch, StageName, StepOutput
 from lightning_modules.losses import balanced_weights, classification_loss, sample_weights
 from metrics import ClassificationSums
+from transforms import normalize
+from transforms.checks import check_pixels
 
 log = logging.getLogger(__name__)
 
@@ -184,42 +186,16 @@ class Classifier(BaseModule):
         self._check_images(images)
         images = images.to(self.device)
         images = images if images.ndim >= 4 else images.unsqueeze(0)
-        training = [module for module in self.modules() if module.training]
-        self.eval()
-        try:
+        with self.evaluating():
             return cast(Tensor, self(self._normalized(images).to(self.dtype))).float()
-        finally:
-            for module in training:
-                module.training = True
 
     def _check_images(self, images: Tensor) -> None:
-        size = self.image_size
-        pixels = (
-            self.in_channels,
-            images.shape[-2] if size is None else size,
-            images.shape[-1] if size is None else size,
-        )
-        if images.ndim not in (3, 4) or tuple(images.shape[-3:]) != pixels:
-            wanted = f"(B, {', '.join(map(str, pixels))}) or {pixels}"
-            raise ValueError(f"images: a tensor of shape {wanted} is needed, got {tuple(images.shape)}")
-        if images.dtype == torch.uint8:
-            return
-        if not images.is_floating_point():
-            raise ValueError(f"images: uint8 in 0 to 255 or floating point in 0 to 1 is needed, got {images.dtype}")
-        # this form of the comparison also rejects NaN
-        if images.numel() and not (images.min() >= 0 and images.max() <= 1):
-            low, high = images.min().item(), images.max().item()
-            raise ValueError(
-                f"images: floating-point values must be in 0 to 1, not normalised, got {low:.4g} to {high:.4g}"
-            )
+        check_pixels(images, self.in_channels, self.image_size, self.image_size)
 
     def _normalized(self, images: Tensor) -> Tensor:
-        """(x - mean) / std, bit-identical to the datamodules: one product and one sum with factors rounded to float32."""
+        """(x - mean) / std of images (..., C, H, W), bit-identical to the datamodules."""
         if self.mean is None or self.std is None:
             raise ValueError(
                 "mean and std: unknown to this module, as it was not created by the command line; pass them as arguments"
             )
-        largest = 255.0 if images.dtype == torch.uint8 else 1.0
-        mean, std = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (self.mean, self.std))
-        scale, bias = (1 / (largest * std)).float().to(images.device), (-mean / std).float().to(images.device)
-        return torch.mul(images if images.dtype == torch.uint8 else images.float(), scale).add_(bias)
+        return normalize(images.flatten(0, -4), self.mean, self.std).view(images.shape)

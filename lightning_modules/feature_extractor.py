@@ -87,10 +87,24 @@ class FeatureExtractor(BaseModule):
         """Build the network; reads and downloads nothing."""
         self.network = self.settings.build()
 
+    @property
+    def weights_from(self) -> dict[str, str] | None:
+        """Where the weights come from; see `BackboneSettings`."""
+        return self.settings.weights_from
+
     def setup(self, stage: str) -> None:
         """Load the backbone's weights, once."""
         if stage == "fit":
             raise MisconfigurationException(f"FeatureExtractor has nothing to train; it is for {MAIN} predict")
+        data = getattr(self._trainer, "datamodule", None)
+        if not getattr(data, "numbers_classes", True):
+            raise MisconfigurationException(
+                f"FeatureExtractor: {type(data).__name__} has masks, but heads need classes; take ImageFolderDataModule"
+            )
+        if getattr(getattr(data, "signal_images", None), "mode", None) == "signals":
+            raise MisconfigurationException(
+                "--data.mode signals: a backbone needs images of the signals; take --data.mode flatten, grid or channels"
+            )
         try:
             self.backbone_identity()
         except ValueError as error:

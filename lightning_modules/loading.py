@@ -17,7 +17,7 @@ from lightning_modules.base import BaseModule
 UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError, LookupError, AttributeError)
 
 
-def load_run(run: str | Path, checkpoint: str = "best") -> BaseModule:
+def load_run(run: str | Path, checkpoint: str = "best", weights: str | Path | None = None) -> BaseModule:
     """Load the module of a run from a checkpoint, with the averaged weights if there are any, on the CPU in eval mode.
 
     The class is read from the run's newest configuration, the settings from the checkpoint. No code in the files is executed.
@@ -25,9 +25,12 @@ def load_run(run: str | Path, checkpoint: str = "best") -> BaseModule:
     Args:
         run: A run folder written by ``main.py fit``, or a checkpoint in its folder ``checkpoints``.
         checkpoint: ``best``, ``last`` or the name of another file in ``checkpoints``; ignored if ``run`` is a checkpoint.
+        weights: File or folder with the frozen weights that no checkpoint holds: the backbone of a cascade head, the towers of
+            CLIPSeg. None: where they were in training.
 
     Raises:
-        ValueError: The folder, the configuration or the checkpoint does not exist, is truncated, or does not fit the others.
+        ValueError: The folder, the configuration or the checkpoint does not exist, is truncated, or does not fit the others; or
+            ``weights`` is given to a module whose checkpoint holds all of its weights.
     """
     path = Path(run)
     if not path.exists():
@@ -35,9 +38,14 @@ def load_run(run: str | Path, checkpoint: str = "best") -> BaseModule:
     folder = path if path.is_dir() else path.resolve().parent.parent
     cls = model_class(newest_config(folder))
     file = path if path.is_file() else named_checkpoint(folder, checkpoint)
-    _check(file)
+    hparams = _settings_in(file)
+    if weights is not None and not cls.has_frozen_weights(hparams):
+        raise ValueError(
+            f"weights: the checkpoint of a {cls.__name__} holds all of its weights; leave weights out, got {weights}"
+        )
+    given: dict[str, Any] = {} if weights is None else {"weights": str(weights), "pretrained": False}
     try:
-        module = cls.load_from_checkpoint(file, map_location="cpu", weights_only=True)
+        module = cls.load_from_checkpoint(file, map_location="cpu", weights_only=True, **given)
     except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{file}: is not of a {cls.__name__}: {_one_line(error)}") from error
     return module.eval()
@@ -90,14 +98,19 @@ def named_checkpoint(folder: Path, checkpoint: str) -> Path:
     raise ValueError(f"{folder}: has no checkpoint {checkpoint} (there: {there})")
 
 
-def _check(path: Path) -> None:
-    """Raise a ValueError if the file is not a checkpoint of a run; memory-mapped, so the tensors are not read."""
+def _settings_in(path: Path) -> dict[str, Any]:
+    """Settings of the module in a checkpoint; memory-mapped, so the tensors are not read.
+
+    Raises:
+        ValueError: The file is not a checkpoint of a run.
+    """
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except UNREADABLE as error:
         raise ValueError(f"{path}: cannot be read, it is cut short or no checkpoint") from error
     if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= content.keys():
         raise ValueError(f"{path}: is no checkpoint of a training run (it has no state_dict and hyper_parameters)")
+    return dict(content["hyper_parameters"])
 
 
 def _one_line(error: Exception) -> str:

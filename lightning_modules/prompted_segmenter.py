@@ -152,6 +152,11 @@ class PromptedSegmenter(SegmentationModule):
                     f"{name}: is not used by network {self.kind} with decoder {self.decoder or 'null'}, got {given!r}"
                 )
 
+    @classmethod
+    def has_frozen_weights(cls, settings: dict[str, Any]) -> bool:
+        """See :class:`BaseModule`: the towers of CLIPSeg are in no checkpoint."""
+        return settings.get("network") == "clipseg"
+
     # ---- the network ----
 
     def configure_network(self) -> None:
@@ -271,6 +276,10 @@ class PromptedSegmenter(SegmentationModule):
         super().on_load_checkpoint(checkpoint)
         self._has_weights = True
         record = checkpoint.get("segmentation", {})
+        synonyms = checkpoint.get("trained_on", {}).get("own", {}).get("synonyms") or []
+        self.object_of = {
+            slug(text): name for name, texts in zip(self.class_names, synonyms, strict=False) for text in texts
+        }
         self.thresholds, self.raw_thresholds = (dict(record.get(name, {})) for name in ("thresholds", "raw_thresholds"))
         if isinstance(self.network, CLIPSegmenter) and record.get("clip_hash") != self.network.clip.weights_hash():
             raise MisconfigurationException(

@@ -13,6 +13,8 @@ from foundation.slug import slug
 from lightning_modules.base import BaseModule, Batch, StageName
 from metrics import SegmentationCounts, SegmentationSums, TolerantSums, choose_thresholds
 from metrics.segmentation import grid_place
+from transforms import normalize
+from transforms.checks import check_pixels
 
 STAGES: tuple[StageName, ...] = ("train", "val", "val_raw", "test")
 HARDLY_ANY = 0.001  # share of the pixels; an IoU that is printed as 0.000 or 0.001
@@ -37,7 +39,11 @@ class SegmentationModule(BaseModule):
         raw_thresholds: The same for the raw weights (``val_raw``), if validation also evaluates averaged weights.
         collapsed: Prompts for which the latest validation marked no pixel (``none``), hardly any of the object's pixels (``hardly
             any``) or nearly all pixels (``all``) of the images of the object; read by callbacks/failures/collapse.py.
+        object_of: Object (one of ``class_names``) of each synonym of the training data, by its slug; read from the checkpoint.
     """
+
+    mean: list[float] | None
+    std: list[float] | None
 
     def __init__(
         self,
@@ -59,6 +65,7 @@ class SegmentationModule(BaseModule):
         self.thresholds: dict[str, float] = {}
         self.raw_thresholds: dict[str, float] = {}
         self.collapsed: dict[str, str] = {}
+        self.object_of: dict[str, str] = {}
         super().__init__(**kwargs)
 
     def configure_metrics(self) -> None:
@@ -106,8 +113,48 @@ class SegmentationModule(BaseModule):
         return torch.sigmoid(logits.float()) >= logits.new_tensor(thresholds, dtype=torch.float32).view(-1, 1, 1, 1)
 
     def threshold_of(self, prompt: str) -> float:
-        """The threshold of a prompt, 0.5 if none was chosen; case and punctuation do not matter."""
-        return {slug(name): value for name, value in self.thresholds.items()}.get(slug(prompt), 0.5)
+        """The threshold of a prompt or of one of its synonyms, 0.5 if none was chosen; case and punctuation do not matter."""
+        name = self.object_of.get(slug(prompt), prompt)
+        return {slug(known): value for known, value in self.thresholds.items()}.get(slug(name), 0.5)
+
+    # ---- use in Python ----
+
+    @torch.no_grad()
+    def probabilities(self, images: Tensor, prompts: Sequence[str] | None = None) -> Tensor:
+        """Probability of each pixel to belong to the object of each prompt, as `main.py predict` computes it, in eval mode.
+
+        Args:
+            images: (B, C, H, W), or (C, H, W) for one image, of any height and width; uint8 in 0 to 255 or floating point in 0 to
+                1. Any device.
+            prompts: P texts; None: the prompts of training, ``class_names``.
+
+        Returns:
+            (B, P, H, W) float32 in 0 to 1, on the module's device.
+
+        Raises:
+            ValueError: Wrong shape, type or range, or a prompt without a word.
+        """
+        asked = self._asked(prompts)
+        check_pixels(images, 3)
+        if self.mean is None or self.std is None:
+            raise ValueError("mean and std: unknown to this module; pass them as arguments")
+        images = images if images.ndim == 4 else images.unsqueeze(0)
+        images = normalize(images.to(self.device), self.mean, self.std).to(self.dtype)
+        index = torch.arange(len(images), device=self.device).repeat_interleave(len(asked))
+        with self.evaluating():
+            logits: Tensor = self(images, asked * len(images), index)
+        return logits.float().sigmoid().view(len(images), len(asked), *images.shape[-2:])
+
+    def masks(self, images: Tensor, prompts: Sequence[str] | None = None) -> Tensor:
+        """Masks (B, P, H, W), bool: :meth:`probabilities` that reach the threshold of their prompt (:meth:`threshold_of`)."""
+        found = self.probabilities(images, prompts)
+        thresholds = found.new_tensor([self.threshold_of(prompt) for prompt in self._asked(prompts)])
+        return found >= thresholds.view(-1, 1, 1)
+
+    def _asked(self, prompts: Sequence[str] | None) -> list[str]:
+        if isinstance(prompts, str) or (prompts is not None and not prompts):
+            raise ValueError(f"prompts: a list of one text or more, or None, got {prompts!r}")
+        return self.class_names if prompts is None else list(prompts)
 
     # ---- metrics of an epoch ----
 

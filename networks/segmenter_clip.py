@@ -220,20 +220,38 @@ class CLIPSegmenter(nn.Module):
         height, width = image.shape[-2:]
         if not texts:
             return image.new_zeros(0, 1, height, width)
+        vectors = self.vectors(texts)[places]
+        return self.of_vectors(pad_to_multiple(image, self.multiple), vectors, index)[..., :height, :width]
+
+    @property
+    def multiple(self) -> int:
+        """Number of pixels by which the sides of the images of `of_vectors` are divisible."""
+        return self.clip.patch
+
+    def vectors(self, prompts: Sequence[str]) -> Tensor:
+        """Vectors (P, text_width) of P prompts; raises a ValueError if one contains no word."""
         self.clip.follow(next(self.decoder.parameters()))
-        vectors = self.clip.text_vectors(texts)[places]
-        padded = pad_to_multiple(image, self.clip.patch)
-        logits: Tensor = self.decoder(padded, self.clip.taps(padded), vectors, index, self.clip.patch)
+        return self.clip.text_vectors(prompts)
+
+    def of_vectors(self, image: Tensor, vectors: Tensor, image_index: Tensor) -> Tensor:
+        """Logits (N, 1, H, W) of images (B, 3, H, W), whose sides are divisible by `multiple`, for prompt vectors (N, T).
+
+        Args:
+            image: Normalised images.
+            vectors: Vector of each pair's prompt, from `vectors`.
+            image_index: Index of each pair's image, (N,) int64.
+        """
+        logits: Tensor = self.decoder(image, self.clip.taps(image), vectors, image_index, self.clip.patch)
         # with patches of 32 pixels the transposed convolutions output another size
-        if logits.shape[-2:] != padded.shape[-2:]:
-            logits = F.interpolate(logits, size=padded.shape[-2:], mode="bilinear", align_corners=False)
-        return logits[..., :height, :width]
+        if logits.shape[-2:] != image.shape[-2:]:
+            logits = F.interpolate(logits, size=image.shape[-2:], mode="bilinear", align_corners=False)
+        return logits
 
 
 def _as_map(x: Tensor, image: Tensor, patch: int) -> Tensor:
     """Remove the class token from tokens (B, 1 + h w, D) and reshape the others to maps (B, D, h, w)."""
     height, width = (side // patch for side in image.shape[-2:])
-    maps: Tensor = x[:, 1:].transpose(1, 2).reshape(len(x), x.shape[2], height, width)
+    maps: Tensor = x[:, 1:].transpose(1, 2).reshape(x.shape[0], x.shape[2], height, width)
     return maps
 
 

@@ -82,13 +82,27 @@ class LightSegmenter(nn.Module):
         texts, places = distinct(prompts)
         if not texts:
             return image.new_zeros(0, 1, *image.shape[-2:])
-        text = self.text(texts)[places]
-        padded = pad_to_multiple(image, self.multiple)
-        features = self.encoder(padded)
+        logits = self.of_vectors(pad_to_multiple(image, self.multiple), self.text(texts)[places], index)
+        return logits[..., : image.shape[-2], : image.shape[-1]]
+
+    def vectors(self, prompts: Sequence[str]) -> Tensor:
+        """Vectors (P, T) of P prompts; raises a ValueError if one contains no word."""
+        vectors: Tensor = self.text(prompts)
+        return vectors
+
+    def of_vectors(self, image: Tensor, vectors: Tensor, image_index: Tensor) -> Tensor:
+        """Logits (N, 1, H, W) of images (B, 3, H, W), whose sides are divisible by `multiple`, for prompt vectors (N, T).
+
+        Args:
+            image: Normalised images.
+            vectors: Vector of each pair's prompt, from `vectors`.
+            image_index: Index of each pair's image, (N,) int64.
+        """
+        features = self.encoder(image)
         if self._channels_last:
             features = [feature.permute(0, 3, 1, 2) for feature in features]
-        logits: Tensor = self.decoder(padded, features, text, index)
-        return logits[..., : image.shape[-2], : image.shape[-1]]
+        logits: Tensor = self.decoder(image, features, vectors, image_index)
+        return logits
 
     def fill_encoder(self, tensors: Mapping[str, Tensor], min_loaded: float = 1.0) -> Transfer:
         """Load weights of the whole timm network, by timm's names, into the encoder; after an error it is unchanged.

@@ -141,9 +141,8 @@ def _check_patches(network: nn.Module, image_size: int) -> None:
     patch = getattr(embedding, "patch_size", None)
     if isinstance(patch, tuple) and not getattr(embedding, "dynamic_img_pad", False) and image_size % patch[0]:
         low = image_size // patch[0] * patch[0]
-        raise ValueError(
-            f"image_size: {image_size} pixels cannot be cut into patches of {patch[0]}; {low or patch[0]} or {low + patch[0]} can"
-        )
+        can = " or ".join(str(size) for size in (low, low + patch[0]) if size)
+        raise ValueError(f"image_size: {image_size} pixels cannot be cut into patches of {patch[0]}; {can} can")
 
 
 def classifier_names(network: nn.Module) -> tuple[str, ...]:

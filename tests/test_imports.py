@@ -10,7 +10,7 @@ ALLOWED = {
     "main": {"cli"},
     "lightning_vision_recipes": {"cli"},
     "cli": {"callbacks", "datamodules", "foundation", "lightning_modules", "metrics"},
-    "lightning_modules": {"features", "foundation", "metrics", "networks"},
+    "lightning_modules": {"features", "foundation", "metrics", "networks", "transforms"},
     "networks": {"foundation"},
     "metrics": {"foundation"},
     "datamodules": {"features", "foundation", "transforms"},

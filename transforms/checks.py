@@ -58,3 +58,32 @@ def check_probability(name: str, value: float) -> None:
     """
     if not 0 <= value <= 1:
         raise ValueError(f"{name} must be a probability between 0 and 1, got {value}")
+
+
+def check_pixels(images: Tensor, channels: int, height: int | None = None, width: int | None = None) -> None:
+    """Raise an error if a tensor is no batch of images, or no image.
+
+    Args:
+        images: (B, C, H, W) or (C, H, W).
+        channels: C.
+        height: H in pixels; None for any.
+        width: W in pixels; None for any.
+
+    Raises:
+        ValueError: Wrong shape, type or range.
+    """
+    shape = ("H" if height is None else height, "W" if width is None else width)
+    good = images.ndim in (3, 4) and images.shape[-3] == channels
+    if not good or (height not in (None, images.shape[-2])) or (width not in (None, images.shape[-1])):
+        one = f"{channels}, {shape[0]}, {shape[1]}"
+        raise ValueError(f"images: a tensor of shape (B, {one}) or ({one}) is needed, got {tuple(images.shape)}")
+    if images.dtype == torch.uint8:
+        return
+    if not images.is_floating_point():
+        raise ValueError(f"images: uint8 in 0 to 255 or floating point in 0 to 1 is needed, got {images.dtype}")
+    # this form of the comparison also rejects NaN
+    if images.numel() and not (images.min() >= 0 and images.max() <= 1):
+        low, high = images.min().item(), images.max().item()
+        raise ValueError(
+            f"images: floating-point values must be in 0 to 1, not normalised, got {low:.4g} to {high:.4g}"
+        )

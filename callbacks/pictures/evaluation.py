@@ -96,6 +96,8 @@ class EvaluationPicture(Callback, ABC, Generic[Found]):
     """
 
     name: ClassVar[str]
+    of_masks: ClassVar[bool] = False
+    """Whether it shows masks of a segmenter, not classes."""
 
     def __init__(self, every_s: float = 10.0) -> None:
         if every_s < 0:
@@ -132,6 +134,18 @@ class EvaluationPicture(Callback, ABC, Generic[Found]):
         """Draw the plot; None if there is nothing to show."""
 
     # ---- hooks ----
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a segmenter, or a classifier in a subclass for segmenters, before the first step."""
+        masks = not getattr(getattr(trainer, "datamodule", None), "numbers_classes", not self.of_masks)
+        if masks != self.of_masks:
+            reason = (
+                f"is for classifiers, but {type(pl_module).__name__} segments: it chooses its thresholds in every validation, and "
+                "SegmentationPictures shows its masks"
+                if masks
+                else f"is for segmenters, but {type(pl_module).__name__} has no masks; ConfusionMatrix and WorstMistakes are for it"
+            )
+            raise MisconfigurationException(f"{type(self).__name__}: {reason}; remove it from trainer.callbacks")
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start a new evaluation."""

@@ -81,6 +81,7 @@ class SegmentationPictures(EvaluationPicture[Masks]):
     """
 
     name: ClassVar[str] = "segmentation"
+    of_masks: ClassVar[bool] = True
 
     def __init__(self, count: int = 6, every_s: float = 30.0) -> None:
         super().__init__(every_s)

@@ -49,9 +49,11 @@ def sizes_for(rows: int, about: Identity, split: str = "train") -> int:
     return 1024 + rows * (about.views_of(split) * WIDTH * DTYPES[about.dtype].itemsize + 16)
 
 
-def write(folder: Path, about: Identity, parts: dict[Any, dict[str, Tensor]], rows: int = 4, batch: int = 3) -> Header:
+def write(
+    folder: Path, about: Identity, parts: dict[Any, dict[str, Tensor]], rows: int = 4, batch: int = 3, **writing: Any
+) -> Header:
     """A complete cache, written by one process in batches of 3 into shards of 4 training samples."""
-    writer = CacheWriter(folder, about, shard_bytes=sizes_for(rows, about))
+    writer = CacheWriter(folder, about, shard_bytes=sizes_for(rows, about), **writing)
     for split, data in parts.items():
         for begin in range(0, len(data["index"]), batch):
             writer.append(split, **{name: values[begin : begin + batch] for name, values in data.items()})

@@ -372,7 +372,7 @@ def test_identity_of_wrong_values_is_refused(changes: dict[str, Any], message: s
 
 def test_header_matches_the_documentation(tmp_path: Path) -> None:
     """docs/feature_cache.md lists exactly the fields of the header."""
-    write(tmp_path, identity(), {"train": samples(4)})
+    write(tmp_path, identity(), {"train": samples(4)}, weights_from={"file": "w.pt"})
     content = json.loads((tmp_path / "header.json").read_text())
     page = (Path(__file__).resolve().parents[2] / "docs" / "feature_cache.md").read_text()
     table = page[page.index("### Header") : page.index("### Shards")]

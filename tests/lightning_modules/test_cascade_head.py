@@ -208,11 +208,39 @@ def test_use_without_a_trainer(runs: dict[str, Any], weights: str, name: str) ->
     with pytest.raises(ValueError, match=r"weights: gone.pt does not exist; the weights of test_vit with hash"):
         lost.classify(images)
     lost.weights = None
-    message = "weights: not set" if name == "cached" else "weights_hash is"
-    with pytest.raises(ValueError, match=message):
-        lost.classify(images)
+    if name == "live":  # random weights
+        with pytest.raises(ValueError, match="weights_hash is"):
+            lost.classify(images)
     lost.weights = weights
-    assert lost.classify(images).shape == (3, 2)
+    assert torch.equal(lost.classify(images), raw.classify(images))
+
+
+def test_a_head_on_features_knows_where_the_weights_of_its_backbone_were(
+    tmp_path: Path, runs: dict[str, Any], weights: str
+) -> None:
+    """The file of the extraction is read if no other is given; without either, or if it is gone, a line says what to do."""
+    path, images = runs["cached"][1], torch.zeros(1, 3, 32, 32)
+    checkpoint = torch.load(path, weights_only=True)
+    assert checkpoint["backbone"]["weights_from"] == {"file": str(Path(weights).resolve())}
+    wanted = load_head(path).classify(images)
+    for place, message in (
+        (None, "weights: not set; images need the backbone test_vit with hash"),
+        (
+            {"file": "gone.pt"},
+            r"weights: gone.pt does not exist; .* name their file: --model.weights FILE of main.py, --weights",
+        ),
+    ):
+        moved = tmp_path / "moved.ckpt"
+        checkpoint["hyper_parameters"]["weights"], checkpoint["backbone"]["weights_from"] = None, place
+        torch.save(checkpoint, moved)
+        with pytest.raises(ValueError, match=message):
+            load_head(moved).classify(images)
+        found = load_head(moved, weights=weights).classify(images)
+        assert torch.equal(found, wanted)
+
+
+def load_head(path: Path, **settings: Any) -> CascadeHead:
+    return CascadeHead.load_from_checkpoint(path, map_location="cpu", weights_only=True, **settings)
 
 
 def test_settings_must_match_the_cache(tmp_path: Path, cache: CachedFeaturesDataModule) -> None:

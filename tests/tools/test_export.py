@@ -121,7 +121,7 @@ def unchanged(run: Path) -> None:
         (
             make_twin,
             [],
-            r"RUN is a full-precision twin \(quantizer none\): it has no symbols to pack; its weights are in",
+            r"RUN is a full-precision twin \(quantizer none\), which has no symbols to pack; its weights are in",
         ),
         (unchanged, ["--coding", "zip"], "argument --coding: invalid choice: 'zip'"),
         (unchanged, ["--verify", "train"], "argument --verify: invalid choice: 'train'"),
@@ -238,8 +238,9 @@ def onnx(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Path]]:
     """Replaces tools/export/onnx.py, which needs optional packages; returns the list of its calls."""
     calls: list[tuple[Any, Path]] = []
 
-    def export_onnx(module: Any, path: Path) -> str:
-        calls.append((module, path))
+    def export_onnx(deployed: Any, path: Path, half: bool) -> str:
+        assert not half
+        calls.append((deployed, path))
         if path.name == "refused.onnx":
             raise ValueError("ONNX needs onnx, which is not installed")
         return "a line on the ONNX file"
@@ -253,10 +254,10 @@ def onnx(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Path]]:
 def test_packed_file_and_onnx(run: Path, onnx: list[tuple[Any, Path]], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(run), "--onnx", "x.onnx"]) == 0
     assert capsys.readouterr().out.endswith("a line on the ONNX file\n")
-    ((module, path),) = onnx
+    ((deployed, path),) = onnx
     assert path == Path("x.onnx")
-    state = module_of(run)[0].state_dict()
-    assert all(torch.equal(value, state[key]) for key, value in module.state_dict().items())
+    (images, *_), module = deployed.examples, module_of(run)[0]
+    assert torch.equal(deployed.logits(images), module.logits(images))
     (run / "packed_trits.lvr").unlink()
     assert main([str(run), "--onnx", "refused.onnx"]) == 2
     assert capsys.readouterr() == ("", "error: ONNX needs onnx, which is not installed\n")
@@ -268,7 +269,8 @@ def test_a_full_precision_twin_is_written_only_as_onnx(
 ) -> None:
     make_twin(run)
     assert main([str(run), "--onnx", "x.onnx"]) == 0
-    wanted = f"no packed file, because {run} is a full-precision twin\na line on the ONNX file\n"
+    why = f"{run} is a full-precision twin (quantizer none), which has no symbols to pack"
+    wanted = f"no packed file, because {why}\na line on the ONNX file\n"
     assert capsys.readouterr().out == wanted
     assert len(onnx) == 1
     assert not [*run.glob("*.lvr")]

@@ -24,6 +24,7 @@ if not MISSING:
     import onnxruntime
 
     from tools.export import onnx as onnx_export
+    from tools.export.deployed import deployed_classifier
     from tools.export.onnx import export_onnx
 
 Array = np.ndarray[Any, Any]
@@ -54,7 +55,7 @@ def exported(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     module = load_run(finished)
     assert isinstance(module, Classifier)
     path = tmp_path_factory.mktemp("onnx") / "digits.onnx"
-    return module, path, export_onnx(module, path)
+    return module, path, export_onnx(deployed_classifier(module), path)
 
 
 @pytest.mark.slow
@@ -113,7 +114,7 @@ def test_the_file_contains_no_path_of_this_machine(exported: tuple[Classifier, P
 def test_int8_network_and_full_precision_twin(settings: dict[str, Any], tmp_path: Path) -> None:
     module, path, int8 = ternary(**settings), tmp_path / "net.onnx", "activation_bits" in settings
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    export_onnx(module, path)
+    export_onnx(deployed_classifier(module), path)
     images = torch.rand(6, 2, 8, 8, generator=torch.Generator().manual_seed(1))
     expected = module.logits(images)
     allowed = (2e-2 if int8 else 1e-5) * float(
@@ -151,16 +152,16 @@ def test_a_file_with_other_logits_is_not_kept(tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"
     path.write_text("the one before")
     with pytest.raises(ValueError, match=r"net.onnx: not written, onnxruntime's logits differ from torch's by 0\.01"):
-        export_onnx(module, path)
+        export_onnx(deployed_classifier(module), path)
     assert path.read_text() == "the one before"
     assert [file.name for file in tmp_path.iterdir()] == ["net.onnx"]
 
 
 def test_error_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="the module must have mean, std and image_size"):
-        export_onnx(LinearClassifier(**{**SETTINGS, "mean": None}), tmp_path / "net.onnx")
-    with pytest.raises(ValueError, match=r"the folder .* does not exist"):
-        export_onnx(LinearClassifier(**SETTINGS), tmp_path / "nowhere" / "net.onnx")
+        deployed_classifier(LinearClassifier(**{**SETTINGS, "mean": None}))
+    with pytest.raises(ValueError, match=r"must be a file in a folder that exists"):
+        export_onnx(deployed_classifier(LinearClassifier(**SETTINGS)), tmp_path / "nowhere" / "net.onnx")
     assert not list(tmp_path.iterdir())
 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxruntime" else object())

@@ -1,7 +1,7 @@
 """The command that measures accuracy, time and operations of a cascade: the second classifier runs only if the first is unsure.
 
 python -m tools.cascade STAGE1 STAGE2 [--split test|val] [--data CONFIG] [--root DIR] [--threshold X|never|stored]
-                        [--choose_on val|half] [--tolerance POINTS | --budget SHARE] [--out DIR]
+                        [--choose_on val|half] [--tolerance POINTS | --budget SHARE] [--weights FILE ...] [--out DIR]
 
 A stage is RUN_DIR, CHECKPOINT or CONFIG.yaml:WEIGHTS (tools/cascade/stages.py). STAGE1 is the cheap one, STAGE2 the costly one.
 
@@ -75,6 +75,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--root", metavar="DIR", help="folder of the data, in place of the configured one")
     parser.add_argument("--ckpt", default="best", help="checkpoint of a run folder: best or last")
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        metavar="FILE",
+        help="weights of the backbone of a cascade head, if they have moved since training; one for each head",
+    )
     parser.add_argument(
         "--threshold",
         metavar="X",
@@ -152,7 +158,9 @@ def cascade(options: argparse.Namespace) -> None:
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     config = options.data or options.stage1.config()
     bf16 = options.precision == "bf16"
-    stages, data = open_stages([options.stage1, options.stage2], config, options.root, device, bf16, options.ckpt)
+    stages, data = open_stages(
+        [options.stage1, options.stage2], config, options.root, device, bf16, options.ckpt, options.weights
+    )
     left_out, notes = _seen(options, data, options.split)
     samples = read_samples(data, options.split, options.limit, options.seed, left_out)
     temperature = stages[0].module.temperature

@@ -18,7 +18,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from datamodules import CachedFeaturesDataModule, DataModule
-from lightning_modules import load_run
+from datamodules.signals.base import SignalDataModule
+from lightning_modules import CascadeHead, load_run
 from lightning_modules.classification import Classifier
 from lightning_modules.loading import model_class, newest_config
 from lightning_modules.pretrained import read_weights
@@ -128,6 +129,7 @@ def open_stages(
     device: torch.device,
     bf16: bool,
     checkpoint: str = "best",
+    weights: Sequence[str] | None = None,
 ) -> tuple[list[Stage], DataModule]:
     """Load the stages, and create the data at the largest of their image sizes.
 
@@ -138,6 +140,7 @@ def open_stages(
         device: Device of both stages.
         bf16: See :class:`Stage`.
         checkpoint: Checkpoint of a run folder, ``best`` or ``last``.
+        weights: Files with the weights of the backbones of the stages that are cascade heads; None: where they were in training.
 
     Returns:
         The stages and the datamodule, which is not set up yet.
@@ -148,9 +151,17 @@ def open_stages(
     data = configured_data(config, root)
     if isinstance(data, CachedFeaturesDataModule):
         raise ValueError(
-            f"{config}: its data are cached features, but a cascade needs images; give a configuration with images as --data"
+            f"{config}: its data are cached features, but a cascade needs their images; give the configuration of the extraction, "
+            "such as --data configs/cascade_extract.yaml --root FOLDER"
+        )
+    if isinstance(data, SignalDataModule):
+        raise ValueError(
+            f"{config}: its data are windows of signals, but a cascade passes images from one stage to the next; compare runs on "
+            "signals with tools.compare"
         )
     modules = [_module(source, data, checkpoint) for source in sources]
+    if weights is not None:
+        _give_weights([module for module in modules if isinstance(module, CascadeHead)], weights)
     largest = max((module.image_size or 0 for module in modules), default=0)
     if largest and largest != data.image_size:
         data = configured_data(config, root, largest)
@@ -181,6 +192,16 @@ def _module(source: Source, data: DataModule, checkpoint: str) -> Classifier:
     except (ValueError, TypeError) as error:
         raise ValueError(f"{source.path}:{source.weights}: {error}") from error
     return made
+
+
+def _give_weights(heads: Sequence[CascadeHead], weights: Sequence[str]) -> None:
+    if len(weights) not in (1, len(heads)) or not heads:
+        raise ValueError(
+            f"--weights: one file for each stage that is a cascade head on a frozen backbone, of which there are {len(heads)}, "
+            f"got {len(weights)}"
+        )
+    for number, head in enumerate(heads):
+        head.weights = weights[number % len(weights)]
 
 
 def _data_settings(data: DataModule) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""The command that writes a ternary run as a packed file: prints its size against fp32, reads it back and verifies it.
+"""The command that writes a ternary run as a packed file, and any run as ONNX: prints the size, reads it back and verifies it.
 
     python -m tools.export RUN_DIR [--ckpt best|last] [--output FILE] [--coding trits|bits2|entropy]
-                           [--verify test [--root DIR]] [--onnx FILE]
+                           [--verify test [--root DIR]] [--onnx FILE [--fp16] [--prompts TEXT ...]] [--weights FILE]
 
 The file is written under a temporary name and renamed only after the verification, which docs/export.md describes.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from datamodules import DataModule
 from foundation.atomic_files import replace_file
-from lightning_modules import Classifier, HARClassifier, TernaryClassifier, load_run
+from lightning_modules import BaseModule, Classifier, HARClassifier, PromptedSegmenter, TernaryClassifier, load_run
 from lightning_modules.loading import newest_config
 from networks import (
     PackedNetwork,
@@ -33,6 +34,7 @@ from networks import (
     write_packed,
 )
 from tools.command_line import FAILED, OK, Parser, run_command, start
+from tools.export.deployed import Deployed, deployed_classifier, deployed_segmenter
 from tools.export.windows import raw_windows
 from tools.run_data import configured_data
 from transforms import normalize
@@ -85,55 +87,88 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser("export", "Write the network of a ternary run as a packed file, or of any classifier as ONNX.")
-    parser.add_argument("run", metavar="RUN_DIR", type=Path, help="run folder of a ternary network")
+    parser = Parser("export", "Write the network of a ternary run as a packed file, or of any run as ONNX.")
+    parser.add_argument("run", metavar="RUN_DIR", type=Path, help="run folder, or a checkpoint in one")
     parser.add_argument(
         "--ckpt", default="best", help="checkpoint: best or last; averaged weights are used if there are any"
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: RUN_DIR/packed_<coding>.lvr")
     parser.add_argument(
-        "--coding", choices=("trits", "bits2", "entropy"), default="trits", help="coding of the ternary symbols"
+        "--coding", choices=("trits", "bits2", "entropy"), help="coding of the ternary symbols (default: trits)"
     )
     parser.add_argument("--verify", choices=("test",), help="also compare both networks on the run's test split")
     parser.add_argument("--root", metavar="DIR", help="folder of the test data, in place of the run's own")
     parser.add_argument("--onnx", type=Path, metavar="FILE", help="also write the network as ONNX")
+    parser.add_argument("--fp16", action="store_true", help="weights and operations of the ONNX file in float16")
+    parser.add_argument(
+        "--prompts", nargs="+", metavar="TEXT", help="prompts of a segmenter's ONNX file (default: those of training)"
+    )
+    parser.add_argument(
+        "--weights", metavar="FILE", help="weights of a head's backbone or of CLIPSeg, if they have moved"
+    )
     return parser
 
 
 def _export(options: argparse.Namespace) -> None:
-    if options.root is not None and options.verify is None:
-        raise ValueError("--root: only valid with --verify test")
+    _check_flags(options)
     # import before anything is written, because an optional package may be missing
     export_onnx: Callable[..., str] | None = import_module("tools.export.onnx").export_onnx if options.onnx else None
-    module = load_run(options.run, options.ckpt)
-    if not isinstance(module, TernaryClassifier):
-        if export_onnx is not None and isinstance(module, Classifier):
-            windows = [raw_windows(options.run, options.ckpt)] if isinstance(module, HARClassifier) else []
-            line = export_onnx(module, options.onnx, *windows)
-            print(f"no packed file, because {options.run} is a run of {type(module).__name__}\n{line}")
-            return
-        raise ValueError(f"{options.run} is a run of {type(module).__name__}; only a TernaryClassifier can be packed")
-    if not ternary_layers(module.network):
-        if export_onnx is None:
-            raise ValueError(
-                f"{options.run} is a full-precision twin (quantizer none): it has no symbols to pack; its weights are in "
-                "the run folder's weights.safetensors, and --onnx FILE writes it as ONNX"
-            )
-        print(f"no packed file, because {options.run} is a full-precision twin\n{export_onnx(module, options.onnx)}")
+    module = load_run(options.run, options.ckpt, options.weights)
+    without = _without_symbols(module, options.run)
+    if export_onnx is None and without:
+        raise ValueError(
+            f"{without}; its weights are in the run folder's weights.safetensors, and --onnx FILE writes it as ONNX"
+        )
+    onnx = partial(export_onnx, _deployed(module, options), options.onnx, options.fp16) if export_onnx else None
+    if without:
+        packs = [flag for flag in ("verify", "output", "coding") if getattr(options, flag) is not None]
+        if packs:
+            raise ValueError(f"--{packs[0]}: is of the packed file, but {without}; leave it out")
+        assert onnx is not None
+        print(f"no packed file, because {without}\n{onnx()}")
         return
+    assert isinstance(module, TernaryClassifier)
+    coding = options.coding or "trits"
     data = _test_data(options.run, options.root) if options.verify else None
     folder = options.run if options.run.is_dir() else options.run.resolve().parent.parent
-    output = options.output or folder / f"packed_{options.coding}.lvr"
+    output = options.output or folder / f"packed_{coding}.lvr"
     if not output.parent.is_dir() or output.is_dir():
         raise ValueError(f"--output {output}: must be a file in a folder that exists")
     with replace_file(output) as temporary:
-        sizes = _write(module, temporary, options.coding)
+        sizes = _write(module, temporary, coding)
         lines = _verify(module, temporary, data)
-        lines += (
-            [export_onnx(module, options.onnx)] if export_onnx else []
-        )  # an error in the ONNX export also discards the packed file
+        lines += [onnx()] if onnx else []  # an error in the ONNX export also discards the packed file
     print(f"{output}   {module.architecture}, {module.quantizer}, checkpoint {options.ckpt}")
     print("\n".join([*_table(module, sizes), *lines]))
+
+
+def _check_flags(options: argparse.Namespace) -> None:
+    if options.root is not None and options.verify is None:
+        raise ValueError("--root: only valid with --verify test")
+    for flag in ("prompts", "fp16"):
+        if getattr(options, flag) and options.onnx is None:
+            raise ValueError(f"--{flag}: only valid with --onnx FILE")
+
+
+def _without_symbols(module: BaseModule, run: Path) -> str:
+    """Why a run has no symbols to pack; empty if it has."""
+    if not isinstance(module, TernaryClassifier):
+        return f"{run} is a run of {type(module).__name__}, and only a TernaryClassifier has symbols to pack"
+    if not ternary_layers(module.network):
+        return f"{run} is a full-precision twin (quantizer none), which has no symbols to pack"
+    return ""
+
+
+def _deployed(module: BaseModule, options: argparse.Namespace) -> Deployed:
+    """What the ONNX file of a run computes."""
+    if isinstance(module, PromptedSegmenter):
+        return deployed_segmenter(module, options.prompts)
+    if options.prompts:
+        raise ValueError(f"--prompts: is of a PromptedSegmenter, but {options.run} is a run of {type(module).__name__}")
+    if not isinstance(module, Classifier):
+        raise ValueError(f"--onnx: {options.run} is a run of {type(module).__name__}, which has no network to export")
+    windows = raw_windows(options.run, options.ckpt) if isinstance(module, HARClassifier) else None
+    return deployed_classifier(module, windows)
 
 
 def _write(module: TernaryClassifier, path: Path, coding: str) -> PackedSizes:

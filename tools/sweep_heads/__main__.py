@@ -6,8 +6,9 @@
     OUTPUT/leaderboard.csv   every head: settings, metrics on the validation split, rank
     OUTPUT/sweep.png         plot of the settings with the range over their seeds
     OUTPUT/sweep.json        size of the search, duration, cost, winner
-    OUTPUT/best.yaml         the winning setting as an overlay, for the final run with augmented images
+    OUTPUT/best.yaml         the winning setting as an overlay, for a run on cached features
     OUTPUT/best/             the winning setting as a run of `main.py fit`, on the same cache
+    OUTPUT/final.yaml        the winning setting and the backbone as an overlay, for the final run with augmented images
 
 The winner is the setting with the best mean over its seeds, not the best single head. See docs/sweep_heads.md.
 """
@@ -163,7 +164,8 @@ def sweep_heads(options: argparse.Namespace, rest: Sequence[str], command: list[
     from cli.app import configure_logging
     from foundation.atomic_files import write_json, write_text
     from foundation.plotting import render, write_png
-    from tools.sweep_heads.report import overlay, picture, settings_of, table, write_leaderboard
+    from tools.sweep_heads.final import final_overlay
+    from tools.sweep_heads.report import overlay, picture, settings_of, settings_of_head, table, write_leaderboard
     from tools.sweep_heads.search import search, summarise, train_winner
     from tools.sweep_heads.settings import make_plan
 
@@ -188,7 +190,11 @@ def sweep_heads(options: argparse.Namespace, rest: Sequence[str], command: list[
         )
     write_png(output / "sweep.png", render(picture(settings, plan.monitor)))
     full_command = f"{TOOL}sweep_heads {shlex.join(command)}"
-    write_text(output / "best.yaml", overlay(settings[0], plan.recipe.epochs, full_command))
+    source = f"# The best setting of a head sweep, for a CascadeHead{{}}.\n#\n#   {full_command}\n"
+    write_text(output / "best.yaml", source.format(" on cached features") + overlay(settings[0], plan.recipe.epochs))
+    head, size = settings_of_head(settings[0]), plan.data.batch_size
+    if (final := final_overlay(head, plan.model, size, plan.recipe.epochs, plan.data.header)) is not None:
+        write_text(output / "final.yaml", source.format(" on augmented images") + final)
     summary = summarise(plan, settings, seconds, options.price, full_command)
     write_json(output / "sweep.json", summary)
     cost = f", {summary['cost']:.4g} at {options.price:g} an hour" if options.price is not None else ""

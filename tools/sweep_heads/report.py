@@ -7,7 +7,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 from matplotlib.axes import Axes
@@ -151,19 +151,19 @@ def _panel(axes: Axes, settings: Sequence[Setting], name: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def overlay(winner: Setting, epochs: int, source: str) -> str:
-    """Return the text of an overlay with the winner's settings, for a cascade_cached or cascade_train configuration.
+def settings_of_head(winner: Setting) -> dict[str, Any]:
+    """Settings of a CascadeHead that the winner has; a linear head has no dropout."""
+    head = winner.outcomes[0].head
+    model = {"lr": head.lr, "weight_decay": head.weight_decay, "dropout": head.dropout, "hidden": list(head.hidden)}
+    return {name: value for name, value in model.items() if head.hidden or name != "dropout"}
+
+
+def overlay(winner: Setting, epochs: int) -> str:
+    """Text of an overlay with the winner's settings, for a run on cached features.
 
     Args:
         winner: The winning setting.
         epochs: Number of epochs of the sweep.
-        source: Command line of the sweep, quoted in a comment.
     """
-    head = winner.outcomes[0].head
-    model = {"lr": head.lr, "weight_decay": head.weight_decay, "dropout": head.dropout, "hidden": list(head.hidden)}
-    if not head.hidden:
-        del model["dropout"]  # a linear head has none
-    content = {"trainer": {"max_epochs": epochs}, "model": {"init_args": model}}
-    return f"# The best setting of a head sweep, for a CascadeHead.\n#\n#   {source}\n" + yaml.safe_dump(
-        content, sort_keys=False
-    )
+    content = {"trainer": {"max_epochs": epochs}, "model": {"init_args": settings_of_head(winner)}}
+    return yaml.safe_dump(content, sort_keys=False)

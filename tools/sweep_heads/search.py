@@ -135,8 +135,10 @@ def train_winner(output: Path, arguments: list[str], plan: Plan, winner: Setting
         {"sweep": str(output), f"val/{monitor}": value, f"val/{monitor} in the sweep": outcome.best[monitor]},
     )
     say("test it", f"{MAIN} test --run {shlex.quote(str(output / 'best'))}")
-    say(
-        "final run",
-        f"{MAIN} fit --config configs/cascade_train.yaml --config {shlex.quote(str(output / 'best.yaml'))} --data.root FOLDER",
-    )
+    if (final := output / "final.yaml").is_file():
+        unknown = "" if plan.data.header.weights_from else " --model.weights FILE"
+        say(
+            "final run",
+            f"{MAIN} fit --config configs/cascade_train.yaml --config {shlex.quote(str(final))} --data.root FOLDER{unknown}",
+        )
     return 0

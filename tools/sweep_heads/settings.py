@@ -49,6 +49,7 @@ class Plan:
         monitor: Metric that selects the winner, by its name in tools/sweep_heads/batched_metrics.py.
         device: Device on which the heads are trained.
         notes: Parts of the configuration that the sweep ignores, one line each.
+        model: Settings of the model in the configuration.
     """
 
     data: CachedFeaturesDataModule
@@ -57,6 +58,7 @@ class Plan:
     monitor: str
     device: torch.device
     notes: list[str]
+    model: dict[str, Any]
 
 
 def widths(text: str) -> tuple[int, ...]:
@@ -126,7 +128,8 @@ def make_plan(options: argparse.Namespace, arguments: list[str]) -> Plan:
     data.setup("fit")
     if config["model"]["init_args"]["matmul_precision"] != "highest" and device.type == "cuda":
         torch.set_float32_matmul_precision(config["model"]["init_args"]["matmul_precision"])
-    return Plan(data, heads, make_recipe(config, data, device), monitor, device, notes)
+    recipe = make_recipe(config, data, device)
+    return Plan(data, heads, recipe, monitor, device, notes, config["model"]["init_args"])
 
 
 def grid(options: argparse.Namespace, model: dict[str, Any]) -> list[Head]:

@@ -1,0 +1,1 @@
+"""What leads where, for all five systems."""

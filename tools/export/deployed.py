@@ -1,0 +1,211 @@
+"""`Deployed`: what an ONNX file computes, for each kind of run: one module from raw input to logits, and how to test it.
+
+    image classifiers, heads    images (B, C, S, S) in 0..1              --> normalisation --> network --> logits (B, K)
+    HAR                         windows (B, S, T) in physical units      --> normalisation --> encoder --> network --> logits (B, K)
+    prompted segmentation       images (B, 3, H, W) in 0..1, any H and W --> normalisation --> network --> logits (B, P, H, W)
+
+The text part of a segmenter is not in the file: the vectors of P prompts are constants in it.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lightning_modules import Classifier, PromptedSegmenter
+from networks import ternary_layers
+from networks.segmenter_clip import CLIPSegmenter
+from networks.segmenter_light import LightSegmenter
+from tools.export.windows import RawWindows
+
+IMAGES = ((2, 3, 75, 107), (1, 3, 64, 64), (3, 3, 33, 130))  # images of a segmenter in the test of the file: B, C, H, W
+
+
+class Deployed(NamedTuple):
+    """What a file computes.
+
+    Attributes:
+        before: Maps the input to what the network takes; always float32.
+        network: Maps it to logits.
+        input: Name of the input, ``images`` or ``windows``.
+        dynamic: Names of the axes of the input that may have any length, by their number.
+        examples: Inputs for the export (the first) and for the test of the file.
+        logits: The logits (B, ...) that torch gives for an input.
+        metadata: Written into the file.
+    """
+
+    before: nn.Module
+    network: nn.Module
+    input: str
+    dynamic: dict[int, str]
+    examples: Sequence[Tensor]
+    logits: Callable[[Tensor], Tensor]
+    metadata: dict[str, str]
+
+
+class Normalisation(nn.Module):
+    """(x - mean) / std for each channel, as one product and one sum."""
+
+    factor: Tensor
+    shift: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        means, stds = (torch.tensor(values, dtype=torch.float64).view(-1, 1, 1) for values in (mean, std))
+        self.register_buffer("factor", (1 / stds).float())
+        self.register_buffer("shift", (-means / stds).float())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (B, C, H, W) of images in 0..1."""
+        return images * self.factor + self.shift
+
+
+class OfPrompts(nn.Module):
+    """A segmenter with fixed prompts: logits (B, P, H, W) of normalised images (B, 3, H, W).
+
+    Args:
+        network: The segmenter, on the CPU.
+        prompts: P texts.
+    """
+
+    vectors: Tensor
+
+    def __init__(self, network: LightSegmenter | CLIPSegmenter, prompts: Sequence[str]) -> None:
+        super().__init__()
+        self.segmenter = network
+        if isinstance(network, CLIPSegmenter):
+            self.image_tower = network.clip.towers["vision"]  # registered here, so that it follows the dtype
+        self.register_buffer("vectors", network.vectors(prompts).detach())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """See the class."""
+        count, height, width = images.shape[0], images.shape[2], images.shape[3]
+        # repeats the last row and column, as `pad_to_multiple` does, for lengths that are not known at the export
+        multiple = self.segmenter.multiple
+        rows = torch.arange((height + multiple - 1) // multiple * multiple).clamp(max=height - 1)
+        columns = torch.arange((width + multiple - 1) // multiple * multiple).clamp(max=width - 1)
+        padded = images.index_select(2, rows).index_select(3, columns)
+        index = torch.arange(count).repeat_interleave(len(self.vectors))
+        logits = self.segmenter.of_vectors(padded, self.vectors.repeat(count, 1), index)[..., :height, :width]
+        return logits.reshape(count, len(self.vectors), height, width)
+
+
+class _IdentityQuantizer(nn.Module):
+    """Replaces a quantiser: returns the weights unchanged."""
+
+    scale = "effective"
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight
+
+
+def deployed_classifier(module: Classifier, windows: RawWindows | None = None) -> Deployed:
+    """What the file of a classifier computes.
+
+    Args:
+        module: A trained classifier, as returned by `load_run`; it is not changed.
+        windows: For a HAR run, what comes before the network; the file then takes raw windows in place of images.
+
+    Raises:
+        ValueError: The module has no mean, std or image size, or the weights of its frozen backbone cannot be read.
+    """
+    if module.mean is None or module.std is None or module.image_size is None:
+        raise ValueError(
+            "ONNX: the module must have mean, std and image_size of its data; main.py sets them from the data"
+        )
+    network = _with_effective_weights(module.deployed_network)
+    names = module.class_names or [str(number) for number in range(module.num_classes)]
+    architecture = str(getattr(module, "architecture", type(module).__name__))
+    known = {"class_names": names, "temperature": module.temperature}
+    if windows is not None:
+        mean, std = (part.flatten().tolist() for part in (windows.mean, windows.std))
+        known |= {"mean": mean, "std": std, "signal_names": windows.signal_names}
+        examples = [windows.examples(count, _seeded()) for count in (2, 5, 1)]
+        return Deployed(
+            windows,
+            network,
+            "windows",
+            {0: "batch"},
+            examples,
+            lambda raw: module.deployed_network(windows(raw)),
+            _metadata(architecture, known),
+        )
+    shape = (module.in_channels, module.image_size, module.image_size)
+    return Deployed(
+        Normalisation(module.mean, module.std),
+        network,
+        "images",
+        {0: "batch"},
+        [torch.rand(count, *shape, generator=_seeded()) for count in (2, 5, 1)],
+        module.logits,
+        _metadata(architecture, {**known, "mean": list(module.mean), "std": list(module.std)}),
+    )
+
+
+def deployed_segmenter(module: PromptedSegmenter, prompts: Sequence[str] | None = None) -> Deployed:
+    """What the file of a prompted segmenter computes.
+
+    Args:
+        module: A trained segmenter, as returned by `load_run`; it is not changed.
+        prompts: Prompts of the file; None: those of training.
+
+    Raises:
+        ValueError: The module has no mean and std, or a prompt contains no word.
+    """
+    if module.mean is None or module.std is None:
+        raise ValueError("ONNX: the module must have mean and std of its data; main.py sets them from the data")
+    asked = list(module.class_names if prompts is None else prompts)
+    # copies share the towers of CLIPSeg, which are in no dtype but float32 unless they are copied, too
+    network = copy.deepcopy(module.network).cpu().float().eval()
+    if isinstance(network, CLIPSegmenter):
+        network.clip = copy.copy(network.clip)
+        network.clip.towers = copy.deepcopy(network.clip.towers)
+    known = {
+        "prompts": asked,
+        "thresholds": [module.threshold_of(prompt) for prompt in asked],
+        "mean": list(module.mean),
+        "std": list(module.std),
+        "side": module.side,
+    }
+    return Deployed(
+        Normalisation(module.mean, module.std),
+        OfPrompts(network, asked),
+        "images",
+        {0: "batch", 2: "height", 3: "width"},
+        [torch.rand(*shape, generator=_seeded()) for shape in IMAGES],
+        lambda images: _logits_of(module, images, asked),
+        _metadata(
+            module.encoder if module.kind == "light" else f"clipseg, decoder {module.decoder or 'clipseg'}", known
+        ),
+    )
+
+
+def _logits_of(module: PromptedSegmenter, images: Tensor, prompts: list[str]) -> Tensor:
+    """Logits (B, P, H, W) of the module's own network, from the path that validation takes, without resizing and tiles."""
+    index = torch.arange(len(images)).repeat_interleave(len(prompts))
+    before = Normalisation(module.mean or [], module.std or [])
+    with module.evaluating():
+        logits: Tensor = module.network(before(images), prompts * len(images), index)
+    return logits.view(len(images), len(prompts), *images.shape[-2:])
+
+
+def _with_effective_weights(network: nn.Module) -> nn.Module:
+    """Copy of a network on the CPU in float32, with the ternary layers' effective weights as plain weights and no quantiser."""
+    network = copy.deepcopy(network).cpu().float().to(memory_format=torch.contiguous_format)
+    for name, layer in ternary_layers(network).items():
+        layer.weight = nn.Parameter(layer.effective_weight().detach(), requires_grad=False)
+        network.set_submodule(f"{name}.quantizer", _IdentityQuantizer())
+    return network
+
+
+def _metadata(architecture: str, known: dict[str, object]) -> dict[str, str]:
+    return {"architecture": architecture, **{key: json.dumps(value) for key, value in known.items()}}
+
+
+def _seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)

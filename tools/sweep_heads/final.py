@@ -1,0 +1,73 @@
+"""The overlay for the final run of a sweep: the winner on augmented images, through the backbone that computed the cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from features import Header
+from networks.frozen_backbone import parse_name
+from networks.timm_features import SECOND
+
+SHARED = (
+    "momentum",
+    "schedule",
+    "warmup_epochs",
+    "lr_end",
+    "one_cycle_rise",
+    "one_cycle_momentum",
+    "step_milestones",
+    "step_gamma",
+    "label_smoothing",
+    "class_weights",
+)
+"""Settings of the model that all heads of a sweep share, and that the final run takes over."""
+IMAGES = ("eval_share", "levels")
+"""Settings of ImageFolderDataModule that change the backbone's input in evaluation, as the cache names them."""
+SPLIT = ("val_fraction", "test_fraction", "train_fraction", "split_seed")
+"""Settings of ImageFolderDataModule that divide the images; a table of groups is given again."""
+
+
+def final_overlay(
+    head: dict[str, Any], model: dict[str, Any], batch_size: int, epochs: int, header: Header
+) -> str | None:
+    """Text of an overlay for configs/cascade_train.yaml.
+
+    Args:
+        head: Settings of the winner: lr, weight_decay, hidden and so on.
+        model: Settings of the model in the sweep's configuration.
+        batch_size: Samples in a batch of the sweep.
+        epochs: Number of epochs of the sweep.
+        header: Header of the cache.
+
+    Returns:
+        The text; None if the features are not of an image folder, for which there is no such run.
+    """
+    identity = header.identity
+    if "eval_share" not in identity.transform:
+        return None
+    name, arguments = parse_name(identity.backbone)
+    place = dict(header.weights_from or {})
+    backbone = {
+        "backbone": place.get("pretrained", name),
+        "network_args": arguments or None,
+        "pretrained": "pretrained" in place,
+        "weights": place.get("file"),
+        "layers": list(identity.layers),
+        "pooling": identity.pooling.removesuffix(SECOND),
+    }
+    split = {key: value for key, value in identity.split.items() if key in SPLIT}
+    images = {key: _value(identity.transform[key]) for key in IMAGES if key in identity.transform}
+    data = {"image_size": identity.image_size, "mean": list(identity.mean), "std": list(identity.std), **images}
+    content = {
+        "trainer": {"max_epochs": epochs},
+        "model": {"init_args": {**{key: model[key] for key in SHARED}, **head, **backbone}},
+        "data": {"init_args": {**data, **split, "batch_size": batch_size}},
+    }
+    return yaml.safe_dump(content, sort_keys=False)
+
+
+def _value(text: Any) -> Any:
+    """A value of a cache's header as a setting: lists of numbers are stored as text."""
+    return [float(part) for part in text.split()] if isinstance(text, str) else text
