@@ -191,6 +191,7 @@ def readable(folder: Path, names: Sequence[str], unreadable: Unreadable, levels:
     shown = listed([f"{name} ({reason})" for name, reason in wrong.items()])
     text = f"{len(wrong):,} of the {len(names):,} files in {folder} cannot be read as images: {shown}"
     if unreadable == "refuse" or len(wrong) == len(names):
-        raise MisconfigurationException(f"{text}; remove them, or leave them out with --data.unreadable skip")
+        skip = ", or leave them out with --data.unreadable skip" if len(wrong) < len(names) else ""
+        raise MisconfigurationException(f"{text}; remove them{skip}")
     log.warning(f"{text}; left out")
     return seen

@@ -12,7 +12,6 @@ annotation without a mask, as exports of boxes have them, is refused unless the 
 from __future__ import annotations
 
 import json
-import logging
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -23,20 +22,20 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules.images.class_folders import listed
 from datamodules.segmentation.coco_shapes import (
+    BOXES,
     Entry,
     Faults,
     ShapeError,
     box_shape,
     is_empty,
     refuse_bare,
-    say_if_traced,
     shapes_of,
 )
+from datamodules.segmentation.doubtful_shapes import say_doubtful
 from datamodules.segmentation.image_names import ImageNames
+from datamodules.segmentation.notes import Notes
 from datamodules.segmentation.polygons import Contour, Shape
 from datamodules.segmentation.prompt_sets import THREADS, Pair, PromptSet, check_formats, size_of
-
-log = logging.getLogger(__name__)
 
 NUMBER = (int, str)
 NEEDED: dict[str, dict[str, tuple[type, ...]]] = {
@@ -47,14 +46,14 @@ NEEDED: dict[str, dict[str, tuple[type, ...]]] = {
 SIZES = ("width", "height")  # of images; Label Studio and others can leave them out
 
 
-def read_coco(root: Path, one: PromptSet, prompt: int, said: set[str] | None = None) -> list[Pair]:
+def read_coco(root: Path, one: PromptSet, prompt: int, notes: Notes | None = None) -> list[Pair]:
     """List a data set's images with their polygons, sorted by file name, and check that they match the image files.
 
     Args:
         root: Folder that the names of the set are relative to.
         one: The set.
         prompt: Number of its object.
-        said: Categories that a message has named for their object, which are not named again; new ones are added.
+        notes: Collects the messages; None: they are logged at once.
 
     Raises:
         MisconfigurationException: The file is missing or damaged, a category is unknown, an image is missing or has another size,
@@ -63,13 +62,19 @@ def read_coco(root: Path, one: PromptSet, prompt: int, said: set[str] | None = N
     assert one.annotations is not None
     table = root / one.annotations
     content = _read(table)
+    notes = Notes() if notes is None else notes
     wanted = _categories(table, content["categories"], one.categories)
     if one.categories is None:
-        _say_merged(table, content, one, set() if said is None else said)
+        used = {entry["category_id"] for entry in content["annotations"]}
+        names = [str(entry["name"]) for entry in content["categories"] if entry["id"] in used]
+        notes.merged(table, one.prompts[0], list(dict.fromkeys(names)))
     images = {entry["id"]: entry for entry in sorted(content["images"], key=lambda entry: str(entry["file_name"]))}
-    files = _check_files(table, root / one.folder, content["images"], list(images.values()))
-    shapes = _shapes(table, content["annotations"], wanted, {key: files[key][1] for key in images}, one)
-    return [Pair(files[key][0], table, prompt, files[key][1], tuple(shapes[key])) for key in images]
+    files = _check_files(table, root / one.folder, content["images"], list(images.values()), notes)
+    known = {entry["id"] for entry in content["categories"]}
+    shapes = _shapes(table, content["annotations"], (known, wanted), {key: files[key][1] for key in images}, one, notes)
+    pairs = [Pair(files[key][0], table, prompt, files[key][1], tuple(shapes[key])) for key in images]
+    say_doubtful(table, pairs, notes, one.polygons is None)
+    return pairs
 
 
 def _read(table: Path) -> dict[str, list[Entry]]:
@@ -109,7 +114,8 @@ def _parsed(table: Path, changed: int, size: int) -> dict[str, list[Entry]]:
 
 def _other_form(content: Any) -> str:
     """What to do with a JSON file of another tool, if it is known."""
-    first = next(iter(content.values() if isinstance(content, dict) else content), None) if content else None
+    entries = list(content.values()) if isinstance(content, dict) else content if isinstance(content, list) else []
+    first = entries[0] if entries else None
     keys = {*first} if isinstance(first, dict) else set()
     if isinstance(content, dict) and "shapes" in content:
         return "; this is one of labelme's files: give their folder"
@@ -130,6 +136,9 @@ def _lacking(entry: Any, keys: dict[str, tuple[type, ...]], name: str) -> str | 
 
 def _categories(table: Path, known: list[Entry], names: list[str] | None) -> set[Any]:
     there = [entry["name"] for entry in known]
+    if twice := [entry for entry, count in Counter(entry["id"] for entry in known).items() if count > 1]:
+        same = [repr(entry["name"]) for entry in known if entry["id"] == twice[0]]
+        raise MisconfigurationException(f"{table}: the categories {listed(same)} have the same id, {twice[0]!r}")
     if absent := [name for name in names or () if name not in there]:
         raise MisconfigurationException(
             f"{table}: there is no category {listed([repr(name) for name in absent])}; there are {', '.join(there) or 'none'}"
@@ -137,21 +146,8 @@ def _categories(table: Path, known: list[Entry], names: list[str] | None) -> set
     return {entry["id"] for entry in known if names is None or entry["name"] in names}
 
 
-def _say_merged(table: Path, content: dict[str, list[Entry]], one: PromptSet, said: set[str]) -> None:
-    """Name the categories that are one object since the set names none."""
-    used = {entry["category_id"] for entry in content["annotations"]}
-    names = list(dict.fromkeys(str(entry["name"]) for entry in content["categories"] if entry["id"] in used))
-    keys = {f"{one.prompts[0]}: {name}" for name in names}
-    if len(names) > 1 and not keys <= said:
-        said |= keys
-        log.info(
-            f"categories {table}: all {len(names)} are {one.prompts[0]!r}: {listed(names)}; to choose, give the set categories: "
-            f"[{names[0]}], and each other object a set of its own"
-        )
-
-
 def _check_files(
-    table: Path, within: Path, entries: list[Entry], by_id: list[Entry]
+    table: Path, within: Path, entries: list[Entry], by_id: list[Entry], notes: Notes
 ) -> dict[Any, tuple[Path, tuple[int, int]]]:
     """Image id -> its file, and its height and width in pixels."""
     if not entries:
@@ -178,9 +174,11 @@ def _check_files(
         if not path.as_posix().endswith("/" + name.removeprefix("./"))
     ]
     if moved:
-        log.info(
-            f"images     {table}: {len(moved):,} of {len(names):,} names are of other folders and were found by their last parts: "
-            f"{moved[0][0]} is {moved[0][1]}"
+        notes.inform(
+            "images",
+            table,
+            f"{len(moved):,} of {len(names):,} names are of other folders and were found by their last parts: {moved[0][0]} is "
+            f"{moved[0][1]}",
         )
     with ThreadPoolExecutor(THREADS) as pool:
         check_formats(paths)
@@ -195,35 +193,44 @@ def _check_files(
         if size and all(entry.get(key) for key in SIZES) and size != (entry["height"], entry["width"])
     ]
     if differing:
-        raise MisconfigurationException(f"{table}: {len(differing):,} images have another size: {listed(differing)}")
+        raise MisconfigurationException(
+            f"{table}: {len(differing):,} images have another size: {listed(differing)}; sizes are those after the EXIF rotation, "
+            "and annotations must be of the upright image"
+        )
     if unused := known.unused(paths):
-        log.warning(f"{known.folder}: {len(unused):,} images are not in {table.name}: {listed(unused)}; not used")
+        notes.warn(known.folder, f"{len(unused):,} images are not in {table.name}: {listed(unused)}; not used")
     return {
         entry["id"]: (path, size) for entry, path, size in zip(entries, paths, sizes, strict=True) if size is not None
     }
 
 
 def _shapes(
-    table: Path, entries: list[Entry], wanted: set[Any], sizes: dict[Any, tuple[int, int]], one: PromptSet
+    table: Path,
+    entries: list[Entry],
+    categories: tuple[set[Any], set[Any]],
+    sizes: dict[Any, tuple[int, int]],
+    one: PromptSet,
+    notes: Notes,
 ) -> dict[Any, list[Shape | Contour]]:
-    """Image id -> the shapes of its annotations of the wanted categories."""
+    """Image id -> the shapes of its annotations of the wanted categories; `categories` are all ids and the wanted ones."""
+    known, wanted = categories
     selected = [entry for entry in entries if entry["category_id"] in wanted]
     bare = [entry for entry in selected if is_empty(entry.get("segmentation"))]
     boxes = [entry for entry in bare if entry.get("bbox")]
     if len(boxes) < len(bare) or one.boxes is None:
         refuse_bare(table, [str(entry.get("id", "")) for entry in bare], len(boxes), len(selected))
     if bare:
-        log.warning(
-            f"{table}: {len(bare):,} of {len(selected):,} annotations are boxes; the masks are the filled boxes"
-        )
+        notes.warn(table, BOXES, (len(bare), len(selected)))
     found: dict[Any, list[Shape | Contour]] = {key: [] for key in sizes}
     faults = Faults(table, len(entries))
     for entry in entries:
-        key = entry["image_id"]
+        key, category = entry["image_id"], entry["category_id"]
         name = f"annotation {entry.get('id', '')} of image {key}"
         if key not in sizes:
             faults.add(name, f"there is no image with the id {key!r}")
-        elif entry["category_id"] in wanted:
+        elif category not in known:
+            faults.add(name, f"there is no category with the id {category!r}")
+        elif category in wanted:
             try:
                 given = entry.get("segmentation")
                 found[key] += (
@@ -234,6 +241,4 @@ def _shapes(
             except ShapeError as error:
                 faults.add(name, error)
     faults.refuse()
-    if one.polygons is None:
-        say_if_traced(table, [shape for shapes in found.values() for shape in shapes])
     return found

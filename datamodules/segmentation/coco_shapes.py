@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from datamodules.images.class_folders import listed
 from datamodules.segmentation.polygons import Contour, Shape, uncompressed
 
-log = logging.getLogger(__name__)
-
 Entry = dict[str, Any]
+BOXES = "annotations are boxes; the masks are the filled boxes"
 NAMED = 3  # annotations whose faults a message gives
-ROUNDED = 0.02  # pixels by which the shares of YOLO's files can differ from whole numbers
-ALONG = 0.9  # share of straight and diagonal steps in traced outlines; bridges to holes are others
-TRACED = 8  # corners from which an outline of only straight and diagonal steps was hardly drawn by hand
 
 
 class ShapeError(ValueError):
@@ -140,27 +135,8 @@ def numbers(values: Any) -> Shape | None:
     """Convert a list of finite numbers to an array (K,); return None for anything else."""
     if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
         return None
-    found: Shape = np.array(values, dtype=np.float64)
+    try:
+        found: Shape = np.array(values, dtype=np.float64)
+    except OverflowError:  # a whole number of hundreds of digits
+        return None
     return found if np.isfinite(found).all() else None
-
-
-def say_if_traced(place: Path, shapes: Iterable[Shape | Contour]) -> None:
-    """Warn of polygons that look like traced masks: read by area, these lose a row and a column."""
-    if _look_traced([*shapes]):
-        log.warning(
-            f"{place}: the polygons look as if they were traced from masks (cv2.findContours, supervision, datumaro); then they "
-            "lose a row and a column unless the set says polygons: contour (polygons: area keeps this reading without the message)"
-        )
-
-
-def _look_traced(shapes: Sequence[Shape | Contour]) -> bool:
-    """Whether polygons have whole numbers and nearly only straight and diagonal steps, some of them many corners."""
-    polygons = [shape for shape in shapes if not isinstance(shape, Contour) and shape.ndim == 2]
-    if not any(len(points) >= TRACED for points in polygons):
-        return False
-    corners = np.concatenate(polygons)
-    if (np.abs(corners - corners.round()) > ROUNDED).any():
-        return False
-    steps = np.abs(np.concatenate([np.diff(points.round(), axis=0, append=points[:1].round()) for points in polygons]))
-    along = (steps[:, 0] == 0) | (steps[:, 1] == 0) | (steps[:, 0] == steps[:, 1])
-    return bool(along.mean() >= ALONG)

@@ -15,10 +15,8 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import Tensor
 
 from datamodules.base import DataModule
-from datamodules.extraction import Labelled
 from datamodules.images.checking import levels_of
 from datamodules.images.class_folders import listed
 from datamodules.images.decoding import Levels
@@ -26,15 +24,12 @@ from datamodules.images.formats import missing_package
 from datamodules.images.labelled import readable
 from datamodules.images.settings import IMAGENET_MEAN, IMAGENET_STD, check, check_files, check_levels, loading
 from datamodules.images.unlabelled import given_images
-from datamodules.images.whole_files import Look, look_at
-from datamodules.segmentation.checking import check_images, check_masks
-from datamodules.segmentation.description import DescribedPromptSets
-from datamodules.segmentation.generator import GENERATED_SETS, write_generated
-from datamodules.segmentation.grouping import group_names
-from datamodules.segmentation.listing import read_pairs
+from datamodules.images.whole_files import Look
+from datamodules.segmentation.generator import GENERATED_SETS
+from datamodules.segmentation.listed_sets import ListedPromptSets
 from datamodules.segmentation.loader import Questions, SegmentationFiles, SegmentationLoader
 from datamodules.segmentation.masks import MaskError
-from datamodules.segmentation.next_steps import hint_of_root
+from datamodules.segmentation.notes import Notes
 from datamodules.segmentation.positives import Positives
 from datamodules.segmentation.prompt_sets import (
     Pair,
@@ -42,11 +37,7 @@ from datamodules.segmentation.prompt_sets import (
     are_prompts,
     check_sets,
     size_of,
-    synonyms_of,
-    with_split,
 )
-from datamodules.segmentation.splits import check_parts, divide
-from datamodules.splitting.stratified import stratified_split
 from foundation.slug import slug
 
 log = logging.getLogger(__name__)
@@ -54,7 +45,7 @@ log = logging.getLogger(__name__)
 Split = Literal["train", "val", "test", "predict"]
 
 
-class PromptedSegmentationDataModule(DescribedPromptSets):
+class PromptedSegmentationDataModule(ListedPromptSets):
     """Data sets of images, masks and prompts. Batches are described in docs/prompted_segmentation.md.
 
     Args:
@@ -178,6 +169,7 @@ class PromptedSegmentationDataModule(DescribedPromptSets):
         self.prompts, self.workers, self.prefetch = prompts, workers, prefetch
         self.persistent_workers, self.pin_memory = persistent_workers, pin_memory
         self._named: set[Path] = set()  # masks with unexpected values that have been reported in a warning
+        self._notes = Notes(held=True)
         self._predicted: list[Pair] = []
         self._predicted_looks: list[Look] = []
         self.levels: Levels | None = (levels[0], levels[1]) if levels is not None else None
@@ -209,101 +201,13 @@ class PromptedSegmentationDataModule(DescribedPromptSets):
         """The first prompt of each object, in the order of the present sets."""
         return [texts[0] for texts in self.synonyms]
 
-    @property
-    def synonyms(self) -> list[list[str]]:
-        """All prompts of each object, in the order of `class_names`."""
-        return synonyms_of(self.present)
-
-    @cached_property
-    def present(self) -> list[PromptSet]:
-        """The sets whose folders exist; all sets if none exists and predict reads `images`."""
-        if self.generate is not None:
-            write_generated(self.root, self.generate)
-        found = [one for one in self.sets if (self.root / one.folder).is_dir()]
-        if not found and self.images is not None:
-            return self.sets
-        absent = [str(self.root / one.folder) for one in self.sets if one not in found]
-        if not found:
-            hint = hint_of_root(self.root, self.sets)
-            what = hint or "set --data.root, or use synthetic images with --data.generate 40"
-            raise FileNotFoundError(f"--data.root {self.root}: none of the data sets exists: {listed(absent)}; {what}")
-        if absent:
-            log.warning(f"missing data sets: {listed(absent)}; continuing with {listed([one.folder for one in found])}")
-        return [part for one in found for part in with_split(self.root, one)]
-
-    # ---- files and splits ----
-
-    @cached_property
-    def pairs(self) -> list[Pair]:
-        """All images, set by set; the sample with `index` i is the i-th."""
-        return [pair for listing in self._listings for pair in listing]
-
-    @cached_property
-    def _listings(self) -> list[list[Pair]]:
-        names, said = self.own_class_names, set[str]()
-        return [read_pairs(self.root, one, names.index(one.prompts[0]), said) for one in self.present]
-
-    @cached_property
-    def _drawn(self) -> dict[str, Tensor]:
-        """Positions in `pairs` of the images of each split, ascending."""
-        return divide(
-            self.root,
-            self.present,
-            self._listings,
-            group_names(self.root, self.present, self._listings, self.near_duplicates),
-            (self.val_fraction, self.test_fraction),
-            self.split_seed,
-        )
-
-    def read_part(self, part: Literal["train", "test"]) -> dict[str, Tensor]:
-        """List all training samples, including those of the validation split, or all test samples.
-
-        Returns:
-            `label` (N,) int64, the number of the object's prompt, and `index` (N,) int64, each image's position in `pairs`.
-        """
-        index = self._drawn["test"] if part == "test" else torch.cat([self._drawn["train"], self._drawn["val"]])
-        return self._rows(index)
-
-    def _rows(self, index: Tensor) -> dict[str, Tensor]:
-        labels = torch.tensor([self.pairs[place].prompt for place in index.tolist()], dtype=torch.int64)
-        return {"label": labels, "index": index}
-
-    def _split_training_data(self) -> None:
-        train = self._rows(self._drawn["train"])
-        used, _ = stratified_split(
-            train["label"], 0.0, seed=self.split_seed, name="train_fraction", used=self.train_fraction
-        )
-        self.splits["train"] = {name: values[used] for name, values in train.items()}
-        self.splits["val"] = self._rows(self._drawn["val"])
-
     def setup(self, stage: str) -> None:
         """List, check and split the images that the stage needs, once; no image is decoded."""
         if stage == "predict" and self.images is not None:
             if self._files is None:
                 self._list_images(self.images)
             return
-        check_parts(self.root, self._drawn, stage)
         super().setup(stage)
-        of_stage = {"fit": ("train", "val"), "validate": ("val",)}.get(stage, ("test",))
-        counts = " and ".join(f"{len(self.splits[split]['index']):,} {split}" for split in of_stage)
-        log.info(f"data       {counts} images of {listed([repr(name) for name in self.class_names])} in {self.root}")
-
-    @cached_property
-    def _looks(self) -> list[Look]:
-        """What header and end of each image of `pairs` show."""
-        paths = list(dict.fromkeys(pair.image for pair in self.pairs))  # an image may be in several sets
-        looks = dict(zip(paths, look_at(paths, self.levels is not None), strict=True))
-        return [looks[pair.image] for pair in self.pairs]
-
-    def check_input(self, splits: Sequence[Labelled]) -> None:
-        """Check the images and all masks of these splits; see `datamodules.segmentation.checking`."""
-        places = {split: self.splits[split]["index"].tolist() for split in splits}
-        chosen = [place for found in places.values() for place in found]
-        check_images(self.root, [self.pairs[place] for place in chosen], [self._looks[place] for place in chosen])
-        pairs: dict[str, list[Pair]] = {
-            split: [self.pairs[place] for place in found] for split, found in places.items()
-        }
-        self._named |= check_masks(self.root, pairs, self.class_names)
 
     def _list_images(self, given: Path) -> None:
         folder, names = given_images(given, 3)

@@ -10,6 +10,7 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from datamodules.images.class_folders import listed
 from datamodules.images.whole_files import Look
 from datamodules.sample_keys import file_keys, text_keys
 from datamodules.segmentation.grouping import group_names
+from datamodules.segmentation.polygons import Contour, Shape
 from datamodules.segmentation.prompt_sets import Pair, PromptSet, settings_of
 from datamodules.trained_on import TrainedOn
 from foundation.slug import slug
@@ -127,7 +129,7 @@ class DescribedPromptSets(DataModule):
         """Keys of a split's objects and masks, (n,) int64: hashes of the prompts, and of the mask files or the shapes."""
         pairs = [self.pairs[i] for i in self.splits[split]["index"].tolist()]
         values = ["" if pair.values is None else f" {pair.values}" for pair in pairs]
-        shapes = [f"{self.class_names[pair.prompt]} {pair.shapes!r}" for pair in pairs]
+        shapes = [f"{self.class_names[pair.prompt]} {_text_of(pair.shapes)}" for pair in pairs]
         names = text_keys([f"{shape}{value}" for shape, value in zip(shapes, values, strict=True)])
         of_files = [place for place, pair in enumerate(pairs) if pair.shapes is None]
         names[of_files] ^= file_keys([pairs[place].mask for place in of_files])
@@ -165,6 +167,14 @@ class DescribedPromptSets(DataModule):
         """How large an object is in an average training crop, relative to the stored image of `longer_side`."""
         share = (1 + self.augmentation.crop_scale) / 2 if self.augmentation.crop_scale is not None else 1.0
         return self.image_size / (self.longer_side * math.sqrt(share))
+
+
+def _text_of(shapes: tuple[Shape | Contour, ...] | None) -> str:
+    """Text of shapes; numpy shortens that of long arrays, which are therefore hashed too."""
+    text = repr(shapes)
+    arrays = [shape.points if isinstance(shape, Contour) else shape for shape in shapes or ()]
+    long = [array.tobytes() for array in arrays if array.size > np.get_printoptions()["threshold"]]
+    return f"{text} {hashlib.sha256(b''.join(long)).hexdigest()}" if long else text
 
 
 def _chosen(one: PromptSet) -> str:

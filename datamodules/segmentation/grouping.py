@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,13 +9,18 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules.images.class_folders import duplicate_groups, read_groups
 from datamodules.images.near_duplicates import alike
+from datamodules.segmentation.notes import Notes
 from datamodules.segmentation.prompt_sets import Pair, PromptSet
 from datamodules.splitting.grouped import join_groups
 
-log = logging.getLogger(__name__)
 
-
-def group_names(root: Path, sets: Sequence[PromptSet], pairs: Sequence[Sequence[Pair]], near: int | None) -> list[str]:
+def group_names(
+    root: Path,
+    sets: Sequence[PromptSet],
+    pairs: Sequence[Sequence[Pair]],
+    near: int | None,
+    notes: Notes | None = None,
+) -> list[str]:
     """Return the group of each image, for all sets concatenated; without a table each image is its own group.
 
     Byte-identical images are in one group, also across sets. If `near` is given, so are images that look alike.
@@ -26,10 +30,12 @@ def group_names(root: Path, sets: Sequence[PromptSet], pairs: Sequence[Sequence[
         sets: The data sets.
         pairs: Images of each set.
         near: Largest Hamming distance between the 64-bit hashes of images that look alike, in bits; None: no hashes.
+        notes: Collects the messages; None: they are logged at once.
 
     Raises:
         MisconfigurationException: A table does not match the images.
     """
+    notes = Notes() if notes is None else notes
     groups: list[str] = []
     for one, listing in zip(sets, pairs, strict=True):
         names = [_name_in_set(root / one.folder, pair.image) for pair in listing]
@@ -48,13 +54,17 @@ def group_names(root: Path, sets: Sequence[PromptSet], pairs: Sequence[Sequence[
     paths = list(places)
     same = duplicate_groups(paths)
     if same:
-        log.info(
-            f"duplicates {sum(map(len, same)):,} images are byte-identical to another image; identical images stay in one split"
+        notes.inform(
+            "duplicates",
+            root,
+            f"{sum(map(len, same)):,} images are byte-identical to another image; identical images stay in one split",
         )
     if near is not None and (found_alike := alike(paths, near)):
-        log.info(
-            f"duplicates {len({i for pair in found_alike for i in pair}):,} images look like another "
-            f"(hashes differ in at most {near} of 64 bits); such images stay in one split"
+        notes.inform(
+            "duplicates",
+            root,
+            f"{len({i for pair in found_alike for i in pair}):,} images look like another (hashes differ in at most {near} of 64 "
+            "bits); such images stay in one split",
         )
         same += [[paths[i] for i in pair] for pair in found_alike]
     together = [[place for path in group for place in places[path]] for group in same]

@@ -10,8 +10,8 @@ from __future__ import annotations
 import base64
 import io
 import json
-import logging
 import math
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,32 +23,42 @@ from PIL import Image, ImageDraw
 from datamodules.images.class_folders import listed
 from datamodules.images.formats import EXTENSIONS
 from datamodules.segmentation.coco_shapes import Faults, ShapeError
+from datamodules.segmentation.doubtful_shapes import say_doubtful
 from datamodules.segmentation.image_names import ImageNames
+from datamodules.segmentation.notes import Notes
 from datamodules.segmentation.polygons import Contour, Shape, runs_of
 from datamodules.segmentation.prompt_sets import THREADS, Pair, PromptSet, check_formats, size_of
-
-log = logging.getLogger(__name__)
 
 LINE, RADIUS = 10, 5  # pixels: width of a line, and radius of a point
 CORNERS = {"rectangle": 2, "circle": 2, "line": 2, "point": 1}  # shapes with a fixed number of points
 
 
-def read_labelme(root: Path, one: PromptSet, prompt: int) -> list[Pair]:
+def read_labelme(root: Path, one: PromptSet, prompt: int, notes: Notes | None = None) -> list[Pair]:
     """List a data set's images with their shapes, sorted by name.
 
+    Args:
+        root: Folder that the names of the set are relative to.
+        one: The set.
+        prompt: Number of its object.
+        notes: Collects the messages; None: they are logged at once.
+
     Raises:
-        MisconfigurationException: Files cannot be read, a label is unknown, an image is missing or has another size, or shapes are
-            invalid.
+        MisconfigurationException: Files cannot be read, a label is unknown, an image is missing, has another size or two files, or
+            shapes are invalid.
     """
     assert one.annotations is not None
+    notes = Notes() if notes is None else notes
     place = root / one.annotations
     files = {path: _read(path) for path in sorted(place.rglob("*.json"))}
     contents = {path: content for path, content in files.items() if content is not None}
     if not contents:
         raise MisconfigurationException(f"{place}: none of its .json files is labelme's (with imagePath and shapes)")
     if others := [path.name for path in files if path not in contents]:
-        log.warning(f"{place}: {len(others):,} .json files are not labelme's: {listed(others)}; not used")
-    labels = dict.fromkeys(str(shape.get("label")) for content in contents.values() for shape in content["shapes"])
+        notes.warn(place, f"{len(others):,} .json files are not labelme's: {listed(others)}; not used")
+    given = [shape.get("label") for content in contents.values() for shape in content["shapes"]]
+    labels = dict.fromkeys(str(label) for label in given if label is not None)
+    if one.categories is None:
+        notes.merged(place, one.prompts[0], list(labels))
     if absent := [name for name in one.categories or () if name not in labels]:
         raise MisconfigurationException(
             f"{place}: there is no label {listed([repr(name) for name in absent])}; there are {', '.join(labels) or 'none'}"
@@ -58,26 +68,39 @@ def read_labelme(root: Path, one: PromptSet, prompt: int) -> list[Pair]:
     if lost := [path.name for path, image in found.items() if image is None]:
         raise MisconfigurationException(
             f"{place}: the images of {len(lost):,} of {len(contents):,} .json files are not in {known.folder}: {listed(lost)}"
+            + (
+                "; those in their imageData are not read"
+                if any(content.get("imageData") for content in contents.values())
+                else ""
+            )
         )
     images = {path: image for path, image in found.items() if image is not None}
+    if twice := [image for image, count in Counter(images.values()).items() if count > 1]:
+        files_of = [path.name for path, image in images.items() if image == twice[0]]
+        raise MisconfigurationException(
+            f"{place}: {len(twice):,} images have several .json files: {twice[0].name} has {listed(files_of)}; keep one"
+        )
     check_formats(images.values())
     with ThreadPoolExecutor(THREADS) as pool:
         sizes = dict(zip(images, pool.map(size_of, images.values()), strict=True))
     _check_sizes(place, contents, images, sizes)
     if unused := known.unused(list(images.values())):
-        log.warning(f"{known.folder}: {len(unused):,} images have no .json file: {listed(unused)}; not used")
+        notes.warn(known.folder, f"{len(unused):,} images have no .json file: {listed(unused)}; not used")
     faults = Faults(place, sum(len(content["shapes"]) for content in contents.values()))
     pairs = []
     for path, image in images.items():
         size, shapes = sizes[path] or (0, 0), []
         for number, shape in enumerate(contents[path]["shapes"]):
-            if one.categories is None or shape.get("label") in one.categories:
+            if one.categories is not None and shape.get("label") is None:
+                faults.add(f"shape {number} of {path.name}", "it has no label")
+            elif one.categories is None or str(shape["label"]) in one.categories:
                 try:
                     shapes.append(_shape(shape, *size, one.polygons == "area"))
                 except ShapeError as error:
                     faults.add(f"shape {number} of {path.name}", error)
         pairs.append(Pair(image, path, prompt, size, tuple(shapes)))
     faults.refuse()
+    say_doubtful(place, pairs, notes, traced=False)
     return sorted(pairs, key=lambda pair: pair.image)
 
 
@@ -120,7 +143,9 @@ def _check_sizes(
         if (size := sizes[path]) and None not in given and size != given
     ]
     if differing:
-        raise MisconfigurationException(f"{place}: {len(differing):,} images have another size: {listed(differing)}")
+        raise MisconfigurationException(
+            f"{place}: {len(differing):,} images have another size: {listed(differing)}; sizes are those after the EXIF rotation"
+        )
 
 
 def _shape(shape: dict[str, Any], height: int, width: int, area: bool) -> Shape | Contour:
@@ -153,7 +178,7 @@ def _shape(shape: dict[str, Any], height: int, width: int, area: bool) -> Shape 
 def _points(given: Any) -> Shape | None:
     try:
         points = np.array(given, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return points if points.ndim == 2 and points.shape[1] == 2 and np.isfinite(points).all() else None
 
@@ -165,10 +190,12 @@ def _mask(shape: dict[str, Any], points: Shape, height: int, width: int) -> np.n
             inside = np.asarray(file.convert("L")) > 0
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise ShapeError("its mask cannot be read") from error
-    left, top = (int(value) for value in points[0].tolist())
+    (left, top), *_ = corners = points.astype(np.int64).tolist()
     found = np.zeros((height, width), dtype=np.uint8)
     if left < 0 or top < 0:
         raise ShapeError(f"its mask begins outside of the image, at {left}, {top}")
+    if len(corners) == 2 and inside.shape != (corners[1][1] - top + 1, corners[1][0] - left + 1):
+        raise ShapeError(f"its mask of {inside.shape[1]}x{inside.shape[0]} pixels does not fit its box {corners}")
     part = found[top : top + inside.shape[0], left : left + inside.shape[1]]
     part[:] = inside[: part.shape[0], : part.shape[1]]
     return found

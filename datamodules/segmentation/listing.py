@@ -2,44 +2,77 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from datamodules.images.class_folders import listed
 from datamodules.segmentation.coco import read_coco
 from datamodules.segmentation.labelme import read_labelme
 from datamodules.segmentation.mask_files import read_set
+from datamodules.segmentation.notes import Notes
 from datamodules.segmentation.prompt_sets import Pair, PromptSet
 from datamodules.segmentation.yolo import read_yolo
 
 
-def read_pairs(root: Path, one: PromptSet, prompt: int, said: set[str] | None = None) -> list[Pair]:
+def read_pairs(root: Path, one: PromptSet, prompt: int, notes: Notes | None = None) -> list[Pair]:
     """List a data set's images with their masks, sorted by name, and check that they match.
 
     Args:
         root: Folder that the names of the set are relative to.
         one: The set.
         prompt: Number of its object.
-        said: See `read_coco`; one for all sets of a run, so that the parts of a shipped split say nothing twice.
+        notes: Collects the messages, of all sets of a run; None: they are logged at once.
 
     Raises:
         MisconfigurationException: Files are missing or do not match, or `annotations` is of no known form.
     """
+    notes = Notes() if notes is None else notes
     if one.annotations is None:
-        return read_set(root, one, prompt)
+        return read_set(root, one, prompt, notes)
     place = root / one.annotations
     if place.suffix.lower() in (".yaml", ".yml"):
-        return read_yolo(root, one, prompt)
+        return read_yolo(root, one, prompt, notes)
     if place.is_dir():
         kinds = {path.suffix.lower() for path in place.rglob("*") if path.is_file()}
         if ".json" in kinds:
-            return read_labelme(root, one, prompt)
+            return read_labelme(root, one, prompt, notes)
         if ".txt" in kinds:
-            return read_yolo(root, one, prompt)
+            return read_yolo(root, one, prompt, notes)
         raise MisconfigurationException(f"{place}: has neither labelme's .json files nor YOLO's .txt files")
+    if place.suffix.lower() == ".txt":
+        raise MisconfigurationException(f"{place}: give the folder of YOLO's .txt files, not one of them")
     if place.suffix.lower() in (".xml", ".csv", ".ndjson", ".zip"):
         raise MisconfigurationException(
             f"{place}: {place.suffix} files are not read; export again as COCO, YOLO segmentation or masks "
             "(or convert: datum convert -if FORMAT -f coco -i IN -o OUT)"
         )
-    return read_coco(root, one, prompt, said)
+    return read_coco(root, one, prompt, notes)
+
+
+def check_once(root: Path, listings: Sequence[Sequence[Pair]], names: Sequence[str]) -> None:
+    """Refuse an image that is listed twice for the same object: each of its masks would call the other's pixels background.
+
+    Args:
+        root: Folder for the names in a message.
+        listings: Images of each set.
+        names: Name of each prompt.
+
+    Raises:
+        MisconfigurationException: There is such an image.
+    """
+    count = Counter((Path(os.path.abspath(pair.image)), pair.prompt) for listing in listings for pair in listing)
+    if twice := [(path, prompt) for (path, prompt), times in count.items() if times > 1]:
+        prompt = twice[0][1]
+        shown = listed([_named(Path(os.path.abspath(root)), path) for path, other in twice if other == prompt])
+        raise MisconfigurationException(
+            f"{root}: {len(twice):,} images are listed more than once for {names[prompt]!r}: {shown}; an object needs one mask of "
+            "an image: name all categories or values that are the object in one set"
+        )
+
+
+def _named(root: Path, path: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)

@@ -6,7 +6,6 @@ FOLDER/a.jpg          FOLDER/a_mask.png            with `masks: "*_mask.png"`: a
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from datamodules.images.class_folders import listed
 from datamodules.images.formats import EXTENSIONS, is_image
 from datamodules.segmentation.next_steps import hint_of_set
+from datamodules.segmentation.notes import Notes
 from datamodules.segmentation.prompt_sets import (
     NO_MASKS,
     THREADS,
@@ -27,18 +27,24 @@ from datamodules.segmentation.prompt_sets import (
     size_of,
 )
 
-log = logging.getLogger(__name__)
 
-
-def read_set(root: Path, one: PromptSet, prompt: int) -> list[Pair]:
+def read_set(root: Path, one: PromptSet, prompt: int, notes: Notes | None = None) -> list[Pair]:
     """List a data set's images and masks, sorted by name, and check that they match.
+
+    Args:
+        root: Folder that the names of the set are relative to.
+        one: The set.
+        prompt: Number of its object.
+        notes: Collects the messages; None: they are logged at once.
 
     Raises:
         MisconfigurationException: There is no image or no mask, an image has no mask, sizes differ, or a file is not an image.
     """
-    folder = root / one.folder
+    notes, folder = Notes() if notes is None else notes, root / one.folder
+    if inner := _in_subfolders(folder / "images"):
+        notes.warn(folder / "images", f"{inner}; not used: give each folder a set of its own")
     if one.masks == NO_MASKS:
-        return _without_masks(folder, one, prompt)
+        return _without_masks(folder, one, prompt, notes)
     if one.masks is None and not (folder / "masks").is_dir() and (hint := hint_of_set(root, one)):
         raise MisconfigurationException(f"{folder}: prompt {one.prompts[0]!r} has no folder of masks in it; {hint}")
     place, before, after = _pattern(one.masks)
@@ -72,7 +78,7 @@ def read_set(root: Path, one: PromptSet, prompt: int) -> list[Pair]:
             )
         )
     if unused := sorted(masks.keys() - {*stems}):
-        log.warning(f"{folder}: {len(unused):,} masks have no image: {listed(unused)}; not used")
+        notes.warn(folder, f"{len(unused):,} masks have no image: {listed(unused)}; not used")
     with ThreadPoolExecutor(THREADS) as pool:
         sizes = list(pool.map(size_of, images))
         mask_sizes = list(pool.map(size_of, [masks[stem] for stem in stems]))
@@ -85,12 +91,12 @@ def read_set(root: Path, one: PromptSet, prompt: int) -> list[Pair]:
     ]
 
 
-def _without_masks(folder: Path, one: PromptSet, prompt: int) -> list[Pair]:
+def _without_masks(folder: Path, one: PromptSet, prompt: int, notes: Notes) -> list[Pair]:
     images = _images(folder, one)
     with ThreadPoolExecutor(THREADS) as pool:
         sizes = list(pool.map(size_of, images))
     _check_sizes(folder, images, sizes, sizes)
-    log.info(f"masks      {folder}: {len(images):,} images without {one.prompts[0]!r}, as set (masks: {NO_MASKS})")
+    notes.inform("masks", folder, f"{len(images):,} images without {one.prompts[0]!r}, as set (masks: {NO_MASKS})")
     return [Pair(path, Path(), prompt, size, ()) for path, size in zip(images, sizes, strict=True) if size]
 
 
@@ -144,9 +150,18 @@ def _image_files(folder: Path, one: PromptSet) -> list[Path]:
         )
     files = [path for path in folder.iterdir() if is_image(path) and not path.name.startswith(".")]
     if not files and (folder.name == "images" or one.masks is not None):
-        raise MisconfigurationException(f"{folder}: there is no image in it ({', '.join(EXTENSIONS)})")
+        inner = _in_subfolders(folder) or ", ".join(EXTENSIONS)
+        raise MisconfigurationException(f"{folder}: there is no image in it ({inner})")
     check_formats(files)
     return sorted(files)
+
+
+def _in_subfolders(folder: Path) -> str:
+    """How many images are in folders of this folder; empty if none is."""
+    if not folder.is_dir():
+        return ""
+    names = [path.relative_to(folder).parts[0] for path in sorted(folder.glob("*/**/*")) if is_image(path)]
+    return f"{len(names):,} images are in its folders {listed(list(dict.fromkeys(names)))}" if names else ""
 
 
 def _check_sizes(
@@ -169,5 +184,5 @@ def _check_sizes(
     if differing:
         raise MisconfigurationException(
             f"{folder}: {len(differing):,} masks have another size than their image: {listed(differing)}; "
-            "a mask must have the size of its image"
+            "a mask must have the size of its image, after the EXIF rotation"
         )

@@ -34,6 +34,8 @@ NAMED = 8  # palette indices that a message lists
 LIMIT_S = 60.0  # longer than this, only a sample of the masks is read
 BLOCK = 64  # masks read between two looks at the clock
 LOSSY = ("JPEG", "WEBP")  # compression can leave a few small values next to 0 and 255
+ALTERED = ("JPEG", "MPO", "WEBP", "AVIF", "HEIF")  # formats that change values; of WebP, only the lossy form
+HEAD = 4096  # bytes in which WebP names its form
 CLASSES = 32  # values up to here next to 255, and none between, are numbers of classes; antialiased and JPEG masks have others too
 ADVICE = "a mask must be 255 on the object, 0 elsewhere"
 Pixels = NDArray[np.integer[Any]]
@@ -72,6 +74,7 @@ def read_mask(path: Path, values: Sequence[Value] | None = None) -> tuple[Tensor
         OSError: The file is damaged; decoders raise other things, too.
     """
     with Image.open(path, formats=readable_formats()) as file:
+        _check_file(file, path, values)
         if values is not None:
             return torch.from_numpy(_of_values(file, values).astype(np.uint8))[None], None
         lossy, (grey, white) = file.format in LOSSY, _grey(file)
@@ -101,6 +104,20 @@ def read_mask(path: Path, values: Sequence[Value] | None = None) -> tuple[Tensor
             f"values above {half} count as the object"
         )
     return torch.from_numpy((grey > half).astype(np.uint8))[None], reason
+
+
+def _check_file(file: ImageFile.ImageFile, path: Path, values: Sequence[Value] | None) -> None:
+    """Refuse a file of several pictures, and one whose compression changes the values that are asked for."""
+    if (count := getattr(file, "n_frames", 1)) > 1:
+        raise MaskError(f"it has {count} pictures, and only one can be the mask; save each as a file of its own")
+    if values is None or file.format not in ALTERED:
+        return
+    with path.open("rb") as stream:
+        if file.format != "WEBP" or b"VP8 " in stream.read(HEAD):
+            raise MaskError(
+                f"its {file.format} compression changes values and colours, so those that are the object cannot be told apart; "
+                "write masks of several classes as PNG"
+            )
 
 
 def _is_deep(file: ImageFile.ImageFile) -> bool:
@@ -141,8 +158,11 @@ def _of_values(file: ImageFile.ImageFile, values: Sequence[Value]) -> NDArray[np
     """Where (H, W) a mask of several classes has one of these values or colours."""
     if all(isinstance(value, int) for value in values):
         return np.isin(_indices(file), [value for value in values if isinstance(value, int)])
-    colours = np.asarray(ImageOps.exif_transpose(file).convert("RGB"))
+    image: Image.Image = ImageOps.exif_transpose(file)
+    colours = np.asarray(image.convert("RGB"))
     found: NDArray[np.bool_] = np.logical_or.reduce([(colours == value).all(2) for value in values])
+    if image.has_transparency_data:  # the colour of what is not seen says nothing
+        found &= np.asarray(image.convert("RGBA"))[..., 3] > 0
     return found
 
 

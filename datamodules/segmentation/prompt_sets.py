@@ -8,7 +8,7 @@ Mask files are listed by datamodules/segmentation/mask_files.py, polygons and ru
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,17 +17,13 @@ from PIL import Image, ImageColor
 
 from datamodules.images.formats import missing_package, readable_formats
 from datamodules.segmentation.polygons import Contour, Shape
+from foundation.slug import slug
 
 THREADS = 8  # opening a file waits for the disk
 TURNED = (5, 6, 7, 8)  # values of the EXIF orientation that swap width and height
 ORIENTATION = 0x0112
 Value = int | tuple[int, ...]  # of a pixel of a mask: number or palette index, or red, green and blue
 NO_MASKS = "none"  # value of `masks` for a set whose images show no object
-SHIPPED: dict[Literal["train", "val", "test"], tuple[str, ...]] = {
-    "train": ("train",),
-    "val": ("valid", "val", "validation"),
-    "test": ("test",),
-}  # folders of a shipped split
 FIRST = (
     "folder",
     "prompts",
@@ -120,8 +116,17 @@ def check_sets(sets: Sequence[PromptSet]) -> None:
                 f"sets: {one.folder}: categories must name categories of the file `annotations`, got {one.categories}"
             )
         _check_kind(one)
+    objects: dict[str, str] = {}
+    for one in sets:
+        for text in one.prompts:
+            if (other := objects.setdefault(slug(text), one.prompts[0])) != one.prompts[0]:
+                raise ValueError(
+                    f"sets: {one.folder}: the prompt {text!r} belongs to two objects, {other!r} and {one.prompts[0]!r}; prompts of "
+                    "two objects must differ in more than case and punctuation, and sets of one object have the same first prompt"
+                )
     sources = [
-        (one.folder, *map(str, (one.annotations, one.categories, one.masks, one.values, one.split))) for one in sets
+        (str(Path(one.folder)), *map(str, (one.annotations, one.categories, one.masks, one.values, one.split)))
+        for one in sets
     ]
     if twice := sorted({source[0] for source in sources if sources.count(source) > 1}):
         raise ValueError(
@@ -169,44 +174,6 @@ def object_values(given: Sequence[int | str]) -> tuple[Value, ...] | None:
 def settings_of(one: PromptSet) -> dict[str, Any]:
     """Return the settings of a set as plain values: those of the first version, and those of others that are not null."""
     return {name: value for name, value in asdict(one).items() if name in FIRST or value is not None}
-
-
-def with_split(root: Path, one: PromptSet) -> list[PromptSet]:
-    """Divide a set with a shipped split into one set for each of its folders; any other set is returned as it is.
-
-    `annotations` and `groups` in `folder` are expected at the same place in the folder of each split; those that are not there
-    belong to all of them. A * in their names is the name of that folder.
-
-    Raises:
-        MisconfigurationException: There is no folder train, or two for the same split.
-    """
-    if one.split != "shipped":
-        return [one]
-    found: list[PromptSet] = []
-    for split, names in SHIPPED.items():
-        there = [name for name in names if (root / one.folder / name).is_dir()]
-        if len(there) > 1 or (split == "train" and not there):
-            what = f"both {' and '.join(there)}" if there else "no folder train"
-            raise MisconfigurationException(
-                f"{root / one.folder}: split shipped: has {what}; expected the folders train, valid (or val) and test"
-            )
-        for name in there:
-            inner = replace(one, folder=f"{one.folder}/{name}", split=split)
-            inner.annotations, inner.groups = (
-                _within(root, one.folder, name, path) for path in (one.annotations, one.groups)
-            )
-            found.append(inner)
-    return found
-
-
-def _within(root: Path, folder: str, name: str, path: str | None) -> str | None:
-    """The same file in the folder of a split if it is there, else the file itself; a * is the name of the folder."""
-    if path is not None and "*" in path:
-        return path.replace("*", name)
-    if path is None or not Path(path).is_relative_to(folder):
-        return path
-    inner = (Path(folder) / name / Path(path).relative_to(folder)).as_posix()
-    return path if (root / path).exists() and not (root / inner).exists() else inner
 
 
 def are_prompts(texts: Sequence[str]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,10 +11,9 @@ from torch import Tensor
 
 from datamodules.images.class_folders import listed
 from datamodules.images.near_duplicates import alike
+from datamodules.segmentation.notes import Notes
 from datamodules.segmentation.prompt_sets import Pair, PromptSet
 from datamodules.splitting.grouped import grouped_split
-
-log = logging.getLogger(__name__)
 
 PARTS = ("train", "val", "test")
 MOST = 5000  # images of a shipped split that are compared with each other (1.1 ms each, JPEG of 640 px, 2 cores)
@@ -29,6 +27,7 @@ def divide(
     groups: Sequence[str],
     fractions: tuple[float, float],
     seed: int,
+    notes: Notes,
 ) -> dict[str, Tensor]:
     """Divide the images of all sets.
 
@@ -42,6 +41,7 @@ def divide(
         groups: (N,) group of each image, for all sets concatenated; a group is never divided at random.
         fractions: Shares of the images that are for val and test.
         seed: Seed of the split.
+        notes: Collects the messages.
 
     Returns:
         Part -> positions (n,) int64 of its images among the N, ascending.
@@ -69,15 +69,15 @@ def divide(
             ) from error
         if absent := split.absent():
             shown = listed([f"{name!r} in {PARTS[s]}" for name, s in absent])
-            log.warning(f"data sets without an image: {shown}; they have too few images or groups")
+            notes.warn(root, f"data sets without an image: {shown}; they have too few images or groups")
         for place, s in zip(drawn, split.assignment, strict=True):
             assignment[place] = s
     images = [pair.image for listing in listings for pair in listing]
     if shipped:
-        _say(root, sets, assignment, missing)
-        _say_torn("images of one group, or identical or similar ones", groups, assignment)
-        _say_alike(dict(zip(images, assignment, strict=True)))
-    _say_torn("copies of one picture by Roboflow", [_source(path) for path in images], assignment)
+        _say(root, sets, assignment, missing, notes)
+        _say_torn(root, "images of one group, or identical or similar ones", groups, assignment, notes)
+        _say_alike(root, dict(zip(images, assignment, strict=True)), notes)
+    _say_torn(root, "copies of one picture by Roboflow", [_source(path) for path in images], assignment, notes)
     numbers = torch.tensor(assignment)
     return {name: (numbers == s).nonzero().flatten() for s, name in enumerate(PARTS)}
 
@@ -98,11 +98,13 @@ def check_parts(root: Path, drawn: Mapping[str, Tensor], stage: str) -> None:
         )
 
 
-def _say(root: Path, sets: Sequence[PromptSet], assignment: Sequence[int], missing: Sequence[str]) -> None:
+def _say(
+    root: Path, sets: Sequence[PromptSet], assignment: Sequence[int], missing: Sequence[str], notes: Notes
+) -> None:
     counts = ", ".join(f"{assignment.count(s):,} {part}" for s, part in enumerate(PARTS))
     names = listed(list(dict.fromkeys(one.folder for one in sets if one.split is not None)))
     drawn = f"; {' and '.join(missing)} drawn from its training images" if missing else ""
-    log.info(f"split      as shipped in {root} ({names}): {counts}{drawn}")
+    notes.inform("split", root, f"as shipped ({names}): {counts}{drawn}")
 
 
 def _source(path: Path) -> str:
@@ -111,7 +113,7 @@ def _source(path: Path) -> str:
     return stem if mark else ""
 
 
-def _say_torn(kind: str, names: Sequence[str], assignment: Sequence[int]) -> None:
+def _say_torn(root: Path, kind: str, names: Sequence[str], assignment: Sequence[int], notes: Notes) -> None:
     """Warn of images of the same name, of a group or a picture, that are in several parts; an empty name does not count."""
     parts: dict[str, set[int]] = {}
     for name, part in zip(names, assignment, strict=True):
@@ -119,23 +121,27 @@ def _say_torn(kind: str, names: Sequence[str], assignment: Sequence[int]) -> Non
     torn = {name for name, found in parts.items() if name and len(found) > 1}
     if torn:
         count = sum(name in torn for name in names)
-        log.warning(
+        notes.warn(
+            root,
             f"{count:,} {kind} are in several parts of the split ({listed(sorted(torn))}): the metrics are too good; keep them "
-            "together with a table of groups"
+            "together with a table of groups",
         )
 
 
-def _say_alike(parts: Mapping[Path, int]) -> None:
+def _say_alike(root: Path, parts: Mapping[Path, int], notes: Notes) -> None:
     """Warn of images of a shipped split that look like one of another part."""
     if len(parts) > MOST:
-        log.info(
-            f"split      {len(parts):,} images are not compared with each other: give --data.near_duplicates {BITS} for that"
+        notes.inform(
+            "split",
+            root,
+            f"{len(parts):,} images are not compared with each other: give --data.near_duplicates {BITS} for that",
         )
         return
     paths = list(parts)
     torn = {paths[place] for pair in alike(paths, BITS) for place in pair if len({parts[paths[i]] for i in pair}) > 1}
     if torn:
-        log.warning(
+        notes.warn(
+            root,
             f"{len(torn):,} images look like one in another part of the shipped split ({listed(sorted(p.name for p in torn))}); if "
-            "they are copies, the metrics are too good"
+            "they are copies, the metrics are too good",
         )

@@ -102,7 +102,8 @@ def test_an_image_without_annotations_shows_no_object(tmp_path: Path, caplog: py
     Image.new("RGB", (20, 10)).save(tmp_path / "walls" / "later.png")
     data = data_of(tmp_path, CRACK)
     with caplog.at_level("WARNING"):
-        assert [pair.shapes for pair in data.pairs if pair.image.stem == "w03"] == [()]
+        data.setup("fit")
+    assert [pair.shapes for pair in data.pairs if pair.image.stem == "w03"] == [()]
     assert "1 images are not in _annotations.coco.json: later.png; not used" in caplog.text
 
 

@@ -1,6 +1,7 @@
 """What a newcomer is told: the next step in errors, values that are not there, inverted masks, merged categories."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,6 @@ def test_merged_categories_are_named(tmp_path: Path, caplog: pytest.LogCaptureFi
         "categories": [{"id": n, "name": name} for n, name in enumerate(("all", "crack", "stain"))],
         "annotations": [{"image_id": n, "category_id": 1 + n % 2, "segmentation": box} for n in range(8)],
     }
-    (tmp_path / "s" / "c").mkdir()
     (tmp_path / "s" / "coco.json").write_text(json.dumps(content))
     with caplog.at_level("INFO"):
         checked(tmp_path, PromptSet("s", ["damage"], annotations="s/coco.json"))
@@ -120,8 +120,7 @@ def test_merged_categories_are_named(tmp_path: Path, caplog: pytest.LogCaptureFi
         checked(tmp_path, PromptSet("s", ["damage"], annotations="s/coco.json", categories=["crack", "stain"]))
     assert "to choose" not in caplog.text
     caplog.clear()
+    shutil.copytree(tmp_path / "s", tmp_path / "again")
     with caplog.at_level("INFO"):
-        checked(
-            tmp_path, *(PromptSet("s", ["damage"], annotations=f"s/{name}") for name in ("coco.json", "c/../coco.json"))
-        )
+        checked(tmp_path, *(PromptSet(name, ["damage"], annotations=f"{name}/coco.json") for name in ("s", "again")))
     assert caplog.text.count("to choose") == 1, "the parts of an export say it once"
