@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -15,6 +16,8 @@ from metrics import SegmentationCounts, SegmentationSums, TolerantSums, choose_t
 from metrics.segmentation import grid_place
 from transforms import normalize
 from transforms.checks import check_pixels
+
+log = logging.getLogger(__name__)
 
 STAGES: tuple[StageName, ...] = ("train", "val", "val_raw", "test")
 HARDLY_ANY = 0.001  # share of the pixels; an IoU that is printed as 0.000 or 0.001
@@ -178,11 +181,33 @@ class SegmentationModule(BaseModule):
         if (area := absent.overall(thresholds)).negatives:
             metrics["negative_area"] = area.negative_area
         metrics |= self._boundary_metrics(stage)
+        if (
+            stage in ("val", "test") and self.trainer.state.fn != "fit"
+        ):  # a fit has read the masks before its first step
+            self._say_masks(own, stage)
         if stage == "test":
             metrics |= {f"nothing_{name}": value for name, value in own.of_nothing().items()}
         self.log_dict({f"{stage}/{name}": value for name, value in metrics.items()})
         sums.reset()
         loss.reset()
+
+    def _say_masks(self, own: SegmentationCounts, stage: StageName) -> None:
+        """Log what the masks held, and warn of objects whose metrics are perfect by construction."""
+        rows = zip(self.class_names, own.pixels.sum(axis=2).tolist(), own.images.tolist(), strict=True)
+        known = [(repr(name), pixels, images) for name, pixels, images in rows if images[0]]
+        shares = [
+            f"{name} {inside / (inside + outside):.2%} of the {stage} pixels in {count - empty:,} of {count:,} images"
+            for name, (outside, inside), (count, empty) in known
+        ]
+        log.info(f"masks      {'; '.join(shares)}")
+        for name, (outside, inside), (count, _) in known:
+            if inside and outside:
+                continue
+            what, guess = ("only positive pixels", "everything") if inside else ("no positive pixel", "nothing")
+            log.warning(
+                f"{what} in the {count:,} {stage} masks of {name}; a metric over them is perfect if {guess} is predicted; check "
+                "masks and categories, or leave the set out"
+            )
 
     def _thresholds(self, counts: SegmentationCounts, stage: StageName) -> list[float]:
         if stage == "train":

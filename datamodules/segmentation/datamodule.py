@@ -61,8 +61,8 @@ class PromptedSegmentationDataModule(ListedPromptSets):
         crop_ratio: Largest ratio of the crop's longer side to its shorter side, 1 or more.
         flip: Mirror each training image left to right with probability one half.
         negatives: Probability that a training image also gets a negative prompt: the object of another set, with an empty mask as
-            target. If above 0, each validation and test image gets one negative prompt. Valid only if no image shows the object of
-            another set; otherwise set it to 0.
+            target. If above 0, each validation and test image gets one negative prompt. Objects whose sets have the image, or a
+            copy of it, are left out. Valid only if no image shows an object of a set that it is not in; otherwise set it to 0.
         positive_share: In training, draw images that show their object so often that they are at least this share of the images of
             each object, 0 to 1; the number of images in an epoch stays. 0: draw each image once.
         near_duplicates: Keep images that look alike in one split: largest Hamming distance between the hashes of two such images,
@@ -252,7 +252,13 @@ class PromptedSegmentationDataModule(ListedPromptSets):
         return SegmentationLoader(
             SegmentationFiles(pairs, self._canvas() if training else None, levels_of(looks, self.levels)),
             self.splits[served]["index"],
-            questions=Questions(self.synonyms, self.negatives, training, fixed if predicting or of_folder else None),
+            questions=Questions(
+                self.synonyms,
+                self.negatives,
+                training,
+                fixed if predicting or of_folder else None,
+                self.labelled if self.negatives > 0 and not of_folder and self.num_classes > 1 else None,
+            ),
             odd=self._report_odd,
             draw=partial(self._positives.draw, self.positive_share, self.seed) if drawing else None,
             unreadable=partial(self._report_unreadable, of_folder),

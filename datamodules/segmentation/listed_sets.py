@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from datamodules.extraction import Labelled
-from datamodules.images.class_folders import listed
+from datamodules.images.class_folders import duplicate_groups, listed
 from datamodules.images.decoding import Levels
 from datamodules.images.whole_files import Look, look_at
 from datamodules.segmentation.checking import check_images, check_masks
@@ -74,6 +74,23 @@ class ListedPromptSets(DescribedPromptSets):
         return listings
 
     @cached_property
+    def labelled(self) -> Tensor:
+        """Whether each image of `pairs`, or a copy of it, is in a set of each object, (N, objects) bool."""
+        first = {path: group[0] for group in duplicate_groups(self._images) for path in group}
+        objects: dict[Path, set[int]] = {}
+        for pair in self.pairs:
+            objects.setdefault(first.get(pair.image, pair.image), set()).add(pair.prompt)
+        found = torch.zeros(len(self.pairs), len(self.own_class_names), dtype=torch.bool)
+        for place, pair in enumerate(self.pairs):
+            found[place, list(objects[first.get(pair.image, pair.image)])] = True
+        return found
+
+    @property
+    def _images(self) -> list[Path]:
+        """The image files; one may be in several sets."""
+        return list(dict.fromkeys(pair.image for pair in self.pairs))
+
+    @cached_property
     def _drawn(self) -> dict[str, Tensor]:
         """Positions in `pairs` of the images of each split, ascending."""
         return divide(
@@ -122,8 +139,7 @@ class ListedPromptSets(DescribedPromptSets):
     @cached_property
     def _looks(self) -> list[Look]:
         """What header and end of each image of `pairs` show."""
-        paths = list(dict.fromkeys(pair.image for pair in self.pairs))  # an image may be in several sets
-        looks = dict(zip(paths, look_at(paths, self.levels is not None), strict=True))
+        looks = dict(zip(self._images, look_at(self._images, self.levels is not None), strict=True))
         return [looks[pair.image] for pair in self.pairs]
 
     def check_input(self, splits: Sequence[Labelled]) -> None:

@@ -127,12 +127,15 @@ class Questions:
             one.
         training: Whether synonyms and negative prompts are drawn at random.
         always: Fixed prompts used for every image instead; None outside of predict.
+        labelled: (N, objects) bool, whether each of the N images is labelled for an object, in its own set or in another: then that
+            object may be there and is no negative prompt. None: only the object of its own set.
     """
 
     synonyms: Sequence[Sequence[str]]
     negatives: float
     training: bool
     always: Sequence[str] | None = None
+    labelled: Tensor | None = None
 
     def ask(self, label: Tensor, random: SampleRandom) -> dict[str, Any]:
         """Choose the prompts of a batch.
@@ -173,12 +176,22 @@ class Questions:
         objects = len(self.synonyms)
         if self.negatives == 0 or objects < 2:
             return label[:0], label[:0]
+        others = (label[:, None] + torch.arange(1, objects)) % objects
+        allowed = torch.ones_like(others, dtype=torch.bool)
+        if self.labelled is not None:
+            allowed = ~self.labelled[random.index % len(self.labelled)].gather(1, others)
+        count = allowed.sum(dim=1)
         if self.training:
-            where = random.bernoulli("prompt/negative", self.negatives).nonzero().flatten()
-            step = 1 + random.integers("prompt/absent", objects - 1)
+            drawn, place = (
+                random.bernoulli("prompt/negative", self.negatives),
+                random.integers("prompt/absent", objects - 1),
+            )
         else:
-            where, step = torch.arange(len(label)), 1 + random.index % (objects - 1)
-        return ((label + step) % objects)[where], where
+            drawn, place = torch.ones_like(count, dtype=torch.bool), random.index % (objects - 1)
+        where = (drawn & (count > 0)).nonzero().flatten()
+        # the allowed object with this number, counted from 0
+        chosen = (allowed & (allowed.cumsum(dim=1) == (place % count.clamp(min=1) + 1)[:, None])).int().argmax(dim=1)
+        return others.gather(1, chosen[:, None])[where, 0], where
 
 
 class SegmentationLoader(ImageFileLoader):

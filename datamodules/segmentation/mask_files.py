@@ -41,8 +41,6 @@ def read_set(root: Path, one: PromptSet, prompt: int, notes: Notes | None = None
         MisconfigurationException: There is no image or no mask, an image has no mask, sizes differ, or a file is not an image.
     """
     notes, folder = Notes() if notes is None else notes, root / one.folder
-    if inner := _in_subfolders(folder / "images"):
-        notes.warn(folder / "images", f"{inner}; not used: give each folder a set of its own")
     if one.masks == NO_MASKS:
         return _without_masks(folder, one, prompt, notes)
     if one.masks is None and not (folder / "masks").is_dir() and (hint := hint_of_set(root, one)):
@@ -50,7 +48,7 @@ def read_set(root: Path, one: PromptSet, prompt: int, notes: Notes | None = None
     place, before, after = _pattern(one.masks)
     masks = _masks(folder / place, one, before, after)
     known = {*masks.values()}
-    images = [path for path in _images(folder, one) if path not in known]
+    images = [path for path in _images(folder, one, notes) if path not in known]
     if not images:
         raise MisconfigurationException(
             f"{folder}: masks {one.masks!r} fits all of its images; nothing is left to segment"
@@ -92,7 +90,7 @@ def read_set(root: Path, one: PromptSet, prompt: int, notes: Notes | None = None
 
 
 def _without_masks(folder: Path, one: PromptSet, prompt: int, notes: Notes) -> list[Pair]:
-    images = _images(folder, one)
+    images = _images(folder, one, notes)
     with ThreadPoolExecutor(THREADS) as pool:
         sizes = list(pool.map(size_of, images))
     _check_sizes(folder, images, sizes, sizes)
@@ -135,11 +133,14 @@ def _advice(stems: Sequence[str], masks: Sequence[str], place: str) -> str | Non
     return None
 
 
-def _images(folder: Path, one: PromptSet) -> list[Path]:
+def _images(folder: Path, one: PromptSet, notes: Notes) -> list[Path]:
     """Images in FOLDER/images, or in the folder itself if there is no such folder and masks are named by a pattern or absent."""
     if one.masks is not None and not (folder / "images").is_dir():
         return _image_files(folder, one)
-    return _image_files(folder / "images", one)
+    files = _image_files(folder / "images", one)
+    if files and (inner := _in_subfolders(folder / "images")):
+        notes.warn(folder / "images", f"{inner}; not used: give each folder a set of its own")
+    return files
 
 
 def _image_files(folder: Path, one: PromptSet) -> list[Path]:

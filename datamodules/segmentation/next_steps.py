@@ -28,6 +28,8 @@ def hint_of_set(root: Path, one: PromptSet) -> str:
     if folder.name in ("images", "masks") and _has_masks(folder.parent):
         outer = Path(one.folder).parent.as_posix()
         return f"{folder.parent} is the set: give folder: {outer}"
+    if any(_has_masks(folder / part) for part in PARTS):
+        return f"{folder} has the folders of a shipped split: give split: shipped"
     for within in (folder, folder / "images", folder / "annotations", *(folder / part for part in PARTS)):
         files = sorted(path for path in within.iterdir() if path.suffix == ".json") if within.is_dir() else []
         tables = [path for path in files if path.name in COCO or path.name.startswith("instances_")]

@@ -74,7 +74,7 @@ def divide(
             assignment[place] = s
     images = [pair.image for listing in listings for pair in listing]
     if shipped:
-        _say(root, sets, assignment, missing, notes)
+        _say(root, sets, assignment, missing if drawn else [], notes)
         _say_torn(root, "images of one group, or identical or similar ones", groups, assignment, notes)
         _say_alike(root, dict(zip(images, assignment, strict=True)), notes)
     _say_torn(root, "copies of one picture by Roboflow", [_source(path) for path in images], assignment, notes)

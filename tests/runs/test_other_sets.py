@@ -86,3 +86,36 @@ def test_predictions_of_other_pictures_are_kept(run: Path, tmp_path: Path, capsy
     assert evaluations == {"two": ["two.jpg"] * 2, "two-2": ["two.jpg"] * 2}
     assert main([*predict, str(tmp_path / "one.jpg"), "--name", "two"]) == 2
     assert "--name two: " in capsys.readouterr().err
+
+
+def test_masks_that_make_the_metrics_perfect_are_said(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A fit reads all masks before its first step; test and validate say what theirs held."""
+    data = run.parent / "data"
+    shutil.copytree(data / "stairs", data / "bare")
+    for path in (data / "bare" / "masks").iterdir():
+        Image.fromarray(np.zeros_like(np.array(Image.open(path)))).save(path)
+    for command, split in (("test", "test"), ("validate", "val")):
+        capsys.readouterr()
+        assert main([command, "--run", str(run), *sets(folder="bare", prompts=["crack"], split=split)]) == 0
+        printed = capsys.readouterr()
+        assert f"masks      'crack' 0.00% of the {split} pixels in 0 of 4 images" in printed.out + printed.err
+        text = f"no positive pixel in the 4 {split} masks of 'crack'; a metric over them is perfect if nothing is predicted"
+        assert (printed.out + printed.err).count(text) == 1
+        assert main([command, "--run", str(run), *sets(folder="stairs", prompts=["crack"], split=split)]) == 0
+        printed = capsys.readouterr()
+        assert f"of the {split} pixels in 4 of 4 images" in printed.out + printed.err
+        assert "positive pixel" not in printed.out + printed.err
+        assert (
+            main([command, "--run", str(run), *sets(folder="stairs", prompts=["tape"], masks="none", split=split)]) == 0
+        )
+        assert "no positive pixel" in "".join(capsys.readouterr())
+
+
+def test_a_single_picture_that_is_none(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "notes.jpg").write_text("no picture")
+    before = sorted(run.rglob("*"))
+    assert main(["predict", "--run", str(run), "--data.images", str(tmp_path / "notes.jpg")]) == 2
+    printed = "".join(capsys.readouterr())
+    assert "1 of the 1 files" in printed
+    assert "unreadable" not in printed, "there is no such setting, and nothing would be left"
+    assert sorted(run.rglob("*")) == before
