@@ -152,7 +152,8 @@ def _held_by(masks: Sequence[Path]) -> str:
     if len(masks) == 1 or not 2 < len(held) <= CLASSES:
         return ""
     return (
-        f"; together they hold {', '.join(map(str, sorted(held)))}: a set for each object names its value with `values`"
+        f"; together they hold {', '.join(map(str, sorted(held)))}: a set for each object names its value with `values`, or one "
+        f"set gives the prompts of each: values: {{{max(held - {255})}: PROMPT}}"
     )
 
 

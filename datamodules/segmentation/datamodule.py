@@ -35,6 +35,7 @@ from datamodules.segmentation.prompt_sets import (
     Pair,
     PromptSet,
     are_prompts,
+    by_object,
     check_sets,
     size_of,
 )
@@ -160,7 +161,7 @@ class PromptedSegmentationDataModule(ListedPromptSets):
         elif sets is None:
             raise ValueError("sets: give at least one data set, a folder with its prompts (or use --data.generate 40)")
         else:
-            self.root, self.sets = Path(root), list(sets)
+            self.root, self.sets = Path(root), [part for one in sets for part in by_object(one)]
         check_sets(self.sets)
         self.augmentation = replace(self.augmentation, crop_scale=crop_scale, crop_ratio=crop_ratio)
         self.generate, self.canvas, self._image_size, self._mean, self._std = generate, canvas, image_size, mean, std

@@ -8,7 +8,7 @@ Mask files are listed by datamodules/segmentation/mask_files.py, polygons and ru
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -43,7 +43,7 @@ class PromptSet:
         folder: Folder with `images` and `masks`, relative to `root`; with `annotations`: folder with `images`, or with the image
             files themselves.
         prompts: Texts that name the object, synonyms of each other; the first one is used in evaluation and as the object's name in
-            metrics and plots. Sets with the same first prompt show the same object.
+            metrics and plots. Sets with the same first prompt show the same object. Left out if `values` names the prompts.
         groups: CSV file, relative to `root`, that assigns images to groups; a group is never divided between splits.
         group_column: Column of the CSV with the group.
         file_column: Column of the CSV with the image's name; null: `file`, or else the first one.
@@ -53,7 +53,8 @@ class PromptSet:
         masks: Folder of the mask files, relative to `folder`, or a pattern in which * is the name of the image, as in
             masks/*_crack.png; null: masks. none: the images show no object, and no masks are needed.
         values: Pixel values or palette indices, or colours such as "#800000", that are the object in mask files of several classes;
-            null: masks are black and white.
+            null: masks are black and white. A mapping, as in {1: crack, 2: [patch, repair]}, gives the prompts of each value: the
+            masks then show several objects.
         boxes: fill: an annotation with a box and no mask counts as the filled box; null: it is refused.
         polygons: area: a polygon has the pixels whose centres are inside. contour: its corners are the centres of the outermost
             pixels, as cv2.findContours, supervision and datumaro write outlines of masks; the outline counts too. null: as the
@@ -63,7 +64,7 @@ class PromptSet:
     """
 
     folder: str
-    prompts: list[str]
+    prompts: list[str] = field(default_factory=list)
     groups: str | None = None
     group_column: str = "group"
     file_column: str | None = None
@@ -71,7 +72,7 @@ class PromptSet:
     categories: list[str] | None = None
     # null by default: a run of an older version, whose configuration lacks these, can be resumed
     masks: str | None = None
-    values: list[int | str] | None = None
+    values: list[int | str] | dict[int | str, str | list[str]] | None = None
     boxes: Literal["fill"] | None = None
     polygons: Literal["area", "contour"] | None = None
     split: Literal["shipped", "train", "val", "test"] | None = None
@@ -95,6 +96,32 @@ class Pair(NamedTuple):
     size: tuple[int, int]
     shapes: tuple[Shape | Contour, ...] | None = None
     values: tuple[Value, ...] | None = None
+
+
+def by_object(one: PromptSet) -> list[PromptSet]:
+    """Divide a set whose `values` give the prompts of each value into a set for each object; any other set is returned as it is.
+
+    Raises:
+        ValueError: The set has `prompts`, too.
+
+    >>> [(part.prompts, part.values) for part in by_object(PromptSet("a", values={1: "crack", 2: ["hole", "pit"], 3: "crack"}))]
+    [(['crack'], [1, 3]), (['hole', 'pit'], [2])]
+    """
+    if not isinstance(one.values, dict):
+        return [one]
+    if one.prompts:
+        raise ValueError(
+            f"sets: {one.folder}: give prompts, or values with the prompts of each value, not both; got prompts {one.prompts} and "
+            f"values {one.values}"
+        )
+    if not one.values:
+        raise ValueError(
+            f"sets: {one.folder}: values must give the prompts of at least one value, as in {{1: crack}}, got {{}}"
+        )
+    objects: dict[tuple[str, ...], list[int | str]] = {}
+    for value, given in one.values.items():
+        objects.setdefault((given,) if isinstance(given, str) else tuple(given), []).append(value)
+    return [replace(one, prompts=[*prompts], values=values) for prompts, values in objects.items()]
 
 
 def check_sets(sets: Sequence[PromptSet]) -> None:
@@ -155,12 +182,13 @@ def _check_kind(one: PromptSet) -> None:
         )
 
 
-def object_values(given: Sequence[int | str]) -> tuple[Value, ...] | None:
+def object_values(given: Iterable[int | str]) -> tuple[Value, ...] | None:
     """Convert the setting `values`: numbers as they are, colours to red, green and blue of 0 to 255; None if it is invalid.
 
     >>> object_values([1, 2]), object_values(["#800000", "rgb(0, 128, 0)"]), object_values([1, "#800000"])
     ((1, 2), ((128, 0, 0), (0, 128, 0)), None)
     """
+    given = list(given)
     if all(isinstance(value, int) and value >= 0 for value in given):
         return tuple(value for value in given if isinstance(value, int)) or None
     if not all(isinstance(value, str) for value in given):

@@ -155,6 +155,39 @@ def test_negative_prompts_of_images_in_one_set_are_as_they_were() -> None:
         assert asked["prompt_number"][150:].tolist() == ((labels + step) % 3)[where].tolist()
 
 
+# ---- several objects in one set ----
+
+
+def test_values_with_prompts_are_a_set_for_each_object(tmp_path: Path) -> None:
+    index_masks(write(tmp_path, "a"))
+    one = data_of(tmp_path, PromptSet("a", values={1: "crack", 2: ["stain", "spot"]}))
+    several = [PromptSet("a", ["crack"], values=[1]), PromptSet("a", ["stain", "spot"], values=[2])]
+    other = data_of(tmp_path, *several)
+    for data in (one, other):
+        data.setup("fit")
+        data.check_input(["train", "val"])
+    assert one.synonyms == other.synonyms == [["crack"], ["stain", "spot"]]
+    assert one.pairs == other.pairs
+    assert one.split_settings == other.split_settings
+    assert one.fingerprint("train") == other.fingerprint("train")
+
+
+@pytest.mark.parametrize(
+    ("prompts", "values", "message"),
+    [
+        (["crack"], {1: "crack"}, "give prompts, or values with the prompts of each value, not both"),
+        ([], {}, "values must give the prompts of at least one value, as in {1: crack}, got {}"),
+        ([], {1: []}, "prompts must be different texts with a letter or a digit, at least one, got []"),
+        ([], {"x": "crack"}, "values must be pixel values of the masks, from 0, or colours such as '#800000'"),
+        ([], {1: "crack", 2: "Crack"}, "the prompt 'Crack' belongs to two objects, 'crack' and 'Crack'"),
+    ],
+)
+def test_wrong_values_with_prompts(tmp_path: Path, prompts: list[str], values: Any, message: str) -> None:
+    with pytest.raises(ValueError, match="sets: a: ") as caught:
+        data_of(tmp_path, PromptSet("a", prompts, values=values))
+    assert message in str(caught.value)
+
+
 # ---- shipped splits ----
 
 
