@@ -105,6 +105,8 @@ def _parsed(table: Path, changed: int, size: int) -> dict[str, list[Entry]]:
         if wrong:
             (place, key), others = wrong[0], [f"{name}[{place}]" for place, _ in wrong[1:]]
             likewise = f" (likewise {listed(others)})" if others else ""
+            if isinstance(entries[place], dict) and "segments_info" in entries[place]:
+                likewise += "; this is COCO's panoptic form: export instances"
             raise MisconfigurationException(
                 f"{table}: {name}[{place}] has no {key!r}, or it has the wrong type{likewise}"
             )

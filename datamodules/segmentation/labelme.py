@@ -52,7 +52,11 @@ def read_labelme(root: Path, one: PromptSet, prompt: int, notes: Notes | None = 
     files = {path: _read(path) for path in sorted(place.rglob("*.json"))}
     contents = {path: content for path, content in files.items() if content is not None}
     if not contents:
-        raise MisconfigurationException(f"{place}: none of its .json files is labelme's (with imagePath and shapes)")
+        coco = next((path.name for path in files if "annotations" in _keys(path)), None)
+        hint = f"; {coco} looks like COCO's: give that file" if coco else ""
+        raise MisconfigurationException(
+            f"{place}: none of its .json files is labelme's (with imagePath and shapes){hint}"
+        )
     if others := [path.name for path in files if path not in contents]:
         notes.warn(place, f"{len(others):,} .json files are not labelme's: {listed(others)}; not used")
     given = [shape.get("label") for content in contents.values() for shape in content["shapes"]]
@@ -112,6 +116,11 @@ def _read(path: Path) -> dict[str, Any] | None:
         raise MisconfigurationException(f"{path}: cannot be read as JSON ({' '.join(str(error).split())})") from error
     shapes = content.get("shapes") if isinstance(content, dict) else None
     return content if isinstance(shapes, list) and all(isinstance(shape, dict) for shape in shapes) else None
+
+
+def _keys(path: Path) -> set[str]:
+    content = json.loads(path.read_text(encoding="utf-8-sig"))
+    return {*content} if isinstance(content, dict) else set()
 
 
 def _image(known: ImageNames, path: Path, content: dict[str, Any]) -> Path | None:

@@ -57,7 +57,7 @@ class ListedPromptSets(DescribedPromptSets):
             raise FileNotFoundError(f"--data.root {self.root}: none of the data sets exists: {listed(absent)}; {what}")
         if absent:
             log.warning(f"missing data sets: {listed(absent)}; continuing with {listed([one.folder for one in found])}")
-        return [part for one in found for part in with_split(self.root, one)]
+        return [part for one in found for part in with_split(self.root, one, self._notes)]
 
     # ---- files and splits ----
 

@@ -17,6 +17,8 @@ from datamodules.segmentation.notes import Notes
 from datamodules.segmentation.prompt_sets import Pair, PromptSet
 from datamodules.segmentation.yolo import read_yolo
 
+EXPORT = "export again as COCO, YOLO segmentation or masks (or convert: datum convert -if FORMAT -f coco -i IN -o OUT)"
+
 
 def read_pairs(root: Path, one: PromptSet, prompt: int, notes: Notes | None = None) -> list[Pair]:
     """List a data set's images with their masks, sorted by name, and check that they match.
@@ -42,14 +44,17 @@ def read_pairs(root: Path, one: PromptSet, prompt: int, notes: Notes | None = No
             return read_labelme(root, one, prompt, notes)
         if ".txt" in kinds:
             return read_yolo(root, one, prompt, notes)
+        if ".xml" in kinds:
+            raise MisconfigurationException(f"{place}: its .xml files are not read; {EXPORT}")
         raise MisconfigurationException(f"{place}: has neither labelme's .json files nor YOLO's .txt files")
+    if not place.exists() and place.suffix.lower() != ".json":
+        raise MisconfigurationException(
+            f"{place}: no such file or folder; expected annotations, see docs/segmentation.md"
+        )
     if place.suffix.lower() == ".txt":
         raise MisconfigurationException(f"{place}: give the folder of YOLO's .txt files, not one of them")
     if place.suffix.lower() in (".xml", ".csv", ".ndjson", ".zip"):
-        raise MisconfigurationException(
-            f"{place}: {place.suffix} files are not read; export again as COCO, YOLO segmentation or masks "
-            "(or convert: datum convert -if FORMAT -f coco -i IN -o OUT)"
-        )
+        raise MisconfigurationException(f"{place}: {place.suffix} files are not read; {EXPORT}")
     return read_coco(root, one, prompt, notes)
 
 

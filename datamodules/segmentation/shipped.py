@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -11,9 +10,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules.images.class_folders import listed
 from datamodules.images.formats import is_image
+from datamodules.segmentation.notes import Notes
 from datamodules.segmentation.prompt_sets import NO_MASKS, PromptSet
-
-log = logging.getLogger(__name__)
 
 SHIPPED: dict[Literal["train", "val", "test"], tuple[str, ...]] = {
     "train": ("train", "training"),
@@ -22,11 +20,16 @@ SHIPPED: dict[Literal["train", "val", "test"], tuple[str, ...]] = {
 }  # folders of a shipped split
 
 
-def with_split(root: Path, one: PromptSet) -> list[PromptSet]:
+def with_split(root: Path, one: PromptSet, notes: Notes | None = None) -> list[PromptSet]:
     """Divide a set with a shipped split into one set for each of its folders; any other set is returned as it is.
 
     `annotations` and `groups` in `folder` are expected at the same place in the folder of each split; those that are not there
     belong to all of them. A * in their names is the name of that folder.
+
+    Args:
+        root: Folder that the names of the set are relative to.
+        one: The set.
+        notes: Collects the messages; None: they are logged at once.
 
     Raises:
         MisconfigurationException: There is no folder train, or two for the same split.
@@ -50,13 +53,11 @@ def with_split(root: Path, one: PromptSet) -> list[PromptSet]:
             )
             inner.masks = _masks_within(place, name, one.masks)
             found.append(inner)
-    known = {Path(inner.folder).name for inner in found}
+    known = {part for inner in found for path in (inner.folder, inner.masks or "") for part in Path(path).parts}
     others = [name for name in folders if name not in known and any(map(is_image, (place / name).rglob("*")))]
     if others and Path(one.folder) != Path():
-        log.warning(
-            f"{place}: split shipped: the images in {listed(others)} are not used; expected the folders train, valid (or val) "
-            "and test"
-        )
+        text = f"split shipped: the images in {listed(others)} are not used; expected the folders train, valid (or val) and test"
+        (Notes() if notes is None else notes).warn(place, text)
     return found
 
 
