@@ -35,14 +35,15 @@ def say_doubtful(place: Path, pairs: Sequence[Pair], notes: Notes, traced: bool)
             "the polygons look as if they were traced from masks (cv2.findContours, supervision, datumaro); then they lose a row "
             "and a column unless the set says polygons: contour (polygons: area keeps this reading without the message)",
         )
-    if outside := [pair for pair, shape in shapes if _leaves(shape, *pair.size)]:
+    outside, nothing = _misplaced(shapes)
+    if outside:
         notes.warn(
             place,
             f"shapes reach far out of their image, as in {outside[0].image.name}, and are cut off; were the images resized after "
             "they were annotated?",
             (len(outside), len(shapes)),
         )
-    if nothing := [pair for pair, shape in shapes if _is_nothing(shape, *pair.size)]:
+    if nothing:
         notes.warn(
             place,
             f"shapes have no pixel in their image, as in {nothing[0].image.name}; check their place and units",
@@ -50,39 +51,34 @@ def say_doubtful(place: Path, pairs: Sequence[Pair], notes: Notes, traced: bool)
         )
 
 
-def _leaves(shape: Shape | Contour, height: int, width: int) -> bool:
-    """Whether an outline is far out of the image."""
-    points = _corners(shape)
-    if points is None:
-        return False
-    low, high, size = points.min(axis=0), points.max(axis=0), np.array([width, height])
-    return bool((low < -OUTSIDE * size - 1).any() or (high > (1 + OUTSIDE) * size + 1).any())
+def _misplaced(shapes: Sequence[tuple[Pair, Shape | Contour]]) -> tuple[list[Pair], list[Pair]]:
+    """The images of shapes that are far out of them, and those of shapes that have no pixel in them."""
+    runs = [(pair, shape) for pair, shape in shapes if not isinstance(shape, Contour) and shape.ndim == 1]
+    nothing = [pair for pair, shape in runs if not shape[1::2].any()]
+    outlines = [(pair, shape) for pair, shape in shapes if isinstance(shape, Contour) or shape.ndim == 2]
+    if not outlines:
+        return [], nothing
+    points = [shape.points if isinstance(shape, Contour) else shape for _, shape in outlines]
+    starts = np.cumsum([0, *map(len, points[:-1])])
+    corners = np.concatenate(points)
+    low, high = np.minimum.reduceat(corners, starts), np.maximum.reduceat(corners, starts)
+    size = np.array([pair.size[::-1] for pair, _ in outlines])
+    far = (low < -OUTSIDE * size - 1).any(axis=1) | (high > (1 + OUTSIDE) * size + 1).any(axis=1)
+    # the pixels of a contour's outline belong to it, and their centres are at whole numbers
+    half = np.array([0.5 if isinstance(shape, Contour) else 0.0 for _, shape in outlines])[:, None]
+    gone = (high <= -half).any(axis=1) | (low >= size - half).any(axis=1)
+    thin = (half[:, 0] == 0) & ((high - low).min(axis=1) < THIN) & ~gone
+    for place in np.flatnonzero(thin).tolist():
+        gone[place] = not _has_pixel(points[place], low[place], high[place], outlines[place][0].size)
+    pairs = [pair for pair, _ in outlines]
+    return [pairs[i] for i in np.flatnonzero(far)], nothing + [pairs[i] for i in np.flatnonzero(gone)]
 
 
-def _is_nothing(shape: Shape | Contour, height: int, width: int) -> bool:
-    """Whether a shape has no pixel in the image."""
-    points = _corners(shape)
-    if points is None:
-        assert not isinstance(shape, Contour)
-        return not shape[1::2].any()
-    low, high, size = points.min(axis=0), points.max(axis=0), np.array([width, height])
-    if isinstance(shape, Contour):
-        return bool((high <= -0.5).any() or (low >= size - 0.5).any())
-    if (high <= 0).any() or (low >= size).any():
-        return True
-    if (high - low).min() >= THIN:
-        return False
-    # only the part of the image around the polygon
+def _has_pixel(points: Shape, low: Shape, high: Shape, size: tuple[int, int]) -> bool:
+    """Whether a polygon has a pixel; only the part of the image around it is rasterised."""
     left, top = (max(0, math.floor(value)) for value in low.tolist())
-    right, bottom = (min(end, math.ceil(value)) for end, value in zip((width, height), high.tolist(), strict=True))
-    return not polygon_mask(points - [left, top], bottom - top, right - left).any()
-
-
-def _corners(shape: Shape | Contour) -> Shape | None:
-    """The corners (K, 2) of an outline; None for run lengths."""
-    if isinstance(shape, Contour):
-        return shape.points
-    return shape if shape.ndim == 2 else None
+    right, bottom = (min(end, math.ceil(value)) for end, value in zip(size[::-1], high.tolist(), strict=True))
+    return bool(polygon_mask(points - [left, top], bottom - top, right - left).any())
 
 
 def _look_traced(shapes: Sequence[Shape | Contour]) -> bool:
