@@ -247,7 +247,7 @@ class PromptedSegmentationDataModule(ListedPromptSets):
         trainer, training, of_folder = self.trainer, split == "train", split == "predict" and self.images is not None
         served: Split = "test" if split == "predict" and not of_folder else split
         predicting = trainer is not None and trainer.predicting
-        fixed, order = self.prompts or self.class_names, self._order(split)
+        fixed, order = (self.prompts or self.class_names) if predicting or of_folder else None, self._order(split)
         drawing = order["shuffle"] and self.positive_share > 0
         pairs, looks = (self._predicted, self._predicted_looks) if of_folder else (self.pairs, self._looks)
         return SegmentationLoader(
@@ -257,8 +257,8 @@ class PromptedSegmentationDataModule(ListedPromptSets):
                 self.synonyms,
                 self.negatives,
                 training,
-                fixed if predicting or of_folder else None,
-                self.labelled if self.negatives > 0 and not of_folder and self.num_classes > 1 else None,
+                fixed,
+                self.labelled if fixed is None and self.negatives > 0 and len(self.synonyms) > 1 else None,
             ),
             odd=self._report_odd,
             draw=partial(self._positives.draw, self.positive_share, self.seed) if drawing else None,

@@ -47,14 +47,14 @@ def read_pairs(root: Path, one: PromptSet, prompt: int, notes: Notes | None = No
         if ".xml" in kinds:
             raise MisconfigurationException(f"{place}: its .xml files are not read; {EXPORT}")
         raise MisconfigurationException(f"{place}: has neither labelme's .json files nor YOLO's .txt files")
-    if not place.exists() and place.suffix.lower() != ".json":
-        raise MisconfigurationException(
-            f"{place}: no such file or folder; expected annotations, see docs/segmentation.md"
-        )
     if place.suffix.lower() == ".txt":
         raise MisconfigurationException(f"{place}: give the folder of YOLO's .txt files, not one of them")
     if place.suffix.lower() in (".xml", ".csv", ".ndjson", ".zip"):
         raise MisconfigurationException(f"{place}: {place.suffix} files are not read; {EXPORT}")
+    if not place.exists() and place.suffix.lower() != ".json":
+        raise MisconfigurationException(
+            f"{place}: no such file or folder; expected annotations, see docs/segmentation.md"
+        )
     return read_coco(root, one, prompt, notes)
 
 

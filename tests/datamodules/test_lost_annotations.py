@@ -229,6 +229,32 @@ def test_a_stored_mask_of_another_size_than_its_box(tmp_path: Path) -> None:
         read_pairs(tmp_path, labelme(tmp_path, {**mask, "points": [[2, 3], [12, 9]]}), 0)
 
 
+@pytest.mark.parametrize(
+    ("annotations", "message"),
+    [
+        ("x", "s/x: its .xml files are not read; export again as COCO, YOLO segmentation or masks"),
+        ("c", "none of its .json files is labelme's (with imagePath and shapes); instances.json looks like COCO's: give that file"),
+        ("p.json", "annotations[0] has no 'category_id', or it has the wrong type; this is COCO's panoptic form: export instances"),
+        ("none", "s/none: no such file or folder; expected annotations"),
+        ("t.json/none", "no such file or folder"),
+    ],
+)  # fmt: skip
+def test_files_of_other_forms(tmp_path: Path, annotations: str, message: str) -> None:
+    one = coco(tmp_path, lambda content: None)
+    folder = tmp_path / "s"
+    for name in ("x", "c"):
+        (folder / name).mkdir()
+    (folder / "x" / "a.xml").write_text("<annotation/>")
+    (folder / "c" / "instances.json").write_text((folder / "t.json").read_text())
+    content = json.loads((folder / "t.json").read_text())
+    content["annotations"] = [{"image_id": 0, "file_name": "a.png", "segments_info": []}]
+    (folder / "p.json").write_text(json.dumps(content))
+    one.annotations = f"s/{annotations}"
+    with pytest.raises(MisconfigurationException) as caught:
+        read_pairs(tmp_path, one, 0)
+    assert message in str(caught.value)
+
+
 # ---- mask files ----
 
 
