@@ -24,7 +24,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 # messages of torch's allocators and libraries that raise a plain RuntimeError when memory runs out
-NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "not enough memory", "status_alloc_failed")
+NO_MEMORY = (
+    "can't allocate memory", "cannot allocate memory", "not enough memory", "status_alloc_failed", "bad_alloc",
+    "could not create a primitive", "could not create a memory",  # oneDNN
+)  # fmt: skip
 
 
 class DryRun:

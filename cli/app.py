@@ -11,6 +11,7 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
+from typing import TextIO
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -21,6 +22,7 @@ from cli.out_of_memory import halved, hint, release_memory
 from cli.run_flags import COMMANDS, RunFlags, UsageError, split_flags
 from cli.vision_cli import VisionCLI
 from foundation.allocator import keep_freed_memory
+from foundation.closed_pipe import with_open_end
 from foundation.project import COMMAND
 from foundation.suggestions import nearest
 
@@ -37,7 +39,11 @@ def main(args: list[str] | None = None) -> int:
     Returns:
         The exit code; see the module docstring.
     """
-    args = sys.argv[1:] if args is None else list(args)
+    words = sys.argv[1:] if args is None else list(args)
+    return with_open_end(lambda: _main(words))
+
+
+def _main(args: list[str]) -> int:
     configure_logging()
     keep_freed_memory()
     if not args or args[0] in ("-h", "--help"):
@@ -146,6 +152,14 @@ class _PlainFormatter(logging.Formatter):
         return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"
 
 
+class _OutputHandler(logging.StreamHandler[TextIO]):
+    """Writes to the output; a fit goes on if nobody reads it any more, since train.log has the lines too."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        if not isinstance(sys.exc_info()[1], BrokenPipeError):
+            super().handleError(record)
+
+
 # Warnings hidden from users, who cannot act on them: deprecated calls inside Lightning, and hints from Lightning
 NOT_FOR_USERS = (
     "`isinstance.treespec, LeafSpec.` is deprecated",
@@ -167,7 +181,7 @@ def configure_logging() -> None:
         logger = logging.getLogger(name)
         logger.setLevel(logging.INFO)
         logger.propagate = False
-        handler = logging.StreamHandler(sys.stdout)
+        handler = _OutputHandler(sys.stdout)
         handler.setFormatter(_PlainFormatter())
         handler.addFilter(lambda record: _first_process())
         logger.handlers = [handler]

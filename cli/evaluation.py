@@ -119,14 +119,14 @@ def predictions_folder(run: Path | None, target: Path | None, data: DataModule, 
         UsageError: ``--name`` is that of predictions of another source.
     """
     first = target or Path()
-    source = str(data.images.resolve()) if data.images is not None else "test split" if first == run else data.place
+    source = data.images.source if data.images is not None else "test split" if first == run else data.place
     if name is not None:
         if (there := _predicted_in(first)) not in (None, source, ""):
             raise UsageError(f"--name {name}: {first} has the predictions of {there}; give another name")
         return first, source
     if (there := _predicted_in(first)) in (None, source):
         return first, source
-    base = _folder_name(data.images.resolve().stem if data.images is not None else data.place_name)
+    base = _folder_name(data.images.name if data.images is not None else data.place_name)
     evaluations = first.parent if first.parent.name == "evaluations" else first / "evaluations"
     for number in range(1, 10000):
         folder = evaluations / (base if number == 1 else f"{base}-{number}")

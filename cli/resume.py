@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 import pickle
@@ -15,6 +16,7 @@ import torch
 import yaml
 
 from callbacks.checkpoints import EPOCH
+from cli.changed_values import differences
 from cli.run_flags import RunFlags, UsageError
 from datamodules import TrainedOn
 from lightning_modules.loading import newest_config
@@ -74,6 +76,10 @@ def _checkpoint_path(folder: Path, wanted: str) -> Path:
     path = folder / "checkpoints" / f"{wanted}.ckpt"
     if path.is_file():
         return path
+    if not (folder / "checkpoints").is_dir() and (runs := _runs_in(folder)):
+        more = f" and {len(runs) - RUNS_NAMED} older" if len(runs) > RUNS_NAMED else ""
+        listed = ", ".join(str(run) for run in reversed(runs[-RUNS_NAMED:]))
+        raise UsageError(f"{folder}: is a folder of runs, not a run; in it are {listed}{more}")
     there = ", ".join(sorted(file.name for file in (folder / "checkpoints").glob("*.ckpt"))) or "none"
     raise UsageError(f"{folder}: has no checkpoint {path.name} (there: {there})")
 
@@ -85,10 +91,25 @@ def _latest_config(folder: Path) -> Path:
         raise UsageError(f"{error}{_newest_run_hint(folder)}") from error
 
 
+RUNS_NAMED = 5  # runs that a message lists
+
+
 def _newest_run_hint(path: Path) -> str:
+    """A hint at the run of the closest name in the same folder, or at the newest of the folder of the closest name."""
     parent = path.parent
-    runs = sorted(file.parent for file in parent.glob("*/config.yaml")) if parent.is_dir() else []
-    return f"; the newest run in the same folder is {runs[-1]}" if runs else ""
+    if not parent.is_dir() and parent.parent.is_dir():  # runs/NAME/DATE-TIME with a wrong NAME
+        close = difflib.get_close_matches(parent.name, [one.name for one in parent.parent.iterdir()], n=1)
+        there = _runs_in(parent.with_name(close[0])) if close else []
+        return f"; the newest run in {parent.with_name(close[0])} is {there[-1]}" if there else ""
+    runs = [run for run in _runs_in(parent) if run.parent == parent]
+    close = difflib.get_close_matches(path.name, [run.name for run in runs], n=1)
+    return f"; did you mean {parent / close[0]}?" if close else ""
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    """The runs in a folder of runs, or of folders of runs, the newest last."""
+    files = [*folder.glob("*/config.yaml"), *folder.glob("*/*/config.yaml")] if folder.is_dir() else []
+    return [file.parent for file in sorted(files, key=lambda file: (file.stat().st_mtime, str(file)))]
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -156,11 +177,15 @@ def check_changes(source: RunCheckpoint, new: dict[str, Any], flags: RunFlags) -
     changed = [key for key in dict.fromkeys((*was, *now)) if _plain(was.get(key)) != _plain(now.get(key))]
     for key in changed:
         if key in fixed or any(key.startswith(f"{name}.") for name in fixed):  # an entry of a nested setting
+            (entry, old, value), *more = differences(key, _plain(was.get(key)), _plain(now.get(key)))
+            where = "" if entry == key else f"{entry} "
+            rest = f" and {len(more)} more" if more else ""
             raise UsageError(
-                f"--{key}: cannot change in a resumed run (was {was.get(key)}, now {now.get(key)}); start a new run for that"
+                f"--{key}: cannot change in a resumed run ({where}was {old}, now {value}{rest}); start a new run for that"
             )
     for key in changed:
-        log.info(f"changed   {key}: {_short(was.get(key))} -> {_short(now.get(key))}")
+        for entry, old, value in differences(key, _plain(was.get(key)), _plain(now.get(key))):
+            log.info(f"changed   {entry}: {old} -> {value}")
 
 
 def _plain(value: Any) -> Any:
@@ -226,9 +251,13 @@ def parts(source: RunCheckpoint, accumulate: int) -> int:
     return int(accumulate // first["trainer"]["accumulate_grad_batches"])
 
 
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 120 else f"{text[:117]}..."
+def changed_since_start(source: RunCheckpoint) -> frozenset[str]:
+    """Names of the settings of the data that a resume of the run has changed: the run itself gives them."""
+    first, last = (
+        flatten(yaml.safe_load(path.read_text(encoding="utf-8"))["data"])
+        for path in (source.folder / "config.yaml", source.config)
+    )
+    return frozenset(name.partition(".")[0] for name in {**first, **last} if first.get(name) != last.get(name))
 
 
 def finished(source: RunCheckpoint, config: dict[str, Any]) -> str | None:

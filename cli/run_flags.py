@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 from foundation.project import find_config
 
 COMMANDS = ("fit", "validate", "test", "predict")
+CLASSES = ("--model", "--data", "--model.class_path", "--data.class_path")
+IMAGES = "--data.images"
 
 
 class UsageError(Exception):
@@ -86,7 +89,33 @@ def split_flags(args: list[str]) -> RunFlags:
                 others.append(argument)
                 continue
             value = value if equals else next(iterator, "")
+            if not value or value.startswith("-"):
+                raise UsageError("--config: needs a file")
             flags.configs.append(str(find_config(value)))
+    others = _classes_first(_one_list(others)) if flags.command == "predict" else _classes_first(others)
     # flags override configurations, wherever they are on the command line
     flags.rest = [item for config in flags.configs for item in ("--config", config)] + others
     return flags
+
+
+def _one_list(arguments: list[str]) -> list[str]:
+    """Join the values of ``--data.images FILE FILE ..``, as a shell writes them in place of a pattern, into one list."""
+    if IMAGES not in arguments:
+        return arguments
+    first = arguments.index(IMAGES) + 1
+    end = next((i for i in range(first, len(arguments)) if arguments[i].startswith("--")), len(arguments))
+    files = arguments[first:end]
+    return [*arguments[:first], json.dumps(files), *arguments[end:]] if len(files) > 1 else arguments
+
+
+def _classes_first(arguments: list[str]) -> list[str]:
+    """Put the flags that name a class before the others: a setting belongs to the class wherever it is on the command line."""
+    first: list[str] = []
+    others: list[str] = []
+    iterator = iter(arguments)
+    for argument in iterator:
+        if argument in CLASSES:
+            first += [argument, *([value] if (value := next(iterator, None)) is not None else [])]
+        else:
+            (first if argument.startswith(tuple(f"{name}=" for name in CLASSES)) else others).append(argument)
+    return first + others

@@ -12,7 +12,6 @@ from typing import Any
 import yaml
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -24,18 +23,22 @@ from callbacks.lightning_internals import first_difference
 from callbacks.run_folder import lock_run
 from cli import evaluation, resume
 from cli.callback_checks import check_callbacks, name_cache
+from cli.config_files import check_configs, say_dropped
 from cli.launchers import check_launcher
-from cli.parser import Parser, add_run_settings, check_configs, check_nulls, readable
+from cli.messages import readable
+from cli.next_commands import next_commands
+from cli.parser import Parser, add_run_settings, check_nulls
 from cli.predictions import write_predictions
 from cli.resume import RunCheckpoint
+from cli.run_callbacks import run_callbacks
 from cli.run_flags import RunFlags, UsageError
+from cli.setting_hints import LINKED
 from foundation.folder_lock import FolderLock
 from foundation.project import MAIN, ROOT
 
 log = logging.getLogger(__name__)
 
 DEFAULTS = ROOT / "configs" / "defaults.yaml"
-LINKED = ("num_classes", "in_channels", "image_size", "mean", "std", "class_names", "feature_width", "signals")
 NOT_OURS = {"ckpt_path", "weights_only", "verbose", "return_predictions"}  # replaced by --resume, --run and --ckpt
 
 
@@ -133,7 +136,9 @@ class VisionCLI(LightningCLI):
             raise self._readable_error(error) from error
 
     def _readable_error(self, error: Exception) -> UsageError:
-        return UsageError(readable(str(error), self._subcommand_parsers[self.flags.command], self.flags.configs))
+        configs = [*([str(self.source.config)] if self.source is not None else []), *self.flags.configs]
+        parser = self._subcommand_parsers[self.flags.command]
+        return UsageError(readable(str(error), parser, self.flags, configs))
 
     def _parse_ckpt_path(self) -> None:
         """Does nothing: hyperparameters in a checkpoint never override the configuration or a flag."""
@@ -156,7 +161,9 @@ class VisionCLI(LightningCLI):
     def _of_data(self, name: str, data: datamodules.DataModule) -> Any:
         """Return a property of the datamodule for the model; in an evaluation the data is first matched to the checkpoint."""
         if self.trained_on is not None and data.trained_on is None and self.flags.command != "fit":
-            data.match(self.trained_on, evaluation.given_settings(self.flags), labelled=self.flags.command != "predict")
+            given = evaluation.given_settings(self.flags)
+            given |= resume.changed_since_start(self.source) if self.source is not None else frozenset()
+            data.match(self.trained_on, given, labelled=self.flags.command != "predict")
         return getattr(data, name)
 
     # ---- instantiation ----
@@ -168,6 +175,9 @@ class VisionCLI(LightningCLI):
             resume.check_changes(self.source, self.config_dict(), self.flags)
         elif self.source is None:
             check_nulls(self.config[self.subcommand])
+            say_dropped(self.flags.configs)
+        if self.subcommand != "predict" and self.config[self.subcommand].data.get("init_args.images") is not None:
+            raise UsageError(f"data.images: is a setting of predict, {self.subcommand} does not read it; leave it out")
 
     def config_dict(self) -> dict[str, Any]:
         """Return the configuration of this command as plain YAML values."""
@@ -256,24 +266,7 @@ class VisionCLI(LightningCLI):
 
     def _all_callbacks(self, own: list[Callback], settings: Any, options: dict[str, Any]) -> list[Callback]:
         assert self.run_folder is not None
-        seed = self.config[self.subcommand].seed_everything
-        first: list[Callback] = [
-            ours.ExactResume(seed),
-            self.run_folder,
-            settings.non_finite,
-            ours.WarnOnCollapse(),
-            ours.Speed(),
-            ours.MetricsLog(),
-        ]
-        savers = [callback for callback in own if isinstance(callback, Checkpoint)]
-        others = [callback for callback in own if not isinstance(callback, Checkpoint)]
-        if options.get("enable_progress_bar") is not False:
-            others.append(settings.progress)
-        others += [settings.curves, ours.RunSummary()]
-        # Checkpoint callbacks run last, in this order: best.ckpt and last.ckpt are written before a signal ends the run
-        if options.get("enable_checkpointing") is not False:
-            savers = [settings.checkpoint, *savers, self.signals]
-        return [*first, *others, *savers]
+        return run_callbacks(own, settings, options, self.run_folder, self.signals)
 
     # ---- commands ----
 
@@ -308,16 +301,8 @@ class VisionCLI(LightningCLI):
             self._report("test", best, results, folder, folder)
         if done:
             return
-        log.info(f"run folder   {folder}")
-        parent, run, picture = (
-            shlex.quote(str(path)) for path in (folder.parent, folder, folder / "plots" / "curves.png")
-        )
-        log.info(f"view it      tensorboard --logdir {parent}   or {picture}")
-        left = [timer.time_remaining() for timer in find_callbacks(self.trainer, Timer)]
-        if self.resume_command and any(seconds is not None and seconds <= 0 for seconds in left):
-            log.info(f"continue     {self.resume_command} --trainer.max_time null   (stopped by max_time)")
-        last = "" if self.run_best().name == "best.ckpt" else " --ckpt last"
-        log.info(f"test it      {MAIN} test --run {run}{last}")
+        for line in next_commands(self.trainer, folder, self.run_best(), self.resume_command):
+            log.info(line)
 
     def run_best(self) -> Path:
         """Return the best checkpoint of the finished run, or the last one if there was no validation."""

@@ -12,7 +12,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -23,7 +22,7 @@ import transforms
 from datamodules.augmentation import Augmentation
 from datamodules.checkpoint_data import MatchedToCheckpoint
 from datamodules.extraction import Extractable, Labelled, views_of
-from datamodules.images.unlabelled import read_images
+from datamodules.images.unlabelled import GivenImages, read_images
 from datamodules.in_memory import InMemoryLoader, Keep, beginning, check_enough, num_batches, training_position
 from datamodules.splitting.stratified import check_labels, count_classes, stratified_split
 
@@ -55,8 +54,9 @@ class DataModule(MatchedToCheckpoint, Extractable, ABC):
         shrink: How images are made smaller where `train_size` is below their size: resize scales them down; crop cuts a window out
             of the padded image at its original scale, which is better for small images.
         on_device: Move the data to the accelerator once instead of a batch at a time; uses its memory (0.2 GB for CIFAR-10).
-        images: Folder of unlabelled image files, subfolders included, or one file, that predict reads in place of the test split;
-            each whole image is resized with antialiasing and converted to the size and channels that the network was trained on.
+        images: What predict reads in place of the test split: a folder of image files without labels, subfolders included, a file,
+            a pattern such as `photos/*.jpg`, or a list of these; each whole image is resized with antialiasing and converted to
+            the size and channels that the network was trained on.
 
     Raises:
         ValueError: A setting is out of its range.
@@ -102,7 +102,7 @@ class DataModule(MatchedToCheckpoint, Extractable, ABC):
         cutmix_prob: float = 0.0,
         shrink: Literal["resize", "crop"] = "resize",
         on_device: bool = False,
-        images: str | None = None,
+        images: str | list[str] | None = None,
     ) -> None:
         super().__init__()
         eval_batch_size = eval_batch_size if eval_batch_size is not None else 2 * batch_size
@@ -130,7 +130,7 @@ class DataModule(MatchedToCheckpoint, Extractable, ABC):
             cutmix_prob=cutmix_prob,
             shrink=shrink,
         )
-        self.images = Path(images) if images is not None else None
+        self.images = GivenImages.of(images)
         self._files: list[str] | None = None
         self.splits: dict[str, Batch] = {}
         self.seen: dict[str, int] = {}  # split -> samples of it that the checkpoint was trained on
@@ -223,6 +223,8 @@ class DataModule(MatchedToCheckpoint, Extractable, ABC):
 
     def _count_seen(self, stage: str) -> None:
         """Count once the samples to be evaluated that the checkpoint was trained on."""
+        if stage == "test" and len(self.splits["test"]["index"]) == 0:
+            raise MisconfigurationException(f"{self.place}: the test split has no sample; is --data.test_fraction 0?")
         split = {"validate": "val", "test": "test"}.get(stage)
         if split is not None and split not in self.seen:
             self.seen[split] = self.seen_in_training(split)
@@ -326,7 +328,7 @@ class DataModule(MatchedToCheckpoint, Extractable, ABC):
         return self._loader("test" if self.images is None else "predict")
 
     def predicted_files(self) -> list[str] | None:
-        """Files that predict serves, relative to `images`; `index` is a position in this list. None for the test split.
+        """Files that predict serves; `index` is a position in this list. None for a test split whose samples are no files.
 
         Known after setup("predict").
         """

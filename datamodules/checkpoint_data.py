@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from datamodules.images.class_folders import listed
+from datamodules.images.unlabelled import GivenImages
 from datamodules.sample_keys import row_keys, text_keys
 from datamodules.trained_on import MATCHED, FromCheckpoint, TrainedOn
 
@@ -61,7 +62,7 @@ class MatchedToCheckpoint(LightningDataModule):
 
     splits: dict[str, dict[str, Tensor]]
     seen: dict[str, int]
-    images: Path | None
+    images: GivenImages | None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Let the properties in `MATCHED` follow the checkpoint, in every subclass that defines them."""
@@ -212,6 +213,7 @@ class MatchedToCheckpoint(LightningDataModule):
             raise MisconfigurationException(
                 f"the checkpoint was trained on {record.in_channels} channels, but {self.place} has {data.in_channels}"
                 + (f"; give --data.channels {record.in_channels}" if hasattr(data, "_channels") else "")
+                + _mode_of(record.inputs, data.transform_settings)
             )
         self._check_inputs(record, given)
         if labelled and self.images is None:
@@ -324,3 +326,9 @@ class MatchedToCheckpoint(LightningDataModule):
         """
         rows = torch.stack([self.sample_keys(split) if keys is None else keys, self.target_keys(split)], dim=1)
         return hashlib.sha256(np.sort(row_keys(rows).numpy()).tobytes()).hexdigest()[:16]
+
+
+def _mode_of(trained: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What to say if signals are drawn in another mode than in training, by which a network has other channels."""
+    was, new = trained.get("mode"), now.get("mode")
+    return f"; data.mode was {was} in training and is {new} now: give --data.mode {was}" if was and was != new else ""

@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -18,6 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from datamodules.augmentation import Augmentation
+from datamodules.images.unlabelled import GivenImages
 from datamodules.in_memory import InMemoryLoader
 from features import data_of_tensors
 
@@ -112,7 +112,7 @@ class Extractable(LightningDataModule):
     extraction: Extraction | None = None
     """What predict serves during feature extraction, set by `extract`; None otherwise."""
 
-    images: Path | None
+    images: GivenImages | None
     seed: int
     splits: dict[str, dict[str, Tensor]]
     augmentation: Augmentation

@@ -3,12 +3,20 @@
 import difflib
 from collections.abc import Iterable
 
+SHORTEST = 3  # characters of an abbreviation
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``", did you mean X?"`` with the known name closest to ``name``, or an empty string if none is close.
 
+    A name that is the beginning of one known name only is an abbreviation of it.
+
     >>> nearest("val/ac", ["val/acc", "val/loss"])
     ", did you mean 'val/acc'?"
+    >>> nearest("aug", ["augmentation_strength", "lr"])
+    ", did you mean 'augmentation_strength'?"
     """
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    names = list(known)
+    longer = [one for one in names if len(name) >= SHORTEST and one.startswith(name)]
+    found = longer if len(longer) == 1 else difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f", did you mean {found[0]!r}?" if found else ""

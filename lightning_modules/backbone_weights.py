@@ -14,6 +14,7 @@ from typing import Any
 
 from features import hash_tensors
 from features.identity import short
+from foundation.hub import hub_or_cache
 from lightning_modules.pretrained import read_weights
 from networks.frozen_backbone import FrozenBackbone
 from networks.timm_features import FINAL, Pooling
@@ -121,7 +122,8 @@ class BackboneSettings:
 
     def _downloaded(self, needed: str) -> FrozenBackbone:
         try:
-            return self.build(pretrained=True)
+            with hub_or_cache():
+                return self.build(pretrained=True)
         except Exception as error:  # hub, connection or file system: each library has its own error classes
             reason = " ".join(str(error).split())[:200]
             raise ValueError(

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from foundation.hub import hub_or_cache
 from lightning_modules.pretrained import read_weights
 from networks.segmenter_light import LightSegmenter
 from networks.timm_network import Argument
@@ -55,7 +56,7 @@ def fill_encoder(
 
 def _downloaded(encoder: str, network_args: Mapping[str, Argument] | None) -> Mapping[str, Tensor]:
     try:
-        with torch.random.fork_rng(devices=[]):  # building a network draws random numbers
+        with hub_or_cache(), torch.random.fork_rng(devices=[]):  # building a network draws random numbers
             filled = LightSegmenter(encoder, network_args=network_args, pretrained=True)
     except Exception as error:  # hub, connection or file system: each library has its own error classes
         reason = " ".join(str(error).split())[:200]

@@ -8,6 +8,7 @@ import timm
 import torch
 from torch import nn
 
+from foundation.hub import hub_or_cache
 from lightning_modules.pretrained import SavedWeights
 from networks.signal_encoder import WindowNetwork, adapted
 from networks.timm_features import TimmFeatures
@@ -75,7 +76,7 @@ def downloaded(architecture: str) -> SavedWeights:
         ValueError: They could not be loaded.
     """
     try:
-        with torch.random.fork_rng(devices=[]):  # building a network draws random numbers
+        with hub_or_cache(), torch.random.fork_rng(devices=[]):  # building a network draws random numbers
             network = timm.create_model(architecture, pretrained=True)
     except Exception as error:  # hub, connection or file system: each library has its own error classes
         reason = " ".join(str(error).split())[:200]

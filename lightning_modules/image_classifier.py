@@ -11,6 +11,7 @@ import timm
 import torch
 from torch import nn
 
+from foundation.hub import hub_or_cache
 from lightning_modules.base import BaseModule
 from lightning_modules.pretrained import SavedWeights, StartsFromWeights, read_weights
 from networks.timm_network import (
@@ -173,7 +174,7 @@ class ImageClassifier(StartsFromWeights):
     def _download(self) -> SavedWeights:
         """Download timm's weights; timm adapts them to channels and grid. The head is left out if the number of classes differs."""
         try:
-            with torch.random.fork_rng(devices=[]):  # building a network draws random numbers
+            with hub_or_cache(), torch.random.fork_rng(devices=[]):  # building a network draws random numbers
                 network = self._build(pretrained=True)
         except Exception as error:  # hub, connection or file system: each library has its own error classes
             reason = " ".join(str(error).split())[:200]

@@ -4,10 +4,14 @@ Only a model name on the hub needs network access. transformers is imported lazi
 """
 
 import gzip
+import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from foundation.hub import hub_or_cache
 
 # networks with random weights: differences from the defaults of CLIPSegConfig. random_rd64 has the sizes of clipseg-rd64-refined.
 _TINY = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
@@ -28,6 +32,7 @@ RANDOM: dict[str, dict[str, Any]] = {
     },
 }
 START, END = "<|startoftext|>", "<|endoftext|>"
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # OWNER/NAME, or a name of the hub itself
 MERGES = 49_152 - 256 - 2  # merges in CLIP's vocabulary; the file holds more
 
 
@@ -116,13 +121,19 @@ def _saved(weights: str) -> Any:
     if local and not (Path(weights) / "config.json").is_file():
         raise ValueError(f"weights: {weights} holds no config.json, so it is no folder of save_pretrained")
     network: Any = transformers.CLIPSegForImageSegmentation
-    try:
-        model, found = network.from_pretrained(
-            weights, local_files_only=local, output_loading_info=True, dtype=torch.float32
-        )
-    except (OSError, ValueError, RuntimeError) as error:
+    if not local and not HUB_NAME.fullmatch(weights):
         raise ValueError(
-            f"weights: CLIPSeg cannot be loaded from {weights}: {' '.join(str(error).split())[:300]}"
+            f"weights: there is no folder {weights}; give a folder of save_pretrained, or a name on the hub"
+        )
+    try:
+        with nullcontext() if local else hub_or_cache():
+            model, found = network.from_pretrained(
+                weights, local_files_only=local, output_loading_info=True, dtype=torch.float32
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        where = weights if local else f"{weights}, which is no folder here and so a name on the hub"
+        raise ValueError(
+            f"weights: CLIPSeg cannot be loaded from {where}: {' '.join(str(error).split())[:300]}"
         ) from error
     lacking = sorted(name for name in found["missing_keys"] if not name.endswith("position_ids"))
     if lacking:
@@ -139,6 +150,7 @@ def _saved_tokenizer(weights: str) -> Any:
             f"vocabulary: {weights} holds no tokeniser ({' or '.join(files)}); give CLIP's bpe_simple_vocab_16e6.txt.gz"
         )
     try:
-        return CLIPTokenizer.from_pretrained(weights, local_files_only=Path(weights).is_dir())
+        with nullcontext() if Path(weights).is_dir() else hub_or_cache():
+            return CLIPTokenizer.from_pretrained(weights, local_files_only=Path(weights).is_dir())
     except (OSError, ValueError) as error:
         raise ValueError(f"vocabulary: no tokeniser from {weights}: {' '.join(str(error).split())[:300]}") from error

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import argparse
 import csv
+import re
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import NoReturn, TypeVar
 
+from foundation.closed_pipe import with_open_end
 from foundation.launchers import outer_launcher
 from foundation.project import TOOL, as_typed
+from foundation.suggestions import nearest
 
 T = TypeVar("T")
 OK, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -53,7 +56,10 @@ class Parser(argparse.ArgumentParser):
         Raises:
             ValueError: Always.
         """
-        raise ValueError(f"{message}; see {self.prog} --help")
+        unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
+        known = [option for action in self._actions for option in action.option_strings]
+        hint = nearest(unknown[1], known) if unknown else ""
+        raise ValueError(f"{message}{hint}; see {self.prog} --help")
 
 
 def run_command(command: Callable[[], int | None], stopped: str = "stopped; nothing was written") -> int:
@@ -68,9 +74,9 @@ def run_command(command: Callable[[], int | None], stopped: str = "stopped; noth
         interrupted.
     """
     try:
-        return command() or OK
-    except SystemExit as help_was_printed:
-        return int(help_was_printed.code or OK)
+        return with_open_end(lambda: _until_help(command))
+    except BrokenPipeError:  # of a process of the tool's own
+        raise
     except KeyboardInterrupt:
         print(stopped, file=sys.stderr)
         return INTERRUPTED
@@ -79,6 +85,13 @@ def run_command(command: Callable[[], int | None], stopped: str = "stopped; noth
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return WRONG_INPUT
+
+
+def _until_help(command: Callable[[], int | None]) -> int:
+    try:
+        return command() or OK
+    except SystemExit as help_was_printed:
+        return int(help_was_printed.code or OK)
 
 
 def start(main: Callable[[], int]) -> NoReturn:

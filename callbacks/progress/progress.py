@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ProgressBar
-from rich.console import Console
 from rich.text import Text
 from torch import Tensor
 
 from callbacks.checkpoints import EPOCH, Checkpoints
 from callbacks.early_stopping import stopped_early
 from callbacks.find_callbacks import find_callbacks
+from callbacks.progress.console import Console
 from callbacks.progress.eta import Pace, estimate, later_epochs, steps_left
 from callbacks.progress.lines import View, epoch_line, epoch_metrics, of_total, speed_text
 from callbacks.progress.live_bar import LiveBar

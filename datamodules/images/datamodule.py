@@ -183,6 +183,10 @@ class ImageFolderDataModule(DataModule):
         """Names of the files of a data set, relative to `folder`; the sample with `index` i is the i-th. Known after setup."""
         return self._list(self._part_of(split)).names
 
+    def predicted_files(self) -> list[str]:
+        """See `DataModule`; those of the test split are relative to `folder`."""
+        return self.files("predict")
+
     def folder(self, split: Split) -> Path:
         """The folder that the names in `files` are relative to."""
         return self._list(self._part_of(split)).folder
@@ -194,17 +198,15 @@ class ImageFolderDataModule(DataModule):
         if not self._parts:
             return "all"
         if wanted == "test" and "test" not in self._parts:
-            raise FileNotFoundError(
-                f"{self.root}: has train/ but no test/, so there is nothing to test on; add ROOT/test/CLASS/IMAGE"
-            )
+            text = "has train/ but no test/, so there is nothing to test on; add ROOT/test/CLASS/IMAGE"
+            raise FileNotFoundError(f"{self.root}: {text}")
         return wanted if wanted in self._parts else "train"
 
     def _list(self, part: str) -> LabelledFiles:
         if part not in self._lists:
             names = self.own_class_names
-            self._lists[part] = read_labelled(
-                self._parts.get(part, self.root), names, self.unreadable, self.levels is not None
-            )
+            folder = self._parts.get(part, self.root)
+            self._lists[part] = read_labelled(folder, names, self.unreadable, self.levels is not None)
         return self._lists[part]
 
     def read_part(self, part: Literal["train", "test"]) -> dict[str, Tensor]:
@@ -312,9 +314,8 @@ class ImageFolderDataModule(DataModule):
 
     def unreadable_of(self, split: Labelled) -> int:
         """Return the number of samples of a split with a readable header that this process could not decode."""
-        return int(
-            torch.isin(self.splits[split]["index"], torch.tensor(sorted(self._list(self._part_of(split)).missed))).sum()
-        )
+        missed = torch.tensor(sorted(self._list(self._part_of(split)).missed))
+        return int(torch.isin(self.splits[split]["index"], missed).sum())
 
     def setup(self, stage: str) -> None:
         """List and split the files that the stage needs, once; no image is decoded."""
@@ -330,9 +331,8 @@ class ImageFolderDataModule(DataModule):
         if stage == "predict" and self.extraction is not None:
             self.check_input(self.extraction.splits)
             return  # setup of each split has already logged its counts
-        of_stage = {"fit": ("train", "val"), "validate": ("train", "val") if self.extraction else ("val",)}.get(
-            stage, ("test",)
-        )
+        evaluated = ("train", "val") if self.extraction else ("val",)
+        of_stage = {"fit": ("train", "val"), "validate": evaluated}.get(stage, ("test",))
         counts = " and ".join(f"{len(self.splits[split]['index']):,} {split}" for split in of_stage)
         log.info(f"data       {counts} images of {self.num_classes} classes in {self.root}")
 

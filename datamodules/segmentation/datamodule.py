@@ -23,7 +23,7 @@ from datamodules.images.decoding import Levels
 from datamodules.images.formats import missing_package
 from datamodules.images.labelled import readable
 from datamodules.images.settings import IMAGENET_MEAN, IMAGENET_STD, check, check_files, check_levels, loading
-from datamodules.images.unlabelled import given_images
+from datamodules.images.unlabelled import GivenImages, given_images
 from datamodules.images.whole_files import Look
 from datamodules.segmentation.generator import GENERATED_SETS
 from datamodules.segmentation.listed_sets import ListedPromptSets
@@ -130,7 +130,7 @@ class PromptedSegmentationDataModule(ListedPromptSets):
         train_fraction: float = 1.0,
         split_seed: int = 0,
         drop_last: bool = True,
-        images: str | None = None,
+        images: str | list[str] | None = None,
     ) -> None:
         mean, std = list(mean or IMAGENET_MEAN), list(std or IMAGENET_STD)
         check_files(image_size, 3, mean, std, workers, prefetch)
@@ -210,7 +210,7 @@ class PromptedSegmentationDataModule(ListedPromptSets):
             return
         super().setup(stage)
 
-    def _list_images(self, given: Path) -> None:
+    def _list_images(self, given: GivenImages) -> None:
         folder, names = given_images(given, 3)
         looks = readable(folder, names, "skip", self.levels is not None)
         self._files, self._predicted_looks = list(looks), [*looks.values()]

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback
 import callbacks
 import datamodules
 import lightning_modules
-from cli.parser import below
+from cli.named_classes import below
 from cli.run_flags import UsageError, split_flags
 from cli.vision_cli import VisionCLI
 

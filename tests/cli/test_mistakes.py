@@ -71,7 +71,7 @@ FLAGS = [
         ["--model.schedule", "plateau", "--model.plateau_monitor", "val/acc", "--model.plateau_mode", "min"],
         "plateau_mode: higher values of val/acc are better, got min; leave it out, or give max",
     ),
-    (["--modl.lr", "0.1"], "--modl.lr: no such setting as 'modl', did you mean 'model'?"),
+    (["--modl.lr", "0.1"], "--modl.lr: no such setting as 'modl', did you mean 'model.lr'?"),
     (["--trainer.max_epochs", "abc"], "trainer.max_epochs"),
     (["--checkpoint.monitor", "val_raw/acc"], "checkpoint.monitor: no metric 'val_raw/acc'"),
     (["--trainer.limit_val_batches", "0"], "EarlyStopping: monitors a validation metric, but there is no validation"),

@@ -233,10 +233,18 @@ def test_unreachable_hub_raises(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("We couldn't connect to\n'https://huggingface.co'")
 
     monkeypatch.setattr(CLIPSegForImageSegmentation, "from_pretrained", offline)
-    with pytest.raises(
-        ValueError, match="weights: CLIPSeg cannot be loaded from some/name: We couldn't connect to 'https"
-    ):
+    monkeypatch.setattr("foundation.hub._reachable", lambda address: True)
+    message = (
+        "CLIPSeg cannot be loaded from some/name, which is no folder here and so a name on the hub: We couldn't connect"
+    )
+    with pytest.raises(ValueError, match=f"weights: {message} to 'https"):
         CLIPSegmenter("some/name")
+
+
+@pytest.mark.parametrize("weights", ["/no/where/clipseg", "./clipseg", "runs/a/clipseg", "clipseg/"])
+def test_a_folder_that_does_not_exist_is_no_name_on_the_hub(weights: str) -> None:
+    with pytest.raises(ValueError, match=f"^weights: there is no folder {weights}; give a folder of save_pretrained"):
+        CLIPSegmenter(weights)
 
 
 def test_prompt_without_a_word_raises() -> None:

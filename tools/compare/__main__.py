@@ -17,10 +17,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from callbacks.progress.console import Console
 from foundation.atomic_files import write_text
 from foundation.plotting import render, write_png
 from tools.command_line import Parser, run_command, start

@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from cli.vision_cli import LINKED
+from cli.setting_hints import LINKED
 from datamodules import DataModule
 
 Batch = dict[str, Any]

@@ -1,0 +1,158 @@
+"""Messages about settings that do not exist: the closest name, the section or the class that has a setting of this name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from typing import Any, get_args, get_type_hints
+
+from cli.named_classes import BASES, accepted_settings, below
+from cli.run_flags import FLAGS, RunFlags
+from foundation.project import MAIN
+from foundation.suggestions import nearest
+
+LINKED = ("num_classes", "in_channels", "image_size", "mean", "std", "class_names", "feature_width", "signals")
+"""Settings of the model that are taken from the data."""
+LISTED = 4  # classes that a message names
+CONFIG = (".yaml", ".yml")
+
+
+class Hints:
+    """What to say of a setting that does not exist.
+
+    Args:
+        classes: The classes of the command (:func:`cli.named_classes.named_classes`).
+        options: Flags of the parser without the dashes.
+        flags: The command line.
+    """
+
+    def __init__(self, classes: dict[str, type], options: Iterable[str], flags: RunFlags) -> None:
+        self.classes, self.flags = classes, flags
+        self.options = [*options, *(flag.removeprefix("--") for flag in FLAGS)]
+        self.settings = {key: accepted_settings(cls) for key, cls in classes.items()}
+        self.tops = {option.partition(".")[0] for option in self.options}
+
+    def unknown_flag(self, argument: str) -> str:
+        """The message for a word of the command line that the parser does not know."""
+        name = argument.removeprefix("--").partition("=")[0]
+        if not argument.startswith("-"):
+            if argument.endswith(CONFIG):
+                return f"{argument}: a configuration is given with its flag, --config {argument}"
+            return f"{argument}: belongs to no flag, each takes one value; a list is written [A, B]"
+        flag = argument.partition("=")[0]
+        top, _, inner = name.partition(".")
+        last = inner or name
+        if inner and top not in self.tops:
+            return f"{flag}: no such setting as {top!r}{self._elsewhere(last) or nearest(top, self.tops)}"
+        hint = self._elsewhere(last) or nearest(name, self.options) or self._elsewhere(last, close=True)
+        return f"{flag}: no such flag{hint or self._all()}"
+
+    def unknown_key(self, key: str) -> str:
+        """The message for a key outside of the settings of a class, such as a section that does not exist."""
+        top, _, rest = key.partition(".")
+        if top not in self.tops:
+            found = nearest(top, self.tops) or ("" if rest else self._elsewhere(top))
+            return f"{top}: no such setting{found or self._sections()}"
+        known = {one.partition(".")[2] for one in self.options if one.startswith(f"{top}.")}
+        last = rest.partition(".")[0]
+        found = self._elsewhere(last) or nearest(f"{top}.{last}", {f"{top}.{one}" for one in known})
+        return f"{top}.{last}: no such setting{found or self._all()}"
+
+    def unknown_setting(self, keys: list[str], option: str) -> str:
+        """The message for a setting that a class does not have.
+
+        Args:
+            keys: Section, and within it the setting that has the item, such as ``data``, ``sets``.
+            option: Name of the setting, in this section or item.
+        """
+        name, cls = option.partition(".")[0], self.classes.get(keys[0])
+        place = ".".join([*keys, name])
+        if keys[0] in BASES and len(keys) == 1 and cls is not None:
+            found = self._elsewhere(name)
+            if found and "checkpoint." not in found:
+                return f"{place}: no such setting{found}"
+            if name in LINKED and keys[0] == "data":
+                return f"{place}: no such setting of {cls.__name__}; it is computed from the data"
+            if others := self._other_classes(keys[0], name):
+                return f"{place}: {cls.__name__} has no such setting; {others} (--{keys[0]} CLASS)"
+            return f"{place}: no such setting{found or nearest(name, self.settings[keys[0]]) or self._of(cls)}"
+        if cls is not None:
+            known = _settings_of_items(cls, keys[1:])
+        else:
+            known = frozenset(one for key, names in self.settings.items() if key.startswith(keys[0]) for one in names)
+        return f"{place}: no such setting{nearest(name, known) or '; there are ' + ', '.join(sorted(known))}"
+
+    def _elsewhere(self, name: str, close: bool = False) -> str:
+        """A hint at the sections whose classes have a setting of this name, or also of a name close to it."""
+        places = [
+            f"{key}.{one}"
+            for key, names in self.settings.items()
+            if not key.startswith("trainer.callbacks")
+            for one in names
+            if one == name and not (key == "model" and one in LINKED)
+        ]
+        if places:
+            return f", did you mean {' or '.join(repr(one) for one in sorted(places))}?"
+        of_callback = [
+            key.rpartition(".")[2]
+            for key, names in self.settings.items()
+            if key.startswith("trainer.callbacks.") and name in names
+        ]
+        if of_callback:
+            return f"; the callback {of_callback[0]} in trainer.callbacks has it"
+        if not close:
+            return ""
+        known = {one: key for key in ("trainer", "data", "model") for one in self.settings.get(key, ())}
+        if ending := sorted(one for one in known if one.endswith(f"_{name}")):  # epochs: max_epochs or min_epochs
+            return f", did you mean {' or '.join(repr(f'{known[one]}.{one}') for one in ending[:LISTED])}?"
+        hint = nearest(name, known)
+        found = hint.partition("'")[2].partition("'")[0]
+        return f", did you mean '{known[found]}.{found}'?" if hint else ""
+
+    def _other_classes(self, section: str, name: str) -> str:
+        there = [
+            cls.__name__
+            for cls in below(BASES[section])
+            if cls.__module__.partition(".")[0] in ("datamodules", "lightning_modules")
+            and not inspect.isabstract(cls)
+            and cls is not BASES[section]
+            and name in accepted_settings(cls) - set(LINKED)
+        ]
+        if not there or len(there) > 2 * LISTED:
+            return ""
+        more = (
+            f" and {len(there) - LISTED} more have" if len(there) > LISTED else " has" if len(there) == 1 else " have"
+        )
+        return f"{', '.join(there[:LISTED])}{more} it"
+
+    def _of(self, cls: type) -> str:
+        return f" of {cls.__name__}{self._all()}"
+
+    def _all(self) -> str:
+        configs = " ".join(f"--config {path}" for path in self.flags.configs) or "--config FILE"
+        return f"; for all settings: {MAIN} {self.flags.command} {configs} --help"
+
+    def _sections(self) -> str:
+        sections = [one for one in sorted(self.tops) if f"--{one}" not in FLAGS and one not in ("c", "h", "-c", "-h")]
+        return f"; there are {', '.join(one for one in sections if not one.startswith('-'))}"
+
+
+def _settings_of_items(cls: type, path: list[str]) -> frozenset[str]:
+    """Setting names of the items of a setting, such as ``sets`` of the datamodule; those of the class itself without a path."""
+    if not path:
+        return accepted_settings(cls)
+    hints: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        hints |= get_type_hints(vars(base)["__init__"]) if "__init__" in vars(base) and base is not object else {}
+    found: set[str] = set()
+    waiting = [hints.get(path[0])]
+    while waiting:
+        hint = waiting.pop()
+        waiting += get_args(hint)
+        if inspect.isclass(hint) and hint.__module__.partition(".")[0] in (
+            "datamodules",
+            "callbacks",
+            "lightning_modules",
+        ):
+            found |= set(inspect.signature(hint).parameters)
+    return frozenset(found) or accepted_settings(cls)
