@@ -17,6 +17,7 @@ from foundation.suggestions import nearest
 log = logging.getLogger(__name__)
 
 CLASSES = ("model", "data")  # sections that name a class; it may also be given as a name only
+PARTS = ("class_path", "init_args", "dict_kwargs")  # of an entry that names a class
 FIRST = "configs/digits_ternary.yaml"  # the experiment that is shown as an example
 SETTINGS = ("trainer", "checkpoint", "progress", "curves", "non_finite")  # sections of settings only
 
@@ -59,6 +60,8 @@ def read_config(name: str) -> dict[str, Any]:
 
 def _check_sections(name: str, content: dict[str, Any]) -> None:
     for key, value in content.items():
+        if key in CLASSES and isinstance(value, dict):
+            _check_class(name, key, value)
         if not isinstance(key, str):
             raise UsageError(f"{name}: {key}: no such setting, the name of a section is needed")
         inner = value.get("init_args") if isinstance(value, dict) and key in CLASSES else None
@@ -72,6 +75,15 @@ def _check_sections(name: str, content: dict[str, Any]) -> None:
             for setting in found if needs and isinstance(found, dict) else ():
                 if not isinstance(setting, str):
                     raise UsageError(f"{place}.{setting}: no such setting, a name is needed ({name})")
+
+
+def _check_class(name: str, key: str, entry: dict[str, Any]) -> None:
+    """Refuse a setting next to ``class_path`` and ``init_args``, where the parser would name the whole entry."""
+    stray = [one for one in entry if one not in PARTS]
+    if not stray or len(stray) == len(entry):  # or settings only, of the class given before
+        return
+    hint = nearest(str(stray[0]), PARTS) or f"; settings of the class are written below {key}.init_args"
+    raise UsageError(f"{key}.{stray[0]}: no such setting{hint} ({name}{_line_of(name, str(stray[0]))})")
 
 
 def _line_of(name: str, key: str) -> str:

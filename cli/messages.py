@@ -90,7 +90,8 @@ def readable(message: str, parser: ArgumentParser, flags: RunFlags, configs: lis
         )
         name = owner[-1] if owner else _setting_name(message)
         return f"{name}: needs {found[1]}{source.location('class_path', name)}"
-    return _wrong_value(message, source)
+    text = _wrong_value(message, source)
+    return hints.with_section(text)
 
 
 def _quoted(message: str) -> str | None:
@@ -112,9 +113,11 @@ def _setting_name(message: str) -> str:
     """Return the dotted name of the setting in a message: the outer key, then the inner one."""
     keys = re.findall(r'Parser key "([^"]+)"', message)
     inner = re.findall(r"NestedArg\(key='([\w.]+)'", message)
-    if inner and keys and len(inner[0]) >= len(".".join(keys[1:])):
-        keys = [keys[0], inner[0]]
-    return ".".join(dict.fromkeys([*keys, *inner])) or "a setting"
+    if (
+        inner and keys
+    ):  # the last one is the whole flag; an entry of the setting may be meant, or a name that it does not have
+        keys = [keys[0], max(inner[-1], ".".join(keys[1:]), key=len)]
+    return ".".join(keys or inner[-1:]) or "a setting"
 
 
 def _given_value(message: str) -> str:
@@ -144,13 +147,15 @@ def _wrong_value(message: str, source: Source) -> str:
             cls.__name__ for base in (Callback, LightningModule, LightningDataModule, Logger) for cls in below(base)
         ]
         return f"{name}: no class {found[1]!r}{nearest(found[1], classes)}{source.location(name, found[1])}"
+    if "Got value: NestedArg" in message:
+        return f"{name}: no such setting, {name.rpartition('.')[0]} is one value"
     where = source.location(name)
     groups = re.findall(r"Literal\[([^\]]*)\]", message) if "Expected a" in message else []
     choices = list(dict.fromkeys(one.strip(" '\"") for group in groups for one in group.split(",")))
     if choices:
         return f"{name}: got {_short(value)}{nearest(value, choices)}; one of {', '.join(choices)}{where}"
     found_kinds = dict.fromkeys(re.findall(r"Expected an? <class '([\w.]+)'>", message))
-    kinds = [one for one in found_kinds if one != "NoneType"]
+    kinds = [one for one in found_kinds if one != "NoneType" and not (one == "int" and "float" in found_kinds)]
     if telling := _telling(message):
         return f"{telling}{where}" if name == "a setting" else f"{name}: {telling}{where}"
     if kinds:
@@ -175,7 +180,8 @@ def _as_list(message: str, value: str) -> str:
     item = re.search(r"list\[([\w.]+)", inner)
     if item and item[1] not in ("str", "int", "float"):
         return ", written [{...}, {...}],"
-    parts = ", ".join(part.strip() for part in value.strip("[](){} ").split(","))
+    plain = "" if ":" in value or "{" in value else value
+    parts = ", ".join(part.strip() for part in plain.strip("[]() ").split(","))
     return f"{ITEMS.get(item[1], '') if item else ''}, written [{parts or 'A, B'}],"
 
 

@@ -105,4 +105,6 @@ def _find(key: str, name: str, base: type) -> type:
         raise UsageError(f"{key}: {module} cannot be imported: {type(error).__name__}: {error}") from error
     if not inspect.isclass(found):
         raise UsageError(f"{key}: no class {name!r}{nearest(last, known)}")
+    if not issubclass(found, base):
+        raise UsageError(f"{key}: {name} is of another kind, a subclass of {base.__name__} is needed")
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterable
 from typing import Any, get_args, get_type_hints
 
@@ -82,6 +83,12 @@ class Hints:
             known = frozenset(one for key, names in self.settings.items() if key.startswith(keys[0]) for one in names)
         return f"{place}: no such setting{nearest(name, known) or '; there are ' + ', '.join(sorted(known))}"
 
+    def with_section(self, message: str) -> str:
+        """Put the section before the name of a setting at the beginning of a message, if only one class has it."""
+        found = re.match(r"(\w+)(?= is |: | and )", message)
+        sections = [key for key in BASES if found and found[1] in self.settings.get(key, ())]
+        return f"{sections[0]}.{message}" if len(sections) == 1 else message
+
     def _elsewhere(self, name: str, close: bool = False) -> str:
         """A hint at the sections whose classes have a setting of this name, or also of a name close to it."""
         places = [
@@ -104,7 +111,7 @@ class Hints:
             return ""
         known = {one: key for key in ("trainer", "data", "model") for one in self.settings.get(key, ())}
         if ending := sorted(one for one in known if one.endswith(f"_{name}")):  # epochs: max_epochs or min_epochs
-            return f", did you mean {' or '.join(repr(f'{known[one]}.{one}') for one in ending[:LISTED])}?"
+            return f", did you mean {' or '.join(repr(f'{known[one]}.{one}') for one in ending[:2])}?"
         hint = nearest(name, known)
         found = hint.partition("'")[2].partition("'")[0]
         return f", did you mean '{known[found]}.{found}'?" if hint else ""

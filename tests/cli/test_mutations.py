@@ -1,0 +1,118 @@
+"""Drawn mistakes (tests/cli/mutations.py): exit code 2, at most six readable lines that name the setting, and nothing written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cli import main
+from datamodules.signals.har_generator import write_generated
+from tests.cli.mutations import Mistake, mistakes
+from tests.datamodules.pictures import write_classes
+from tests.tools.sweep_cache import write_cache
+
+LINES = 6
+CUT = (":", ",", "(", "[", "{", "'got", "...")
+COUNT, DRAWN = 200, 40
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
+    """Settings of tiny data of each system."""
+    folder = tmp_path_factory.mktemp("data")
+    return {
+        "har": {"root": str(write_generated(folder / "har", subjects=range(1, 4), test_subjects=(2,), windows=1))},
+        "image_folder": {"root": str(write_classes(folder / "images", {"cat": 11, "dog": 9, "owl": 7}))},
+        "segmentation": {"root": str(folder / "generated")},
+        "cascade_cached": {"cache": str(write_cache(folder / "cache", ("a", "b", "c"), 27, 12))},
+    }
+
+
+def problem(mistake: Mistake, code: int, error: str, left: list[str]) -> str | None:
+    """What is wrong with the answer to a mistake; None if nothing is."""
+    lines = [line for line in error.splitlines() if not line.startswith("Seed set")]
+    text = "\n".join(lines)
+    checks = {
+        f"exit code {code}": code != 2,
+        "no message": not lines,
+        f"{len(lines)} lines": len(lines) > LINES,
+        "a traceback": "Traceback" in text,
+        "words of the parser": any(
+            word in text for word in ("Parser key", "Subtypes", "NestedArg", "<class", "object at 0x")
+        ),
+        "cut off": any(line.rstrip().endswith(CUT) or line.count('"') % 2 for line in lines),
+        f"none of {mistake.words} is named": not any(word in text for word in mistake.words),
+        f"written: {left[:3]}": bool(left),
+    }
+    wrong = [what for what, found in checks.items() if found]
+    if not wrong:
+        return None
+    return (
+        f"{mistake.kind}: {' '.join(mistake.arguments)}: {'; '.join(wrong)}\n{text[-600:]}\n--- {mistake.config[:700]}"
+    )
+
+
+def answers(
+    cases: list[Mistake], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> list[str]:
+    """Run all cases in one process; the problems."""
+    config, work = folder / "case.yaml", folder / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    problems = []
+    for case in cases:
+        config.write_text(case.config, encoding="utf-8")
+        try:
+            code = main(["fit", *(str(config) if one == "CONFIG" else one for one in case.arguments)])
+            error = capsys.readouterr().err
+        except Exception as raised:  # a traceback for the user
+            code, error = 1, f"Traceback: {type(raised).__name__}: {raised}"
+        left = [str(path) for path in work.rglob("*")]
+        if found := problem(case, code, error, left):
+            problems.append(found)
+        for path in sorted(work.rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+    return problems
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_drawn_mistakes(
+    data: dict[str, dict[str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cases = mistakes(COUNT, 0, data)[:: COUNT // DRAWN + 2]  # a step that meets every kind and system
+    problems = answers(cases, tmp_path, monkeypatch, capsys)
+    assert not problems, "\n\n".join(problems)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("seed", [0, 1])
+def test_all_mistakes(
+    seed: int,
+    data: dict[str, dict[str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    problems = answers(mistakes(COUNT, seed, data), tmp_path, monkeypatch, capsys)
+    assert not problems, f"{len(problems)} of {COUNT}\n" + "\n\n".join(problems)
+
+
+def test_the_judge() -> None:
+    mistake = Mistake("kind", [], "", ("model.lr",))
+    assert problem(mistake, 2, "error: model.lr: a number is needed, got 'x'\n", []) is None
+    for code, error, left, expected in (
+        (0, "error: model.lr: no\n", [], "exit code 0"),
+        (2, "", [], "no message"),
+        (2, "model.lr\n" * 7, [], "7 lines"),
+        (2, "error: model.lr: Parser key\n", [], "words of the parser"),
+        (2, "error: model.lr:\n", [], "cut off"),
+        (2, 'error: model.lr: got "x\n', [], "cut off"),
+        (2, "error: model.r: no\n", [], "is named"),
+        (2, "error: model.lr: no\n", ["runs"], "written"),
+    ):
+        assert expected in str(problem(mistake, code, error, left))
