@@ -20,6 +20,8 @@ from callbacks import Interrupted, NonFiniteError, is_out_of_memory
 from cli.help import print_command_help, print_help
 from cli.out_of_memory import halved, hint, release_memory
 from cli.run_flags import COMMANDS, RunFlags, UsageError, split_flags
+from cli.setting_hints import with_section
+from cli.trainer_checks import of_lightning
 from cli.vision_cli import VisionCLI
 from foundation.allocator import keep_freed_memory
 from foundation.closed_pipe import with_open_end
@@ -85,7 +87,7 @@ def _outcome(cli: VisionCLI) -> int | RunFlags:
             _print_resume_command(cli)
             return FAILED
         cli.discard()
-        return _reject(error)
+        return _reject(UsageError(with_section(str(error), cli.classes)))
     except NonFiniteError as error:
         _print_error(f"stopped: {error}")
         return NON_FINITE
@@ -101,7 +103,12 @@ def _outcome(cli: VisionCLI) -> int | RunFlags:
             cli.discard()
             return _reject(UsageError(f"the checkpoint is of another network: {' '.join(str(error).split())[:300]}"))
         return _fail(cli)
-    except Exception:
+    except Exception as error:
+        if (
+            isinstance(error, ValueError) and not cli.has_begun and of_lightning(error)
+        ):  # a setting that does not fit the data
+            cli.discard()
+            return _reject(UsageError(f"trainer: {' '.join(str(error).split())}"))
         return _fail(cli)
     return OK
 
@@ -127,6 +134,7 @@ def _fail(cli: VisionCLI) -> int:
     if folder is not None and (folder / "train.log").is_file():
         with (folder / "train.log").open("a", encoding="utf-8") as file:
             file.write(text)
+    cli.discard()  # only if nothing was trained
     _print_resume_command(cli)
     return FAILED
 

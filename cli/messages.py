@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import Logger
 from cli.config_files import missing_experiment
 from cli.named_classes import below, named_classes
 from cli.run_flags import RunFlags, UsageError
-from cli.setting_hints import Hints
+from cli.setting_hints import Hints, with_section
 from foundation.suggestions import nearest
 
 KINDS = {
@@ -90,8 +90,7 @@ def readable(message: str, parser: ArgumentParser, flags: RunFlags, configs: lis
         )
         name = owner[-1] if owner else _setting_name(message)
         return f"{name}: needs {found[1]}{source.location('class_path', name)}"
-    text = _wrong_value(message, source)
-    return hints.with_section(text)
+    return with_section(_wrong_value(message, source), classes)
 
 
 def _quoted(message: str) -> str | None:
@@ -111,7 +110,7 @@ def _last_without_value(arguments: list[str], top: str) -> str:
 
 def _setting_name(message: str) -> str:
     """Return the dotted name of the setting in a message: the outer key, then the inner one."""
-    keys = re.findall(r'Parser key "([^"]+)"', message)
+    keys = list(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', message)))
     inner = re.findall(r"NestedArg\(key='([\w.]+)'", message)
     if (
         inner and keys
@@ -150,6 +149,8 @@ def _wrong_value(message: str, source: Source) -> str:
     if "Got value: NestedArg" in message:
         return f"{name}: no such setting, {name.rpartition('.')[0]} is one value"
     where = source.location(name)
+    if found := re.search(r"Unable to load config '(.*?)'\n", message):
+        return f"{name}: settings are needed, as in --{name}.SETTING VALUE, got {_short(found[1])}{where}"
     groups = re.findall(r"Literal\[([^\]]*)\]", message) if "Expected a" in message else []
     choices = list(dict.fromkeys(one.strip(" '\"") for group in groups for one in group.split(",")))
     if choices:

@@ -56,6 +56,12 @@ def find(target: str, flags: RunFlags) -> RunCheckpoint:
     path = Path(target)
     if not path.exists():
         raise UsageError(f"{target}: no such run folder or checkpoint{_newest_run_hint(path)}")
+    if path.is_dir() and path.name == "checkpoints" and (path.parent / "config.yaml").is_file():
+        raise UsageError(
+            f"{target}: is the folder of the checkpoints; give its run, {path.parent}, or one of the files in it"
+        )
+    if path.is_file() and (path.parent / "config.yaml").is_file():
+        raise UsageError(f"{target}: is no checkpoint; give its run, {path.parent}")
     folder = path if path.is_dir() else path.resolve().parent.parent
     wanted = "last" if flags.command == "fit" else flags.values.get("ckpt", "best")
     checkpoint = path if path.is_file() else _checkpoint_path(folder, wanted)

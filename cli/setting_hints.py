@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from importlib import import_module
 from typing import Any, get_args, get_type_hints
 
 from cli.named_classes import BASES, accepted_settings, below
@@ -14,6 +15,7 @@ from foundation.suggestions import nearest
 
 LINKED = ("num_classes", "in_channels", "image_size", "mean", "std", "class_names", "feature_width", "signals")
 """Settings of the model that are taken from the data."""
+SECTIONS = (*BASES, "checkpoint", "non_finite", "progress", "curves")
 LISTED = 4  # classes that a message names
 CONFIG = (".yaml", ".yml")
 
@@ -83,12 +85,6 @@ class Hints:
             known = frozenset(one for key, names in self.settings.items() if key.startswith(keys[0]) for one in names)
         return f"{place}: no such setting{nearest(name, known) or '; there are ' + ', '.join(sorted(known))}"
 
-    def with_section(self, message: str) -> str:
-        """Put the section before the name of a setting at the beginning of a message, if only one class has it."""
-        found = re.match(r"(\w+)(?= is |: | and )", message)
-        sections = [key for key in BASES if found and found[1] in self.settings.get(key, ())]
-        return f"{sections[0]}.{message}" if len(sections) == 1 else message
-
     def _elsewhere(self, name: str, close: bool = False) -> str:
         """A hint at the sections whose classes have a setting of this name, or also of a name close to it."""
         places = [
@@ -117,14 +113,8 @@ class Hints:
         return f", did you mean '{known[found]}.{found}'?" if hint else ""
 
     def _other_classes(self, section: str, name: str) -> str:
-        there = [
-            cls.__name__
-            for cls in below(BASES[section])
-            if cls.__module__.partition(".")[0] in ("datamodules", "lightning_modules")
-            and not inspect.isabstract(cls)
-            and cls is not BASES[section]
-            and name in accepted_settings(cls) - set(LINKED)
-        ]
+        classes = [cls for cls in below(BASES[section]) if cls is not BASES[section] and _is_ours(cls)]
+        there = list(dict.fromkeys(cls.__name__ for cls in classes if name in accepted_settings(cls) - set(LINKED)))
         if not there or len(there) > 2 * LISTED:
             return ""
         more = (
@@ -142,6 +132,27 @@ class Hints:
     def _sections(self) -> str:
         sections = [one for one in sorted(self.tops) if f"--{one}" not in FLAGS and one not in ("c", "h", "-c", "-h")]
         return f"; there are {', '.join(one for one in sections if not one.startswith('-'))}"
+
+
+def _is_ours(cls: type) -> bool:
+    """Whether a class is one of the project's that a configuration names."""
+    package = cls.__module__.partition(".")[0]
+    return package in ("datamodules", "lightning_modules") and cls.__name__ in import_module(package).__all__
+
+
+def with_section(message: str, classes: Mapping[str, type]) -> str:
+    """Put the section before the name of a setting at the beginning of a message, if only one class has it.
+
+    Args:
+        message: An error message of a model or a datamodule.
+        classes: The classes of the command by section.
+    """
+    found = re.match(r"(\w+)(?= is |: | and | must be )", message)
+    known = {
+        key: accepted_settings(classes[key]) - set(LINKED if key == "model" else ()) for key in BASES if key in classes
+    }
+    sections = [key for key, names in known.items() if found and found[1] in names]
+    return f"{sections[0]}.{message}" if len(sections) == 1 else message
 
 
 def _settings_of_items(cls: type, path: list[str]) -> frozenset[str]:

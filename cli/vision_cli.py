@@ -33,6 +33,7 @@ from cli.resume import RunCheckpoint
 from cli.run_callbacks import run_callbacks
 from cli.run_flags import RunFlags, UsageError
 from cli.setting_hints import LINKED
+from cli.trainer_checks import check_seed, check_trainer, trainer_error
 from foundation.folder_lock import FolderLock
 from foundation.project import MAIN, ROOT
 
@@ -74,6 +75,11 @@ class VisionCLI(LightningCLI):
         if self.flags.command != "fit" or folder is None or not (folder / "checkpoints" / "last.ckpt").is_file():
             return None
         return f"{MAIN} fit --resume {shlex.quote(str(folder))}"
+
+    @property
+    def classes(self) -> dict[str, type]:
+        """Classes of model and data, as far as they have been created."""
+        return {key: type(one) for key, one in (("model", self.model), ("data", self.datamodule)) if one is not None}
 
     @property
     def has_begun(self) -> bool:
@@ -134,6 +140,7 @@ class VisionCLI(LightningCLI):
             self.config = parser.parse_args(args)
         except UsageError as error:
             raise self._readable_error(error) from error
+        check_seed(self.config[self.flags.command].seed_everything)
 
     def _readable_error(self, error: Exception) -> UsageError:
         configs = [*([str(self.source.config)] if self.source is not None else []), *self.flags.configs]
@@ -215,6 +222,7 @@ class VisionCLI(LightningCLI):
         given = options.get("callbacks") or []
         own = given if isinstance(given, list) else [given]
         check_callbacks(own)
+        check_trainer(options)
         self.run_folder = self._make_run_folder(quiet)
         folder = self.run_folder.path
         name_cache(own, self.flags)
@@ -237,7 +245,7 @@ class VisionCLI(LightningCLI):
         try:
             trainer = Trainer(**{**options, **kwargs})
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
-            raise UsageError(f"trainer: {' '.join(str(error).split())}") from error
+            raise trainer_error(error, options) from None
         check_launcher(trainer)
         if fast:
             trainer.fit_loop.epoch_loop = ours.FastEpochLoop(trainer)

@@ -82,10 +82,10 @@ class ImageClassifier(StartsFromWeights):
             raise ValueError(f"backbone_lr: a factor over 0 (for 0 there is freeze: backbone), got {backbone_lr}")
         if not 0 < layer_decay <= 1:
             raise ValueError(f"layer_decay: a factor over 0, at most 1, got {layer_decay}")
-        if freeze == "backbone" and (backbone_lr, layer_decay) != (1, 1):
-            raise ValueError(
-                "backbone_lr and layer_decay: leave them at 1.0, freeze: backbone does not train the backbone"
-            )
+        if (
+            freeze == "backbone"
+        ):  # a configuration may have them for another run; on_fit_start says that they are without effect
+            self.backbone_lr = self.layer_decay = 1.0
         super().__init__(**kwargs)
         self.train()
 
@@ -193,7 +193,7 @@ class ImageClassifier(StartsFromWeights):
         """See :class:`BaseModule`."""
         unused = super().unused_settings()
         if self.freeze_part == "backbone":
-            unused["drop_path"] = "freeze backbone"
+            unused |= dict.fromkeys(("drop_path", "backbone_lr", "layer_decay"), "freeze backbone")
         return unused if self.weights or self.pretrained else {**unused, "min_loaded": "no weights"}
 
     # ---- learning rates ----

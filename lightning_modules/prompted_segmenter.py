@@ -162,13 +162,15 @@ class PromptedSegmenter(SegmentationModule):
     def configure_network(self) -> None:
         """Build the network. The light one reads and downloads nothing; CLIPSeg loads its weights."""
         if self.kind == "light":
-            self.network = LightSegmenter(self.encoder, network_args=self.network_args, width=self.width or 48)
+            self.network = LightSegmenter(
+                self.encoder, network_args=self.network_args, width=48 if self.width is None else self.width
+            )
         else:
             self.network = CLIPSegmenter(
                 self.weights or HUB_WEIGHTS,
                 decoder=self.decoder or "clipseg",
                 vocabulary=self.vocabulary,
-                width=self.width or 64,
+                width=64 if self.width is None else self.width,
             )
 
     def forward(  # type: ignore[override]

@@ -64,6 +64,10 @@ class GivenImages:
         """
         found: list[Path] = []
         for one in self.given:
+            if not one.strip():
+                raise MisconfigurationException(
+                    "--data.images: a folder, a file or a pattern is needed, got an empty value"
+                )
             matching = (
                 [one] if Path(one).exists() or not glob.has_magic(one) else sorted(glob.glob(one, recursive=True))
             )

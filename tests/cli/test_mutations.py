@@ -7,26 +7,11 @@ from pathlib import Path
 import pytest
 
 from cli import main
-from datamodules.signals.har_generator import write_generated
-from tests.cli.mutations import Mistake, mistakes
-from tests.datamodules.pictures import write_classes
-from tests.tools.sweep_cache import write_cache
+from tests.cli.mutations import SYSTEMS, Mistake, mistakes
 
 LINES = 6
 CUT = (":", ",", "(", "[", "{", "'got", "...")
 COUNT, DRAWN = 200, 40
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
-    """Settings of tiny data of each system."""
-    folder = tmp_path_factory.mktemp("data")
-    return {
-        "har": {"root": str(write_generated(folder / "har", subjects=range(1, 4), test_subjects=(2,), windows=1))},
-        "image_folder": {"root": str(write_classes(folder / "images", {"cat": 11, "dog": 9, "owl": 7}))},
-        "segmentation": {"root": str(folder / "generated")},
-        "cascade_cached": {"cache": str(write_cache(folder / "cache", ("a", "b", "c"), 27, 12))},
-    }
 
 
 def problem(mistake: Mistake, code: int, error: str, left: list[str]) -> str | None:
@@ -78,12 +63,12 @@ def answers(
 
 @pytest.mark.filterwarnings("ignore")
 def test_drawn_mistakes(
-    data: dict[str, dict[str, str]],
+    system_data: dict[str, dict[str, str]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    cases = mistakes(COUNT, 0, data)[:: COUNT // DRAWN + 2]  # a step that meets every kind and system
+    cases = mistakes(COUNT, 0, system_data)[:: COUNT // DRAWN + 2]  # a step that meets every kind and system
     problems = answers(cases, tmp_path, monkeypatch, capsys)
     assert not problems, "\n\n".join(problems)
 
@@ -93,13 +78,24 @@ def test_drawn_mistakes(
 @pytest.mark.parametrize("seed", [0, 1])
 def test_all_mistakes(
     seed: int,
-    data: dict[str, dict[str, str]],
+    system_data: dict[str, dict[str, str]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    problems = answers(mistakes(COUNT, seed, data), tmp_path, monkeypatch, capsys)
+    problems = answers(mistakes(COUNT, seed, system_data), tmp_path, monkeypatch, capsys)
     assert not problems, f"{len(problems)} of {COUNT}\n" + "\n\n".join(problems)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_nothing_is_wrong_without_a_mistake(
+    system: str, of_system: dict[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", *of_system[system], "--trainer.fast_dev_run", "true"]) == 0
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_judge() -> None:

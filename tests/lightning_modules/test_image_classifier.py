@@ -29,7 +29,6 @@ BAD: list[tuple[dict[str, Any], str]] = [
         {"layer_decay": 0.9, "architecture": "pit_ti_224", "image_size": 224},
         "timm knows no layers of a PoolingVisionTra",
     ),
-    ({"freeze": "backbone", "backbone_lr": 0.1}, "leave them at 1.0, freeze: backbone does not train"),
     ({"freeze": "norm_statistics", "architecture": "test_vit"}, "freeze: norm_statistics: test_vit has no batch norms"),
     ({"architecture": "resnet10", "dropout": 0.1}, "architecture: timm has no resnet10; the nearest are resnet1"),
     ({"architecture": "test_vit2", "pretrained": True}, "timm has no weights of test_vit2; set weights to a file"),

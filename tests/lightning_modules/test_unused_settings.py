@@ -59,6 +59,12 @@ CASES: list[tuple[Any, dict[str, Any], dict[str, Any], list[str]]] = [
     ),
     (ImageClassifier, SMALL, {"architecture": "test_vit", "drop_path": 0.1}, []),
     (
+        ImageClassifier,
+        SMALL,
+        {"architecture": "test_vit", "freeze": "backbone", "backbone_lr": 0.1, "layer_decay": 0.5},
+        ["backbone_lr", "layer_decay"],
+    ),
+    (
         HARClassifier,
         SMALL,
         {"architecture": "test_vit", "freeze": "backbone", "backbone_lr": 0.1, "unfreeze_lr": 1.0},

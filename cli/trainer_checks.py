@@ -1,0 +1,67 @@
+"""Checks of the Trainer's settings that Lightning makes late or not at all, and one-line messages for those that it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cli.run_flags import UsageError
+
+SMALLEST: dict[str, float] = {
+    "accumulate_grad_batches": 1,
+    "check_val_every_n_epoch": 1,
+    "gradient_clip_val": 0,
+    "log_every_n_steps": 0,
+    "max_epochs": -1,
+    "max_steps": -1,
+    "min_epochs": 0,
+    "min_steps": 0,
+    "num_nodes": 1,
+    "num_sanity_val_steps": -1,
+    "overfit_batches": 0,
+    "reload_dataloaders_every_n_epochs": 0,
+}
+SEEDS = 2**32  # numpy's range
+
+
+def check_trainer(options: Mapping[str, Any]) -> None:
+    """Check the ranges of the Trainer's arguments.
+
+    Raises:
+        UsageError: A number is too small; the message has the setting and the smallest number.
+    """
+    for name, least in SMALLEST.items():
+        value = options.get(name)
+        if isinstance(value, int | float) and value < least:
+            raise UsageError(f"trainer.{name}: {least:g} or more is needed, got {value}")
+
+
+def check_seed(seed: Any) -> None:
+    """Check the seed.
+
+    Raises:
+        UsageError: It is outside of the range of the generators.
+    """
+    if isinstance(seed, int) and not 0 <= seed < SEEDS:
+        raise UsageError(f"seed_everything: 0 to {SEEDS - 1} is needed, got {seed}")
+
+
+def trainer_error(error: Exception, options: Mapping[str, Any]) -> UsageError:
+    """The error of a Trainer that could not be created, with the setting in front if the message shows which it is."""
+    text = " ".join(str(error).split())
+    given = {name: value for name, value in options.items() if isinstance(value, str | int | float)}
+    by_value = [name for name, value in given.items() if isinstance(value, str) and repr(value) in text]
+    by_name = [name for name in given if f"`{name}`" in text or f"{name}=" in text]
+    found = list(dict.fromkeys(by_name if len(by_name) == 1 else by_value))
+    return UsageError(f"trainer.{found[0]}: {text}" if len(found) == 1 else f"trainer: {text}")
+
+
+def of_lightning(error: BaseException) -> bool:
+    """Whether an error was raised by Lightning itself, as for a setting that does not fit the data."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
+    return module.startswith(
+        ("lightning.pytorch.loops.", "lightning.pytorch.trainer.", "lightning.fabric.utilities.seed")
+    )
