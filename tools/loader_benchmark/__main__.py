@@ -80,8 +80,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def default_out() -> Path:
-    """Return the default overlay path, one file per machine, in the folder that ``main.py --help`` lists."""
-    return Path("configs", "experiments", f"loader_{platform.node() or 'here'}.yaml")
+    """Return the default overlay path, one file per machine, outside configs/, whose overlays belong to no machine."""
+    return Path("loader", f"{platform.node() or 'here'}.yaml")
 
 
 def main(argv: list[str] | None = None) -> int:
