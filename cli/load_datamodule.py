@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
+from jsonargparse import Namespace
 
+from cli.parser import Parser
 from cli.run_flags import UsageError, split_flags
 from cli.vision_cli import VisionCLI
 from datamodules import DataModule
@@ -21,12 +21,12 @@ class DataOnlyCLI(VisionCLI):
     def instantiate_classes(self) -> None:
         """Create the datamodule, without model, trainer and callbacks."""
         settings = self.config[self.subcommand]
-        package, _, name = settings.data.class_path.rpartition(".")
-        given: dict[str, Any] = dict(settings.data.get("init_args") or {})
-        try:
-            self.datamodule = getattr(import_module(package), name)(**given)
+        parser = Parser()
+        parser.add_lightning_class_args(DataModule, "data", subclass_mode=True)
+        try:  # the parser also creates the objects in the settings, such as the sets of prompts
+            self.datamodule = parser.instantiate_classes(Namespace(data=settings.data)).data
         except ValueError as error:
-            raise UsageError(f"data.{error}") from error
+            raise UsageError(f"data.{self._readable_error(error)}") from error
         self.datamodule.seed = settings.seed_everything
 
     def _run_subcommand(self, subcommand: str) -> None:

@@ -165,8 +165,12 @@ class CachedFeaturesDataModule(DataModule):
 
     def sample_keys(self, split: str) -> Tensor:
         """Keys of a split's samples, (n,) int64: hashes of the features, of the first view."""
+        return row_keys(self.vectors(split, torch.arange(len(self._open(split).index))))  # type: ignore[arg-type]
+
+    def vectors(self, split: str, places: Tensor) -> Tensor:
+        """Feature vectors (m, D) of the first view, of the samples of a split at these places, (m,) int64."""
         opened = self._open(split)  # type: ignore[arg-type]
-        return row_keys(opened.take(torch.arange(len(opened.index)) * opened.views))
+        return opened.take(places * opened.views)
 
     def _open(self, split: Split) -> CachedSplit:
         if split not in self._features:

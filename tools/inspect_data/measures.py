@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from datamodules import DataModule
+from datamodules import DataModule, PromptedSegmentationDataModule
 from datamodules.images.class_folders import duplicate_groups, scan
 from datamodules.images.formats import readable_formats
 from datamodules.images.loader import ImageFiles, cores_for_workers
@@ -68,6 +68,8 @@ def samples_of(data: DataModule) -> list[Sample]:
 
 def _paths(data: DataModule, split: str) -> list[Path] | None:
     """File of each index; None for data in memory."""
+    if isinstance(data, PromptedSegmentationDataModule):
+        return [pair.image for pair in data.pairs]
     if not has_files(data):
         return None
     folder = data.folder(split)  # type: ignore[attr-defined]
@@ -113,7 +115,7 @@ def pixels(data: DataModule, samples: Sequence[Sample]) -> Pixels:
     histogram = torch.zeros(data.in_channels, 256, dtype=torch.int64)
     if not has_files(data):
         for part in watched("pixels", data.splits["train"]["image"].cpu().split(BATCH), f"batches of {BATCH} images"):
-            histogram += _count(part)
+            histogram += histogram_of(part)
         return Pixels(histogram, [])
     damaged: list[Sample] = []
     for split in dict.fromkeys(sample.split for sample in samples):
@@ -121,11 +123,11 @@ def pixels(data: DataModule, samples: Sequence[Sample]) -> Pixels:
         for images, missing in _decoded(data, chosen):
             damaged += [chosen[place] for place in missing]
             if split == "train":
-                histogram += _count(images)
+                histogram += histogram_of(images)
     return Pixels(histogram, damaged)
 
 
-def _count(images: Tensor) -> Tensor:
+def histogram_of(images: Tensor) -> Tensor:
     """Histogram (C, 256) of uint8 images (B, C, H, W)."""
     return torch.stack([channel.flatten().bincount(minlength=256) for channel in images.transpose(0, 1).int()])
 

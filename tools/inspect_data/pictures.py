@@ -37,27 +37,32 @@ def draw_overview(
     Returns:
         The figure.
     """
-    classes = len(names)
-    height = max(4.0, 0.24 * classes * (classes <= WITH_NAMES) + 1.6)
-    figure = Figure(figsize=(15, height), layout="constrained")
-    figure.suptitle(label_text(title, 200))
-    bars, size_axes, values = figure.subplots(1, 3, width_ratios=(1.3, 1, 1))
-    _draw_counts(bars, names, counts)
+    figure, (bars, size_axes, values) = figure_of(len(names), title)
+    draw_counts(bars, names, counts)
     _draw_sizes(size_axes, sizes, network_size)
     _draw_values(values, histogram)
     return figure
 
 
-def _draw_counts(axes: Axes, names: Sequence[str], counts: dict[str, list[int]]) -> None:
+def figure_of(names: int, title: str) -> tuple[Figure, tuple[Axes, Axes, Axes]]:
+    """Return a figure with three panels, high enough for this number of names on a vertical axis."""
+    height = max(4.0, 0.24 * names * (names <= WITH_NAMES) + 1.6)
+    figure = Figure(figsize=(15, height), layout="constrained")
+    figure.suptitle(label_text(title, 200))
+    first, second, third = figure.subplots(1, 3, width_ratios=(1.3, 1, 1))
+    return figure, (first, second, third)
+
+
+def draw_counts(axes: Axes, names: Sequence[str], counts: dict[str, list[int]], what: str = "samples") -> None:
     """Draw a stacked bar for each class; with more than ``WITH_NAMES`` classes, step lines sorted by size."""
     total = np.sum(list(counts.values()), axis=0)
-    axes.set_title("samples per class", pad=ABOVE_LEGEND)
+    axes.set_title(f"{what} per class", pad=ABOVE_LEGEND)
     if len(names) > WITH_NAMES:
         order = np.argsort(-total, kind="stable")
         for split, column in counts.items():
             axes.plot(np.asarray(column)[order], color=COLOURS[split], drawstyle="steps-mid", label=split)
-        axes.set_xlabel("classes, sorted by number of samples")
-        axes.set_ylabel("samples")
+        axes.set_xlabel(f"classes, sorted by number of {what}")
+        axes.set_ylabel(what)
         axes.set_ylim(bottom=0)
     else:
         left = np.zeros(len(names))
@@ -68,7 +73,7 @@ def _draw_counts(axes: Axes, names: Sequence[str], counts: dict[str, list[int]])
         axes.set_ylim(len(names) - 0.4, -0.6)  # the first class on top
         axes.bar_label(axes.containers[-1], [f"{count:,}" for count in total], padding=3, fontsize=8)  # type: ignore[arg-type]
         axes.margins(x=0.12)  # room for the labels
-        axes.set_xlabel("samples")
+        axes.set_xlabel(what)
     axes.legend(ncols=3, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     axes.spines[["top", "right"]].set_visible(False)
 

@@ -42,7 +42,7 @@ def training_tiles(data: DataModule, count: int, epochs: int) -> list[Tile]:
     Returns:
         The samples.
     """
-    chosen = _chosen(data, count)
+    chosen = chosen_samples(data, count)
     batch, originals = _from_files(data, chosen) if has_files(data) else _from_memory(data, chosen)
     rows = [image_pixels(data.augment(dict(batch), epoch)["image"], data.mean, data.std) for epoch in range(epochs)]
     names = [data.class_names[label] for label in batch["label"].tolist()]
@@ -52,7 +52,7 @@ def training_tiles(data: DataModule, count: int, epochs: int) -> list[Tile]:
     ]
 
 
-def _chosen(data: DataModule, count: int) -> Tensor:
+def chosen_samples(data: DataModule, count: int) -> Tensor:
     """Choose indices in the training split: in a seeded order, the first sample of each class, then the second, and so on."""
     labels = data.splits["train"]["label"].cpu()
     order = torch.randperm(len(labels), generator=seeded_generator("inspect", data.split_seed))[:CANDIDATES]

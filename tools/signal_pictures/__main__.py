@@ -33,8 +33,15 @@ def windows(data: Path, number: int) -> dict[str, torch.Tensor]:
 
     Returns:
         The windows by name of the activity.
+
+    Raises:
+        ValueError: An activity has fewer windows.
     """
     labels = np.loadtxt(data / "train" / "y_train.txt", dtype=int)
+    if not 0 <= number < (fewest := min(int((labels == label).sum()) for label in ACTIVITIES)):
+        raise ValueError(
+            f"--number {number}: there are {fewest} windows of an activity, numbered from 0 to {fewest - 1}"
+        )
     signals = np.loadtxt(data / "train" / "Inertial Signals" / f"{SIGNAL}_train.txt", dtype=np.float32)
     return {name: torch.from_numpy(signals[labels == label][number]) for label, name in ACTIVITIES.items()}
 

@@ -20,7 +20,8 @@ from foundation.plotting import render
 from tests.datamodules.cifar_layout import write_cifar
 from tests.runs.killing import ROOT
 from tools.inspect_data import measures as inspect_measures
-from tools.inspect_data.__main__ import counts_table, main
+from tools.inspect_data.__main__ import main
+from tools.inspect_data.findings import counts_table
 from tools.inspect_data.measures import mean_and_std
 from tools.inspect_data.pictures import draw_overview, draw_samples
 from tools.inspect_data.samples import Tile, training_tiles
@@ -85,7 +86,7 @@ def test_leaks_in_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_mean_and_std_equal_numpy() -> None:
     images = torch.randint(256, (7, 3, 5, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    mean, std = mean_and_std(inspect_measures._count(images))
+    mean, std = mean_and_std(inspect_measures.histogram_of(images))
     assert np.allclose(mean, (images.numpy() / 255).mean(axis=(0, 2, 3)))
     assert np.allclose(std, (images.numpy() / 255).std(axis=(0, 2, 3)))
 
