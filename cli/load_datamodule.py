@@ -24,7 +24,8 @@ class DataOnlyCLI(VisionCLI):
         parser = Parser()
         parser.add_lightning_class_args(DataModule, "data", subclass_mode=True)
         try:  # the parser also creates the objects in the settings, such as the sets of prompts
-            self.datamodule = parser.instantiate_classes(Namespace(data=settings.data)).data
+            chosen = Namespace(data=settings.data)  # type: ignore[no-untyped-call]
+            self.datamodule = parser.instantiate_classes(chosen).data
         except ValueError as error:
             raise UsageError(f"data.{self._readable_error(error)}") from error
         self.datamodule.seed = settings.seed_everything

@@ -46,8 +46,8 @@ class CachedFeaturesDataModule(DataModule):
         on_device: Copy the features to the accelerator once, or to memory if there is no accelerator. null copies if the features
             take at most half of the free memory, and otherwise memory-maps the files, so that only the rows in use are read.
         verify: Read every shard once in setup and compare its checksum; if false, damage within a shard is not detected.
-        images: Folder of unlabelled image files, or one file, that predict classifies in place of the test split: through the
-            backbone, whose weights the model reads; null for the cached test features.
+        images: What predict classifies in place of the test split, through the backbone, whose weights the model reads; as for
+            :class:`DataModule`. null: the cached test features.
         backbone: Name of the backbone that must have computed the features; null accepts any.
         weights_hash: Hash of the backbone weights that must have computed the features, as in header.json; null accepts any.
 
@@ -68,7 +68,7 @@ class CachedFeaturesDataModule(DataModule):
         drop_last: bool = True,
         on_device: bool | None = None,
         verify: bool = True,
-        images: str | None = None,
+        images: str | list[str] | None = None,
         backbone: str | None = None,
         weights_hash: str | None = None,
     ) -> None:

@@ -173,7 +173,9 @@ def read_groups(table: Path, column: str, images: Sequence[str], file_column: st
         ValueError: A column is missing, a row has no group, names several images or contradicts another, or images have no row.
     """
     if not table.is_file():
-        raise FileNotFoundError(f"{table}: no such file; expected a CSV with the columns {file_column or 'file'} and {column}")
+        raise FileNotFoundError(
+            f"{table}: no such file; expected a CSV with the columns {file_column or 'file'} and {column}"
+        )
     known = _names(images)
     groups: dict[int, str] = {}
     with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:

@@ -38,7 +38,7 @@ def parse(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) ->
     parse_known = argparse.ArgumentParser.parse_known_args
 
     def known(parser: Any, args: Any = None, namespace: Any = None) -> NoReturn:
-        raise Parsed(*parse_known(parser, args, namespace))  # type: ignore[misc]
+        raise Parsed(*parse_known(parser, args, namespace))
 
     def every(parser: Any, args: Any = None, namespace: Any = None) -> NoReturn:
         options, rest = parse_known(parser, args, namespace)

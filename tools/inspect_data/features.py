@@ -107,11 +107,20 @@ def _draw_classes(names: Sequence[str], values: Tensor, labels: Tensor, title: s
     share = scale**2 / centred.pow(2).sum().clamp(min=1e-12)
     for number, name in enumerate(names[: len(COLOURS)]):
         chosen = (labels == number).numpy()
-        axes.scatter(*points[chosen].T, s=10, alpha=0.6, linewidths=0, color=COLOURS[number], label=label_text(name))
+        axes.scatter(
+            points[chosen, 0],
+            points[chosen, 1],
+            s=10,
+            alpha=0.6,
+            linewidths=0,
+            color=COLOURS[number],
+            label=label_text(name),
+        )
     others = (labels >= len(COLOURS)).numpy()
     if others.any():
         axes.scatter(
-            *points[others].T,
+            points[others, 0],
+            points[others, 1],
             s=10,
             alpha=0.3,
             linewidths=0,

@@ -123,7 +123,8 @@ def _tiles(data: PromptedSegmentationDataModule, files: SegmentationFiles, count
     """Training images with their masks in colour: from the file, and augmented as in each epoch."""
     places = data.splits["train"]["index"][chosen_samples(data, count)].tolist()
     batch = files.__getitems__(places)
-    kept = {name: batch[name] for name in ("image", "mask", "label", "index", "drawn", "aspect") if name in batch}
+    names = ("image", "mask", "label", "index", "drawn", "aspect")
+    kept: dict[str, Any] = {name: batch[name] for name in names if name in batch}
     rows = []
     for epoch in range(epochs):
         seen = data.augment(dict(kept), epoch)

@@ -181,4 +181,5 @@ def _pixels(data: SignalDataModule, image: Tensor) -> Tensor:
     columns = isqrt(len(tiles) - 1) + 1
     rows = ceil(len(tiles) / columns)
     tiles = torch.cat([tiles, tiles.new_ones(rows * columns - len(tiles), *tiles.shape[1:])])
-    return tiles.unflatten(0, (rows, columns)).permute(0, 2, 1, 3).flatten(2).flatten(0, 1)
+    grid: Tensor = tiles.unflatten(0, (rows, columns)).permute(0, 2, 1, 3).flatten(2).flatten(0, 1)
+    return grid
