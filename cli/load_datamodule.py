@@ -27,7 +27,8 @@ class DataOnlyCLI(VisionCLI):
             chosen = Namespace(data=settings.data)  # type: ignore[no-untyped-call]
             self.datamodule = parser.instantiate_classes(chosen).data
         except ValueError as error:
-            raise UsageError(f"data.{self._readable_error(error)}") from error
+            text = str(self._readable_error(error))
+            raise UsageError(text if text.startswith(("data", "--data")) else f"data.{text}") from error
         self.datamodule.seed = settings.seed_everything
 
     def _run_subcommand(self, subcommand: str) -> None:

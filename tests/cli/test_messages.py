@@ -27,7 +27,11 @@ WRONG = [
     (DIGITS, "--data.mean 0.5", "data.mean: no such setting of DigitsDataModule; it is computed from the data"),
     (DIGITS, "--data.root x", f"data.root: {NO_DATA}"),
     (DIGITS, "--data.images x", "data.images: is a setting of predict, fit does not read it; leave it out"),
-    (HAR, "--data.images x", "data.images: HARDataModule has no such setting; CIFAR10DataModule"),
+    (
+        HAR,
+        "--data.images x",
+        "data.images: HARDataModule has no such setting; CachedFeaturesDataModule, CIFAR10DataModule",
+    ),
     (HAR, "--data.file x", "data.file: HARDataModule has no such setting; SignalFileDataModule has it (--data CLASS)"),
     (
         IMAGES,

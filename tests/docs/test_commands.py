@@ -167,7 +167,7 @@ def test_shown_output(command: Command, workplace: Workplace, capfd: pytest.Capt
 def test_a_wrong_command_is_noticed(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     for line in (
         "python main.py fit --config configs/digits_ternary.yaml --model.compile tru",
-        "python main.py fit --config configs/image_finetune.yaml --data.root FOLDER --model.freeze backbone",
+        "python main.py fit --config configs/image_finetune.yaml --data.root FOLDER --model.freeze backbon",
         "python main.py test --run runs/NAME/OTHER",
         "python -m tools.report RUN_DIR --outptu x",
         "python -m tools.inspect_data --config configs/digits_ternary.yaml --data.batch_sise 3",

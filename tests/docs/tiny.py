@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.cached_head import write_cache
 from cli import main
 from datamodules.signals.har_generator import write_generated
 from tests.datamodules.cifar_layout import write_cifar
@@ -218,7 +217,6 @@ def write_data(folder: Path) -> None:
     files = [path.relative_to(folder / "road") for path in sorted((folder / "road").rglob("*.png"))]
     rows = [f"{file},road {number % 5}" for number, file in enumerate(files)]
     (folder / "road" / "groups.csv").write_text("\n".join(["file,road", *rows]) + "\n")
-    write_cache(folder / "caches" / "NAME", samples=40, width=8)
     for name, sets in (("segmentation", ("taping", "cracks", "walls")), ("other_masks", ("stairs",))):
         for one in sets:
             for number in range(12):
@@ -230,7 +228,16 @@ def write_data(folder: Path) -> None:
     (folder / "segmentation" / "stairs").symlink_to(folder / "other_masks" / "stairs")
     write_generated(folder / "data", subjects=range(1, 7), test_subjects=(2,), windows=2)
     _write_recordings(folder)
-    weights_file(folder)
+    _extract(folder, weights_file(folder))
+
+
+def _extract(folder: Path, weights: str) -> None:
+    """Write the cache as the documentation does, of a small backbone."""
+    extract = str(Path(__file__).parents[2] / "configs" / "cascade_extract.yaml")
+    model = ["--model.backbone", "test_vit", "--model.pretrained", "false", "--model.weights", weights]
+    data = ["--data.root", str(folder / "folder"), "--data.image_size", "32", "--data.workers", "0"]
+    cache = ["--cache", str(folder / "caches" / "NAME"), "--trainer.accelerator", "cpu"]
+    assert main(["predict", "--config", extract, *model, *data, *cache]) == 0
 
 
 def _write_recordings(folder: Path) -> None:
