@@ -36,7 +36,7 @@ PANELS = {  # titles
     "dice": "Dice, mean of the prompts",
     "lr": "learning rate",
     "momentum": "momentum",
-    "speed": "training speed (images/s)",
+    "speed": "training speed (samples/s)",
 }
 STEP_LOSS = "train/loss_step"
 

@@ -87,7 +87,7 @@ def test_epoch_rows() -> None:
 
 def test_every_panel_shows_its_values() -> None:
     shown = panels(draw_curves(ROWS, "run", best_epoch=2))
-    assert list(shown) == ["loss", "accuracy", "learning rate", "momentum", "training speed (images/s)"]
+    assert list(shown) == ["loss", "accuracy", "learning rate", "momentum", "training speed (samples/s)"]
     assert lines(shown["loss"]) == {
         "train": [(1, 2.0), (2, 1.5), (3, 1.0)],
         "val": [(1, 2.5), (2, 2.25)],
@@ -102,9 +102,9 @@ def test_every_panel_shows_its_values() -> None:
     }
     assert lines(shown["learning rate"]) == {"weights, vectors": [(0.5, 0.1), (1.5, 0.2), (2.25, 0.3), (3.25, 0.1)]}
     assert lines(shown["momentum"]) == {"weights": [(0.5, 0.9)]}
-    (speed,) = lines(shown["training speed (images/s)"]).values()
+    (speed,) = lines(shown["training speed (samples/s)"]).values()
     assert speed == [(1.5, 800), (2.25, 1200), (3.25, 1000)]
-    assert shown["training speed (images/s)"].get_ylim() == pytest.approx((0, 1320))
+    assert shown["training speed (samples/s)"].get_ylim() == pytest.approx((0, 1320))
 
 
 def test_a_segmenter_shows_iou_and_dice_but_not_each_prompt() -> None:

@@ -68,6 +68,7 @@ def pages_with_python() -> list[object]:
 @pytest.mark.parametrize("page", pages_with_python())
 def test_python(page: Path, workplace: Workplace) -> None:
     workplace.copy_run("digits", RUN)
+    (workplace.folder / "my_images").unlink()  # docs/data.md writes it
     module = ModuleType("page")  # one namespace per page; in sys.modules, so that its classes are found by module name
 
     def run_blocks() -> None:

@@ -29,7 +29,7 @@ from tools.sweep_heads.__main__ import main as sweep_heads
 
 RUN = "runs/NAME/DATE-TIME"
 BACKBONE = "test_vit-5.pt"
-RUN_WORDS = ("RUN_DIR", "HAR_RUN_DIR", "runs/RUN", "runs/head", RUN)
+RUN_WORDS = ("RUN_DIR", "HAR_RUN_DIR", "runs/RUN", "runs/head", "runs/photos", RUN)
 PAGES = {
     "har_data.md": "har",
     "har_vit.md": "har",
@@ -179,7 +179,9 @@ class Workplace:
     def _kind(self, command: Command, name: str, system: str) -> str:
         if name == "HAR_RUN_DIR":
             return "har"
-        if name in ("runs/RUN", "runs/head") or any(word.endswith("image_finetune.yaml") for word in command.words):
+        if name in ("runs/RUN", "runs/head", "runs/photos") or any(
+            word.endswith("image_finetune.yaml") for word in command.words
+        ):
             return "image"
         return "twin" if any("cifar_ternary" in word for word in command.words) else system
 

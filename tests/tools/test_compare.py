@@ -254,6 +254,27 @@ def test_the_best_epoch_is_that_of_best_json_and_ties_go_to_the_lower_loss(tmp_p
     assert read_run(folder).best["val/acc"] == {"value": 0.9, "epoch": 3}
 
 
+def test_no_word_is_broken_off_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A pipe has no width: every cell of a run is whole on one line, however long the names are."""
+    rows: list[dict[str, float]] = [{"epoch": 1, "step": 5, "val/acc": 0.5}]
+    name = "a_run_with_a_name_that_is_as_long_as_names_get_in_a_search"
+    folders = [write_run(tmp_path / f"{name}_{i}_of_many_settings", CLASSIFIER, rows) for i in range(2)]
+    assert main([str(folder) for folder in folders]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(any(folder.name in line for line in lines) for folder in folders)
+
+
+def test_names_in_the_legend_are_whole(tmp_path: Path) -> None:
+    name = "runs/experiments/cifar_ternary_with_a_long_name/configs_with_strong_regularisation/2026-11-22_10-00-00"
+    best = {"val/acc": {"value": 0.5, "epoch": 1}}
+    group = [Run(one, main="val/acc", curve=[(1, 0.5)], best=best) for one in (name, "other")]
+    ((_, (label,)),) = curves(draw([group]))
+    lines = label.split("\n")
+    assert "".join(lines[:-1]) == name
+    assert lines[-1] == "and 1 more with the same settings"
+    assert max(map(len, lines)) <= 40
+
+
 def curves(figure: Figure) -> list[tuple[str, list[str]]]:
     legends = [(axes.get_ylabel(), axes.get_legend()) for axes in figure.axes]
     return [(label, [text.get_text() for text in legend.get_texts()] if legend else []) for label, legend in legends]

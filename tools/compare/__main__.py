@@ -27,7 +27,7 @@ from tools.command_line import Parser, run_command, start
 from tools.compare.picture import draw
 from tools.compare.runs import BROKEN, SEED, Run, Value, best_of, differing, grouped, is_run, read_run
 
-WIDTH = 200  # characters of the table if the output is not a terminal
+WIDTH = 100_000  # largest width if the output is no terminal: lines are as long as they need, and no word is broken
 SETTINGS, METRICS = 4, 4  # largest number of columns of each kind on the terminal; the files have all columns
 
 

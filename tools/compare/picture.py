@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
@@ -13,6 +15,7 @@ from tools.compare.runs import Run
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, GREY)
 STYLES = ("-", "--", ":", "-.")
 LISTED = 14  # largest number of legend entries
+LINE = 40  # longest line of a legend entry
 
 
 def draw(groups: Sequence[Sequence[Run]]) -> Figure:
@@ -54,5 +57,12 @@ def draw(groups: Sequence[Sequence[Run]]) -> Figure:
 
 
 def _label(group: Sequence[Run]) -> str:
-    seeds = f" and {len(group) - 1} more with the same settings" if len(group) > 1 else ""
-    return label_text(f"{group[0].name[-40:]}{seeds}", 70)
+    """Name of a group's first run, in lines of at most ``LINE`` characters, broken after a slash where there is one."""
+    lines = [""]
+    for part in re.findall(r"[^/]*/?", group[0].name):
+        if lines[-1] and len(lines[-1]) + len(part) > LINE:
+            lines.append("")
+        lines[-1] += part
+    if len(group) > 1:
+        lines.append(f"and {len(group) - 1} more with the same settings")
+    return "\n".join(label_text(piece, LINE) for line in lines for piece in textwrap.wrap(line, LINE))

@@ -58,7 +58,9 @@ def draw(signals: dict[str, torch.Tensor]) -> Figure:
         row[0].tick_params(labelsize=5)
         for place, (encoder, method) in zip(row[1:], columns, strict=True):
             settings: dict[str, Any] = {"method": method} if method else {}
-            place.imshow(encode(signal[None, None], encoder, SIZE, **settings)[0, 0], cmap="gray", vmin=0, vmax=1)
+            place.imshow(
+                encode(signal[None, None], encoder, SIZE, **settings)[0, 0].numpy(), cmap="gray", vmin=0, vmax=1
+            )
             place.set_title("\n".join((encoder.replace("_", " "), method)).strip(), fontsize=5)
             place.set_xticks([])
             place.set_yticks([])
@@ -91,6 +93,7 @@ def main(argv: list[str] | None = None) -> int:
         if not options.data.is_dir():
             raise ValueError(f"--data: no folder {options.data}")
         pixels = render(draw(windows(options.data, options.number)))
+        options.out.parent.mkdir(parents=True, exist_ok=True)
         write_png(options.out, np.rint(pixels / STEP).astype(np.uint8) * STEP)
         print(options.out)
 

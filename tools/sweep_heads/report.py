@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import statistics
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,8 @@ from tools.sweep_heads.settings import typed
 SWEPT = ("lr", "weight_decay", "dropout", "hidden")
 LABELS = {"lr": "learning rate", "weight_decay": "weight decay", "dropout": "dropout", "hidden": "hidden sizes"}
 TITLES = {"loss": "validation loss, nats", "acc": "validation accuracy", "balanced_acc": "balanced validation accuracy"}
+
+LETTERS_PER_INCH = 13  # of a title in 10 points
 
 
 class Setting(NamedTuple):
@@ -123,7 +126,8 @@ def picture(settings: Sequence[Setting], monitor: str) -> Figure:
     seeds = max(len(setting.values) for setting in settings)
     spread = f"means over {seeds} seeds, bars: lowest and highest" if seeds > 1 else "one seed"
     title = f"{len(settings):,} settings, {spread}; blue: the best of each value, orange: the winner"
-    figure.suptitle(title + f"; {gone} diverged, not shown" * bool(gone), fontsize=10)
+    title += f"; {gone} diverged, not shown" * bool(gone)
+    figure.suptitle(textwrap.fill(title, round(LETTERS_PER_INCH * figure.get_figwidth())), fontsize=10)
     return figure
 
 
