@@ -3,7 +3,11 @@
 app.py              main: runs a command, reports errors in one line, returns the exit code
 run_flags.py        --run_dir, --resume, --run, --ckpt, --test_after_fit, --cache: flags parsed before the configuration
 vision_cli.py       the LightningCLI subclass: fit, validate, test and predict, the callbacks of every run, data-to-model links
-parser.py           the argument parser, short error messages with suggestions
+parser.py           the argument parser
+messages.py         its errors as one readable line; setting_hints.py: the closest name, section or class; changed_values.py
+named_classes.py    the classes that configurations and flags name, and their settings
+config_files.py     checks of configuration files; trainer_checks.py: of the Trainer's settings; callback_checks.py
+run_callbacks.py    the callbacks of every run; next_commands.py: the last lines of a fit
 launchers.py        compares the processes of a launcher (torchrun, srun, mpirun) with those of the run
 resume.py           finds checkpoint and configuration of a run, checks which settings a resumed run may change
 out_of_memory.py    out-of-memory message, automatic restart with a smaller batch

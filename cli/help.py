@@ -18,7 +18,7 @@ OVERVIEW = """usage: {program} COMMAND [flags]
   fit       --resume RUN_DIR | CHECKPOINT                                resume a run exactly where it stopped
   validate  --run RUN_DIR [--ckpt best|last|PATH]                        validation metrics of a checkpoint
   test      --run RUN_DIR [--ckpt best|last|PATH]                        test metrics of a checkpoint
-  predict   --run RUN_DIR [--ckpt best|last|PATH] [--data.images DIR]    write predictions.csv for the test split or a folder
+  predict   --run RUN_DIR [--ckpt best|last|PATH] [--data.images PATHS]  write predictions.csv for the test split or images
 
 All settings of an experiment:  {program} fit --config FILE --help
 Experiments: {experiments}

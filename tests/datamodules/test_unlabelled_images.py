@@ -14,7 +14,7 @@ from PIL import Image
 
 from cli import main
 from datamodules import DigitsDataModule
-from datamodules.images.unlabelled import read_images
+from datamodules.images.unlabelled import GivenImages, given_images, read_images
 from tests.runs.killing import forked
 
 
@@ -231,3 +231,37 @@ def test_other_commands_ignore_the_images_setting(run: Path, tmp_path: Path) -> 
     assert forked(["test", "--run", str(run), "--data.images", nowhere], log=log) == 0, log.read_text()
     assert forked(["fit", "--resume", str(run), "--data.images", nowhere], log=log) == 0, log.read_text()
     assert f"changed   data.images: None -> {nowhere}" in log.read_text()
+
+
+def test_files_patterns_and_folders_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a/1.png", "a/2.png", "a/3.txt", "b/c/4.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4)).save(tmp_path / name, format="PNG")
+
+    def names(given: str | list[str]) -> tuple[Path, list[str]]:
+        images = GivenImages.of(given)
+        assert images is not None
+        return given_images(images, 1)
+
+    assert names("a/1.png") == (tmp_path / "a", ["1.png"])
+    assert names("a/*.png") == (tmp_path / "a", ["1.png", "2.png"])
+    assert names("**/*.png") == (tmp_path, ["a/1.png", "a/2.png", "b/c/4.png"])
+    assert names(["b/c/4.png", "a/2.png", "a/2.png"]) == (tmp_path, ["b/c/4.png", "a/2.png"])
+    assert names(["b", "a/1.png"]) == (tmp_path, ["b/c/4.png", "a/1.png"])
+    assert names("a")[1] == ["1.png", "2.png", "3.txt"]
+    assert GivenImages.of(None) is None
+    with pytest.raises(FileNotFoundError, match=r"--data.images a/\*.jpg: no file has such a name"):
+        names("a/*.jpg")
+    with pytest.raises(FileNotFoundError, match=r"--data.images a/9.png: no such folder or image file"):
+        names(["a/1.png", "a/9.png"])
+    for empty in ([], "", ["a", " "]):
+        with pytest.raises(MisconfigurationException, match=r"--data.images: "):
+            names(empty)
+
+
+def test_the_source_is_the_same_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    one, other = GivenImages(("a/*.png", "b")), GivenImages((str(tmp_path / "a/*.png"), str(tmp_path / "b")))
+    assert one.source == other.source
+    assert (str(one), one.name, GivenImages(("a/x.png",)).name) == ("a/*.png and 1 more", "a", "x")

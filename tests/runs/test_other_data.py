@@ -1,5 +1,6 @@
 """Data that a run was not trained on: matched by the names of classes and signals, results in a folder of their own."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from cli import main
 from tests.datamodules.pictures import write_class
@@ -330,3 +332,34 @@ def __getattr__(name: str) -> Any:
     Shifted.__module__, Shifted.__qualname__ = __name__, "Shifted"
     globals()["Shifted"] = Shifted
     return Shifted
+
+
+def test_predictions_of_files_and_of_a_split_name_the_files(images: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(images / "run", tmp_path / "run", ignore=shutil.ignore_patterns("evaluations"))
+    test = images / "data" / "test"
+    some = [str(test / "red" / "0.png"), str(test / "blue" / "1.png")]
+
+    def files(*flags: str) -> list[str]:
+        assert main(["predict", "--run", str(run), "--name", "it", *flags]) == 0
+        with (run / "evaluations" / "it" / "predictions.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        shutil.rmtree(run / "evaluations")
+        assert all(row["file"].startswith(row["class"]) for row in rows if "/" in row["file"])
+        return [row["file"] for row in rows]
+
+    assert files("--data.images", *some) == ["red/0.png", "blue/1.png"]
+    assert files("--data.images", f"{test}/red/[01].png") == ["0.png", "1.png"]
+    assert sorted(files()) == sorted(f"{name}/{i}.png" for name in ("blue", "green", "red") for i in range(4))
+
+
+def test_a_setting_that_a_resume_changed_is_the_runs_own(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(
+        images / "run", tmp_path / "run", ignore=shutil.ignore_patterns("evaluations", "test_metrics.json")
+    )
+    epochs = yaml.safe_load((run / "config.yaml").read_text())["trainer"]["max_epochs"] + 1
+    assert main(["fit", "--resume", str(run), "--trainer.max_epochs", str(epochs), "--data.eval_share", "0.5"]) == 0
+    assert "changed   data.eval_share: 0.875 -> 0.5" in capsys.readouterr().out
+    assert main(["test", "--run", str(run)]) == 0  # the command that the resume prints
+    assert "eval_share is 0.5, as given; the checkpoint was trained with" in capsys.readouterr().out

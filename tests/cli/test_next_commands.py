@@ -1,0 +1,57 @@
+"""The last lines of a fit name TensorBoard only if the run logs to it."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from callbacks import is_out_of_memory
+from cli.next_commands import next_commands
+from cli.run_flags import split_flags
+
+
+def lines(folder: Path, loggers: list[Any]) -> str:
+    trainer: Any = SimpleNamespace(loggers=loggers, callbacks=[])
+    return "\n".join(next_commands(trainer, folder, folder / "checkpoints" / "best.ckpt", None))
+
+
+def test_tensorboard_is_named_if_it_has_the_run(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "plots").mkdir(parents=True)
+    (run / "plots" / "curves.png").touch()
+    assert f"view it      tensorboard --logdir {tmp_path}   or {run}/plots/curves.png" in lines(
+        run, [TensorBoardLogger(run, name="", version="")]
+    )
+    for others in ([], [CSVLogger(tmp_path / "elsewhere")], [TensorBoardLogger(tmp_path / "elsewhere")]):
+        text = lines(run, others)
+        assert "--logdir" not in text
+        assert f"view it      {run}/plots/curves.png" in text
+    assert f"test it      python main.py test --run {run}" in lines(run, [])
+
+
+@pytest.mark.parametrize(
+    ("words", "images"),
+    [
+        (["a.png"], "a.png"),
+        (["a.png", "b c.png"], '["a.png", "b c.png"]'),
+        (["photos/*.jpg"], "photos/*.jpg"),
+    ],
+)
+def test_files_of_a_shell_pattern_are_one_value(words: list[str], images: str) -> None:
+    flags = split_flags(["predict", "--run", "x", "--data.images", *words, "--data.batch_size", "3"])
+    assert flags.rest == ["--data.images", images, "--data.batch_size", "3"]
+
+
+@pytest.mark.parametrize(
+    ("text", "memory"),
+    [
+        ("could not create a primitive", True),
+        ("could not create a primitive descriptor for a convolution forward propagation primitive", True),
+        ("std::bad_alloc", True),
+        ("mat1 and mat2 shapes cannot be multiplied", False),
+    ],
+)
+def test_errors_of_onednn_that_mean_out_of_memory(text: str, memory: bool) -> None:
+    assert is_out_of_memory(RuntimeError(text)) is memory
