@@ -104,15 +104,21 @@ def missing_experiment(paths: list[str], named: Iterable[str]) -> str | None:
     there = [name for name in config_names() if Path(name).name != "defaults.yaml"]
     if not paths:
         listed = f" (there: {', '.join(there)})" if there else ""
-        return f"no model and no data: give --config FILE{listed}"
+        return f"no {' and no '.join(missing)}: give --config FILE{listed}{_class_flag(missing)}"
     overlay = next((path for path in reversed(paths) if _experiments_of(path)), paths[0])
     known = _experiments_of(overlay)
     given = " ".join(f"--config {path}" for path in paths)
     what = " and no ".join(missing)
     if known:
         return f"no {what}: {overlay} is an overlay on {' or '.join(known)}; give both: --config {known[0]} {given}"
-    text = f"no {what}: {', '.join(paths)} {'names' if len(paths) == 1 else 'name'} none; give the experiment first"
+    text = f"no {what}: {', '.join(paths)} {'names' if len(paths) == 1 else 'name'} none{_class_flag(missing)}"
+    text += "; give the experiment first" if len(missing) == len(CLASSES) else ", or give an experiment first"
     return f"{text}, as in --config {FIRST if FIRST in there else there[0]} {given}" if there else text
+
+
+def _class_flag(missing: list[str]) -> str:
+    """How to name the class if only one is missing: then a model or a dataset of one's own is probably meant."""
+    return f"; name its class with --{missing[0]} CLASS" if len(missing) == 1 else ""
 
 
 def _experiments_of(path: str) -> list[str]:

@@ -107,4 +107,10 @@ def _find(key: str, name: str, base: type) -> type:
         raise UsageError(f"{key}: no class {name!r}{nearest(last, known)}")
     if not issubclass(found, base):
         raise UsageError(f"{key}: {name} is of another kind, a subclass of {base.__name__} is needed")
+    if found is base or inspect.isabstract(found):
+        ours_of = [
+            one for one in import_module(base.__module__.partition(".")[0]).__all__ if one in known and one != name
+        ]
+        concrete = [one for one in ours_of if not inspect.isabstract(known[one])]
+        raise UsageError(f"{key}: {last} is only the base of other classes; take one of {', '.join(concrete)}")
     return found

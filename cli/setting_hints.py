@@ -16,6 +16,9 @@ from foundation.suggestions import nearest
 LINKED = ("num_classes", "in_channels", "image_size", "mean", "std", "class_names", "feature_width", "signals")
 """Settings of the model that are taken from the data."""
 SECTIONS = (*BASES, "checkpoint", "non_finite", "progress", "curves")
+LAST_CALLBACK = (
+    "flags set only the last callback of trainer.callbacks, as --trainer.callbacks.SETTING; give the list in a file"
+)
 LISTED = 4  # classes that a message names
 CONFIG = (".yaml", ".yml")
 
@@ -43,6 +46,9 @@ class Hints:
                 return f"{argument}: a configuration is given with its flag, --config {argument}"
             return f"{argument}: belongs to no flag, each takes one value; a list is written [A, B]"
         flag = argument.partition("=")[0]
+        typed = next((one for one in self.flags.rest if one.partition("=")[0].endswith(f"callbacks.{name}")), None)
+        if typed is not None:
+            return f"{typed.partition('=')[0]}: {LAST_CALLBACK}"
         top, _, inner = name.partition(".")
         last = inner or name
         if inner and top not in self.tops:
@@ -83,6 +89,13 @@ class Hints:
             known = _settings_of_items(cls, keys[1:])
         else:
             known = frozenset(one for key, names in self.settings.items() if key.startswith(keys[0]) for one in names)
+        owners = [
+            key.rpartition(".")[2]
+            for key, names in self.settings.items()
+            if key.startswith(f"{keys[0]}.") and name in names
+        ]
+        if owners and keys[0] == "trainer.callbacks":
+            return f"{place}: is a setting of {owners[0]}; {LAST_CALLBACK}"
         return f"{place}: no such setting{nearest(name, known) or '; there are ' + ', '.join(sorted(known))}"
 
     def _elsewhere(self, name: str, close: bool = False) -> str:

@@ -50,6 +50,14 @@ WRONG = [
         "--data.sets [{folder:\u00a0a,promts:\u00a0[x]}]",
         "data.sets.promts: no such setting, did you mean 'prompts'?",
     ),
+    (DIGITS, "--trainer.callbacks.decay 0.5", "trainer.callbacks.decay: is a setting of EMA; flags set only the last"),
+    (DIGITS, "--trainer.callbacks.EMA.decay 0.5", "--trainer.callbacks.EMA.decay: flags set only the last callback"),
+    (
+        IMAGES,
+        "--data DataModule",
+        "data: DataModule is only the base of other classes; take one of CIFAR10DataModule, C",
+    ),
+    (IMAGES, "--model BaseModule", "model: BaseModule is only the base of other classes; take one of CascadeHead"),
     # abbreviations
     (DIGITS, "--trainer.max_epoc 3", "--trainer.max_epoc: no such flag, did you mean 'trainer.max_epochs'?"),
     (DIGITS, "--seed_every 3", "--seed_every: no such flag, did you mean 'seed_everything'?"),
@@ -148,6 +156,17 @@ def test_an_overlay_alone_names_its_experiment(capsys: pytest.CaptureFixture[str
         )
     message = refuse(["fit", "--config", "configs/with/early_stopping.yaml"], capsys)
     assert "names none; give the experiment first, as in --config configs/digits_ternary.yaml --config" in message
+
+
+def test_a_missing_class_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    message = refuse(["fit", "--model", "ImageClassifier", "--data.root", "x"], capsys)
+    assert message.startswith("error: no data: give --config FILE (there: ")
+    assert message.endswith("; name its class with --data CLASS\n")
+    Path("own.yaml").write_text("data: {init_args: {root: x}}\n")
+    message = refuse(["fit", "--model", "ImageClassifier", "--config", "own.yaml"], capsys)
+    assert (
+        "no data: own.yaml names none; name its class with --data CLASS, or give an experiment first, as in" in message
+    )
 
 
 def test_the_class_may_come_after_its_settings() -> None:
