@@ -12,6 +12,7 @@ from callbacks.early_stopping import EarlyStopping
 from callbacks.ema import EMA
 from callbacks.exact_resume import ExactResume
 from callbacks.failures.collapse import WarnOnCollapse
+from callbacks.failures.memory import WarnOnMemory
 from callbacks.failures.non_finite import NonFiniteError, StopOnNonFinite
 from callbacks.fast_loop import FastEpochLoop, NoProfiler, skip_empty_hooks
 from callbacks.feature_writer import FeatureWriter
@@ -63,6 +64,7 @@ __all__ = [
     "SubjectAccuracy",
     "TernaryShares",
     "WarnOnCollapse",
+    "WarnOnMemory",
     "WorstMistakes",
     "is_out_of_memory",
     "read_metrics",

@@ -27,6 +27,7 @@ def run_callbacks(
         run_folder,
         settings.non_finite,
         ours.WarnOnCollapse(),
+        ours.WarnOnMemory(),
         ours.Speed(),
         ours.MetricsLog(),
     ]

@@ -21,11 +21,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from datamodules.base import Batch, DataModule
-from datamodules.feature_loader import CachedFeaturesLoader, free_memory
+from datamodules.feature_loader import CachedFeaturesLoader
 from datamodules.in_memory import InMemoryLoader
 from datamodules.sample_keys import row_keys
 from datamodules.splitting.stratified import count_classes
 from features import MEANING, CachedSplit, CacheError, Header, Identity, check_fits, read_header
+from foundation.memory import free_memory
 from foundation.project import MAIN
 
 log = logging.getLogger(__name__)

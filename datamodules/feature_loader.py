@@ -4,7 +4,6 @@ All vectors of a split form one matrix. Sample i has rows i * views to (i + 1) *
 """
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -59,12 +58,3 @@ def view_of(seed: int, epoch: int, index: Tensor, views: int) -> Tensor:
     """
     first = transforms.SampleRandom(seed, 0, index).integers("features/first_view", views)
     return (first + epoch).remainder_(views)
-
-
-def free_memory() -> int:
-    """Available memory of this machine in bytes (MemAvailable of /proc/meminfo); 0 if it cannot be read."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, ValueError, StopIteration):
-        return 0

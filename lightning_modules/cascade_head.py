@@ -175,6 +175,13 @@ class CascadeHead(EarlyExitClassifier):
             self._fill()
         return super().forward(image)
 
+    def of_one_sample(self, size: int) -> None:
+        """See :class:`BaseModule`; of cached features, one vector."""
+        if self.feature_width is None:
+            super().of_one_sample(size)
+        else:
+            self.network(torch.zeros(1, self.feature_width, device=self.device))
+
     @property
     def deployed_network(self) -> nn.Module:
         """Backbone and head as one plain module that maps images (B, C, H, W) to logits (B, K)."""

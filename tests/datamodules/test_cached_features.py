@@ -14,8 +14,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from datamodules import CachedFeaturesDataModule, DataModule, InMemoryLoader
-from datamodules.feature_loader import free_memory, view_of
+from datamodules.feature_loader import view_of
 from features import CacheError, CacheWriter, read_header
+from foundation.memory import free_memory
 from tests.features.caches import WIDTH, by_index, identity, samples, sizes_for, write
 
 TRAIN, VAL, TEST = samples(50, 1), samples(14, 2, first=1), samples(9, 3, first=2)

@@ -16,7 +16,8 @@ from torch import Tensor
 from cli.load_datamodule import DataOnlyCLI
 from cli.run_flags import split_flags
 from datamodules import CachedFeaturesDataModule
-from datamodules.feature_loader import CachedFeaturesLoader, free_memory
+from datamodules.feature_loader import CachedFeaturesLoader
+from foundation.memory import free_memory
 from lightning_modules.losses import balanced_weights
 from lightning_modules.optimizers import default_momentum
 from lightning_modules.schedules import Shape
