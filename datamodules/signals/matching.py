@@ -184,5 +184,5 @@ def _check_units(data: Signals, known: dict[str, Any], order: Sequence[int], tha
     for place, unit, name in zip(order, trained, known["signal_names"], strict=True):
         if now[place] and unit and now[place] != unit:
             raise MisconfigurationException(
-                f"{data.place}: {without_unit(name)} is in {now[place]}, but {than} {unit}; convert it"
+                f"{data.place}: {without_unit(name)} is in {now[place]}, but {than} {unit}; convert it (tools.cut_windows --scale)"
             )

@@ -57,7 +57,9 @@ def test_warns_if_the_batch_does_not_fit(
     share: float, advice: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     module = classifier(
-        nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 2))
+        nn.Sequential(
+            nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 2)
+        )
     )
     weights = STATE * sum(parameter.nbytes for parameter in module.parameters())
     needed = weights + BEYOND_SAVED * 16 * (32 * 32 * 4 * (3 + 64) + 64 * 4)

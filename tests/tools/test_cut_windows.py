@@ -86,6 +86,22 @@ def test_new_recordings_are_cut_like_the_others(folder: Path, tmp_path: Path) ->
         assert json.loads(str(new["cutting"])) == json.loads(str(cut["cutting"]))
 
 
+def test_other_units_are_converted_and_like_takes_the_factors_over(folder: Path, tmp_path: Path) -> None:
+    """1 g is 9.80665 m/s2; a linear step before linear ones, so the windows are the others' times the factor."""
+    rate = ["--rate", "30", "--window", "2", *PATTERN]
+    signals = ["--signals", *(f"{name.replace('m/s2', 'g')}={name}" for name in SIGNALS)]
+    plain, in_g, one = (tmp_path / f"{name}.npz" for name in ("plain", "in_g", "one"))
+    assert main([str(folder), str(plain), *rate]) == 0
+    assert (
+        main([str(folder), str(in_g), *rate, *signals, "--scale", "acc_[xy]=0.10197162", "acc_z [g]=0.10197162"]) == 0
+    )
+    assert main([str(folder / "jog_4" / "sub_3.csv"), str(one), "--like", str(in_g)]) == 0
+    with np.load(plain) as before, np.load(in_g) as after, np.load(one) as new:
+        np.testing.assert_allclose(after["signal"], before["signal"] / 9.80665, rtol=1e-5, atol=1e-5)
+        there = after["recordings"][after["recording"]] == "jog_4/sub_3.csv"
+        np.testing.assert_array_equal(new["signal"], after["signal"][there])
+
+
 def test_labels_of_a_column_and_of_segments_agree(tmp_path: Path) -> None:
     label = ["walk"] * 60 + [""] * 20 + ["sit"] * 60 + ["null"] * 60
     rows = [f"{row * 0.02:.2f},{row},{one},anna" for row, one in enumerate(label)]
@@ -122,6 +138,15 @@ def test_labels_of_a_column_and_of_segments_agree(tmp_path: Path) -> None:
         (["--rate", "50", "--window", "1", "--time_unit", "s"], "give their unit with --time_unit"),
         (["--like", "nowhere.npz"], "--like nowhere.npz: a file of windows that tools.cut_windows wrote is needed"),
         (["--rate", "50", "--window", "1", "--signals", "a", "a"], "--signals: a name is given twice"),
+        (
+            ["--rate", "50", "--window", "1", "--scale", "acc_x"],
+            "SIGNAL=FACTOR is needed, such as acc_x=0.101972 (m/s2 to g)",
+        ),
+        (["--rate", "50", "--window", "1", "--scale", "acc_x=0"], "SIGNAL=FACTOR is needed"),
+        (
+            ["--rate", "50", "--window", "1", "--scale", "gyr_*=2"],
+            "--scale gyr_*=2: there is no signal gyr_*; there are acc_x [",
+        ),
     ],
 )
 def test_wrong_input_is_one_line(

@@ -57,6 +57,12 @@ def parser() -> argparse.ArgumentParser:
         help="columns of the signals, in this order; a name with a unit such as 'acc_x [g]' lets units be compared "
         "(default: every column that is nothing else)",
     )
+    add(
+        "--scale",
+        nargs="+",
+        metavar="SIGNAL=FACTOR",
+        help="multiply signals to convert their units, such as 'acc_*=0.101972' from m/s2 to g",
+    )
     add("--time", metavar="COLUMN", help="column of the time stamps (default: time, timestamp or seconds_elapsed)")
     add("--time_unit", choices=["s", "ms", "us", "ns"], help="unit of time stamps that are numbers (default: s)")
     add("--source_rate", type=float, metavar="HZ", help="sampling rate of recordings without time stamps")
@@ -80,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
         "--like",
         type=Path,
         metavar="WINDOWS.npz",
-        help="cut as this file was cut: rate, window, overlap, signals, time",
+        help="cut as this file was cut: rate, window, overlap, signals, scale, time",
     )
     add("--delimiter", help="character between the columns of a CSV file (default: a comma)")
     add("--decimal", help="decimal point in a CSV file (default: a point)")
@@ -111,6 +117,7 @@ def cut_windows(options: argparse.Namespace) -> None:
         ImportError: pyarrow is missing and a recording is no npz.
     """
     from datamodules.signals.recordings import Codes, Counts, PathPattern, Segments, WindowWriter, cut, stored_cutting
+    from tools.cut_windows.scaling import factors_of, scaled
     from tools.cut_windows.summary import check_any, labels_and_people, lines
 
     _check_target(options.target)
@@ -130,14 +137,19 @@ def cut_windows(options: argparse.Namespace) -> None:
         segments.check(list(files))
     like = stored_cutting(options.like) if options.like else {}
     columns = _columns(options, files, like)
+    scale = factors_of(options.scale, like.get("scale", {}), list(columns.signals))
     labels, people, counts = Codes(), Codes(), Counts()
     has_labels = bool(labelled) or bool(pattern and "label" in pattern.fields)
     left_out = frozenset(labels.of(name) for name in options.without)
     cutting = _cutting(options, like, files, columns, has_labels, left_out)
     say("recordings", f"{len(files):,}, {len(columns.signals)} signals: {', '.join(columns.signals)}")
+    if scale:
+        say("scale", ", ".join(f"{name} times {factor:g}" for name, factor in scale.items()))
     with WindowWriter(options.target, list(columns.signals), cutting.samples) as writer:
         for name, path in watched("cut", files.items(), "recordings"):
-            recording = _read(path, name, columns, labels, people, pattern, segments)
+            recording = scaled(
+                _read(path, name, columns, labels, people, pattern, segments), list(columns.signals), scale
+            )
             for part in cut(recording, cutting, counts):
                 writer.add(name, part)
         for line in lines(counts, cutting):
@@ -150,7 +162,12 @@ def cut_windows(options: argparse.Namespace) -> None:
         named = people.names if recording.subject is not None else []
         for line in labels_and_people(writer, labels.names if has_labels else [], named, options.without):
             print(line)
-        settings = {**cutting.plain(), "signals": columns.signals, **{name: getattr(columns, name) for name in STORED}}
+        settings = {
+            **cutting.plain(),
+            "signals": columns.signals,
+            "scale": scale,
+            **{name: getattr(columns, name) for name in STORED},
+        }
         writer.finish(labels.names if has_labels else [], named, settings)
     say("written", f"{options.target}: {counts.windows:,} windows of {cutting.samples} samples at {cutting.rate:g} Hz")
     if has_labels and named:
