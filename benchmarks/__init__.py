@@ -11,6 +11,7 @@ clipseg.py         our CLIPSeg with several prompts per image against transforme
 head_sweep.py      heads trained together against separate runs one after another
 logistic_path.py   our logistic regression over a grid of C against scikit-learn's
 lr_rules.py       rules of the learning-rate finder on simulated (lr_curves.py) and real sweeps
+ternary_inference.py   a ternary network as int8 ONNX against torch, onnxruntime, OpenVINO    (inference_peers.py: the contenders)
 har_folds.py       rules for choosing the epoch, compared on the training people of UCI HAR
 
 Repeats, medians, machine description, tables and JSON are in foundation/measuring.py. Benchmarks are not tests, because results

@@ -1,7 +1,8 @@
-"""The command that writes a ternary run as a packed file, and any run as ONNX: prints the size, reads it back and verifies it.
+"""The command that writes a ternary run as a packed file, any run as ONNX, and any classifier as int8 ONNX, and verifies them.
 
     python -m tools.export RUN_DIR [--ckpt best|last] [--output FILE] [--coding trits|bits2|entropy]
                            [--verify test [--root DIR]] [--onnx FILE [--fp16] [--prompts TEXT ...]] [--weights FILE]
+    python -m tools.export RUN_DIR --int8 FILE [--ckpt best|last] [...]      (tools/export/int8_command.py has the other flags)
 
 The file is written under a temporary name and renamed only after the verification, which docs/export.md describes.
 """
@@ -34,7 +35,8 @@ from networks import (
     write_packed,
 )
 from tools.command_line import FAILED, OK, Parser, run_command, start
-from tools.export.deployed import Deployed, deployed_classifier, deployed_segmenter
+from tools.export import int8_command
+from tools.export.deployed import Deployed, VerificationError, deployed_classifier, deployed_segmenter
 from tools.export.windows import raw_windows
 from tools.run_data import configured_data
 from transforms import normalize
@@ -47,10 +49,6 @@ With int8 activations a value between two levels may be rounded differently, hen
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """Pairs of images: normalised for the trained network, and for the packed network."""
-
-
-class VerificationError(Exception):
-    """The written file does not reproduce the network."""
 
 
 class Comparison(NamedTuple):
@@ -87,7 +85,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser("export", "Write the network of a ternary run as a packed file, or of any run as ONNX.")
+    parser = Parser(
+        "export",
+        "Write the network of a ternary run as a packed file, of any run as ONNX, of a classifier as int8 ONNX.",
+    )
     parser.add_argument("run", metavar="RUN_DIR", type=Path, help="run folder, or a checkpoint in one")
     parser.add_argument(
         "--ckpt", default="best", help="checkpoint: best or last; averaged weights are used if there are any"
@@ -106,11 +107,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--weights", metavar="FILE", help="weights of a head's backbone or of CLIPSeg, if they have moved"
     )
+    int8_command.add_flags(parser)
     return parser
 
 
 def _export(options: argparse.Namespace) -> None:
     _check_flags(options)
+    if options.int8 is not None:
+        int8_command.run(options)
+        return
     # import before anything is written, because an optional package may be missing
     export_onnx: Callable[..., str] | None = import_module("tools.export.onnx").export_onnx if options.onnx else None
     module = load_run(options.run, options.ckpt, options.weights)
@@ -143,8 +148,9 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _check_flags(options: argparse.Namespace) -> None:
-    if options.root is not None and options.verify is None:
-        raise ValueError("--root: only valid with --verify test")
+    int8_command.check_flags(options)
+    if options.root is not None and options.verify is None and options.int8 is None:
+        raise ValueError("--root: only valid with --verify test or --int8 FILE")
     for flag in ("prompts", "fp16"):
         if getattr(options, flag) and options.onnx is None:
             raise ValueError(f"--{flag}: only valid with --onnx FILE")

@@ -26,6 +26,10 @@ from tools.export.windows import RawWindows
 IMAGES = ((2, 3, 75, 107), (1, 3, 64, 64), (3, 3, 33, 130))  # images of a segmenter in the test of the file: B, C, H, W
 
 
+class VerificationError(Exception):
+    """A written file does not reproduce the network."""
+
+
 class Deployed(NamedTuple):
     """What a file computes.
 
