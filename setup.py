@@ -15,6 +15,7 @@ setup(
     },
     package_data={
         f"{PACKAGE}.configs": ["*.yaml", "*/*.yaml", "*/*.txt"],
+        f"{PACKAGE}.networks.integer": ["kernel/*"],
         f"{PACKAGE}.tools.report": ["*.jinja"],
     },
 )

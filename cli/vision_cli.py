@@ -21,7 +21,7 @@ import lightning_modules
 from callbacks.find_callbacks import find_callbacks
 from callbacks.lightning_internals import first_difference
 from callbacks.run_folder import lock_run
-from cli import evaluation, resume
+from cli import evaluation, resume, runtimes
 from cli.callback_checks import check_callbacks, name_cache
 from cli.config_files import check_configs, say_dropped
 from cli.launchers import check_launcher
@@ -331,7 +331,7 @@ class VisionCLI(LightningCLI):
         assert self.run_folder is not None
         target = self._results_folder(datamodule, checkpoint, folder)
         self.run_folder.evaluated = target
-        run = getattr(self.trainer, command)
+        run = runtimes.evaluator(self.trainer, command, self.flags)
         results = run(model, datamodule=datamodule, ckpt_path=str(checkpoint), weights_only=True, verbose=False)
         self._report(command, checkpoint, results, folder, target)
 
@@ -387,7 +387,7 @@ class VisionCLI(LightningCLI):
         """Print the metrics and write them to ``target``, a folder for results of the run in ``folder``."""
         if not self.trainer.is_global_zero:
             return
-        changed = {}
+        changed = runtimes.changed(self.flags)
         if self.flags.command != "fit":
-            changed = evaluation.changed_settings(self.source, self.config_dict(), checkpoint, self.model, LINKED)
+            changed |= evaluation.changed_settings(self.source, self.config_dict(), checkpoint, self.model, LINKED)
         evaluation.report_results(command, checkpoint, results, changed, self.datamodule, folder, target)

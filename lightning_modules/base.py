@@ -203,6 +203,23 @@ class BaseModule(ScheduledModule):
             image = image.contiguous(memory_format=torch.channels_last)
         return cast(Tensor, self.network(image))
 
+    def use_runtime(self, runtime: str) -> None:
+        """Compute the network with another runtime from now on: ``torch`` or ``packed``. It cannot be trained any more.
+
+        Raises:
+            ValueError: There is no such runtime, or it cannot compute this network.
+        """
+        if runtime not in ("torch", "packed"):
+            raise ValueError(f"runtime must be one of torch, packed, got {runtime!r}")
+        if runtime == "packed":
+            self.use_packed_runtime()
+
+    def use_packed_runtime(self) -> None:
+        """Compute the network with integers; only ternary networks can."""
+        raise ValueError(
+            f"runtime packed: it needs the ternary weights of a TernaryClassifier; this is a {type(self).__name__}"
+        )
+
     def training_step(self, batch: Batch, batch_idx: int) -> StepOutput:
         """Compute the training loss of a batch."""
         return self.shared_step(batch, "train")

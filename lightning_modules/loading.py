@@ -6,7 +6,7 @@ import pickle
 import zipfile
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -17,7 +17,12 @@ from lightning_modules.base import BaseModule
 UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError, LookupError, AttributeError)
 
 
-def load_run(run: str | Path, checkpoint: str = "best", weights: str | Path | None = None) -> BaseModule:
+def load_run(
+    run: str | Path,
+    checkpoint: str = "best",
+    weights: str | Path | None = None,
+    runtime: Literal["torch", "packed"] = "torch",
+) -> BaseModule:
     """Load the module of a run from a checkpoint, with the averaged weights if there are any, on the CPU in eval mode.
 
     The class is read from the run's newest configuration, the settings from the checkpoint. No code in the files is executed.
@@ -27,10 +32,12 @@ def load_run(run: str | Path, checkpoint: str = "best", weights: str | Path | No
         checkpoint: ``best``, ``last`` or the name of another file in ``checkpoints``; ignored if ``run`` is a checkpoint.
         weights: File or folder with the frozen weights that no checkpoint holds: the backbone of a cascade head, the towers of
             CLIPSeg. None: where they were in training.
+        runtime: ``packed`` computes a ternary network with integers, on the CPU (docs/export.md, "Integer inference").
 
     Raises:
+        KernelError: The packed runtime cannot be compiled or does not run on this processor.
         ValueError: The folder, the configuration or the checkpoint does not exist, is truncated, or does not fit the others; or
-            ``weights`` is given to a module whose checkpoint holds all of its weights.
+            ``weights`` is given to a module whose checkpoint holds all of its weights; or the runtime does not fit the network.
     """
     path = Path(run)
     if not path.exists():
@@ -48,6 +55,7 @@ def load_run(run: str | Path, checkpoint: str = "best", weights: str | Path | No
         module = cls.load_from_checkpoint(file, map_location="cpu", weights_only=True, **given)
     except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{file}: is not of a {cls.__name__}: {_one_line(error)}") from error
+    module.use_runtime(runtime)
     return module.eval()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from lightning_modules.base import BaseModule, Batch, StageName
 from lightning_modules.distillation import distillation_loss, load_teacher
 from lightning_modules.pretrained import StartsFromWeights, read_weights
-from networks import build_resnet, own_names, ternary_shares, warm_start
+from networks import ResNet, build_resnet, own_names, ternary_shares, warm_start
+from networks.integer import PackedRuntime
 
 LIKE_TEACHER = ("num_classes", "class_names", "in_channels", "image_size", "mean", "std")
 """Settings in which a teacher must equal the run."""
@@ -96,6 +97,18 @@ class TernaryClassifier(StartsFromWeights):
             except ValueError as error:
                 raise ValueError(f"init_from: {error}") from error
         return []
+
+    def use_packed_runtime(self) -> None:
+        """Compute the network with integers on the CPU (networks/integer/); see :meth:`BaseModule.use_runtime`.
+
+        Raises:
+            KernelError: The kernel cannot be compiled, or does not run on this processor.
+        """
+        try:
+            self.network = PackedRuntime.of(cast(ResNet, self.network))
+        except ValueError as error:
+            raise ValueError(f"runtime packed: {error}") from error
+        self.channels_last = False  # the kernel has its own layout
 
     def setup(self, stage: str) -> None:
         """Compute the class weights and load the teacher."""

@@ -3,7 +3,7 @@
     prefix     24 bytes: magic, version, lengths of header and file
     header     JSON: network settings and byte offsets of the layers (networks/packed_header.py)
     floats     float32: scales and biases, with the batch norms folded in; weights of the full-precision layers
-    symbols    -1, 0, 1 in one of three codings (networks/trits.py, networks/entropy.py)
+    symbols    -1, 0, 1 in one of three codings (networks/codings/)
     checksum   16 bytes: truncated SHA-256 of everything before
 
 docs/export.md documents every field, networks/packed_writer.py writes the file. The reader trusts nothing in a file: lengths
@@ -22,7 +22,8 @@ import numpy as np
 import torch
 
 from foundation.project import TOOL
-from networks import entropy, trits
+from networks.codings import entropy, trits
+from networks.codings.trits import FixedCoding, Symbols
 from networks.folding import FoldedLayer, assemble
 from networks.packed_header import (
     HEADER_LIMIT,
@@ -36,7 +37,6 @@ from networks.packed_header import (
 )
 from networks.quantizers import Ternary
 from networks.resnet import ResNet
-from networks.trits import FixedCoding, Symbols
 
 MAGIC = b"LVRPACK\x1a"
 VERSION = 1
@@ -64,6 +64,17 @@ class PackedNetwork(Description):
 
 def read_packed(path: str | Path) -> PackedNetwork:
     """Read a packed file; see `PackedNetwork` for an example. Draws no random numbers.
+
+    Raises:
+        PackedError: The file does not exist, is damaged or is not valid.
+    """
+    description, layers = read_layers(path)
+    network = skeleton(description.architecture, description.num_classes, description.in_channels)
+    return PackedNetwork(**asdict(description), network=assemble(network, layers))
+
+
+def read_layers(path: str | Path) -> tuple[Description, dict[str, FoldedLayer]]:
+    """Read the metadata and the folded layers of a packed file, without a network.
 
     Raises:
         PackedError: The file does not exist, is damaged or is not valid.
@@ -97,7 +108,7 @@ def _file(path: Path) -> bytes:
     return data
 
 
-def _read(data: bytes) -> PackedNetwork:
+def _read(data: bytes) -> tuple[Description, dict[str, FoldedLayer]]:
     start = PREFIX.size + PREFIX.unpack_from(data)[2]
     description, layout = read_header(data[PREFIX.size : start])
     payload = memoryview(data)[start:-CHECKSUM_BYTES]
@@ -107,9 +118,7 @@ def _read(data: bytes) -> PackedNetwork:
         raise PackedError(f"its layers take {layout.float_bytes + low} bytes or more, but {len(payload)} are there")
     symbols = _read_symbols(payload, layout, description.coding)
     int8 = description.activation_bits == 8
-    layers = {place.name: _read_layer(payload, place, symbols, int8) for place in layout.places}
-    network = skeleton(description.architecture, description.num_classes, description.in_channels)
-    return PackedNetwork(**asdict(description), network=assemble(network, layers))
+    return description, {place.name: _read_layer(payload, place, symbols, int8) for place in layout.places}
 
 
 def _symbol_bounds(layout: Layout, counts: list[int]) -> tuple[int, int]:

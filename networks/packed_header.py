@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from networks.codings.trits import packed_bytes
 from networks.folding import plain_layers
 from networks.resnet import Architecture, ResNet, build_resnet
 from networks.ternary import ActivationBits
-from networks.trits import packed_bytes
 
 Coding = Literal["trits", "bits2", "entropy"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from networks import entropy, trits
+from networks.codings import entropy, trits
 from networks.folding import FoldedLayer, folded_layers, plain_layers
 from networks.packed import CHECKSUM_BYTES, MAGIC, PREFIX, VERSION, checksum
 from networks.packed_header import HEADER_LIMIT, Coding, Description, PackedError, header_bytes, lay_out, weight_shapes

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from networks import entropy, trits
-from networks.trits import Symbols
+from networks.codings import entropy, trits
+from networks.codings.trits import Symbols
 
 
 def draw(count: int, shares: Sequence[float] = (0.29, 0.42, 0.29), seed: int = 0) -> Symbols:

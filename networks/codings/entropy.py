@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from networks.trits import Symbols
+from networks.codings.trits import Symbols
 
 LANE_SYMBOLS = 4096
 _BITS = 15
