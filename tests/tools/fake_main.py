@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tools.experiments import __main__ as experiments
 from tools.experiments import jobs as experiment_jobs
 from tools.experiments.__main__ import main
 
@@ -59,6 +60,7 @@ def use_fake_main(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "fake.py").write_text(FAKE)
     monkeypatch.setattr(experiment_jobs, "PROGRAM", (sys.executable, str(folder / "fake.py")))
     monkeypatch.setattr(experiment_jobs, "POLL_S", 0.01)
+    monkeypatch.setattr(experiments, "check_base", lambda *_: None)
     (folder / "overlays").mkdir()
     (folder / "base.yaml").write_text("{}")
     return folder / "base.yaml"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs.killing import ROOT
+from tests.runs.killing import ROOT, TINY
 from tests.tools.fake_main import run, use_fake_main, write
 from tools.experiments import jobs as experiment_jobs
 from tools.experiments.__main__ import main
@@ -175,3 +175,20 @@ def test_experiments_of_the_working_directory_are_found_beside_the_shipped_ones(
         *map(str, (folder / "loader_mine.yaml", folder / "seed_1.yaml")),
         str(ROOT / folder / "seed_2.yaml"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model.lrr", "0.1"], "model.lrr: no such setting, did you mean 'lr'?"),
+        (["--data.batch_size", "many"], "data.batch_size"),
+    ],
+)
+def test_a_mistake_in_what_all_share_ends_the_command(
+    flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["--config", TINY, "--only", "seed_1", "seed_2", "--out", str(out), *flags]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert not out.exists()

@@ -130,9 +130,24 @@ def experiments(options: argparse.Namespace, flags: Sequence[str]) -> int:
             if state_of(job.folder) != "finished":
                 print(job.line())
         return OK
+    if any(state_of(job.folder) == "new" for job in jobs):
+        check_base(options.config, flags)
     out.mkdir(parents=True, exist_ok=True)
     with _locked(out) as lock:
         return _run(out, jobs, options.jobs, lock)
+
+
+def check_base(configs: Sequence[Path], flags: Sequence[str]) -> None:
+    """Parse the configuration and the flags that all experiments share, so that a mistake in them ends one command, not all runs.
+
+    Raises:
+        UsageError: A setting or a value is wrong.
+    """
+    from cli.load_datamodule import DataOnlyCLI
+    from cli.run_flags import split_flags
+
+    words = ["fit", *(word for config in configs for word in ("--config", str(config))), *flags]
+    DataOnlyCLI(split_flags(words), ["main.py", *words]).run()
 
 
 # ---- list ----
