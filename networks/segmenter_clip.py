@@ -241,7 +241,15 @@ class CLIPSegmenter(nn.Module):
             vectors: Vector of each pair's prompt, from `vectors`.
             image_index: Index of each pair's image, (N,) int64.
         """
-        logits: Tensor = self.decoder(image, self.clip.taps(image), vectors, image_index, self.clip.patch)
+        return self.decoded(image, self.features(image), vectors, image_index)
+
+    def features(self, image: Tensor) -> list[Tensor]:
+        """What depends on the images only: the outputs of the tapped layers of the image tower."""
+        return self.clip.taps(image)
+
+    def decoded(self, image: Tensor, features: list[Tensor], vectors: Tensor, image_index: Tensor) -> Tensor:
+        """The rest of `of_vectors`, from the features of the images."""
+        logits: Tensor = self.decoder(image, features, vectors, image_index, self.clip.patch)
         # with patches of 32 pixels the transposed convolutions output another size
         if logits.shape[-2:] != image.shape[-2:]:
             logits = F.interpolate(logits, size=image.shape[-2:], mode="bilinear", align_corners=False)

@@ -98,9 +98,15 @@ class LightSegmenter(nn.Module):
             vectors: Vector of each pair's prompt, from `vectors`.
             image_index: Index of each pair's image, (N,) int64.
         """
-        features = self.encoder(image)
-        if self._channels_last:
-            features = [feature.permute(0, 3, 1, 2) for feature in features]
+        return self.decoded(image, self.features(image), vectors, image_index)
+
+    def features(self, image: Tensor) -> list[Tensor]:
+        """What depends on the images only: the encoder's features, each (B, C', H / stride, W / stride)."""
+        features: list[Tensor] = self.encoder(image)
+        return [feature.permute(0, 3, 1, 2) for feature in features] if self._channels_last else list(features)
+
+    def decoded(self, image: Tensor, features: list[Tensor], vectors: Tensor, image_index: Tensor) -> Tensor:
+        """The rest of `of_vectors`, from the features of the images."""
         logits: Tensor = self.decoder(image, features, vectors, image_index)
         return logits
 

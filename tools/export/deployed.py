@@ -94,9 +94,10 @@ class OfPrompts(nn.Module):
         rows = torch.arange((height + multiple - 1) // multiple * multiple).clamp(max=height - 1)
         columns = torch.arange((width + multiple - 1) // multiple * multiple).clamp(max=width - 1)
         padded = images.index_select(2, rows).index_select(3, columns)
-        index = torch.arange(count).repeat_interleave(len(self.vectors))
-        logits = self.segmenter.of_vectors(padded, self.vectors.repeat(count, 1), index)[..., :height, :width]
-        return logits.reshape(count, len(self.vectors), height, width)
+        features, index = self.segmenter.features(padded), torch.arange(count)
+        # one prompt after another: with pairs as one axis, of B times P, the export of three prompts took minutes
+        found = [self.segmenter.decoded(padded, features, vector.expand(count, -1), index) for vector in self.vectors]
+        return torch.cat(found, dim=1)[..., :height, :width]
 
 
 class _IdentityQuantizer(nn.Module):
