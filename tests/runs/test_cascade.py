@@ -3,6 +3,7 @@
 import csv
 import json
 import signal
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from tests.datamodules.pictures import write_classes
 from tests.runs.killing import ROOT, Kill, forked
 from tests.runs.test_two_processes import TWO, start
 
+EXPORT = all(find_spec(name) for name in ("onnx", "onnxruntime", "onnxscript"))
 CPU = ["--trainer.accelerator", "cpu"]
 BACKBONE = ["--model.backbone", "test_vit", "--model.pretrained", "false", "--model.weights"]
 
@@ -179,3 +181,25 @@ def test_two_processes_extract_what_one_does(cache: Path, pictures: Path, weight
     assert same(cache, tmp_path / "cache")
     writers = {path.name.split("-")[1] for path in (tmp_path / "cache").glob("*.safetensors")}
     assert writers == {"r000", "r001"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not EXPORT, reason="needs the extra `export`")
+def test_int8_of_a_head_on_features_takes_the_images_of_the_extraction(
+    run: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tools.export.__main__ import main as export
+    from tools.export.quantized_weights import read_integers
+
+    path, flags = tmp_path / "head.onnx", ["--method", "minmax", "--max_drop", "30"]
+    assert export([str(run), "--int8", str(path), *flags]) == 2
+    message = (
+        "its data are cached features, but an int8 file is calibrated and verified with images; give the configuration"
+    )
+    assert message in capsys.readouterr().err
+    config = tmp_path / "images.yaml"
+    text = Path("configs/cascade_extract.yaml").read_text()
+    config.write_text(text.replace("image_size: 256", "image_size: 32\n    workers: 0"))
+    assert export([str(run), "--int8", str(path), *flags, "--data", str(config), "--root", str(pictures)]) == 0
+    assert "same class as trained 100.00 %" in capsys.readouterr().out
+    assert len(read_integers(path)) > 10  # the products of a transformer with weights

@@ -1,6 +1,7 @@
-"""Tests report and profile_model on a run of each of the five systems, and the ONNX export of HAR runs in every mode."""
+"""Tests report and profile_model on a run of each of the five systems, and the ONNX and int8 export of HAR runs in every mode."""
 
 import json
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tests.datamodules.pictures import write_classes
 from tests.lightning_modules.random_photos import weights_file, write_cache
 from tests.runs.killing import ROOT, forked
 from tools.export import __main__ as export
+from tools.export.quantized_weights import read_integers
 from tools.profile_model import __main__ as profile_model
 from tools.profile_model.step import measure
 from tools.report import __main__ as report
@@ -111,3 +113,11 @@ def test_onnx_of_a_har_run(mode: str, tmp_path: Path, capsys: pytest.CaptureFixt
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     (port,) = session.get_inputs()
     assert (port.name, port.shape) == ("windows", ["batch", 9, 128])
+
+    assert (
+        export.main([str(folder), "--int8", str(path), "--method", "minmax", "--calibrate", "20", "--max_drop", "50"])
+        == 0
+    )
+    printed = capsys.readouterr().out
+    assert re.search(r"test   fp32 ONNX  \d+\.\d\d % of \d+, same class as trained 100\.00 %", printed)
+    assert len(read_integers(path)) > 5
