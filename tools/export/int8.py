@@ -26,6 +26,11 @@ from tools.export.static_quantization import METHODS, Ends, Method, Source, quan
 
 Logits = Callable[[Tensor], Tensor]
 
+ROUNDED = (
+    "activation_bits 8: fp32 ONNX leaves the network's rounding out, int8 ONNX has scales per tensor in place of "
+    "its scale per image"
+)
+
 
 class Int8Settings(NamedTuple):
     """Settings of an int8 file.
@@ -121,7 +126,7 @@ def export_int8(deployed: Deployed, splits: Splits, path: Path, settings: Int8Se
             integers = read_integers(temporary)
             _check_shapes(deployed, temporary)
         size, before = path.stat().st_size, plain.stat().st_size
-    rounding = ["scales per tensor in place of the network's own rounding with a scale per image"] if rounded else []
+    rounding = [ROUNDED] if rounded else []
     return [
         f"{path}: {size / 1e6:.2f} MB, {before / size:.2f} times smaller than fp32, calibrated by {chosen}",
         *lines,
