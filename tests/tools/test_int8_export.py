@@ -200,6 +200,40 @@ def test_a_file_that_loses_too_much_is_not_kept(tmp_path: Path) -> None:
 
 
 @needs_onnx
+def test_padding_of_integers_gives_the_same_values() -> None:
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    from tools.export.static_quantization import _pad_integers
+
+    values = {"s": np.float32(0.1), "z": np.uint8(3), "p": np.array([0, 2, 0, 1], dtype=np.int64)}
+    graph = helper.make_graph(
+        [
+            helper.make_node("QuantizeLinear", ["x", "s", "z"], ["a"]),
+            helper.make_node("DequantizeLinear", ["a", "s", "z"], ["b"]),
+            helper.make_node("Pad", ["b", "p"], ["c"]),
+            helper.make_node("QuantizeLinear", ["c", "s", "z"], ["d"]),
+            helper.make_node("DequantizeLinear", ["d", "s", "z"], ["y"]),
+        ],
+        "padding",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 6])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in values.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    inputs = {"x": np.array([[-0.3, 0.0, 1.7]], dtype=np.float32)}
+
+    def run() -> Any:
+        return onnxruntime.InferenceSession(model.SerializeToString()).run(None, inputs)[0]
+
+    before = run()
+    _pad_integers(model.graph)
+    assert [node.op_type for node in model.graph.node] == ["QuantizeLinear", "Pad", "DequantizeLinear"]
+    np.testing.assert_allclose(run(), [[0, 0, -0.3, 0, 1.7, 0]], atol=1e-6)
+    assert np.array_equal(run(), before)
+
+
+@needs_onnx
 def test_scores() -> None:
     labels = torch.tensor([0, 1, 2, 2])
     eye = torch.eye(3)

@@ -121,6 +121,7 @@ def quantize(
     finally:
         prepared.unlink(missing_ok=True)
     written = onnx.load(target)
+    _pad_integers(written.graph)
     entries = [entry for entry in written.metadata_props if entry.key in kept]
     del written.metadata_props[:]
     written.metadata_props.extend(entries)
@@ -149,6 +150,30 @@ def _nodes(graph: Any, source: Source, ends: Ends) -> tuple[list[str], dict[str,
     return [node.name for node in chosen], {
         name: onnx.numpy_helper.to_array(tensors[name]) for name in wanted if name in used
     }
+
+
+def _pad_integers(graph: Any) -> None:
+    """Let Pad nodes between equal scales pad the integers themselves, with the zero point.
+
+    onnxruntime pads in float32 there, which took a tenth of the time of a ResNet-20.
+    """
+    tensors = {entry.name: onnx.numpy_helper.to_array(entry) for entry in graph.initializer}
+    made_by = {name: node for node in graph.node for name in node.output}
+    for pad in [node for node in graph.node if node.op_type == "Pad"]:
+        before = made_by.get(pad.input[0])
+        after = [node for node in graph.node if pad.output[0] in node.input]
+        if before is None or before.op_type != "DequantizeLinear" or len(pad.input) > 2:
+            continue
+        if len(after) != 1 or after[0].op_type != "QuantizeLinear":
+            continue
+        if any(tensors[a] != tensors[b] for a, b in zip(before.input[1:], after[0].input[1:], strict=True)):
+            continue
+        pad.input[0] = before.input[0]
+        pad.input.append(before.input[2])
+        pad.output[0] = after[0].output[0]
+        graph.node.remove(after[0])
+        if not any(before.output[0] in node.input for node in graph.node):
+            graph.node.remove(before)
 
 
 def _set_metadata(model: Any, key: str, value: str) -> None:
