@@ -39,7 +39,7 @@ SETTINGS: dict[str, Any] = {"num_classes": 3, "in_channels": 2, "image_size": 8,
 def network(**settings: Any) -> TernaryClassifier:
     """A small network whose batch norms have the statistics of its images, some with a negative factor."""
     torch.manual_seed(0)
-    module = TernaryClassifier(architecture="resnet20", **{**SETTINGS, **settings}).train()
+    module = TernaryClassifier(**{"architecture": "resnet20", **SETTINGS, **settings}).train()
     with torch.no_grad():
         for norm in (one for one in module.modules() if isinstance(one, torch.nn.BatchNorm2d)):
             norm.weight.uniform_(-0.5, 1.5)
@@ -178,13 +178,14 @@ def test_logits_batches_and_metadata(tmp_path: Path) -> None:
     ids=["ttq", "activations", "all_ternary", "twin", "resnet18"],
 )
 def test_every_kind_of_ternary_network(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
-    module, path = network(**{"architecture": "resnet20", **settings}), tmp_path / "net.onnx"
+    module, path = network(**settings), tmp_path / "net.onnx"
     lines = export_int8(deployed_classifier(module), splits_of(module), path, Int8Settings(max_drop=20))
     assert any(line.startswith(f"integers of {message}") for line in lines), lines
     assert any("scales per tensor in place of" in line for line in lines) == ("activation_bits" in settings)
     images = torch.rand(64, 2, 8, 8, generator=torch.Generator().manual_seed(4))
-    same = onnx_logits(path)(images).argmax(1) == module.logits(images).argmax(1)
-    assert same.float().mean() > 0.9
+    # not its classes, which are nearly tied in a network that is not trained; the five cases differed by 0.07 to 0.19
+    expected = module.logits(images)
+    assert (onnx_logits(path)(images) - expected).abs().max() < 0.25 * expected.abs().max()
 
 
 @needs_onnx
@@ -274,15 +275,24 @@ def test_command_on_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 @needs_onnx
 @pytest.mark.slow
-def test_the_same_file_to_the_byte_and_time(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_same_file_to_the_byte_and_its_time(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a C++ compiler, which also makes the test quicker, the compiled side is left out with a line."""
+    from tools.export import int8_timing
+
+    def compiled(network: torch.nn.Module) -> None:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(int8_timing, "compiled", compiled)
     paths = [tmp_path / "one.onnx", tmp_path / "two.onnx"]
     for path, more in zip(paths, ([], ["--time"]), strict=True):
         assert main([str(run), "--int8", str(path), "--calibrate", "40", "--max_drop", "10", *more]) == 0
     assert paths[0].read_bytes() == paths[1].read_bytes()
-    rows = re.findall(r"^\| (1|32) +\| ([\w ]+?) +\| \d+\.\d\d \(", capsys.readouterr().out, re.MULTILINE)
-    assert {row for row in rows if "compiled" not in row[1]} == {
-        (batch, name) for batch in ("1", "32") for name in ("int8 ONNX", "torch eager")
-    }
+    printed = capsys.readouterr().out
+    rows = re.findall(r"^\| (1|32) +\| ([\w ]+?) +\| \d+\.\d\d \(", printed, re.MULTILINE)
+    assert rows == [(batch, name) for batch in ("1", "32") for name in ("int8 ONNX", "torch eager")]
+    assert "torch compiled: not timed, no compiler" in printed
 
 
 @needs_onnx
