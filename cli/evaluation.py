@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from lightning_modules import BaseModule
 log = logging.getLogger(__name__)
 
 NAME = re.compile(r"[\w.+-]{1,80}")
+FIRST = ("loss", "acc", "iou", "dice", "f1", "auroc")
+"""Metrics that are printed before the others."""
 SPLITS = {"validate": "val", "test": "test"}
 # settings that cannot change the metrics of an evaluation
 NO_EFFECT = (
@@ -182,8 +185,7 @@ def report_results(
         target: Folder for the results: ``run``, one of its evaluations, or None to write nothing.
     """
     metrics = {name: value for result in results for name, value in result.items()}
-    listed = "  ".join(f"{name} {value:.6g}" for name, value in metrics.items())
-    log.info(f"{command}  {describe(checkpoint)}\n      {listed}")
+    log.info(f"{command}  {describe(checkpoint)}\n{_listed(metrics)}")
     for name, (was, now) in changed.items():
         log.info(f"      with {name} {now} (the run: {was})")
     if target is None:
@@ -197,6 +199,18 @@ def report_results(
     _write(target, command, {**content, "data": _describe(command, data, target == run), "overrides": changed})
     if target != run:
         log.info(f"      results on {data.place} are in {target}; the run keeps its own")
+
+
+def _listed(metrics: dict[str, float]) -> str:
+    """The metrics as indented lines of text, those that people look for first."""
+    ordered = sorted(
+        metrics, key=lambda name: FIRST.index(name.split("/")[1]) if name.split("/")[1] in FIRST else len(FIRST)
+    )
+    words = [f"{name} {metrics[name]:.6g}".replace(" ", "\N{NO-BREAK SPACE}") for name in ordered]
+    lines = textwrap.wrap(
+        "  ".join(words), 120, initial_indent=" " * 6, subsequent_indent=" " * 6, break_long_words=False
+    )
+    return "\n".join(lines).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def _describe(command: str, data: DataModule, own: bool) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from cli.run_callbacks import run_callbacks
 from cli.run_flags import RunFlags, UsageError
 from cli.setting_hints import LINKED
 from cli.trainer_checks import check_seed, check_trainer, trainer_error
+from datamodules.images.unlabelled import given_images
 from foundation.folder_lock import FolderLock
 from foundation.project import MAIN, ROOT
 
@@ -352,6 +353,10 @@ class VisionCLI(LightningCLI):
         checkpoint, run = self._checkpoint()
         if self.trainer.world_size > 1:
             raise UsageError("predict: works with one process only; give --trainer.devices 1 --trainer.strategy auto")
+        if datamodule.images is not None:
+            given_images(
+                datamodule.images, datamodule.in_channels
+            )  # a wrong path is refused before a folder is announced
         name, of_data = self.flags.values.get("name"), datamodule.images is None
         target = self._results_folder(datamodule, checkpoint, run) if name is not None or of_data else run
         folder, source = evaluation.predictions_folder(run, target, datamodule, name)

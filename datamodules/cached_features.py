@@ -142,6 +142,11 @@ class CachedFeaturesDataModule(DataModule):
         """Standard deviation of each channel used to normalise the images, in units of 0..1."""
         return self.identity.std
 
+    @property
+    def transform_settings(self) -> dict[str, Any]:
+        """Settings of the extraction that changed the backbone's input in evaluation."""
+        return {name: value for name, value in self.identity.transform.items() if not name.startswith("views.")}
+
     # ---- splits ----
 
     def setup(self, stage: str) -> None:

@@ -225,7 +225,8 @@ class MatchedToCheckpoint(LightningDataModule):
 
     def _check_inputs(self, record: TrainedOn, given: frozenset[str]) -> None:
         data: Any = self
-        if not record.datamodule:  # a checkpoint without a record knows only the size
+        # a checkpoint without a record knows only the size; older ones of cached features had no inputs
+        if not record.datamodule or (record.datamodule == "CachedFeaturesDataModule" and not record.inputs):
             record = record._replace(inputs=dict(data.transform_settings))
         trained = {**WHOLE, **record.inputs, "image_size": record.image_size or data.image_size}
         now = {**WHOLE, **data.transform_settings, "image_size": data.image_size}

@@ -15,7 +15,7 @@ from typing import Any
 from features import hash_tensors
 from features.identity import short
 from foundation.hub import hub_or_cache
-from lightning_modules.pretrained import read_weights
+from lightning_modules.pretrained import ONE_SOURCE, read_weights
 from networks.frozen_backbone import FrozenBackbone
 from networks.timm_features import FINAL, Pooling
 from networks.timm_network import Argument
@@ -58,7 +58,7 @@ class BackboneSettings:
 
     def __post_init__(self) -> None:
         if self.pretrained and self.weights is not None:
-            raise ValueError(f"pretrained and weights: only one of them, got {self.pretrained} and {self.weights}")
+            raise ValueError(ONE_SOURCE.format(self.weights))
 
     @property
     def weights_from(self) -> dict[str, str] | None:

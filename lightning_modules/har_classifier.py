@@ -15,7 +15,7 @@ from lightning_modules.base import Batch, StageName, StepOutput
 from lightning_modules.early_exit_classifier import EVALUATION_STAGES, EarlyExitClassifier
 from lightning_modules.frozen_then_trained import FrozenThenTrained
 from lightning_modules.har_weights import backbone_of, downloaded, fill
-from lightning_modules.pretrained import StartsFromWeights, read_weights
+from lightning_modules.pretrained import ONE_SOURCE, StartsFromWeights, read_weights
 from lightning_modules.schedules import ScheduleName
 from metrics import ClassificationSums, GroupSums
 from networks.signal_encoder import SIGNAL_NETWORK, WindowAnswer, WindowNetwork, build_encoder, feature_width
@@ -101,7 +101,7 @@ class HARClassifier(StartsFromWeights, FrozenThenTrained, EarlyExitClassifier):
         **kwargs: Any,
     ) -> None:
         if pretrained and weights is not None:
-            raise ValueError(f"pretrained and weights: only one of them, got {pretrained} and {weights}")
+            raise ValueError(ONE_SOURCE.format(weights))
         if pretrained and not timm.models.is_model_pretrained(architecture.partition(".")[0]):
             raise ValueError(f"pretrained: timm has no weights of {architecture}; set weights to a file")
         if not 0 <= min_loaded <= 1:

@@ -13,7 +13,7 @@ from torch import nn
 
 from foundation.hub import hub_or_cache
 from lightning_modules.base import BaseModule
-from lightning_modules.pretrained import SavedWeights, StartsFromWeights, read_weights
+from lightning_modules.pretrained import ONE_SOURCE, SavedWeights, StartsFromWeights, read_weights
 from networks.timm_network import (
     backbone_modules,
     build_timm_network,
@@ -75,7 +75,7 @@ class ImageClassifier(StartsFromWeights):
         self.pretrained, self.weights, self.min_loaded = pretrained, weights, min_loaded
         self.freeze_part, self.backbone_lr, self.layer_decay = freeze, backbone_lr, layer_decay
         if pretrained and weights is not None:
-            raise ValueError(f"pretrained and weights: only one of them, got {pretrained} and {weights}")
+            raise ValueError(ONE_SOURCE.format(weights))
         if not 0 <= min_loaded <= 1:
             raise ValueError(f"min_loaded: a share of the network, 0 to 1, got {min_loaded}")
         if backbone_lr <= 0:

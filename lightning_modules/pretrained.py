@@ -23,6 +23,7 @@ from lightning_modules.loading import UNREADABLE, named_checkpoint, newest_confi
 log = logging.getLogger(__name__)
 
 # prefixes that wrappers add to parameter names, and words by which trainers name an averaged network
+ONE_SOURCE = "pretrained and weights: only one of them; add --model.pretrained false to start from {}"
 PREFIXES = ("module.", "network.", "_orig_mod.", "model.")
 AVERAGED = re.compile(r"(?<![a-z])(ema|swa)(?![a-z])|teacher|averag|momentum", re.IGNORECASE)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from foundation.slug import slug
 from lightning_modules.base import BaseModule, Batch, StageName, StepOutput
 from lightning_modules.encoder_weights import fill_encoder
+from lightning_modules.pretrained import ONE_SOURCE
 from lightning_modules.segmentation_losses import OverSetting, PixelLoss, RegionLoss, SegmentationLoss
 from lightning_modules.segmentation_module import SegmentationModule
 from networks.segmenter_clip import CLIPSegmenter, DecoderName
@@ -112,7 +113,7 @@ class PromptedSegmenter(SegmentationModule):
         if in_channels not in (None, 3) or feature_width is not None:
             raise ValueError("PromptedSegmenter needs images of 3 channels; take PromptedSegmentationDataModule")
         if pretrained and weights is not None:
-            raise ValueError(f"pretrained and weights: only one of them, got {pretrained} and {weights}")
+            raise ValueError(ONE_SOURCE.format(weights))
         if encoder_lr <= 0:
             raise ValueError(f"encoder_lr: a factor over 0, got {encoder_lr}")
         if side is not None and side < 1:

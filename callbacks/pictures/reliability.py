@@ -157,7 +157,9 @@ def _draw_risk(axes: Axes, found: Evaluation) -> None:
     if found.target is not None:
         allowed = 1 - found.target
         axes.axhline(allowed, color=GREY, linewidth=0.8, linestyle="--")
-        axes.annotate(f"allowed: {allowed:.4g}", (1.01, allowed), fontsize=8, color=GREY, ha="right", va="bottom")
+        axes.annotate(
+            f"allowed: {100 * allowed:.4g} %", (1.01, allowed), fontsize=8, color=GREY, ha="right", va="bottom"
+        )
         top = max(top, 1.3 * allowed)
     if found.threshold is not None:
         at = found.exits.at(found.threshold)
@@ -169,7 +171,7 @@ def _draw_risk(axes: Axes, found: Evaluation) -> None:
         axes.text(0.03, 0.97, text, transform=axes.transAxes, va="top", fontsize=9, color=VERMILION)
     axes.set(xlim=(0, 1.02), ylim=(0, 1.08 * top))
     axes.xaxis.set_major_formatter(SHARE)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1 if top < 0.1 else 0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1 if top < 0.3 else 0))
     _quiet(axes)
 
 

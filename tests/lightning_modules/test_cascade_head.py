@@ -261,7 +261,10 @@ def test_settings_must_match_the_cache(tmp_path: Path, cache: CachedFeaturesData
         ({"exit_threshold": 1.5}, "exit_threshold: a confidence, 0 to 1, or never, got 1.5"),
         ({"hidden": [0]}, "hidden: widths of at least 1"),
         ({"dropout": 1.0}, "dropout: a probability of at least 0 and under 1, got 1.0"),
-        ({"pretrained": True}, "pretrained and weights: only one of them, got True and w.pt"),
+        (
+            {"pretrained": True},
+            "pretrained and weights: only one of them; add --model.pretrained false to start from w.pt",
+        ),
         (
             {"backbone": None, "network_args": {"a": 1}},
             "network_args: require the setting backbone, which is not set, got {'a': 1}",

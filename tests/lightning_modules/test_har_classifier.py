@@ -28,7 +28,10 @@ SETTINGS: dict[str, Any] = {
     "head_seed": 0,
 }
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"pretrained": True, "weights": "a"}, "pretrained and weights: only one of them, got True and a"),
+    (
+        {"pretrained": True, "weights": "a"},
+        "only one of them; add --model.pretrained false to start from a",
+    ),
     ({"pretrained": True, "architecture": "signal_resnet"}, "pretrained: timm has no weights of signal_resnet"),
     ({"unfreeze_epoch": 2}, "unfreeze_epoch: an epoch of at least 1, with freeze: backbone, got 2 with freeze: none"),
     ({"unfreeze_epoch": 0, "freeze": "backbone"}, "unfreeze_epoch: an epoch of at least 1, .* got 0"),

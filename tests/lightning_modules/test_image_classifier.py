@@ -20,7 +20,10 @@ MOBILENET = Path(__file__).resolve().parents[3] / "shared/data/weights/mobilenet
 SETTINGS: dict[str, Any] = {"num_classes": 5, "in_channels": 3, "image_size": 64, "architecture": "test_resnet"}
 DIGITS: dict[str, Any] = {"num_classes": 10, "in_channels": 1, "image_size": 8, "architecture": "test_resnet"}
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"pretrained": True, "weights": "a"}, "pretrained and weights: only one of them, got True and a"),
+    (
+        {"pretrained": True, "weights": "a"},
+        "only one of them; add --model.pretrained false to start from a",
+    ),
     ({"min_loaded": 1.5}, "min_loaded: a share of the network, 0 to 1, got 1.5"),
     ({"backbone_lr": 0.0}, r"backbone_lr: a factor over 0 \(for 0 there is freeze: backbone\), got 0.0"),
     ({"layer_decay": 0.0}, "layer_decay: a factor over 0, at most 1, got 0.0"),

@@ -105,6 +105,10 @@ class Stage:
     def flops(self, images: Tensor) -> float:
         """Count the floating-point operations per image in convolutions and matrix products; a multiply-add counts as two."""
         prepared = self.prepared(images[:1])
+        with torch.no_grad():
+            self.module(
+                prepared
+            )  # a head on cached features builds its backbone in the first call, which is not counted
         # the counter does not know the fused attention kernels; the MATH backend is two matrix products, which it counts
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             self.module(prepared)
