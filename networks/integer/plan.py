@@ -4,7 +4,7 @@
                                                            quantise x -> ternary conv1 -> quantise -> ternary conv2 + shortcut
           -> pool -> quantise -> ternary classifier -> output          (pad_float -> float for a layer in full precision)
 
-Float activations are in NHWC order in four slots: 0 and 1 alternate between blocks, 2 and 3 hold intermediate results. Before an
+Float activations are in NHWC order in slots: 0 image or logits, 1 inside a block or pooled, 2 + s the output of stage s. Before an
 integer layer they are rounded to bytes with a step of their own for each image. The residual is added to unrounded floats.
 """
 
@@ -54,7 +54,7 @@ NUMBERS = (
     "levels",
     "signed",
     "scales",
-    "new_stage",
+    "stage",
     "width",
 )
 ARRAYS = ("symbols", "weight", "scale", "negative", "bias", "offset", "negative_offset")
@@ -94,8 +94,8 @@ class Step:
     signed: int = 0
     """QUANTISE: 1 if values may be negative; the zero point is 128 then."""
     scales: int = 0
-    new_stage: int = 0
-    """Whether a stage of another image size starts; its group of images has its own size."""
+    stage: int = 0
+    """Stage of the network; each is computed for groups of images of its own size."""
     width: int = 0
     """SHORTCUT: channels to copy. OUTPUT: number of classes."""
     arrays: dict[str, npt.NDArray[np.generic]] = field(default_factory=dict)
@@ -115,28 +115,26 @@ def build_plan(network: ResNet, layers: Mapping[str, FoldedLayer]) -> list[Step]
     """
     plan = _Plan(layers)
     first = cast(nn.Conv2d, network.stem.conv)
-    plan.add(Step(kind=Kind.INPUT, out=3, cin=first.in_channels, cout=first.in_channels))
-    plan.layer("stem.conv", first, 3, 0, relu=True, signed=True)
-    here = 0
+    plan.add(Step(kind=Kind.INPUT, cin=first.in_channels, cout=first.in_channels))
+    plan.layer("stem.conv", first, 0, 2, relu=True, signed=True)
     for number, stage in enumerate(network.stages):
         for index, block in enumerate(cast(nn.Sequential, stage)):
-            plan.new_stage = number > 0 and index == 0
-            here = _add_block(plan, f"stages.{number}.{index}", cast(BasicBlock, block), here)
-    plan.add(Step(kind=Kind.POOL, inp=here, out=2, cin=plan.channels[here], cout=plan.channels[here]))
-    plan.layer("classifier", network.classifier, 2, 3)
-    plan.add(Step(kind=Kind.OUTPUT, inp=3, out=3, cout=plan.channels[3], width=network.classifier.out_features))
+            plan.stage = number
+            _add_block(plan, f"stages.{number}.{index}", cast(BasicBlock, block), number + 2 - (number > 0 and index == 0))
+    here = plan.stage + 2
+    plan.add(Step(kind=Kind.POOL, inp=here, out=1, cin=plan.channels[here], cout=plan.channels[here]))
+    plan.layer("classifier", network.classifier, 1, 0)
+    plan.add(Step(kind=Kind.OUTPUT, cout=plan.channels[0], width=network.classifier.out_features))
     return plan.steps
 
 
-def _add_block(plan: "_Plan", name: str, block: BasicBlock, here: int) -> int:
-    """Add the steps of a block whose input is in slot `here`; returns the slot of its output."""
-    there = here
+def _add_block(plan: "_Plan", name: str, block: BasicBlock, here: int) -> None:
+    """Add the steps of a block whose input is in slot `here`; its output is in the slot of the stage."""
+    there = plan.stage + 2
     if isinstance(block.shortcut, nn.Sequential):
-        there = 1 - here
         plan.layer(f"{name}.shortcut.conv", cast(nn.Conv2d, block.shortcut.conv), here, there, border=1)
     elif isinstance(block.shortcut, PaddingShortcut):
-        there, new = 1 - here, block.shortcut.new_channels
-        wide = _up(block.conv2.out_channels)
+        new, wide = block.shortcut.new_channels, _up(block.conv2.out_channels)
         plan.add(
             Step(
                 kind=Kind.SHORTCUT,
@@ -149,9 +147,8 @@ def _add_block(plan: "_Plan", name: str, block: BasicBlock, here: int) -> int:
                 width=block.conv1.in_channels,
             )
         )
-    plan.layer(f"{name}.conv1", block.conv1, here, 2, relu=True)
-    plan.layer(f"{name}.conv2", block.conv2, 2, there, relu=True, residual=there)
-    return there
+    plan.layer(f"{name}.conv1", block.conv1, here, 1, relu=True)
+    plan.layer(f"{name}.conv2", block.conv2, 1, there, relu=True, residual=there)
 
 
 class _Plan:
@@ -160,12 +157,13 @@ class _Plan:
     def __init__(self, layers: Mapping[str, FoldedLayer]) -> None:
         self.layers = layers
         self.steps: list[Step] = []
-        self.channels, self.writer = [0] * 4, [0] * 4
+        self.channels: dict[int, int] = {}
+        self.writer: dict[int, int] = {}
         self.quantised: tuple[int, ...] = ()
-        self.new_stage = False
+        self.stage = 0
 
     def add(self, step: Step) -> None:
-        step.new_stage, self.new_stage = int(self.new_stage), False
+        step.stage = self.stage
         if step.kind not in (Kind.QUANTISE, Kind.PAD_FLOAT):
             self.channels[step.out], self.writer[step.out] = step.cout, len(self.steps)
         self.steps.append(step)

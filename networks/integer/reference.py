@@ -5,7 +5,8 @@
     y = s * (scale * (m / levels)) + bias  [+ residual]  [relu]
 
 With two scales (ttq): y = s(+1) * (positive * unit) - s(-1) * (negative * unit) + bias, where s(+1) and s(-1) add up q over the
-symbols +1 and -1. Layers in full precision add up products from the first pixel and channel of the window to the last, in float32.
+symbols +1 and -1. Layers in full precision add up products from the first pixel and channel of the window to the last, in float32, with fused
+multiply-adds.
 """
 
 from collections.abc import Mapping
@@ -92,5 +93,17 @@ def _float_layer(weight: Tensor, x: Tensor, stride: int) -> Tensor:
             columns = slice(kx, kx + (width - 1) * stride + 1, stride)
             for channel in range(x.shape[1]):
                 column = weight[:, channel, ky, kx].view(1, -1, 1, 1)
-                total = total + x[:, channel : channel + 1, rows, columns] * column
+                total = _multiply_add(x[:, channel : channel + 1, rows, columns], column, total)
     return total
+
+
+def _multiply_add(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """a * b + c rounded once to float32 (a fused multiply-add): the float64 sum is rounded to odd first, so that it decides no tie."""
+    product = a.double() * b.double()  # exact
+    total = product + c.double()
+    back = total - product
+    lost = (product - (total - back)) + (c.double() - back)  # exact: what the rounding of `total` has lost
+    bits = total.view(torch.int64)
+    away = (lost > 0) == (total > 0)
+    odd = torch.where((lost != 0) & (bits & 1 == 0), torch.where(away, bits + 1, bits - 1), bits)
+    return odd.view(torch.float64).float()

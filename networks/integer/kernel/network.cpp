@@ -36,7 +36,7 @@ namespace vnni {
 }
 #pragma GCC pop_options
 #pragma GCC push_options
-#pragma GCC target("avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,amx-tile,amx-int8,prefer-vector-width=512")
+#pragma GCC target("avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,amx-tile,amx-int8,prefer-vector-width=512")
 namespace amx {
 #include "amx.inc"
 }
@@ -66,7 +66,7 @@ static bool has(int path) {
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
     if (path == VNNI) return vnni;
-    if (path == AMX) return vnni && has_amx();
+    if (path == AMX) return vnni && __builtin_cpu_supports("avx512vbmi") && has_amx();
 #endif
     return false;
 }
@@ -78,12 +78,13 @@ static const RunStep RUN_STEP[] = {
 #endif
 };
 
-static const int CHUNK = 64;                     // most images that a team holds at once
+static const int MOST_IMAGES = 32;               // of a group
 static const size_t GROUP_BYTES = 1 << 20;       // activations of a group of images, to stay in the second-level cache
 
 // Shapes of the input and output of each step.
 static void shapes(const Network& net, int h, int w, std::vector<Shape>& in, std::vector<Shape>& out) {
-    Shape slots[4] = {}, quantised = {}, padded = {};
+    std::vector<Shape> slots(net.slots());
+    Shape quantised = {}, padded = {};
     for (const Step& s : net.steps) {
         Shape from = s.kind == INPUT ? Shape{h, w, s.cin} : s.kind == TERNARY ? quantised : s.kind == FLOAT ? padded : slots[s.in];
         Shape to = {from.h, from.w, s.cout};
@@ -102,48 +103,61 @@ static void shapes(const Network& net, int h, int w, std::vector<Shape>& in, std
     }
 }
 
-// Images of the group in which the stage that starts at a step is computed.
-static int group_size(const Network& net, const std::vector<Shape>& out, size_t first, int chunk) {
-    size_t most = 1;
-    for (size_t i = first; i < net.steps.size() && (i == first || !net.steps[i].new_stage); i++)
-        most = out[i].size() > most ? out[i].size() : most;
-    const size_t images = GROUP_BYTES / (9 * most);
-    return images < 1 ? 1 : images > size_t(chunk) ? chunk : int(images);
+// Images of the groups in which the stages are computed: powers of 2, more from stage to stage as the activations shrink.
+static std::vector<int> group_sizes(const Network& net, const std::vector<Shape>& out, int images) {
+    std::vector<size_t> most(net.stages(), 1);
+    for (size_t i = 0; i < net.steps.size(); i++) {
+        size_t& size = most[net.steps[i].stage];
+        size = out[i].size() > size ? out[i].size() : size;
+    }
+    std::vector<int> groups;
+    for (size_t size : most) {
+        int group = groups.empty() ? 1 : groups.back();
+        while (2 * group <= MOST_IMAGES && 9 * size * 2 * group <= GROUP_BYTES) group *= 2;
+        groups.push_back(group < images ? group : images);
+    }
+    return groups;
 }
 
-static void reserve(Work& work, const Network& net, const std::vector<Shape>& out, const std::vector<int>& groups, int chunk,
-                    int threads) {
+static void reserve(Work& work, const Network& net, const std::vector<Shape>& out, const std::vector<int>& groups, int threads) {
+    const int chunk = groups.back();
+    while (work.slots.size() < net.slots()) work.slots.emplace_back(new Buffer<float>);
     while (work.scratch.size() < size_t(threads)) work.scratch.emplace_back(new Scratch);
     work.largest.need(net.steps.size() * chunk), work.unit.need(chunk), work.broken.need(chunk);
-    int group = 1;
     for (size_t i = 0; i < net.steps.size(); i++) {
         const Step& s = net.steps[i];
-        group = i == 0 || s.new_stage ? groups[i] : group;
+        const int group = groups[s.stage], next = groups[size_t(s.stage) + 1 < groups.size() ? s.stage + 1 : s.stage];
         if (s.kind == QUANTISE) work.quantised.need(out[i].size() * group);
         else if (s.kind == PAD_FLOAT) work.padded.need(out[i].size() * group);
-        else if (s.kind != OUTPUT) work.slots[s.out].need(out[i].size() * (s.out < 2 ? chunk : group));
+        else if (s.kind != OUTPUT) work.slots[s.out]->need(out[i].size() * (s.out < 2 ? group : next));
         if (s.kind != TERNARY) continue;
         const size_t rows = (size_t(s.kernel) * s.cin + 3) / 4, area = size_t(out[i].h) * out[i].w;
-        work.panel.need((area * group + 64) * ((rows * s.kernel + 15) / 16 * 64));
+        work.panel.need((area * group + 128) * ((rows * s.kernel + 15) / 16 * 64));
         for (auto& scratch : work.scratch) {
-            scratch->weights.need(2 * s.kernel * ((rows + 15) / 16 * 16 + 16) * 64);
-            scratch->linear.need((s.kernel * rows + 16) * 64);
-            scratch->sums.need(32 * 32);
+            scratch->weights.need(2 * s.kernel * ((rows + 15) / 16 * 16 + 16) * 64 + 18432);
+            scratch->linear.need((s.kernel * rows + 16) * 64);  // also holds a window
+            scratch->sums.need(128 * 32);
         }
     }
 }
 
-static void run_chunk(const Network& net, RunStep run, Task task, const std::vector<int>& groups) {
+// A stage for a group of images, after the stages before it for the smaller groups in it: what a stage leaves stays in the cache.
+static void run_stage(const Network& net, RunStep run, const Task& task, const std::vector<int>& groups, int stage) {
+    for (int first = 0; stage > 0 && first < task.count; first += groups[stage - 1]) {
+        Task part = task;
+        part.parent = task.first, part.first = task.first + first;
+        part.count = task.count - first < groups[stage - 1] ? task.count - first : groups[stage - 1];
+        run_stage(net, run, part, groups, stage - 1);
+    }
+    for (size_t i = 0; i < net.steps.size(); i++)
+        if (net.steps[i].stage == stage) run(task, int(i));
+}
+
+static void run_chunk(const Network& net, RunStep run, const Task& task, const std::vector<int>& groups) {
     for (size_t i = task.thread; i < net.steps.size(); i += task.threads)
         std::memset(task.work->largest.data + i * task.chunk, 0, task.chunk * sizeof(float));
     if (task.threads > 1) barrier();
-    for (size_t begin = 0, end; begin < net.steps.size(); begin = end) {
-        for (end = begin + 1; end < net.steps.size() && !net.steps[end].new_stage;) end++;
-        for (task.first = 0; task.first < task.chunk; task.first += groups[begin]) {
-            task.count = task.chunk - task.first < groups[begin] ? task.chunk - task.first : groups[begin];
-            for (size_t i = begin; i < end; i++) run(task, int(i));
-        }
-    }
+    run_stage(net, run, task, groups, net.stages() - 1);
 }
 
 extern "C" {
@@ -166,24 +180,22 @@ int lvr_run(Network* net, const float* images, int count, int h, int w, float* l
         std::vector<Shape> in, out;
         shapes(*net, h, w, in, out);
         const bool apart = count >= threads;
-        const int teams = apart ? threads : 1, most = (count + teams - 1) / teams, chunk = most < CHUNK ? most : CHUNK;
-        std::vector<int> groups(net->steps.size(), 1);
-        for (size_t i = 0; i < groups.size(); i++)
-            if (i == 0 || net->steps[i].new_stage) groups[i] = group_size(*net, out, i, chunk);
+        const int teams = apart ? threads : 1;
+        const std::vector<int> groups = group_sizes(*net, out, (count + teams - 1) / teams);
         while (net->works.size() < size_t(teams)) net->works.emplace_back(new Work);
-        for (int i = 0; i < teams; i++) reserve(*net->works[i], *net, out, groups, chunk, apart ? 1 : threads);
+        for (int i = 0; i < teams; i++) reserve(*net->works[i], *net, out, groups, apart ? 1 : threads);
 #pragma omp parallel num_threads(threads)
         {
             const int thread = omp_get_thread_num(), all = omp_get_num_threads();
             const int begin = apart ? int(int64_t(count) * thread / all) : 0;
             const int end = apart ? int(int64_t(count) * (thread + 1) / all) : count;
             Task task{net->steps.data(), in.data(), out.data(), images, logits, net->works[apart ? thread : 0].get(),
-                      0, 0, 0, 0, apart ? 0 : thread, apart ? 1 : all};
+                      0, 0, 0, 0, 0, apart ? 0 : thread, apart ? 1 : all};
 #ifdef LVR_X86
             if (path == AMX) amx::begin();
 #endif
-            for (int first = begin; first < end; first += chunk) {
-                task.origin = first, task.chunk = end - first < chunk ? end - first : chunk;
+            for (int first = begin; first < end; first += groups.back()) {
+                task.origin = first, task.chunk = task.count = end - first < groups.back() ? end - first : groups.back();
                 run_chunk(*net, RUN_STEP[path], task, groups);
             }
 #ifdef LVR_X86

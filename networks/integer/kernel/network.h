@@ -11,7 +11,7 @@ enum Kind { INPUT, QUANTISE, TERNARY, PAD_FLOAT, FLOAT, SHORTCUT, POOL, OUTPUT }
 
 // One step, with the fields in the order of `Step` in networks/integer/plan.py. Channels are pitches: multiples of 16 but for images.
 struct Step {
-    int32_t kind, source, in, out, residual, cin, cout, kernel, stride, pad, relu, levels, is_signed, scales, new_stage, width;
+    int32_t kind, source, in, out, residual, cin, cout, kernel, stride, pad, relu, levels, is_signed, scales, stage, width;
     const uint8_t* symbols;    // 2 bits a weight, see `pack_symbols` in networks/integer/plan.py
     const float* weight;       // of a float layer, (kernel * kernel * cin, cout)
     const float *scale, *negative, *bias;       // (cout); negative only with two scales
@@ -51,7 +51,8 @@ struct Scratch {
 
 // Working memory of a team of threads that compute the same images.
 struct Work {
-    Buffer<float> slots[4], padded;
+    std::vector<std::unique_ptr<Buffer<float>>> slots;
+    Buffer<float> padded;
     Buffer<uint8_t> quantised, panel;
     Buffer<float> largest, unit;   // (steps, images): largest activation; (images): its step in the quantised input
     Buffer<int32_t> broken;        // (images): 1 if an image holds a value that is not finite
@@ -62,6 +63,8 @@ struct Network {
     std::vector<Step> steps;
     std::vector<std::unique_ptr<Work>> works;
     std::mutex lock;
+    int stages() const { return steps.back().stage + 1; }
+    size_t slots() const { return 2 + stages(); }
 };
 
 // What a step works on: images first .. first + count of the chunk; `total` are in the whole call.
@@ -73,6 +76,7 @@ struct Task {
     Work* work;
     int chunk, origin;          // images in the chunk, index of its first one in the call
     int first, count;           // group of images within the chunk
+    int parent;                 // first image of the group of the next stage, which contains this group
     int thread, threads;        // of the team
 };
 
