@@ -120,7 +120,9 @@ def build_plan(network: ResNet, layers: Mapping[str, FoldedLayer]) -> list[Step]
     for number, stage in enumerate(network.stages):
         for index, block in enumerate(cast(nn.Sequential, stage)):
             plan.stage = number
-            _add_block(plan, f"stages.{number}.{index}", cast(BasicBlock, block), number + 2 - (number > 0 and index == 0))
+            _add_block(
+                plan, f"stages.{number}.{index}", cast(BasicBlock, block), number + 2 - (number > 0 and index == 0)
+            )
     here = plan.stage + 2
     plan.add(Step(kind=Kind.POOL, inp=here, out=1, cin=plan.channels[here], cout=plan.channels[here]))
     plan.layer("classifier", network.classifier, 1, 0)

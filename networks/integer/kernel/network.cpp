@@ -24,19 +24,19 @@ namespace portable {
 
 #ifdef LVR_X86
 #pragma GCC push_options
-#pragma GCC target("avx2")
+#pragma GCC target("avx2,fma")
 namespace avx2 {
 #include "avx2.inc"
 }
 #pragma GCC pop_options
 #pragma GCC push_options
-#pragma GCC target("avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,prefer-vector-width=512")
+#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,prefer-vector-width=512")
 namespace vnni {
 #include "vnni.inc"
 }
 #pragma GCC pop_options
 #pragma GCC push_options
-#pragma GCC target("avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,amx-tile,amx-int8,prefer-vector-width=512")
+#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,amx-tile,amx-int8,prefer-vector-width=512")
 namespace amx {
 #include "amx.inc"
 }
@@ -61,8 +61,9 @@ static bool has(int path) {
     if (path == PORTABLE) return true;
 #ifdef LVR_X86
     __builtin_cpu_init();
-    if (path == AVX2) return __builtin_cpu_supports("avx2");
-    const bool vnni = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("avx512f") &&
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (path == AVX2) return avx2;
+    const bool vnni = avx2 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
     if (path == VNNI) return vnni;
