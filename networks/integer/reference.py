@@ -5,8 +5,8 @@
     y = s * (scale * (m / levels)) + bias  [+ residual]  [relu]
 
 With two scales (ttq): y = s(+1) * (positive * unit) - s(-1) * (negative * unit) + bias, where s(+1) and s(-1) add up q over the
-symbols +1 and -1. Layers in full precision add up products from the first pixel and channel of the window to the last, in float32, with fused
-multiply-adds.
+symbols +1 and -1: two products. Layers in full precision add up products from the first pixel and channel of the window to the
+last, in float32, with fused multiply-adds.
 """
 
 from collections.abc import Mapping
@@ -98,7 +98,7 @@ def _float_layer(weight: Tensor, x: Tensor, stride: int) -> Tensor:
 
 
 def _multiply_add(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """a * b + c rounded once to float32 (a fused multiply-add): the float64 sum is rounded to odd first, so that it decides no tie."""
+    """The fused multiply-add a * b + c, rounded once to float32: the float64 sum is rounded to odd first, so it decides no tie."""
     product = a.double() * b.double()  # exact
     total = product + c.double()
     back = total - product

@@ -3,14 +3,14 @@
 import ctypes
 from collections.abc import Mapping
 from pathlib import Path as FilePath
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from networks.folding import FoldedLayer, folded_layers
 from networks.integer.build import PATHS, KernelError, Path, choose_path, kernel
-from networks.integer.plan import build_plan
+from networks.integer.plan import Step, build_plan
 from networks.packed import read_layers
 from networks.packed_header import PackedError, skeleton
 from networks.quantizers import Ternary
@@ -104,7 +104,7 @@ class PackedRuntime(nn.Module):
         images = images.detach().to(torch.float32).contiguous()
         logits = torch.empty(count, self.num_classes)
         if count:
-            handle = self._handle.get(self.steps)
+            handle = self._handle.get(self.steps, self.path)
             threads, path = torch.get_num_threads(), PATHS.index(self.path)
             arguments = (count, height, width, logits.data_ptr(), threads, path)
             if kernel().lvr_run(handle, images.data_ptr(), *arguments):
@@ -122,8 +122,9 @@ class _Handle:
     def __init__(self) -> None:
         self._pointer: int | None = None
 
-    def get(self, steps: list[Any]) -> int:
+    def get(self, steps: list[Step], path: Path) -> int:
         if self._pointer is None:
+            choose_path(path)  # in another process or on another machine; also asks the system for the tiles of AMX
             library = kernel()
             pointer = library.lvr_new()
             if not pointer:

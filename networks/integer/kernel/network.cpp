@@ -1,7 +1,8 @@
 // Inference of ternary networks with integer products on a CPU: C interface, division of the work, and the four paths.
 //
-// Weights stay packed, 2 bits each; 32 output channels at a time are decoded to int8 into a block that stays in the cache. Activations
-// are bytes, products are summed in int32. networks/integer/runtime.py calls this file, networks/integer/reference.py defines its results.
+// Weights stay packed, 2 bits each; 32 output channels at a time are decoded to int8 into a block that stays in the cache.
+// Activations are bytes, products are summed in int32. networks/integer/runtime.py calls this file, and
+// networks/integer/reference.py defines its results.
 #include "network.h"
 
 #include <omp.h>
@@ -173,8 +174,8 @@ void lvr_free(Network* net) { delete net; }
 
 void lvr_add(Network* net, const Step* step) { net->steps.push_back(*step); }
 
-// images (count, C, h, w) -> logits (count, K); 0, or 1 if there is not enough memory. An image is computed by one thread if there are
-// as many images as threads, and by all threads otherwise.
+// images (count, C, h, w) -> logits (count, K); 0, or 1 if there is not enough memory. An image is computed by one thread if there
+// are as many images as threads, and by all threads otherwise.
 int lvr_run(Network* net, const float* images, int count, int h, int w, float* logits, int threads, int path) {
     std::lock_guard<std::mutex> guard(net->lock);
     try {

@@ -9,7 +9,8 @@
 
 enum Kind { INPUT, QUANTISE, TERNARY, PAD_FLOAT, FLOAT, SHORTCUT, POOL, OUTPUT };
 
-// One step, with the fields in the order of `Step` in networks/integer/plan.py. Channels are pitches: multiples of 16 but for images.
+// One step, with the fields in the order of `CStep` in networks/integer/plan.py. Channels are pitches: multiples of 16, but not of
+// images.
 struct Step {
     int32_t kind, source, in, out, residual, cin, cout, kernel, stride, pad, relu, levels, is_signed, scales, stage, width;
     const uint8_t* symbols;    // 2 bits a weight, see `pack_symbols` in networks/integer/plan.py
