@@ -26,7 +26,7 @@ FLAGS: dict[str, tuple[tuple[str, ...], bool, str]] = {
     "--run": (COMMANDS[1:], True, "folder of the run whose configuration and checkpoint are used"),
     "--ckpt": (COMMANDS[1:], True, "best (default), last, or the path of a checkpoint"),
     "--name": (COMMANDS[1:], True, "write the results to RUN_DIR/evaluations/NAME, such as those of other data"),
-    "--runtime": (COMMANDS[1:3], True, "torch (default), or packed: ternary weights and integers, on the CPU"),
+    "--runtime": (COMMANDS[1:3], True, "torch (default), or packed: ternary weights and integers, on CPU or CUDA"),
     "--cache": (("predict",), True, "folder of the feature cache that FeatureWriter writes"),
 }
 

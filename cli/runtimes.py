@@ -23,8 +23,11 @@ def evaluator(trainer: Trainer, command: str, flags: RunFlags) -> Callable[..., 
     if runtime not in RUNTIMES:
         raise UsageError(f"--runtime {runtime}: must be one of {', '.join(RUNTIMES)}")
     if runtime != "torch":
-        if trainer.strategy.root_device.type != "cpu":
-            raise UsageError(f"--runtime {runtime}: computes on the CPU only; give --trainer.accelerator cpu")
+        device = trainer.strategy.root_device
+        if device.type not in ("cpu", "cuda"):
+            raise UsageError(
+                f"--runtime {runtime}: computes on a CPU or a CUDA GPU, not on {device.type}; give --trainer.accelerator cpu"
+            )
         trainer.callbacks.append(_UseRuntime(runtime))  # type: ignore[attr-defined]
     method: Callable[..., Any] = getattr(trainer, command)
     return method

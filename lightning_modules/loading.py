@@ -32,7 +32,8 @@ def load_run(
         checkpoint: ``best``, ``last`` or the name of another file in ``checkpoints``; ignored if ``run`` is a checkpoint.
         weights: File or folder with the frozen weights that no checkpoint holds: the backbone of a cascade head, the towers of
             CLIPSeg. None: where they were in training.
-        runtime: ``packed`` computes a ternary network with integers, on the CPU (docs/export.md, "Integer inference").
+        runtime: ``packed`` computes a ternary network with integers, on the CPU (docs/export.md, "Integer inference"); for a GPU
+            load with ``torch``, move the module and call ``use_runtime("packed")``.
 
     Raises:
         KernelError: The packed runtime cannot be compiled or does not run on this processor.

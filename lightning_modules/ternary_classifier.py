@@ -12,7 +12,7 @@ from lightning_modules.base import BaseModule, Batch, StageName
 from lightning_modules.distillation import distillation_loss, load_teacher
 from lightning_modules.pretrained import StartsFromWeights, read_weights
 from networks import ResNet, build_resnet, own_names, ternary_shares, warm_start
-from networks.integer import PackedRuntime
+from networks.integer import PackedGpuRuntime, PackedRuntime
 
 LIKE_TEACHER = ("num_classes", "class_names", "in_channels", "image_size", "mean", "std")
 """Settings in which a teacher must equal the run."""
@@ -99,13 +99,16 @@ class TernaryClassifier(StartsFromWeights):
         return []
 
     def use_packed_runtime(self) -> None:
-        """Compute the network with integers on the CPU (networks/integer/); see :meth:`BaseModule.use_runtime`.
+        """Compute the network with integers (networks/integer/), on the CPU or on the GPU where the module is.
 
         Raises:
-            KernelError: The kernel cannot be compiled, or does not run on this processor.
+            KernelError: The kernel cannot be compiled, or does not run on this device.
         """
         try:
-            self.network = PackedRuntime.of(cast(ResNet, self.network))
+            if self.device.type == "cuda":
+                self.network = PackedGpuRuntime.of(cast(ResNet, self.network)).to(self.device)
+            else:
+                self.network = PackedRuntime.of(cast(ResNet, self.network))
         except ValueError as error:
             raise ValueError(f"runtime packed: {error}") from error
         self.channels_last = False  # the kernel has its own layout

@@ -14,7 +14,8 @@ quantizers.py  ternary quantisation rules: twn, ttq, absmean, learned_threshold
 folding.py     folds batch norms into the layers before them: `fold`
 packed.py      reads a trained ternary network from a small file: `read_packed`; packed_writer.py writes it:
                `write_packed`; packed_header.py and codings/: header and codings of that file
-integer/       computes a ternary network with integers on a CPU: `PackedRuntime`. Not imported here, it compiles C++ on first use
+integer/       computes a ternary network with integers: `PackedRuntime` on a CPU, `PackedGpuRuntime` on CUDA. Not imported
+               here, as they compile kernels on first use
 segmenter_light.py, segmenter_clip.py  prompted segmenters with a timm encoder and with CLIPSeg: `LightSegmenter`,
                `CLIPSegmenter`; segmenter_parts.py: their interface and decoder; segmenter_text.py: text encoder without
                CLIP; segmenter_clip_weights.py: loads CLIPSeg with transformers; tiling.py: segments large images in tiles.
