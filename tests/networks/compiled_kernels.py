@@ -1,55 +1,61 @@
 """Compiles the Triton kernels without a GPU, for a process of its own: `python -m tests.networks.compiled_kernels 80 90 [--all]`.
 
-The launches are those that the layers make: the kernels are replaced by recorders of their arguments. Prints one JSON line for each
+The launches are those that the layers make, with all that Triton derives from their arguments. Prints one JSON line for each
 kernel: its name, the capability, and the instructions of interest in its PTX.
 """
 
+import functools
 import json
 import re
 import sys
 from typing import Any
 
 import torch
-import triton
-from torch import Tensor
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.runtime.driver import driver
 
 from benchmarks.ternary_gpu_checks import CASES, Case, make_input, make_layer
 from networks.integer.gpu import layers
 from networks.integer.gpu.layers import Activation, FloatLayer, PackedLayer, Residual, pool, quantise
 
-TYPES = {torch.float32: "*fp32", torch.int8: "*i8", torch.uint8: "*u8", torch.int32: "*i32", torch.bfloat16: "*bf16"}
-NUMBERS = {int: "i32", float: "fp32"}
 INSTRUCTIONS = ("mma", "fma.rn.f32", "div.rn.f32", "div.full.f32", "atom", "red")
 LARGE = tuple(Case("large tiles", 64, 128, images=272, height=8, width=8, two=two) for two in (False, True))
+ONE_ROW = next(case for case in CASES if case.name == "linear, one row")
+
+
+class Gpu:
+    """Stands for the driver of a GPU that is not there; its number is its capability."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self) -> int:
+        return self.capability
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
 
 
 class Recorder:
-    """Stands for a kernel: a launch is compiled instead of run."""
+    """Stands for a kernel: a launch is compiled by Triton as for a GPU, but not run."""
 
     def __init__(self, kernel: Any, capabilities: list[int], machine_code: bool) -> None:
         self.kernel, self.capabilities, self.seen = kernel, capabilities, set[str]()
         self.machine_code = machine_code
 
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
-        return self.compile
+        return functools.partial(self.compile, grid)
 
-    def compile(self, *args: Any, **kwargs: Any) -> None:
-        options = {name: kwargs.pop(name) for name in ("num_warps", "enable_fp_fusion") if name in kwargs}
-        names = self.kernel.arg_names
-        signature = dict.fromkeys(names, "constexpr")
-        attributes = {}
-        for index, value in enumerate(args):
-            signature[names[index]] = TYPES[value.dtype] if isinstance(value, Tensor) else NUMBERS[type(value)]
-            if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0):
-                attributes[(index,)] = [["tt.divisibility", 16]]
-        source = ASTSource(self.kernel, signature, kwargs, attributes)
+    def compile(self, grid: tuple[int, ...], *args: Any, **kwargs: Any) -> None:
         for capability in self.capabilities:
-            if (key := f"{capability} {signature} {kwargs}") in self.seen:
+            driver.set_active(Gpu(capability))
+            compiled = self.kernel.run(*args, grid=grid, warmup=True, **kwargs)
+            if compiled.hash in self.seen:
                 continue
-            self.seen.add(key)
-            compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+            self.seen.add(compiled.hash)
             ptx = compiled.asm["ptx"]
             counts = {name: len(re.findall(rf"^\s*(?:@\S+\s+)?\S*{name}", ptx, re.M)) for name in INSTRUCTIONS}
             row = {
@@ -97,10 +103,10 @@ def main() -> None:
         launch(case)
     launch(CASES[0], ("int8",))
     launch(CASES[3], ("bf16",))
-    folded = make_layer(CASES[0])
-    x = Activation(make_input(CASES[0]), None)
-    FloatLayer(folded, 1, 1)(x, relu=True, largest=torch.zeros(2))
-    pool(x)
+    for case in (CASES[0], ONE_ROW) if everything else (ONE_ROW,):
+        x = Activation(make_input(case), None)
+        FloatLayer(make_layer(case), case.stride, case.padding)(x, relu=True, largest=torch.zeros(len(x.values)))
+        pool(x)
 
 
 if __name__ == "__main__":
