@@ -295,7 +295,7 @@ def tile(rows: int, columns: int, most_rows: int) -> tuple[int, int]:
     Larger tiles, or more than 64 rows with two sums, do not fit the registers (as ptxas reports for sm_80 and sm_90).
     """
     if interpreted():  # time goes by the number of programs there
-        return min(1024, max(16, power_of_two(rows))), max(16, power_of_two(columns))
+        return min(1024, max(16, power_of_two(rows))), min(1024, max(16, power_of_two(columns)))
     high, wide = most_rows, min(64, max(16, power_of_two(columns)))
     while -(-rows // high) * -(-columns // wide) < MULTIPROCESSORS and (high > 16 or wide > 16):
         if high >= wide:
