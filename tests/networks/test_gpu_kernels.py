@@ -73,7 +73,7 @@ def check_compiled(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         assert row["target"] in ("sm_80", "sm_90a")
         assert row["cubin"] > 0
-        assert row.get("spilled", 0) < 20  # outside of the loop; tiles that are too large spill hundreds in it
+        assert row.get("spilled", 0) < 20  # 8 in one kernel of two sums on sm_80
         if row["kernel"] == "ternary_kernel":  # tensor cores; floats are not fused, and divided exactly
             assert (row["int8_products"] > 0) == (row["levels"] > 0)
             assert (row["bf16_products"] > 0) == (row["levels"] == 0)
