@@ -76,7 +76,7 @@ def test_bare_loop_and_run_with_everything_on_end_in_the_same_weights(monkeypatc
     metrics = step_overhead.run(case_of("resnet20-twn", batch_size=4, steps=4, turn=2), repeats=2)
     assert metrics.weight_difference == 0.0
     wanted = (
-        "ExactResume RunFolder StopOnNonFinite Speed MetricsLog EMA Progress Curves RunSummary WarnOnCollapse Checkpoints "
+        "ExactResume RunFolder StopOnNonFinite Speed MetricsLog EMA Progress Curves RunSummary WarnOnCollapse WarnOnMemory "
         "StopOnSignal"
     )
     assert {*wanted.split(), "Turns"} == seen["callbacks"]
