@@ -15,6 +15,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from networks import ResNet
+from networks.integer import PackedRuntime, supported_paths
 from tools.export.int8 import Logits, onnx_logits
 from tools.export.int8_timing import compiled, eager
 
@@ -30,12 +32,16 @@ class Task(NamedTuple):
         fp32: Its ONNX file.
         int8: Its int8 ONNX file.
         threads: Number of threads.
+        before: The normalisation by itself.
+        ternary: The ternary network as it was trained; None if it is no ternary ResNet.
     """
 
     network: nn.Module
     fp32: Path
     int8: Path
     threads: int
+    before: nn.Module = nn.Identity()
+    ternary: nn.Module | None = None
 
 
 class Contender(NamedTuple):
@@ -43,13 +49,13 @@ class Contender(NamedTuple):
 
     Attributes:
         name: Name in the table.
-        make: Prepares it for a task.
+        make: Prepares it for a task; None if it cannot take part.
         tolerance: Largest allowed difference of a logit, as a share of the largest logit.
         package: Package that it needs; it is left out where that is not installed.
     """
 
     name: str
-    make: Callable[[Task], Logits]
+    make: Callable[[Task], Logits | None]
     tolerance: float
     package: str
 
@@ -94,6 +100,14 @@ def openvino(task: Task, file: Literal["fp32", "int8"], bf16: bool = False) -> L
     return logits
 
 
+def packed(task: Task, path: str) -> Logits | None:
+    """The packed kernel of this project (networks/integer) on a path; None if the network or the processor has no such path."""
+    if not isinstance(task.ternary, ResNet) or (path != "auto" and path not in supported_paths()):
+        return None
+    runtime = PackedRuntime.of(task.ternary, path=path)  # type: ignore[arg-type]
+    return lambda images: runtime(task.before(images))
+
+
 CONTENDERS: tuple[Contender, ...] = (
     Contender("torch eager fp32", torch_eager, EXACT, "torch"),
     Contender("torch compiled fp32", torch_compiled, EXACT, "torch"),
@@ -103,4 +117,7 @@ CONTENDERS: tuple[Contender, ...] = (
     Contender("openvino bf16", partial(openvino, file="fp32", bf16=True), BF16, "openvino"),
     Contender("openvino int8", partial(openvino, file="int8"), INT8, "openvino"),
     Contender("int8 ONNX (ours)", partial(onnxruntime, file="int8"), INT8, "onnxruntime"),
+    Contender("packed (ours)", partial(packed, path="auto"), INT8, "torch"),
+    Contender("packed, VNNI (ours)", partial(packed, path="vnni"), INT8, "torch"),
+    Contender("packed, AVX2 (ours)", partial(packed, path="avx2"), INT8, "torch"),
 )

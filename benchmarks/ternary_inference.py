@@ -102,8 +102,9 @@ def measured(
         A row for each batch size and contender: seconds per batch and the difference of its logits.
     """
     torch.set_num_threads(task.threads)
-    made = {one.name: one.make(task) for one in contenders}
-    differences = {one.name: checked(one, made[one.name], task, images) for one in contenders}
+    every = {one.name: one.make(task) for one in contenders}
+    made = {name: logits for name, logits in every.items() if logits is not None}
+    differences = {one.name: checked(one, made[one.name], task, images) for one in contenders if one.name in made}
     rows = []
     for batch in images:
         sides = {name: warm(partial(logits, batch)) for name, logits in made.items()}
@@ -145,8 +146,8 @@ def shown(rows: Sequence[dict[str, Any]]) -> str:
     return measuring.table(header, cells)
 
 
-def of_run(run: Path, root: str | None, folder: Path) -> tuple[Deployed, Path, Path, Tensor]:
-    """Files of a run, verified on its test split, and calibration images; prints what the verification measured."""
+def of_run(run: Path, root: str | None, folder: Path) -> tuple[Classifier, Deployed, Path, Path, Tensor]:
+    """Module and files of a run, verified on its test split, and calibration images; prints what the verification measured."""
     module = load_run(run)
     if not isinstance(module, Classifier) or module.feature_width is not None or module.image_size is None:
         raise ValueError(f"--run {run}: a classifier of images is needed")
@@ -155,7 +156,7 @@ def of_run(run: Path, root: str | None, folder: Path) -> tuple[Deployed, Path, P
     fp32, int8 = folder / "fp32.onnx", folder / "int8.onnx"
     print("\n".join(export_int8(deployed, splits, int8, Int8Settings())))
     write_onnx(deployed, fp32)
-    return deployed, fp32, int8, torch.cat(splits.calibration)
+    return module, deployed, fp32, int8, torch.cat(splits.calibration)
 
 
 def chosen(only: Sequence[str] | None, quick: bool) -> list[Contender]:
@@ -202,17 +203,20 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
     for name in [str(options.run)] if options.run else options.architectures:
         with tempfile.TemporaryDirectory() as folder:
             if options.run:
-                deployed, fp32, int8, samples = of_run(options.run, options.root, Path(folder))
+                module, deployed, fp32, int8, samples = of_run(options.run, options.root, Path(folder))
             else:
-                deployed = deployed_classifier(random_network(cast(Any, name), size))
+                module = random_network(cast(Any, name), size)
+                deployed = deployed_classifier(module)
                 samples = torch.rand(SAMPLES, 3, size, size, generator=torch.Generator().manual_seed(1))
                 fp32, int8 = files_of(deployed, samples, Path(folder))
             network = nn.Sequential(OrderedDict(before=deployed.before, network=deployed.network)).eval()
             network.requires_grad_(False)
+            ternary = module.network if ternary_layers(module.network) else None
             images = [samples[torch.arange(batch) % len(samples)] for batch in options.batches]
             rows = []
             for threads in options.counts:
-                rows += measured(Task(network, fp32, int8, threads), images, contenders, options.repeats)
+                task = Task(network, fp32, int8, threads, deployed.before, ternary)
+                rows += measured(task, images, contenders, options.repeats)
         print(f"\n{name}\n\n{shown(rows)}")
         results[name] = rows
     measuring.report(before, {"results": results}, options.json)
