@@ -75,7 +75,8 @@ class VisionCLI(LightningCLI):
         folder = self.run_dir
         if self.flags.command != "fit" or folder is None or not (folder / "checkpoints" / "last.ckpt").is_file():
             return None
-        return f"{MAIN} fit --resume {shlex.quote(str(folder))}"
+        tested = " --test_after_fit" if self.flags.values.get("test_after_fit") else ""
+        return f"{MAIN} fit --resume {shlex.quote(str(folder))}{tested}"
 
     @property
     def classes(self) -> dict[str, type]:

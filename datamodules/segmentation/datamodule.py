@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
 
 from datamodules.base import DataModule
 from datamodules.images.checking import levels_of
@@ -252,7 +253,9 @@ class PromptedSegmentationDataModule(ListedPromptSets):
         pairs, looks = (self._predicted, self._predicted_looks) if of_folder else (self.pairs, self._looks)
         return SegmentationLoader(
             SegmentationFiles(pairs, self._canvas() if training else None, levels_of(looks, self.levels)),
-            self.splits[served]["index"],
+            self._each_image_once(self.splits[served]["index"], pairs)
+            if fixed is not None
+            else self.splits[served]["index"],
             questions=Questions(
                 self.synonyms,
                 self.negatives,
@@ -266,6 +269,14 @@ class PromptedSegmentationDataModule(ListedPromptSets):
             **loading(trainer, self.workers, self.prefetch, self.persistent_workers, self.pin_memory),
             **order,
         )
+
+    @staticmethod
+    def _each_image_once(index: Tensor, pairs: Sequence[Pair]) -> Tensor:
+        """Positions of the first pair of each image, as the same prompts are asked of every image."""
+        first: dict[Path, int] = {}
+        for place in index.tolist():
+            first.setdefault(pairs[place].image, place)
+        return torch.tensor(list(first.values()), dtype=torch.int64)
 
     def _report_unreadable(self, of_folder: bool, missing: Sequence[int]) -> None:
         files = self.predicted_files()

@@ -119,3 +119,16 @@ def test_a_single_picture_that_is_none(run: Path, tmp_path: Path, capsys: pytest
     assert "1 of the 1 files" in printed
     assert "unreadable" not in printed, "there is no such setting, and nothing would be left"
     assert sorted(run.rglob("*")) == before
+
+
+def test_an_image_of_two_sets_is_predicted_once(run: Path) -> None:
+    """Two objects in the index masks of one folder: each of its images is asked for each prompt once."""
+    objects = [
+        {"folder": "holes", "prompts": [name], "values": [value], "split": "test"}
+        for value, name in ((1, "hole"), (2, "rim"))
+    ]
+    flags = ["--data.generate", "null", "--data.sets", json.dumps(objects), "--data.prompts", "[hole, rim]"]
+    assert main(["predict", "--run", str(run), *flags, "--name", "once"]) == 0
+    with (run / "evaluations" / "once" / "predictions.csv").open(newline="") as file:
+        rows = [(row["file"], row["prompt"]) for row in csv.DictReader(file)]
+    assert len(rows) == len(set(rows)) == 8

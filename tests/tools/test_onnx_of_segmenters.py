@@ -160,3 +160,43 @@ def test_file_of_clipseg(decoder: str, tmp_path: Path) -> None:
     torch.testing.assert_close(torch.from_numpy(logits).sigmoid(), wanted, atol=1e-4, rtol=0)
     assert next(module.network.clip.towers.parameters()).dtype == torch.float32  # type: ignore[union-attr]
     assert paths[1].stat().st_size < 0.7 * paths[0].stat().st_size
+
+
+def test_constant_padding_is_that_of_tensorflow() -> None:
+    """A network of TensorFlow's padding (strides 1 and 2, kernels of 3 and 5) gives the same features to the bit."""
+    from networks.segmenter_light import LightSegmenter
+    from tools.export.deployed import _pad_statically
+
+    torch.manual_seed(0)
+    network = LightSegmenter("mobilenetv3_small_050", network_args={"pad_type": "same"}, width=8).eval()
+    images = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        before = network.features(images)
+        _pad_statically(network)
+        after = network.features(images)
+    assert not any(type(layer).__name__ == "Conv2dSame" for layer in network.modules())
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+@needs_onnx
+@pytest.mark.slow
+def test_file_of_a_network_with_the_padding_of_tensorflow(tmp_path: Path) -> None:
+    """As in the shipped configuration; three prompts. Without constant padding this export took over 20 minutes."""
+    from tools.export.deployed import deployed_segmenter
+    from tools.export.onnx import export_onnx
+
+    names = ["crack", "tape", "leaf"]
+    module = PromptedSegmenter(
+        encoder="mobilenetv3_small_050",
+        network_args={"pad_type": "same"},
+        width=8,
+        num_classes=3,
+        class_names=names,
+        mean=[0.4, 0.5, 0.6],
+        std=[0.2, 0.3, 0.25],
+    )
+    export_onnx(deployed_segmenter(module), tmp_path / "net.onnx")
+    images = images_of(2, 3, 45, 70)
+    (logits,) = session_of(tmp_path / "net.onnx").run(["logits"], {"images": (images / 255).numpy()})
+    torch.testing.assert_close(torch.from_numpy(logits).sigmoid(), module.probabilities(images), atol=1e-5, rtol=0)
+    assert any(type(layer).__name__ == "Conv2dSame" for layer in module.modules())  # the module is not changed

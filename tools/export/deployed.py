@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from lightning_modules import Classifier, PromptedSegmenter
@@ -81,6 +82,7 @@ class OfPrompts(nn.Module):
 
     def __init__(self, network: LightSegmenter | CLIPSegmenter, prompts: Sequence[str]) -> None:
         super().__init__()
+        _pad_statically(network)
         self.segmenter = network
         if isinstance(network, CLIPSegmenter):
             self.image_tower = network.clip.towers["vision"]  # registered here, so that it follows the dtype
@@ -98,6 +100,33 @@ class OfPrompts(nn.Module):
         # one prompt after another: with pairs as one axis, of B times P, the export of three prompts took minutes
         found = [self.segmenter.decoded(padded, features, vector.expand(count, -1), index) for vector in self.vectors]
         return torch.cat(found, dim=1)[..., :height, :width]
+
+
+def _pad_statically(network: nn.Module) -> None:
+    """Replace convolutions that pad as TensorFlow does by such with constant padding.
+
+    Their padding depends on the size of the image, and with an unknown size the export of a network of them takes very long. The
+    sides of the images here are divisible by all strides, for which the padding is constant.
+    """
+    for name, layer in [*network.named_modules()]:
+        if not isinstance(layer, Conv2dSame):
+            continue
+        pads: list[int] = []
+        for kernel, stride, dilation in zip(layer.kernel_size, layer.stride, layer.dilation, strict=True):
+            total = max((kernel - 1) * dilation + 1 - stride, 0)
+            pads = [total // 2, total - total // 2, *pads]  # the last axis comes first
+        plain = nn.Conv2d(
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,  # type: ignore[arg-type]
+            layer.stride,  # type: ignore[arg-type]
+            0,
+            layer.dilation,  # type: ignore[arg-type]
+            layer.groups,
+            layer.bias is not None,
+        )
+        plain.weight, plain.bias = layer.weight, layer.bias
+        network.set_submodule(name, nn.Sequential(nn.ZeroPad2d(tuple(pads)), plain))  # type: ignore[arg-type]
 
 
 class _IdentityQuantizer(nn.Module):
