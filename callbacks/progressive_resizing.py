@@ -185,8 +185,13 @@ class ProgressiveResizing(Callback):
         return {"stages": [asdict(stage) for stage in self.stages], "asked": asked}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Try the later stage that needs the most memory; the stage that begins now is tested by its own first step."""
+        """Let the data prepare the sizes to come, and try the later stage that needs the most memory.
+
+        The stage that begins now is tested by its own first step.
+        """
         now = self.index
+        if hasattr(trainer.datamodule, "prepare_sizes"):  # type: ignore[attr-defined]
+            trainer.datamodule.prepare_sizes([stage.size for stage in self.stages[now:]])  # type: ignore[attr-defined]
         largest = max(range(now, len(self.stages)), key=lambda i: self.stages[i].pixels)
         if trainer.fast_dev_run or not self.try_largest or largest == now:  # type: ignore[attr-defined]
             return

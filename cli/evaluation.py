@@ -32,9 +32,9 @@ SPLITS = {"validate": "val", "test": "test"}
 # settings that cannot change the metrics of an evaluation
 NO_EFFECT = (
     "data.workers", "data.prefetch", "data.persistent_workers", "data.pin_memory", "data.on_device", "data.download",
-    "data.batch_size", "data.eval_batch_size", "data.drop_last", "data.verify", "trainer.logger", "trainer.callbacks",
-    "trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.default_root_dir", "progress", "curves", "checkpoint",
-    "non_finite", "on_oom", "fast_loop", "seed_everything",
+    "data.canvas_cache", "data.batch_size", "data.eval_batch_size", "data.drop_last", "data.verify", "trainer.logger",
+    "trainer.callbacks", "trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.default_root_dir", "progress",
+    "curves", "checkpoint", "non_finite", "on_oom", "fast_loop", "seed_everything",
 )  # fmt: skip
 
 

@@ -282,6 +282,9 @@ class DataModule(MatchedToCheckpoint, Extractable, ABC):
                 raise MisconfigurationException(f"{text}; there is nothing to learn")
             log.warning(f"{text}: its metrics say little")
 
+    def prepare_sizes(self, sizes: Sequence[int]) -> None:
+        """Called before the first step with the training sizes to come, in pixels; for data that writes files for each size."""
+
     def num_train_batches(self, batch_size: int | None = None) -> int:
         """Count the training batches of an epoch on one process, without building a loader; call after setup("fit").
 

@@ -7,6 +7,7 @@ unlabelled.py       unlabelled images of a folder, for ``predict``
 formats.py          supported image formats and file extensions
 decoding.py         decodes one file to uint8 pixels of a fixed size
 loader.py           batches of image files, decoded by worker processes
+canvases/           the canvas cache: decoded and shrunk images on disk
 settings.py         checks and defaults shared by all datamodules that read image files
 near_duplicates.py  finds the same photograph in another size, format or quality
 """

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -23,11 +23,12 @@ from torch import Tensor
 
 from datamodules.base import DataModule
 from datamodules.extraction import Labelled
+from datamodules.images.canvases import CanvasCache, CanvasLoader
 from datamodules.images.checking import check_decoding, kinds_of, levels_of
 from datamodules.images.class_folders import listed
 from datamodules.images.decoding import Levels
 from datamodules.images.labelled import LabelledFiles, class_folders, find_parts, read_labelled, readable
-from datamodules.images.loader import ImageFileLoader, ImageFiles
+from datamodules.images.loader import ImageFileLoader, ImageFiles, cores_for_workers
 from datamodules.images.settings import IMAGENET_MEAN, IMAGENET_STD, check, check_files, check_levels, loading
 from datamodules.images.unlabelled import given_images
 from datamodules.in_memory import InMemoryLoader
@@ -68,6 +69,9 @@ class ImageFolderDataModule(DataModule):
         persistent_workers: Keep the workers from one epoch to the next.
         pin_memory: Put batches into page-locked memory, from which copies to a CUDA device do not block the host; null does so if
             the device is a CUDA device.
+        canvas_cache: Folder to which a fit writes its decoded and shrunk images, once for each size; every later epoch and run then
+            reads them there, without workers. null: files are decoded in every epoch.
+        verify_canvases: Read the canvas cache once before the first step and compare its checksums; lengths are always compared.
         **kwargs: Settings of every datamodule, see `DataModule`.
 
     Raises:
@@ -107,6 +111,8 @@ class ImageFolderDataModule(DataModule):
         prefetch: int = 4,
         persistent_workers: bool = True,
         pin_memory: bool | None = None,
+        canvas_cache: str | None = None,
+        verify_canvases: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(crop_padding=0, shrink="resize", on_device=False, flip=flip, **kwargs)
@@ -126,23 +132,14 @@ class ImageFolderDataModule(DataModule):
         self.augmentation = replace(
             self.augmentation, erasing_prob=erasing_prob, crop_scale=crop_scale, crop_ratio=crop_ratio
         )
-        self.root, self._image_size, self._channels, self._mean, self._std = (
-            Path(root),
-            image_size,
-            channels,
-            mean,
-            std,
-        )
+        self.root, self._image_size, self._channels = Path(root), image_size, channels
+        self._mean, self._std = mean, std
         self.levels: Levels | None = (levels[0], levels[1]) if levels is not None else None
-        self.canvas, self.eval_share, self.test_fraction, self.unreadable = (
-            canvas,
-            eval_share,
-            test_fraction,
-            unreadable,
-        )
+        self.canvas, self.eval_share, self.test_fraction = canvas, eval_share, test_fraction
         self.groups, self.group_column = Path(groups) if groups else None, group_column
-        self.workers, self.prefetch, self.persistent_workers = workers, prefetch, persistent_workers
-        self.pin_memory = pin_memory
+        self.workers, self.prefetch, self.unreadable = workers, prefetch, unreadable
+        self.persistent_workers, self.pin_memory = persistent_workers, pin_memory
+        self.canvas_cache = None if canvas_cache is None else CanvasCache(canvas_cache, verify_canvases, self.root)
         self._lists: dict[str, LabelledFiles] = {}  # by folder name: train, val, test, predict, or all
         self._held_out: dict[str, Tensor] | None = None
 
@@ -350,7 +347,7 @@ class ImageFolderDataModule(DataModule):
         for part in places:
             listing = self._list(part)
             if missing := [files[k][1] for k in found.wrong if files[k][0] is listing]:
-                self._report_unreadable(listing, missing)
+                listing.report(self.unreadable, missing)
         self._check_variety(splits)
         if "train" in splits:
             damaged = torch.tensor(sorted(self._list(self._part_of("train")).named), dtype=torch.int64)
@@ -360,41 +357,44 @@ class ImageFolderDataModule(DataModule):
                 raise MisconfigurationException(
                     f"{self.root}: no training image of class {self.class_names[bare[0]]!r} can be decoded"
                 )
+            self.prepare_sizes([self.train_size])
 
     # ---- loaders ----
 
-    def _loader(self, split: Split) -> InMemoryLoader:
-        trainer = self.trainer
+    def prepare_sizes(self, sizes: Sequence[int]) -> None:
+        """Open the canvases of val and of train at these training sizes, in pixels; write them first if they are not there."""
+        if self.canvas_cache is not None and self.extraction is None:
+            for split, size in [("train", size) for size in sizes] + [("val", self.image_size)]:
+                self._open_canvases(self.canvas_cache, split, *self._source(split, size))  # type: ignore[arg-type]
+
+    def _source(self, split: Split, train_size: int) -> tuple[ImageFiles, Tensor, Callable[[Sequence[int]], None]]:
+        """The files of a split as they are decoded, the places of its samples, and what reports files that cannot be."""
         training = split == "train" and (self.extraction is None or self.extraction.augments(split))
         listing = self._list(self._part_of(split))
-        size = round(self.canvas * self.train_size) if training else self.image_size
+        given = split == "predict" and self.images is not None
         files = ImageFiles(
             listing.folder,
             listing.names,
-            None if split == "predict" and self.images is not None else self.as_trained(listing.labels),
-            size,
+            None if given else self.as_trained(listing.labels),
+            round(self.canvas * train_size) if training else self.image_size,
             self.in_channels,
             None if training else self.eval_share,
             levels_of(listing.looks, self.levels),
         )
-        return ImageFileLoader(
-            files,
-            self.splits["test" if split == "predict" and self.images is None else split]["index"],
-            unreadable=partial(self._left_out, listing),
-            **loading(trainer, self.workers, self.prefetch, self.persistent_workers, self.pin_memory),
-            **self._order(split),
-        )
+        places = self.splits["test" if split == "predict" and not given else split]["index"]
+        return files, places, partial(listing.leave_out, self.unreadable)
 
-    def _left_out(self, listing: LabelledFiles, missing: Sequence[int]) -> None:
-        listing.missed.update(missing)
-        self._report_unreadable(listing, missing)
+    def _open_canvases(self, cache: CanvasCache, split: Split, *source: Any) -> None:
+        first = self.trainer is None or self.trainer.local_rank == 0
+        cache.open(split, *source, workers=cores_for_workers() if self.workers is None else self.workers, first=first)
 
-    def _report_unreadable(self, listing: LabelledFiles, missing: Sequence[int]) -> None:
-        names = [listing.names[index] for index in missing]
-        text = f"{len(names)} of the files in {listing.folder} cannot be read as images: {listed(names)}"
-        if self.unreadable == "refuse":
-            raise MisconfigurationException(f"{text}; remove them, or leave them out with --data.unreadable skip")
-        new = [index for index in missing if index not in listing.named]
-        if new:
-            listing.named.update(new)
-            log.warning(f"{text}; left out")
+    def _loader(self, split: Split) -> InMemoryLoader:
+        files, places, unreadable = self._source(split, self.train_size)
+        order = {"unreadable": unreadable, **self._order(split)}
+        workers = loading(self.trainer, self.workers, self.prefetch, self.persistent_workers, self.pin_memory)
+        if self.canvas_cache is not None and split in ("train", "val") and self.extraction is None:
+            if self.trainer is not None and self.trainer.state.fn == "fit":
+                self._open_canvases(self.canvas_cache, split, files, places, unreadable)
+            if (canvases := self.canvas_cache.opened(split, files)) is not None:
+                return CanvasLoader(canvases, files, places, pin_memory=workers["pin_memory"], **order)
+        return ImageFileLoader(files, places, **workers, **order)

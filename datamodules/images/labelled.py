@@ -79,6 +79,25 @@ class LabelledFiles:
             )
         return join_groups(groups, same)
 
+    def leave_out(self, unreadable: Unreadable, missing: Sequence[int]) -> None:
+        """Record files that this process left out of its batches since they could not be decoded; see `report`."""
+        self.missed.update(missing)
+        self.report(unreadable, missing)
+
+    def report(self, unreadable: Unreadable, missing: Sequence[int]) -> None:
+        """Log a warning about files, given by their indices, that cannot be decoded; each file is named once.
+
+        Raises:
+            MisconfigurationException: `unreadable` is `refuse`.
+        """
+        names = [self.names[index] for index in missing]
+        text = f"{len(names)} of the files in {self.folder} cannot be read as images: {listed(names)}"
+        if unreadable == "refuse":
+            raise MisconfigurationException(f"{text}; remove them, or leave them out with --data.unreadable skip")
+        if not self.named.issuperset(missing):
+            self.named.update(missing)
+            log.warning(f"{text}; left out")
+
 
 def find_parts(root: Path, trains: bool = True) -> dict[str, Path]:
     """Return the folders of the splits by the names train, val and test; empty if `root` contains class folders.

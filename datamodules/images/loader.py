@@ -26,6 +26,7 @@ from datamodules.images.decoding import Levels, central, squeezed
 from datamodules.in_memory import InMemoryLoader
 
 Batch = dict[str, Tensor]
+NOTHING_READ = "no image of a whole batch can be read; check that the data still exists"
 
 
 class ImageFiles(Dataset[Any]):
@@ -60,6 +61,10 @@ class ImageFiles(Dataset[Any]):
     def __len__(self) -> int:
         """Return the number of files."""
         return len(self.names)
+
+    def named(self, places: Tensor) -> list[str]:
+        """Return the names of the files at these places, (n,) int64."""
+        return [os.fsdecode(name) for name in self.names[places.numpy()]]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return a batch of one."""
@@ -142,7 +147,7 @@ class ImageFileLoader(InMemoryLoader):
             persistent_workers=persistent and workers > 0,
             pin_memory=pin_memory,
             collate_fn=_unchanged,
-            worker_init_fn=_signals_from_parent_only,
+            worker_init_fn=signals_from_parent_only,
             generator=torch.Generator(),  # a separate generator: else each epoch would draw from the global one
         )
 
@@ -153,9 +158,7 @@ class ImageFileLoader(InMemoryLoader):
             if missing := batch.pop("unreadable"):
                 self.unreadable(missing)
                 if not len(batch["index"]):
-                    raise MisconfigurationException(
-                        "no image of a whole batch can be read; check that the data still exists"
-                    )
+                    raise MisconfigurationException(NOTHING_READ)
             yield batch
 
 
@@ -163,7 +166,7 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _signals_from_parent_only(worker: int) -> None:
+def signals_from_parent_only(worker: int) -> None:
     """Make a worker accept SIGTERM only from the training process, and ignore Ctrl-C.
 
     Both signals may be sent to a whole process group. The training process then finishes its step and writes a checkpoint. Its

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from datamodules.images.decoding import central, squeezed
-from datamodules.images.loader import ImageFileLoader, ImageFiles, _signals_from_parent_only, cores_for_workers
+from datamodules.images.loader import ImageFileLoader, ImageFiles, cores_for_workers, signals_from_parent_only
 from datamodules.in_memory import InMemoryLoader, beginning
 from tests.datamodules.pictures import write_class
 
@@ -135,7 +135,7 @@ def test_a_batch_without_a_readable_file_is_an_error(tmp_path: Path) -> None:
 
 
 def _wait() -> None:
-    _signals_from_parent_only(0)
+    signals_from_parent_only(0)
     time.sleep(30)
 
 

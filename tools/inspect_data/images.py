@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-from datamodules import DataModule
+from datamodules import DataModule, ImageFolderDataModule
 from tools.inspect_data import measures
 from tools.inspect_data.findings import Findings, named, printable, size_lines, size_ranges, value_lines
 from tools.inspect_data.measures import Sample, mean_and_std
@@ -45,8 +45,20 @@ def inspect_images(
         lambda title: draw_samples(tiles, f"{title} · training images: file and augmented"),
         [*(printable(path) for path in headers), *named(pixels.damaged)],
         left_out,
-        last=[*value_lines(report), *_settings(data, report)],
+        last=[*value_lines(report), *_cache_line(data, table), *_settings(data, report)],
     )
+
+
+def _cache_line(data: DataModule, table: dict[str, list[int]]) -> list[str]:
+    """What a canvas cache of image files would take on the disk."""
+    if not isinstance(data, ImageFolderDataModule) or "train" not in table:
+        return []
+    sizes = {"train": round(data.canvas * data.train_size), "val": data.image_size}
+    width = 4 if data.file_kinds("train")["of more than 8 bits"] else 1  # float32 or uint8
+    sides = [(sum(table[split]), side) for split, side in sizes.items() if split in table]
+    total = sum(count * side * side * data.in_channels * width for count, side in sides)
+    shown = f"{total / 1e9:,.1f} GB" if total >= 1e9 else f"{total / 1e6:,.1f} MB"
+    return [f"canvases   --data.canvas_cache DIR would take {shown} on the disk, and decode every file only once"]
 
 
 def _settings(data: DataModule, report: dict[str, Any]) -> list[str]:
