@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks import folder_pipeline, loader, photos
-from benchmarks.folder_pipeline import Result, Setting, our_data, our_epochs, peer_epochs, peer_loader
+from benchmarks.folder_pipeline import Result, Setting, our_data, our_epochs, peer_epochs, peer_loader, write_cache
+from datamodules.images.canvases import CanvasLoader
 from foundation.measuring import Spread
 from tests.datamodules.pictures import write_classes
 
@@ -80,7 +81,14 @@ def test_it_prints_and_writes_its_results(tmp_path: Path, capsys: pytest.Capture
     printed = capsys.readouterr().out
     lines = [line for line in printed.splitlines() if line.startswith("|") and not line.startswith("| -")]
     header, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
-    assert header == ["pictures", "px", "images", "torchvision, images/s", "ours, images/s", "ratio"]
+    assert header[:6] == [
+        "pictures",
+        "px",
+        "images",
+        *(f"{s}, images/s" for s in ("torchvision", "ours", "with cache")),
+    ]
+    assert header[6:] == ["ratio", "with cache / torchvision", "with cache / ours"]
+    assert printed.count("px: the cache was written at ") == 4
     assert [row[:3] for row in rows] == [[name, px, "16"] for name in ("made up", str(root)) for px in ("16", "24")]
     assert "made up: 20 JPEGs of 500 x 375 pixels" in printed
     assert "1 workers on each side, batches of 8, crops of 0.35 to 1 of the area" in printed
@@ -89,7 +97,21 @@ def test_it_prints_and_writes_its_results(tmp_path: Path, capsys: pytest.Capture
     for pipeline in content["pipelines"]:
         ours, peer, ratio = (Spread(**pipeline[name]) for name in ("ours", "torchvision", "ratio"))
         assert ours.least / peer.most <= ratio.least <= ratio.most <= ours.most / peer.least
+        cached, gain = (Spread(**pipeline[name]) for name in ("cached", "gain"))
+        assert cached.least / ours.most <= gain.least <= gain.most <= cached.most / ours.least
+        assert pipeline["written"] > 0
         assert set(Result._fields) < pipeline.keys()
+
+
+def test_the_contender_with_a_cache_reads_the_cache(tmp_path: Path) -> None:
+    plain(tmp_path / "in", 22)
+    setting = Setting(tmp_path / "in", size=16, batch_size=4, workers=0, scale=0.35)
+    data = our_data(setting, str(tmp_path / "cache"))
+    assert write_cache(data) > 0
+    loader, peer = data.train_dataloader(), our_data(setting).train_dataloader()
+    assert isinstance(loader, CanvasLoader)
+    for batch, other in zip(loader, peer, strict=True):
+        assert torch.equal(batch["image"], other["image"])
 
 
 def test_made_up_photographs_are_as_large_as_real_ones(tmp_path: Path) -> None:

@@ -164,6 +164,7 @@ def test_data_in_files(photos: Path, folder_config: list[str], capsys: pytest.Ca
         in output
     )
     assert "left out   1 not an image" in output
+    assert "canvases   --data.canvas_cache DIR would take 0.0 MB on the disk" in output
     # the twelve training images at 16 pixels, as the datamodule decodes them
     from datamodules.images.decoding import squeezed
 
