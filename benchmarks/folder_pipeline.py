@@ -33,6 +33,7 @@ from benchmarks.loader import images_per_s
 from benchmarks.photos import HEIGHT, WIDTH, write_photos
 from datamodules import ImageFolderDataModule
 from foundation import measuring
+from foundation.allocator import keep_freed_memory
 from foundation.measuring import Spread
 
 PREFETCH = 4
@@ -179,6 +180,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--scale", type=float, default=0.35, help="smallest share of the area that a crop takes")
     parser.set_defaults(threads=1)  # the workers use the other cores; more torch threads would wait for each other
     options, before = measuring.begin(parser, args)
+    keep_freed_memory()  # as in main.py; the workers of both sides inherit it
     if options.images and options.images * 0.85 < options.batch_size:
         parser.error(
             f"--images: enough for a batch of {options.batch_size} with a tenth held out, or 0, got {options.images}"

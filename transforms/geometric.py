@@ -1,7 +1,7 @@
-"""Random crop and random horizontal flip of a batch, with independent random numbers per image and no loop over images.
+"""Random crop and random horizontal flip of a batch, with independent random numbers per image and no loop over small images.
 
 Both copy contiguous blocks of memory: the crop copies the rows of each window, the flip takes each image from the batch or from the
-mirrored batch. Neither synchronises with the device.
+mirrored batch; on a CPU, large images are mirrored one by one. Neither synchronises with an accelerator.
 
 Measured for 128 uint8 images of 3 x 32 x 32, padding 4 (x86-64, torch 2.15, medians, 1 thread / 2 threads, microseconds):
 
@@ -20,6 +20,9 @@ from torch.nn import functional as F
 from transforms.checks import check_images, check_probability, check_random
 from transforms.memory_format import is_channels_last, select_images
 from transforms.sample_random import SampleRandom
+
+LARGE = 1 << 16
+"""Bytes of an image from which a flip on a CPU goes image by image: the mirrored batch would be new memory, twice."""
 
 
 def random_crop(images: Tensor, padding: int, random: SampleRandom, fill: float = 0, size: int | None = None) -> Tensor:
@@ -77,10 +80,14 @@ def random_flip(images: Tensor, random: SampleRandom, p: float = 0.5) -> Tensor:
     check_images(images)
     check_random(images, random)
     check_probability("p", p)
-    batch_size = len(images)
+    batch_size, mirrored = len(images), random.bernoulli("random_flip/flip", p)
+    if images.device.type == "cpu" and images.nbytes >= LARGE * batch_size:
+        out = images.clone()
+        for place in mirrored.nonzero().flatten().tolist():
+            out[place] = images[place].flip(-1)
+        return out
     both = torch.cat((images, images.flip(-1)))  # (2B, C, H, W)
-    places = torch.arange(batch_size, device=images.device) + batch_size * random.bernoulli("random_flip/flip", p)
-    return select_images(both, places)
+    return select_images(both, torch.arange(batch_size, device=images.device) + batch_size * mirrored)
 
 
 def _cut(planes: Tensor, top: Tensor, left: Tensor, size: torch.Size) -> Tensor:

@@ -8,7 +8,7 @@ from scipy import stats
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from transforms import SampleRandom, random_crop, random_flip
+from transforms import SampleRandom, geometric, random_crop, random_flip
 
 
 def some_images(*shape: int, dtype: torch.dtype = torch.uint8) -> Tensor:
@@ -98,6 +98,20 @@ def test_flip_is_torchvisions_flip_of_the_drawn_images(
     assert torch.equal(flipped, torch.stack(expected))
     assert flipped.is_contiguous(memory_format=memory_format)
     assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_large_images_are_flipped_one_by_one_with_the_same_result(
+    memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = some_images(9, 3, 150, 151).contiguous(memory_format=memory_format)
+    assert images.nbytes >= geometric.LARGE * len(images)
+    alone = random_flip(images, some_random(9))
+    monkeypatch.setattr(geometric, "LARGE", 1 << 40)
+    together = random_flip(images, some_random(9))
+    assert torch.equal(alone, together)
+    assert alone.stride() == together.stride()
+    assert 0 < sum(bool((one == two).all()) for one, two in zip(alone, images, strict=True)) < 9
 
 
 def test_flip_with_probability_0_and_1_is_certain_and_a_half_is_a_half() -> None:

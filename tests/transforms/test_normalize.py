@@ -27,6 +27,15 @@ def test_result_is_torchvisions(memory_format: torch.memory_format, dtype: torch
     assert torch.equal(images, before)
 
 
+@pytest.mark.parametrize("shape", [(3, 3, 7, 5), (2, 2, 1, 9), (1, 3, 224, 224), (0, 3, 4, 4)])
+def test_both_memory_formats_give_the_same_bits(shape: tuple[int, ...]) -> None:
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    mean, std = MEAN[: shape[1]], STD[: shape[1]]
+    last = normalize(images.contiguous(memory_format=torch.channels_last), mean, std)
+    assert torch.equal(last, normalize(images, mean, std))
+    assert last.is_contiguous(memory_format=torch.channels_last)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_images_are_normalised_in_single_precision(dtype: torch.dtype) -> None:
     images = (some_images() / 255).to(dtype)
