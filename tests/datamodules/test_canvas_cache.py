@@ -30,7 +30,8 @@ SHARDS = 4  # of 5 canvases, the last of 2
 
 @pytest.fixture(scope="module")
 def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_classes(tmp_path_factory.mktemp("classes"), {"owl": 11, "cat": 12, "dog": 9}, suffix=".jpg")
+    """Classes whose order is not that of the names of their files: a/000.jpg comes after a-b/000.jpg."""
+    return write_classes(tmp_path_factory.mktemp("classes"), {"a": 11, "a!": 12, "a-b": 9}, suffix=".jpg")
 
 
 @pytest.fixture(scope="module")
