@@ -228,7 +228,7 @@ class DataModule(MatchedToCheckpoint, Extractable, ABC):
             used *= self.trainer.world_size if self.trainer else 1
             if used < 0.9 * n and self._keep_in_training == "full":
                 log.info(
-                    f"data       {n - used:,} of {n:,} training samples are left out of each epoch; --data.drop_last false"
+                    f"data       {n - used:,} of {n:,} training samples are left out of each epoch (--data.drop_last)"
                 )
         if stage == "test" and len(self.splits["test"]["index"]) == 0:
             raise MisconfigurationException(f"{self.place}: the test split has no sample; is --data.test_fraction 0?")

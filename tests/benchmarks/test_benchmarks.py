@@ -77,7 +77,7 @@ def test_bare_loop_and_run_with_everything_on_end_in_the_same_weights(monkeypatc
     assert metrics.weight_difference == 0.0
     wanted = (
         "ExactResume RunFolder StopOnNonFinite Speed MetricsLog EMA Progress Curves RunSummary WarnOnCollapse WarnOnMemory "
-        "StopOnSignal"
+        "Checkpoints StopOnSignal"
     )
     assert {*wanted.split(), "Turns"} == seen["callbacks"]
     assert seen["loggers"] == ["RunTensorBoard"]

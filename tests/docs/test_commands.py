@@ -82,6 +82,11 @@ def runs_by_default(command: Command) -> bool:
     return command.place.startswith("README.md") and command.module not in slow
 
 
+def accepted_when_slow(command: Command) -> bool:
+    """Whether a command is only checked by the slow tests, which also run it: those of the pages of docs/."""
+    return command.place.partition(":")[0].endswith(".md") and not command.place.startswith(("README", "quick_ref"))
+
+
 def in_header(command: Command) -> bool:
     """Whether the command is in the header of a configuration."""
     return command.place.startswith("configs/")
@@ -128,7 +133,7 @@ def test_no_command_hides() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", cases([c for c in OURS_ONLY if not runs_by_default(c) and not in_header(c)], lambda c: False)
+    "command", cases([c for c in OURS_ONLY if not runs_by_default(c) and not in_header(c)], accepted_when_slow)
 )
 def test_command_is_accepted(command: Command, workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     assert command.module == "main" or find_spec(command.module) is not None, f"no program {command.module}"

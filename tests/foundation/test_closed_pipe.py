@@ -37,6 +37,7 @@ def test_a_command_ends_quietly(tmp_path: Path) -> None:
     assert cut(PRINTS.format(line="print(number)"), tmp_path) == (141, "")
 
 
+@pytest.mark.slow
 def test_a_console_of_a_fit_goes_on(tmp_path: Path) -> None:
     line = "number < 3000 and Console(width=80).print(number)"
     assert cut(PRINTS.format(line=line), tmp_path) == (0, "done\n")

@@ -189,6 +189,7 @@ def test_every_kind_of_ternary_network(settings: dict[str, Any], message: str, t
 
 
 @needs_onnx
+@pytest.mark.slow
 def test_a_file_that_loses_too_much_is_not_kept(tmp_path: Path) -> None:
     module, path = network(), tmp_path / "net.onnx"
     path.write_text("the one before")
@@ -255,6 +256,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 
 @needs_onnx
+@pytest.mark.slow
 def test_command_on_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "digits.onnx"
     flags = ["--calibrate", "40", "--method", "minmax", "--max_drop", "10"]
