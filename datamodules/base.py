@@ -224,12 +224,10 @@ class DataModule(MatchedToCheckpoint, Extractable, ABC):
     def _count_seen(self, stage: str) -> None:
         """Count once the samples to be evaluated that the checkpoint was trained on; in a fit, say how many an epoch leaves out."""
         if stage == "fit":
-            n, used = len(self.splits["train"]["label"]), self.num_train_batches() * self.batch_size
-            used *= self.trainer.world_size if self.trainer else 1
-            if used < 0.9 * n and self._keep_in_training == "full":
-                log.info(
-                    f"data       {n - used:,} of {n:,} training samples are left out of each epoch (--data.drop_last)"
-                )
+            n, world_size = len(self.splits["train"]["label"]), self.trainer.world_size if self.trainer else 1
+            left = n - self.num_train_batches() * self.batch_size * world_size
+            if left > 0.1 * n and self._keep_in_training == "full":
+                log.info(f"data       {left:,} of {n:,} training samples are left out of each epoch (--data.drop_last)")
         if stage == "test" and len(self.splits["test"]["index"]) == 0:
             raise MisconfigurationException(f"{self.place}: the test split has no sample; is --data.test_fraction 0?")
         split = {"validate": "val", "test": "test"}.get(stage)
