@@ -75,6 +75,7 @@ def test_warns_if_the_batch_does_not_fit(
         assert advice in found[0]
 
 
+@pytest.mark.slow
 def test_the_run_stays_the_same_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["fit", "--config", TINY, "--trainer.max_epochs", "1"]
     assert main([*words, "--run_dir", str(tmp_path / "with")]) == 0

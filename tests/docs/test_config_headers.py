@@ -22,6 +22,7 @@ def test_command_is_accepted(command: Command, workplace: Workplace, monkeypatch
 
 
 @pytest.mark.parametrize("config", [path for path in CONFIGS if header_flags(path)], ids=lambda path: path.stem)
+@pytest.mark.slow
 def test_flags_in_the_sentences(config: Path, workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     command = header_commands(config)[0]
     for flags in header_flags(config):

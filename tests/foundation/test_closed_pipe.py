@@ -33,6 +33,7 @@ def cut(code: str, folder: Path) -> tuple[int, str]:
     return status, (folder / "errors").read_text()
 
 
+@pytest.mark.slow
 def test_a_command_ends_quietly(tmp_path: Path) -> None:
     assert cut(PRINTS.format(line="print(number)"), tmp_path) == (141, "")
 

@@ -83,6 +83,7 @@ def check_compiled(rows: list[dict[str, Any]]) -> None:
             assert row["fma.rn.f32"] > 0
 
 
+@pytest.mark.slow
 def test_kernels_compile_without_a_gpu() -> None:
     rows = compiled("80", "90")
     check_compiled(rows)
