@@ -17,6 +17,7 @@ IN_HEADERS = [command for command in COMMANDS if command.place.startswith("confi
 
 
 @pytest.mark.parametrize("command", IN_HEADERS, ids=str)
+@pytest.mark.slow
 def test_command_is_accepted(command: Command, workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     check(command, workplace.words(command), monkeypatch)
 
