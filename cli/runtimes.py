@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from cli.run_flags import RunFlags, UsageError
+
+log = logging.getLogger(__name__)
 
 RUNTIMES = ("torch", "packed")
 
@@ -46,6 +49,13 @@ class _UseRuntime(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         try:
             pl_module.use_runtime(self.runtime)  # type: ignore[operator]
+            path = getattr(pl_module.network, "path", None)
+            if path == "portable":
+                log.warning(
+                    "runtime packed: this processor has only the portable path, which is slower than --runtime torch"
+                )
+            elif path is not None:
+                log.info(f"runtime    packed, path {path}")
         except (ValueError, RuntimeError) as error:
             raise MisconfigurationException(f"--{error}" if "runtime" in str(error)[:8] else str(error)) from error
 

@@ -24,7 +24,7 @@ SHARD_NAME = re.compile(r"(train|val|test)-r([0-9]{3,6})-([0-9]{5,9})\.safetenso
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard file of a cache: name, number of samples, size in bytes, and `hash_tensors` of its tensors."""
+    """One shard file of a cache of features or canvases: name, number of samples, size in bytes, `hash_tensors` of its tensors."""
 
     file: str
     count: int

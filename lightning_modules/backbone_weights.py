@@ -16,7 +16,7 @@ from features import hash_tensors
 from features.identity import short
 from foundation.hub import hub_or_cache
 from lightning_modules.pretrained import ONE_SOURCE, read_weights
-from networks.frozen_backbone import FrozenBackbone
+from networks.frozen_backbone import FrozenBackbone, full_name
 from networks.timm_features import FINAL, Pooling
 from networks.timm_network import Argument
 
@@ -68,9 +68,19 @@ class BackboneSettings:
         return {"pretrained": self.name} if self.pretrained else None
 
     def take_weights_from(self, place: Mapping[str, str]) -> None:
-        """Set ``weights``, or ``name`` and ``pretrained``, to a place as in ``weights_from``."""
-        self.weights, self.pretrained = place.get("file"), "pretrained" in place
-        self.name = place.get("pretrained", self.name)
+        """Set ``weights``, or ``name`` and ``pretrained``, to a place as in ``weights_from``.
+
+        Raises:
+            ValueError: It is no such place, or names weights of another network, as only a damaged or forged file does.
+        """
+        name = place.get("pretrained", self.name) if isinstance(place, Mapping) else None
+        file = place.get("file") if isinstance(place, Mapping) else None
+        known = isinstance(name, str) and isinstance(file, str | None) and len(place) == 1
+        if not known or full_name(str(name)) != full_name(self.name):
+            raise ValueError(
+                f"weights_from: is no place of weights of {self.name}, got {place}; name their file: {WAYS}"
+            )
+        self.weights, self.pretrained, self.name = file, "pretrained" in place, str(name)
 
     def build(self, pretrained: bool = False) -> FrozenBackbone:
         """Build the backbone with random weights, or with timm's, which may be downloaded."""

@@ -72,6 +72,7 @@ class BaseModule(ScheduledModule):
         compile_mode: Mode of torch.compile.
     """
 
+    _runtime = "torch"
     # settings that determine names and shapes of a checkpoint's tensors: they must not change when a run is resumed
     fixed_on_resume: ClassVar[tuple[str, ...]] = ("optimizer",)
     network: nn.Module
@@ -207,12 +208,17 @@ class BaseModule(ScheduledModule):
         """Compute the network with another runtime from now on: ``torch`` or ``packed``. It cannot be trained any more.
 
         Raises:
-            ValueError: There is no such runtime, or it cannot compute this network.
+            ValueError: There is no such runtime, it cannot compute this network, or the network is packed already and ``torch`` is
+                asked for.
         """
         if runtime not in ("torch", "packed"):
             raise ValueError(f"runtime must be one of torch, packed, got {runtime!r}")
-        if runtime == "packed":
-            self.use_packed_runtime()
+        if runtime == self._runtime:
+            return
+        if runtime == "torch":
+            raise ValueError("runtime torch: the network is packed, its float weights are gone; load the run again")
+        self.use_packed_runtime()
+        self._runtime = runtime
 
     def use_packed_runtime(self) -> None:
         """Compute the network with integers; only ternary networks can."""

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from networks.segmenter_clip_weights import load_clipseg
-from networks.segmenter_parts import PromptedDecoder, distinct, pad_to_multiple, pair_images
+from networks.segmenter_parts import PairSegmenter, PromptedDecoder
 from networks.segmenter_text import words_of
 
 DecoderName = Literal["clipseg", "high_resolution"]
@@ -165,8 +165,10 @@ class HighResolutionDecoder(nn.Module):
         return logits
 
 
-class CLIPSegmenter(nn.Module):
+class CLIPSegmenter(PairSegmenter):
     """Segments the object that a prompt names; see networks/segmenter_parts.py for the interface.
+
+    Results are best for images of CLIPSeg's training size, 352 x 352, or above.
 
     Args:
         weights: A model name on the Hugging Face hub such as `CIDAS/clipseg-rd64-refined`, a folder of `save_pretrained`, or
@@ -194,6 +196,7 @@ class CLIPSegmenter(nn.Module):
             raise ValueError(f"decoder: one of {', '.join(get_args(DecoderName))}, got {decoder}")
         model, tokenizer = load_clipseg(weights, vocabulary, seed)
         self.clip = FrozenCLIP(model, tokenizer)
+        self.multiple = self.clip.patch
         self.decoder: nn.Module
         if decoder == "clipseg":
             self.decoder = OriginalDecoder(model.decoder)
@@ -201,54 +204,17 @@ class CLIPSegmenter(nn.Module):
             sizes = (self.clip.width, len(self.clip.layers), self.clip.patch, self.clip.text_width)
             self.decoder = HighResolutionDecoder(*sizes, channels=width)
 
-    def forward(self, image: Tensor, prompts: Sequence[str], image_index: Tensor | None = None) -> Tensor:
-        """Logits for pairs of an image and a prompt.
-
-        Args:
-            image: (B, 3, H, W), normalised, of any size; results are best at CLIPSeg's training size, 352 x 352, or above.
-            prompts: N texts.
-            image_index: Index of the image of each prompt (N,), int64; None if each image has exactly one prompt.
-
-        Returns:
-            Logits (N, 1, H, W).
-
-        Raises:
-            ValueError: The numbers of prompts and images do not match, or a prompt contains no word.
-        """
-        index = pair_images(len(image), prompts, image_index, image.device)
-        texts, places = distinct(prompts)
-        height, width = image.shape[-2:]
-        if not texts:
-            return image.new_zeros(0, 1, height, width)
-        vectors = self.vectors(texts)[places]
-        return self.of_vectors(pad_to_multiple(image, self.multiple), vectors, index)[..., :height, :width]
-
-    @property
-    def multiple(self) -> int:
-        """Number of pixels by which the sides of the images of `of_vectors` are divisible."""
-        return self.clip.patch
-
     def vectors(self, prompts: Sequence[str]) -> Tensor:
-        """Vectors (P, text_width) of P prompts; raises a ValueError if one contains no word."""
+        """See :class:`PairSegmenter`: of CLIP's text tower."""
         self.clip.follow(next(self.decoder.parameters()))
         return self.clip.text_vectors(prompts)
 
-    def of_vectors(self, image: Tensor, vectors: Tensor, image_index: Tensor) -> Tensor:
-        """Logits (N, 1, H, W) of images (B, 3, H, W), whose sides are divisible by `multiple`, for prompt vectors (N, T).
-
-        Args:
-            image: Normalised images.
-            vectors: Vector of each pair's prompt, from `vectors`.
-            image_index: Index of each pair's image, (N,) int64.
-        """
-        return self.decoded(image, self.features(image), vectors, image_index)
-
     def features(self, image: Tensor) -> list[Tensor]:
-        """What depends on the images only: the outputs of the tapped layers of the image tower."""
+        """See :class:`PairSegmenter`: the outputs of the tapped layers of the image tower."""
         return self.clip.taps(image)
 
     def decoded(self, image: Tensor, features: list[Tensor], vectors: Tensor, image_index: Tensor) -> Tensor:
-        """The rest of `of_vectors`, from the features of the images."""
+        """See :class:`PairSegmenter`."""
         logits: Tensor = self.decoder(image, features, vectors, image_index, self.clip.patch)
         # with patches of 32 pixels the transposed convolutions output another size
         if logits.shape[-2:] != image.shape[-2:]:

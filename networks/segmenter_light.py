@@ -16,7 +16,7 @@ import torch
 from timm.models import FeatureHookNet
 from torch import Tensor, nn
 
-from networks.segmenter_parts import PromptedDecoder, distinct, pad_to_multiple, pair_images
+from networks.segmenter_parts import PairSegmenter, PromptedDecoder
 from networks.segmenter_text import HashedTextEncoder
 from networks.timm_network import Argument, check_architecture
 from networks.transfer import Transfer, transfer
@@ -32,7 +32,7 @@ _RESERVED = {
 }
 
 
-class LightSegmenter(nn.Module):
+class LightSegmenter(PairSegmenter):
     """Segments the object that a prompt names; see networks/segmenter_parts.py for the interface.
 
     Args:
@@ -64,49 +64,18 @@ class LightSegmenter(nn.Module):
         self.text = HashedTextEncoder(text_width)
         self.decoder = PromptedDecoder(channels, strides, text_width, width)
 
-    def forward(self, image: Tensor, prompts: Sequence[str], image_index: Tensor | None = None) -> Tensor:
-        """Logits for pairs of an image and a prompt.
-
-        Args:
-            image: (B, 3, H, W), normalised, of any size.
-            prompts: N texts.
-            image_index: Index of the image of each prompt (N,), int64; None if each image has exactly one prompt.
-
-        Returns:
-            Logits (N, 1, H, W).
-
-        Raises:
-            ValueError: The numbers of prompts and images do not match, or a prompt contains no word.
-        """
-        index = pair_images(len(image), prompts, image_index, image.device)
-        texts, places = distinct(prompts)
-        if not texts:
-            return image.new_zeros(0, 1, *image.shape[-2:])
-        logits = self.of_vectors(pad_to_multiple(image, self.multiple), self.text(texts)[places], index)
-        return logits[..., : image.shape[-2], : image.shape[-1]]
-
     def vectors(self, prompts: Sequence[str]) -> Tensor:
-        """Vectors (P, T) of P prompts; raises a ValueError if one contains no word."""
+        """See :class:`PairSegmenter`: of hashed n-grams."""
         vectors: Tensor = self.text(prompts)
         return vectors
 
-    def of_vectors(self, image: Tensor, vectors: Tensor, image_index: Tensor) -> Tensor:
-        """Logits (N, 1, H, W) of images (B, 3, H, W), whose sides are divisible by `multiple`, for prompt vectors (N, T).
-
-        Args:
-            image: Normalised images.
-            vectors: Vector of each pair's prompt, from `vectors`.
-            image_index: Index of each pair's image, (N,) int64.
-        """
-        return self.decoded(image, self.features(image), vectors, image_index)
-
     def features(self, image: Tensor) -> list[Tensor]:
-        """What depends on the images only: the encoder's features, each (B, C', H / stride, W / stride)."""
+        """See :class:`PairSegmenter`: the encoder's features, each (B, C', H / stride, W / stride)."""
         features: list[Tensor] = self.encoder(image)
         return [feature.permute(0, 3, 1, 2) for feature in features] if self._channels_last else list(features)
 
     def decoded(self, image: Tensor, features: list[Tensor], vectors: Tensor, image_index: Tensor) -> Tensor:
-        """The rest of `of_vectors`, from the features of the images."""
+        """See :class:`PairSegmenter`."""
         logits: Tensor = self.decoder(image, features, vectors, image_index)
         return logits
 

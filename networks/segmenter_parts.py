@@ -9,6 +9,7 @@ to this form.
 """
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -59,6 +60,51 @@ def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
     height, width = image.shape[-2:]
     bottom, right = -height % multiple, -width % multiple
     return F.pad(image, (0, right, 0, bottom), mode="replicate") if bottom or right else image
+
+
+class PairSegmenter(nn.Module):
+    """Base of the segmenters: pairs of an image and a prompt, each image and each text computed once.
+
+    A subclass defines ``multiple``, ``vectors``, ``features`` and ``decoded``.
+    """
+
+    multiple: int
+    """Number of pixels that divides both sides of the images that ``features`` and ``decoded`` take."""
+
+    def forward(self, image: Tensor, prompts: Sequence[str], image_index: Tensor | None = None) -> Tensor:
+        """Logits for pairs of an image and a prompt.
+
+        Args:
+            image: (B, 3, H, W), normalised, of any size.
+            prompts: N texts.
+            image_index: Index of the image of each prompt (N,), int64; None if each image has exactly one prompt.
+
+        Returns:
+            Logits (N, 1, H, W).
+
+        Raises:
+            ValueError: The numbers of prompts and images do not match, or a prompt contains no word.
+        """
+        index = pair_images(len(image), prompts, image_index, image.device)
+        texts, places = distinct(prompts)
+        height, width = image.shape[-2:]
+        if not texts:
+            return image.new_zeros(0, 1, height, width)
+        vectors = self.vectors(texts)[places]
+        padded = pad_to_multiple(image, self.multiple)
+        return self.decoded(padded, self.features(padded), vectors, index)[..., :height, :width]
+
+    @abstractmethod
+    def vectors(self, prompts: Sequence[str]) -> Tensor:
+        """Vectors (P, T) of P prompts; raises a ValueError if one contains no word."""
+
+    @abstractmethod
+    def features(self, image: Tensor) -> list[Tensor]:
+        """Tensors that depend on the images (B, 3, H, W) only."""
+
+    @abstractmethod
+    def decoded(self, image: Tensor, features: list[Tensor], vectors: Tensor, image_index: Tensor) -> Tensor:
+        """Logits (N, 1, H, W) of N pairs, from images and their features, and the vector (N, T) and the image (N,) of each pair."""
 
 
 class PromptedBlock(nn.Module):

@@ -225,6 +225,9 @@ def test_a_head_on_features_knows_where_the_weights_of_its_backbone_were(
     wanted = load_head(path).classify(images)
     for place, message in (
         (None, "weights: not set; images need the backbone test_vit with hash"),
+        ({"pretrained": "hf-hub:someone/else"}, "weights_from: is no place of weights of test_vit"),
+        ({"pretrained": "resnet50.a1_in1k"}, "weights_from: is no place of weights of test_vit"),
+        ("w.pt", "weights_from: is no place of weights of test_vit, got w.pt; name their file"),
         (
             {"file": "gone.pt"},
             r"weights: gone.pt does not exist; .* name their file: --model.weights FILE of main.py, --weights",

@@ -248,3 +248,23 @@ def test_runs_without_ternary_weights_are_refused() -> None:
         TernaryClassifier(architecture="resnet20", quantizer="none", **settings).use_runtime("packed")
     with pytest.raises(ValueError, match="runtime must be one of torch, packed, got 'onnx'"):
         TernaryClassifier(architecture="resnet20", **settings).use_runtime("onnx")
+
+
+def test_a_packed_module_stays_packed() -> None:
+    """The same runtime again changes nothing; the float weights are gone, so another one is refused."""
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {
+        "num_classes": 3,
+        "in_channels": 3,
+        "image_size": 8,
+        "mean": [0.5] * 3,
+        "std": [0.2] * 3,
+    }
+    module = TernaryClassifier(architecture="resnet20", **settings).eval()
+    module.use_runtime("torch")
+    module.use_runtime("packed")
+    network = module.network
+    module.use_runtime("packed")
+    assert module.network is network
+    with pytest.raises(ValueError, match="runtime torch: the network is packed, its float weights are gone"):
+        module.use_runtime("torch")

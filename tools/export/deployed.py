@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from lightning_modules import Classifier, PromptedSegmenter
 from networks import ternary_layers
 from networks.segmenter_clip import CLIPSegmenter
-from networks.segmenter_light import LightSegmenter
+from networks.segmenter_parts import PairSegmenter
 from tools.export.windows import RawWindows
 
 IMAGES = ((2, 3, 75, 107), (1, 3, 64, 64), (3, 3, 33, 130))  # images of a segmenter in the test of the file: B, C, H, W
@@ -80,7 +80,7 @@ class OfPrompts(nn.Module):
 
     vectors: Tensor
 
-    def __init__(self, network: LightSegmenter | CLIPSegmenter, prompts: Sequence[str]) -> None:
+    def __init__(self, network: PairSegmenter, prompts: Sequence[str]) -> None:
         super().__init__()
         _pad_statically(network)
         self.segmenter = network

@@ -20,7 +20,7 @@ from PIL import features as pillow_features
 
 from datamodules.images.decoding import Levels
 from datamodules.images.formats import ENDINGS
-from features import data_of_files
+from features import Shard, data_of_files
 from features.fingerprint import file_changes, file_lines, read_files
 from features.identity import are, is_a, json_hash, short
 from foundation.atomic_files import replace_file
@@ -109,16 +109,6 @@ def _versions(files: Mapping[str, int]) -> dict[str, str]:
 
         versions["pillow_heif"] = pillow_heif.__version__
     return versions
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A shard of a set: file name, number of canvases, size in bytes, and hash of its tensors."""
-
-    file: str
-    count: int
-    bytes: int
-    checksum: str
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from datamodules.images.canvases.header import AGAIN, CanvasError, Recipe, Shard, shard_name, write_file
-from features import hash_tensors
+from datamodules.images.canvases.header import AGAIN, CanvasError, Recipe, shard_name, write_file
+from features import Shard, hash_tensors
 
 OVERHEAD = 1024
 """Largest size in bytes of the header of a shard."""

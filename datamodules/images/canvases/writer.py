@@ -26,13 +26,13 @@ from datamodules.images.canvases.header import (
     CanvasError,
     Header,
     Recipe,
-    Shard,
     read_header,
     shard_name,
     write_header,
 )
 from datamodules.images.canvases.shards import OVERHEAD, empty_shard, map_shard, write_shard
 from datamodules.images.loader import ImageFiles, signals_from_parent_only
+from features import Shard
 from foundation.durations import clock_time
 
 log = logging.getLogger(__name__)
