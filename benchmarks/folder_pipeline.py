@@ -4,7 +4,7 @@
 
     ours         worker: JPEG --reduced decoding--> squeezed to 1.15 x size, uint8     this process: whole batches are cropped,
                  resized, flipped, normalised
-    with cache   this process alone: rows of a memory map (--data.canvas_cache) in place of the workers' images, then the same
+    with cache   only this process: rows of a memory map (--data.canvas_cache) in place of the workers' images, then the same
     torchvision  worker: JPEG -> RandomResizedCrop -> RandomHorizontalFlip -> PILToTensor -> ToDtype(float) -> Normalize -> collated
 
 All read the same images once per repeat (except for an incomplete last batch), with the same batch size, number of workers,

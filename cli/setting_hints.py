@@ -10,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 
 from cli.named_classes import BASES, accepted_settings, below
 from cli.run_flags import FLAGS, RunFlags
-from foundation.project import MAIN
+from foundation.project import MAIN, TOOL
 from foundation.suggestions import nearest
 
 LINKED = ("num_classes", "in_channels", "image_size", "mean", "std", "class_names", "feature_width", "signals")
@@ -19,6 +19,16 @@ SECTIONS = (*BASES, "checkpoint", "non_finite", "progress", "curves")
 LAST_CALLBACK = (
     "flags set only the last callback of trainer.callbacks, as --trainer.callbacks.SETTING; give the list in a file"
 )
+CUT = f"signals have no pictures; {TOOL}cut_windows cuts new recordings into windows, and"
+INSTEAD = {
+    ("HARDataModule", "images"): f"{CUT} --data SignalFileDataModule --data.test_file NEW.npz takes them",
+    ("SignalFileDataModule", "images"): f"{CUT} --data.test_file NEW.npz takes them",
+    ("CachedFeaturesDataModule", "root"): (
+        f"give --data.cache CACHE; {MAIN} predict --config configs/cascade_extract.yaml --data.root FOLDER --cache CACHE makes one"
+    ),
+    ("TernaryClassifier", "weights"): "--model.init_from RUN_DIR starts from the weights of a run or a file",
+}
+"""What does the work of a setting that a class does not have."""
 LISTED = 4  # classes that a message names
 CONFIG = (".yaml", ".yml")
 
@@ -77,6 +87,8 @@ class Hints:
         name, cls = option.partition(".")[0], self.classes.get(keys[0])
         place = ".".join([*keys, name])
         if keys[0] in BASES and len(keys) == 1 and cls is not None:
+            if (instead := INSTEAD.get((cls.__name__, name))) is not None:
+                return f"{place}: {cls.__name__} has no such setting; {instead}"
             found = self._elsewhere(name)
             if found and "checkpoint." not in found:
                 return f"{place}: no such setting{found}"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# jsonargparse 4.53.0, PyYAML 6.0.4 (CPython 3.11): a list in a second configuration file replaces the list of the first one, unless both have the
-# same length: then its items inherit what they leave out, place by place.
+# jsonargparse 4.53.0, PyYAML 6.0.4 (CPython 3.11): a list in a second configuration file replaces the list of the first one, unless
+# both have the same length: then its items inherit what they leave out, place by place.
 #
 # Guess before: a list is a value; the later file's list is the whole list, as in YAML and as for lists of numbers.
 # Behaviour: for a list of dataclasses, or of classes given by class_path and init_args, item n of the second list is parsed with item

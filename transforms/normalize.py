@@ -45,8 +45,8 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 def _whole_rows(images: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     """The same values, with scale and bias repeated along a row of pixels.
 
-    In channels_last, torch's kernels would otherwise work on runs of three values. Equal to the bit, and 3 to 4 times as fast: 0.13
-    in place of 0.49 ms for an image of 3 x 224 x 224 in memory that is reused.
+    In channels_last, torch's kernels would otherwise work on runs of three values. Equal to the bit, and 2.1 times as fast: 0.46
+    in place of 0.96 ms an image for 64 images of 3 x 224 x 224 (one idle core, medians of 9 interleaved).
     """
     batch, channels, height, width = images.shape
     rows = images.permute(0, 2, 3, 1).reshape(batch, height, width * channels).float()

@@ -20,11 +20,12 @@ from metrics import GroupAccuracy, GroupSums
 
 
 class SubjectTable(NamedTuple):
-    """Accuracy of each person, accuracy of each person and true class, and the class names."""
+    """Accuracy of each person, accuracy of each person and true class, the class names, and the names of the people by number."""
 
     subjects: dict[int, GroupAccuracy]
     cells: dict[tuple[int, int], GroupAccuracy]
     names: list[str]
+    people: dict[int, str]
 
 
 def draw_subjects(found: SubjectTable, title: str) -> Figure:
@@ -52,7 +53,11 @@ def draw_subjects(found: SubjectTable, title: str) -> Figure:
         axes.text(column, row, f"{shares[row, column]:.0%}", ha="center", va="center", fontsize=8, color=colour)
     axes.axvline(0.5, color="white", linewidth=4)
     axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right", fontsize=8)
-    axes.set_yticks(range(len(subjects)), [f"{one} (n={found.subjects[one].n})" for one in subjects], fontsize=8)
+    axes.set_yticks(
+        range(len(subjects)),
+        [f"{label_text(found.people[one])} (n={found.subjects[one].n})" for one in subjects],
+        fontsize=8,
+    )
     axes.set_xlabel("true activity")
     axes.set_ylabel("subject (windows), worst on top")
     figure.colorbar(image, ax=axes, format=PercentFormatter(1.0, decimals=0), label="accuracy", extend="min")
@@ -99,7 +104,9 @@ class SubjectAccuracy(EvaluationPicture[SubjectTable]):
         for (subject, _), one in cells.items():
             so_far = subjects.get(subject, GroupAccuracy(0, 0))
             subjects[subject] = GroupAccuracy(so_far.n + one.n, so_far.hits + one.hits)
-        return SubjectTable(subjects, cells, class_names_of(trainer, pl_module, self._classes))
+        name = getattr(getattr(trainer, "datamodule", None), "subject_name", str)
+        people = {subject: name(subject) for subject in subjects}
+        return SubjectTable(subjects, cells, class_names_of(trainer, pl_module, self._classes), people)
 
     def write(self, folder: Path, stage: str, found: SubjectTable) -> None:
         """Write a row for each person; the cell of a class without windows is empty."""
@@ -107,7 +114,7 @@ class SubjectAccuracy(EvaluationPicture[SubjectTable]):
         for subject, one in found.subjects.items():
             cells = [found.cells.get((subject, k)) for k in range(len(found.names))]
             shares = ["" if cell is None else f"{cell.accuracy:.6f}" for cell in cells]
-            rows.append((subject, one.n, f"{one.accuracy:.6f}", *shares))
+            rows.append((found.people[subject], one.n, f"{one.accuracy:.6f}", *shares))
         write_table(folder / f"per_subject_{stage}.csv", ("subject", "n", "accuracy", *found.names), rows)
 
     def draw(self, found: SubjectTable, title: str) -> Figure:

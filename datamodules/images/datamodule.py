@@ -139,7 +139,7 @@ class ImageFolderDataModule(DataModule):
         self.groups, self.group_column = Path(groups) if groups else None, group_column
         self.workers, self.prefetch, self.unreadable = workers, prefetch, unreadable
         self.persistent_workers, self.pin_memory = persistent_workers, pin_memory
-        self.canvas_cache = None if canvas_cache is None else CanvasCache(canvas_cache, verify_canvases, self.root)
+        self.canvas_cache = CanvasCache.of(canvas_cache, verify_canvases, self.root)
         self._lists: dict[str, LabelledFiles] = {}  # by folder name: train, val, test, predict, or all
         self._held_out: dict[str, Tensor] | None = None
 

@@ -16,8 +16,11 @@ from datamodules.signals.base import SignalDataModule
 from datamodules.signals.har_download import fetch
 from datamodules.signals.har_generator import ACTIVITIES, write_generated
 from datamodules.signals.har_reader import FOLDER, LENGTH, SIGNALS, find_folder, read_activities, read_windows
+from foundation.project import TOOL
 
 GENERATED = "har_generated"
+RAW = (".csv", ".parquet")
+"""Endings of files that may be raw recordings."""
 
 
 class HARDataModule(SignalDataModule):
@@ -77,6 +80,12 @@ class HARDataModule(SignalDataModule):
     def _folder(self) -> Path:
         folder = find_folder(self.root / GENERATED if self.generate else self.root)
         if folder is None:
+            if (raw := next((path for ending in RAW for path in self.root.rglob(f"*{ending}")), None)) is not None:
+                raise FileNotFoundError(
+                    f"no UCI HAR in {self.root.absolute()}, but recordings such as {raw.relative_to(self.root)}: cut them into "
+                    f"windows ({TOOL}cut_windows {self.root} windows.npz ...) and give --data SignalFileDataModule "
+                    "--data.file windows.npz"
+                )
             raise FileNotFoundError(
                 f"no UCI HAR in {self.root.absolute()}: expected {FOLDER}/ with activity_labels.txt and, in train/ and test/, y, "
                 "subject and Inertial Signals/; download it with --data.download true, set another folder with --data.root, or use "

@@ -58,3 +58,15 @@ def test_the_worst_subject_is_on_top() -> None:
 def test_batches_without_subject_are_refused() -> None:
     with pytest.raises(MisconfigurationException, match="SubjectAccuracy: the batches have no 'subject'"):
         SubjectAccuracy().add(TRAINER, MODULE, torch.eye(3), torch.tensor([0, 1, 2]), {})
+
+
+def test_people_have_their_names(tmp_path: Path) -> None:
+    """A datamodule that knows names gives them to the table and to the plot."""
+    callback, _ = counted()
+    trainer: Any = SimpleNamespace(datamodule=SimpleNamespace(subject_name={7: "carl", 30: "ana"}.__getitem__))
+    found = callback.collect(trainer, MODULE)
+    callback.write(tmp_path, "test", found)
+    lines = (tmp_path / "per_subject_test.csv").read_text().splitlines()
+    assert [line.partition(",")[0] for line in lines] == ["subject", "carl", "ana"]
+    labels = draw_subjects(found, "a run").axes[0].get_yticklabels()
+    assert [label.get_text() for label in labels] == ["carl (n=3)", "ana (n=1)"]

@@ -1,8 +1,8 @@
 """Mistakes in command lines and configurations, drawn from a seed over the tiny configurations of all five systems.
 
 Each mistake is one of those that people make: a key misspelt or in another section, a value of another type, a list or a dictionary
-in place of one value, a missing file, an abbreviated flag, an empty value, broken YAML. A `Mistake` also has the words of which the
-message must contain one: the setting, or the file.
+in place of one value, a missing file, an abbreviated flag, an empty value, broken YAML. A `Mistake` also has words, the setting
+or the file; the message must contain one of them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Mistake(NamedTuple):
 
     Args:
         kind: Name of the kind of mistake.
-        arguments: Command line after ``fit``; ``CONFIG`` stands for the path of the configuration.
+        arguments: Command line after ``fit``; ``CONFIG`` is replaced by the path of the configuration.
         config: Text of the configuration.
         words: One of them must be in the message.
     """
@@ -240,7 +240,7 @@ def empty(draft: Draft) -> Words:
 
 
 def null(draft: Draft) -> Words:
-    """A setting of which null is no value, left empty in the configuration."""
+    """A setting that cannot be null, left empty in the configuration."""
     section, name = draft.rng.choice(
         (("model", "lr"), ("data", "batch_size"), ("model", "optimizer"), ("data", "val_fraction"))
     )

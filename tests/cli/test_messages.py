@@ -30,7 +30,12 @@ WRONG = [
     (
         HAR,
         "--data.images x",
-        "data.images: HARDataModule has no such setting; CachedFeaturesDataModule, CIFAR10DataModule",
+        "data.images: HARDataModule has no such setting; signals have no pictures; python -m tools.cut_windows cuts new",
+    ),
+    (
+        DIGITS,
+        "--model.weights x",
+        "model.weights: TernaryClassifier has no such setting; --model.init_from RUN_DIR starts from",
     ),
     (HAR, "--data.file x", "data.file: HARDataModule has no such setting; SignalFileDataModule has it (--data CLASS)"),
     (

@@ -155,3 +155,8 @@ def test_a_cache_among_the_images_would_be_a_class(tmp_path: Path, place: str) -
     with pytest.raises(ValueError, match=r"canvas_cache is '.*' but must be a folder outside of the images in"):
         CanvasCache(given, False, tmp_path / "in")
     CanvasCache(str(tmp_path / "in" / ".cache"), False, tmp_path / "in")
+
+
+def test_verifying_no_cache_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="verify_canvases is True but must be false without canvas_cache"):
+        ImageFolderDataModule(root=str(tmp_path), verify_canvases=True)

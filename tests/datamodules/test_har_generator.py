@@ -92,3 +92,13 @@ def test_both_parts_need_subjects(tmp_path: Path) -> None:
     ):
         write_generated(tmp_path, subjects=(1, 3))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_recordings_is_no_uci_har(tmp_path: Path) -> None:
+    (tmp_path / "walk").mkdir()
+    (tmp_path / "walk" / "carl.csv").write_text("time,ax\n")
+    wanted = (
+        r"^no UCI HAR in .*, but recordings such as walk/carl.csv: cut them into windows \(python -m tools.cut_windows"
+    )
+    with pytest.raises(FileNotFoundError, match=wanted):
+        HARDataModule(root=str(tmp_path)).read_part("train")

@@ -4,7 +4,7 @@ A page      shell blocks (each line), ``text`` blocks (lines that begin with $),
 A header    lines of the first comment that begin with a command, and code in backticks
 --help      the EXAMPLES of every tool
 
-``[--flag VALUE]`` stands for an optional part and is tested with it. Inline code that only names a command, or that leaves a part
+``[--flag VALUE]`` is an optional part and is tested with it. Inline code that only names a command, or that leaves a part
 out (``...``), is no command to type.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-OWN_TEST = ROOT / "docs" / "paths.md"  # tests/paths runs its commands, of which some are refused on purpose
+OWN_TEST = ROOT / "docs" / "paths.md"  # tests/paths runs its commands; some are refused on purpose
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted({*ROOT.glob("docs/*.md")} - {OWN_TEST})]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHELL = ("bash", "sh", "console", "")

@@ -170,7 +170,7 @@ def test_step(
     error = capsys.readouterr().err
     if cell == "yes":
         assert code == 0, error
-        if "tools.cascade" in step:  # the same stage twice, of which only the first builds a backbone
+        if "tools.cascade" in step:  # the same stage twice; only the first builds a backbone
             measured = json.loads(Path("cascade/cascade.json").read_text())["measured"]
             assert measured["stage 1"]["flops"] == measured["stage 2"]["flops"] > 0
         return

@@ -201,7 +201,7 @@ def _module(source: Source, data: DataModule, checkpoint: str) -> Classifier:
 def _give_weights(heads: Sequence[CascadeHead], weights: Sequence[str]) -> None:
     if len(weights) not in (1, len(heads)) or not heads:
         raise ValueError(
-            f"--weights: one file for each stage that is a cascade head on a frozen backbone, of which there are {len(heads)}, "
+            f"--weights: one file for each of the {len(heads)} stages that are cascade heads on a frozen backbone, "
             f"got {len(weights)}"
         )
     for number, head in enumerate(heads):

@@ -62,7 +62,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--data", type=Path, metavar="CONFIG", help="configuration of the data, in place of the run's own"
     )
     group.add_argument(
-        "--time", action="store_const", const=True, help="also time the file beside torch, batches of 1 and 32"
+        "--time", action="store_const", const=True, help="also time the file against torch, batches of 1 and 32"
     )
 
 

@@ -1,4 +1,4 @@
-"""Times an int8 ONNX file beside torch in float32: milliseconds per batch, interleaved repeats, medians."""
+"""Times an int8 ONNX file against torch in float32: milliseconds per batch, interleaved repeats, medians."""
 
 from __future__ import annotations
 

@@ -193,13 +193,13 @@ def read_header(folder: Path, wanted: Recipe, files: Mapping[str, int]) -> Heade
             detail = f" ({file_changes(before, files)})"
         raise CanvasError(
             f"{folder}: {name} is {short(found)} in the canvas cache, but {short(here)} here{detail}; delete this folder to "
-            "write it anew, or give another --data.canvas_cache"
+            "write it again, or give another --data.canvas_cache"
         )
     return header
 
 
 def _parsed(path: Path) -> Header:
-    damaged = f"{path}: the header is damaged; delete the folder {path.parent}, it is written anew"
+    damaged = f"{path}: the header is damaged; delete the folder {path.parent}, it is written again"
     try:
         content = json.loads(path.read_bytes().decode())
         checksum = content.pop("checksum", None) if isinstance(content, dict) else None
@@ -212,7 +212,7 @@ def _parsed(path: Path) -> Header:
         raise CanvasError(damaged)
     if (schema := content.pop("schema")) != SCHEMA:
         raise CanvasError(
-            f"{path}: version {schema} of the format, but {SCHEMA} here; delete the folder {path.parent}, it is written anew"
+            f"{path}: version {schema} of the format, but {SCHEMA} here; delete the folder {path.parent}, it is written again"
         )
     rows, shards = content.pop("rows", None), content.pop("shards", [])
     values: dict[str, Any] = {

@@ -47,6 +47,17 @@ class CanvasCache:
         self.folder, self.verify = Path(folder), verify
         self._opened: dict[str, Canvases] = {}
 
+    @classmethod
+    def of(cls, folder: str | None, verify: bool, images: Path) -> CanvasCache | None:
+        """The cache of the settings of a datamodule; None without a folder.
+
+        Raises:
+            ValueError: See the class; or ``verify`` is set without a folder.
+        """
+        if folder is None and verify:
+            raise ValueError("verify_canvases is True but must be false without canvas_cache")
+        return None if folder is None else cls(folder, verify, images)
+
     def opened(self, split: str, files: ImageFiles) -> Canvases | None:
         """Return the canvases of a split if they have been opened."""
         return self._opened.get(_set_name(split, files))

@@ -75,7 +75,7 @@ def write_canvases(
     begun = read_header(folder, recipe, source.files)
     if begun is None:
         if any(folder.glob("*.safetensors")):
-            raise CanvasError(f"{folder}: holds shards but no {UNFINISHED}; delete this folder, it is written anew")
+            raise CanvasError(f"{folder}: holds shards but no {UNFINISHED}; delete this folder, it is written again")
         header = Header(recipe, max(1, shard_bytes // recipe.row_bytes))
     else:
         header = begun
@@ -93,7 +93,7 @@ def write_canvases(
             (folder / shard.file).unlink()
             raise CanvasError(
                 f"{folder / shard.file}: written again, it has other pixels than before: image files have changed; delete the "
-                f"folder {folder}, it is written anew"
+                f"folder {folder}, it is written again"
             )
         there[number] = shard
     header = replace(header, shards=tuple(there[number] for number in range(len(counts))))
