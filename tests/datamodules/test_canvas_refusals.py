@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from datamodules import ImageFolderDataModule
 from datamodules.images.canvases import CanvasCache, CanvasError, header, writer
 from features.identity import json_hash
 from tests.datamodules.canvas_sets import content, opened
