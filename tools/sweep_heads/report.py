@@ -137,9 +137,10 @@ def _panel(axes: Axes, settings: Sequence[Setting], name: str) -> None:
     ticks = list(dict.fromkeys(typed(head.hidden) if name == "hidden" else getattr(head, name) for head in heads))
     place = {value: number for number, value in enumerate(ticks)}
     count = max(1, len(known))
+    spread = min(0.5, 0.01 * count)  # equal values side by side, few of them on their tick
     for number, setting in enumerate(reversed(known)):  # draw the best last, on top of the others
         winner = number == len(known) - 1
-        x = place[setting.value(name)] + (0 if winner else 0.5 * (number / count - 0.5))
+        x = place[setting.value(name)] + (0 if winner else spread * ((number + 0.5) / count - 0.5))
         colour = VERMILION if winner else GREY
         axes.plot([x, x], [min(setting.values), max(setting.values)], color=colour if winner else LIGHT_GREY, zorder=1)
         axes.plot(x, setting.mean, marker="o", markersize=7 if winner else 3, color=colour, zorder=2)
