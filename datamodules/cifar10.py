@@ -17,10 +17,14 @@ from torchvision.datasets.utils import check_integrity, download_and_extract_arc
 
 from datamodules.base import DataModule
 from datamodules.cifar_reader import FOLDER, Header, find_folder, read_batch, read_header
+from datamodules.images.settings import check_normalisation
 
 OFFICIAL = Header(
     ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"], image_size=32
 )
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+"""Over the pixels of CIFAR-10's training images, red, green and blue."""
 
 
 class CIFAR10DataModule(DataModule):
@@ -31,6 +35,9 @@ class CIFAR10DataModule(DataModule):
         download: Download the official archive into `root` if the data is missing or damaged; the checksum is verified.
         crop_padding: Pixels of padding added on each side before a random crop of the image's original size; 0 disables the crop.
         flip: Mirror each training image left to right with probability one half.
+        mean: Mean of red, green and blue for normalisation, in units of 0..1; null: those of CIFAR-10's training images. Weights
+            trained elsewhere may need others: pytorch_resnet_cifar10 used ImageNet's.
+        std: Standard deviation of red, green and blue for normalisation, in units of 0..1; null: CIFAR-10's.
         **kwargs: Settings of every datamodule, see `DataModule`.
 
     Raises:
@@ -39,20 +46,29 @@ class CIFAR10DataModule(DataModule):
     """
 
     def __init__(
-        self, root: str = "data", download: bool = False, crop_padding: int = 4, flip: bool = True, **kwargs: Any
+        self,
+        root: str = "data",
+        download: bool = False,
+        crop_padding: int = 4,
+        flip: bool = True,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(crop_padding=crop_padding, flip=flip, **kwargs)
         self.root, self.download = Path(root), download
+        self._mean, self._std = list(mean or MEAN), list(std or STD)
+        check_normalisation(3, self._mean, self._std)
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """Mean of red, green and blue over the training images of CIFAR-10."""
-        return 0.4914, 0.4822, 0.4465
+        """Mean of red, green and blue used for normalisation."""
+        return tuple(self._mean)
 
     @property
     def std(self) -> tuple[float, ...]:
-        """Standard deviation of red, green and blue over the pixels of the training images of CIFAR-10."""
-        return 0.2470, 0.2435, 0.2616
+        """Standard deviation of red, green and blue used for normalisation."""
+        return tuple(self._std)
 
     @property
     def in_channels(self) -> int:

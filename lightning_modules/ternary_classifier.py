@@ -34,7 +34,8 @@ class TernaryClassifier(StartsFromWeights):
         init_from: Run folder, checkpoint or weights.safetensors of the same architecture, ternary or not, to start from, or a
             file of pytorch_resnet_cifar10 or pytorch-cifar. Learned scales are set from the loaded weights. A resumed run does not
             read it again.
-        teacher: Run folder or checkpoint of a network of any architecture that is used as distillation teacher.
+        teacher: Run folder or checkpoint of a network of any architecture that is used as distillation teacher, or a file of
+            plain weights of a full-precision ResNet of the list above.
         distill_share: Weight of the distillation term in the loss, 0 to 1 (see lightning_modules/distillation.py).
         distill_temperature: Temperature T of the softened probabilities, above 0.
     """

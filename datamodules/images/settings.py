@@ -32,14 +32,24 @@ def check_files(
     Raises:
         ValueError: See :func:`check`.
     """
-    many = f"{channels} values" if channels > 1 else "1 value"
-    each = ", one for each channel"
+    check_normalisation(channels, mean, std)
     check(
         ("image_size", image_size, image_size >= 1, "1 pixel or more"),
-        ("mean", mean, len(mean) == channels, f"{many}{each}"),
-        ("std", std, len(std) == channels and min(std) > 0, f"{many} above 0{each}"),
         ("workers", workers, workers is None or workers >= 0, "0 or more, or null"),
         ("prefetch", prefetch, prefetch >= 1, "1 or more"),
+    )
+
+
+def check_normalisation(channels: int, mean: list[float], std: list[float]) -> None:
+    """Check the mean and standard deviation of each channel.
+
+    Raises:
+        ValueError: See :func:`check`.
+    """
+    wanted = f"{channels} values" if channels > 1 else "1 value"
+    check(
+        ("mean", mean, len(mean) == channels, f"{wanted}, one for each channel"),
+        ("std", std, len(std) == channels and min(std) > 0, f"{wanted} above 0, one for each channel"),
     )
 
 

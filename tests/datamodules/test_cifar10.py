@@ -164,6 +164,14 @@ def test_a_wrong_checksum_is_an_error(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not (tmp_path / "data" / FOLDER).exists()
 
 
+def test_normalisation_is_a_setting() -> None:
+    data = CIFAR10DataModule(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
+    assert (data.mean, data.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert CIFAR10DataModule().mean == (0.4914, 0.4822, 0.4465)
+    with pytest.raises(ValueError, match=r"std is \[0.2, 0.2\] but must be 3 values above 0"):
+        CIFAR10DataModule(std=[0.2, 0.2])
+
+
 @pytest.mark.slow
 @pytest.mark.skipif("LVR_CIFAR10" not in os.environ, reason="LVR_CIFAR10 names no folder with CIFAR-10")
 def test_real_cifar10_equals_torchvision() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from lightning_modules import TernaryClassifier, load_run
 from lightning_modules.distillation import distillation_loss
@@ -116,8 +117,6 @@ def test_init_from_a_run_loads_its_averaged_weights(finished: Path, source: str)
 
 
 def test_ternary_network_starts_from_its_full_precision_twin(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
     torch.manual_seed(5)
     twin = TernaryClassifier(**SHAPE, quantizer="none").network.state_dict()
     save_file({name: tensor.contiguous() for name, tensor in twin.items()}, tmp_path / "twin.safetensors")
@@ -165,6 +164,48 @@ def test_teacher_with_other_classes_raises(finished: Path) -> None:
     module = TernaryClassifier(**{**SHAPE, "num_classes": 7}, teacher=str(finished))
     with pytest.raises(
         MisconfigurationException, match=r"teacher: .* has num_classes 10, this run 7; both must be the same"
+    ):
+        module.setup("fit")
+
+
+PUBLIC = (("stem.conv", "conv1"), ("stem.bn", "bn1"), ("classifier", "linear"))
+
+
+def public_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Names of pytorch_resnet_cifar10 for a resnet20/32/56, without the counters of batch norms."""
+    renamed = {}
+    for name, tensor in state.items():
+        for ours, theirs in PUBLIC:
+            name = name.replace(ours, theirs)
+        name = re.sub(r"stages\.(\d)", lambda stage: f"layer{int(stage[1]) + 1}", name)
+        if tensor.dim() > 0:
+            renamed[name] = tensor
+    return renamed
+
+
+@pytest.mark.parametrize("architecture", ["resnet20", "resnet56"])
+def test_a_file_of_public_weights_teaches(tmp_path: Path, architecture: str) -> None:
+    torch.manual_seed(3)
+    source = TernaryClassifier(**{**SHAPE, "architecture": architecture}, quantizer="none").network.eval()
+    torch.save({"state_dict": public_names(source.state_dict())}, tmp_path / "public.th")
+    module = TernaryClassifier(**SHAPE, quantizer="ttq", teacher=str(tmp_path / "public.th"))
+    module.setup("fit")
+    (teacher,) = module._teacher
+    image = batch()["image"]
+    with torch.no_grad():
+        torch.testing.assert_close(teacher(image), source(image), rtol=1e-5, atol=1e-4)
+    assert not teacher.training
+    assert not any(p.requires_grad for p in teacher.parameters())
+
+
+def test_a_file_of_another_network_cannot_teach(tmp_path: Path) -> None:
+    other = TernaryClassifier(**{**SHAPE, "num_classes": 7}, quantizer="none").network
+    save_file(
+        {name: tensor.contiguous() for name, tensor in other.state_dict().items()}, tmp_path / "seven.safetensors"
+    )
+    module = TernaryClassifier(**SHAPE, teacher=str(tmp_path / "seven.safetensors"))
+    with pytest.raises(
+        MisconfigurationException, match=r"is not a resnet18, .* resnet56 of 10 classes and 1 channels; of others"
     ):
         module.setup("fit")
 
