@@ -6,7 +6,8 @@
   incomplete accumulation window.
 - A checkpoint taken during the validation at the end of an epoch: its loop counters are set so that a resume restarts this
   validation from its first batch (``rewind_validation``).
-- A resume with batches cut into parts after running out of memory (cli/out_of_memory.py): the counters are converted to parts.
+- A resume with other batches, cut into parts after running out of memory (cli/out_of_memory.py) or taken in turn for a larger
+  number of processes (cli/processes.py): the counters are converted, and the sums are divided among the processes.
 
 ``_update_count``, ``_callback_metrics`` and the loop counters are internals of torchmetrics and Lightning: pyproject.toml pins the
 range of versions and tests/runs/test_resume.py tests it.
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -54,23 +56,32 @@ def rewind_validation(loops: dict[str, Any]) -> None:
     progress["is_last_batch"] = False
 
 
-def count_in_parts(loops: dict[str, Any], parts: int) -> None:
-    """Edit the loop counters of a checkpoint for a run whose batches were cut into parts.
+def convert_counts(loops: dict[str, Any], now: int, was: int) -> None:
+    """Edit the loop counters of a checkpoint for a run with other batches: cut into parts, or taken for several processes in turn.
 
     Args:
         loops: ``checkpoint["loops"]``, changed in place.
-        parts: Number of batches in the resumed run per batch of the checkpoint.
+        now: Batches per optimiser step in the resumed run.
+        was: Batches per optimiser step in the run that wrote the checkpoint.
+
+    Raises:
+        MisconfigurationException: The checkpoint lies inside an optimiser step that does not end with a batch of the resumed run.
 
     >>> counts = {"ready": 5, "started": 5, "processed": 5, "completed": 4}  # saved after a batch's optimiser step
     >>> loops = {"fit_loop": {"epoch_loop.batch_progress": {"total": dict(counts), "current": dict(counts)}}}
-    >>> count_in_parts(loops, 2)
+    >>> convert_counts(loops, 2, 1)
     >>> loops["fit_loop"]["epoch_loop.batch_progress"]["current"]
     {'ready': 10, 'started': 10, 'processed': 10, 'completed': 9}
     """
     progress = loops["fit_loop"]["epoch_loop.batch_progress"]
-    for counts in (progress["total"], progress["current"]):
+    for counts in (progress["current"], progress["total"]):
+        if counts["processed"] * now % was and counts is progress["current"]:
+            raise MisconfigurationException(
+                f"the checkpoint lies inside an optimiser step of {was} batches, which cannot go on with {now}; "
+                "resume with as many devices as before, or from another checkpoint"
+            )
         # the differences tell Lightning at which point of a batch the checkpoint was taken
-        more = (parts - 1) * counts["processed"]
+        more = counts["processed"] * now // was - counts["processed"]
         counts.update({name: count + more for name, count in counts.items()})
 
 
@@ -83,6 +94,20 @@ def epoch_is_done(trainer: Trainer) -> bool:
 def by_process(trainer: Trainer, pl_module: LightningModule, value: Tensor) -> Tensor:
     """Gather a tensor from every process, stacked to (processes, ...)."""
     return pl_module.all_gather(value) if trainer.world_size > 1 else value.clone()[None]  # type: ignore[return-value]
+
+
+def of_process(saved: Tensor, rank: int, world_size: int) -> Tensor:
+    """Add up those sums (processes, ...) of the processes of a checkpoint that process `rank` of `world_size` goes on with.
+
+    >>> [of_process(torch.tensor([1, 2, 3, 4]), rank, 2).item() for rank in (0, 1)]
+    [4, 6]
+    """
+    return saved[rank] if len(saved) == world_size else saved[rank::world_size].sum(0).to(saved.dtype)
+
+
+def turns(trainer: Trainer) -> int:
+    """Return the number of processes of the original run that each process takes the batches of."""
+    return int(getattr(getattr(trainer, "datamodule", None), "turns", 1))
 
 
 class ExactResume(Callback):
@@ -111,8 +136,10 @@ class ExactResume(Callback):
         return bool(ran_out) and all(callback.wait_count < callback.patience for callback in ran_out)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Seed the random generators for this batch."""
-        seed_generators(stable_seed(self.seed, trainer.current_epoch, batch_idx, trainer.global_rank))
+        """Seed the random generators for this batch: by its number and rank in the original run."""
+        number, turn = divmod(batch_idx, turns(trainer))
+        rank = trainer.global_rank + turn * trainer.world_size
+        seed_generators(stable_seed(self.seed, trainer.current_epoch, number, rank))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the missing state, as tensors and plain values."""
@@ -133,7 +160,7 @@ class ExactResume(Callback):
         )
         checkpoint["exact_resume"] = {
             "seed": self.seed,
-            "processes": trainer.world_size,
+            "processes": trainer.world_size * turns(trainer),
             "accumulate": trainer.accumulate_grad_batches,
             "metrics": metrics,
             "gradients": gradients,
@@ -148,7 +175,7 @@ class ExactResume(Callback):
             self._saved = checkpoint.get("exact_resume")
             accumulated = (self._saved or {}).get("accumulate", trainer.accumulate_grad_batches)
             # gradients of an open window need no conversion: two halves add half their mean each
-            count_in_parts(checkpoint["loops"], trainer.accumulate_grad_batches // accumulated)
+            convert_counts(checkpoint["loops"], trainer.accumulate_grad_batches, accumulated)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore the last metrics: Lightning clears them after loading a checkpoint, and EarlyStopping needs them."""
@@ -165,7 +192,8 @@ class ExactResume(Callback):
         for name, values in saved["metrics"].items():
             metric = modules[name]
             for key, value in values["states"].items():
-                setattr(metric, key, value[trainer.global_rank].to(pl_module.device))
+                own = of_process(value, trainer.global_rank, trainer.world_size)
+                setattr(metric, key, own.to(pl_module.device))
             metric._update_count, metric._computed = values["updates"], None
         for name, parameter in pl_module.named_parameters():
             if name in saved["gradients"]:

@@ -18,6 +18,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from callbacks.checkpoints import Checkpoints, validation_follows
+from callbacks.exact_resume import turns
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -80,8 +81,9 @@ class StopOnSignal(Checkpoint):
         """Save and stop; before a validation wait for its first batch, after the last batch for the end of the epoch."""
         if trainer.world_size == 1 and not self.received:
             return
-        # gradients of an open accumulation window are saved for one process only
-        open_window = trainer.world_size > 1 and trainer.fit_loop._should_accumulate()
+        # gradients of an open accumulation window are saved for one process only, which takes its own batches
+        several = trainer.world_size * turns(trainer) > 1
+        open_window = several and trainer.fit_loop._should_accumulate()
         later = trainer.is_last_batch or open_window or validation_follows(trainer)
         if not later and self._agreed(trainer):
             self._stop(trainer, save=True)

@@ -30,6 +30,8 @@ FIXED = ("seed_everything", "model.class_path", "data.class_path", "trainer.accu
 # their product is the number of samples in an optimiser step; they may change together, see _only_splits_batches
 STEP = ("data.batch_size", "trainer.accumulate_grad_batches")
 
+PROCESSES = ("trainer.devices", "trainer.num_nodes", "trainer.accelerator", "trainer.strategy")
+
 
 @dataclass(frozen=True)
 class RunCheckpoint:
@@ -178,8 +180,8 @@ def check_changes(source: RunCheckpoint, new: dict[str, Any], flags: RunFlags) -
     for part in ("model", "data"):
         module, _, name = now[f"{part}.class_path"].rpartition(".")
         fixed |= {f"{part}.{key}" for key in getattr(import_module(module), name).fixed_on_resume}
-    if _only_splits_batches(was, now):
-        fixed -= set(STEP)
+    if _only_splits_batches(was, now) or any(was.get(name) != now.get(name) for name in PROCESSES):
+        fixed -= set(STEP)  # with other processes, cli/processes.py compares the samples of a step
     changed = [key for key in dict.fromkeys((*was, *now)) if _plain(was.get(key)) != _plain(now.get(key))]
     for key in changed:
         if key in fixed or any(key.startswith(f"{name}.") for name in fixed):  # an entry of a nested setting

@@ -29,6 +29,7 @@ from cli.messages import readable
 from cli.next_commands import next_commands
 from cli.parser import Parser, add_run_settings, check_nulls
 from cli.predictions import write_predictions
+from cli.processes import go_on_with
 from cli.resume import RunCheckpoint
 from cli.run_callbacks import run_callbacks
 from cli.run_flags import RunFlags, UsageError
@@ -285,15 +286,11 @@ class VisionCLI(LightningCLI):
         checkpoint = done = None
         if self.source is not None:
             checkpoint = str(self.source.checkpoint)
-            if (now := self.trainer.world_size) != (was := self.source.processes):
-                raise UsageError(
-                    f"--trainer.devices: {checkpoint} was written by {was} process(es) and cannot go on in {now}; "
-                    "keep the number, or start a new run"
-                )
             done = resume.finished(self.source, self.config_dict())
             if done:
                 log.info(f"{self.source.folder}: {done}; nothing to do")
             else:
+                go_on_with(self.trainer, model, datamodule, self.source, self.config_dict())
                 log.info(f"resuming {self.source.checkpoint} (epoch {self.source.epoch}, step {self.source.step})")
         # a run killed while writing its summary has finished training, but some files are still missing
         if not (done and (self.source.folder / "training_summary.json").is_file()):  # type: ignore[union-attr]

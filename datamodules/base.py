@@ -23,7 +23,8 @@ from datamodules.augmentation import Augmentation
 from datamodules.checkpoint_data import MatchedToCheckpoint
 from datamodules.extraction import Extractable, Labelled, views_of
 from datamodules.images.unlabelled import GivenImages, read_images
-from datamodules.in_memory import InMemoryLoader, Keep, beginning, check_enough, num_batches, training_position
+from datamodules.in_memory import InMemoryLoader, Keep, beginning, check_enough, num_batches, processes
+from datamodules.in_memory import training_position as position
 from datamodules.splitting.stratified import check_labels, count_classes, stratified_split
 
 log = logging.getLogger(__name__)
@@ -69,8 +70,10 @@ class DataModule(MatchedToCheckpoint, Extractable, ABC):
     """Factor, 0 or more, of RandAugment's magnitude and of the probabilities of mixup, cutmix and erasing, which stay at most 1."""
 
     parts: int = 1
-    """Number of training batches that each originally configured batch was cut into after running out of memory
-    (cli/out_of_memory.py)."""
+    """Number of training batches that each configured batch was cut into after running out of memory (cli/out_of_memory.py)."""
+
+    turns: int = 1
+    """Processes of the original run whose training batches each process of a resumed run serves (cli/processes.py)."""
 
     _train_size: int | None = None
 
@@ -224,13 +227,13 @@ class DataModule(MatchedToCheckpoint, Extractable, ABC):
     def _count_seen(self, stage: str) -> None:
         """Count once the samples to be evaluated that the checkpoint was trained on; in a fit, say how many an epoch leaves out."""
         if stage == "fit":
-            n, world_size = len(self.splits["train"]["label"]), self.trainer.world_size if self.trainer else 1
-            left = n - self.num_train_batches() * self.batch_size * world_size
+            n = len(self.splits["train"]["label"])
+            left = n - self.num_train_batches() * self.batch_size * processes(self.trainer)
             if left > 0.1 * n and self._keep_in_training == "full":
                 log.info(f"data       {left:,} of {n:,} training samples are left out of each epoch (--data.drop_last)")
-        if stage == "test" and len(self.splits["test"]["index"]) == 0:
-            raise MisconfigurationException(f"{self.place}: the test split has no sample; is --data.test_fraction 0?")
         split = {"validate": "val", "test": "test"}.get(stage)
+        if split == "test" and len(self.splits["test"]["index"]) == 0:
+            raise MisconfigurationException(f"{self.place}: the test split has no sample; is --data.test_fraction 0?")
         if split is not None and split not in self.seen:
             self.seen[split] = self.seen_in_training(split)
 
@@ -293,16 +296,10 @@ class DataModule(MatchedToCheckpoint, Extractable, ABC):
             MisconfigurationException: There is less than one batch per process.
         """
         batch_size = self.batch_size if batch_size is None else batch_size
-        n, world_size = len(self.splits["train"]["label"]), self.trainer.world_size if self.trainer else 1
-        check_enough(n, world_size)
+        n, world_size = len(self.splits["train"]["label"]), processes(self.trainer) * self.turns
         count = num_batches(n, batch_size, keep=self._keep_in_training, world_size=world_size, parts=self.parts)
-        if count == 0:
-            devices = f" shared by {world_size} devices" if world_size > 1 else ""
-            raise MisconfigurationException(
-                f"--data.batch_size {batch_size} is larger than the training set of {n} samples{devices}, so no batch is full; "
-                f"the largest value that works is {n // world_size}"
-            )
-        return count
+        check_enough(n, world_size, batch_size, count)
+        return count * self.turns
 
     def last_train_batch(self, batch_size: int | None = None) -> int:
         """Samples in the last training batch of an epoch on each process; call after setup("fit").
@@ -311,7 +308,7 @@ class DataModule(MatchedToCheckpoint, Extractable, ABC):
             batch_size: As for `num_train_batches`.
         """
         batch_size = self.batch_size if batch_size is None else batch_size
-        own = len(self.splits["train"]["label"]) // (self.trainer.world_size if self.trainer else 1)
+        own = len(self.splits["train"]["label"]) // (processes(self.trainer) * self.turns)
         return batch_size if self._keep_in_training == "full" else own % batch_size or batch_size
 
     def train_dataloader(self) -> InMemoryLoader:
@@ -347,9 +344,8 @@ class DataModule(MatchedToCheckpoint, Extractable, ABC):
         device = trainer.strategy.root_device if trainer else torch.device("cpu")
         if self.on_device:
             self.splits[split] = {name: values.to(device) for name, values in self.splits[split].items()}
-        return InMemoryLoader(
-            self.splits[split], pin_memory=device.type == "cuda" and not self.on_device, **self._order(split)
-        )
+        pin_memory = device.type == "cuda" and not self.on_device
+        return InMemoryLoader(self.splits[split], pin_memory=pin_memory, **self._order(split))
 
     def _order(self, split: Literal["train", "val", "test", "predict"]) -> dict[str, Any]:
         """Arguments that define the batches of a split and their order, for any loader; see `InMemoryLoader`."""
@@ -360,9 +356,10 @@ class DataModule(MatchedToCheckpoint, Extractable, ABC):
             "shuffle": training and not (trainer and trainer.overfit_batches),  # type: ignore[attr-defined]
             "seed": self.seed,
             "rank": trainer.global_rank if trainer else 0,
-            "world_size": trainer.world_size if trainer else 1,
+            "world_size": processes(self.trainer),
             "parts": self.parts if training else 1,
-            "position": partial(training_position, trainer) if trainer and training else beginning,
+            "turns": self.turns if training else 1,
+            "position": partial(position, trainer) if trainer and training else beginning,
         }
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:

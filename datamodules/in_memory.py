@@ -6,6 +6,8 @@ a resumed run continues with exactly the remaining batches. W ranks share the or
     rank r takes order[r::W] and cuts it into batches of B, so batch b of all ranks together is order[b*W*B : (b+1)*W*B],
 
 which are the samples of batch b of a single process with batch size W*B. No sample is used twice, and nothing is padded.
+
+A run that goes on with fewer processes keeps these batches: each process serves those of several ranks in turn (`turns`).
 """
 
 import hashlib
@@ -35,16 +37,28 @@ def seeded_generator(*key: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)  # manual_seed takes 63 bits
 
 
-def check_enough(num_samples: int, world_size: int) -> None:
-    """Check that every process gets at least one sample.
+def check_enough(num_samples: int, world_size: int, batch_size: int = 1, batches: int = 1) -> None:
+    """Check that every process gets at least one sample and, in training, one batch.
+
+    Args:
+        num_samples: Samples in the data set.
+        world_size: Number of processes.
+        batch_size: Samples in a batch of one process.
+        batches: Batches of an epoch on one process.
 
     Raises:
-        MisconfigurationException: There are fewer samples than processes.
+        MisconfigurationException: There are fewer samples than processes, or no batch.
     """
     if num_samples < world_size:
         raise MisconfigurationException(
             f"{num_samples} samples cannot be shared by {world_size} processes without one having none; "
             f"use {num_samples} devices or fewer"
+        )
+    if batches == 0:
+        devices = f" shared by {world_size} devices" if world_size > 1 else ""
+        raise MisconfigurationException(
+            f"--data.batch_size {batch_size} is larger than the training set of {num_samples} samples{devices}, so no batch is "
+            f"full; the largest value that works is {num_samples // world_size}"
         )
 
 
@@ -117,6 +131,34 @@ def training_position(trainer: Trainer) -> tuple[int, int]:
     return trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
 
+def batches_in_turn(
+    n: int, batch_size: int, *, rank: int, world_size: int, turns: int, **order: Any
+) -> tuple[Tensor, ...]:
+    """Return the batches of one epoch that a process serves for `turns` ranks: batch 0 of each of them, batch 1 of each, and so on.
+
+    The ranks are those of `world_size * turns` processes, of which this process takes `rank`, `rank + world_size`, and so on.
+
+    Args:
+        n: Samples in the data set.
+        batch_size: Samples in a batch of one rank.
+        rank: This process, 0 to `world_size - 1`.
+        world_size: Number of processes.
+        turns: Ranks for each process.
+        **order: As for `batch_indices`, with `keep` `full` or `equal` if there are several turns.
+
+    >>> [batch.tolist() for batch in batches_in_turn(8, 2, rank=0, world_size=1, turns=2, keep="full", shuffle=False)]
+    [[0, 2], [1, 3], [4, 6], [5, 7]]
+    """
+    ranks = range(rank, world_size * turns, world_size)
+    of_each = [batch_indices(n, batch_size, rank=one, world_size=world_size * turns, **order) for one in ranks]
+    return tuple(batch for together in zip(*of_each, strict=True) for batch in together)
+
+
+def processes(trainer: Trainer | None) -> int:
+    """Return the number of processes that train, 1 without a Trainer."""
+    return trainer.world_size if trainer is not None else 1
+
+
 class InMemoryLoader:
     """Serves dict batches from tensors in memory or on the accelerator.
 
@@ -133,6 +175,7 @@ class InMemoryLoader:
         rank: This process, 0 to `world_size - 1`.
         world_size: Number of processes.
         parts: As for `num_batches`.
+        turns: Ranks whose batches this process serves, see `batches_in_turn`.
         position: Called at the first batch of every pass; returns the epoch and the batch to start from.
         pin_memory: Gather into page-locked memory, from which copies to a CUDA device do not block the host.
 
@@ -151,20 +194,21 @@ class InMemoryLoader:
         rank: int = 0,
         world_size: int = 1,
         parts: int = 1,
+        turns: int = 1,
         position: Callable[[], tuple[int, int]] = beginning,
         pin_memory: bool = False,
     ) -> None:
         self.data, self.batch_size, self.keep, self.shuffle, self.seed = data, batch_size, keep, shuffle, seed
-        self.rank, self.world_size, self.parts = rank, world_size, parts
+        self.rank, self.world_size, self.parts, self.turns = rank, world_size, parts, turns
         self.position, self.pin_memory = position, pin_memory
         first = next(iter(data.values()))
         self.num_samples, self.device = len(first), first.device
-        check_enough(self.num_samples, world_size)
+        check_enough(self.num_samples, world_size * turns)
 
     def __len__(self) -> int:
         """Return the number of batches of a whole epoch, even if a resumed pass serves only the rest, as Lightning expects."""
-        places = {"rank": self.rank, "world_size": self.world_size, "parts": self.parts}
-        return num_batches(self.num_samples, self.batch_size, keep=self.keep, **places)
+        places = {"rank": self.rank, "world_size": self.world_size * self.turns, "parts": self.parts}
+        return self.turns * num_batches(self.num_samples, self.batch_size, keep=self.keep, **places)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         # This is a generator: nothing below runs before the first next(), when the counters that `position` reads are correct.
@@ -174,7 +218,7 @@ class InMemoryLoader:
     def chosen(self) -> tuple[Tensor, ...]:
         """Return the remaining batches of the epoch, each a tensor of positions in the data, on the device of the data."""
         epoch, start = self.position()
-        batches = batch_indices(
+        batches = batches_in_turn(
             self.num_samples,
             self.batch_size,
             keep=self.keep,
@@ -183,6 +227,7 @@ class InMemoryLoader:
             epoch=epoch,
             rank=self.rank,
             world_size=self.world_size,
+            turns=self.turns,
             parts=self.parts,
             device=self.device,
         )

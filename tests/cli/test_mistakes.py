@@ -1,7 +1,6 @@
 """Usage errors: exit code 2, an error of at most five lines that names the setting and a correct value, no files written."""
 
 import pickle
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -229,16 +228,6 @@ FIXED = [
 def test_checkpoint_of_another_network(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--model.architecture", "resnet32", "--ckpt", str(finished / "checkpoints" / "best.ckpt")]
     assert "the checkpoint is of another network" in refuse(["test", "--config", TINY, *flags], capsys)
-
-
-def test_resume_with_another_number_of_processes(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    content = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)
-    content["exact_resume"]["processes"] = 2
-    folder = Path("run")
-    shutil.copytree(finished, folder)
-    torch.save(content, folder / "checkpoints" / "last.ckpt")
-    message = refuse(["fit", "--resume", "run", "--trainer.max_epochs", "9", "--trainer.callbacks", "[]"], capsys)
-    assert "was written by 2 process(es) and cannot go on in 1" in message
 
 
 @pytest.mark.parametrize(("flag", "value"), FIXED)

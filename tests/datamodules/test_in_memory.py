@@ -9,7 +9,14 @@ import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from datamodules.in_memory import InMemoryLoader, Keep, batch_indices, num_batches, seeded_generator
+from datamodules.in_memory import (
+    InMemoryLoader,
+    Keep,
+    batch_indices,
+    batches_in_turn,
+    num_batches,
+    seeded_generator,
+)
 
 
 def served(n: int, batch_size: int, **settings: Any) -> list[list[int]]:
@@ -135,3 +142,32 @@ def test_state_is_empty_because_order_and_position_are_computed() -> None:
     assert loader.state_dict() == {}
     loader.load_state_dict({"anything": 1})
     assert [batch["index"].tolist() for batch in loader] == before
+
+
+@pytest.mark.parametrize("keep", ["full", "equal"])
+@pytest.mark.parametrize(("world_size", "turns"), [(1, 2), (2, 2), (1, 3)])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_processes_that_take_turns_serve_the_batches_of_all_ranks(
+    keep: Any, world_size: int, turns: int, parts: int
+) -> None:
+    order: dict[str, Any] = {"keep": keep, "shuffle": True, "seed": 3, "epoch": 1, "parts": parts}
+    n, all_ranks = 47, world_size * turns
+    of_rank = [batch_indices(n, 3, rank=rank, world_size=all_ranks, **order) for rank in range(all_ranks)]
+    for rank in range(world_size):
+        served = batches_in_turn(n, 3, rank=rank, world_size=world_size, turns=turns, **order)
+        for number, batch in enumerate(served):
+            assert torch.equal(batch, of_rank[rank + number % turns * world_size][number // turns])
+        loader = InMemoryLoader(
+            {"index": torch.arange(n)},
+            3,
+            keep=keep,
+            shuffle=True,
+            seed=3,
+            rank=rank,
+            world_size=world_size,
+            parts=parts,
+            turns=turns,
+            position=lambda: (1, 2),
+        )
+        assert len(served) == len(loader) == turns * len(of_rank[0])
+        assert [batch["index"].tolist() for batch in loader] == [batch.tolist() for batch in served[2:]]
