@@ -4,8 +4,10 @@ PYTHON ?= python3
 UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 RUN := $(UV) run --quiet
 CONFIG ?= configs/digits_ternary.yaml
+N ?= 100
+SEED ?= 0
 
-.PHONY: help setup fit test test-all lint format bench clean
+.PHONY: help setup fit test test-all soak lint format bench clean
 
 help:  ## print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -25,6 +27,9 @@ test: setup  ## run the default tests, under 4 minutes on 2 cores
 
 test-all: setup  ## run all tests, including the slow ones, under 30 minutes
 	$(RUN) pytest -q -n auto --dist loadfile -m "slow or not slow"
+
+soak: setup  ## stop N random runs at random moments and resume them; each must end like the unbroken run (100: 30 minutes)
+	$(RUN) python -m tests.soak --runs $(N) --seed $(SEED)
 
 lint: setup  ## run ruff and mypy
 	$(RUN) ruff check .

@@ -20,6 +20,9 @@ import yaml
 
 from callbacks import read_metrics
 from cli import main
+from datamodules.signals.har_generator import write_generated
+from tests.datamodules.pictures import write_classes
+from tests.tools.sweep_cache import write_cache
 
 
 class Setting(NamedTuple):
@@ -186,6 +189,17 @@ BASES: dict[str, dict[str, Any]] = {
         "data": ("PromptedSegmentationDataModule", {"generate": 12, "image_size": 32, "batch_size": 2, "workers": 0}),
     },
 }
+
+
+def data_of(system: str, folder: Path) -> dict[str, object]:
+    """Write the data of a system's tiny runs; returns its settings."""
+    if system == "image":
+        return {"root": str(write_classes(folder / "data", {"cat": 11, "dog": 9, "owl": 7}))}
+    if system == "cached":
+        return {"cache": str(write_cache(folder / "cache", ("a", "b", "c"), 27, 12))}
+    if system == "har":
+        return {"root": str(write_generated(folder / "har", subjects=range(1, 6), test_subjects=(2,), windows=2))}
+    return {"root": str(folder / "generated")} if system == "segmentation" else {}
 
 
 def write_base(system: str, folder: Path, **data: object) -> Path:

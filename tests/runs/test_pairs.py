@@ -13,21 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.signals.har_generator import write_generated
-from tests.datamodules.pictures import write_classes
-from tests.runs.pairs import SETTINGS, Outcome, Setting, pairs_of, run, verdict, write_base
-from tests.tools.sweep_cache import write_cache
-
-
-def data_of(system: str, folder: Path) -> dict[str, object]:
-    """Write the data of a system's tiny runs; returns its settings."""
-    if system == "image":
-        return {"root": str(write_classes(folder / "data", {"cat": 11, "dog": 9, "owl": 7}))}
-    if system == "cached":
-        return {"cache": str(write_cache(folder / "cache", ("a", "b", "c"), 27, 12))}
-    if system == "har":
-        return {"root": str(write_generated(folder / "har", subjects=range(1, 6), test_subjects=(2,), windows=2))}
-    return {"root": str(folder / "generated")} if system == "segmentation" else {}
+from tests.runs.pairs import SETTINGS, Outcome, Setting, data_of, pairs_of, run, verdict, write_base
 
 
 @pytest.mark.slow

@@ -1,0 +1,40 @@
+"""Tests of the soak test: rows follow from their seed, and a difference is found."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.runs import pairs
+from tests.soak import __main__ as soak_command
+from tests.soak.rows import OF_SYSTEM, draw
+
+
+def test_rows_follow_from_the_seed_and_reach_every_system() -> None:
+    rows = [draw(seed) for seed in range(200)]
+    assert rows == [draw(seed) for seed in range(200)]
+    assert {row.system for row in rows} == set(OF_SYSTEM)
+    assert len({(row.settings, row.kills) for row in rows}) > 190
+    for row in rows:
+        assert 2 <= len(row.settings) <= 4
+        compatible = {frozenset(pair) for pair in pairs.pairs_of(OF_SYSTEM[row.system])}
+        assert all(frozenset((a, b)) in compatible for a in row.settings for b in row.settings if a != b)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_that_does_not_go_on_exactly_is_found(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With another seed of the random generators in resumed runs, dropout differs."""
+    row = draw(2)._replace(settings=("EMA", "dropout"))
+    monkeypatch.setattr(soak_command, "draw", lambda seed, systems: row)
+    assert soak_command.main(["--runs", "1"]) == 0
+    again = soak_command.again
+
+    def with_another_rate(*arguments: object) -> tuple[list[str], bool]:
+        words, fresh = again(*arguments)  # type: ignore[arg-type]
+        return [*words, "--model.dropout", "0.3"], fresh
+
+    monkeypatch.setattr(soak_command, "again", with_another_rate)
+    assert soak_command.main(["--runs", "1"]) == 1
+    assert "1 ended differently" in capsys.readouterr().out
