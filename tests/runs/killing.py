@@ -179,7 +179,7 @@ def outcome(folder: Path, keep: Callable[[str], bool] = lambda name: True) -> di
     return {
         "metrics.csv": rows,
         "training_summary.json": summary,
-        "best.json": json.loads((folder / "checkpoints" / "best.json").read_text()),
+        "best.json": json.loads(best.read_text()) if (best := folder / "checkpoints" / "best.json").is_file() else None,
         "weights": hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest(),
         **checkpoints,
     }
