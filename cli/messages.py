@@ -8,8 +8,10 @@ pass for all versions allowed in pyproject.toml.
 
 from __future__ import annotations
 
+import inspect
 import re
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
@@ -17,7 +19,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.loggers import Logger
 
 from cli.config_files import missing_experiment
-from cli.named_classes import below, named_classes
+from cli.named_classes import BASES, below, named_classes
 from cli.run_flags import RunFlags, UsageError
 from cli.setting_hints import Hints, with_section
 from foundation.suggestions import nearest
@@ -89,8 +91,20 @@ def readable(message: str, parser: ArgumentParser, flags: RunFlags, configs: lis
             r"'class_path': '[\w.]*?(\w+)'", message
         )
         name = owner[-1] if owner else _setting_name(message)
+        if item := _item(message):
+            name = _setting_name(message)
+            return f"{name}: each item needs {found[1]}, as in [{item}]{source.location(name)}"
         return f"{name}: needs {found[1]}{source.location('class_path', name)}"
     return with_section(_wrong_value(message, source), classes)
+
+
+def _item(message: str) -> str | None:
+    """How an item of the list is written that an error is about, such as one of ``data.sets``; None if it is about no such list."""
+    found = re.search(r"Subtypes: \[list\[(datamodules[\w.]*)\.(\w+)\]", message)
+    if found is None:
+        return None
+    first = list(inspect.signature(getattr(import_module(found[1]), found[2])).parameters)[:2]
+    return f"{{{', '.join(f'{name}: ...' for name in first)}}}"
 
 
 def _quoted(message: str) -> str | None:
@@ -128,7 +142,8 @@ def _given_value(message: str) -> str:
 
 
 def _unknown_setting(message: str, option: str, hints: Hints, source: Source) -> str:
-    keys = [key for key in dict.fromkeys(re.findall(r'Parser key "([^"]+)"', message)) if key != option]
+    keys = list(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', message)))
+    keys = keys[:1] + [key for key in keys[1:] if key != option] if keys != [option] or option in BASES else []
     if not keys:
         top = option.partition(".")[0]
         return hints.unknown_key(option) + source.location(option if top in hints.tops else top)
@@ -142,6 +157,8 @@ def _wrong_value(message: str, source: Source) -> str:
     """The message for a value of a wrong type, that is no choice, or that names no class."""
     name, value = _setting_name(message), _given_value(message)
     if found := re.search(r"Expected a dot import path string: (\S+)", message):
+        if item := _item(message):
+            return f"{name}: each item is written {item}, got {_short(found[1])}{source.location(name)}"
         classes = [
             cls.__name__ for base in (Callback, LightningModule, LightningDataModule, Logger) for cls in below(base)
         ]
@@ -180,7 +197,7 @@ def _as_list(message: str, value: str) -> str:
     inner = message.rpartition('Parser key "')[2]
     item = re.search(r"list\[([\w.]+)", inner)
     if item and item[1] not in ("str", "int", "float"):
-        return ", written [{...}, {...}],"
+        return f", written [{_item(message) or '{...}'}, ...],"
     plain = "" if ":" in value or "{" in value else value
     parts = ", ".join(part.strip() for part in plain.strip("[]() ").split(","))
     return f"{ITEMS.get(item[1], '') if item else ''}, written [{parts or 'A, B'}],"

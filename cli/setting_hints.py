@@ -10,7 +10,8 @@ from typing import Any, get_args, get_type_hints
 
 from cli.named_classes import BASES, accepted_settings, below
 from cli.run_flags import FLAGS, RunFlags
-from foundation.project import MAIN, TOOL
+from cli.synonyms import INSTEAD, of_another_name
+from foundation.project import MAIN
 from foundation.suggestions import nearest
 
 LINKED = ("num_classes", "in_channels", "image_size", "mean", "std", "class_names", "feature_width", "signals")
@@ -19,16 +20,6 @@ SECTIONS = (*BASES, "checkpoint", "non_finite", "progress", "curves")
 LAST_CALLBACK = (
     "flags set only the last callback of trainer.callbacks, as --trainer.callbacks.SETTING; give the list in a file"
 )
-CUT = f"signals have no pictures; {TOOL}cut_windows cuts new recordings into windows, and"
-INSTEAD = {
-    ("HARDataModule", "images"): f"{CUT} --data SignalFileDataModule --data.test_file NEW.npz takes them",
-    ("SignalFileDataModule", "images"): f"{CUT} --data.test_file NEW.npz takes them",
-    ("CachedFeaturesDataModule", "root"): (
-        f"give --data.cache CACHE; {MAIN} predict --config configs/cascade_extract.yaml --data.root FOLDER --cache CACHE makes one"
-    ),
-    ("TernaryClassifier", "weights"): "--model.init_from RUN_DIR starts from the weights of a run or a file",
-}
-"""What does the work of a setting that a class does not have."""
 LISTED = 4  # classes that a message names
 CONFIG = (".yaml", ".yml")
 
@@ -62,19 +53,23 @@ class Hints:
         top, _, inner = name.partition(".")
         last = inner or name
         if inner and top not in self.tops:
-            return f"{flag}: no such setting as {top!r}{self._elsewhere(last) or nearest(top, self.tops)}"
-        hint = self._elsewhere(last) or nearest(name, self.options) or self._elsewhere(last, close=True)
-        return f"{flag}: no such flag{hint or self._all()}"
+            found = self._elsewhere(last) or nearest(top, self.tops) or self._other_name(last)
+            return f"{flag}: no such setting as {top!r}{found}"
+        hint = self._other_name(last) or self._elsewhere(last) or self._close(top, inner)
+        return f"{flag}: no such flag{hint or self._elsewhere(last, close=True) or self._all()}"
 
     def unknown_key(self, key: str) -> str:
         """The message for a key outside of the settings of a class, such as a section that does not exist."""
         top, _, rest = key.partition(".")
         if top not in self.tops:
-            found = nearest(top, self.tops) or ("" if rest else self._elsewhere(top))
+            found = (
+                ("" if rest else self._other_name(top))
+                or nearest(top, self.tops)
+                or ("" if rest else self._elsewhere(top))
+            )
             return f"{top}: no such setting{found or self._sections()}"
-        known = {one.partition(".")[2] for one in self.options if one.startswith(f"{top}.")}
         last = rest.partition(".")[0]
-        found = self._elsewhere(last) or nearest(f"{top}.{last}", {f"{top}.{one}" for one in known})
+        found = self._other_name(last) or self._elsewhere(last) or self._close(top, last)
         return f"{top}.{last}: no such setting{found or self._all()}"
 
     def unknown_setting(self, keys: list[str], option: str) -> str:
@@ -90,13 +85,20 @@ class Hints:
             if (instead := INSTEAD.get((cls.__name__, name))) is not None:
                 return f"{place}: {cls.__name__} has no such setting; {instead}"
             found = self._elsewhere(name)
-            if found and "checkpoint." not in found:
+            if found and "checkpoint." not in found and "non_finite." not in found:
                 return f"{place}: no such setting{found}"
+            if another := self._other_name(name):
+                return f"{place}: {cls.__name__} has no such setting{another}"
             if name in LINKED and keys[0] == "data":
                 return f"{place}: no such setting of {cls.__name__}; it is computed from the data"
             if others := self._other_classes(keys[0], name):
                 return f"{place}: {cls.__name__} has no such setting; {others} (--{keys[0]} CLASS)"
-            return f"{place}: no such setting{found or nearest(name, self.settings[keys[0]]) or self._of(cls)}"
+            close = nearest(name, self.settings[keys[0]] - set(LINKED if keys[0] == "model" else ()))
+            if close or found:
+                return f"{place}: no such setting{close or found}"
+            if others := self._close_in_other_classes(keys[0], name):
+                return f"{place}: {cls.__name__} has no such setting; {others} (--{keys[0]} CLASS)"
+            return f"{place}: no such setting{self._of(cls)}"
         if cls is not None:
             known = _settings_of_items(cls, keys[1:])
         else:
@@ -109,6 +111,21 @@ class Hints:
         if owners and keys[0] == "trainer.callbacks":
             return f"{place}: is a setting of {owners[0]}; {LAST_CALLBACK}"
         return f"{place}: no such setting{nearest(name, known) or '; there are ' + ', '.join(sorted(known))}"
+
+    def _other_name(self, name: str) -> str:
+        """A hint at the setting or the overlay that is meant by a name of other programs."""
+        of_none = [one for one in self.options if "." not in one]
+        known = {key: names - set(LINKED if key == "model" else ()) for key, names in self.settings.items()}
+        return of_another_name(name, {**known, "": of_none}, [cls.__name__ for cls in self.classes.values()])
+
+    def _close(self, top: str, inner: str) -> str:
+        """A hint at the closest setting of the same section, or at the closest flag of no section."""
+        if not inner:
+            return nearest(top, [one for one in self.options if "." not in one])
+        of_section = [one.partition(".")[2] for one in self.options if one.startswith(f"{top}.")]
+        ending = sorted(one for one in of_section if one.endswith(f"_{inner}"))
+        found = nearest(ending[0], ending) if len(ending) == 1 else nearest(inner, of_section)
+        return found.replace("'", f"'{top}.", 1) if found else ""
 
     def _elsewhere(self, name: str, close: bool = False) -> str:
         """A hint at the sections whose classes have a setting of this name, or also of a name close to it."""
@@ -146,6 +163,14 @@ class Hints:
             f" and {len(there) - LISTED} more have" if len(there) > LISTED else " has" if len(there) == 1 else " have"
         )
         return f"{', '.join(there[:LISTED])}{more} it"
+
+    def _close_in_other_classes(self, section: str, name: str) -> str:
+        """The setting of a close name that one other class has."""
+        classes = [cls for cls in below(BASES[section]) if cls is not BASES[section] and _is_ours(cls)]
+        known = {one for cls in classes for one in accepted_settings(cls)} - set(LINKED)
+        close = nearest(name, sorted(known)).partition("'")[2].partition("'")[0]
+        others = self._other_classes(section, close) if close else ""
+        return f"is {close!r} meant? {others}" if others.endswith(" has it") else ""
 
     def _of(self, cls: type) -> str:
         return f" of {cls.__name__}{self._all()}"

@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 import shlex
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -19,12 +17,10 @@ import callbacks as ours
 import datamodules
 import lightning_modules
 from callbacks.find_callbacks import find_callbacks
-from callbacks.lightning_internals import first_difference
 from callbacks.run_folder import lock_run
 from cli import evaluation, resume, runtimes
 from cli.callback_checks import check_callbacks, name_cache
 from cli.config_files import check_configs, say_dropped
-from cli.launchers import check_launcher
 from cli.messages import readable
 from cli.next_commands import next_commands
 from cli.parser import Parser, add_run_settings, check_nulls
@@ -34,7 +30,8 @@ from cli.resume import RunCheckpoint
 from cli.run_callbacks import run_callbacks
 from cli.run_flags import RunFlags, UsageError
 from cli.setting_hints import LINKED
-from cli.trainer_checks import check_seed, check_trainer, trainer_error
+from cli.trainer_checks import check_seed, check_trainer
+from cli.trainer_options import make_trainer
 from datamodules.images.unlabelled import given_images
 from foundation.folder_lock import FolderLock
 from foundation.project import MAIN, ROOT
@@ -230,39 +227,8 @@ class VisionCLI(LightningCLI):
         folder = self.run_folder.path
         name_cache(own, self.flags)
         options["callbacks"] = self._all_callbacks(own, settings, options)
-        plugins = options.get("plugins") or []
-        plugins = plugins if isinstance(plugins, list) else [plugins]
-        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
-            options["plugins"] = [*plugins, ours.AtomicCheckpointIO()]
-        fast = options.get("profiler") is None and self._fast_loop()
-        if fast:
-            options["profiler"] = ours.NoProfiler()
-            ours.skip_empty_hooks(options["callbacks"])
-        if folder is not None:
-            options["default_root_dir"] = str(folder)
-            if options.get("logger") in (None, True):
-                resumed_at = self.source.step if self.source is not None else None
-                options["logger"] = ours.RunTensorBoard(str(folder), resumed_at)
-        elif self.subcommand != "fit":
-            options["logger"] = False
-        try:
-            trainer = Trainer(**{**options, **kwargs})
-        except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
-            raise trainer_error(error, options) from None
-        check_launcher(trainer)
-        if fast:
-            trainer.fit_loop.epoch_loop = ours.FastEpochLoop(trainer)
-        return trainer
-
-    def _fast_loop(self) -> bool:
-        """Whether to use the fast epoch loop: it is switched on, and Lightning's internals match the code it was written for."""
-        if not self.config_init[self.subcommand].fast_loop:
-            return False
-        if changed := first_difference():
-            log.info(
-                f"fast loop  off: lightning {version('lightning')} has another {changed}; Lightning's own loop is used"
-            )
-        return changed is None
+        resumed_at = self.source.step if self.source is not None else None
+        return make_trainer(options, folder, resumed_at, settings.fast_loop, self.subcommand == "fit", **kwargs)
 
     def _make_run_folder(self, quiet: bool) -> ours.RunFolder:
         path = None

@@ -26,7 +26,9 @@ from datamodules.in_memory import InMemoryLoader
 from datamodules.sample_keys import row_keys
 from datamodules.splitting.stratified import count_classes
 from features import MEANING, CachedSplit, CacheError, Header, Identity, check_fits, read_header
+from features.header import HEADER, UNFINISHED
 from foundation.memory import free_memory
+from foundation.places import absence, meant
 from foundation.project import MAIN
 
 log = logging.getLogger(__name__)
@@ -86,9 +88,11 @@ class CachedFeaturesDataModule(DataModule):
         """The header of the cache; reads one small file."""
         if not self.cache.is_dir():
             raise FileNotFoundError(
-                f"--data.cache {self.cache} does not exist; expected a folder with header.json and shards, as the feature writer "
-                f"of {MAIN} predict makes it"
+                f"--data.cache {self.cache} {absence(self.cache)}; expected a folder with header.json and shards, as the "
+                f"feature writer of {MAIN} predict makes it"
             )
+        if not _holds_cache(self.cache) and (hint := meant(self.cache, _holds_cache)):
+            raise FileNotFoundError(f"--data.cache {self.cache}: there is no feature cache{hint}")
         header = _readable(read_header, self.cache)
         for name, wanted in self._expected.items():
             if wanted is not None and (found := getattr(header.identity, name)) != wanted:
@@ -257,6 +261,10 @@ class CachedFeaturesDataModule(DataModule):
         else:  # only training samples have augmented views
             fields_compared = [name for name in MEANING if name != "class_names"]  # `match` compares these by name
             _readable(check_fits, _as_evaluated(self.identity), _as_evaluated(trained_on), self.cache, fields_compared)
+
+
+def _holds_cache(folder: Path) -> bool:
+    return (folder / HEADER).is_file() or (folder / UNFINISHED).is_file()
 
 
 def _as_evaluated(identity: Identity) -> Identity:

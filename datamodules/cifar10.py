@@ -18,6 +18,7 @@ from torchvision.datasets.utils import check_integrity, download_and_extract_arc
 from datamodules.base import DataModule
 from datamodules.cifar_reader import FOLDER, Header, find_folder, read_batch, read_header
 from datamodules.images.settings import check_normalisation
+from foundation.places import instead
 
 OFFICIAL = Header(
     ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"], image_size=32
@@ -25,6 +26,10 @@ OFFICIAL = Header(
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 """Over the pixels of CIFAR-10's training images, red, green and blue."""
+
+
+def _holds_cifar(folder: Path) -> bool:
+    return any((inner / "batches.meta").is_file() for inner in (folder, folder / FOLDER))
 
 
 class CIFAR10DataModule(DataModule):
@@ -95,9 +100,9 @@ class CIFAR10DataModule(DataModule):
         folder = find_folder(self.root)
         if folder is None:
             raise FileNotFoundError(
-                f"no CIFAR-10 in {self.root.absolute()}: expected {FOLDER}/ with batches.meta, data_batch_1 to data_batch_5 and "
-                "test_batch; download it with --data.download true, name another folder with --data.root, or use the "
-                "embedded data with --data DigitsDataModule"
+                f"no CIFAR-10 in {self.root.absolute()}{instead(self.root, _holds_cifar)}; expected {FOLDER}/ with batches.meta, "
+                "data_batch_1 to data_batch_5 and test_batch; download it with --data.download true, name another folder with "
+                "--data.root, or use the embedded data with --data DigitsDataModule"
             )
         return folder
 

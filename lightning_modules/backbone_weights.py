@@ -15,6 +15,7 @@ from typing import Any
 from features import hash_tensors
 from features.identity import short
 from foundation.hub import hub_or_cache
+from foundation.places import close_to
 from lightning_modules.pretrained import ONE_SOURCE, read_weights
 from networks.frozen_backbone import FrozenBackbone, full_name
 from networks.timm_features import FINAL, Pooling
@@ -122,7 +123,7 @@ class BackboneSettings:
 
     def _fill_from_file(self, backbone: FrozenBackbone, weights: str, needed: str) -> None:
         if not Path(weights).exists():
-            raise ValueError(f"weights: {weights} does not exist; {needed}")
+            raise ValueError(f"weights: {weights} does not exist{close_to(Path(weights))}; {needed}")
         try:
             report = backbone.load(read_weights(weights, backbone.tensors().keys()).tensors)
         except ValueError as error:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 import yaml
 
+from foundation.places import close_to
 from lightning_modules.base import BaseModule
 
 # exceptions that torch.load raises for truncated files and files that torch did not write
@@ -42,7 +43,7 @@ def load_run(
     """
     path = Path(run)
     if not path.exists():
-        raise ValueError(f"{path}: no such run folder or checkpoint")
+        raise ValueError(f"{path}: no such run folder or checkpoint{close_to(path)}")
     folder = path if path.is_dir() else path.resolve().parent.parent
     cls = model_class(newest_config(folder))
     file = path if path.is_file() else named_checkpoint(folder, checkpoint)

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from foundation.places import close_to
 from lightning_modules.classification import Classifier
 from lightning_modules.loading import UNREADABLE, named_checkpoint, newest_config
 
@@ -61,7 +62,7 @@ def read_weights(source: str, names: Collection[str]) -> SavedWeights:
     """
     path = Path(source)
     if not path.exists():
-        raise ValueError(f"{path}: no such run folder or checkpoint")
+        raise ValueError(f"{path}: no such run folder or checkpoint{close_to(path)}")
     if path.is_dir():
         newest_config(path)  # raises if this is not a run folder
         path = named_checkpoint(path, "best")

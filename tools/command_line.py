@@ -13,7 +13,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import NoReturn, TypeVar
 
 from foundation.closed_pipe import with_open_end
@@ -46,6 +46,31 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
 
+    def parse_known_args(  # type: ignore[override]  # argparse has overloads for namespaces of other types
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse as argparse does; several numbers may also be written as main.py takes lists: ``1,2`` or ``[1, 2]``."""
+        return super().parse_known_args(self._spread(sys.argv[1:] if args is None else args), namespace)
+
+    def _spread(self, words: Sequence[str]) -> list[str]:
+        """Write the numbers of a list as words of their own."""
+        lists = {
+            option
+            for action in self._actions
+            if action.nargs is not None and action.nargs != "?" and action.type in (int, float)
+            for option in action.option_strings
+        }
+        spread: list[str] = []
+        flag = ""
+        for word in words:
+            name, equals, value = word.partition("=")
+            if word.startswith("--"):
+                flag = name
+                spread += [name, *_numbers(value)] if equals and name in lists else [word]
+            else:
+                spread += _numbers(word) if flag in lists else [word]
+        return spread
+
     def format_help(self) -> str:
         """Return the text of --help, with the commands as they are typed in a checkout or in an installation."""
         return as_typed(super().format_help())
@@ -60,6 +85,10 @@ class Parser(argparse.ArgumentParser):
         known = [option for action in self._actions for option in action.option_strings]
         hint = nearest(unknown[1], known) if unknown else ""
         raise ValueError(f"{message}{hint}; see {self.prog} --help")
+
+
+def _numbers(text: str) -> list[str]:
+    return text.strip("[]").replace(",", " ").split()
 
 
 def run_command(command: Callable[[], int | None], stopped: str = "stopped; nothing was written") -> int:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datamodules.images.formats import EXTENSIONS, NEEDS, is_image, missing_package
+from foundation.places import close_to
 
 SPLITS = {"train", "training", "val", "valid", "validation", "test"}
 LAYOUT = "expected FOLDER/CLASS/IMAGE, as in FOLDER/cat/1.jpg and FOLDER/dog/1.jpg"
@@ -62,7 +63,7 @@ def scan(folder: Path) -> ImageFolder:
             only; or a linked folder leads back to one that it lies in.
     """
     if not folder.is_dir():
-        what = "not a folder" if folder.exists() else "no such folder"
+        what = "not a folder" if folder.exists() else f"no such folder{close_to(folder)}"
         raise FileNotFoundError(f"{folder}: {what}; {LAYOUT}")
     left_out: dict[str, list[Path]] = defaultdict(list)
     folders, direct = _entries(folder, left_out)
@@ -85,6 +86,12 @@ def scan(folder: Path) -> ImageFolder:
         raise ValueError(f"{folder}: there is one class only, {names[0]!r}; at least two are needed; {LAYOUT}")
     images = [(path, name) for name in sorted(classes) for path in classes[name]]
     return ImageFolder(images, {reason: sorted(paths) for reason, paths in left_out.items()})
+
+
+def holds_classes(folder: Path) -> bool:
+    """Whether a folder has two class folders with an image directly in each; other files are allowed."""
+    inner = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sum(any(is_image(file) for file in path.iterdir()) for path in inner) > 1
 
 
 def _entries(folder: Path, left_out: dict[str, list[Path]]) -> tuple[list[Path], list[Path]]:
@@ -174,7 +181,7 @@ def read_groups(table: Path, column: str, images: Sequence[str], file_column: st
     """
     if not table.is_file():
         raise FileNotFoundError(
-            f"{table}: no such file; expected a CSV with the columns {file_column or 'file'} and {column}"
+            f"{table}: no such file{close_to(table)}; expected a CSV with the columns {file_column or 'file'} and {column}"
         )
     known = _names(images)
     groups: dict[int, str] = {}

@@ -19,9 +19,11 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from datamodules.images.class_folders import LAYOUT, duplicate_groups, listed, read_groups, scan
+from datamodules.images.class_folders import LAYOUT, duplicate_groups, holds_classes, listed, read_groups, scan
+from datamodules.images.formats import is_image
 from datamodules.images.whole_files import Look, look
 from datamodules.splitting.grouped import join_groups
+from foundation.places import absence, meant
 
 log = logging.getLogger(__name__)
 
@@ -125,16 +127,28 @@ def class_folders(folder: Path) -> list[str]:
     """
     names = sorted(path.name for path in _folders(folder))
     if not names:
-        raise FileNotFoundError(f"{folder}: there is no class folder in it; {LAYOUT}")
+        hint = meant(folder, _is_root)
+        raise FileNotFoundError(f"--data.root {folder}: there is no class folder in it{hint or '; ' + LAYOUT}")
+    if len(names) == 1 and ((hint := meant(folder, _is_root)) or not any(map(is_image, folder.rglob("*")))):
+        raise FileNotFoundError(
+            f"--data.root {folder}: its only folder {names[0]!r} is no class, no image is in it{hint or '; ' + LAYOUT}"
+        )
     return names
+
+
+def _is_root(folder: Path) -> bool:
+    """Whether a folder is one to give as ``--data.root``: it has class folders, or a train folder that has them."""
+    return holds_classes(folder) or any(
+        (folder / one).is_dir() and holds_classes(folder / one) for one in NAMES_OF["train"]
+    )
 
 
 def _folders(folder: Path) -> list[Path]:
     """Return the subfolders that are not hidden."""
     if not folder.is_dir():
-        what = "is not a folder" if folder.exists() else "does not exist"
         raise FileNotFoundError(
-            f"--data.root {folder} {what}; expected ROOT/CLASS/IMAGE, or ROOT/train/CLASS/IMAGE with val/ and test/ next to train/"
+            f"--data.root {folder} {absence(folder)}; expected ROOT/CLASS/IMAGE, or ROOT/train/CLASS/IMAGE with val/ and "
+            "test/ next to train/"
         )
     try:
         return [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".") and p.name != "__MACOSX"]
@@ -163,13 +177,14 @@ def read_labelled(
     try:
         found = scan(folder)
     except (ValueError, OSError) as error:
-        raise MisconfigurationException(f"--data.root {' '.join(str(error).split())}") from error
+        hint = "" if holds_classes(folder) else meant(folder, _is_root, above=False)
+        raise MisconfigurationException(f"--data.root {' '.join(str(error).split())}{hint}") from error
     unknown = [name for name in found.class_names if name not in class_names]
     if unknown:
         near = difflib.get_close_matches(unknown[0], class_names, n=1)
-        meant = f" (did you mean {near[0]!r}?)" if near else ""
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise MisconfigurationException(
-            f"{folder}: there is no class {unknown[0]!r} in training{meant}; the classes are {listed(list(class_names))}"
+            f"{folder}: there is no class {unknown[0]!r} in training{hint}; the classes are {listed(list(class_names))}"
         )
     if found.left_out:
         reasons = ", ".join(f"{len(paths):,} {reason}" for reason, paths in sorted(found.left_out.items()))

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from datamodules.images.decoding import upright
 from datamodules.images.formats import missing_package, readable_formats
+from foundation.places import close_to
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +151,7 @@ def image_names(folder: Path, in_channels: int) -> list[str]:
         MisconfigurationException: The folder has no file, or the network has neither 1 nor 3 input channels.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"--data.images {folder}: no such folder or image file")
+        raise FileNotFoundError(f"--data.images {folder}: no such folder or image file{close_to(folder)}")
     _check_channels(in_channels)
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
     names = [name for name in sorted(files) if files[name].is_file() and not name.startswith(".") and "/." not in name]

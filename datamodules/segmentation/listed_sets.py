@@ -20,12 +20,13 @@ from datamodules.segmentation.description import DescribedPromptSets
 from datamodules.segmentation.generator import write_generated
 from datamodules.segmentation.grouping import group_names
 from datamodules.segmentation.listing import check_once, read_pairs
-from datamodules.segmentation.next_steps import hint_of_root
+from datamodules.segmentation.next_steps import no_sets
 from datamodules.segmentation.notes import Notes
 from datamodules.segmentation.prompt_sets import Pair, PromptSet, synonyms_of
 from datamodules.segmentation.shipped import with_split
 from datamodules.segmentation.splits import check_parts, divide
 from datamodules.splitting.stratified import stratified_split
+from foundation.places import close_to
 
 log = logging.getLogger(__name__)
 
@@ -50,11 +51,10 @@ class ListedPromptSets(DescribedPromptSets):
         found = [one for one in self.sets if (self.root / one.folder).is_dir()]
         if not found and self.images is not None:
             return self.sets
-        absent = [str(self.root / one.folder) for one in self.sets if one not in found]
         if not found:
-            hint = hint_of_root(self.root, self.sets)
-            what = hint or "set --data.root, or use synthetic images with --data.generate 40"
-            raise FileNotFoundError(f"--data.root {self.root}: none of the data sets exists: {listed(absent)}; {what}")
+            raise FileNotFoundError(no_sets(self.root, self.sets))
+        folders = [self.root / one.folder for one in self.sets if one not in found]
+        absent = [f"{folder}{close_to(folder)}" for folder in folders]
         if absent:
             log.warning(f"missing data sets: {listed(absent)}; continuing with {listed([one.folder for one in found])}")
         return [part for one in found for part in with_split(self.root, one, self._notes)]

@@ -16,6 +16,7 @@ from datamodules.segmentation.mask_files import read_set
 from datamodules.segmentation.notes import Notes
 from datamodules.segmentation.prompt_sets import Pair, PromptSet
 from datamodules.segmentation.yolo import read_yolo
+from foundation.places import close_to
 
 EXPORT = "export again as COCO, YOLO segmentation or masks (or convert: datum convert -if FORMAT -f coco -i IN -o OUT)"
 
@@ -53,7 +54,7 @@ def read_pairs(root: Path, one: PromptSet, prompt: int, notes: Notes | None = No
         raise MisconfigurationException(f"{place}: {place.suffix} files are not read; {EXPORT}")
     if not place.exists() and place.suffix.lower() != ".json":
         raise MisconfigurationException(
-            f"{place}: no such file or folder; expected annotations, see docs/segmentation.md"
+            f"{place}: no such file or folder{close_to(place)}; expected annotations, see docs/segmentation.md"
         )
     return read_coco(root, one, prompt, notes)
 

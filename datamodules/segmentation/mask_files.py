@@ -26,6 +26,7 @@ from datamodules.segmentation.prompt_sets import (
     object_values,
     size_of,
 )
+from foundation.places import close_to
 
 
 def read_set(root: Path, one: PromptSet, prompt: int, notes: Notes | None = None) -> list[Pair]:
@@ -147,7 +148,8 @@ def _image_files(folder: Path, one: PromptSet) -> list[Path]:
     """List the image files directly in a folder, sorted."""
     if not folder.is_dir():
         raise MisconfigurationException(
-            f"{folder}: no such folder; prompt {one.prompts[0]!r} needs {one.folder}/images and {one.folder}/masks"
+            f"{folder}: no such folder{close_to(folder)}; prompt {one.prompts[0]!r} needs {one.folder}/images and "
+            f"{one.folder}/masks"
         )
     files = [path for path in folder.iterdir() if is_image(path) and not path.name.startswith(".")]
     if not files and (folder.name == "images" or one.masks is not None):

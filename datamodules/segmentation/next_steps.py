@@ -5,18 +5,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from datamodules.images.class_folders import listed
 from datamodules.segmentation.prompt_sets import PromptSet
+from foundation.places import absence, close_to, near
 
 COCO = ("_annotations.coco.json", "instances_default.json", "result.json")  # of Roboflow, CVAT, Label Studio
 PARTS = ("train", "valid", "val")
 
 
-def hint_of_root(root: Path, sets: Sequence[PromptSet]) -> str:
-    """What to do if none of the sets is in `root`: name the set that is `root` itself, or the folders that look like sets."""
+def no_sets(root: Path, sets: Sequence[PromptSet]) -> str:
+    """The message if none of the sets is in `root`: why, and the root or the setting that is right as far as it is known."""
+    if not root.is_dir():
+        return f"--data.root {root} {absence(root)}; expected {listed([one.folder for one in sets])} in it"
+    absent = [root / one.folder for one in sets]
+    text = f"--data.root {root}: none of the data sets exists: {listed([f'{folder}{close_to(folder)}' for folder in absent])}"
+    if right := near(root, lambda folder: any((folder / one.folder).is_dir() for one in sets)):
+        return f"{text}; {right} has them: give --data.root {right}"
+    return f"{text}; {_hint_of_root(root, sets) or 'set --data.root, or use synthetic images with --data.generate 40'}"
+
+
+def _hint_of_root(root: Path, sets: Sequence[PromptSet]) -> str:
+    """Name the set that is `root` itself, or the folders that look like sets."""
     prompts = f"[{', '.join(sets[0].prompts)}]"
     if _has_masks(root):
         return f'{root} is itself a set: give --data.sets "[{{folder: ., prompts: {prompts}}}]"'
-    inner = sorted(path.name for path in root.iterdir() if _has_masks(path)) if root.is_dir() else []
+    inner = sorted(path.name for path in root.iterdir() if _has_masks(path))
     if inner:
         return f'{root} has the set {inner[0]}: give --data.sets "[{{folder: {inner[0]}, prompts: {prompts}}}]"'
     return ""

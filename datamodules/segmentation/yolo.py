@@ -23,6 +23,7 @@ from datamodules.segmentation.doubtful_shapes import say_doubtful
 from datamodules.segmentation.notes import Notes
 from datamodules.segmentation.polygons import Contour, Shape
 from datamodules.segmentation.prompt_sets import THREADS, Pair, PromptSet, check_formats, size_of
+from foundation.places import close_to
 
 TABLES = ("data.yaml", "classes.txt", "obj.names")  # of YOLO, of Label Studio, of CVAT
 BOX = 5  # numbers in the line of a box
@@ -127,7 +128,7 @@ def category_names(place: Path, needed: bool) -> dict[int, str]:
     if table is None:
         if not folders:
             raise MisconfigurationException(
-                f"{place}: no such file; expected YOLO's data.yaml, or the folder of its .txt files"
+                f"{place}: no such file{close_to(place)}; expected YOLO's data.yaml, or the folder of its .txt files"
             )
         return {}
     if table.suffix.lower() in (".txt", ".names"):

@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules.signals.table_format import BLANK, are_numbers, read_table
 from datamodules.signals.windows import NOBODY, Windows
+from foundation.places import absence
 
 Array = np.ndarray[Any, Any]
 OPTIONAL = frozenset({"label", "subject"})
@@ -69,8 +70,8 @@ def read_signal_file(path: Path, setting: str = "file") -> SignalFile:
     """
     if not path.is_file():
         raise FileNotFoundError(
-            f"no file {path.absolute()}: expected windows of signals, a .npz with signal (N, S, T), label and subject, or a .csv "
-            f"with the columns window, time, label, subject and one for each signal; name it with --data.{setting}"
+            f"--data.{setting} {path} {absence(path, file=True)}; expected windows of signals, a .npz with signal (N, S, T), label "
+            "and subject, or a .csv with the columns window, time, label, subject and one for each signal"
         )
     readers = {".npz": _read_arrays, ".csv": read_table}
     if path.suffix.lower() not in readers:

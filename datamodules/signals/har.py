@@ -16,11 +16,16 @@ from datamodules.signals.base import SignalDataModule
 from datamodules.signals.har_download import fetch
 from datamodules.signals.har_generator import ACTIVITIES, write_generated
 from datamodules.signals.har_reader import FOLDER, LENGTH, SIGNALS, find_folder, read_activities, read_windows
+from foundation.places import instead
 from foundation.project import TOOL
 
 GENERATED = "har_generated"
 RAW = (".csv", ".parquet")
 """Endings of files that may be raw recordings."""
+
+
+def _holds_har(folder: Path) -> bool:
+    return any((inner / "activity_labels.txt").is_file() for inner in (folder, folder / FOLDER))
 
 
 class HARDataModule(SignalDataModule):
@@ -80,16 +85,17 @@ class HARDataModule(SignalDataModule):
     def _folder(self) -> Path:
         folder = find_folder(self.root / GENERATED if self.generate else self.root)
         if folder is None:
-            if (raw := next((path for ending in RAW for path in self.root.rglob(f"*{ending}")), None)) is not None:
+            where = f"no UCI HAR in {self.root.absolute()}{(hint := instead(self.root, _holds_har))}"
+            raw = None if hint else next((path for ending in RAW for path in self.root.rglob(f"*{ending}")), None)
+            if raw is not None:
                 raise FileNotFoundError(
-                    f"no UCI HAR in {self.root.absolute()}, but recordings such as {raw.relative_to(self.root)}: cut them into "
-                    f"windows ({TOOL}cut_windows {self.root} windows.npz ...) and give --data SignalFileDataModule "
-                    "--data.file windows.npz"
+                    f"{where}, but recordings such as {raw.relative_to(self.root)}: cut them into windows ({TOOL}cut_windows "
+                    f"{self.root} windows.npz ...) and give --data SignalFileDataModule --data.file windows.npz"
                 )
             raise FileNotFoundError(
-                f"no UCI HAR in {self.root.absolute()}: expected {FOLDER}/ with activity_labels.txt and, in train/ and test/, y, "
-                "subject and Inertial Signals/; download it with --data.download true, set another folder with --data.root, or use "
-                "synthetic recordings with --data.generate true"
+                f"{where}; expected {FOLDER}/ with activity_labels.txt and, in train/ and test/, y, subject and Inertial Signals/; "
+                "download it with --data.download true, set another folder with --data.root, or use synthetic recordings with "
+                "--data.generate true"
             )
         return folder
 

@@ -253,7 +253,7 @@ def test_a_class_of_one_image_goes_to_training_with_a_warning(tmp_path: Path, ca
 @pytest.mark.parametrize(
     ("made", "message"),
     [
-        ({}, r"--data.root .*data does not exist; expected ROOT/CLASS/IMAGE, or ROOT/train/CLASS/IMAGE"),
+        ({}, r"--data.root .*data does not exist; .* is empty; expected ROOT/CLASS/IMAGE, or ROOT/train/CLASS/IMAGE"),
         (
             {"cat": 3, "dog": 0},
             r"--data.root .*1 class folder without an image .*: dog; add images or remove the folder",

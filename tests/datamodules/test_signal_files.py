@@ -183,7 +183,8 @@ def test_invalid_tables_give_a_one_line_error(tmp_path: Path, text: str, message
 
 def test_missing_file_other_format_and_invalid_settings(tmp_path: Path) -> None:
     with pytest.raises(
-        FileNotFoundError, match=r"no file .*a\.npz: expected windows of signals, .* name it with --data\.file$"
+        FileNotFoundError,
+        match=r"--data\.file .*a\.npz does not exist; .* is empty; expected windows of signals, a \.npz",
     ):
         _ = SignalFileDataModule(file=str(tmp_path / "a.npz")).class_names
     (tmp_path / "a.xlsx").touch()

@@ -136,7 +136,7 @@ def unchanged(run: Path) -> None:
         (
             lambda run: change_config(run, class_path="datamodules.CIFAR10DataModule", init_args={"root": "x"}),
             ["--verify", "test", "--root", "none"],
-            "no CIFAR-10 in .*none: expected cifar-10-batches-py/",
+            "no CIFAR-10 in .*none, which does not exist.*; expected cifar-10-batches-py/",
         ),
         (lambda run: (run / "checkpoints" / "best.ckpt").unlink(), [], "RUN: has no checkpoint best"),
         (unchanged, ["surplus"], "unrecognized arguments: surplus"),

@@ -158,7 +158,10 @@ def cut_windows(options: argparse.Namespace) -> None:
             say("warning", f"--segments names recordings that were not read: {', '.join(unused[:5])}")
         check_any(counts)
         if options.without and not counts.left_out:
-            say("warning", f"--without: no window has the label {' or '.join(options.without)}")
+            say(
+                "warning",
+                f"--without: no window has the label {' or '.join(options.without)}; labels are separated by spaces",
+            )
         named = people.names if recording.subject is not None else []
         for line in labels_and_people(writer, labels.names if has_labels else [], named, options.without):
             print(line)

@@ -36,6 +36,8 @@ def factors_of(given: Sequence[str] | None, like: Mapping[str, float], signals: 
             raise ValueError(f"--scale: SIGNAL=FACTOR is needed, such as acc_x=0.101972 (m/s2 to g), got {text!r}")
         fitting = [name for name in signals if pattern == name or fnmatchcase(without_unit(name), pattern)]
         if not fitting:
+            if "," in text:
+                raise ValueError(f"--scale {text}: factors are separated by spaces: --scale {text.replace(',', ' ')}")
             raise ValueError(f"--scale {text}: there is no signal {pattern}; there are {', '.join(signals)}")
         found |= dict.fromkeys(fitting, factor)
     return found

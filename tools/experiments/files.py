@@ -144,4 +144,9 @@ def _unknown(name: str, folder: Path | None, known: Sequence[str]) -> str:
     from foundation.suggestions import nearest
 
     there = ", ".join(known) or "none"
+    parts = [one.strip() for one in name.strip("[]").split(",")]
+    if len(parts) > 1:
+        return (
+            f"--only {name}: names are separated by spaces: --only {' '.join(parts)}; {folder or DEFAULT} has {there}"
+        )
     return f"--only {name}: no such experiment{nearest(name, known)}; {folder or DEFAULT} has {there}"

@@ -78,7 +78,9 @@ def widths(text: str) -> tuple[int, ...]:
     except ValueError:
         sizes = (0,)
     if min(sizes) < 1:
-        raise ValueError(f"--hidden: none, or sizes such as 256 or 512-256, got {text!r}")
+        raise ValueError(
+            f"--hidden: none, or the sizes of the layers joined by -, as in --hidden none 256 512-256, got {text!r}"
+        )
     return sizes
 
 

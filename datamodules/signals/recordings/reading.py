@@ -136,6 +136,8 @@ def read_recording(path: Path, name: str, columns: Columns, labels: Codes, peopl
             there = [one for one in table.names if one]
             bare = [one for one in missing if without_unit(one) in there]
             named = f"; a name with a unit is given as '{bare[0]}={without_unit(bare[0])}'" if bare else ""
+            if missing[0].partition(",")[0].strip() in there:
+                raise ValueError(f"it has no column {missing[0]!r}; names are separated by spaces, as in --signals A B")
             raise ValueError(
                 f"it has no column {listed(missing)}{nearest(missing[0], there)}; it has {listed(there)}{named}"
             )

@@ -1,0 +1,107 @@
+"""Says of a path that is not what was expected what lies in its place: the closest name beside it, or the folder that was meant."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from foundation.suggestions import nearest
+
+NAMED = 5  # names that a message lists
+LOOKED_AT = 200  # folders that are looked into for the one that was meant
+Fits = Callable[[Path], bool]
+
+
+def absence(path: Path, file: bool = False) -> str:
+    """Say why there is no folder at a path, as the end of a sentence that begins with the path, without a full stop.
+
+    Args:
+        path: A path at which no folder lies.
+        file: A file is needed, not a folder.
+
+    Returns:
+        ``is a file, ...``, or ``does not exist`` with the closest name or with what is there.
+    """
+    if path.exists():
+        return "is a folder, a file is needed" if path.is_dir() else "is a file, a folder is needed"
+    above = next((one for one in path.parents if one.exists()), Path())
+    if above.is_file():
+        return f"does not exist, {above} is a file{'' if file else ', a folder is needed'}"
+    if close := close_to(path, folder=not file):
+        return f"does not exist{close}"
+    names = [one.name for one in _visible(above)]
+    where = "the working folder" if above == Path() else str(above)
+    listed = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED:,} more" if len(names) > NAMED else "")
+    return f"does not exist; {where} {f'has {listed}' if names else 'is empty'}"
+
+
+def close_to(path: Path, folder: bool = False) -> str:
+    """Return ``, did you mean 'PATH'?`` with the path closest to one that does not exist; an empty string if none is close.
+
+    Args:
+        path: A path that may not exist.
+        folder: Only folders are meant.
+    """
+    above = next((one for one in path.parents if one.is_dir()), Path())
+    rest = path.parts[len(above.parts) :]
+    names = [one.name for one in _visible(above) if one.is_dir() or not (folder or rest[1:])]
+    close = nearest(rest[0], names).partition("'")[2].partition("'")[0] if rest else ""
+    if not close or path.exists():
+        return ""
+    whole = above.joinpath(close, *rest[1:])
+    return f", did you mean {str(whole if whole.exists() else above / close)!r}?"
+
+
+def instead(path: Path, fits: Fits) -> str:
+    """Return what follows a path that holds no data of the wanted kind: why, and the folder that was meant, as far as it is known.
+
+    Args:
+        path: A path that is not as expected.
+        fits: Whether an existing folder is as expected.
+    """
+    why = "" if path.is_dir() else f", which {absence(path)}"
+    return why if "did you mean" in why else why + meant(path, fits)
+
+
+def meant(path: Path, fits: Fits, above: bool = True) -> str:
+    """Return ``, did you mean 'FOLDER'?`` with the folder of :func:`near`, or an empty string."""
+    found = near(path, fits, above)
+    return f", did you mean {str(found)!r}?" if found is not None else ""
+
+
+def near(path: Path, fits: Fits, above: bool = True) -> Path | None:
+    """Return the folder above, inside or beside a path that is as expected; None if there is none.
+
+    Args:
+        path: A path that is not as expected.
+        fits: Whether a folder is as expected; it is asked for existing folders only.
+        above: Whether the folders that contain the path may be meant, too.
+    """
+    for folder in itertools.islice(_around(path, above), LOOKED_AT):
+        try:
+            if folder.is_dir() and fits(folder):
+                return folder
+        except OSError:  # a folder that may not be read
+            continue
+    return None
+
+
+def _around(path: Path, above: bool) -> Iterator[Path]:
+    """The folders inside a path, those that contain it, and those beside a file, the nearest first."""
+    if path.is_dir():
+        inside = _visible(path)
+        yield from inside
+        yield from (deeper for folder in inside if folder.is_dir() for deeper in _visible(folder))
+    if above:
+        yield from list(path.parents)[:3]
+    if path.is_file():
+        yield from _visible(path.parent)
+
+
+def _visible(folder: Path) -> list[Path]:
+    """What lies in a folder without hidden names, sorted."""
+    try:
+        return sorted(one for one in folder.iterdir() if not one.name.startswith((".", "__")))
+    except OSError:
+        return []

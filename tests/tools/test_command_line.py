@@ -1,0 +1,33 @@
+"""The argument parser of all tools: numbers of a list may be separated by commas."""
+
+from __future__ import annotations
+
+import pytest
+
+from tools.command_line import Parser
+
+
+def parser() -> Parser:
+    made = Parser("some", "A tool.")
+    made.add_argument("--lr", type=float, nargs="*")
+    made.add_argument("--sizes", type=int, nargs=2)
+    made.add_argument("--name", nargs="+")
+    made.add_argument("--price", type=float)
+    return made
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--lr 1e-3 3e-3", "--lr 1e-3,3e-3", "--lr [1e-3, 3e-3]", "--lr=1e-3,3e-3", "--lr 1e-3, 3e-3", "--lr=[1e-3,3e-3]"],
+)
+def test_numbers_of_a_list(words: str) -> None:
+    assert parser().parse_args(words.split()).lr == [1e-3, 3e-3]
+
+
+def test_other_values_stay_as_they_are() -> None:
+    given, rest = parser().parse_known_args(["--name", "a,b", "c", "--sizes", "-1,2", "--lr", "--model.lr", "1,2"])
+    assert (given.name, given.sizes, given.lr, rest) == (["a,b", "c"], [-1, 2], [], ["--model.lr", "1,2"])
+    with pytest.raises(ValueError, match="argument --price: invalid float value: '1,2'"):
+        parser().parse_args(["--price", "1,2"])
+    with pytest.raises(ValueError, match="argument --lr: invalid float value: 'x'"):
+        parser().parse_args(["--lr", "1,x"])
