@@ -1,4 +1,4 @@
-"""Draws the curves of compare: the main metric of each run over epochs, one panel per metric, one colour per group of seeds."""
+"""Draws the curves of compare: the main metric of each run over epochs, a panel per kind of data and metric, a colour per group."""
 
 from __future__ import annotations
 
@@ -27,15 +27,16 @@ def draw(groups: Sequence[Sequence[Run]]) -> Figure:
     Returns:
         The figure.
     """
-    metrics = list(dict.fromkeys(run.main for group in groups for run in group if run.curve and run.main))
-    figure = Figure(figsize=(8.5, max(4.2 * len(metrics), 2.0)), layout="constrained")
-    if not metrics:
+    panels = list(dict.fromkeys((run.kind, run.main) for group in groups for run in group if run.curve and run.main))
+    figure = Figure(figsize=(8.5, max(4.2 * len(panels), 2.0)), layout="constrained")
+    if not panels:
         figure.suptitle("no run has finished an epoch")
         return figure
-    for axes, metric in zip(figure.subplots(len(metrics), 1, squeeze=False)[:, 0], metrics, strict=True):
+    kinds = {kind for kind, _ in panels}
+    for axes, (kind, metric) in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels, strict=True):
         entries, last = 0, 1.0
         for number, group in enumerate(groups):
-            drawn = [run for run in group if run.main == metric and run.curve]
+            drawn = [run for run in group if (run.kind, run.main) == (kind, metric) and run.curve]
             colour, style = COLOURS[number % len(COLOURS)], STYLES[number // len(COLOURS) % len(STYLES)]
             for run in drawn:
                 epochs, values = zip(*run.curve, strict=True)
@@ -49,7 +50,8 @@ def draw(groups: Sequence[Sequence[Run]]) -> Figure:
                 axes.plot([best["epoch"]], [best["value"]], "o", color=colour, markersize=6)
         epoch_axis(axes, last)
         axes.set_ylabel(metric)
-        axes.set_title(f"{metric} of each run; a large dot is its best epoch", fontsize=10)
+        of_kind = f", {kind or 'data not known'}" if len(kinds) > 1 else ""
+        axes.set_title(f"{metric} of each run{of_kind}; a large dot is its best epoch", fontsize=10)
         title = f"{entries - LISTED} more not listed" if entries > LISTED else None
         legend = axes.legend(frameon=False, fontsize=8, title=title, loc="center left", bbox_to_anchor=(1.0, 0.5))
         legend.get_title().set_fontsize(8)

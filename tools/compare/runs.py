@@ -25,6 +25,8 @@ LR = "model.lr"
 EVALUATIONS = ("validate", "test")
 # settings that do not count as differences between runs
 LEFT_OUT = (SEED, "trainer.logger")
+# a head is trained on cached features of the images that another network is trained on
+SAME_IMAGES = {"CachedFeaturesDataModule": "ImageFolderDataModule", "SignalFileDataModule": "HARDataModule"}
 FINISHED, UNFINISHED, BROKEN = "finished", "unfinished", "broken"
 
 
@@ -66,6 +68,12 @@ class Run:
     memory_gb: float | None = None
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def kind(self) -> str:
+        """The kind of its data: metrics of runs of different kinds cannot be compared. Empty if it is not known."""
+        name = str(self.settings.get("data", ""))
+        return SAME_IMAGES.get(name, name)
+
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is a run folder: it has a config.yaml, a metrics.csv or a training_summary.json."""
@@ -94,6 +102,8 @@ def read_run(folder: Path, metric: str | None = None) -> Run:
                 problems.append(f"no {name}")
         except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
             problems.append(f"{name} cannot be read ({' '.join(str(error).split())[:80] or type(error).__name__})")
+    if problems == ["no metrics.csv"] and not (folder / "training_summary.json").is_file():
+        problems = []  # it has begun, and no epoch has ended yet
     if problems:
         run.status = f"{BROKEN}: {'; '.join(problems)}"
     return run
@@ -187,6 +197,22 @@ def _data_sets(sets: Sequence[Mapping[str, Any]], name: str) -> Iterator[tuple[s
         label = folder if again == 1 else f"{folder}({again})"
         settings = {key: inner for key, inner in one.items() if key != "folder" and inner is not None}
         yield from flat(settings, f"{name}.{label}")
+
+
+def by_kind(runs: Sequence[Run]) -> list[list[Run]]:
+    """Divide runs by the kind of their data, in order of first appearance; if there is one kind, the others are taken for it."""
+    kinds = dict.fromkeys(run.kind for run in runs)
+    if len([kind for kind in kinds if kind]) < 2:
+        return [list(runs)]
+    return [[run for run in runs if run.kind == kind] for kind in kinds]
+
+
+def runs_below(folder: Path) -> str:
+    """The pattern of the runs in a folder of runs, or of folders of runs, such as ``runs/NAME/*``; empty if there is none."""
+    for pattern in ("*", "*/*"):
+        if any(is_run(path) for path in folder.glob(pattern) if path.is_dir()):
+            return f"{folder}/{pattern}"
+    return ""
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
