@@ -21,7 +21,17 @@ from lightning.pytorch import LightningModule, Trainer
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from callbacks.calibration_record import Record, Rules, Samples, calibrate, doubt, evaluated, in_words, next_level
+from callbacks.calibration_record import (
+    Record,
+    Rules,
+    Samples,
+    at_the_edge,
+    calibrate,
+    doubt,
+    evaluated,
+    in_words,
+    next_level,
+)
 from callbacks.checkpoints import Checkpoints
 from callbacks.find_callbacks import find_callbacks
 from callbacks.pictures.evaluation import EvaluationPicture, class_names_of
@@ -135,7 +145,10 @@ class Calibration(EvaluationPicture[Evaluation]):
         target = self.record["target"] if self.record is not None else None
         found = evaluated(samples, temperature, threshold, target)
         self._evaluation = found._replace(names=class_names_of(trainer, pl_module, samples.logits.shape[1]))
-        _log(pl_module, {f"{stage}/{name}": value for name, value in evaluation_metrics(found).items()})
+        metrics = evaluation_metrics(found)
+        _log(pl_module, {f"{stage}/{name}": value for name, value in metrics.items()})
+        if threshold is not None and trainer.is_global_zero and (edge := at_the_edge(metrics["exit_coverage_stored"])):
+            log.info(f"threshold {'never' if math.isinf(threshold) else f'{threshold:g}'} of the checkpoint: {edge}")
 
     def _gathered(self, trainer: Trainer, pl_module: LightningModule) -> Samples:
         """Gather logits and labels of all processes, sorted by index; independent of number of processes and batch size."""

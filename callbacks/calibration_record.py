@@ -209,7 +209,22 @@ def in_words(record: Record) -> list[str]:
         else:
             found = f"threshold {threshold:g}, coverage {_percent(coverage, 1)}"
             lines.append(f"{promise}{found} (of {samples}; {_percent(accuracy, 2)} of these exits are right)")
+            if edge := at_the_edge(coverage):
+                lines.append(f"threshold {threshold:g}: {edge}")
     return lines
+
+
+def at_the_edge(coverage: float) -> str | None:
+    """What to say of a threshold at which all samples exit or none; None between these ends of the search.
+
+    Args:
+        coverage: Share of the samples that exit, 0 to 1; NaN without samples.
+    """
+    if coverage == 1:
+        return "every sample exits; it is at the end of the search, a second stage is never needed on data like this"
+    return (
+        "no sample exits; it is at the end of the search, a first stage only adds its cost" if coverage == 0 else None
+    )
 
 
 def _percent(share: float, digits: int | None = None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 
 from jsonargparse import ArgumentParser
@@ -12,6 +13,7 @@ from cli.parser import add_run_settings
 from cli.run_flags import COMMANDS, FLAGS, RunFlags
 from foundation.project import CONFIG_GROUPS, MAIN, config_names
 
+CALLBACKS = "trainer.callbacks."
 OVERVIEW = """usage: {program} COMMAND [flags]
 
   fit       --config FILE [--config OVERLAY ...] [--SETTING VALUE ...]   train in a new run folder
@@ -43,12 +45,30 @@ def print_command_help(flags: RunFlags) -> None:
     print(f"  {'--config FILE':24}an experiment or an overlay; may be given several times, later ones win\n")
     parser = ArgumentParser(prog="main.py", usage="", add_help=False)
     add_run_settings(parser)
+    of_callbacks = {key.removeprefix(CALLBACKS): cls for key, cls in classes.items() if key.startswith(CALLBACKS)}
     for key, cls in classes.items():
-        parser.add_class_arguments(cls, key, fail_untyped=False)
+        if not key.startswith(CALLBACKS):
+            parser.add_class_arguments(cls, key, fail_untyped=False)
     lines = parser.format_help().splitlines()
     start = next((i for i, line in enumerate(lines) if line and not line.startswith("usage")), 0)
     print("\n".join(lines[start:]).rstrip())
+    for name, cls in of_callbacks.items():
+        print(_settings_of_callback(name, cls))
+    if of_callbacks:
+        print("\nA flag --trainer.callbacks.NAME VALUE sets the last entry of the list.")
     print(_examples(flags))
+
+
+def _settings_of_callback(name: str, cls: type) -> str:
+    """The settings of a callback, below the entry of the list in which they are written."""
+    parser = ArgumentParser(prog="main.py", usage="", add_help=False)
+    parser.add_class_arguments(cls, "it", fail_untyped=False)
+    lines = parser.format_help().splitlines()
+    lines = lines[next((i for i, line in enumerate(lines) if line.startswith("  --it.")), len(lines)) :]
+    settings = re.sub(r"^  --it\.", "  ", "\n".join(lines), flags=re.MULTILINE).rstrip()
+    ours = cls.__module__.startswith("callbacks.") or "." in name
+    path = name if ours else f"{cls.__module__}.{name}"
+    return f"\n{name}, an entry of the list trainer.callbacks: {{class_path: {path}, init_args: {{NAME: VALUE}}}}\n{settings}"
 
 
 def _examples(flags: RunFlags) -> str:

@@ -13,7 +13,7 @@ from torchmetrics import MeanMetric
 from foundation.slug import slug
 from lightning_modules.base import BaseModule, Batch, StageName
 from metrics import SegmentationCounts, SegmentationSums, TolerantSums, choose_thresholds
-from metrics.segmentation import grid_place
+from metrics.segmentation import THRESHOLDS, grid_place
 from transforms import normalize
 from transforms.checks import check_pixels
 
@@ -165,6 +165,25 @@ class SegmentationModule(BaseModule):
         """Reset the training metrics. Lightning skips this hook when a run resumes mid-epoch, so the restored sums are kept."""
         for metric in (self.sums["train_sums"], self.losses["train_loss"]):
             cast(SegmentationSums | MeanMetric, metric).reset()
+
+    def on_train_end(self) -> None:
+        """Warn about thresholds at an end of the search."""
+        super().on_train_end()
+        self._say_edges()
+
+    def on_test_end(self) -> None:
+        """Warn about thresholds at an end of the search."""
+        super().on_test_end()
+        self._say_edges()
+
+    def _say_edges(self) -> None:
+        low, high = THRESHOLDS[0], THRESHOLDS[-1]
+        for prompt, threshold in self.thresholds.items():
+            if threshold in (low, high):
+                log.warning(
+                    f"threshold {threshold:g} of {prompt!r} is at the end of the search ({low:g} to {high:g}), no optimum: its "
+                    f"probabilities are too {'low' if threshold == low else 'high'}; train longer, or check the masks"
+                )
 
     def log_epoch(self, stage: StageName) -> None:
         """Log the metrics of a stage and reset them; in a fit, choose the thresholds first."""

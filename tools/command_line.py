@@ -83,7 +83,8 @@ class Parser(argparse.ArgumentParser):
         """
         unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
         known = [option for action in self._actions for option in action.option_strings]
-        hint = nearest(unknown[1], known) if unknown else ""
+        same = [option for option in known if unknown and option.endswith(f".{unknown[1].removeprefix('--')}")]
+        hint = nearest(unknown[1], same or known) if unknown else ""
         raise ValueError(f"{message}{hint}; see {self.prog} --help")
 
 

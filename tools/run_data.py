@@ -39,7 +39,7 @@ def configured_data(config: Path, root: str | None = None, image_size: int | Non
     known = inspect.signature(cls).parameters
     if root is not None:
         if "root" not in known:
-            raise ValueError(f"--root: {name} reads no folder")
+            raise ValueError(f"--data.root: {name} reads no folder")
         settings["root"] = root
     if image_size is not None and "image_size" in known:
         settings["image_size"] = image_size

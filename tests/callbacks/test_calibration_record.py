@@ -9,7 +9,17 @@ from numpy.typing import NDArray
 from scipy import optimize, stats
 from torch import Tensor
 
-from callbacks.calibration_record import Record, Rules, Samples, calibrate, doubt, held_out, in_words, next_level
+from callbacks.calibration_record import (
+    Record,
+    Rules,
+    Samples,
+    at_the_edge,
+    calibrate,
+    doubt,
+    held_out,
+    in_words,
+    next_level,
+)
 
 Floats = NDArray[np.float64]
 
@@ -177,6 +187,16 @@ def test_a_temperature_without_evidence_is_doubted() -> None:
     worse: Record = {**usual, "target": 0.9, "nll_before": 0.9, "nll_after": 1.2}
     assert "raises the NLL of the held-out samples from 0.9000 to 1.2000" in (doubt(worse) or "")
     assert doubt({**worse, "fitted": 0}) is None
+
+
+def test_a_threshold_at_the_end_of_the_search_is_said() -> None:
+    logits = torch.full((2000, 2), -20.0)
+    logits[:, 0] = 20.0  # sure and always right: every sample exits
+    samples = Samples(logits, torch.zeros(2000, dtype=torch.int64), torch.arange(2000))
+    lines = in_words(calibrate(samples, Rules(0.9), 0.01, 0)[0])
+    assert "every sample exits; it is at the end of the search" in lines[-1]
+    assert "end of the search" in str(at_the_edge(0.0))
+    assert at_the_edge(0.5) is at_the_edge(math.nan) is None
 
 
 def test_in_words() -> None:

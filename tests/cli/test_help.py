@@ -1,5 +1,6 @@
 """Tests of --help: every form in which a configuration or a flag may name a class, the user's own classes, and the examples."""
 
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -31,20 +32,30 @@ def _own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def settings(capsys: pytest.CaptureFixture[str]) -> set[str]:
-    return {word for word in capsys.readouterr().out.split() if word.startswith("--")}
+    """The flags that were printed, and the settings of callbacks as CALLBACK:SETTING."""
+    found, callback = set(), ""
+    for line in capsys.readouterr().out.splitlines():
+        words = line.split()
+        found |= {word for word in words if word.startswith("--")}
+        callback = (
+            words[0].rstrip(",") if ", an entry of the list trainer.callbacks: " in line else callback if words else ""
+        )
+        if callback and re.match(r"  \w", line):
+            found.add(f"{callback}:{words[0]}")
+    return found
 
 
 NAMED = [
     ("model: TernaryClassifier", "--model.quantizer"),
     ("data: {class_path: DigitsDataModule}", "--data.crop_padding"),
-    ("trainer: {callbacks: {class_path: EMA}}", "--trainer.callbacks.EMA.decay"),
-    ("trainer: {callbacks: EMA}", "--trainer.callbacks.EMA.decay"),
-    ("trainer: {callbacks: [EMA]}", "--trainer.callbacks.EMA.decay"),
-    ("trainer: {callbacks+: EMA}", "--trainer.callbacks.EMA.decay"),
-    ("trainer: {callbacks: [EMA, callbacks.EMA, own_classes.EMA]}", "--trainer.callbacks.own_classes.EMA.own_decay"),
+    ("trainer: {callbacks: {class_path: EMA}}", "EMA:decay"),
+    ("trainer: {callbacks: EMA}", "EMA:decay"),
+    ("trainer: {callbacks: [EMA]}", "EMA:decay"),
+    ("trainer: {callbacks+: EMA}", "EMA:decay"),
+    ("trainer: {callbacks: [EMA, callbacks.EMA, own_classes.EMA]}", "own_classes.EMA:own_decay"),
     ("trainer: {callbacks: null}\nmodel: null", "--trainer.max_epochs"),
     ("model: {class_path: own_classes.OwnNetwork}", "--model.own_setting"),
-    ("trainer: {callbacks: [{class_path: own_classes.EMA}]}", "--trainer.callbacks.EMA.own_decay"),
+    ("trainer: {callbacks: [{class_path: own_classes.EMA}]}", "EMA:own_decay"),
 ]
 
 
@@ -57,10 +68,32 @@ def test_settings_of_the_classes_of_a_configuration(
     assert setting in settings(capsys)
 
 
+def test_the_entry_of_a_callback_works_as_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    config = str(Path(__file__).resolve().parent.parent / "conf" / "segmentation_tiny.yaml")
+    assert main(["fit", "--config", config, "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert "--trainer.callbacks.EMA" not in printed
+    assert "A flag --trainer.callbacks.NAME VALUE sets the last entry of the list." in printed
+    entry = "{class_path: lightning.pytorch.callbacks.early_stopping.EarlyStopping, init_args: {NAME: VALUE}}"
+    entries = re.findall(r"entry of the list trainer.callbacks: (.*)", printed)
+    assert entries == [
+        "{class_path: EMA, init_args: {NAME: VALUE}}",
+        entry,
+        "{class_path: SegmentationPictures, init_args: {NAME: VALUE}}",
+    ]
+    given = [
+        one.replace("NAME: VALUE", setting)
+        for one, setting in zip(entries, ("decay: 0.3", "monitor: val/dice", "count: 3"), strict=True)
+    ]
+    Path("own.yaml").write_text(f"trainer: {{callbacks: [{', '.join(given)}]}}\n")
+    assert main(["fit", "--config", config, "--config", "own.yaml", "--trainer.callbacks.count", "0"]) == 2
+    assert "count: 1 mask or more, got 0" in capsys.readouterr().err
+
+
 def test_settings_of_the_classes_of_flags(capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--model", "own_classes.OwnNetwork", "--data=DigitsDataModule", "--trainer.callbacks+", "EMA"]
     assert main(["fit", *flags, "--help"]) == 0
-    assert {"--model.own_setting", "--data.crop_padding", "--trainer.callbacks.EMA.decay"} <= settings(capsys)
+    assert {"--model.own_setting", "--data.crop_padding", "EMA:decay"} <= settings(capsys)
 
 
 @pytest.mark.parametrize(

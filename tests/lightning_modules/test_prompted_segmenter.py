@@ -191,6 +191,19 @@ def test_collapsed_prompts(monkeypatch: pytest.MonkeyPatch, probabilities: list[
     assert module.collapsed == found
 
 
+def test_a_threshold_at_the_end_of_the_search_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    module = PromptedSegmenter.__new__(PromptedSegmenter)
+    torch.nn.Module.__init__(module)
+    module.thresholds = {"crack": 0.99, "tape": 0.01, "seam": 0.5}
+    for hook in (module.on_train_end, module.on_test_end):
+        caplog.clear()
+        hook()
+        high, low = (record.getMessage() for record in caplog.records)
+        assert high.startswith("threshold 0.99 of 'crack' is at the end of the search (0.01 to 0.99), no optimum")
+        assert "of 'tape'" in low
+        assert "too low" in low
+
+
 def test_predict_of_a_folder_with_other_prompts(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -200,6 +200,6 @@ def test_int8_of_a_head_on_features_takes_the_images_of_the_extraction(
     config = tmp_path / "images.yaml"
     text = Path("configs/cascade_extract.yaml").read_text()
     config.write_text(text.replace("image_size: 256", "image_size: 32\n    workers: 0"))
-    assert export([str(run), "--int8", str(path), *flags, "--data", str(config), "--root", str(pictures)]) == 0
+    assert export([str(run), "--int8", str(path), *flags, "--data", str(config), "--data.root", str(pictures)]) == 0
     assert "same class as trained 100.00 %" in capsys.readouterr().out
     assert len(read_integers(path)) > 10  # the products of a transformer with weights

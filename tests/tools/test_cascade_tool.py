@@ -183,7 +183,9 @@ def test_choose_the_most_accurate_threshold_for_a_budget() -> None:
     assert measures.choose_at_cost(swept, 2, 10, 0.7) == 3
     assert measures.choose_at_cost(swept, 2, 10, 2.0) == 3
     assert measures.choose_at_cost(swept, 2, 10, 0.3) == 4
-    with pytest.raises(ValueError, match=r"--budget 0.1: too low, stage 1 by itself costs 0.2 of stage 2"):
+    with pytest.raises(
+        ValueError, match=r"--budget 0.1: no threshold reaches it: stage 1 by itself already takes 0.2 of"
+    ):
         measures.choose_at_cost(swept, 2, 10, 0.1)
 
 
@@ -317,7 +319,7 @@ def test_a_stored_never_is_said(finished: Path, tmp_path: Path, capsys: pytest.C
         (["--limit", "0"], "--limit: must be 1 or more, got 0"),
         (["--split", "val", "--choose_on", "val"], "--choose_on val: --split val measures on the same samples"),
         (["--limit", "1"], "--choose_on half: needs 2 samples or more"),
-        (["--root", "data"], "--root: DigitsDataModule reads no folder"),
+        (["--data.root", "data"], "--data.root: DigitsDataModule reads no folder"),
         (["--split", "train"], "invalid choice: 'train'"),
     ],
 )

@@ -176,55 +176,6 @@ def test_terminal_table(runs: list[Path], capsys: pytest.CaptureFixture[str]) ->
     assert output.endswith(f"skipped, as it is no run: {runs[0] / 'config.yaml'}\n")
 
 
-def test_a_table_for_each_kind_of_data(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
-    head = {"model": {"class_path": "lightning_modules.CascadeHead", "init_args": {"lr": 0.1}}}
-    images, cached = (
-        write_run(
-            runs[0].with_name(name),
-            {**CLASSIFIER, **head, "data": {"class_path": f"datamodules.{name}", "init_args": {setting: "x"}}},
-            epochs("val/acc", value),
-        )
-        for name, setting, value in (("ImageFolderDataModule", "root", 0.3), ("CachedFeaturesDataModule", "cache", 0.4))
-    )
-    assert main([str(runs[0]), str(images), str(runs[3]), str(cached)]) == 0
-    digits, folder, segments = capsys.readouterr().out.split("\n\n")
-    assert digits.strip().startswith("DigitsDataModule")
-    assert folder.startswith("ImageFolderDataModule")
-    assert segments.startswith("Prompted\n")
-    assert "0.9 (2)" in digits
-    assert "*" not in digits
-    assert "0.4 (1) *" in folder  # a head on cached features and a network on the images
-    assert "val/iou" not in folder
-    assert "val/acc" not in segments
-    assert "4 runs; best value (epoch)" in segments
-    assert "3 tables, one for each kind of data: metrics on different data cannot be compared" in segments
-    assert "data.root differs" not in segments
-
-
-def test_runs_on_other_data_of_the_same_kind_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("flowers", "roads"):
-        data = {"class_path": "datamodules.ImageFolderDataModule", "init_args": {"root": name}}
-        write_run(tmp_path / name, {**CLASSIFIER, "data": data}, epochs("val/acc", 0.5))
-    assert main([str(tmp_path / "flowers"), str(tmp_path / "roads")]) == 0
-    assert "data.root differs: the best of a column may be of other data" in capsys.readouterr().out
-
-
-def test_unfinished_runs_and_folders_of_runs(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
-    tmp_path = runs[0].parent
-    begun = write_run(tmp_path / "begun", CLASSIFIER, epochs("val/acc", 0.4), seed=7, seconds=None)
-    (begun / "metrics.csv").unlink()
-    torn = write_run(tmp_path / "torn", CLASSIFIER, epochs("val/acc", 0.4), seed=8, seconds=None)
-    others = [tmp_path, tmp_path / "beg"]
-    assert main([*map(str, [runs[0], runs[1], begun, torn, *others])]) == 0
-    output = capsys.readouterr().out
-    assert output.count("│ unfinished │") == 2
-    assert "broken" not in output
-    assert "mean of 2 seeds" in output
-    assert f"0.8 ± {statistics.stdev([0.9, 0.7]):.2g}" in output  # of the finished ones
-    missing = f"{tmp_path / 'beg'} (does not exist, did you mean {str(begun)!r}?)"
-    assert f"skipped, as they are no runs: {tmp_path}, {missing}; runs are in {tmp_path}/*" in output
-
-
 @pytest.mark.parametrize(
     ("damage", "status"),
     [

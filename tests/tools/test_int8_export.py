@@ -338,7 +338,7 @@ HEAD = "class_path: datamodules.DigitsDataModule"
         (unchanged, ["--int8", "x.onnx", "--fp16"], "--fp16: not valid with --int8 FILE, which writes only that file"),
         (unchanged, ["--int8", "x.onnx", "--onnx", "y.onnx"], "--onnx: not valid with --int8 FILE"),
         (unchanged, ["--int8", "x.onnx", "--data", "none.yaml"], "--data none.yaml: no such configuration"),
-        (unchanged, ["--int8", "x.onnx", "--root", "data"], "--root: DigitsDataModule reads no folder"),
+        (unchanged, ["--int8", "x.onnx", "--data.root", "data"], "--data.root: DigitsDataModule reads no folder"),
         (
             lambda run: change(run, HEAD, "class_path: datamodules.Nothing"),
             ["--int8", "x.onnx"],

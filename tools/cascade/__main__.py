@@ -1,6 +1,6 @@
 """The command that measures accuracy, time and operations of a cascade: the second classifier runs only if the first is unsure.
 
-python -m tools.cascade STAGE1 STAGE2 [--split test|val] [--data CONFIG] [--root DIR] [--threshold X|never|stored]
+python -m tools.cascade STAGE1 STAGE2 [--split test|val] [--data CONFIG] [--data.root DIR] [--threshold X|never|stored]
                         [--choose_on val|half] [--tolerance POINTS | --budget SHARE] [--weights FILE ...] [--out DIR]
 
 A stage is RUN_DIR, CHECKPOINT or CONFIG.yaml:WEIGHTS (tools/cascade/stages.py). STAGE1 is the cheap one, STAGE2 the costly one.
@@ -32,6 +32,7 @@ from foundation.atomic_files import write_json, write_text
 from foundation.measuring import Spread, interleave, machine, table
 from foundation.plotting import render, write_png
 from tools.cascade import measures
+from tools.cascade.notes import edge_note, goal_note, order_note
 from tools.cascade.overlap import seen_by
 from tools.cascade.picture import Point, draw
 from tools.cascade.stages import Samples, Source, Stage, open_split, open_stages, read_samples
@@ -73,7 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data", type=Path, metavar="CONFIG", help="configuration of the data (default: the configuration of stage 1)"
     )
-    parser.add_argument("--root", metavar="DIR", help="folder of the data, in place of the configured one")
+    parser.add_argument(
+        "--data.root", dest="root", metavar="DIR", help="folder of the data, in place of the configured one"
+    )
     parser.add_argument("--ckpt", default="best", help="checkpoint of a run folder: best or last")
     parser.add_argument(
         "--weights",
@@ -166,6 +169,8 @@ def cascade(options: argparse.Namespace) -> None:
     temperature = stages[0].module.temperature
     flops = [stage.flops(samples.image) for stage in stages]
     evaluated = measures.evaluate(stages, samples, options.batch_size, temperature)
+    if (said := order_note(flops, [stage.name for stage in stages])) is not None:
+        notes.append(said)
     choice = _choose(options, stages, data, evaluated, flops, notes)
     samples, evaluated = samples.part(torch.from_numpy(choice.places)), evaluated.part(choice.places)
     swept = measures.sweep(evaluated)
@@ -177,6 +182,8 @@ def cascade(options: argparse.Namespace) -> None:
         name: _row(accuracy, flop, flops[1], times[name], times["stage 2"])
         for name, accuracy, flop in zip(times, accuracies, (*flops, flops[0] + (1 - coverage) * flops[1]), strict=True)
     }
+    said = goal_note(options.split, options.budget, options.tolerance, rows["cascade"]["flops_share"], accuracies[1:])
+    notes += [said] if said is not None else []
     report: dict[str, Any] = {
         "stage1": stages[0].name,
         "stage2": stages[1].name,
@@ -283,6 +290,8 @@ def _choose(
         lost = options.tolerance or 0.0
         place = measures.choose_within(swept, lost / 100)
         how = f"cheapest threshold that loses at most {lost:g} points against stage 2"
+    if (said := edge_note(swept, place)) is not None:
+        notes.append(said)
     return Choice(float(swept.threshold[place]), f"{how}, on {where}", places)
 
 

@@ -235,7 +235,11 @@ def choose_at_cost(swept: Sweep, first: float, second: float, share: float) -> i
     """
     affordable = np.flatnonzero(swept.cost(first, second) <= share * second)
     if not len(affordable):
-        raise ValueError(f"--budget {share:g}: too low, stage 1 by itself costs {first / second:.3g} of stage 2")
+        least = float(swept.cost(first, second).min()) / second
+        raise ValueError(
+            f"--budget {share:g}: no threshold reaches it: stage 1 by itself already takes {least:.3g} of stage 2's operations; "
+            "give more than that, or a cheaper stage 1"
+        )
     return int(affordable[swept.accuracy[affordable].argmax()])
 
 

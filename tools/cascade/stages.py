@@ -156,7 +156,7 @@ def open_stages(
     if isinstance(data, CachedFeaturesDataModule):
         raise ValueError(
             f"{config}: its data are cached features, but a cascade needs their images; give the configuration of the extraction, "
-            "such as --data configs/cascade_extract.yaml --root FOLDER"
+            "such as --data configs/cascade_extract.yaml --data.root FOLDER"
         )
     if isinstance(data, SignalDataModule):
         raise ValueError(

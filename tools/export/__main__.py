@@ -1,7 +1,7 @@
 """The command that writes a ternary run as a packed file, any run as ONNX, and any classifier as int8 ONNX, and verifies them.
 
     python -m tools.export RUN_DIR [--ckpt best|last] [--output FILE] [--coding trits|bits2|entropy]
-                           [--verify test [--root DIR]] [--onnx FILE [--fp16] [--prompts TEXT ...]] [--weights FILE]
+                           [--verify test [--data.root DIR]] [--onnx FILE [--fp16] [--prompts TEXT ...]] [--weights FILE]
     python -m tools.export RUN_DIR --int8 FILE [--ckpt best|last] [...]      (tools/export/int8_command.py has the other flags)
 
 The file is written under a temporary name and renamed only after the verification, which docs/export.md describes.
@@ -98,7 +98,9 @@ def _parser() -> argparse.ArgumentParser:
         "--coding", choices=("trits", "bits2", "entropy"), help="coding of the ternary symbols (default: trits)"
     )
     parser.add_argument("--verify", choices=("test",), help="also compare both networks on the run's test split")
-    parser.add_argument("--root", metavar="DIR", help="folder of the test data, in place of the run's own")
+    parser.add_argument(
+        "--data.root", dest="root", metavar="DIR", help="folder of the test data, in place of the run's own"
+    )
     parser.add_argument("--onnx", type=Path, metavar="FILE", help="also write the network as ONNX")
     parser.add_argument("--fp16", action="store_true", help="weights and operations of the ONNX file in float16")
     parser.add_argument(
@@ -150,7 +152,7 @@ def _export(options: argparse.Namespace) -> None:
 def _check_flags(options: argparse.Namespace) -> None:
     int8_command.check_flags(options)
     if options.root is not None and options.verify is None and options.int8 is None:
-        raise ValueError("--root: only valid with --verify test or --int8 FILE")
+        raise ValueError("--data.root: only valid with --verify test or --int8 FILE")
     for flag in ("prompts", "fp16"):
         if getattr(options, flag) and options.onnx is None:
             raise ValueError(f"--{flag}: only valid with --onnx FILE")

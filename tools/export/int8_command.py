@@ -1,7 +1,7 @@
 """`python -m tools.export RUN_DIR --int8 FILE`: the flags of the int8 file, their checks, and the command.
 
 [--calibrate N] [--seed N] [--method auto|minmax|percentile|entropy] [--int8_ends both|stem|classifier|none] [--weight_bits 7|8]
-[--max_drop POINTS] [--data CONFIG] [--root DIR] [--time]
+[--max_drop POINTS] [--data CONFIG] [--data.root DIR] [--time]
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ def data_of(module: Classifier, config: Path, root: str | None) -> DataModule:
     if isinstance(data, CachedFeaturesDataModule):
         raise ValueError(
             f"{config}: its data are cached features, but an int8 file is calibrated and verified with images; give the "
-            "configuration of the extraction, such as --data configs/cascade_extract.yaml --root FOLDER"
+            "configuration of the extraction, such as --data configs/cascade_extract.yaml --data.root FOLDER"
         )
     if isinstance(data, SignalDataModule) != signals:
         kinds = ("images", "windows of signals")
