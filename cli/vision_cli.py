@@ -34,6 +34,7 @@ from cli.trainer_checks import check_seed, check_trainer
 from cli.trainer_options import make_trainer
 from datamodules.images.unlabelled import given_images
 from foundation.folder_lock import FolderLock
+from foundation.made_folders import forget_made_folders, remove_made_folders
 from foundation.project import MAIN, ROOT
 
 log = logging.getLogger(__name__)
@@ -90,6 +91,8 @@ class VisionCLI(LightningCLI):
         """Remove the files that a rejected command has created."""
         if self.run_folder is not None:
             self.run_folder.discard()
+        if not self.has_begun:
+            remove_made_folders()
 
     def release(self) -> None:
         """Release the run folder, so that other processes can train in it."""
@@ -100,6 +103,7 @@ class VisionCLI(LightningCLI):
 
     def run(self) -> None:
         """Parse, instantiate and run the command; SIGTERM and SIGINT end it with :class:`callbacks.Interrupted`."""
+        forget_made_folders()
         self.signals.install()
         try:
             self._run()

@@ -18,6 +18,7 @@ from typing import NoReturn, TypeVar
 
 from foundation.closed_pipe import with_open_end
 from foundation.launchers import outer_launcher
+from foundation.made_folders import forget_made_folders, remove_made_folders
 from foundation.project import TOOL, as_typed
 from foundation.suggestions import nearest
 
@@ -103,6 +104,7 @@ def run_command(command: Callable[[], int | None], stopped: str = "stopped; noth
         0 on success, or the command's own exit code; 2 if the input is wrong or a file cannot be read or written; 130 if
         interrupted.
     """
+    forget_made_folders()
     try:
         return with_open_end(lambda: _until_help(command))
     except BrokenPipeError:  # of a process of the tool's own
@@ -113,6 +115,7 @@ def run_command(command: Callable[[], int | None], stopped: str = "stopped; noth
     except Exception as error:
         if not _is_wrong_input(error):
             raise
+        remove_made_folders()
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return WRONG_INPUT
 

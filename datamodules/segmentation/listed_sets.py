@@ -26,6 +26,7 @@ from datamodules.segmentation.prompt_sets import Pair, PromptSet, synonyms_of
 from datamodules.segmentation.shipped import with_split
 from datamodules.segmentation.splits import check_parts, divide
 from datamodules.splitting.stratified import stratified_split
+from foundation.made_folders import will_make
 from foundation.places import close_to
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class ListedPromptSets(DescribedPromptSets):
     def present(self) -> list[PromptSet]:
         """The sets whose folders exist; all sets if none exists and predict reads `images`."""
         if self.generate is not None:
+            will_make(self.root)
             write_generated(self.root, self.generate)
         found = [one for one in self.sets if (self.root / one.folder).is_dir()]
         if not found and self.images is not None:

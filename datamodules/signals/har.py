@@ -11,11 +11,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
 from datamodules.base import Batch
 from datamodules.signals.base import SignalDataModule
 from datamodules.signals.har_download import fetch
 from datamodules.signals.har_generator import ACTIVITIES, write_generated
 from datamodules.signals.har_reader import FOLDER, LENGTH, SIGNALS, find_folder, read_activities, read_windows
+from foundation.made_folders import will_make
 from foundation.places import instead
 from foundation.project import TOOL
 
@@ -78,7 +81,11 @@ class HARDataModule(SignalDataModule):
     def prepare_data(self) -> None:
         """Download or generate the data if requested and missing; Lightning calls this once per machine."""
         if self.generate:
-            write_generated(self.root / GENERATED)
+            will_make(self.root / GENERATED)
+            try:
+                write_generated(self.root / GENERATED)
+            except FileExistsError as error:
+                raise MisconfigurationException(f"--data.generate: {error}; give another --data.root") from error
         elif self.download and find_folder(self.root) is None:
             fetch(self.root)
 

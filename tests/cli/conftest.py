@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from datamodules.segmentation.generator import write_generated as write_masks
 from datamodules.signals.har_generator import write_generated
 from tests.datamodules.pictures import write_classes
 from tests.tools.sweep_cache import write_cache
@@ -17,6 +18,7 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 def system_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
     """Settings of the data of each tiny configuration that needs some, by the configuration's name without ``_tiny``."""
     folder = tmp_path_factory.mktemp("data")
+    write_masks(folder / "generated" / "segmentation_generated_14", 14)  # once: a refused command would remove its own
     return {
         "har": {"root": str(write_generated(folder / "har", subjects=range(1, 6), test_subjects=(2,), windows=2))},
         "image_folder": {"root": str(write_classes(folder / "images", {"cat": 11, "dog": 9, "owl": 7}))},

@@ -144,6 +144,26 @@ def test_wrong_overlay(text: str, expected: str, line: int | None, capsys: pytes
         assert f"overlay.yaml:{line}" in message
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_data_made_by_a_refused_command_is_removed(capsys: pytest.CaptureFixture[str]) -> None:
+    conf = Path(TINY).parent
+    made = ["--data.root", "new/deeper", "--model.width", "3"]
+    refuse(["fit", "--config", str(conf / "segmentation_tiny.yaml"), *made], capsys)
+    Path("mine/har_generated/UCI HAR Dataset").mkdir(parents=True)
+    flags = ["--data.root", "mine", "--data.generate", "true"]
+    message = refuse(["fit", "--config", str(conf / "har_tiny.yaml"), *flags], capsys)
+    assert "--data.generate: " in message
+    assert "holds data that was not generated; it is not overwritten; give another --data.root" in message
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_recordings_made_by_a_refused_command_are_removed(capsys: pytest.CaptureFixture[str]) -> None:
+    config = str(Path(TINY).parent / "har_tiny.yaml")
+    made = ["--data.root", "new", "--data.generate", "true", "--data.batch_size", "90000"]
+    assert "batch_size 90000 is larger" in refuse(["fit", "--config", config, *made], capsys)
+
+
 def test_no_configuration(capsys: pytest.CaptureFixture[str]) -> None:
     assert "give --config FILE (there: configs/cascade_cached.yaml, " in refuse(
         ["fit"], capsys
