@@ -49,6 +49,7 @@ from datamodules.cifar10 import CIFAR10DataModule
 from datamodules.digits import DigitsDataModule
 from datamodules.images.datamodule import ImageFolderDataModule
 from datamodules.in_memory import InMemoryLoader
+from datamodules.run_transforms import transform_of
 from datamodules.segmentation.datamodule import PromptedSegmentationDataModule
 from datamodules.segmentation.prompt_sets import PromptSet
 from datamodules.signals.files import SignalFileDataModule
@@ -67,4 +68,5 @@ __all__ = [
     "PromptedSegmentationDataModule",
     "SignalFileDataModule",
     "TrainedOn",
+    "transform_of",
 ]

@@ -218,7 +218,8 @@ class DataModule(MatchedToCheckpoint, Extractable, ABC):
                 self.setup(name)
         elif stage == "predict" and self.images is not None:
             if self._files is None:
-                self._files, image = read_images(self.images, self.image_size, self.in_channels)
+                size, channels, inputs = self.image_size, self.in_channels, self.transform_settings
+                self._files, image = read_images(self.images, size, channels, inputs)
                 self.splits["predict"] = {"image": image, "index": torch.arange(len(image))}
         elif "test" not in self.splits:
             self.splits["test"] = self._checked_part("test")

@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -36,6 +37,7 @@ from lightning_modules.schedules import ONE_CYCLE_MOMENTUM, Schedule, ScheduleNa
 from lightning_modules.single_samples import check_batches
 from lightning_modules.unused_settings import given_without_effect
 from metrics.directions import GivenMode, Mode, direction_of
+from transforms.run_transform import RunTransform
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +75,8 @@ class BaseModule(ScheduledModule):
     """
 
     _runtime = "torch"
+    make_transform: Callable[[bool], RunTransform] | None = None  # set by `load_run`
+    own_sizes: ClassVar[bool] = False  # whether pictures keep their own size in evaluation
     # settings that determine names and shapes of a checkpoint's tensors: they must not change when a run is resumed
     fixed_on_resume: ClassVar[tuple[str, ...]] = ("optimizer",)
     network: nn.Module
@@ -225,6 +229,13 @@ class BaseModule(ScheduledModule):
         raise ValueError(
             f"runtime packed: it needs the ternary weights of a TernaryClassifier; this is a {type(self).__name__}"
         )
+
+    @cached_property
+    def transform(self) -> RunTransform:
+        """From a file, a picture or an array to the input of the network, as in `main.py predict`; needs `load_run`."""
+        if self.make_transform is None:
+            raise ValueError("transform: is known to a module that load_run(RUN_DIR) returns")
+        return self.make_transform(self.own_sizes)
 
     def training_step(self, batch: Batch, batch_idx: int) -> StepOutput:
         """Compute the training loss of a batch."""

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any, ClassVar, Literal, cast
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, cast, overload
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+from foundation.in_parts import in_parts
 from lightning_modules.base import BaseModule, Batch, StageName, StepOutput
 from lightning_modules.losses import balanced_weights, classification_loss, sample_weights
-from metrics import ClassificationSums
+from metrics import ClassificationSums, Predictions
 from transforms import normalize
 from transforms.checks import check_pixels
 
 log = logging.getLogger(__name__)
+
+Sample = str | Path | Image.Image | np.ndarray[Any, Any]
+Samples = Sample | Sequence[Sample | Tensor]
+"""What ``RunTransform.batches`` takes, apart from a tensor."""
 
 
 class Classifier(BaseModule):
@@ -163,22 +172,48 @@ class Classifier(BaseModule):
         logits = self(self.inputs(batch))
         return {"logits": logits, "class": logits.argmax(dim=1), "index": batch["index"]}
 
-    def classify(self, images: Tensor) -> Tensor:
-        """Calibrated class probabilities of images as read from a file; normalises the images and evaluates them in eval mode.
+    @overload
+    def classify(self, images: Tensor) -> Tensor: ...
 
-        The probabilities are softmax(logits / ``temperature``). The largest one is compared with ``chosen_threshold``.
+    @overload
+    def classify(self, images: Samples) -> Predictions: ...
+
+    @torch.no_grad()
+    def classify(self, images: Tensor | Samples) -> Tensor | Predictions:
+        """Classify files, pictures, windows of signals, or a tensor of images, in eval mode.
+
+        Probabilities are calibrated: softmax(logits / ``temperature``). A sample exits early if its largest one reaches
+        ``chosen_threshold``. Any number of samples is taken, as many at a time as the memory holds.
 
         Args:
-            images: (B, C, H, W), or (C, H, W) for one image; uint8 in 0 to 255 or floating point in 0 to 1. C and H = W must be
-                those of the run's data. Any device.
+            images: What ``transform`` takes: a file, a folder, a pattern, a PIL image, an array (H, W, C) of uint8, or a list of
+                them; of a HAR run windows (S, T) in physical units, or a file of windows. Or a tensor of images as the network
+                sees them before normalisation: (B, C, H, W), or (C, H, W) for one; uint8 in 0 to 255 or floating point in 0 to 1.
+                C and H = W must be those of the run's data. Any device.
 
         Returns:
-            (B, K) float32 on the module's device; each row sums to 1. Column k belongs to class ``class_names[k]``.
+            A list of `Prediction`, one of each sample that can be read, with the attribute ``probabilities``. Of a tensor only the
+            probabilities, (B, K) float32 on the module's device; each row sums to 1, column k is of class ``class_names[k]``.
 
         Raises:
-            ValueError: Wrong shape, type or range, or ``mean`` and ``std`` of the module are not set.
+            ValueError: Wrong shape, type or range; nothing can be read; or a setting that is needed is not known to the module.
         """
-        return (self.logits(images) / self.temperature).softmax(dim=1)
+        if isinstance(images, Tensor):
+            return self._chances(self.logits(images))
+        files: list[str | None] = []
+        found: list[Tensor] = []
+        for names, inputs in self.transform.batches(images):
+            files += names
+            found.append(self._chances(self._logits_of(inputs.to(self.device))))
+        return Predictions.of(torch.cat(found), self.class_names, self.chosen_threshold, files)
+
+    def _chances(self, logits: Tensor) -> Tensor:
+        return (logits / self.temperature).softmax(dim=1)
+
+    def _logits_of(self, inputs: Tensor) -> Tensor:
+        """Logits (B, K) float32 of normalised inputs (B, ...), as many at a time as the memory holds, in eval mode."""
+        with self.evaluating():
+            return in_parts(lambda part: cast(Tensor, self(part.to(self.dtype))).float(), inputs)
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
@@ -187,7 +222,7 @@ class Classifier(BaseModule):
         images = images.to(self.device)
         images = images if images.ndim >= 4 else images.unsqueeze(0)
         with self.evaluating():
-            return cast(Tensor, self(self._normalized(images).to(self.dtype))).float()
+            return in_parts(lambda part: cast(Tensor, self(self._normalized(part).to(self.dtype))).float(), images)
 
     def _check_images(self, images: Tensor) -> None:
         check_pixels(images, self.in_channels, self.image_size, self.image_size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ import yaml
 
 from foundation.places import close_to
 from lightning_modules.base import BaseModule
+from transforms.run_transform import RunTransform
 
 # exceptions that torch.load raises for truncated files and files that torch did not write
 UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError, LookupError, AttributeError)
@@ -47,7 +49,7 @@ def load_run(
     folder = path if path.is_dir() else path.resolve().parent.parent
     cls = model_class(newest_config(folder))
     file = path if path.is_file() else named_checkpoint(folder, checkpoint)
-    hparams = _settings_in(file)
+    hparams = dict(_content_of(file)["hyper_parameters"])
     if weights is not None and not cls.has_frozen_weights(hparams):
         raise ValueError(
             f"weights: the checkpoint of a {cls.__name__} holds all of its weights; leave weights out, got {weights}"
@@ -57,6 +59,7 @@ def load_run(
         module = cls.load_from_checkpoint(file, map_location="cpu", weights_only=True, **given)
     except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{file}: is not of a {cls.__name__}: {_one_line(error)}") from error
+    module.make_transform = partial(_transform_of, file)
     module.use_runtime(runtime)
     return module.eval()
 
@@ -108,8 +111,17 @@ def named_checkpoint(folder: Path, checkpoint: str) -> Path:
     raise ValueError(f"{folder}: has no checkpoint {checkpoint} (there: {there})")
 
 
-def _settings_in(path: Path) -> dict[str, Any]:
-    """Settings of the module in a checkpoint; memory-mapped, so the tensors are not read.
+def _transform_of(file: Path, own_size: bool) -> RunTransform:
+    """Preprocessing of a run, from its checkpoint; the datamodules know it, which are imported when it is first needed."""
+    try:
+        made: RunTransform = import_module("datamodules").transform_of(_content_of(file), own_size)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    return made
+
+
+def _content_of(path: Path) -> dict[str, Any]:
+    """Content of a checkpoint; memory-mapped, so the tensors are not read.
 
     Raises:
         ValueError: The file is not a checkpoint of a run.
@@ -120,7 +132,7 @@ def _settings_in(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: cannot be read, it is cut short or no checkpoint") from error
     if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= content.keys():
         raise ValueError(f"{path}: is no checkpoint of a training run (it has no state_dict and hyper_parameters)")
-    return dict(content["hyper_parameters"])
+    return dict(content)
 
 
 def _one_line(error: Exception) -> str:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast, overload
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from foundation.in_parts import in_parts
 from foundation.slug import slug
 from lightning_modules.base import BaseModule, Batch, StageName
-from metrics import SegmentationCounts, SegmentationSums, TolerantSums, choose_thresholds
+from lightning_modules.classification import Samples
+from metrics import MaskPrediction, SegmentationCounts, SegmentationSums, TolerantSums, choose_thresholds
 from metrics.segmentation import THRESHOLDS, grid_place
 from transforms import normalize
 from transforms.checks import check_pixels
@@ -45,6 +47,7 @@ class SegmentationModule(BaseModule):
         object_of: Object (one of ``class_names``) of each synonym of the training data, by its slug; read from the checkpoint.
     """
 
+    own_sizes: ClassVar[bool] = True
     mean: list[float] | None
     std: list[float] | None
 
@@ -142,17 +145,48 @@ class SegmentationModule(BaseModule):
         if self.mean is None or self.std is None:
             raise ValueError("mean and std: unknown to this module; pass them as arguments")
         images = images if images.ndim == 4 else images.unsqueeze(0)
-        images = normalize(images.to(self.device), self.mean, self.std).to(self.dtype)
-        index = torch.arange(len(images), device=self.device).repeat_interleave(len(asked))
-        with self.evaluating():
-            logits: Tensor = self(images, asked * len(images), index)
-        return logits.float().sigmoid().view(len(images), len(asked), *images.shape[-2:])
+        normalized = normalize(images.to(self.device), self.mean, self.std)
+        return in_parts(lambda part: self._probabilities_of(part, asked), normalized)
 
-    def masks(self, images: Tensor, prompts: Sequence[str] | None = None) -> Tensor:
-        """Masks (B, P, H, W), bool: :meth:`probabilities` that reach the threshold of their prompt (:meth:`threshold_of`)."""
-        found = self.probabilities(images, prompts)
-        thresholds = found.new_tensor([self.threshold_of(prompt) for prompt in self._asked(prompts)])
-        return found >= thresholds.view(-1, 1, 1)
+    def _probabilities_of(self, normalized: Tensor, asked: list[str]) -> Tensor:
+        index = torch.arange(len(normalized), device=self.device).repeat_interleave(len(asked))
+        with self.evaluating():
+            logits: Tensor = self(normalized.to(self.dtype), asked * len(normalized), index)
+        return logits.float().sigmoid().view(len(normalized), len(asked), *normalized.shape[-2:])
+
+    @overload
+    def masks(self, images: Tensor, prompts: Sequence[str] | None = None) -> Tensor: ...
+
+    @overload
+    def masks(self, images: Samples, prompts: Sequence[str] | None = None) -> list[MaskPrediction]: ...
+
+    @torch.no_grad()
+    def masks(self, images: Tensor | Samples, prompts: Sequence[str] | None = None) -> Tensor | list[MaskPrediction]:
+        """Masks of files, pictures or a tensor: the pixels whose probability reaches the threshold of their prompt.
+
+        Args:
+            images: A file, a folder, a pattern, a PIL image, an array (H, W, C) of uint8, or a list of them, of any size. Or a
+                tensor as for :meth:`probabilities`.
+            prompts: P texts; None: the prompts of training.
+
+        Returns:
+            A list of `MaskPrediction`, one of each picture that can be read. Of a tensor only the masks (B, P, H, W) bool.
+
+        Raises:
+            ValueError: Wrong shape, type or range, a prompt without a word, or nothing can be read.
+        """
+        asked = self._asked(prompts)
+        thresholds = tuple(self.threshold_of(prompt) for prompt in asked)
+        limits = torch.tensor(thresholds, device=self.device).view(-1, 1, 1)
+        if isinstance(images, Tensor):
+            return self.probabilities(images, prompts) >= limits
+        found: list[MaskPrediction] = []
+        for files, inputs in self.transform.batches(images):
+            masks = self._probabilities_of(inputs.to(self.device), asked) >= limits
+            areas = masks.float().mean(dim=(2, 3)).tolist()
+            rows = zip(files, masks.cpu(), areas, strict=True)
+            found += [MaskPrediction(tuple(asked), mask, thresholds, tuple(area), file) for file, mask, area in rows]
+        return found
 
     def _asked(self, prompts: Sequence[str] | None) -> list[str]:
         if isinstance(prompts, str) or (prompts is not None and not prompts):

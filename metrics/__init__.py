@@ -14,6 +14,7 @@ from metrics.early_exit import ExitHistogram, ExitMetrics, ExitSums, aurc, exces
 from metrics.exit_threshold import ExitThreshold, choose_exit_threshold
 from metrics.groups import GroupAccuracy, GroupSums, group_accuracies
 from metrics.loss_accuracy import ClassificationSums
+from metrics.predictions import MaskPrediction, Prediction, Predictions, exits_early
 from metrics.segmentation import MaskMetrics, SegmentationCounts, SegmentationSums, choose_thresholds
 from metrics.segmentation_boundary import TolerantMetrics, TolerantSums
 from metrics.temperature import fit_temperature
@@ -33,7 +34,10 @@ __all__ = [
     "GroupAccuracy",
     "GroupSums",
     "MaskMetrics",
+    "MaskPrediction",
     "Mode",
+    "Prediction",
+    "Predictions",
     "SegmentationCounts",
     "SegmentationSums",
     "TolerantMetrics",
@@ -48,6 +52,7 @@ __all__ = [
     "confusion_matrix",
     "direction_of",
     "excess_aurc",
+    "exits_early",
     "fit_temperature",
     "group_accuracies",
     "is_better",

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from datamodules.images.class_folders import LAYOUT, duplicate_groups, holds_classes, listed, read_groups, scan
 from datamodules.images.formats import is_image
+from datamodules.images.unreadable import DAMAGED, report_unreadable
 from datamodules.images.whole_files import Look, look
 from datamodules.splitting.grouped import join_groups
 from foundation.places import absence, meant
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 NAMES_OF = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
 THREADS = 8  # opening a file waits for the disk
+SKIP = "remove them, or leave them out with --data.unreadable skip"
 EVERY_S = 5.0  # seconds between two progress lines
 Unreadable = Literal["skip", "refuse"]
 
@@ -92,13 +94,10 @@ class LabelledFiles:
         Raises:
             MisconfigurationException: `unreadable` is `refuse`.
         """
-        names = [self.names[index] for index in missing]
-        text = f"{len(names)} of the files in {self.folder} cannot be read as images: {listed(names)}"
-        if unreadable == "refuse":
-            raise MisconfigurationException(f"{text}; remove them, or leave them out with --data.unreadable skip")
-        if not self.named.issuperset(missing):
+        if unreadable == "refuse" or not self.named.issuperset(missing):
             self.named.update(missing)
-            log.warning(f"{text}; left out")
+            wrong = {self.names[index]: DAMAGED for index in missing}
+            report_unreadable(self.folder, wrong, len(self.names), SKIP if unreadable == "refuse" else None)
 
 
 def find_parts(root: Path, trains: bool = True) -> dict[str, Path]:
@@ -207,6 +206,14 @@ def readable(folder: Path, names: Sequence[str], unreadable: Unreadable, levels:
     Raises:
         MisconfigurationException: A file is unreadable and `unreadable` is `refuse`, or no file is readable.
     """
+    seen, wrong = looked_at(folder, names, levels)
+    if wrong:
+        report_unreadable(folder, wrong, len(names), SKIP if unreadable == "refuse" else None)
+    return seen
+
+
+def looked_at(folder: Path, names: Sequence[str], levels: bool = False) -> tuple[dict[str, Look], dict[str, str]]:
+    """Read the headers of files; returns what those of readable files show, and why the others cannot be read, by name."""
     seen: dict[str, Look] = {}
     wrong: dict[str, str] = {}
     reported = time.monotonic()
@@ -220,12 +227,4 @@ def readable(folder: Path, names: Sequence[str], unreadable: Unreadable, levels:
             if time.monotonic() - reported > EVERY_S:
                 reported = time.monotonic()
                 log.info(f"headers    {done:,} of {len(names):,} files in {folder} read")
-    if not wrong:
-        return seen
-    shown = listed([f"{name} ({reason})" for name, reason in wrong.items()])
-    text = f"{len(wrong):,} of the {len(names):,} files in {folder} cannot be read as images: {shown}"
-    if unreadable == "refuse" or len(wrong) == len(names):
-        skip = ", or leave them out with --data.unreadable skip" if len(wrong) < len(names) else ""
-        raise MisconfigurationException(f"{text}; remove them{skip}")
-    log.warning(f"{text}; left out")
-    return seen
+    return seen, wrong

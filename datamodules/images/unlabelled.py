@@ -1,9 +1,10 @@
-"""Reads unlabelled image files, of any size and format, as one uint8 tensor for prediction.
+"""Reads unlabelled image files, of any size and format, for prediction: as one tensor, or one by one (`Reading`).
 
     file --EXIF orientation--> upright --alpha on white--> opaque --> grey or RGB --resize--> (C, S, S) uint8
 
-The whole image is resized to the square with antialiasing (bicubic), so that nothing is cut off. An image that is not square is
-squeezed, since a crop might miss the object. Files are decoded one at a time; only the resized images are kept in memory.
+The whole image is resized to the square with antialiasing (bicubic), so that nothing is cut off: an image that is not square is
+squeezed. Data that is trained on the central square of its images (`eval_share`) has the central square read here, too. Files are
+decoded one at a time; only the resized images are kept in memory.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from __future__ import annotations
 import glob
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
@@ -20,13 +23,14 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 from torch import Tensor
 
-from datamodules.images.decoding import upright
+from datamodules.images.checking import levels_of
+from datamodules.images.decoding import Levels, central, pixels_of, upright
 from datamodules.images.formats import missing_package, readable_formats
+from datamodules.images.labelled import looked_at
+from datamodules.images.unreadable import DAMAGED, report_unreadable
 from foundation.places import close_to
 
 log = logging.getLogger(__name__)
-
-NAMED = 5  # largest number of files listed in a warning
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,59 @@ class GivenImages:
         return found
 
 
-def read_images(given: Path | GivenImages, image_size: int, in_channels: int) -> tuple[list[str], Tensor]:
+@dataclass(frozen=True)
+class Reading:
+    """How a picture becomes the pixels of a network's input in evaluation.
+
+    Attributes:
+        size: S, height and width in pixels of the result; None keeps the picture's own size.
+        channels: C, 1 for grey or 3 for RGB.
+        share: Side of the central square that is read, as a share of the shorter side; None squeezes the whole picture.
+        levels: Grey values of files of more than 8 bits that become 0 and 1; None: not set.
+    """
+
+    size: int | None
+    channels: int
+    share: float | None = None
+    levels: Levels | None = None
+
+    @classmethod
+    def of(cls, inputs: Mapping[str, Any], size: int | None, channels: int) -> Reading:
+        """The reading that the input settings of data describe (`DataModule.transform_settings`)."""
+        levels = inputs.get("levels")
+        black, white = map(float, str(levels).split()) if levels else (0.0, 0.0)
+        return cls(size, channels, inputs.get("eval_share"), (black, white) if levels else None)
+
+    @property
+    def keeps_levels(self) -> bool:
+        """Whether files of more than 8 bits keep their levels: not where the whole picture is squeezed to 8 bits."""
+        return self.size is None or self.share is not None
+
+    def pixels(self, file: Path | BinaryIO, levels: Levels | None = None) -> Tensor:
+        """Decode one picture.
+
+        Args:
+            file: An image file, on the disk or in memory.
+            levels: Grey values that become 0 and 1, if any file that is read together with this one has more than 8 bits.
+
+        Returns:
+            (C, S, S), or (C, H, W) of its own size: uint8, or float32 in 0 to 1 with levels.
+        """
+        path = cast(Path, file)  # Pillow opens both
+        if self.size is None:
+            with Image.open(path, formats=readable_formats()) as opened:
+                return pixels_of(opened, self.channels, levels).contiguous()
+        if self.share is not None:
+            return central(path, self.size, self.channels, self.share, levels)
+        with Image.open(path, formats=readable_formats()) as opened:
+            image = upright(opened, self.channels).resize((self.size, self.size), Image.Resampling.BICUBIC)
+        values = np.asarray(image).reshape(self.size, self.size, self.channels)
+        return torch.from_numpy(values.transpose(2, 0, 1).copy())
+
+
+def read_images(
+    given: Path | GivenImages, image_size: int, in_channels: int, inputs: Mapping[str, Any] | None = None
+) -> tuple[list[str], Tensor]:
     """Read every image in a folder and its subfolders, sorted by name, or the given image files.
 
     Hidden files and folders are skipped. Any other file that is not a readable image is listed in a warning and left out.
@@ -90,9 +146,11 @@ def read_images(given: Path | GivenImages, image_size: int, in_channels: int) ->
         given: Folder to search, including subfolders; an image file; or several of them.
         image_size: S, height and width in pixels that each image is resized to.
         in_channels: C, 1 for grey or 3 for RGB.
+        inputs: Input settings of the data (`DataModule.transform_settings`): of cached features, how their images were cut.
 
     Returns:
-        The names of the N readable files, relative to their folder, with forward slashes; and the images (N, C, S, S) uint8.
+        The names of the N readable files, relative to their folder, with forward slashes; and the images (N, C, S, S), uint8, or
+        float32 in 0 to 1 if the data's settings keep more than 8 bits and a file has them.
 
     Raises:
         FileNotFoundError: There is no such folder or file.
@@ -100,19 +158,23 @@ def read_images(given: Path | GivenImages, image_size: int, in_channels: int) ->
     """
     folder, names = given_images(given, in_channels)
     log.info(f"images     {len(names)} files in {folder}, resized to {image_size}x{image_size}")
-    images = np.empty((len(names), in_channels, image_size, image_size), dtype=np.uint8)
+    reading = Reading.of(inputs or {}, image_size, in_channels)
+    looks, wrong = looked_at(folder, names, reading.levels is not None)
+    levels = levels_of([*looks.values()], reading.levels) if reading.keeps_levels else None
+    dtype = torch.uint8 if levels is None else torch.float32
+    images = torch.empty(len(looks), in_channels, image_size, image_size, dtype=dtype)
     read: list[str] = []
-    for name in names:
+    for name in looks:
         try:
-            images[len(read)] = _decode(folder / name, image_size, in_channels)
+            images[len(read)] = reading.pixels(folder / name, levels)
         except MemoryError:
             raise
         except Exception:  # a damaged file can make a decoder raise anything
+            wrong[name] = DAMAGED
             continue
         read.append(name)
-    if len(read) < len(names):
-        _report_unreadable([name for name in names if name not in set(read)], len(names), folder)
-    return read, torch.from_numpy(images[: len(read)])
+    report_unreadable(folder, {name: wrong[name] for name in names if name in wrong}, len(names))
+    return read, images[: len(read)]
 
 
 def given_images(given: Path | GivenImages, in_channels: int) -> tuple[Path, list[str]]:
@@ -165,20 +227,3 @@ def _check_channels(in_channels: int) -> None:
         raise MisconfigurationException(
             f"--data.images: image files are read as grey or RGB, but the network takes {in_channels} channels"
         )
-
-
-def _report_unreadable(unreadable: list[str], files: int, folder: Path) -> None:
-    named = ", ".join(unreadable[:NAMED]) + (f" and {len(unreadable) - NAMED} more" if len(unreadable) > NAMED else "")
-    needs = sorted({needs for name in unreadable if (needs := missing_package(folder / name))})
-    text = f"{len(unreadable)} of the {files} files in {folder} cannot be read as images: {'; '.join([named, *needs])}"
-    if len(unreadable) == files:
-        raise MisconfigurationException(f"--data.images: {text}")
-    log.warning(f"{text}; left out")
-
-
-def _decode(path: Path, image_size: int, in_channels: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """Decode one file to (C, S, S) uint8."""
-    with Image.open(path, formats=readable_formats()) as file:
-        image = upright(file, in_channels).resize((image_size, image_size), Image.Resampling.BICUBIC)
-    pixels = np.asarray(image).reshape(image_size, image_size, in_channels)
-    return pixels.transpose(2, 0, 1)

@@ -22,6 +22,7 @@ from PIL import Image, ImageFile
 
 from datamodules.images.decoding import NO_RANGE, is_deep
 from datamodules.images.formats import missing_package, readable_formats
+from datamodules.images.unreadable import DAMAGED, NO_IMAGE
 from datamodules.in_memory import seeded_generator
 
 THREADS = 8  # opening a file waits for the disk; decoding releases Python's lock
@@ -72,9 +73,9 @@ def look(path: Path, levels: bool = False) -> Look:
     except MemoryError:
         raise
     except OSError as error:
-        return Look(error.strerror or "no image")  # an error of Pillow's has no strerror
+        return Look(error.strerror or NO_IMAGE)  # an error of Pillow's has no strerror
     except Exception:  # a damaged file can make a decoder raise anything
-        return Look("no image")
+        return Look(NO_IMAGE)
 
 
 def look_at(paths: Sequence[Path], levels: bool = False) -> list[Look]:
@@ -195,6 +196,6 @@ def _decode(path: Path) -> str | tuple[float, float] | None:
     except MemoryError:
         raise
     except OSError as error:
-        return error.strerror or "damaged"
+        return error.strerror or DAMAGED
     except Exception:  # a damaged file can make a decoder raise anything
-        return "damaged"
+        return DAMAGED

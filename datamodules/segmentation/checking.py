@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules.images.checking import what_was_checked
 from datamodules.images.class_folders import listed
+from datamodules.images.unreadable import report_unreadable
 from datamodules.images.whole_files import Look, decode_some
 from datamodules.segmentation.masks import CLASSES, MaskContents, MaskError, read_all, values_in, values_there
 from datamodules.segmentation.prompt_sets import Pair, Value
@@ -43,10 +44,8 @@ def check_images(root: Path, pairs: Sequence[Pair], looks: Sequence[Look]) -> No
         wrong = dict(sorted(found.wrong.items()))
         log.info(f"checked    {what_was_checked(len(pairs), found)}")
     if wrong:
-        shown = listed([f"{_named(root, pairs[place].image)} ({why})" for place, why in wrong.items()])
-        raise MisconfigurationException(
-            f"{root}: {len(wrong):,} of the {len(pairs):,} images cannot be read: {shown}; repair or remove them"
-        )
+        named = {_named(root, pairs[place].image): why for place, why in wrong.items()}
+        report_unreadable(root, named, len(pairs), "repair or remove them")
 
 
 def check_masks(root: Path, splits: Mapping[str, Sequence[Pair]], names: Sequence[str]) -> set[Path]:

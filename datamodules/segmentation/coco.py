@@ -21,6 +21,7 @@ from typing import Any
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules.images.class_folders import listed
+from datamodules.images.unreadable import NO_IMAGE, report_unreadable
 from datamodules.segmentation.coco_shapes import (
     BOXES,
     Entry,
@@ -187,9 +188,7 @@ def _check_files(
         check_formats(paths)
         sizes = list(pool.map(size_of, paths))
     if broken := [name for name, size in zip(names, sizes, strict=True) if size is None]:
-        raise MisconfigurationException(
-            f"{known.folder}: {len(broken):,} files cannot be read as images: {listed(broken)}; repair or remove them"
-        )
+        report_unreadable(known.folder, dict.fromkeys(broken, NO_IMAGE), len(names), "repair or remove them")
     differing = [
         f"{entry['file_name']} is {size[1]}x{size[0]}, listed as {entry['width']}x{entry['height']}"
         for entry, size in zip(entries, sizes, strict=True)

@@ -19,12 +19,11 @@ from torch import Tensor
 
 from datamodules.base import DataModule
 from datamodules.images.checking import levels_of
-from datamodules.images.class_folders import listed
 from datamodules.images.decoding import Levels
-from datamodules.images.formats import missing_package
 from datamodules.images.labelled import readable
 from datamodules.images.settings import IMAGENET_MEAN, IMAGENET_STD, check, check_files, check_levels, loading
 from datamodules.images.unlabelled import GivenImages, given_images
+from datamodules.images.unreadable import DAMAGED, report_unreadable
 from datamodules.images.whole_files import Look
 from datamodules.segmentation.generator import GENERATED_SETS
 from datamodules.segmentation.listed_sets import ListedPromptSets
@@ -212,7 +211,7 @@ class PromptedSegmentationDataModule(ListedPromptSets):
         super().setup(stage)
 
     def _list_images(self, given: GivenImages) -> None:
-        folder, names = given_images(given, 3)
+        self._folder, names = folder, _ = given_images(given, 3)
         looks = readable(folder, names, "skip", self.levels is not None)
         self._files, self._predicted_looks = list(looks), [*looks.values()]
         # these images have no mask and no object
@@ -280,11 +279,9 @@ class PromptedSegmentationDataModule(ListedPromptSets):
 
     def _report_unreadable(self, of_folder: bool, missing: Sequence[int]) -> None:
         files = self.predicted_files()
-        text = f"{len(missing)} of the images or their masks cannot be read: {listed([files[i] for i in missing])}"
-        if not of_folder:
-            raise MisconfigurationException(f"{self.root}: {text}; repair or remove them")
-        needs = sorted({needs for i in missing if (needs := missing_package(Path(files[i])))})
-        log.warning(f"{self.images}: {'; '.join([text, *needs])}; left out")
+        wrong = {files[i]: DAMAGED if of_folder else "the image or its mask is damaged" for i in missing}
+        folder = self._folder if of_folder else self.root
+        report_unreadable(folder, wrong, len(files), None if of_folder else "repair or remove them")
 
     def _report_odd(self, odd: dict[int, str | MaskError]) -> None:
         for index, reason in odd.items():

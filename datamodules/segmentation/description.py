@@ -17,6 +17,7 @@ from torch import Tensor
 from datamodules.base import DataModule
 from datamodules.images.checking import kinds_of
 from datamodules.images.class_folders import listed
+from datamodules.images.decoding import Levels
 from datamodules.images.whole_files import Look
 from datamodules.sample_keys import file_keys, text_keys
 from datamodules.segmentation.grouping import group_names
@@ -36,6 +37,7 @@ class DescribedPromptSets(DataModule):
     sets: list[PromptSet]
     generate: int | None
     test_fraction: float
+    levels: Levels | None
     near_duplicates: int | None
 
     @property
@@ -82,8 +84,8 @@ class DescribedPromptSets(DataModule):
 
     @property
     def own_record(self) -> dict[str, Any]:
-        """All prompts of each object."""
-        return {"synonyms": self.synonyms}
+        """All prompts of each object, and the grey levels of files of more than 8 bits, if they are set."""
+        return {"synonyms": self.synonyms, "levels": "{:g} {:g}".format(*self.levels) if self.levels else None}
 
     def match(self, record: TrainedOn, given: frozenset[str] = frozenset(), *, labelled: bool = True) -> None:
         """Normalise as in training, and name the prompts that the checkpoint does not know; see `MatchedToCheckpoint.match`.

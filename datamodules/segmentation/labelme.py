@@ -22,6 +22,7 @@ from PIL import Image, ImageDraw
 
 from datamodules.images.class_folders import listed
 from datamodules.images.formats import EXTENSIONS
+from datamodules.images.unreadable import NO_IMAGE, report_unreadable
 from datamodules.segmentation.coco_shapes import Faults, ShapeError
 from datamodules.segmentation.doubtful_shapes import say_doubtful
 from datamodules.segmentation.image_names import ImageNames
@@ -142,9 +143,7 @@ def _check_sizes(
     sizes: dict[Path, tuple[int, int] | None],
 ) -> None:
     if broken := [images[path].name for path, size in sizes.items() if size is None]:
-        raise MisconfigurationException(
-            f"{place}: {len(broken):,} files cannot be read as images: {listed(broken)}; repair or remove them"
-        )
+        report_unreadable(place, dict.fromkeys(broken, NO_IMAGE), len(sizes), "repair or remove them")
     listed_sizes = {path: (c.get("imageHeight"), c.get("imageWidth")) for path, c in contents.items()}
     differing = [
         f"{images[path].name} is {size[1]}x{size[0]}, listed as {given[1]}x{given[0]}"

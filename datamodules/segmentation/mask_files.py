@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules.images.class_folders import listed
 from datamodules.images.formats import EXTENSIONS, is_image
+from datamodules.images.unreadable import NO_IMAGE, report_unreadable
 from datamodules.segmentation.next_steps import hint_of_set
 from datamodules.segmentation.notes import Notes
 from datamodules.segmentation.prompt_sets import (
@@ -176,9 +177,7 @@ def _check_sizes(
     broken = [path.name for path, size in zip(images, sizes, strict=True) if size is None]
     broken += [f"mask of {path.name}" for path, size in zip(images, mask_sizes, strict=True) if size is None]
     if broken:
-        raise MisconfigurationException(
-            f"{folder}: {len(broken):,} files cannot be read as images: {listed(broken)}; repair or remove them"
-        )
+        report_unreadable(folder, dict.fromkeys(broken, NO_IMAGE), 2 * len(images), "repair or remove them")
     differing = [
         f"{path.name} is {size[1]}x{size[0]}, its mask {other[1]}x{other[0]}"
         for path, size, other in zip(images, sizes, mask_sizes, strict=True)

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules.images.class_folders import listed
 from datamodules.images.formats import is_image
+from datamodules.images.unreadable import NO_IMAGE, report_unreadable
 from datamodules.segmentation.coco_shapes import BOXES, Faults, ShapeError, box_shape, refuse_bare
 from datamodules.segmentation.doubtful_shapes import say_doubtful
 from datamodules.segmentation.notes import Notes
@@ -55,9 +56,7 @@ def read_yolo(root: Path, one: PromptSet, prompt: int, notes: Notes | None = Non
     with ThreadPoolExecutor(THREADS) as pool:
         sizes = list(pool.map(size_of, paths))
     if broken := [path.name for path, size in zip(paths, sizes, strict=True) if size is None]:
-        raise MisconfigurationException(
-            f"{images}: {len(broken):,} files cannot be read as images: {listed(broken)}; repair or remove them"
-        )
+        report_unreadable(images, dict.fromkeys(broken, NO_IMAGE), len(paths), "repair or remove them")
     lines = [
         (path, text, number, line.split())
         for path, text in texts.items()

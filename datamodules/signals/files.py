@@ -187,7 +187,7 @@ class SignalFileDataModule(SignalDataModule):
             return other.windows
         assert self.test_file is not None
         than = f"{self.file} has"
-        matching = SignalMatching.of(_Signals.of(other, str(self.test_file)), self._known(own), than=than)
+        matching = SignalMatching.of(DescribedSignals.of(other, str(self.test_file)), self._known(own), than=than)
         windows = {**other.windows, "signal": matching.in_order(other.windows["signal"])}
         if self._record is not None:
             matching.check_scale(windows["signal"], *self.signal_scale, str(self.test_file))
@@ -210,7 +210,7 @@ class SignalFileDataModule(SignalDataModule):
         return windows
 
     def _known(self, own: SignalFile) -> dict[str, Any]:
-        return _Signals.of(own, str(self.file))._asdict()
+        return DescribedSignals.of(own, str(self.file))._asdict()
 
     def predicted_files(self) -> list[str] | None:
         """Recording and start of each window that predict serves, if the file has them."""
@@ -237,7 +237,7 @@ def _plain(name: str) -> str:
     return str(int(name)) if name.isdecimal() else name
 
 
-class _Signals(NamedTuple):
+class DescribedSignals(NamedTuple):
     """Names, units, window length and sampling rate of a file, as `datamodules.signals.matching.Signals`."""
 
     place: str
@@ -248,6 +248,7 @@ class _Signals(NamedTuple):
     time_step: float | None
 
     @classmethod
-    def of(cls, file: SignalFile, place: str) -> _Signals:
+    def of(cls, file: SignalFile, place: str) -> DescribedSignals:
+        """Describe the content of a file."""
         units = file.signal_units or units_of(file.signal_names)
         return cls(place, file.signal_names, units, file.windows["signal"].shape[2], file.rate, file.time_step)

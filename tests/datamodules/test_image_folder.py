@@ -235,12 +235,12 @@ def test_a_file_damaged_after_its_header_is_found_when_decoded(tmp_path: Path, c
     torn.write_bytes(torn.read_bytes()[:-200])
     loader = data.train_dataloader()
     if refuse:
-        with pytest.raises(MisconfigurationException, match=rf"1 of the files in .*{torn.name}; remove"):
+        with pytest.raises(MisconfigurationException, match=rf"1 of the 20 files in .*{torn.name} \(damaged\); remove"):
             list(loader)
         return
     for _ in range(2):  # one warning for any number of epochs
         assert sum(len(batch["index"]) for batch in loader) == 15
-    assert caplog.text.count(f"{torn.parent.name}/{torn.name}; left out") == 1
+    assert caplog.text.count(f"{torn.parent.name}/{torn.name} (damaged); left out") == 1
 
 
 def test_a_class_of_one_image_goes_to_training_with_a_warning(tmp_path: Path, caplog: Any) -> None:

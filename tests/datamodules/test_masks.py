@@ -148,6 +148,6 @@ def test_damaged_images_are_found_before_the_first_step(tmp_path: Path) -> None:
     data = data_of(tmp_path)
     data.setup("fit")
     with pytest.raises(
-        MisconfigurationException, match=r"9 of the 18 images cannot be read: joints/images/j\d\d.png \("
+        MisconfigurationException, match=r"9 of the 18 files in .* cannot be read as images: joints/images/j\d\d.png \("
     ):
         data.check_input(("train", "val"))

@@ -70,7 +70,7 @@ def empty_masks(folder: Path) -> None:
         (lambda f: shutil.copy(f / "images" / "j00.png", f / "images" / "j00.jpg"), "j00: two images have this name"),
         (
             lambda f: (f / "images" / "j00.png").write_bytes(b"no"),
-            "1 files cannot be read as images: j00.png; repair or remove",
+            "cannot be read as images: j00.png (no image); repair or remove",
         ),
         (lambda f: (f / "masks" / "j01.png").write_bytes(b"no"), "cannot be read as images: mask of j01.png"),
     ],
@@ -166,7 +166,7 @@ def test_a_damaged_file_stops_training_but_not_prediction(tmp_path: Path, caplog
         path.write_bytes(path.read_bytes()[:-300])  # the header is intact
     data = data_of(tmp_path)
     data.setup("fit")
-    with pytest.raises(MisconfigurationException, match="of the images or their masks cannot be read: joints/images/j"):
+    with pytest.raises(MisconfigurationException, match=r"24 files in .* cannot be read as images: joints/images/j"):
         list(data.train_dataloader())
     (tmp_path / "new").mkdir()
     shutil.copy(tmp_path / "joints" / "images" / "j00.png", tmp_path / "new" / "a.png")
@@ -175,7 +175,7 @@ def test_a_damaged_file_stops_training_but_not_prediction(tmp_path: Path, caplog
     data.setup("predict")
     with caplog.at_level("WARNING"):
         batches: list[Any] = list(data.predict_dataloader())
-    assert "1 of the images or their masks cannot be read: a.png; left out" in caplog.text
+    assert f"1 of the 2 files in {tmp_path / 'new'} cannot be read as images: a.png (damaged); left out" in caplog.text
     assert [batch["prompt"] for batch in batches] == [["fissure", "stain"]]
     assert data.predicted_files() == ["a.png", "b.png"]
 

@@ -101,7 +101,7 @@ def test_other_modes_and_formats(tmp_path: Path) -> None:
 
 def test_order_and_skipped_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     warnings: list[str] = []
-    monkeypatch.setattr("datamodules.images.unlabelled.log.warning", warnings.append)
+    monkeypatch.setattr("datamodules.images.unreadable.log.warning", warnings.append)
     for number, name in enumerate(["b/2.png", "b/10.png", "a.png", "b.png", ".hidden/x.png", "b/.x.png"]):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("L", (4, 4), number * 10).save(tmp_path / name)
@@ -119,7 +119,8 @@ def test_order_and_skipped_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert names == ["a.png", "b/10.png", "b/2.png"]
     assert images[:, 0, 0, 0].tolist() == [20, 10, 0]
     assert warnings == [f"4 of the 7 files in {tmp_path} cannot be read as images: "
-                    "b.png, b/float.tif, drawing.eps, notes.txt; left out"]  # fmt: skip
+                    "b.png (no image), b/float.tif (its grey values have no known range; say which are black and white with "
+                    "--data.levels), drawing.eps (no image), notes.txt (no image); left out"]  # fmt: skip
 
 
 def test_no_file_is_passed_to_another_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +145,8 @@ def test_folders_without_images(tmp_path: Path) -> None:
     for number in range(7):
         (tmp_path / f"{number}.txt").write_text("text")
     with pytest.raises(
-        MisconfigurationException, match=r"7 of the 7 files in .*: 0.txt, 1.txt, 2.txt, 3.txt, 4.txt and 2"
+        MisconfigurationException,
+        match=r"7 of the 7 files in .*: 0.txt \(no image\), 1.txt .*, 4.txt \(no image\) and 2",
     ):
         read_images(tmp_path, 4, 1)
     with pytest.raises(MisconfigurationException, match="grey or RGB, but the network takes 2 channels"):
@@ -199,7 +201,7 @@ def test_test_images_as_files_get_the_same_predictions_as_the_test_split(run: Pa
         assert [row[key] for row in found] == [row[key] for row in expected]
     assert len({row["class"] for row in found}) > 1
     log = (run.parent / "log").read_text()
-    assert f"warning: 1 of the 360 files in {digits} cannot be read as images: 1/099.txt; left out" in log
+    assert f"warning: 1 of the 360 files in {digits} cannot be read as images: 1/099.txt (no image); left out" in log
 
 
 def test_no_label_is_needed(digits: Path) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
+import shutil
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from cli import main
 from datamodules.signals.har_generator import write_generated
@@ -19,6 +23,7 @@ from lightning_modules import load_run
 from tests.datamodules.pictures import write_classes
 from tests.lightning_modules.random_photos import weights_file
 from tests.runs.killing import ROOT
+from tools.run_data import configured_data
 
 TEXT = (ROOT / "docs" / "paths.md").read_text(encoding="utf-8")
 TINY = ROOT / "tests" / "conf"
@@ -192,8 +197,30 @@ def test_the_document_names_every_reason_once_and_every_tool() -> None:
 @pytest.mark.parametrize(
     "system", [pytest.param(name, marks=() if name == "head" else pytest.mark.slow) for name in OF_SYSTEM]
 )
-def test_every_run_answers_in_python(system: str, runs: dict[str, Path]) -> None:
+def test_every_run_answers_in_python_as_predict_does(
+    system: str, runs: dict[str, Path], place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module: Any = load_run(runs[system])
+    copied = Path(shutil.copytree(runs[system], tmp_path / "run", ignore=shutil.ignore_patterns("predictions*")))
+    monkeypatch.chdir(tmp_path)
+    photos = place / "FOLDER" / "cat"
+    assert main(["predict", "--run", str(copied), *([] if system == "HAR" else ["--data.images", str(photos)])]) == 0
+    with (copied / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    if system == "segmentation":
+        for one, row in zip(module.masks(photos), rows[:: len(module.class_names)], strict=True):
+            mask = one.masks[one.prompts.index(row["prompt"])]
+            assert torch.equal(mask, torch.from_numpy(np.asarray(Image.open(copied / row["mask"])) > 0))
+    else:
+        given: Any = photos
+        if system == "HAR":
+            given = configured_data(runs[system] / "config.yaml").read_part("test")["signal"].numpy()
+        found = module.classify(given)
+        assert [one.class_name for one in found] == [row["class"] for row in rows]
+        assert [one.probability for one in found] == pytest.approx(
+            [float(row["probability"]) for row in rows], abs=1e-6
+        )
+        assert [one.probability for one in found] == pytest.approx(found.probabilities.amax(dim=1).tolist())
     image = torch.rand(1, module.in_channels, module.image_size, module.image_size)
     if system == "HAR":
         image = image[:, None].expand(-1, 9, -1, -1, -1)  # `flatten`: an image for each signal

@@ -1,0 +1,48 @@
+"""What is said of files that cannot be read as images: one wording for headers, training, evaluation and predict of all systems."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from datamodules.images.class_folders import listed
+
+log = logging.getLogger(__name__)
+
+NO_IMAGE, DAMAGED = "no image", "damaged"
+"""The reasons where no header of an image can be read, and where it can and the pixels cannot."""
+
+
+def unreadable_text(folder: Path, wrong: Mapping[str, str], count: int) -> str:
+    """Name files that cannot be read, with the reasons.
+
+    Args:
+        folder: Folder of the files.
+        wrong: Name of each of them, relative to the folder -> why it cannot be read.
+        count: Number of files that were to be read.
+    """
+    shown = listed([f"{name} ({reason})" for name, reason in wrong.items()])
+    return f"{len(wrong):,} of the {count:,} files in {folder} cannot be read as images: {shown}"
+
+
+def report_unreadable(folder: Path, wrong: Mapping[str, str], count: int, advice: str | None = None) -> None:
+    """Log a warning that names files that cannot be read and are left out.
+
+    Args:
+        folder: As for `unreadable_text`, as the next two.
+        wrong: Nothing is said if it is empty.
+        count: Number of files.
+        advice: What to do, if such files are refused; None: they are left out, unless it is all of them.
+
+    Raises:
+        MisconfigurationException: They are refused, or no file can be read.
+    """
+    if not wrong:
+        return
+    text = unreadable_text(folder, wrong, count)
+    if advice is not None or len(wrong) == count:
+        raise MisconfigurationException(f"{text}; {advice or 'remove them'}")
+    log.warning(f"{text}; left out")
