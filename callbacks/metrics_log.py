@@ -19,16 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from callbacks.find_callbacks import find_callbacks
 from callbacks.progress.speed import Speed
 from callbacks.progressive_resizing import ProgressiveResizing
 from callbacks.run_folder import run_folder
-from foundation.atomic_files import write_text
+from foundation.atomic_files import write_json, write_text
 from foundation.param_groups import get_momentum
 
 KEYS = ("epoch", "step")
+LOGGERS = "loggers.json"
+"""File of the run folder: what W&B or MLflow call the run, so that a resume goes on there."""
 GROUPS = ("train", "val", "val_raw", "lr", "momentum", "stage", "speed", "memory")
 
 
@@ -112,6 +114,8 @@ class MetricsLog(Callback):
         if folder is not None and trainer.is_global_zero:
             self.table = MetricsTable(folder / "metrics.csv")
             self.table.cut(self._saved.get("rows", 0), self._saved.get("columns", KEYS))
+            if names := {type(one).__name__: name for one in self._loggers if (name := _name_of_run(one)) is not None}:
+                write_json(folder / LOGGERS, names)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -206,6 +210,13 @@ class RunTensorBoard(TensorBoardLogger):
     def save(self) -> None:
         """Flush the events; hparams.yaml is not written, because config.yaml holds the same."""
         self.experiment.flush()
+
+
+def _name_of_run(logger: Logger) -> str | None:
+    """The id that W&B or MLflow gave to the run; None for other loggers."""
+    if isinstance(logger, WandbLogger):
+        return str(logger.experiment.id)
+    return logger.run_id if isinstance(logger, MLFlowLogger) else None
 
 
 def is_validation(name: str) -> bool:

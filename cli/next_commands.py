@@ -7,9 +7,9 @@ from pathlib import Path
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Timer
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from callbacks.find_callbacks import find_callbacks
+from cli.loggers import views
 from foundation.project import MAIN
 
 
@@ -17,24 +17,18 @@ def next_commands(trainer: Trainer, folder: Path, best: Path, resume_command: st
     """Return the lines to print.
 
     Args:
-        trainer: The Trainer of the fit. TensorBoard is named only if it logs to TensorBoard.
+        trainer: The Trainer of the fit; what its loggers have is named (`cli.loggers.views`).
         folder: The run folder.
         best: The best checkpoint, or the last one.
         resume_command: The command that resumes the run, or None without a last.ckpt.
     """
-    parent, run, picture = (shlex.quote(str(path)) for path in (folder.parent, folder, folder / "plots" / "curves.png"))
-    views = [f"tensorboard --logdir {parent}"] if _logs_to_tensorboard(trainer, folder) else []
-    views += [picture] if (folder / "plots" / "curves.png").is_file() or not views else []
-    lines = [f"run folder   {folder}", f"view it      {'   or '.join(views)}"]
+    run, picture = (shlex.quote(str(path)) for path in (folder, folder / "plots" / "curves.png"))
+    ways = views(trainer, folder)
+    ways += [picture] if (folder / "plots" / "curves.png").is_file() or not ways else []
+    lines = [f"run folder   {folder}", f"view it      {'   or '.join(ways)}"]
     left = [timer.time_remaining() for timer in find_callbacks(trainer, Timer)]
     if resume_command and any(seconds is not None and seconds <= 0 for seconds in left):
         lines.append(f"continue     {resume_command} --trainer.max_time null   (stopped by max_time)")
     last = "" if best.name == "best.ckpt" else " --ckpt last"
     use = f"use it       {MAIN} predict --run {run}{last}   (more in docs/paths.md)"
     return [*lines, f"test it      {MAIN} test --run {run}{last}", use]
-
-
-def _logs_to_tensorboard(trainer: Trainer, folder: Path) -> bool:
-    """Whether TensorBoard's files are in the run folder."""
-    places = [Path(one.log_dir) for one in trainer.loggers if isinstance(one, TensorBoardLogger)]
-    return any(place.resolve().is_relative_to(folder.resolve()) for place in places)

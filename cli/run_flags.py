@@ -41,6 +41,7 @@ class RunFlags:
         values: Values of the flags in ``FLAGS``, by name without the dashes.
         configs: Paths given with --config, in order.
         help: Whether -h or --help is given.
+        started: Date and time, for the name of a new run folder.
     """
 
     command: str
@@ -48,6 +49,7 @@ class RunFlags:
     values: dict[str, str] = field(default_factory=dict)
     configs: list[str] = field(default_factory=list)
     help: bool = False
+    started: str = field(default_factory=lambda: time.strftime("%Y-%m-%d_%H-%M-%S"))
 
     @property
     def experiment(self) -> str:
@@ -60,7 +62,7 @@ class RunFlags:
         """Return the folder of a new run: ``--run_dir``, or ``runs/<experiment>/<date-time>``."""
         if "run_dir" in self.values:
             return Path(self.values["run_dir"])
-        return Path("runs") / self.experiment / time.strftime("%Y-%m-%d_%H-%M-%S")
+        return Path("runs") / self.experiment / self.started
 
 
 def split_flags(args: list[str]) -> RunFlags:

@@ -21,6 +21,7 @@ from callbacks.run_folder import lock_run
 from cli import evaluation, resume, runtimes
 from cli.callback_checks import check_callbacks, name_cache
 from cli.config_files import check_configs, say_dropped
+from cli.loggers import prepare_loggers
 from cli.messages import readable
 from cli.next_commands import next_commands
 from cli.parser import Parser, add_run_settings, check_nulls
@@ -145,6 +146,7 @@ class VisionCLI(LightningCLI):
         except UsageError as error:
             raise self._readable_error(error) from error
         check_seed(self.config[self.flags.command].seed_everything)
+        prepare_loggers(self.config[self.flags.command].trainer.logger, self.flags, self.source)
 
     def _readable_error(self, error: Exception) -> UsageError:
         configs = [*([str(self.source.config)] if self.source is not None else []), *self.flags.configs]
@@ -322,9 +324,8 @@ class VisionCLI(LightningCLI):
         if self.trainer.world_size > 1:
             raise UsageError("predict: works with one process only; give --trainer.devices 1 --trainer.strategy auto")
         if datamodule.images is not None:
-            given_images(
-                datamodule.images, datamodule.in_channels
-            )  # a wrong path is refused before a folder is announced
+            # a wrong path is refused before a folder is announced
+            given_images(datamodule.images, datamodule.in_channels)
         name, of_data = self.flags.values.get("name"), datamodule.images is None
         target = self._results_folder(datamodule, checkpoint, run) if name is not None or of_data else run
         folder, source = evaluation.predictions_folder(run, target, datamodule, name)

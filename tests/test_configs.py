@@ -2,6 +2,7 @@
 
 import pickle
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from cli import main
+from cli.loggers import NEEDS
 from datamodules.signals.har_generator import write_generated
 from tests.datamodules.pictures import write_classes
 
@@ -125,6 +127,8 @@ def test_experiment_runs(experiment: Path, data: dict[str, Path]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
 def test_overlay_runs_on_its_base(overlay: Path, data: dict[str, Path]) -> None:
+    if (package := overlay.stem) in NEEDS.values() and find_spec(package) is None:
+        pytest.skip(f"needs the extra `{package}`")
     assert one_batch([base_of(overlay), overlay], data) == 0
 
 

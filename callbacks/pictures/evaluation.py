@@ -27,7 +27,7 @@ from torch import Tensor
 
 from callbacks.checkpoints import EPOCH, Checkpoints
 from callbacks.find_callbacks import find_callbacks
-from callbacks.pictures.picture import tensorboard_writers
+from callbacks.pictures.picture import send_picture
 from callbacks.run_folder import evaluation_folder
 from callbacks.stop_on_signal import Interrupted
 from foundation.atomic_files import replace_file
@@ -184,9 +184,9 @@ class EvaluationPicture(Callback, ABC, Generic[Found]):
         self._evaluate(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the best evaluation if it is not drawn yet, and send the final plot to TensorBoard."""
+        """Draw the best evaluation if it is not drawn yet, and send the final plot to the loggers."""
         self._draw(trainer)
-        self._to_tensorboard(trainer)
+        self._to_loggers(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Draw the best evaluation when a signal ends the run, because a resumed run may find no better epoch."""
@@ -262,7 +262,7 @@ class EvaluationPicture(Callback, ABC, Generic[Found]):
         weights = "" if epoch is None else f", weights of epoch {epoch}" if epoch else ", untrained weights"
         self._undrawn, self._pixels = Shown(found, stage + weights), None
         self._draw(trainer)
-        self._to_tensorboard(trainer)
+        self._to_loggers(trainer)
 
     def _draw(self, trainer: Trainer) -> None:
         shown, self._undrawn = self._undrawn, None
@@ -281,10 +281,8 @@ class EvaluationPicture(Callback, ABC, Generic[Found]):
     def _path(self, trainer: Trainer, folder: Path) -> Path:
         return folder / "plots" / f"{self.name}_{stage_of(trainer)}.png"
 
-    def _to_tensorboard(self, trainer: Trainer) -> None:
-        """Send the final plot only, because every plot stays in the event file."""
+    def _to_loggers(self, trainer: Trainer) -> None:
+        """Send the final plot only, because TensorBoard keeps every plot."""
         if self._pixels is None:
             return
-        for writer in tensorboard_writers(trainer):
-            tag = f"plots/{self.name}_{stage_of(trainer)}"
-            writer.add_image(tag, self._pixels, trainer.global_step, dataformats="HWC")
+        send_picture(trainer, f"plots/{self.name}_{stage_of(trainer)}", self._pixels)

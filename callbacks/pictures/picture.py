@@ -1,4 +1,4 @@
-"""Base class of plots of a run: redrawn at most every few seconds, replaced atomically, sent to TensorBoard at the end.
+"""Base class of plots of a run: redrawn at most every few seconds, replaced atomically, sent to the loggers at the end.
 
 A plot consists of a pure function that returns a matplotlib ``Figure`` and a ``Picture`` callback that calls it. ``Figure`` is used
 without pyplot, so there is no global state, no window opens, and no ``Figure`` has to be closed.
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -27,6 +27,17 @@ if TYPE_CHECKING:
 def tensorboard_writers(trainer: Trainer) -> list[SummaryWriter]:
     """Return the event writers of the trainer's TensorBoard loggers."""
     return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+
+
+def send_picture(trainer: Trainer, tag: str, pixels: NDArray[np.uint8]) -> None:
+    """Send a final plot (H, W, C) to the loggers that keep pictures: TensorBoard, W&B and MLflow."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(tag, pixels, trainer.global_step, dataformats="HWC")
+        elif isinstance(logger, WandbLogger):
+            logger.log_image(tag, [pixels], trainer.global_step)
+        elif isinstance(logger, MLFlowLogger):
+            logger.experiment.log_image(logger.run_id, pixels, f"{tag}.png")
 
 
 class Picture(Callback, ABC):
@@ -60,14 +71,13 @@ class Picture(Callback, ABC):
             self._update(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the final state and send it to TensorBoard.
+        """Draw the final state and send it to the loggers.
 
-        Earlier drawings are not sent: they would all stay in the event file, which would become the largest file of the run folder.
+        Earlier drawings are not sent: TensorBoard would keep them all, and its file would become the largest of the run folder.
         """
         pixels = self._update(trainer)
         if pixels is not None:
-            for writer in tensorboard_writers(trainer):
-                writer.add_image(f"plots/{self.name}", pixels, trainer.global_step, dataformats="HWC")
+            send_picture(trainer, f"plots/{self.name}", pixels)
 
     def _update(self, trainer: Trainer) -> NDArray[np.uint8] | None:
         folder = run_folder(trainer)

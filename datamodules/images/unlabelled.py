@@ -25,7 +25,7 @@ from torch import Tensor
 
 from datamodules.images.checking import levels_of
 from datamodules.images.decoding import Levels, central, pixels_of, upright
-from datamodules.images.formats import missing_package, readable_formats
+from datamodules.images.formats import readable_formats
 from datamodules.images.labelled import looked_at
 from datamodules.images.unreadable import DAMAGED, report_unreadable
 from foundation.places import close_to

@@ -27,7 +27,7 @@ def test_tensorboard_is_named_if_it_has_the_run(tmp_path: Path) -> None:
     for others in ([], [CSVLogger(tmp_path / "elsewhere")], [TensorBoardLogger(tmp_path / "elsewhere")]):
         text = lines(run, others)
         assert "--logdir" not in text
-        assert f"view it      {run}/plots/curves.png" in text
+        assert f"{run}/plots/curves.png" in text
     assert f"test it      python main.py test --run {run}" in lines(run, [])
 
 

@@ -58,6 +58,8 @@ NOT_RUN = {
     "python -m tools.cut_windows walk.csv": "a recording with other columns than the generated ones",
     "python -m tools.cut_windows SOURCE TARGET.npz": "names the form of the command",
     "python -m tools.cascade runs/NAME/SMALL runs/NAME/LARGE --threshold 0.9": "bf16 and CIFAR-10",
+    "python main.py fit --config EXPERIMENT --config configs/with/wandb.yaml": "tests/cli/test_loggers.py runs it",
+    "python main.py fit --config EXPERIMENT --config configs/with/mlflow.yaml": "tests/cli/test_loggers.py runs it",
     "python -m benchmarks.": "tests/benchmarks/ runs them on small data",
 }
 """Commands that are only parsed, by their beginning, and the reason."""
