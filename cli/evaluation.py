@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from callbacks.progress.lines import is_loss_again
 from cli.resume import RunCheckpoint, describe, flatten, read, read_best
 from cli.run_flags import RunFlags, UsageError
 from datamodules import DataModule
@@ -203,9 +204,12 @@ def report_results(
 
 def _listed(metrics: dict[str, float]) -> str:
     """The metrics as indented lines of text, those that people look for first."""
-    ordered = sorted(
-        metrics, key=lambda name: FIRST.index(name.split("/")[1]) if name.split("/")[1] in FIRST else len(FIRST)
-    )
+
+    def place(name: str) -> int:
+        metric = name.split("/")[1]
+        return FIRST.index(metric) if metric in FIRST else len(FIRST)
+
+    ordered = sorted((name for name in metrics if not is_loss_again(name, metrics)), key=place)
     words = [f"{name} {metrics[name]:.6g}".replace(" ", "\N{NO-BREAK SPACE}") for name in ordered]
     lines = textwrap.wrap(
         "  ".join(words), 120, initial_indent=" " * 6, subsequent_indent=" " * 6, break_long_words=False

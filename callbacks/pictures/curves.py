@@ -28,6 +28,10 @@ from foundation.plotting import BLUE, GREEN, GREY, LIGHT_GREY, ORANGE, PURPLE, S
 Rows = list[dict[str, float]]
 Points = list[tuple[float, dict[str, float]]]  # epochs done, row
 SPLITS = {"train": BLUE, "val": VERMILION, "val_raw": GREEN}  # val_raw: the raw weights, next to their average
+WITH_AVERAGE = {
+    "val": "val (averaged weights)",
+    "val_raw": "val_raw (weights before averaging)",
+}  # labels in a run with EMA
 EVALUATION_STAGES = ("loss", "acc", "iou", "dice")  # each has a panel in the upper row, with a line per split
 PANELS = {  # titles
     "loss": "loss",
@@ -97,6 +101,11 @@ def draw_curves(rows: Rows, title: str, best_epoch: int | None = None) -> Figure
                 for epoch in stage_ends(rows):
                     axes.axvline(epoch, color=LIGHT_GREY, linewidth=1, zorder=0)
                 _draw_panel(axes, panel, points, best_epoch)
+            if panels is upper:  # one legend for the row, below the panels, where it covers no line
+                known = {
+                    text: line for one in part.axes for line, text in zip(*one.get_legend_handles_labels(), strict=True)
+                }
+                part.legend(known.values(), known.keys(), ncols=5, frameon=False, loc="outside lower center")
     return figure
 
 
@@ -105,7 +114,6 @@ def _draw_panel(axes: Axes, panel: str, points: Points, best_epoch: int | None) 
         _draw_splits(axes, panel, points)
         if best_epoch is not None:
             axes.axvline(best_epoch, color=GREY, linestyle=":", label=f"best: epoch {best_epoch}")
-        axes.legend(facecolor="white", edgecolor="none")  # drawn over the lines, slightly transparent
     elif panel == "speed":
         epochs, values = _series(points, "speed/images_per_s")
         axes.plot(epochs, values, color=ORANGE, marker=marker(epochs))
@@ -121,10 +129,12 @@ def _draw_panel(axes: Axes, panel: str, points: Points, best_epoch: int | None) 
 
 def _draw_splits(axes: Axes, metric: str, points: Points) -> None:
     """Draw a metric of all splits; the loss of single steps is drawn behind them."""
+    averaged = any(name.startswith("val_raw/") for _, row in points for name in row)
     for split, colour in SPLITS.items():
         epochs, values = _series(points, f"{split}/{metric}")
         if epochs:
-            axes.plot(epochs, values, color=colour, marker=marker(epochs), label=split)
+            label = WITH_AVERAGE.get(split, split) if averaged else split
+            axes.plot(epochs, values, color=colour, marker=marker(epochs), label=label)
     epochs, values = _series(points, STEP_LOSS)
     finite = [value for value in values if math.isfinite(value)]
     if metric == "loss" and finite:
@@ -143,8 +153,8 @@ def _draw_groups(axes: Axes, prefix: str, points: Points) -> None:
     colours = (PURPLE, SKY, GREEN, ORANGE, BLUE, VERMILION)
     for colour, (line, groups) in zip(cycle(colours), lines.items(), strict=False):
         axes.plot(*line, color=colour, marker=marker(line[0]), label=", ".join(groups))
-    if len(lines) > 1:
-        axes.legend(facecolor="white", edgecolor="none")
+    if len(lines) > 1:  # under the panel, where it covers no line
+        axes.legend(ncols=2, frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14))
 
 
 def _series(points: Points, name: str) -> tuple[list[float], list[float]]:

@@ -37,7 +37,9 @@ def image_pixels(images: Tensor, mean: Sequence[float] | None, std: Sequence[flo
 
 
 def overlay(pixels: NDArray[np.uint8], mask: NDArray[np.bool_], colour: str = PREDICTED_MASK) -> NDArray[np.uint8]:
-    """Tint the pixels of a mask and draw its outline in the full colour.
+    """Tint the pixels of a mask, and draw its outline in the full colour with a white or black line around it.
+
+    The second line is white on dark pixels and black on bright ones, so that a mask is seen on an object of its own colour, too.
 
     Args:
         pixels: (H, W, 3).
@@ -49,7 +51,9 @@ def overlay(pixels: NDArray[np.uint8], mask: NDArray[np.bool_], colour: str = PR
     """
     tint = np.array([int(colour[place : place + 2], 16) for place in (1, 3, 5)], dtype=np.float32)
     padded = np.pad(mask, 1, mode="edge")
-    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    share = (np.where(inner, 0.35, 1.0) * mask)[..., None]
+    beside = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
+    share = (np.where(np.logical_and.reduce(beside), 0.35, 1.0) * mask)[..., None]
     tinted: NDArray[np.uint8] = (pixels * (1 - share) + tint * share).round().astype(np.uint8)
+    around = np.logical_or.reduce(beside) & ~mask
+    tinted[around] = np.where(pixels[around].mean(axis=1, keepdims=True) < 128, 255, 0)
     return tinted

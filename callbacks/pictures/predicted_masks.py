@@ -34,13 +34,15 @@ HEADER = ("index", "file", "prompt", "threshold", "area", "mask")
 
 
 def mask_names(files: Sequence[str]) -> list[str]:
-    """Names of the images for the mask files: paths without extension, unless that is ambiguous.
+    """Names of the images for the mask files: paths without extension, unless two images would have one name.
 
-    >>> mask_names(["a/1.jpg", "b.jpg", "b.png"])
-    ['a/1', 'b.jpg', 'b.png']
+    An image that is listed twice, since it is in two sets, is one image.
+
+    >>> mask_names(["a/1.jpg", "b.jpg", "b.png", "a/1.jpg"])
+    ['a/1', 'b.jpg', 'b.png', 'a/1']
     """
     stems = [PurePosixPath(file).with_suffix("").as_posix() for file in files]
-    count = Counter(stems)
+    count = Counter(PurePosixPath(file).with_suffix("").as_posix() for file in {*files})
     return [stem if count[stem] == 1 else file for stem, file in zip(stems, files, strict=True)]
 
 

@@ -91,10 +91,23 @@ def epoch_metrics(
     """
     splits = ("train", "val") if validated else ("train",)
     known = [name for name in metrics if name.split("/")[0] in splits and not name.endswith(("_step", "_epoch"))]
+    known = [name for name in known if name in monitored or not is_loss_again(name, metrics)]
     order = {"loss": 0, "acc": 1}
     first = sorted(known, key=lambda name: (name not in monitored, order.get(name.partition("/")[2], 2)))
     chosen = sorted(first[:MOST_METRICS], key=lambda name: (order.get(name.partition("/")[2], 2), known.index(name)))
     return {name: float(metrics[name]) for split in splits for name in chosen if name.startswith(f"{split}/")}
+
+
+def is_loss_again(name: str, metrics: Mapping[str, SupportsFloat]) -> bool:
+    """Whether a metric is the NLL of Calibration that the loss of the same split says already.
+
+    Example:
+        >>> [is_loss_again("val/nll", {"val/nll": 1.50004, "val/loss": loss}) for loss in (1.5, 1.6)]
+        [True, False]
+    """
+    split, _, last = name.partition("/")
+    loss = metrics.get(f"{split}/loss")
+    return last == "nll" and loss is not None and math.isclose(float(metrics[name]), float(loss), rel_tol=1e-4)
 
 
 def epoch_line(

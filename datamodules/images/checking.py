@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
+from datamodules.images.class_folders import listed
 from datamodules.images.decoding import FULL, Levels
 from datamodules.images.labelled import LabelledFiles
 from datamodules.images.whole_files import Decoded, Look, decode_some
@@ -26,13 +28,16 @@ def kinds_of(looks: Sequence[Look]) -> dict[str, float]:
     }
 
 
-def check_decoding(files: Sequence[tuple[LabelledFiles, int]], levels: Levels | None, policy: str) -> Decoded:
+def check_decoding(
+    files: Sequence[tuple[LabelledFiles, int]], levels: Levels | None, policy: str, channels: int = 3
+) -> Decoded:
     """Decode the doubtful files and a sample of the others, and log what was checked.
 
     Args:
         files: The N files, each a listing and the file's place in it.
         levels: Grey values that become black and white, as set; None: not set.
         policy: The augmentation policy, or `none`.
+        channels: Channels that the network sees.
 
     Returns:
         What was found; places are those in `files`.
@@ -42,6 +47,7 @@ def check_decoding(files: Sequence[tuple[LabelledFiles, int]], levels: Levels | 
     deep = sum(one.deep for one in looks)
     found = decode_some(paths, [place for place, one in enumerate(looks) if not one.whole])
     log.info(f"checked    {what_was_checked(len(files), found)}")
+    say_grey(paths, looks, channels)
     if deep and found.lowest <= found.highest:
         black, white = levels or FULL
         rounded = "" if policy == "none" else f"; {policy} works on 8 bits, so training images are rounded to them"
@@ -50,6 +56,22 @@ def check_decoding(files: Sequence[tuple[LabelledFiles, int]], levels: Levels | 
             f"{black:g} to {white:g} become black to white (--data.levels){rounded}"
         )
     return found
+
+
+def say_grey(paths: Sequence[Path], looks: Sequence[Look], channels: int) -> None:
+    """Log once that some images are grey where most have colours, or the other way round: of another camera, or a mistake.
+
+    Args:
+        paths: The files.
+        looks: What header and end of each file show.
+        channels: Channels that the network sees.
+    """
+    grey = [one.grey for one in looks]
+    few = sum(grey) <= len(grey) / 2
+    odd = [path.name for path, one in zip(paths, grey, strict=True) if one == few]
+    if channels == 3 and odd and len(odd) < len(grey):
+        kind, others = ("grey", "have colours") if few else ("coloured", "are grey")
+        log.info(f"colours    {len(odd):,} of the {len(grey):,} images are {kind}, the others {others}: {listed(odd)}")
 
 
 def what_was_checked(count: int, found: Decoded) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from datamodules.images.checking import what_was_checked
+from datamodules.images.checking import say_grey, what_was_checked
 from datamodules.images.class_folders import listed
 from datamodules.images.unreadable import report_unreadable
 from datamodules.images.whole_files import Look, decode_some
@@ -43,6 +43,7 @@ def check_images(root: Path, pairs: Sequence[Pair], looks: Sequence[Look]) -> No
         found = decode_some([pair.image for pair in pairs], [place for place, one in enumerate(looks) if not one.whole])
         wrong = dict(sorted(found.wrong.items()))
         log.info(f"checked    {what_was_checked(len(pairs), found)}")
+        say_grey([pair.image for pair in pairs], looks, 3)
     if wrong:
         named = {_named(root, pairs[place].image): why for place, why in wrong.items()}
         report_unreadable(root, named, len(pairs), "repair or remove them")

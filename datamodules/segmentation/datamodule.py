@@ -7,6 +7,7 @@ file --worker: decode, squeeze to the canvas--> uint8 --device--> random resized
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -219,10 +220,14 @@ class PromptedSegmentationDataModule(ListedPromptSets):
         self.splits["predict"] = {"index": torch.arange(len(self._files))}
 
     def predicted_files(self) -> list[str]:
-        """Files that predict serves, relative to `images`, or to `root` for the test split; `index` is a position in this list."""
+        """Files that predict serves, relative to `images`, or to `root` for the test split (or what contains all sets)."""
         if self._files is not None:
             return self._files
-        return [pair.image.relative_to(self.root).as_posix() for pair in self.pairs]
+        paths = [Path(os.path.normpath(pair.image.absolute())) for pair in self.pairs]
+        root = Path(os.path.normpath(self.root.absolute()))
+        if not all(path.is_relative_to(root) for path in paths):  # a set may lie elsewhere: folder: ../walls
+            root = Path(os.path.commonpath([path.parent for path in paths]))
+        return [path.relative_to(root).as_posix() for path in paths]
 
     # ---- loaders ----
 

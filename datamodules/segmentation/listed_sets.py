@@ -135,8 +135,15 @@ class ListedPromptSets(DescribedPromptSets):
         check_parts(self.root, drawn, stage)
         super().setup(stage)
         of_stage = {"fit": ("train", "val"), "validate": ("val",)}.get(stage, ("test",))
-        counts = " and ".join(f"{len(self.splits[split]['index']):,} {split}" for split in of_stage)
-        log.info(f"data       {counts} images of {listed([repr(name) for name in self.class_names])} in {self.root}")
+        counts = " and ".join(self._counted(split) for split in of_stage)
+        log.info(f"data       {counts} of {listed([repr(name) for name in self.class_names])} in {self.root}")
+
+    def _counted(self, split: str) -> str:
+        """Number of images of a split, and of their masks if an image has masks of several objects."""
+        places = self.splits[split]["index"].tolist()
+        images = len({self.pairs[place].image for place in places})
+        pairs = f" with {len(places):,} masks" if len(places) > images else ""
+        return f"{images:,} {split} images{pairs}"
 
     @cached_property
     def _looks(self) -> list[Look]:

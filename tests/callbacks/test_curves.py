@@ -90,14 +90,14 @@ def test_every_panel_shows_its_values() -> None:
     assert list(shown) == ["loss", "accuracy", "learning rate", "momentum", "training speed (samples/s)"]
     assert lines(shown["loss"]) == {
         "train": [(1, 2.0), (2, 1.5), (3, 1.0)],
-        "val": [(1, 2.5), (2, 2.25)],
+        "val (averaged weights)": [(1, 2.5), (2, 2.25)],
         "train, single steps": [(0.5, 9.0), (1.5, 1.0), (2.25, 0.5), (3.25, 0.75)],
         "best: epoch 2": [(2, 0), (2, 1)],
     }
     assert lines(shown["accuracy"]) == {
         "train": [(1, 0.25), (2, 0.5), (3, 0.7)],
-        "val": [(1, 0.5), (1.5, 0.55), (2, 0.75)],
-        "val_raw": [(1, 0.4), (2, 0.6)],
+        "val (averaged weights)": [(1, 0.5), (1.5, 0.55), (2, 0.75)],
+        "val_raw (weights before averaging)": [(1, 0.4), (2, 0.6)],
         "best: epoch 2": [(2, 0), (2, 1)],
     }
     assert lines(shown["learning rate"]) == {"weights, vectors": [(0.5, 0.1), (1.5, 0.2), (2.25, 0.3), (3.25, 0.1)]}
@@ -116,6 +116,7 @@ def test_a_segmenter_shows_iou_and_dice_but_not_each_prompt() -> None:
     }
 
 
+@pytest.mark.draws
 def test_axes_units_and_legends() -> None:
     figure = draw_curves(ROWS, "cifar/2025-11-20", best_epoch=2)
     render(figure)
@@ -124,9 +125,18 @@ def test_axes_units_and_legends() -> None:
     assert {axes.get_xlim() for axes in figure.axes} == {(0, 1.02 * 3.25)}
     accuracy = panels(figure)["accuracy"]
     assert all(label.get_text().endswith("%") for label in accuracy.get_yticklabels())
-    legend = accuracy.get_legend()
-    assert legend is not None
-    assert [text.get_text() for text in legend.get_texts()] == ["train", "val", "val_raw", "best: epoch 2"]
+    assert accuracy.get_legend() is None, "one legend for the row, which covers no curve"
+    (legend,) = figure.subfigs[0].legends
+    names = [
+        "train",
+        "val (averaged weights)",
+        "train, single steps",
+        "best: epoch 2",
+        "val_raw (weights before averaging)",
+    ]
+    assert [text.get_text() for text in legend.get_texts()] == names
+    bottom = min(axes.get_tightbbox().y0 for axes in figure.subfigs[0].axes)  # type: ignore[union-attr]
+    assert legend.get_window_extent().y1 <= bottom
 
 
 def test_groups_with_different_learning_rates_have_separate_lines() -> None:

@@ -52,15 +52,21 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 class Comparison(NamedTuple):
-    """Comparison of the packed network with the trained one: number of images, number of equal classes, largest difference."""
+    """Comparison of the packed network with the trained one.
+
+    Attributes:
+        images: Number of images.
+        same_class: Number of them with the same class.
+        difference: Largest difference between two logits, as a share of the largest logit, or of 1 if that is smaller.
+    """
 
     images: int
     same_class: int
     difference: float
-    """Largest absolute difference between two logits."""
 
     def __str__(self) -> str:
-        return f"same class on {self.same_class:,} of {self.images:,}, largest difference {self.difference:.2g}"
+        same = f"same class on {self.same_class:,} of {self.images:,}"
+        return f"{same}, logits differ by {self.difference:.2g} of the largest at most"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -271,10 +277,13 @@ def _compare(module: TernaryClassifier, packed: PackedNetwork, folded: ResNet, b
         images, same = images + len(logits), same + int((logits.argmax(1) == trained.argmax(1)).sum())
         difference = max(difference, float((logits - trained).abs().max()))
         largest = max(largest, float(trained.abs().max()))
-    comparison = Comparison(images, same, difference)
+    comparison = Comparison(images, same, difference / max(1.0, largest))
+    allowed = TOLERANCE[packed.activation_bits]
     # this form of the condition also fails for NaN
-    if not difference <= TOLERANCE[packed.activation_bits] * max(1.0, largest):
-        raise VerificationError(f"the logits of the file are too far from the trained network's: {comparison}")
+    if not comparison.difference <= allowed:
+        raise VerificationError(
+            f"the logits of the file are too far from the trained network's: {comparison}, {allowed:g} is allowed"
+        )
     return comparison
 
 

@@ -120,6 +120,8 @@ def _draw_values(axes: Axes, histogram: Tensor) -> None:
 def draw_samples(tiles: Sequence[Tile], title: str) -> Figure:
     """Draw one column per sample: the image from the file on top, and below it the augmented image of each epoch.
 
+    Below an image that mixup or cutmix mixed with one of another class are the shares of both.
+
     Args:
         tiles: At least one sample, all with the same number of epochs.
         title: Title of the figure.
@@ -129,12 +131,17 @@ def draw_samples(tiles: Sequence[Tile], title: str) -> Figure:
     """
     rows = 1 + len(tiles[0].augmented)
     figure = Figure(figsize=(1.7 * len(tiles) + 0.6, 1.8 * rows + 0.8), layout="constrained")
-    figure.suptitle(label_text(title, 200), fontsize=11)
+    below = (
+        "\nbelow: shares of the classes that mixup or cutmix put into an image" if any(t.mixed for t in tiles) else ""
+    )
+    figure.suptitle(label_text(title, 200) + below, fontsize=11)
     grid = figure.subplots(rows, len(tiles), squeeze=False)
     for column, tile in enumerate(tiles):
         grid[0, column].set_title(label_text(tile.label, 18), fontsize=9)
         for row, image in enumerate((tile.original, *tile.augmented)):
             _draw_image(grid[row, column], image)
+            if row and len(tile.mixed) >= row and tile.mixed[row - 1]:
+                grid[row, column].set_xlabel(label_text(tile.mixed[row - 1], 26), fontsize=7)
     for row in range(rows):
         grid[row, 0].set_ylabel("file" if row == 0 else f"epoch {row}", fontsize=9)
     return figure

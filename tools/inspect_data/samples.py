@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,11 +23,19 @@ CANDIDATES = 2000  # training samples, in a seeded order, among which samples of
 
 
 class Tile(NamedTuple):
-    """A training sample: class name, pixels in the file (H, W, C) uint8, and pixels after augmentation in each epoch."""
+    """A training sample.
+
+    Attributes:
+        label: Name of its class.
+        original: Pixels in the file (H, W, C) uint8.
+        augmented: Pixels after augmentation in each epoch.
+        mixed: In each epoch the classes in the image with their shares if it was mixed with another, else empty; [] without mixing.
+    """
 
     label: str
     original: NDArray[np.uint8]
     augmented: list[NDArray[np.uint8]]
+    mixed: list[str] = []  # noqa: RUF012  # never changed
 
 
 def training_tiles(data: DataModule, count: int, epochs: int) -> list[Tile]:
@@ -44,12 +53,31 @@ def training_tiles(data: DataModule, count: int, epochs: int) -> list[Tile]:
     """
     chosen = chosen_samples(data, count)
     batch, originals = _from_files(data, chosen) if has_files(data) else _from_memory(data, chosen)
-    rows = [image_pixels(data.augment(dict(batch), epoch)["image"], data.mean, data.std) for epoch in range(epochs)]
+    seen = [data.augment(dict(batch), epoch) for epoch in range(epochs)]
+    rows = [image_pixels(one["image"], data.mean, data.std) for one in seen]
+    mixed = [shares_of(one["target"], data.class_names) if "target" in one else [] for one in seen]
     names = [data.class_names[label] for label in batch["label"].tolist()]
     return [
-        Tile(name, original, [row[place] for row in rows])
+        Tile(name, original, [row[place] for row in rows], [texts[place] for texts in mixed if texts])
         for place, (name, original) in enumerate(zip(names, originals, strict=True))
     ]
+
+
+def shares_of(target: Tensor, names: Sequence[str]) -> list[str]:
+    """The classes of mixed images with their shares, the largest first; empty for an image of one class.
+
+    Args:
+        target: (B, K) shares of the classes, each row sums to 1.
+        names: Names of the K classes.
+
+    >>> shares_of(torch.tensor([[0.25, 0.75], [1.0, 0.0]]), ["cat", "dog"])
+    ['75 % dog, 25 % cat', '']
+    """
+    texts = []
+    for row in target.cpu():
+        there = [k for k in row.argsort(descending=True, stable=True).tolist() if row[k] > 0]
+        texts.append(", ".join(f"{float(row[k]):.0%}".replace("%", " %") + f" {names[k]}" for k in there))
+    return [text if "," in text else "" for text in texts]
 
 
 def chosen_samples(data: DataModule, count: int) -> Tensor:
