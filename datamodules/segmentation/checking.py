@@ -70,7 +70,7 @@ def check_masks(root: Path, splits: Mapping[str, Sequence[Pair]], names: Sequenc
     if wrong:
         shown = "; ".join(f"{_named(root, path)}: {wrong[path]}" for path in sorted(wrong)[:1])
         others = f" (likewise {listed([_named(root, path) for path in sorted(wrong)[1:]])})" if len(wrong) > 1 else ""
-        held = _held_by(sorted(wrong))
+        held = held_together(sorted(wrong))
         raise MisconfigurationException(f"{root}: {len(wrong):,} of {read:,} masks are refused: {shown}{others}{held}")
     if damaged := sorted(path for one in found.values() for path in one.damaged):
         raise MisconfigurationException(
@@ -141,8 +141,8 @@ def _check_sets(splits: Mapping[str, Sequence[Pair]], found: Mapping[str, MaskCo
             )
 
 
-def _held_by(masks: Sequence[Path]) -> str:
-    """The different values of refused masks together, if they look like numbers of classes: one mask need not have all."""
+def held_together(masks: Sequence[Path]) -> str:
+    """What to say of the values of refused masks together, if they look like numbers of classes: one mask need not have all."""
     held: set[int] = set()
     for path in masks[:LOOKED]:
         try:

@@ -1,6 +1,7 @@
 """tools.cut_windows: a folder of raw recordings becomes the windows that the rules state, and wrong input is one line."""
 
 import json
+import shutil
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from datamodules import SignalFileDataModule
+from datamodules.signals.recordings import PathPattern
 from tests.datamodules.raw_recordings import SIGNALS, STEPS, motion, write_recordings
 from tools.cut_windows.__main__ import main
 
@@ -185,6 +187,39 @@ def test_files_of_another_kind_and_unsorted_samples(tmp_path: Path, capsys: pyte
     (folder / "b.csv").write_text("\n".join(["time,acc", *rows, ""]))
     assert main(flags) == 2
     assert "50 steps back in time: sort the samples by time" in capsys.readouterr().err
+
+
+def test_swapped_fields_of_a_path_are_said_or_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*.csv")]
+    assert PathPattern("{label}_{}/sub_{subject}.csv").doubt(names) is None
+    swapped = PathPattern("{subject}_{}/sub_{label}.csv")
+    assert swapped.swapped() == "{label}_{}/sub_{subject}.csv"
+    many = [f"{what}_1/sub_{who}.csv" for what in ("sit", "walk") for who in range(24)]
+    text, certain = swapped.doubt(many) or ("", True)
+    assert not certain
+    assert text.startswith("24 labels ('0', '1', '10', ..) and 2 people ('sit', 'walk')")
+    assert text.endswith("if they are swapped, give --path '{label}_{}/sub_{subject}.csv'")
+    other = tmp_path / "other"
+    for what, who in (("sit", "1"), ("walk", "2")):
+        (other / what).mkdir(parents=True)
+        shutil.copy(folder / names[0], other / what / f"{who}.csv")
+    flags = ["--rate", "50", "--window", "1", "--time_unit", "ms", "--path", "{subject}/{label}.csv"]
+    assert main([str(other), str(tmp_path / "a.npz"), *flags]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no label is there for two people" in line
+    assert not (tmp_path / "a.npz").exists()
+
+
+def test_a_label_for_each_window_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = "\n".join(f"{n / 50},{n}" for n in range(60))
+    for name in ("a1", "a2", "a3"):
+        (tmp_path / f"{name}.csv").write_text(f"time,acc\n{rows}\n")
+    flags = [str(tmp_path), str(tmp_path / "a.npz"), "--rate", "50", "--window", "1", "--overlap", "0"]
+    assert main([*flags, "--path", "{label}.csv"]) == 2
+    assert "each of the 3 labels has one window only, such as 'a1'" in capsys.readouterr().err
+    assert not (tmp_path / "a.npz").exists()
 
 
 def test_nothing_is_overwritten(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -118,7 +118,7 @@ def cut_windows(options: argparse.Namespace) -> None:
     """
     from datamodules.signals.recordings import Codes, Counts, PathPattern, Segments, WindowWriter, cut, stored_cutting
     from tools.cut_windows.scaling import factors_of, scaled
-    from tools.cut_windows.summary import check_any, labels_and_people, lines
+    from tools.cut_windows.summary import check_any, check_labels, labels_and_people, lines
 
     _check_target(options.target)
     pattern = PathPattern(options.path) if options.path else None
@@ -128,6 +128,10 @@ def cut_windows(options: argparse.Namespace) -> None:
     if options.subject and pattern and "subject" in pattern.fields:
         raise ValueError("--subject and {subject} in --path both give the people; choose one of them")
     files = _files(options, pattern)
+    if pattern and (doubt := pattern.doubt(list(files))):
+        if doubt[1] and not options.like:  # windows that are only predicted may be of anybody
+            raise ValueError(f"--path {pattern.pattern}: {doubt[0]}")
+        say("warning", f"--path {pattern.pattern}: {doubt[0]}")
     segments = Segments(options.segments) if options.segments else None
     if segments and not segments.names_recordings and len(files) > 1:
         raise ValueError(
@@ -162,6 +166,7 @@ def cut_windows(options: argparse.Namespace) -> None:
                 "warning",
                 f"--without: no window has the label {' or '.join(options.without)}; labels are separated by spaces",
             )
+        check_labels(writer, labels.names if has_labels else [], bool(options.like))
         named = people.names if recording.subject is not None else []
         for line in labels_and_people(writer, labels.names if has_labels else [], named, options.without):
             print(line)

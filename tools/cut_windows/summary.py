@@ -72,6 +72,25 @@ def check_any(counts: Counts) -> None:
     raise ValueError(f"no window is left: {'; '.join(reasons) or 'the recordings are empty'}")
 
 
+def check_labels(writer: WindowWriter, names: list[str], predicted: bool) -> None:
+    """Check that the labels are classes, and not what tells windows or recordings apart.
+
+    Args:
+        writer: Holds the windows.
+        names: Name of each code of a label.
+        predicted: Whether the windows are cut like others, to be predicted with a trained network.
+
+    Raises:
+        ValueError: Each of three labels or more has one window only.
+    """
+    counts = [int((writer.labels == code).sum()) for code in range(len(names))]
+    if len(names) >= 3 and max(counts) == 1 and not predicted:
+        raise ValueError(
+            f"each of the {sum(counts):,} labels has one window only, such as {names[0]!r}: they are no classes; check "
+            "which column, or which part of --path, is the label"
+        )
+
+
 def labels_and_people(
     writer: WindowWriter, class_names: list[str], people: list[str], unwanted: list[str]
 ) -> list[str]:

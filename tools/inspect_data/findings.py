@@ -29,6 +29,8 @@ class Findings(NamedTuple):
         lines: The same as printed lines, below the imbalance of the classes.
         same: Sets of two or more equal samples.
         damaged: Files that cannot be read.
+        refused: Masks that say something else than object or not: the reason -> the files; reasons that differ only in numbers are
+            one.
         left_out: Number of files that are no samples, for each reason.
         several_classes: Whether a sample may have several classes, so that equal samples of different ones are no mistake.
         last: Lines below the warnings.
@@ -43,7 +45,8 @@ class Findings(NamedTuple):
     overview: Callable[[str], Figure]
     examples: Callable[[str], Figure]
     damaged: Sequence[str] = ()
-    left_out: dict[str, int] = {}  # noqa: RUF012  # never changed
+    refused: dict[str, list[str]] = {}  # noqa: RUF012  # never changed
+    left_out: dict[str, int] = {}  # noqa: RUF012
     several_classes: bool = False
     last: Sequence[str] = ()
 
@@ -91,6 +94,7 @@ def problems(data: DataModule, found: Findings) -> dict[str, Any]:
             for group in contradicting
         ],
         "damaged": list(found.damaged),
+        "refused": {reason: list(files) for reason, files in found.refused.items()},
         "left_out": dict(found.left_out),
     }
 
@@ -108,6 +112,9 @@ def warnings_of(report: dict[str, Any], noun: str) -> list[str]:
             shown = "; ".join(entry if isinstance(entry, str) else " = ".join(entry) for entry in entries[:NAMED])
             more = f" and {len(entries) - NAMED:,} more, see {REPORT}" if len(entries) > NAMED else ""
             lines.append(f"warning: {what}, {len(entries):,} time{'s' * (len(entries) > 1)}: {shown}{more}")
+    for reason, files in report["refused"].items():
+        more = f" and {len(files) - NAMED:,} more, see {REPORT}" if len(files) > NAMED else ""
+        lines.append(f"warning: masks that are refused, {len(files):,}: {', '.join(files[:NAMED])}{more}: {reason}")
     if not (report["leaks"] or report["duplicates_within_a_split"]):
         lines.append("duplicates none")
     if report["left_out"]:

@@ -44,7 +44,7 @@ def inspect_images(
         lambda title: draw_overview(data.class_names, table, sizes, pixels.histogram, data.train_size, title),
         lambda title: draw_samples(tiles, f"{title} · training images: file and augmented"),
         [*(printable(path) for path in headers), *named(pixels.damaged)],
-        left_out,
+        left_out=left_out,
         last=[*value_lines(report), *_cache_line(data, table), *_settings(data, report)],
     )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 from callbacks.pictures.image_pixels import TRUE_MASK, image_pixels, overlay
 from datamodules import PromptedSegmentationDataModule
 from datamodules.images.class_folders import duplicate_groups
+from datamodules.segmentation.checking import held_together
 from datamodules.segmentation.loader import SegmentationFiles
 from datamodules.segmentation.masks import MaskContents, read_all
 from tools.command_line import watched
@@ -55,7 +58,8 @@ def inspect_masks(
         _same_files(samples),
         lambda title: draw_overview(data.class_names, table, sizes, histogram, data.train_size, title),
         lambda title: draw_samples(tiles, f"{title} · training images and masks: file and augmented"),
-        [*named(damaged), *map(printable, broken), *(f"{printable(path)}: {why}" for path, why in wrong.items())],
+        [*named(damaged), *map(printable, broken)],
+        _refused(data.root, wrong),
         several_classes=True,
         last=value_lines(report),
     )
@@ -91,6 +95,19 @@ def _contents(data: PromptedSegmentationDataModule, found: MaskContents) -> dict
     return {"read": found.read, "of": found.count, "prompts": shares, "neither_black_nor_white": odd}
 
 
+def _refused(root: Path, wrong: Mapping[Path, str]) -> dict[str, list[str]]:
+    """Refused masks by reason; reasons that differ only in numbers are one, with the values that the masks hold together."""
+    kinds: dict[str, list[Path]] = {}
+    for path in sorted(wrong):
+        kinds.setdefault(re.sub(r"\d+(, \d+)*( and \d+)?", "N", wrong[path]), []).append(path)
+    return {
+        wrong[paths[0]] + held_together(paths): [
+            printable(path.relative_to(root) if path.is_relative_to(root) else path) for path in paths
+        ]
+        for paths in kinds.values()
+    }
+
+
 def _lines(data: PromptedSegmentationDataModule, report: dict[str, Any]) -> list[str]:
     """Lines about the masks: for each prompt the share of its pixels, and the images that show it."""
     lines = []
@@ -104,8 +121,12 @@ def _lines(data: PromptedSegmentationDataModule, report: dict[str, Any]) -> list
         lines.append(f"mask       {name}: {'; '.join(parts) or 'no mask was read'}")
     sampled = {split: one for split, one in report["masks"].items() if one["read"] < one["of"]}
     lines += [f"           {split}: {one['read']:,} of {one['of']:,} masks were read" for split, one in sampled.items()]
-    odd = sum(len(one["neither_black_nor_white"]) for one in report["masks"].values())
-    return [*lines, *([f"warning: {odd:,} masks have values that are neither black nor white"] if odd else [])]
+    odd = {path: why for one in report["masks"].values() for path, why in one["neither_black_nor_white"].items()}
+    first = "".join(f"; the first, {path}: {why}" for path, why in list(odd.items())[:1])
+    return [
+        *lines,
+        *([f"warning: {len(odd):,} masks have values that are neither black nor white{first}"] if odd else []),
+    ]
 
 
 def _same_files(samples: Sequence[Sample]) -> list[list[Sample]]:

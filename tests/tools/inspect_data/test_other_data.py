@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from datamodules import HARDataModule
 from datamodules.signals.har_generator import write_generated
@@ -154,6 +155,24 @@ def test_masks(capsys: pytest.CaptureFixture[str]) -> None:
     assert [name.partition(": ")[2] for name in found["damaged"]] == ["sets/joints/images/j03.png"]
     assert found["duplicates_of_different_classes"] == []
     assert "mask       joint: train 11.11% of the pixels, in " in capsys.readouterr().out
+
+
+def test_masks_of_several_classes_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(12):
+        write_pair(Path("sets") / "walls", f"w{number:02}", shift=number)
+        values = np.full((18, 24), 1 + number % 3, dtype=np.uint8)
+        values[:3], values[3:6] = 0, 255
+        Image.fromarray(values).save(f"sets/walls/masks/w{number:02}.png")
+    flags = ["--data.root", "sets", "--data.sets", "[{folder: walls, prompts: [crack]}]", "--data.image_size", "32"]
+    found = inspected([*config("prompt_segmentation_light"), *flags])
+    ((reason, files),) = found["refused"].items()
+    assert (files[0], len(files), found["damaged"]) == ("walls/masks/w00.png", 12, [])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    start = "warning: masks that are refused, 12: walls/masks/w00.png, "
+    assert line.startswith(start)
+    assert "and 7 more, see inspect_data.json: its values are 0, 1 and 255" in line
+    assert "together they hold 0, 1, 2, 3, 255" in line
+    assert line.endswith(reason)
 
 
 def test_a_set_smaller_than_the_batch() -> None:
