@@ -42,7 +42,7 @@ class BackboneSettings:
         layers: Layers whose outputs are concatenated; None: the final features.
         pooling: `cls`, `avg` or `native`; None: the default of the network.
         pretrained: Use timm's weights.
-        weights: Run folder, checkpoint, safetensors or torch file.
+        weights: Run, checkpoint, safetensors or torch file, or Hugging Face folder.
 
     Raises:
         ValueError: Both ``pretrained`` and ``weights`` are given.

@@ -29,17 +29,16 @@ def fill_encoder(
         network: The segmenter.
         encoder: Name of the timm network that is its encoder.
         network_args: Further arguments of ``timm.create_model`` for the encoder.
-        weights: Run folder, checkpoint, safetensors or torch file.
+        weights: Run, checkpoint, safetensors or torch file, or Hugging Face folder.
         pretrained: Download timm's weights.
 
     Raises:
         ValueError: The weights cannot be loaded or do not fit; the message begins with the setting's name.
     """
     if weights is not None:
-        inner = getattr(network.encoder, "model", network.encoder)
         setting = f"weights: {weights}"
         try:
-            tensors: Mapping[str, Tensor] = read_weights(weights, inner.state_dict().keys()).tensors
+            tensors: Mapping[str, Tensor] = read_weights(weights, network.encoder_network.state_dict().keys()).tensors
         except ValueError as error:
             raise ValueError(f"weights: {error}") from error
     elif pretrained:
@@ -50,7 +49,7 @@ def fill_encoder(
         report = network.fill_encoder(tensors)
     except ValueError as error:
         raise ValueError(f"{setting}: {error}") from error
-    for line in report.lines()[:1]:  # the other lines are about the head of the weights' original task
+    for line in [report.lines()[0], *report.notes]:  # the others are about the head of the weights' original task
         log.info(f"{setting}: encoder: {line}")
 
 
@@ -64,5 +63,5 @@ def _downloaded(encoder: str, network_args: Mapping[str, Argument] | None) -> Ma
             f"pretrained: timm's weights of {encoder} could not be loaded ({type(error).__name__}: {reason}); "
             "without network access load them from a file (--model.weights FILE)"
         ) from error
-    tensors: Mapping[str, Tensor] = getattr(filled.encoder, "model", filled.encoder).state_dict()
+    tensors: Mapping[str, Tensor] = filled.encoder_network.state_dict()
     return tensors

@@ -22,7 +22,7 @@ class FeatureExtractor(BaseModule):
         backbone: Name of a timm network (``timm.list_models()``); with ``pretrained``, a tag may follow: ``resnet50.a1_in1k``.
         network_args: Further keyword arguments of ``timm.create_model``, such as ``pad_type: same``.
         pretrained: Download and use timm's pretrained weights.
-        weights: Run folder, checkpoint, safetensors or torch file with the weights of the backbone.
+        weights: Run, checkpoint, safetensors or torch file, or Hugging Face folder, with the weights.
         layers: Blocks or stages whose outputs are concatenated, in this order; negative numbers count from the end. None: [-1], the
             final features.
         pooling: ``cls``: class token; ``avg``: mean of the patch tokens or of the feature map, after the last norm; ``native``:

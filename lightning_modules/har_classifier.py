@@ -48,7 +48,7 @@ class HARClassifier(StartsFromWeights, FrozenThenTrained, EarlyExitClassifier):
             ``images`` is the loss of each single image, although some signals cannot tell sitting from standing.
         signals: S, number of signals of a window; linked to the data. None: 9, as in UCI HAR.
         pretrained: Start from timm's pretrained weights, which are downloaded when training begins.
-        weights: Run folder, checkpoint, safetensors or torch file to start from. RGB weights are adapted to the channels of the
+        weights: Run, checkpoint, safetensors or torch file, or Hugging Face folder. RGB weights are adapted to the channels of the
             images. A resumed run does not read it again.
         min_loaded: Minimum fraction of the encoder's weights that ``weights`` must fill, 0 to 1.
         lr: See :class:`BaseModule`, as for the next four.

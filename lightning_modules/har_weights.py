@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from foundation.hub import hub_or_cache
 from lightning_modules.pretrained import SavedWeights
 from networks.signal_encoder import WindowNetwork, adapted
 from networks.timm_features import TimmFeatures
 from networks.timm_network import folded_norms
-from networks.transfer import transfer
+from networks.transfer import by_timm_names, transfer
 
 
 def backbone_of(network: WindowNetwork) -> nn.Module:
@@ -50,12 +51,14 @@ def fill(
     prefix = "encoder.network." if backbone is not network.encoder else "encoder."
     own = network.head.state_dict()
     head = {name: saved.tensors[f"head.{name}"] for name in own if f"head.{name}" in saved.tensors}
-    tensors = {
+    tensors: Mapping[str, Tensor] = {
         name.removeprefix(prefix): tensor
         for name, tensor in saved.tensors.items()
         if name.removeprefix("head.") not in head
     }
+    tensors, named = by_timm_names(backbone, tensors)
     tensors, notes = adapted(backbone, tensors)
+    notes = named + notes
     report = transfer(backbone, tensors, min_loaded=min_loaded, frozen=frozen)
     if trains and (folded := folded_norms(backbone)):
         raise ValueError(

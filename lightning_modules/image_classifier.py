@@ -35,7 +35,7 @@ class ImageClassifier(StartsFromWeights):
         dropout: Probability of dropping a feature before the head.
         drop_path: Maximum probability of skipping a residual branch (stochastic depth), reached in the last block; if supported.
         pretrained: Start from timm's pretrained weights, which are downloaded when training begins.
-        weights: Run folder, checkpoint, safetensors or torch file to start from. Tensors that fit are loaded, the others are listed
+        weights: Run, checkpoint, safetensors or torch file, or Hugging Face folder. Tensors that fit are loaded, others are listed
             in the log. Rows of the head are matched by class name if both sides have names. A resumed run does not read it again.
         min_loaded: Minimum fraction of the network's weights outside the head that ``weights`` must fill, 0 to 1; a frozen backbone
             must be filled completely.

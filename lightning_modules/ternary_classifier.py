@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_modules.base import BaseModule, Batch, StageName
 from lightning_modules.distillation import distillation_loss, load_teacher
 from lightning_modules.pretrained import StartsFromWeights, read_weights
-from networks import ResNet, build_resnet, own_names, ternary_shares, warm_start
+from networks import ResNet, build_resnet, own_names, public_names, ternary_shares, warm_start
 from networks.integer import PackedGpuRuntime, PackedRuntime
 
 LIKE_TEACHER = ("num_classes", "class_names", "in_channels", "image_size", "mean", "std")
@@ -93,7 +93,8 @@ class TernaryClassifier(StartsFromWeights):
         """Load ``init_from``; all of its tensors must fit; see :class:`StartsFromWeights`."""
         if self.init_from is not None:
             try:
-                tensors = read_weights(self.init_from, self.network.state_dict().keys()).tensors
+                names = self.network.state_dict().keys()
+                tensors = read_weights(self.init_from, {*names, *public_names(names)}).tensors
                 warm_start(self.network, self._of_this_rule(own_names(tensors)))
             except ValueError as error:
                 raise ValueError(f"init_from: {error}") from error

@@ -1,7 +1,7 @@
 """Network architectures and layers: plain `torch.nn.Module`s, independent of Lightning, data sets and losses.
 
 resnet.py      ResNets for small images: `build_resnet`
-timm_network.py  builds any timm classification network with timm's parameter names; transfer.py: loads weights of another
+timm_network.py  builds any timm classification network with timm's parameter names; transfer/: loads weights of another
                training into it; frozen_backbone.py: features of a timm network that is never trained. Not imported here, so
                that reading a packed network does not require timm
 mlp_head.py    small head on features: `MLPHead`, and batched_heads.py: many heads trained at once. Not imported here, as
@@ -31,7 +31,7 @@ from networks.packed import PackedNetwork, read_packed
 from networks.packed_header import PackedError
 from networks.packed_writer import PackedSizes, write_packed
 from networks.quantizers import QuantizerName, ScaleName, Ternary
-from networks.resnet import Architecture, ResNet, build_resnet, own_names
+from networks.resnet import Architecture, ResNet, build_resnet, own_names, public_names
 from networks.ternarize import effective_state_dict, ternarize, warm_start
 from networks.ternary import (
     ActivationBits,
@@ -59,6 +59,7 @@ __all__ = [
     "effective_state_dict",
     "fold",
     "own_names",
+    "public_names",
     "read_packed",
     "ternarize",
     "ternary_layers",

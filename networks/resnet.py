@@ -20,7 +20,7 @@ resnet18 as in table 1, but with the stem above.
 
 import re
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch.nn.functional as F
@@ -108,6 +108,22 @@ def own_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             name = re.sub(pattern, ours, name)
         renamed[name] = tensor
     return renamed
+
+
+def public_names(names: Iterable[str]) -> set[str]:
+    """All names that `own_names` renames to the given ones: where prefixes of a file end is seen from them.
+
+    >>> sorted(public_names(["stages.2.0.shortcut.bn.bias", "classifier.bias"]))
+    ['fc.bias', 'layer3.0.downsample.1.bias', 'layer3.0.shortcut.1.bias', 'linear.bias']
+    """
+    found = set()
+    for name in names:
+        name = re.sub(r"^stem\.(conv|bn)\.", r"\g<1>1.", name)
+        name = re.sub(r"^stages\.(\d)\.", lambda match: f"layer{int(match[1]) + 1}.", name)
+        name = name.replace(".shortcut.conv.", ".shortcut.0.").replace(".shortcut.bn.", ".shortcut.1.")
+        found |= {name.replace(".shortcut.", f".{word}.") for word in ("shortcut", "downsample")}
+    ends = ("linear.", "fc.")
+    return {n.replace("classifier.", end) if n.startswith("classifier.") else n for n in found for end in ends}
 
 
 class ResNet(nn.Module):

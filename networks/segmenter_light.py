@@ -80,23 +80,27 @@ class LightSegmenter(PairSegmenter):
         return logits
 
     def fill_encoder(self, tensors: Mapping[str, Tensor], min_loaded: float = 1.0) -> Transfer:
-        """Load weights of the whole timm network, by timm's names, into the encoder; after an error it is unchanged.
+        """Load weights of the whole timm network into the encoder; after an error it is unchanged.
 
         Args:
-            tensors: Weights, of any floating-point type.
+            tensors: Weights by the names of timm, of another library or of the release, of any floating-point type.
             min_loaded: Minimum fraction, 0 to 1, of the encoder's weights that must be loaded.
 
         Raises:
             ValueError: Fewer weights fit, or the weights are for another number of image channels.
         """
-        # the feature maps of a ViT come from a wrapper around it, those of Xception and NASNet from hooks on the whole network
+        return transfer(self.encoder_network, tensors, min_loaded=min_loaded)
+
+    @property
+    def encoder_network(self) -> nn.Module:
+        """The timm network in the encoder, whose names are those of the weights.
+
+        The feature maps of a ViT come from a wrapper around it, those of Xception and NASNet from hooks on the whole network.
+        """
         outer: Any = self.encoder
         hooked = isinstance(outer, FeatureHookNet) and "body" in outer
-        inner = outer["body"] if hooked else getattr(outer, "model", outer)
-        # in some encoders timm uses "stages_0" in names that contain "stages.0" in the whole network
-        flat = {name.replace(".", "_"): name for name in inner.state_dict()}
-        renamed = {flat.get(name.replace(".", "_"), name): tensor for name, tensor in tensors.items()}
-        return transfer(inner, renamed, min_loaded=min_loaded)
+        network: nn.Module = outer["body"] if hooked else getattr(outer, "model", outer)
+        return network
 
 
 def _build_encoder(name: str, given: dict[str, Argument], pretrained: bool) -> nn.Module:

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lightning_modules import Classifier, ImageClassifier, load_run
-from lightning_modules.pretrained import SavedWeights, _named_as, read_weights
+from lightning_modules.pretrained import SavedWeights, read_weights
+from lightning_modules.pretrained.reading import _named_as
 
 SETTINGS: dict[str, Any] = {"num_classes": 3, "in_channels": 1, "image_size": 32, "architecture": "test_resnet"}
 ABOUT: dict[str, Any] = {"class_names": ["a", "b", "c"], "mean": [0.5], "std": [0.25]}

@@ -1,4 +1,4 @@
-"""Tests of networks/transfer.py: which tensors are loaded, the report, the head by class names, error messages."""
+"""Tests of networks/transfer/: which tensors are loaded, the report, the head by class names, error messages."""
 
 import logging
 from pathlib import Path

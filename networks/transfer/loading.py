@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from networks.timm_network import classifier_names, input_layer_names, is_inside, resampled_positions
+from networks.transfer.published_names import COUNTER, placed, renamed
 
 LISTED = 5  # names in a line of the report
-COUNTER = "num_batches_tracked"  # counter of a batch norm: missing in older files, and nothing depends on it
 
 
 @dataclass
@@ -107,8 +107,10 @@ def transfer(
         ValueError: Fewer weights fit, or the weights are for another number of image channels.
     """
     heads = classifier_names(network)
+    tensors, converted = by_timm_names(network, tensors)
     lost = _lost_biases(network, tensors)
-    tensors, converted = _converted(network, tensors)
+    tensors, notes = _converted(network, tensors)
+    converted += notes
     # whole numbers, if missing, are counters and tables of places that the network has computed itself
     own = {key: value for key, value in network.state_dict().items() if key in tensors or value.is_floating_point()}
     report = Transfer(total=len(own), unused=[name for name in tensors if name not in own], notes=converted)
@@ -144,6 +146,21 @@ def transfer(
             if name not in values:
                 own[name].zero_()
     return report
+
+
+def by_timm_names(network: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], list[str]]:
+    """The tensors by the names of a timm network, and a note, if they have those of another library.
+
+    Tensors whose names already fit best keep them; see published_names.py.
+    """
+    own = network.state_dict()
+    tensors = placed(own, tensors)
+    before = _unfilled(network, tensors)
+    found, form = renamed(network, tensors) if before else (tensors, "")
+    after = _unfilled(network, found)
+    if after >= before and len(found.keys() & own.keys()) <= len(tensors.keys() & own.keys()):
+        return tensors, []
+    return found, [f"renamed from {form} to timm's names: {sum(name in own for name in found)} tensors"]
 
 
 def _converted(network: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], list[str]]:

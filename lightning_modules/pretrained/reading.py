@@ -1,4 +1,4 @@
-"""Reads initial weights from a run, a checkpoint or a weights file, and loads them into new runs (not into resumed ones)."""
+"""Reads the tensors of a network from a run, a checkpoint, a weights file or a folder; nothing in a file is run."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from foundation.places import close_to
-from lightning_modules.classification import Classifier
 from lightning_modules.loading import UNREADABLE, named_checkpoint, newest_config
+from lightning_modules.pretrained.folders import is_weights_folder, read_folder, read_safetensors
+from networks.transfer import is_published_form
 
 log = logging.getLogger(__name__)
 
 # prefixes that wrappers add to parameter names, and words by which trainers name an averaged network
-ONE_SOURCE = "pretrained and weights: only one of them; add --model.pretrained false to start from {}"
 PREFIXES = ("module.", "network.", "_orig_mod.", "model.")
+# share of the network's names that a prefix must give; all but the head's if the names are of another library
+LEAST, ALL = 0.25, 0.9
 AVERAGED = re.compile(r"(?<![a-z])(ema|swa)(?![a-z])|teacher|averag|momentum", re.IGNORECASE)
 
 
@@ -54,7 +53,8 @@ def read_weights(source: str, names: Collection[str]) -> SavedWeights:
     Where the file has an average (a teacher) in addition to the trained weights, the average is taken, and the log says so.
 
     Args:
-        source: A run folder, a checkpoint, a `.safetensors` file, or a state dict saved by `torch.save`.
+        source: A run folder, a checkpoint, a `.safetensors` file, a state dict saved by `torch.save`, or a folder as on the Hugging
+            Face hub (config.json and model.safetensors).
         names: Names that the tensors should have.
 
     Raises:
@@ -63,14 +63,15 @@ def read_weights(source: str, names: Collection[str]) -> SavedWeights:
     path = Path(source)
     if not path.exists():
         raise ValueError(f"{path}: no such run folder or checkpoint{close_to(path)}")
+    if path.is_dir() and is_weights_folder(path):
+        folder = read_folder(path, _content)
+        about: dict[str, Any] = {"class_names": folder.class_names, "mean": folder.mean, "std": folder.std}
+        return _said(path, *_named_as(folder.tensors, names))._replace(**about)
     if path.is_dir():
         newest_config(path)  # raises if this is not a run folder
         path = named_checkpoint(path, "best")
     if path.suffix == ".safetensors":
-        try:
-            return _said(path, *_named_as(load_file(path), names))
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path}: cannot be read as safetensors ({error})") from error
+        return _said(path, *_named_as(read_safetensors(path), names))
     content = _content(path)
     if isinstance(content.get("hyper_parameters"), dict) and isinstance(content.get("state_dict"), dict):
         return _of_checkpoint(path, content, names)
@@ -79,7 +80,10 @@ def read_weights(source: str, names: Collection[str]) -> SavedWeights:
         there = ", ".join(str(key) for key in list(content)[:5]) or "nothing"
         raise ValueError(f"{path}: holds no state dict (it has {there})")
     found = {key: _named_as(state, names) for key, state in states.items()}
-    chosen = _preferred({key: len(tensors.keys() & set(names)) for key, (tensors, _) in found.items()})
+    wanted = {_flat(name) for name in names}
+    known = {key: _matches(tensors, wanted) for key, (tensors, _) in found.items()}
+    # names of another library match none: then the most tensors
+    chosen = _preferred(known if any(known.values()) else {key: len(tensors) for key, (tensors, _) in found.items()})
     tensors, note = found[chosen]
     if any(key != chosen and other.keys() & tensors.keys() for key, (other, _) in found.items()):
         log.info(f"weights: {path}: {chosen} is taken of {', '.join(found)}")
@@ -92,7 +96,7 @@ def _state_dicts(content: Mapping[Any, Any], key: str = "") -> Iterator[tuple[st
     if tensors:
         yield key or "the file", tensors
     for name, inner in content.items():
-        if isinstance(inner, Mapping) and key.count(".") < 2 and not str(name).startswith("optim"):
+        if isinstance(inner, Mapping) and key.count(".") < 2 and not str(name).startswith("opt"):
             yield from _state_dicts(inner, f"{key}.{name}" if key else str(name))
 
 
@@ -131,6 +135,8 @@ class _Inert(dict[Any, Any]):
 
 def _content(path: Path) -> dict[str, Any]:
     zipped = zipfile.is_zipfile(path)
+    if zipped and any("/code/" in name for name in zipfile.ZipFile(path).namelist()):
+        raise ValueError(f"{path}: is a TorchScript program, which is never run; save its state_dict() instead")
     try:
         # trainers save their settings (Namespace, Path, enumerations) together with the weights; none of it is needed
         unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipped else ["argparse.Namespace"]
@@ -154,63 +160,35 @@ def _content(path: Path) -> dict[str, Any]:
 
 def _named_as(tensors: Mapping[str, Tensor], names: Collection[str]) -> tuple[dict[str, Tensor], str]:
     """The tensors with prefixes removed, and a note; if two names become equal, the one that had no prefix wins."""
-    stripped = {_stripped(name, names): tensor for name, tensor in tensors.items()}
-    found = {"": {**stripped, **{name: tensor for name, tensor in tensors.items() if name in names}}}
-    wanted, ends = set(names), Counter[str]()
+    wanted, ends = {_flat(name) for name in names}, Counter[str]()
+    stripped = {_stripped(name, wanted): tensor for name, tensor in tensors.items()}
+    found = {"": {**stripped, **{name: tensor for name, tensor in tensors.items() if _flat(name) in wanted}}}
     for name in tensors:
         parts = name.split(".")
         for cut in range(1, len(parts)):
-            if ".".join(parts[cut:]) in wanted:
+            if "_".join(parts[cut:]) in wanted:
                 ends[".".join(parts[:cut]) + "."] += 1
-    for prefix, _ in ends.most_common(4):
-        found[prefix] = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-    matches = {prefix: len(renamed.keys() & wanted) for prefix, renamed in found.items()}
+    published = is_published_form(tensors)
+    for prefix, count in ends.most_common(4):
+        if count >= (ALL if published else LEAST) * len(wanted):  # some names of another library end as ours
+            found[prefix] = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    matches = {prefix: _matches(renamed, wanted) for prefix, renamed in found.items()}
     prefix = _preferred(matches)
     others = [key or "no prefix" for key, count in matches.items() if key != prefix and 2 * count >= matches[prefix]]
     left = f", not those of {', '.join(others)}" if others else ""
     return found[prefix], f"the tensors of {prefix}* are taken{left}" if prefix else ""
 
 
-def _stripped(name: str, names: Collection[str]) -> str:
-    while name not in names and name.startswith(PREFIXES):
+def _stripped(name: str, wanted: Collection[str]) -> str:
+    while _flat(name) not in wanted and name.startswith(PREFIXES):
         name = name.partition(".")[2]
     return name
 
 
-class StartsFromWeights(Classifier):
-    """Base of classifiers that load initial weights when a new run starts.
+def _matches(tensors: Mapping[str, Tensor], wanted: Collection[str]) -> int:
+    return sum(_flat(name) in wanted for name in tensors)
 
-    A resumed run takes its weights from the checkpoint and does not read the initial weights again. Lightning restores a checkpoint
-    after ``setup`` and before ``configure_optimizers``, so ``configure_optimizers`` is the first hook that knows whether initial
-    weights are needed.
-    """
 
-    _has_weights = False
-
-    def give_weights(self) -> list[tuple[int, str]]:
-        """Load the initial weights into the network, on whichever device it is.
-
-        Returns:
-            Lines to log, as (logging level, line).
-
-        Raises:
-            ValueError: The weights cannot be loaded or do not fit; the message begins with the setting's name.
-        """
-        raise RuntimeError(f"{type(self).__name__} must define give_weights")
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note that the weights come from the checkpoint, so that no initial weights are loaded."""
-        super().on_load_checkpoint(checkpoint)
-        self._has_weights = True
-
-    def configure_optimizers(self) -> Any:
-        """Load the initial weights of a new run, once, before anything uses them; then see :class:`BaseModule`."""
-        if not self._has_weights:
-            try:
-                report = self.give_weights()
-            except ValueError as error:
-                raise MisconfigurationException(str(error)) from error
-            self._has_weights = True
-            for level, line in report:
-                log.log(level, line)
-        return super().configure_optimizers()
+def _flat(name: str) -> str:
+    """A name with "_" for "."; some of timm's networks of feature maps have `stages_0` where the whole network has `stages.0`."""
+    return name.replace(".", "_")
