@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -54,28 +54,54 @@ def _as_is(module: Any) -> Iterator[None]:
         yield
 
 
+class MemoryNeed(NamedTuple):
+    """Memory of the largest step of a run, in bytes.
+
+    Args:
+        batch: Samples of its batch.
+        size: Height and width of an image in pixels.
+        sample: Bytes for each sample.
+        state: Bytes of gradients and optimiser.
+        needed: Bytes of the step in all.
+        free: Bytes that are free for this process; 0 if unknown.
+        stages: Whether the run has stages of several sizes.
+    """
+
+    batch: int
+    size: int
+    sample: float
+    state: int
+    needed: float
+    free: int
+    stages: bool
+
+
+def memory_need(trainer: Trainer, pl_module: LightningModule) -> MemoryNeed | None:
+    """Estimate the memory of the largest step of a run, in `on_fit_start`; None if module or device gives no estimate."""
+    data: Any = getattr(trainer, "datamodule", None)
+    device = trainer.strategy.root_device
+    known = hasattr(pl_module, "of_one_sample") and hasattr(data, "batch_size")
+    if not known or device.type not in ("cpu", "cuda"):
+        return None
+    processes = max(1, trainer.world_size // trainer.num_nodes) if device.type == "cpu" else 1
+    free = (free_memory() if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]) // processes
+    shapes = _shapes(trainer, data)
+    windows = getattr(data, "images_per_window", 1)
+    with trainer.precision_plugin.forward_context():
+        by_size = {size: BEYOND_SAVED * windows * saved_bytes(pl_module, size) for size in {s for _, s in shapes}}
+    state = STATE * sum(p.numel() * p.element_size() for p in pl_module.parameters() if p.requires_grad)
+    batch, size = max(shapes, key=lambda shape: shape[0] * by_size[shape[1]])
+    return MemoryNeed(batch, size, by_size[size], state, state + batch * by_size[size], free, len(shapes) > 1)
+
+
 class WarnOnMemory(Callback):
     """Logs one warning at the start of a fit whose first step needs more memory than is free; see the top of the file."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Estimate the memory, and warn."""
-        data: Any = getattr(trainer, "datamodule", None)
-        if not hasattr(pl_module, "of_one_sample") or not hasattr(data, "batch_size"):
-            return
-        device = trainer.strategy.root_device
-        if device.type not in ("cpu", "cuda"):
-            return
-        processes = max(1, trainer.world_size // trainer.num_nodes) if device.type == "cpu" else 1
-        free = (free_memory() if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]) // processes
-        shapes = _shapes(trainer, data)
-        windows = getattr(data, "images_per_window", 1)
-        with trainer.precision_plugin.forward_context():
-            by_size = {size: BEYOND_SAVED * windows * saved_bytes(pl_module, size) for size in {s for _, s in shapes}}
-        state = STATE * sum(p.numel() * p.element_size() for p in pl_module.parameters() if p.requires_grad)
-        batch, size = max(shapes, key=lambda shape: shape[0] * by_size[shape[1]])
-        needed = state + batch * by_size[size]
-        if 0 < free < needed and trainer.is_global_zero:
-            log.warning(_text(batch, size, by_size[size], needed, free, state, device.type, bool(len(shapes) > 1)))
+        need = memory_need(trainer, pl_module)
+        if need is not None and 0 < need.free < need.needed and trainer.is_global_zero:
+            log.warning(_text(need, trainer.strategy.root_device.type))
 
 
 def _shapes(trainer: Trainer, data: Any) -> list[tuple[int, int]]:
@@ -85,7 +111,8 @@ def _shapes(trainer: Trainer, data: Any) -> list[tuple[int, int]]:
     return [(batch, size) for _, batch, size in found]
 
 
-def _text(batch: int, size: int, sample: float, needed: float, free: int, state: int, device: str, stages: bool) -> str:
+def _text(need: MemoryNeed, device: str) -> str:
+    batch, size, sample, state, needed, free, stages = need
     end = "the system will end the run without a word" if device == "cpu" else "the run will be out of memory"
     fits = int((0.9 * free - state) / sample) if sample else 0
     needs = f"a step of {batch} samples of {size} px needs about {needed / 1e9:.1f} GB"

@@ -1,0 +1,1 @@
+"""`python -m tools.check`: tries a configuration in a minute, before a run that takes hours."""

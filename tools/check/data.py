@@ -1,0 +1,92 @@
+"""What a check finds in the data: samples of each class in each split, copies and groups on two sides of a split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+from tools.check.rows import Mark, Rows
+
+LEAKED = 0.01  # share of the evaluated samples that are copies of training samples from which a metric is wrong
+NEAR = 2  # differing bits of the hashes of two images that look alike
+MOST = 4_000  # images that are hashed; about a millisecond each
+NAMED = 5
+
+
+def add_splits(rows: Rows, data: Any, splits: Sequence[str]) -> None:
+    """Rows about the samples of each class in each split, and about what is in two splits.
+
+    Args:
+        rows: The rows of the check.
+        data: The datamodule, after setup of these splits.
+        splits: ``train``, ``val`` and, if it is asked for, ``test``.
+    """
+    _classes(rows, data, splits)
+    _copies(rows, data, splits)
+    _alike(rows, data, splits)
+    _groups(rows, data, splits)
+
+
+def _classes(rows: Rows, data: Any, splits: Sequence[str]) -> None:
+    names, lines, mark = list(data.class_names), [], "ok"
+    for split in splits:
+        labels = data.splits[split]["label"]
+        counts = labels.bincount(minlength=len(names)).tolist()
+        missing = [name for name, count in zip(names, counts, strict=False) if not count]
+        if missing:
+            mark, shown = "warn", ", ".join(missing[:NAMED])
+            lines.append(f"{split} has no sample of {len(missing)} of {len(names)} classes: {shown}")
+        lines.append(f"{len(labels):,} {split}")
+    rows.add("classes", "ok" if mark == "ok" else "warn", "; ".join(lines))
+
+
+def _copies(rows: Rows, data: Any, splits: Sequence[str]) -> None:
+    keys = {split: data.sample_keys(split).tolist() for split in splits}
+    mark: Mark = "ok"
+    lines = []
+    for first, second in combinations(splits, 2):
+        there = set(keys[first])
+        count = sum(key in there for key in keys[second])
+        if count:
+            share = count / max(1, len(keys[second]))
+            mark = "FAIL" if share >= LEAKED or mark == "FAIL" else "warn"
+            lines.append(f"{count:,} of {len(keys[second]):,} {second} samples ({share:.1%}) are also in {first}")
+    rows.add("copies", mark, "; ".join(lines) or "no sample is in two splits")
+
+
+def _alike(rows: Rows, data: Any, splits: Sequence[str]) -> None:
+    from datamodules.images.near_duplicates import alike
+    from tools.inspect_data.measures import samples_of
+
+    of_split = {sample.path: sample.split for sample in samples_of(data) if sample.path and sample.split in splits}
+    paths = [path for path in of_split if path is not None]
+    if not paths:
+        rows.add("look-alikes", "-", "the samples are no image files")
+        return
+    chosen = paths[:: -(-len(paths) // MOST)]
+    pairs = [(chosen[one], chosen[other]) for one, other in alike(chosen, NEAR)]
+    across = [(one, other) for one, other in pairs if of_split[one] != of_split[other]]
+    looked = f"of {len(chosen):,} of {len(paths):,} images"
+    if not across:
+        rows.add("look-alikes", "ok", f"{looked}, none look alike on two sides of a split")
+        return
+    one, other = across[0]
+    text = f"{looked}, {len(across):,} pairs look alike on two sides of a split, such as {of_split[one]} {one.name} and"
+    rows.add(
+        "look-alikes", "warn", f"{text} {of_split[other]} {other.name}; split by groups, or with tools.split_folder"
+    )
+
+
+def _groups(rows: Rows, data: Any, splits: Sequence[str]) -> None:
+    groups = {split: set(data.group_names(split)) for split in splits}
+    if not any(groups.values()):
+        rows.add("groups", "-", "the data names no people or groups")
+        return
+    lines = [
+        f"{len(both):,} are in {first} and {second}: {', '.join(map(str, sorted(both)[:NAMED]))}"
+        for first, second in combinations(splits, 2)
+        if (both := groups[first] & groups[second])
+    ]
+    counts = ", ".join(f"{len(names):,} {split}" for split, names in groups.items())
+    rows.add("groups", "FAIL" if lines else "ok", "; ".join(lines) or f"{counts}, none in two splits")
