@@ -136,13 +136,17 @@ def images(folder: Path, *flags: str) -> list[str]:
     return [*config, *QUICK, *flags]
 
 
-def parts(folder: Path, classes: tuple[str, ...] = ("cat", "dog")) -> Path:
-    """Folders train and val with 12 and 6 images of each class; val lacks the classes that are not named."""
+def parts(folder: Path) -> Path:
+    """Folders train and val with 12 and 6 images of each class."""
     for number, name in enumerate(("cat", "dog")):
         write_class(folder / "train" / name, 12, 100 * number)
-        if name in classes:
-            write_class(folder / "val" / name, 6, 100 * number + 50)
+        write_class(folder / "val" / name, 6, 100 * number + 50)
     return folder
+
+
+def few_of_a_class(folder: Path) -> list[str]:
+    write_classes(folder, {"cat": 20, "dog": 20, "fish": 2})
+    return images(folder)
 
 
 def copied(folder: Path) -> list[str]:
@@ -216,13 +220,16 @@ FAULTS: dict[str, Fault] = {
         lambda folder: images(parts(folder), "--test_after_fit"), "test split", "FAIL", "test"
     ),
     "class without validation images": Fault(
-        lambda folder: images(parts(folder, ("cat",))), "classes", "warn", "val has no sample of 1 of 2 classes: dog"
+        few_of_a_class, "classes", "warn", "val has no sample of 1 of 3 classes: fish"
     ),
     "same files in two splits": Fault(copied, "copies", "FAIL", "4 of 12 val samples"),
     "same photo in another size": Fault(similar, "look-alikes", "warn", "look alike on two sides of a split"),
     "damaged file": Fault(damaged, "data", "FAIL", "000.png"),
     "empty masks": Fault(masks, "data", "FAIL", "crack"),
     "person in two splits": Fault(people, "test split", "FAIL", "3"),
+    "no data": Fault(
+        lambda folder: ["--config", str(CONF / "har_tiny.yaml"), "--data.root", str(folder)], "data", "FAIL", "no UCI HAR in"
+    ),
     "last stage of another size": Fault(stages, "first step", "FAIL", "the last stage must"),
     "wrong class path": Fault(digits("--model", "TernaryClasifier"), "settings", "FAIL", "TernaryClasifier"),
 }  # fmt: skip
@@ -277,6 +284,11 @@ def test_a_sound_run_passes_in_every_stage(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["digits_ternary_tiny", "har_tiny", "segmentation_tiny"])
 def test_tiny_twins_pass(name: str, tmp_path: Path) -> None:
     arguments: list[Any] = ["--config", str(CONF / f"{name}.yaml"), *QUICK]
+    if name == "segmentation_tiny":
+        generated = (
+            tmp_path.parent / f"{tmp_path.name}-walls"
+        )  # a fit and a check write the images that they are told to generate
+        arguments += ["--data.root", str(generated)]
     if name == "har_tiny":
         write_generated(tmp_path / "har", subjects=range(1, 7), test_subjects=(2,), windows=2)
         arguments += ["--data.root", str(tmp_path / "har")]

@@ -118,7 +118,7 @@ def _try(rows: Rows, flags: RunFlags, find_lr: bool) -> None:
     with tempfile.TemporaryDirectory(prefix="check-") as place:
         folder = Path(place) / "run"
         tested = "test_after_fit" in flags.values
-        cli = TrialCLI(flags, folder, lambda data: _data(rows, data, tested, wrong, log), find_lr)
+        cli = TrialCLI(flags, folder, lambda data: _data(rows, data, tested, wrong, log), log.close_lists, find_lr)
         # the name of the row is that of the part that was reached when the exception came
         with _reached(rows, cli, wrong), _quiet():
             cli.run()
@@ -142,6 +142,7 @@ def _try(rows: Rows, flags: RunFlags, find_lr: bool) -> None:
 @contextlib.contextmanager
 def _reached(rows: Rows, cli: TrialCLI, wrong: tuple[type[Exception], ...]) -> Any:
     from callbacks import is_out_of_memory
+    from cli.run_flags import UsageError
     from cli.setting_hints import with_section
     from tools.check.rows import EndOfCheckError
 
@@ -150,7 +151,9 @@ def _reached(rows: Rows, cli: TrialCLI, wrong: tuple[type[Exception], ...]) -> A
     except EndOfCheckError:
         raise
     except Exception as error:
-        name = "settings" if cli.model is None else "training" if cli.has_begun else "first step"
+        of_settings = isinstance(error, UsageError) or not isinstance(error, wrong)
+        made = "settings" if of_settings else "data"  # the datamodule reads headers when the model is made
+        name = made if cli.model is None else "training" if cli.has_begun else "first step"
         kind = "" if isinstance(error, wrong) else f"{type(error).__name__}: "
         name = "memory" if is_out_of_memory(error) else name
         rows.add(name, "FAIL", kind + with_section(str(error), cli.classes))

@@ -46,6 +46,9 @@ class Asked:
 class Watch(Callback):
     """Measures a trial.
 
+    Args:
+        begin: Is called before the first step.
+
     Attributes:
         steps: Seconds of each timed training batch, its loading included, by epoch.
         validation: Seconds of a validation batch, one entry for each validation.
@@ -53,7 +56,8 @@ class Watch(Callback):
         metrics: All metrics that were logged.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, begin: Callable[[], None]) -> None:
+        self.begin = begin
         self.steps: dict[int, list[float]] = defaultdict(list)
         self.validation: list[float] = []
         self.memory: MemoryNeed | None = None
@@ -64,6 +68,10 @@ class Watch(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Estimate the memory."""
         self.memory = memory_need(trainer, pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """All checks are done."""
+        self.begin()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -93,16 +101,25 @@ class Watch(Callback):
 
 
 class Warnings(logging.Handler):
-    """Collects the warnings and lines that the project's packages log, in place of printing them."""
+    """Collects the warnings and lines that the project's packages log before the first step, in place of printing them.
+
+    What they say of the few steps of a trial says nothing of the run.
+    """
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
         self.warnings: list[str] = []
         self.lines: list[str] = []
+        self.closed = False
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep the line."""
-        (self.warnings if record.levelno >= logging.WARNING else self.lines).append(record.getMessage())
+        if not self.closed:
+            (self.warnings if record.levelno >= logging.WARNING else self.lines).append(record.getMessage())
+
+    def close_lists(self) -> None:
+        """Keep nothing from now on."""
+        self.closed = True
 
     def install(self) -> None:
         """Take the place of all other handlers."""
@@ -119,14 +136,22 @@ class TrialCLI(VisionCLI):
     Args:
         flags: The command line of the fit.
         folder: The run folder of the trial.
-        before: Is called with the datamodule before the first step.
+        before: Is called with the datamodule before the trainer starts.
+        begin: Is called before the first step.
         find_lr: Whether a learning-rate finder takes all of its steps, and is added if there is none.
     """
 
-    def __init__(self, flags: RunFlags, folder: Path, before: Callable[[Any], None], find_lr: bool = False) -> None:
+    def __init__(
+        self,
+        flags: RunFlags,
+        folder: Path,
+        before: Callable[[Any], None],
+        begin: Callable[[], None] = lambda: None,
+        find_lr: bool = False,
+    ) -> None:
         values = {**flags.values, "run_dir": str(folder)}
         super().__init__(RunFlags(flags.command, list(flags.rest), values, list(flags.configs)), ["main.py", "fit"])
-        self.before, self.find_lr, self.watch, self.asked = before, find_lr, Watch(), Asked()
+        self.before, self.find_lr, self.watch, self.asked = before, find_lr, Watch(begin), Asked()
 
     def run(self) -> None:
         """Parse and train; the tool handles signals."""
