@@ -27,6 +27,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks.early_stopping import EarlyStopping, check_monitored
 from callbacks.ema import EMA
+from callbacks.failures.disk import check_space
 from callbacks.failures.non_finite import NonFiniteError
 from callbacks.find_callbacks import find_callbacks
 from callbacks.run_folder import run_folder
@@ -149,7 +150,9 @@ class Checkpoints(Checkpoint):
         self.folder = folder / "checkpoints" if folder is not None else None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check the metrics that are monitored here and by Lightning's callbacks, see ``check_monitored``."""
+        """Check the disk, and the metrics that are monitored here and by Lightning's callbacks, see ``check_monitored``."""
+        if self.folder is not None and trainer.is_global_zero:
+            check_space(self.folder, pl_module, bool(find_callbacks(trainer, EMA)))
         check_monitored(trainer, pl_module, "checkpoint", self.monitor, self.mode)
         # Lightning's own two have min as their default
         others: list[of_lightning.EarlyStopping | of_lightning.ModelCheckpoint] = [

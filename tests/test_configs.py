@@ -14,6 +14,7 @@ from cli import main
 from cli.loggers import NEEDS
 from datamodules.signals.har_generator import write_generated
 from tests.datamodules.pictures import write_classes
+from tools.check.__main__ import main as check
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.stem != "defaults")
@@ -73,9 +74,14 @@ def data(cifar: Path, pictures: Path, signals: Path, cache: Path) -> dict[str, P
 
 
 def one_batch(configs: list[Path], data: dict[str, Path]) -> int:
+    command = "predict" if any("FeatureWriter" in config.read_text() for config in configs) else "fit"
+    return main([command, *tiny_flags(configs, data), "--trainer.fast_dev_run", "true"])
+
+
+def tiny_flags(configs: list[Path], data: dict[str, Path]) -> list[str]:
+    """Flags of a fit of these configurations on tiny data, without a download."""
     flags = [item for config in configs for item in ("--config", str(config))]
     texts = [config.read_text() for config in configs]
-    command = "predict" if any("FeatureWriter" in text for text in texts) else "fit"
     if any("CachedFeaturesDataModule" in text for text in texts):
         flags += ["--data.cache", str(data["cache"])]
     if any("CIFAR10DataModule" in text for text in texts):
@@ -107,9 +113,7 @@ def one_batch(configs: list[Path], data: dict[str, Path]) -> int:
             flags += ["--model.weights", "random_tiny"]
     if any("pretrained: true" in text for text in texts):
         flags += ["--model.pretrained", "false"]
-    return main(
-        [command, *flags, "--trainer.fast_dev_run", "true", "--data.batch_size", "8", "--trainer.accelerator", "cpu"]
-    )
+    return [*flags, "--data.batch_size", "8", "--trainer.accelerator", "cpu"]
 
 
 def _slow_twin(path: Path) -> Any:
@@ -122,6 +126,15 @@ def _slow_twin(path: Path) -> Any:
 @pytest.mark.parametrize("experiment", [_slow_twin(path) for path in EXPERIMENTS])
 def test_experiment_runs(experiment: Path, data: dict[str, Path]) -> None:
     assert one_batch([experiment], data) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "experiment", [path for path in EXPERIMENTS if path.stem != "cascade_extract"], ids=lambda p: p.stem
+)
+def test_check_passes(experiment: Path, data: dict[str, Path]) -> None:
+    """`tools.check` passes each experiment that trains, on tiny data and without the weights that would be downloaded."""
+    assert check([*tiny_flags([experiment], data), "--trainer.enable_progress_bar", "false"]) == 0
 
 
 @pytest.mark.slow

@@ -8,11 +8,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from callbacks.failures.disk import FILES
 from foundation.disk import existing, free_space
 from tools.check.rows import Mark, Rows
 from tools.check.trial import Asked, TrialCLI
 
-KEPT = 3  # best.ckpt, last.ckpt, and the one being written
 TIGHT = 2  # free space or memory below this multiple of what is needed is worth a warning
 GB = 1e9
 
@@ -44,7 +44,7 @@ def add_disk(rows: Rows, folder: Path, checkpoint: int, asked: Asked) -> None:
         checkpoint: Bytes of a checkpoint.
         asked: Length of the run and number of checkpoints that are kept.
     """
-    kept = KEPT + ((asked.epochs or 0) // asked.every if asked.every > 0 else 0)
+    kept = FILES + ((asked.epochs or 0) // asked.every if asked.every > 0 else 0)
     needed, free = kept * checkpoint, free_space(folder)
     mark: Mark = "ok" if free >= TIGHT * needed else "warn" if free >= needed else "FAIL"
     text = f"{kept} checkpoints of {checkpoint / GB:.3g} GB need {needed / GB:.3g} GB, {free / GB:.3g} GB are free"
