@@ -9,11 +9,10 @@ file --worker: decode, squeeze to the canvas--> uint8 --device--> random resized
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -24,25 +23,19 @@ from torch import Tensor
 from datamodules.base import DataModule
 from datamodules.extraction import Labelled
 from datamodules.images.canvases import CanvasCache, CanvasLoader
-from datamodules.images.checking import check_decoding, kinds_of, levels_of
-from datamodules.images.class_folders import listed
+from datamodules.images.checking import check_decoding, levels_of
 from datamodules.images.decoding import Levels
-from datamodules.images.labelled import LabelledFiles, class_folders, find_parts, read_labelled, readable
+from datamodules.images.labelled import LabelledFiles, readable
 from datamodules.images.loader import ImageFileLoader, ImageFiles, cores_for_workers
 from datamodules.images.settings import IMAGENET_MEAN, IMAGENET_STD, check, check_files, check_levels, loading
+from datamodules.images.split_files import Split, SplitFiles
 from datamodules.images.unlabelled import given_images
 from datamodules.in_memory import InMemoryLoader
-from datamodules.sample_keys import file_keys
-from datamodules.splitting.grouped import grouped_split
-from datamodules.splitting.stratified import stratified_split
-from features import data_of_files, list_files
 
 log = logging.getLogger(__name__)
 
-Split = Literal["train", "val", "test", "predict"]
 
-
-class ImageFolderDataModule(DataModule):
+class ImageFolderDataModule(SplitFiles):
     """Image files in one folder per class.
 
     Args:
@@ -140,8 +133,7 @@ class ImageFolderDataModule(DataModule):
         self.workers, self.prefetch, self.unreadable = workers, prefetch, unreadable
         self.persistent_workers, self.pin_memory = persistent_workers, pin_memory
         self.canvas_cache = CanvasCache.of(canvas_cache, verify_canvases, self.root)
-        self._lists: dict[str, LabelledFiles] = {}  # by folder name: train, val, test, predict, or all
-        self._held_out: dict[str, Tensor] | None = None
+        self._lists, self._held_out = {}, None
 
     # ---- the header ----
 
@@ -165,154 +157,12 @@ class ImageFolderDataModule(DataModule):
         """Standard deviation of each channel used for normalisation."""
         return tuple(self._std)
 
-    @cached_property
-    def class_names(self) -> list[str]:
-        """Sorted names of the class folders, from train/ if it exists."""
-        return class_folders(next(iter(self._parts.values()), self.root))
-
-    @cached_property
-    def _parts(self) -> dict[str, Path]:
-        return find_parts(self.root, trains=self.trained_on is None)
-
-    # ---- files and splits ----
-
-    def files(self, split: Split) -> list[str]:
-        """Names of the files of a data set, relative to `folder`; the sample with `index` i is the i-th. Known after setup."""
-        return self._list(self._part_of(split)).names
-
-    def predicted_files(self) -> list[str]:
-        """See `DataModule`; those of the test split are relative to `folder`."""
-        return self.files("predict")
-
-    def folder(self, split: Split) -> Path:
-        """The folder that the names in `files` are relative to."""
-        return self._list(self._part_of(split)).folder
-
-    def _part_of(self, split: Split) -> str:
-        if split == "predict" and self.images is not None:
-            return "predict"
-        wanted = {"predict": "test"}.get(split, split)
-        if not self._parts:
-            return "all"
-        if wanted == "test" and "test" not in self._parts:
-            text = "has train/ but no test/, so there is nothing to test on; add ROOT/test/CLASS/IMAGE"
-            raise FileNotFoundError(f"{self.root}: {text}")
-        return wanted if wanted in self._parts else "train"
-
-    def _list(self, part: str) -> LabelledFiles:
-        if part not in self._lists:
-            names = self.own_class_names
-            folder = self._parts.get(part, self.root)
-            self._lists[part] = read_labelled(folder, names, self.unreadable, self.levels is not None)
-        return self._lists[part]
-
-    def read_part(self, part: Literal["train", "test"]) -> dict[str, Tensor]:
-        """List all training samples, including a validation split held out from them, or all test samples.
-
-        Returns:
-            `label` (N,) int64 and `index` (N,) int64, each sample's position in `files`.
-        """
-        labels = self._list(self._part_of(part)).labels
-        index = torch.arange(len(labels))
-        if not self._parts:
-            index = self._drawn()["test"] if part == "test" else torch.cat([self._drawn()[s] for s in ("train", "val")])
-        return {"label": labels[index], "index": index}
-
-    def _split_training_data(self) -> None:
-        train = self._drawn()["train"]
-        labels = self._list(self._part_of("train")).labels
-        used, _ = stratified_split(
-            labels[train], 0.0, seed=self.split_seed, name="train_fraction", used=self.train_fraction
-        )
-        train = train[used]
-        self.splits["train"] = {"label": self.as_trained(labels[train]), "index": train}
-        if "val" in self._parts:
-            labels = self._list("val").labels
-            self.splits["val"] = {"label": self.as_trained(labels), "index": torch.arange(len(labels))}
-        else:
-            val = self._drawn()["val"]
-            self.splits["val"] = {"label": self.as_trained(labels[val]), "index": val}
-        if self.trained_on is None:
-            _ = self.class_counts  # raises if a class has no training image
-
-    def _drawn(self) -> dict[str, Tensor]:
-        """Positions in `files` of the samples of each split that the training data is divided into, ascending."""
-        if self._held_out is None:
-            source = self._list(self._part_of("train"))
-            test = 0.0 if self._parts else self.test_fraction
-            val = 0.0 if "val" in self._parts else self.val_fraction
-            groups = source.groups(self.groups, self.group_column)
-            own = self.own_class_names
-            names = [own[label] for label in source.labels.tolist()]
-            try:
-                split = grouped_split(names, groups, [round(1 - val - test, 12), val, test], self.split_seed)
-            except ValueError as error:
-                raise MisconfigurationException(
-                    f"{source.folder} cannot be split into train, val and test (--data.val_fraction, --data.test_fraction): {error}"
-                ) from error
-            if absent := split.absent():
-                shown = listed([f"{name!r} in {('train', 'val', 'test')[s]}" for name, s in absent])
-                log.warning(f"classes without an image: {shown}; they have too few images or groups")
-            assignment = torch.tensor(split.assignment)
-            self._held_out = {
-                name: (assignment == s).nonzero().flatten() for s, name in enumerate(("train", "val", "test"))
-            }
-        return self._held_out
-
-    # ---- extraction of features ----
-
-    @property
-    def labelled_splits(self) -> tuple[Labelled, ...]:
-        """The splits that the data has."""
-        has_test = "test" in self._parts if self._parts else self.test_fraction > 0
-        return ("train", "val", "test") if has_test else ("train", "val")
-
-    @property
-    def split_settings(self) -> dict[str, str | int | float | bool | None]:
-        """Settings that decide which sample is in which split."""
-        table = None if self.groups is None else hashlib.sha256(self.groups.read_bytes()).hexdigest()[:16]
-        own = {"test_fraction": self.test_fraction, "groups": table, "group_column": self.group_column}
-        return {**super().split_settings, **own}
-
     @property
     def transform_settings(self) -> dict[str, str | int | float | bool | None]:
         """The share of the image used in evaluation and, with augmented views, the canvas size they are cropped from."""
         views = self.extraction.views if self.extraction is not None else 1
         levels = {} if self.levels is None else {"levels": "{:g} {:g}".format(*self.levels)}
         return {"eval_share": self.eval_share, **levels, **({"views.canvas": self.canvas} if views > 1 else {})}
-
-    def sample_keys(self, split: str) -> Tensor:
-        """Keys of a split's samples, (n,) int64: hashes of their files."""
-        listing = self._list(self._part_of(split))  # type: ignore[arg-type]
-        return file_keys([listing.folder / listing.names[i] for i in self.splits[split]["index"].tolist()])
-
-    def file_kinds(self, split: str) -> dict[str, float]:
-        """Shares of grey files and of files with more than 8 bits in a split."""
-        looks = self._list(self._part_of(split)).looks  # type: ignore[arg-type]
-        return kinds_of([looks[i] for i in self.splits[split]["index"].tolist()])
-
-    def group_names(self, split: str) -> list[str]:
-        """Names of the groups in a split, from the CSV file `groups`, sorted."""
-        if self.groups is None:
-            return []
-        listing = self._list(self._part_of(split))  # type: ignore[arg-type]
-        names = listing.group_names(self.groups, self.group_column)
-        return sorted({names[i] for i in self.splits[split]["index"].tolist()})
-
-    def _fingerprint(self) -> tuple[str, dict[str, int]]:
-        parts = sorted({self._part_of(split) for split in self.labelled_splits})
-        lists = [(self._list(part), "" if part == "all" else part) for part in parts]
-        files = {
-            name: size
-            for listing, part in lists
-            for name, size in list_files(listing.folder, listing.names, part).items()
-        }
-        return data_of_files(files), files
-
-    def unreadable_of(self, split: Labelled) -> int:
-        """Return the number of samples of a split with a readable header that this process could not decode."""
-        missed = torch.tensor(sorted(self._list(self._part_of(split)).missed))
-        return int(torch.isin(self.splits[split]["index"], missed).sum())
 
     def setup(self, stage: str) -> None:
         """List and split the files that the stage needs, once; no image is decoded."""
