@@ -276,7 +276,8 @@ class DataModule(MatchedToCheckpoint, Extractable, ABC):
 
     def _check_variety(self, splits: Sequence[Labelled]) -> None:
         for split in splits:
-            there = self.splits[split]["label"].unique().tolist()
+            label = self.splits[split]["label"]
+            there = label.unique().tolist() if label.ndim == 1 else []
             if len(there) != 1 or self.num_classes < 2:
                 continue
             text = f"all {len(self.splits[split]['label']):,} samples of {split} are of class {self.class_names[there[0]]!r}"

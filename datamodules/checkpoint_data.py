@@ -110,9 +110,11 @@ class MatchedToCheckpoint(LightningDataModule):
         return {}
 
     def target_keys(self, split: str) -> Tensor:
-        """Return a hash of the target of each sample, (n,) int64 in the order of `sample_keys`: of the name of its class."""
-        data: Any = self
-        return text_keys([data.class_names[label] for label in self.splits[split]["label"].tolist()])
+        """Return a hash of the target of each sample, (n,) int64 in the order of `sample_keys`: of the names of its classes."""
+        names, label = self.class_names, self.splits[split]["label"]  # type: ignore[attr-defined]
+        if label.ndim == 2:
+            return text_keys(["\n".join(names[k] for k, own in enumerate(row) if own) for row in label.tolist()])
+        return text_keys([names[number] for number in label.tolist()])
 
     def group_names(self, split: str) -> list[str]:
         """Return the names of the people or groups in a split that setup has read, sorted; none if the data has no groups."""
@@ -263,12 +265,20 @@ class MatchedToCheckpoint(LightningDataModule):
             )
 
     def as_trained(self, label: Tensor) -> Tensor:
-        """Renumber labels (N,) int64 from the data's own classes to those of the checkpoint; unchanged if there is none."""
+        """Renumber labels (N,) int64 from the data's own classes to those of the checkpoint; unchanged if there is none.
+
+        Of labels (N, K) of 0 and 1, the columns are moved.
+        """
         if self.trained_on is None or not self.numbers_classes:
             return label
         if (own := self.own_class_names) == self.trained_on.class_names:
             return label
         places = {name: number for number, name in enumerate(self.trained_on.class_names)}
+        if label.ndim == 2:
+            moved = label.new_zeros(len(label), len(places))
+            known = [number for number, name in enumerate(own) if name in places]
+            moved[:, [places[own[number]] for number in known]] = label[:, known]
+            return moved
         # in predict, labels are not used, and the data may have classes that the checkpoint does not know
         table = torch.tensor([places.get(name, 0) for name in own], dtype=label.dtype, device=label.device)
         return table[label]

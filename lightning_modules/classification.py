@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, cast, overload
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 from torch import Tensor, nn
 
@@ -44,7 +45,7 @@ class Classifier(BaseModule):
             accepts; linked to the data.
         label_smoothing: eps as in torch: eps is spread over all K classes. Labels are smoothed nowhere else.
         class_weights: ``balanced`` weights each sample by samples / (K * samples of its class) in the training split, before its
-            label is smoothed (lightning_modules/losses.py); ``none`` uses no weights.
+            label is smoothed (lightning_modules/losses); ``none`` uses no weights.
 
     Attributes:
         temperature: Positive number by which logits are divided before the softmax. It is read from the checkpoint's
@@ -106,7 +107,10 @@ class Classifier(BaseModule):
         return [*names, "train/acc_mix"]
 
     def setup(self, stage: str) -> None:
-        """Compute the class weights from the training split."""
+        """Refuse several labels an image; compute the class weights from the training split."""
+        refuse_several_labels(
+            getattr(self._trainer, "datamodule", None), f"{type(self).__name__}: one class a sample is learned"
+        )
         if stage == "fit" and self.class_weights == "balanced":
             counts = cast(Tensor, self.trainer.datamodule.class_counts)  # type: ignore[attr-defined]
             self.class_weight.copy_(balanced_weights(counts))
@@ -234,3 +238,25 @@ class Classifier(BaseModule):
                 "mean and std: unknown to this module, as it was not created by the command line; pass them as arguments"
             )
         return normalize(images.flatten(0, -4), self.mean, self.std).view(images.shape)
+
+
+def refuse_several_labels(data: Any, reason: str) -> None:
+    """Refuse data whose images have several labels or none.
+
+    Args:
+        data: The datamodule of the Trainer, after its setup; or None.
+        reason: Why one label is needed.
+
+    Raises:
+        MisconfigurationException: A split has labels (N, K) of 0 and 1; the message counts the samples.
+    """
+    for split, values in getattr(data, "splits", {}).items():
+        label = values.get("label")
+        if label is None or label.ndim != 2:
+            continue
+        counts = label.sum(dim=1)
+        many, none = int((counts > 1).sum()), int((counts == 0).sum())
+        raise MisconfigurationException(
+            f"{reason}, but {many:,} of the {len(label):,} {split} samples have several labels and {none:,} have none; "
+            "ImageClassifier learns them with --model.task multilabel"
+        )

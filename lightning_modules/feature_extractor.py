@@ -12,6 +12,7 @@ from torch import Tensor
 from foundation.project import MAIN
 from lightning_modules.backbone_weights import DEFAULT, BackboneSettings, describe
 from lightning_modules.base import BaseModule, Batch
+from lightning_modules.classification import refuse_several_labels
 from networks.frozen_backbone import FrozenBackbone
 
 
@@ -101,6 +102,7 @@ class FeatureExtractor(BaseModule):
             raise MisconfigurationException(
                 f"FeatureExtractor: {type(data).__name__} has masks, but heads need classes; take ImageFolderDataModule"
             )
+        refuse_several_labels(data, "FeatureExtractor: a cache holds one class a sample")
         if getattr(getattr(data, "signal_images", None), "mode", None) == "signals":
             raise MisconfigurationException(
                 "--data.mode signals: a backbone needs images of the signals; take --data.mode flatten, grid or channels"

@@ -15,8 +15,8 @@ from torch import Tensor
 from foundation.slug import slug
 from lightning_modules.base import BaseModule, Batch, StageName, StepOutput
 from lightning_modules.encoder_weights import fill_encoder
+from lightning_modules.losses.segmentation import OverSetting, PixelLoss, RegionLoss, SegmentationLoss
 from lightning_modules.pretrained import ONE_SOURCE
-from lightning_modules.segmentation_losses import OverSetting, PixelLoss, RegionLoss, SegmentationLoss
 from lightning_modules.segmentation_module import SegmentationModule
 from networks.segmenter_clip import CLIPSegmenter, DecoderName
 from networks.segmenter_light import LightSegmenter

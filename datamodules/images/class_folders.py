@@ -130,6 +130,22 @@ def _identity(folder: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
+def all_images(folder: Path) -> tuple[list[Path], dict[str, list[Path]]]:
+    """List the images of a folder at any depth, whatever its subfolders mean.
+
+    Returns:
+        The images, sorted within each folder, and why other files were left out, as in `ImageFolder`.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: A linked folder leads back to one that it lies in.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}")
+    left_out: dict[str, list[Path]] = defaultdict(list)
+    return _images_below(folder, left_out, ()), {reason: sorted(paths) for reason, paths in left_out.items()}
+
+
 def duplicate_groups(
     paths: Sequence[Path], watch: Callable[[list[Path]], Iterable[Path]] | None = None
 ) -> list[list[Path]]:

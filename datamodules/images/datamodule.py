@@ -2,6 +2,7 @@
 
 ROOT/train/CLASS/IMAGE  ROOT/val/CLASS/IMAGE  ROOT/test/CLASS/IMAGE     without val/, validation images are held out from train/
 ROOT/CLASS/IMAGE                                                        val and test are held out
+ROOT/IMAGE with a table of labels                                       see `datamodules.images.table_files`
 
 file --worker: decode, squeeze to the canvas--> uint8 --device--> random resized crop to train_size, flip, policy, normalise,
      erasing, mixup or cutmix;        validation, test, predict: the central square at image_size, normalise
@@ -25,10 +26,12 @@ from datamodules.extraction import Labelled
 from datamodules.images.canvases import CanvasCache, CanvasLoader
 from datamodules.images.checking import check_decoding, levels_of
 from datamodules.images.decoding import Levels
+from datamodules.images.label_table import Columns
 from datamodules.images.labelled import LabelledFiles, readable
 from datamodules.images.loader import ImageFileLoader, ImageFiles, cores_for_workers
 from datamodules.images.settings import IMAGENET_MEAN, IMAGENET_STD, check, check_files, check_levels, loading
 from datamodules.images.split_files import Split, SplitFiles
+from datamodules.images.table_files import TableFiles
 from datamodules.images.unlabelled import given_images
 from datamodules.in_memory import InMemoryLoader
 
@@ -36,10 +39,11 @@ log = logging.getLogger(__name__)
 
 
 class ImageFolderDataModule(SplitFiles):
-    """Image files in one folder per class.
+    """Image files in one folder per class, or with a table of labels.
 
     Args:
-        root: Folder with train/ and optionally val/ and test/, each with a folder per class; or with one folder per class.
+        root: Folder with train/ and optionally val/ and test/, each with a folder per class; or with one folder per class. With
+            `labels`, images at any depth.
         image_size: Height and width in pixels of the network's input images.
         canvas: Side of the square that workers resize a training image to, as a multiple of the training size, 1 or more. A larger
             canvas keeps more detail for small crops and costs time and memory.
@@ -49,6 +53,14 @@ class ImageFolderDataModule(SplitFiles):
         flip: Mirror each training image left to right with probability one half.
         erasing_prob: Probability of random erasing for each training image, 0 to 1 (arXiv:1708.04896).
         test_fraction: Share of every class held out for testing if `root` directly contains the class folders, 0 to below 1.
+        labels: CSV file with the labels of the images, one row an image; its path may begin in `root`. Or the name of a CSV in each
+            of train/, val/ and test/. null: the folder is the label.
+        file_column: Its column with the file; null: the column `file`, `filename`, `image`, `id` or the like, else the first one.
+        label_column: Its column with the label, or a list of columns, one for each class, with 0 or 1. null: the column `label`,
+            `class`, `category` or the like; else the only other column; else all other columns, if they hold 0 and 1.
+        split_column: Its column with train, val or test; null: the column `split`, if there is one.
+        label_separator: What divides several labels in a cell, such as `;`; an empty cell then means none of the classes. `none`:
+            each cell is one label. null: `;` or `|`, if it occurs.
         groups: CSV file that assigns images to groups, such as all images of one person; a group is never divided between splits.
         group_column: Column of the CSV with the group; the column `file`, or else the first one, names the image.
         unreadable: Handling of files that cannot be read as images: `skip` logs and leaves them out, `refuse` aborts the run.
@@ -77,6 +89,11 @@ class ImageFolderDataModule(SplitFiles):
         *DataModule.fixed_on_resume,
         "image_size",  # determines the grid of a transformer's position embeddings
         "test_fraction",
+        "labels",
+        "file_column",
+        "label_column",
+        "split_column",
+        "label_separator",
         "groups",
         "group_column",
         "unreadable",
@@ -93,6 +110,11 @@ class ImageFolderDataModule(SplitFiles):
         flip: bool = True,
         erasing_prob: float = 0.0,
         test_fraction: float = 0.1,
+        labels: str | None = None,
+        file_column: str | None = None,
+        label_column: str | list[str] | None = None,
+        split_column: str | None = None,
+        label_separator: str | None = None,
         groups: str | None = None,
         group_column: str | None = None,
         unreadable: Literal["skip", "refuse"] = "skip",
@@ -125,7 +147,13 @@ class ImageFolderDataModule(SplitFiles):
         self.augmentation = replace(
             self.augmentation, erasing_prob=erasing_prob, crop_scale=crop_scale, crop_ratio=crop_ratio
         )
+        columns = Columns(file_column, label_column, split_column, label_separator)
+        if labels is None and (
+            given := [f"{name}_column" for name in ("file", "label", "split") if getattr(columns, name)]
+        ):
+            raise ValueError(f"{given[0]} is a column of the table of labels, which is not given; give it as labels")
         self.root, self._image_size, self._channels = Path(root), image_size, channels
+        self.table = None if labels is None else TableFiles(self.root, labels, columns)
         self._mean, self._std = mean, std
         self.levels: Levels | None = (levels[0], levels[1]) if levels is not None else None
         self.canvas, self.eval_share, self.test_fraction = canvas, eval_share, test_fraction
@@ -203,7 +231,8 @@ class ImageFolderDataModule(SplitFiles):
             damaged = torch.tensor(sorted(self._list(self._part_of("train")).named), dtype=torch.int64)
             train = self.splits["train"]
             left = train["label"][~torch.isin(train["index"], damaged)]
-            if bare := sorted({*train["label"].tolist()} - {*left.tolist()}):
+            bare = [k for k in range(self.num_classes) if not _has(left, k) and _has(train["label"], k)]
+            if bare:
                 raise MisconfigurationException(
                     f"{self.root}: no training image of class {self.class_names[bare[0]]!r} can be decoded"
                 )
@@ -248,3 +277,8 @@ class ImageFolderDataModule(SplitFiles):
             if (canvases := self.canvas_cache.opened(split, files)) is not None:
                 return CanvasLoader(canvases, files, places, pin_memory=workers["pin_memory"], **order)
         return ImageFileLoader(files, places, **workers, **order)
+
+
+def _has(labels: Tensor, number: int) -> bool:
+    """Whether any of the samples with labels (N,) or (N, K) is of a class."""
+    return bool((labels == number).any() if labels.ndim == 1 else labels[:, number].any())

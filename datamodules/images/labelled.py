@@ -42,7 +42,7 @@ class LabelledFiles:
     Attributes:
         folder: Folder that the names are relative to.
         names: (N,) names with forward slashes, sorted by class and then by name.
-        labels: (N,) int64.
+        labels: (N,) int64, or (N, K) uint8 of 0 and 1 where an image may have several labels or none.
         looks: What header and end of each file show.
         named: Indices of files that could not be decoded and have been reported in a warning.
         missed: Indices of files that this process left out of its batches since they could not be decoded.
@@ -127,7 +127,9 @@ def class_folders(folder: Path) -> list[str]:
     names = sorted(path.name for path in _folders(folder))
     if not names:
         hint = meant(folder, _is_root)
-        raise FileNotFoundError(f"--data.root {folder}: there is no class folder in it{hint or '; ' + LAYOUT}")
+        raise FileNotFoundError(
+            f"--data.root {folder}: there is no class folder in it{hint or '; ' + LAYOUT}{_tables_there(folder)}"
+        )
     if len(names) == 1 and ((hint := meant(folder, _is_root)) or not any(map(is_image, folder.rglob("*")))):
         raise FileNotFoundError(
             f"--data.root {folder}: its only folder {names[0]!r} is no class, no image is in it{hint or '; ' + LAYOUT}"
@@ -140,6 +142,12 @@ def _is_root(folder: Path) -> bool:
     return holds_classes(folder) or any(
         (folder / one).is_dir() and holds_classes(folder / one) for one in NAMES_OF["train"]
     )
+
+
+def _tables_there(folder: Path) -> str:
+    """What to say of a table of labels in a folder, or beside it."""
+    names = [path.name for place in (folder, folder.parent) for path in sorted(place.glob("*.csv"))]
+    return f"; to read labels from a table: --data.labels {names[0]}" if names else ""
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -177,14 +185,11 @@ def read_labelled(
         found = scan(folder)
     except (ValueError, OSError) as error:
         hint = "" if holds_classes(folder) else meant(folder, _is_root, above=False)
-        raise MisconfigurationException(f"--data.root {' '.join(str(error).split())}{hint}") from error
+        text = " ".join(str(error).split())
+        raise MisconfigurationException(f"--data.root {text}{hint}{_tables_there(folder)}") from error
     unknown = [name for name in found.class_names if name not in class_names]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], class_names, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise MisconfigurationException(
-            f"{folder}: there is no class {unknown[0]!r} in training{hint}; the classes are {listed(list(class_names))}"
-        )
+        raise MisconfigurationException(unknown_class(str(folder), unknown[0], class_names))
     if found.left_out:
         reasons = ", ".join(f"{len(paths):,} {reason}" for reason, paths in sorted(found.left_out.items()))
         log.info(f"left out   {reasons}, in {folder}")
@@ -198,6 +203,13 @@ def read_labelled(
     if bare:
         raise MisconfigurationException(f"{folder}: class {bare[0]!r} has no image that can be read")
     return listing
+
+
+def unknown_class(place: str, name: str, class_names: Sequence[str]) -> str:
+    """What to say of a class that training does not have; `place` is the folder or table that has it."""
+    near = difflib.get_close_matches(name, class_names, n=1)
+    meant = f" (did you mean {near[0]!r}?)" if near else ""
+    return f"{place}: there is no class {name!r} in training{meant}; the classes are {listed(list(class_names))}"
 
 
 def readable(folder: Path, names: Sequence[str], unreadable: Unreadable, levels: bool = False) -> dict[str, Look]:

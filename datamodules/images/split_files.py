@@ -1,6 +1,6 @@
 """`SplitFiles`: the file lists of an image folder, and which file is in which split; base of `ImageFolderDataModule`.
 
-ROOT/train, val, test --find_parts--> one list of files for each folder; without val/ (or any of them), splits are drawn from a list
+ROOT/train, val, test, or a table's column of splits --> one list of files for each; without val (or any), splits are drawn
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from datamodules.images.checking import kinds_of
 from datamodules.images.class_folders import listed
 from datamodules.images.decoding import Levels
 from datamodules.images.labelled import LabelledFiles, Unreadable, class_folders, find_parts, read_labelled
+from datamodules.images.table_files import TableFiles
 from datamodules.sample_keys import file_keys
 from datamodules.splitting.grouped import grouped_split
-from datamodules.splitting.stratified import stratified_split
+from datamodules.splitting.stratified import strata, stratified_split
 from features import data_of_files, list_files
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ class SplitFiles(DataModule):
         group_column: Its column with the group.
         unreadable: Handling of files that cannot be read as images.
         levels: Grey values that become black and white, or None.
+        table: The table of labels, or None: a folder per class.
     """
 
     root: Path
@@ -49,16 +51,22 @@ class SplitFiles(DataModule):
     group_column: str | None
     unreadable: Unreadable
     levels: Levels | None
+    table: TableFiles | None
     _lists: dict[str, LabelledFiles]  # by folder name: train, val, test, predict, or all
     _held_out: dict[str, Tensor] | None
 
     @cached_property
     def class_names(self) -> list[str]:
-        """Sorted names of the class folders, from train/ if it exists."""
+        """Sorted names of the class folders, from train/ if it exists, or of the labels in the table."""
+        if self.table is not None:
+            return self.table.class_names
         return class_folders(next(iter(self._parts.values()), self.root))
 
     @cached_property
     def _parts(self) -> dict[str, Path]:
+        if self.table is not None:
+            self.table.trains = self.trained_on is None
+            return {part: found.folder for part, found in self.table.parts.items() if part != "all"}
         return find_parts(self.root, trains=self.trained_on is None)
 
     def files(self, split: Split) -> list[str]:
@@ -80,22 +88,24 @@ class SplitFiles(DataModule):
         if not self._parts:
             return "all"
         if wanted == "test" and "test" not in self._parts:
-            text = "has train/ but no test/, so there is nothing to test on; add ROOT/test/CLASS/IMAGE"
-            raise FileNotFoundError(f"{self.root}: {text}")
+            add = "ROOT/test/CLASS/IMAGE" if self.table is None else "test images with rows in the table"
+            raise FileNotFoundError(f"{self.root}: has train/ but no test/, so there is nothing to test on; add {add}")
         return wanted if wanted in self._parts else "train"
 
     def _list(self, part: str) -> LabelledFiles:
         if part not in self._lists:
-            names = self.own_class_names
-            folder = self._parts.get(part, self.root)
-            self._lists[part] = read_labelled(folder, names, self.unreadable, self.levels is not None)
+            names, levels = self.own_class_names, self.levels is not None
+            if self.table is not None:
+                self._lists[part] = self.table.listing(part, names, self.unreadable, levels)
+            else:
+                self._lists[part] = read_labelled(self._parts.get(part, self.root), names, self.unreadable, levels)
         return self._lists[part]
 
     def read_part(self, part: Literal["train", "test"]) -> dict[str, Tensor]:
         """List all training samples, including a validation split held out from them, or all test samples.
 
         Returns:
-            `label` (N,) int64 and `index` (N,) int64, each sample's position in `files`.
+            `label` (N,) int64, or (N, K) uint8 with a table of several labels, and `index` (N,) int64, the position in `files`.
         """
         labels = self._list(self._part_of(part)).labels
         index = torch.arange(len(labels))
@@ -107,7 +117,7 @@ class SplitFiles(DataModule):
         train = self._drawn()["train"]
         labels = self._list(self._part_of("train")).labels
         used, _ = stratified_split(
-            labels[train], 0.0, seed=self.split_seed, name="train_fraction", used=self.train_fraction
+            strata(labels[train]), 0.0, seed=self.split_seed, name="train_fraction", used=self.train_fraction
         )
         train = train[used]
         self.splits["train"] = {"label": self.as_trained(labels[train]), "index": train}
@@ -128,7 +138,7 @@ class SplitFiles(DataModule):
             val = 0.0 if "val" in self._parts else self.val_fraction
             groups = source.groups(self.groups, self.group_column)
             own = self.own_class_names
-            names = [own[label] for label in source.labels.tolist()]
+            names = ["" if label == len(own) else own[label] for label in strata(source.labels).tolist()]
             try:
                 split = grouped_split(names, groups, [round(1 - val - test, 12), val, test], self.split_seed)
             except ValueError as error:
@@ -155,9 +165,10 @@ class SplitFiles(DataModule):
     @property
     def split_settings(self) -> dict[str, str | int | float | bool | None]:
         """Settings that decide which sample is in which split."""
-        table = None if self.groups is None else hashlib.sha256(self.groups.read_bytes()).hexdigest()[:16]
+        tables = {} if self.table is None else {"labels": _contents([*self.table.tables.values()])}
+        table = None if self.groups is None else _contents([self.groups])
         own = {"test_fraction": self.test_fraction, "groups": table, "group_column": self.group_column}
-        return {**super().split_settings, **own}
+        return {**super().split_settings, **own, **tables}
 
     def sample_keys(self, split: str) -> Tensor:
         """Keys of a split's samples, (n,) int64: hashes of their files."""
@@ -191,3 +202,8 @@ class SplitFiles(DataModule):
         """Return the number of samples of a split with a readable header that this process could not decode."""
         missed = torch.tensor(sorted(self._list(self._part_of(split)).missed))
         return int(torch.isin(self.splits[split]["index"], missed).sum())
+
+
+def _contents(tables: list[Path]) -> str:
+    """Hash of the bytes of tables, 16 hexadecimal digits."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in tables)).hexdigest()[:16]

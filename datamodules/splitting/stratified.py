@@ -39,6 +39,25 @@ def stratified_split(
     return torch.cat(kept_parts).sort().values, torch.cat(held_out_parts).sort().values
 
 
+def strata(labels: Tensor) -> Tensor:
+    """One class of each sample to stratify by: its own, or the rarest of several, which is the hardest to divide.
+
+    Args:
+        labels: (N,) int64 classes, which are returned; or (N, K) of 0 and 1.
+
+    Returns:
+        (N,) int64; K for a sample without a label. Among classes of equal size the first one counts as rarer.
+
+    >>> strata(torch.tensor([[1, 1, 0], [1, 0, 0], [0, 0, 0]]))
+    tensor([1, 0, 3])
+    """
+    if labels.ndim == 1:
+        return labels
+    counts = labels.sum(dim=0, dtype=torch.int64)
+    size = torch.where(labels > 0, counts, len(labels) + 1)
+    return torch.where((labels > 0).any(dim=1), size.argmin(dim=1), labels.shape[1])
+
+
 def check_labels(labels: Tensor, num_classes: int, source: str) -> None:
     """Check that every label is a valid class number.
 
@@ -63,7 +82,7 @@ def count_classes(labels: Tensor, class_names: list[str]) -> Tensor:
     """Count the training samples of each class.
 
     Args:
-        labels: (N,) int64 labels of the training split, all in range.
+        labels: (N,) int64 labels of the training split, all in range; or (N, K) of 0 and 1.
         class_names: The K names.
 
     Returns:
@@ -72,7 +91,8 @@ def count_classes(labels: Tensor, class_names: list[str]) -> Tensor:
     Raises:
         MisconfigurationException: A class has no sample, so it can be neither learned nor weighted by its frequency.
     """
-    counts = labels.bincount(minlength=len(class_names))
+    several = labels.ndim == 2
+    counts = labels.sum(dim=0, dtype=torch.int64) if several else labels.bincount(minlength=len(class_names))
     empty = [f"{class_names[i]!r} ({i})" for i in (counts == 0).nonzero().flatten().tolist()]
     if empty:
         noun = "class has" if len(empty) == 1 else "classes have"

@@ -1,4 +1,4 @@
-"""Tests of lightning_modules/losses.py: a sample is weighted by its class before its label is smoothed; mixtures of samples."""
+"""Tests of lightning_modules/losses: a sample is weighted by its class before its label is smoothed; mixtures of samples."""
 
 import pytest
 import torch

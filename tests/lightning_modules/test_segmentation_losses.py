@@ -1,4 +1,4 @@
-"""Tests of lightning_modules/segmentation_losses.py: values computed by hand, and torchvision's focal loss."""
+"""Tests of lightning_modules/losses/segmentation.py: values computed by hand, and torchvision's focal loss."""
 
 import inspect
 import math
@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
 from lightning_modules import PromptedSegmenter
-from lightning_modules.segmentation_losses import SegmentationLoss, pixel_loss, region_loss
+from lightning_modules.losses.segmentation import SegmentationLoss, pixel_loss, region_loss
 
 
 def loss_with(*terms: Any, **settings: Any) -> SegmentationLoss:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_modules.segmentation_losses import region_loss
+from lightning_modules.losses.segmentation import region_loss
 from tests.lightning_modules.test_prompted_segmenter import NAMES, module_of
 
 FITTING = {"longer_side": 100, "training_scale": 1.0}

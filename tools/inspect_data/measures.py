@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules import DataModule, PromptedSegmentationDataModule
-from datamodules.images.class_folders import duplicate_groups, scan
+from datamodules.images.class_folders import all_images, duplicate_groups, scan
 from datamodules.images.formats import readable_formats
 from datamodules.images.loader import ImageFiles, cores_for_workers
 from tools.command_line import watched
@@ -200,8 +200,13 @@ def unreadable_headers(data: DataModule, samples: Sequence[Sample]) -> tuple[lis
         return [], {}
     for folder in dict.fromkeys(data.folder(split) for split in dict.fromkeys(s.split for s in samples)):  # type: ignore[attr-defined]
         listed = {folder / name for split in data.splits if data.folder(split) == folder for name in data.files(split)}  # type: ignore[attr-defined]
-        found = scan(folder)
-        missing += [path for path, _ in found.images if path not in listed]
-        for reason, paths in found.left_out.items():
+        table = getattr(data, "table", None)
+        if table is not None:
+            images, others = table.files_in(folder), all_images(folder)[1]
+        else:
+            found = scan(folder)
+            images, others = [path for path, _ in found.images], found.left_out
+        missing += [path for path in images if path not in listed]
+        for reason, paths in others.items():
             left_out[reason] += len(paths)
     return missing, dict(left_out)
