@@ -2,7 +2,8 @@
 
 A callback reads step outputs, logged metrics and the run folder. It does not depend on the task, and imports neither
 lightning_modules nor datamodules. On a module it may use ``log_epoch(stage)``, ``shared_step(batch, stage)`` and ``metric_names``
-(lightning_modules/base.py), and ``collapsed`` (lightning_modules/segmentation_module.py).
+(lightning_modules/base.py), ``collapsed`` (lightning_modules/segmentation_module.py), and ``several_labels``, ``monitored`` and
+``label_results`` (lightning_modules/multilabel.py).
 """
 
 from callbacks.calibration import Calibration
@@ -20,6 +21,7 @@ from callbacks.learning_rate_finder import LearningRateFinder
 from callbacks.metrics_log import MetricsLog, RunTensorBoard, read_metrics
 from callbacks.pictures.confusion_matrix import ConfusionMatrix
 from callbacks.pictures.curves import Curves
+from callbacks.pictures.label_curves import LabelCurves
 from callbacks.pictures.predicted_masks import MaskWriter
 from callbacks.pictures.segmentation import SegmentationPictures
 from callbacks.pictures.subject_accuracy import SubjectAccuracy
@@ -45,6 +47,7 @@ __all__ = [
     "FastEpochLoop",
     "FeatureWriter",
     "Interrupted",
+    "LabelCurves",
     "LearningRateFinder",
     "MaskWriter",
     "MetricsLog",

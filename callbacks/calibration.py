@@ -75,6 +75,7 @@ class Calibration(EvaluationPicture[Evaluation]):
     """
 
     name: ClassVar[str] = "reliability"
+    one_label: ClassVar[str] = "its temperature and its early exit are of the most probable class"
     metric_names: ClassVar[tuple[str, ...]] = ("val/ece", "val/ece_mass", "val/nll")
     """Metrics logged at every validation, unless the module logs them itself."""
 

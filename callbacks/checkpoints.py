@@ -37,6 +37,8 @@ from metrics.directions import GivenMode, Mode, direction_of, is_better, tie_bre
 
 log = logging.getLogger(__name__)
 
+ACCURACY = "val/acc"
+
 
 def validation_follows(trainer: Trainer) -> bool:
     """Whether a validation follows the batch that has just ended (in ``on_train_batch_end``); the same on all processes.
@@ -80,7 +82,7 @@ class Checkpoints(Checkpoint):
 
     def __init__(
         self,
-        monitor: str = "val/acc",
+        monitor: str = ACCURACY,
         mode: GivenMode = "auto",
         every_n_epochs: int = 0,
         last_every_minutes: float = 5.0,
@@ -145,7 +147,14 @@ class Checkpoints(Checkpoint):
     # ---- hooks ----
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the run folder."""
+        """Find the run folder; where there is no accuracy, the module's own metric selects in its place."""
+        own = getattr(pl_module, "monitored", self.monitor)
+        if self.monitor == ACCURACY != own:
+            self.monitor = own
+            if stage == "fit":
+                log.info(
+                    f"checkpoint best.ckpt is chosen by {own}, since this task has no {ACCURACY} (--checkpoint.monitor)"
+                )
         folder = run_folder(trainer)
         self.folder = folder / "checkpoints" if folder is not None else None
 

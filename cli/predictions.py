@@ -3,6 +3,7 @@
     index  [file]  class  probability  [exit]  class_2  probability_2 ..     up to five classes, most probable first
 
 Probabilities are calibrated: softmax(logits / temperature), with the temperature stored in the checkpoint, or 1 without one.
+Several labels a sample: index  [file]  labels  probability_NAME of each label; `labels` reach their thresholds, divided by `;`.
 The column ``exit`` (yes or no) exists only if the checkpoint's calibration requested an exit threshold. If no threshold met the
 target, ``chosen_threshold`` is infinite and ``exit`` is always no.
 """
@@ -17,6 +18,8 @@ import torch
 from foundation.atomic_files import replace_file
 
 CLASSES = 5
+# surrogateescape: a file name may contain bytes that are not valid UTF-8
+OPTIONS: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
 
 
 def write_predictions(
@@ -32,14 +35,15 @@ def write_predictions(
         files: File of each sample, by index; None if samples are not files.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if getattr(module, "several_labels", False):
+        _write_labels(path, outputs, module, names, files)
+        return
     threshold = getattr(module, "chosen_threshold", None)
     further = [
         f"{column}_{rank}" for rank in range(2, min(CLASSES, len(names)) + 1) for column in ("class", "probability")
     ]
     header = ["index", *(["file"] if files is not None else []), "class", "probability"]
-    # surrogateescape: a file name may contain bytes that are not valid UTF-8
-    options: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
-    with replace_file(path) as temporary, temporary.open("w", **options) as file:
+    with replace_file(path) as temporary, temporary.open("w", **OPTIONS) as file:
         writer = csv.writer(file)
         writer.writerow([*header, *(["exit"] if threshold is not None else []), *further])
         for index, ranking, exits in _evaluated(outputs, getattr(module, "temperature", 1.0), threshold):
@@ -47,6 +51,23 @@ def write_predictions(
             row = [index, *([files[index]] if files is not None else []), *first]
             row += [] if threshold is None else ["yes" if exits else "no"]
             writer.writerow([*row, *(cell for pair in others for cell in pair)])
+
+
+def _write_labels(
+    path: Path, outputs: Iterable[Any], module: Any, names: Sequence[str], files: Sequence[str] | None
+) -> None:
+    """Write the labels of each sample, and the probability of every label."""
+    with replace_file(path) as temporary, temporary.open("w", **OPTIONS) as file:
+        writer = csv.writer(file)
+        own = [] if files is None else ["file"]
+        writer.writerow(["index", *own, "labels", *(f"probability_{name}" for name in names)])
+        for batch in outputs:
+            logits = batch["logits"].float()
+            rows = zip(batch["index"].tolist(), module.chosen(logits).tolist(), logits.sigmoid().tolist(), strict=True)
+            for index, chosen, chances in rows:
+                labels = ";".join(name for name, taken in zip(names, chosen, strict=True) if taken)
+                place = [] if files is None else [files[index]]
+                writer.writerow([index, *place, labels, *(f"{chance:.6f}" for chance in chances)])
 
 
 def _evaluated(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import Checkpoint
 
 import callbacks as ours
+
+log = logging.getLogger(__name__)
 
 
 def run_callbacks(
@@ -17,7 +20,7 @@ def run_callbacks(
 
     Args:
         own: Callbacks of ``trainer.callbacks``.
-        settings: The created objects of a command's settings: ``non_finite``, ``progress``, ``curves``, ``checkpoint``.
+        settings: The created objects of a command's settings: ``model``, ``non_finite``, ``progress``, ``curves``, ``checkpoint``.
         options: Arguments of the Trainer; its bar and its checkpoints may be switched off.
         run_folder: The callback that writes the run folder.
         signals: The callback that ends a run at a signal.
@@ -31,6 +34,8 @@ def run_callbacks(
         ours.Speed(),
         ours.MetricsLog(),
     ]
+    if getattr(settings.model, "several_labels", False):
+        own = _for_several_labels(own)
     savers = [callback for callback in own if isinstance(callback, Checkpoint)]
     others = [callback for callback in own if not isinstance(callback, Checkpoint)]
     if options.get("enable_progress_bar") is not False:
@@ -40,3 +45,15 @@ def run_callbacks(
     if options.get("enable_checkpointing") is not False:
         savers = [settings.checkpoint, *savers, signals]
     return [*first, *others, *savers]
+
+
+def _for_several_labels(own: list[Callback]) -> list[Callback]:
+    """The pictures of one label an image, which the recipes have, replaced by those of several labels."""
+    there = [
+        type(callback).__name__ for callback in own if isinstance(callback, ours.ConfusionMatrix | ours.WorstMistakes)
+    ]
+    if not there:
+        return own
+    log.info(f"pictures   LabelCurves in place of {' and '.join(there)}, which are for one label an image")
+    kept = [callback for callback in own if type(callback).__name__ not in there]
+    return kept if any(isinstance(callback, ours.LabelCurves) for callback in own) else [*kept, ours.LabelCurves()]

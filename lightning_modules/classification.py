@@ -57,6 +57,8 @@ class Classifier(BaseModule):
 
     takes_features: ClassVar[bool] = False
     class_weight: Tensor
+    several_labels: bool = False
+    """Whether a sample has several labels or none, (B, K) of 0 and 1; see `lightning_modules.multilabel`."""
     temperature: float = 1.0
     chosen_threshold: float | None = None
     exit_target: float | None = None
@@ -108,14 +110,25 @@ class Classifier(BaseModule):
 
     def setup(self, stage: str) -> None:
         """Refuse several labels an image; compute the class weights from the training split."""
-        refuse_several_labels(
-            getattr(self._trainer, "datamodule", None), f"{type(self).__name__}: one class a sample is learned"
-        )
+        if not self.several_labels:
+            refuse_several_labels(
+                getattr(self._trainer, "datamodule", None), f"{type(self).__name__}: one class a sample is learned"
+            )
         if stage == "fit" and self.class_weights == "balanced":
             counts = cast(Tensor, self.trainer.datamodule.class_counts)  # type: ignore[attr-defined]
-            self.class_weight.copy_(balanced_weights(counts))
+            self.class_weight.copy_(self.balancing_weights(counts))
             listed = ", ".join(f"{weight:.3g}" for weight in self.class_weight.tolist())
-            log.info(f"class weights (balanced, from {int(counts.sum())} training samples): {listed}")
+            what = "labels" if self.several_labels else "samples"
+            log.info(f"class weights (balanced, from {int(counts.sum())} training {what}): {listed}")
+
+    def balancing_weights(self, counts: Tensor) -> Tensor:
+        """Weights (K,) of ``class_weights balanced`` from the training samples of each class (K,)."""
+        return balanced_weights(counts)
+
+    @property
+    def weights_in_loss(self) -> Tensor | None:
+        """Class weights (K,) of the training loss; None without weights."""
+        return None if self.class_weights == "none" else self.class_weight
 
     @property
     def deployed_network(self) -> nn.Module:
@@ -140,8 +153,9 @@ class Classifier(BaseModule):
 
     def training_loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """The loss to minimise, a scalar: cross-entropy of logits (B, K) with label smoothing and class weights."""
-        weight = self.class_weight if self.class_weights == "balanced" else None
-        return classification_loss(logits, batch["label"], batch.get("target"), weight, self.label_smoothing)
+        return classification_loss(
+            logits, batch["label"], batch.get("target"), self.weights_in_loss, self.label_smoothing
+        )
 
     def sample_weights(self, batch: Batch) -> Tensor | None:
         """Weight (B,) of each sample in the training loss; None without class weights."""
@@ -203,15 +217,16 @@ class Classifier(BaseModule):
             ValueError: Wrong shape, type or range; nothing can be read; or a setting that is needed is not known to the module.
         """
         if isinstance(images, Tensor):
-            return self._chances(self.logits(images))
+            return self.probabilities_of(self.logits(images))
         files: list[str | None] = []
         found: list[Tensor] = []
         for names, inputs in self.transform.batches(images):
             files += names
-            found.append(self._chances(self._logits_of(inputs.to(self.device))))
+            found.append(self.probabilities_of(self._logits_of(inputs.to(self.device))))
         return Predictions.of(torch.cat(found), self.class_names, self.chosen_threshold, files)
 
-    def _chances(self, logits: Tensor) -> Tensor:
+    def probabilities_of(self, logits: Tensor) -> Tensor:
+        """Calibrated probabilities (B, K) of logits (B, K): softmax(logits / ``temperature``)."""
         return (logits / self.temperature).softmax(dim=1)
 
     def _logits_of(self, inputs: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from foundation.hub import hub_or_cache
-from lightning_modules.base import BaseModule
-from lightning_modules.pretrained import ONE_SOURCE, SavedWeights, StartsFromWeights, read_weights
+from lightning_modules.multilabel import MultiLabelClassifier
+from lightning_modules.pretrained import ONE_SOURCE, SavedWeights, read_weights
 from networks.timm_network import (
     backbone_modules,
     build_timm_network,
@@ -26,7 +26,7 @@ from networks.timm_network import (
 from networks.transfer import transfer
 
 
-class ImageClassifier(StartsFromWeights):
+class ImageClassifier(MultiLabelClassifier):
     """Classifies images with a timm network. The head is its classifier, the last linear layer; the backbone is everything else.
 
     Args:
@@ -47,7 +47,7 @@ class ImageClassifier(StartsFromWeights):
     """
 
     fixed_on_resume: ClassVar[tuple[str, ...]] = (
-        *BaseModule.fixed_on_resume,
+        *MultiLabelClassifier.fixed_on_resume,
         "architecture",
         "network_args",
         "freeze",

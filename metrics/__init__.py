@@ -14,6 +14,13 @@ from metrics.early_exit import ExitHistogram, ExitMetrics, ExitSums, aurc, exces
 from metrics.exit_threshold import ExitThreshold, choose_exit_threshold
 from metrics.groups import GroupAccuracy, GroupSums, group_accuracies
 from metrics.loss_accuracy import ClassificationSums
+from metrics.multilabel import (
+    LabelMetrics,
+    MultiLabelResult,
+    MultiLabelScores,
+    choose_label_thresholds,
+    multilabel_metrics,
+)
 from metrics.predictions import MaskPrediction, Prediction, Predictions, exits_early
 from metrics.segmentation import MaskMetrics, SegmentationCounts, SegmentationSums, choose_thresholds
 from metrics.segmentation_boundary import TolerantMetrics, TolerantSums
@@ -33,9 +40,12 @@ __all__ = [
     "GivenMode",
     "GroupAccuracy",
     "GroupSums",
+    "LabelMetrics",
     "MaskMetrics",
     "MaskPrediction",
     "Mode",
+    "MultiLabelResult",
+    "MultiLabelScores",
     "Prediction",
     "Predictions",
     "SegmentationCounts",
@@ -46,6 +56,7 @@ __all__ = [
     "bootstrap_interval",
     "calibration_p_value",
     "choose_exit_threshold",
+    "choose_label_thresholds",
     "choose_thresholds",
     "class_metrics",
     "classification_scores",
@@ -56,6 +67,7 @@ __all__ = [
     "fit_temperature",
     "group_accuracies",
     "is_better",
+    "multilabel_metrics",
     "resolve_mode",
     "risk_coverage",
     "tie_breaker",

@@ -28,6 +28,7 @@ HIGHER = {
     "auroc",
     "ap",
     "f1",
+    "f1_micro",
     "exit_coverage",
     "exit_acc",
 }

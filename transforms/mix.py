@@ -37,7 +37,7 @@ def mix(
 
     Args:
         images: (B, C, H, W), floating point.
-        labels: (B,) int64 classes.
+        labels: (B,) int64 classes, or (B, K) of 0 and 1 where a sample has several labels or none.
         num_classes: Number of classes K.
         random: Draws `mix/*`.
         mixup_alpha: Both parameters of the Beta distribution of MixUp's share, positive.
@@ -46,8 +46,8 @@ def mix(
         cutmix_prob: Probability of CutMix, 0 to 1.
 
     Returns:
-        Images (B, C, H, W) and soft targets (B, K) float32 whose rows sum to 1. A batch of one image is not mixed. The input
-        tensors are not changed; if nothing can be mixed, the input images are returned.
+        Images (B, C, H, W) and soft targets (B, K) float32, whose rows sum to 1 if samples have one label. A batch of one image is
+        not mixed. The input tensors are not changed; if nothing can be mixed, the input images are returned.
 
     Raises:
         ValueError: A setting is out of range, or the tensors do not match.
@@ -56,7 +56,7 @@ def mix(
     check_images(images, _FLOATS)
     check_random(images, random)
     _check_labels(labels, len(images), num_classes)
-    targets = F.one_hot(labels, num_classes).float()
+    targets = labels.float() if labels.ndim == 2 else F.one_hot(labels, num_classes).float()
     if len(images) < 2 or mixup_prob == cutmix_prob == 0:
         return images, targets
     mixup, cutmix = _decide(random, mixup_prob, cutmix_prob)
@@ -112,6 +112,10 @@ def _check_settings(mixup_alpha: float, mixup_prob: float, cutmix_alpha: float, 
 
 
 def _check_labels(labels: Tensor, batch_size: int, num_classes: int) -> None:
+    if labels.ndim == 2:
+        if labels.shape != (batch_size, num_classes):
+            raise ValueError(f"labels must be ({batch_size}, {num_classes}), got shape {tuple(labels.shape)}")
+        return
     if labels.shape != (batch_size,) or labels.dtype != torch.int64:
         raise ValueError(f"labels must be ({batch_size},) int64, got shape {tuple(labels.shape)} of {labels.dtype}")
     # On an accelerator, reading the labels would make the host wait; there the scatter in one_hot fails for a wrong label.

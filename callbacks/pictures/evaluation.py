@@ -98,6 +98,8 @@ class EvaluationPicture(Callback, ABC, Generic[Found]):
     name: ClassVar[str]
     of_masks: ClassVar[bool] = False
     """Whether it shows masks of a segmenter, not classes."""
+    of_labels: ClassVar[bool] = False
+    """Whether it shows a classifier of several labels an image."""
 
     def __init__(self, every_s: float = 10.0) -> None:
         if every_s < 0:
@@ -108,6 +110,9 @@ class EvaluationPicture(Callback, ABC, Generic[Found]):
         self._waiting: Shown[Found] | None = None  # a validation that is not yet compared with the best
         self._undrawn: Shown[Found] | None = None
         self._pixels: NDArray[np.uint8] | None = None
+
+    one_label: ClassVar[str] = "it compares the predicted class with the true one"
+    """Why it needs one label an image."""
 
     # ---- methods of a subclass ----
 
@@ -144,6 +149,13 @@ class EvaluationPicture(Callback, ABC, Generic[Found]):
                 "SegmentationPictures shows its masks"
                 if masks
                 else f"is for segmenters, but {type(pl_module).__name__} has no masks; ConfusionMatrix and WorstMistakes are for it"
+            )
+            raise MisconfigurationException(f"{type(self).__name__}: {reason}; remove it from trainer.callbacks")
+        if getattr(pl_module, "several_labels", False) != self.of_labels and not self.of_masks:
+            reason = (
+                "is for --model.task multilabel, this run has one label an image"
+                if self.of_labels
+                else f"is for one label an image: {self.one_label}, and --model.task multilabel has none"
             )
             raise MisconfigurationException(f"{type(self).__name__}: {reason}; remove it from trainer.callbacks")
 

@@ -138,7 +138,7 @@ class SplitFiles(DataModule):
             val = 0.0 if "val" in self._parts else self.val_fraction
             groups = source.groups(self.groups, self.group_column)
             own = self.own_class_names
-            names = ["" if label == len(own) else own[label] for label in strata(source.labels).tolist()]
+            names = ["no label" if label == len(own) else own[label] for label in strata(source.labels).tolist()]
             try:
                 split = grouped_split(names, groups, [round(1 - val - test, 12), val, test], self.split_seed)
             except ValueError as error:
