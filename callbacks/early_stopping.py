@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks.find_callbacks import find_callbacks
 from foundation.suggestions import nearest
+from metrics.by_name import BY_NAME
 from metrics.directions import EPOCH, GivenMode, direction_of, resolve_mode
 
 
@@ -30,13 +31,20 @@ def check_monitored(trainer: Trainer, pl_module: LightningModule, owner: str, mo
     known = {name for name in pl_module.metric_names if not name.startswith(("test/", "val_raw/"))}  # type: ignore[union-attr]
     known |= {name for callback in trainer.callbacks for name in getattr(callback, "metric_names", ())}  # type: ignore[attr-defined]
     if monitor not in known and (owner, monitor) != ("checkpoint", EPOCH):
+        there = ", ".join(sorted(known))
         raise MisconfigurationException(
-            f"{owner}.monitor: no metric {monitor!r}{nearest(monitor, known)}; there are {', '.join(sorted(known))}"
+            f"{owner}.monitor: no metric {monitor!r}{nearest(monitor, known)}; there are {there}{_by_name(pl_module, monitor)}"
         )
     try:
         resolve_mode(f"{owner}.mode", monitor, mode)
     except ValueError as error:
         raise MisconfigurationException(str(error)) from error
+
+
+def _by_name(pl_module: LightningModule, monitor: str) -> str:
+    """How to get a metric that a classifier measures only if it is asked for."""
+    name = monitor.rpartition("/")[2]
+    return f"; {name} needs --model.metrics [{name}]" if name in BY_NAME and hasattr(pl_module, "by_name") else ""
 
 
 def stopped_early(trainer: Trainer) -> str | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,9 @@ log = logging.getLogger(__name__)
 
 NAME = re.compile(r"[\w.+-]{1,80}")
 FIRST = ("loss", "acc", "iou", "dice", "f1", "auroc")
-"""Metrics that are printed before the others."""
+"""Metrics that are printed before the others, but after the one that chose the checkpoint."""
+ON_A_LINE = 4
+"""Up to four metrics are printed in one line, more of them in a table."""
 SPLITS = {"validate": "val", "test": "test"}
 # settings that cannot change the metrics of an evaluation
 NO_EFFECT = (
@@ -186,7 +187,7 @@ def report_results(
         target: Folder for the results: ``run``, one of its evaluations, or None to write nothing.
     """
     metrics = {name: value for result in results for name, value in result.items()}
-    log.info(f"{command}  {describe(checkpoint)}\n{_listed(metrics)}")
+    log.info(f"{command}  {describe(checkpoint)}\n{_listed(metrics, read_best(checkpoint).get('metric', ''))}")
     for name, (was, now) in changed.items():
         log.info(f"      with {name} {now} (the run: {was})")
     if target is None:
@@ -202,19 +203,20 @@ def report_results(
         log.info(f"      results on {data.place} are in {target}; the run keeps its own")
 
 
-def _listed(metrics: dict[str, float]) -> str:
-    """The metrics as indented lines of text, those that people look for first."""
+def _listed(metrics: dict[str, float], monitored: str) -> str:
+    """The metrics as indented text: the one that chose the checkpoint, those that people look for first, the others."""
+    chosen_by = monitored.partition("/")[2]
 
-    def place(name: str) -> int:
-        metric = name.split("/")[1]
-        return FIRST.index(metric) if metric in FIRST else len(FIRST)
+    def rank(name: str) -> tuple[bool, int]:
+        metric = name.partition("/")[2]
+        first = metric == chosen_by and metric not in FIRST[:2]
+        return not first, FIRST.index(metric) if metric in FIRST else len(FIRST)
 
-    ordered = sorted((name for name in metrics if not is_loss_again(name, metrics)), key=place)
-    words = [f"{name} {metrics[name]:.6g}".replace(" ", "\N{NO-BREAK SPACE}") for name in ordered]
-    lines = textwrap.wrap(
-        "  ".join(words), 120, initial_indent=" " * 6, subsequent_indent=" " * 6, break_long_words=False
-    )
-    return "\n".join(lines).replace("\N{NO-BREAK SPACE}", " ")
+    ordered = sorted((name for name in metrics if not is_loss_again(name, metrics)), key=rank)
+    if len(ordered) <= ON_A_LINE:
+        return " " * 6 + "  ".join(f"{name} {metrics[name]:.6g}" for name in ordered)
+    width = max(map(len, ordered))
+    return "\n".join(f"      {name:{width}}  {metrics[name]:.6g}" for name in ordered)
 
 
 def _describe(command: str, data: DataModule, own: bool) -> dict[str, Any]:

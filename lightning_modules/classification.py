@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from foundation.in_parts import in_parts
 from lightning_modules.base import BaseModule, Batch, StageName, StepOutput
 from lightning_modules.losses import balanced_weights, classification_loss, sample_weights
-from metrics import ClassificationSums, Predictions
+from metrics import ClassificationSums, MetricsByName, Predictions
+from metrics.by_name import check_names
 from transforms import normalize
 from transforms.checks import check_pixels
 
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 Sample = str | Path | Image.Image | np.ndarray[Any, Any]
 Samples = Sample | Sequence[Sample | Tensor]
 """What ``RunTransform.batches`` takes, apart from a tensor."""
+EVALUATION_STAGES = ("val", "val_raw", "test")
 
 
 class Classifier(BaseModule):
@@ -46,6 +48,7 @@ class Classifier(BaseModule):
         label_smoothing: eps as in torch: eps is spread over all K classes. Labels are smoothed nowhere else.
         class_weights: ``balanced`` weights each sample by samples / (K * samples of its class) in the training split, before its
             label is smoothed (lightning_modules/losses); ``none`` uses no weights.
+        metrics: Further metrics of validation and test by name, such as ``[f1, mcc, top5]``: metrics/by_name.py has the table.
 
     Attributes:
         temperature: Positive number by which logits are divided before the softmax. It is read from the checkpoint's
@@ -57,6 +60,8 @@ class Classifier(BaseModule):
 
     takes_features: ClassVar[bool] = False
     class_weight: Tensor
+    always_measured: ClassVar[tuple[str, ...]] = ()
+    """Metrics of `metrics.by_name` that this task has in every run."""
     several_labels: bool = False
     """Whether a sample has several labels or none, (B, K) of 0 and 1; see `lightning_modules.multilabel`."""
     temperature: float = 1.0
@@ -75,6 +80,7 @@ class Classifier(BaseModule):
         feature_width: int | None = None,
         label_smoothing: float = 0.0,
         class_weights: Literal["none", "balanced"] = "none",
+        metrics: list[str] | None = None,
         **kwargs: Any,
     ) -> None:
         if num_classes is None or in_channels is None:
@@ -87,6 +93,8 @@ class Classifier(BaseModule):
             raise ValueError(f"{type(self).__name__} needs images; the data serves features of width {feature_width}")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing: at least 0 and under 1, got {label_smoothing}")
+        check_names(metrics or (), num_classes)
+        self.metrics = [name for name in metrics or () if name not in self.always_measured]
         self.num_classes, self.in_channels, self.image_size = num_classes, in_channels, image_size
         self.mean, self.std, self.class_names, self.feature_width = mean, std, class_names, feature_width
         self.label_smoothing, self.class_weights = label_smoothing, class_weights
@@ -101,12 +109,14 @@ class Classifier(BaseModule):
         self.sums = nn.ModuleDict(
             {f"{stage}_sums": ClassificationSums() for stage in ("train", "val", "val_raw", "test")}
         )
+        evaluated = EVALUATION_STAGES if self.metrics else ()
+        self.by_name = nn.ModuleDict({f"{stage}_by_name": MetricsByName(self.metrics) for stage in evaluated})
 
     @property
     def metric_names(self) -> list[str]:
-        """Names of loss and accuracy of every stage."""
-        names = [f"{stage}/{name}" for stage in ("train", "val", "val_raw", "test") for name in ("loss", "acc")]
-        return [*names, "train/acc_mix"]
+        """Names of loss and accuracy of every stage, and of the metrics by name."""
+        names = [f"{stage}/{name}" for stage in ("train", *EVALUATION_STAGES) for name in ("loss", "acc")]
+        return [*names, "train/acc_mix", *(f"{stage}/{name}" for stage in EVALUATION_STAGES for name in self.metrics)]
 
     def setup(self, stage: str) -> None:
         """Refuse several labels an image; compute the class weights from the training split."""
@@ -148,6 +158,8 @@ class Classifier(BaseModule):
         label, target = batch["label"], batch.get("target")
         loss = self.training_loss(logits, batch) if stage == "train" else classification_loss(logits, label)
         cast(ClassificationSums, self.sums[f"{stage}_sums"]).update(loss, logits, label, target)
+        if stage != "train" and self.metrics:
+            cast(MetricsByName, self.by_name[f"{stage}_by_name"]).update(logits, label)
         # detached, as otherwise the graph would be kept until the next step
         return {"loss": loss, "logits": logits.detach(), "label": label}
 
@@ -168,11 +180,17 @@ class Classifier(BaseModule):
         cast(ClassificationSums, self.sums["train_sums"]).reset()
 
     def log_epoch(self, stage: StageName) -> None:
-        """Log loss and accuracy of a stage and reset the sums; logs nothing if the stage had no samples."""
+        """Log loss, accuracy and the metrics by name of a stage and reset them; logs nothing if the stage had no samples."""
         sums = cast(ClassificationSums, self.sums[f"{stage}_sums"])
-        if sums.update_called:
-            self.log_dict({f"{stage}/{name}": value for name, value in sums.compute().items()})
-            sums.reset()
+        if not sums.update_called:
+            return
+        found = sums.compute()
+        sums.reset()
+        if stage != "train" and self.metrics:
+            by_name = cast(MetricsByName, self.by_name[f"{stage}_by_name"])
+            found |= by_name.compute()
+            by_name.reset()
+        self.log_dict({f"{stage}/{name}": value for name, value in found.items()})
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Also load temperature and exit threshold, except when a fit is resumed: a fit trains on and evaluates raw logits."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 from torch import Tensor, nn
 
 from lightning_modules.base import Batch, StageName, StepOutput
+from lightning_modules.classification import EVALUATION_STAGES as EVALUATION_STAGES
 from lightning_modules.classification import Classifier
 from metrics import BinnedCalibration, ClassificationScores, ExitHistogram, ExitSums
 
-EVALUATION_STAGES = ("val", "val_raw", "test")
 METRIC_NAMES = ("auroc", "ap", "f1", "balanced_acc", "ece")
 EXIT_NAMES = ("exit_coverage", "exit_acc")
 STORED_STAGES = ("val", "test")  # stages of `validate` and `test`, which read a threshold from the checkpoint
@@ -27,6 +27,8 @@ class EarlyExitClassifier(Classifier):
     Args:
         exit_threshold: Lowest confidence at which a sample exits early, 0 to 1, or ``never``.
     """
+
+    always_measured: ClassVar[tuple[str, ...]] = METRIC_NAMES[:-1]
 
     def __init__(self, *, exit_threshold: float | Literal["never"] = 0.9, **kwargs: Any) -> None:
         if exit_threshold != "never" and not 0 <= exit_threshold <= 1:

@@ -44,6 +44,8 @@ class MultiLabelClassifier(StartsFromWeights):
         self.label_thresholds: Tensor | None = None
         self._raw_thresholds: Tensor | None = None  # of the weights that are not averaged
         super().__init__(**kwargs)
+        if self.several_labels and (others := [name for name in self.metrics if name not in NAMES]):
+            raise ValueError(f"metrics: {others[0]}: with task multilabel there are {', '.join(NAMES)}, always")
 
     def configure_metrics(self) -> None:
         """Create the metrics of each stage."""

@@ -5,6 +5,7 @@ at the end of an epoch, so results do not depend on the number of processes. A m
 """
 
 from metrics.auroc_ap_f1 import ClassificationScores, classification_scores
+from metrics.by_name import MetricsByName, metrics_by_name
 from metrics.calibration import BinnedCalibration, CalibrationSums
 from metrics.calibration_errors import bootstrap_interval, calibration_p_value
 from metrics.confidence import top_label
@@ -43,6 +44,7 @@ __all__ = [
     "LabelMetrics",
     "MaskMetrics",
     "MaskPrediction",
+    "MetricsByName",
     "Mode",
     "MultiLabelResult",
     "MultiLabelScores",
@@ -67,6 +69,7 @@ __all__ = [
     "fit_temperature",
     "group_accuracies",
     "is_better",
+    "metrics_by_name",
     "multilabel_metrics",
     "resolve_mode",
     "risk_coverage",

@@ -29,6 +29,12 @@ HIGHER = {
     "ap",
     "f1",
     "f1_micro",
+    "f1_weighted",
+    "precision",
+    "recall",
+    "mcc",
+    "kappa",
+    "kappa_quadratic",
     "exit_coverage",
     "exit_acc",
 }
@@ -38,6 +44,8 @@ NEITHER = {"ece_floor", "threshold"}
 
 # `nothing_iou`: of empty masks; `ece_calibrated`: with the stored temperature; `exit_acc_0.9`, `exit_acc_stored`: at this threshold
 _DETAIL = re.compile(r"^nothing_|_calibrated$|(?<=^exit_coverage)_.*$|(?<=^exit_acc)_.*$")
+
+_TOP = re.compile(r"^top[1-9]\d*$")  # share of the samples whose class is among the N most probable
 
 
 def direction_of(name: str) -> Mode | None:
@@ -52,6 +60,8 @@ def direction_of(name: str) -> Mode | None:
     if rest and stage not in STAGES:
         return None
     metric = _DETAIL.sub("", (rest or stage).partition("/")[0])
+    if _TOP.match(metric):
+        return "max"
     for known in (metric, metric.rpartition("_")[2]) if metric not in NEITHER else ():
         if known in LOWER:
             return "min"

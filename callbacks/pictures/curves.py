@@ -75,20 +75,23 @@ def stage_ends(rows: Rows) -> list[float]:
     return [one["epoch"] for one, other in pairwise(staged) if other["stage/number"] != one["stage/number"]]
 
 
-def draw_curves(rows: Rows, title: str, best_epoch: int | None = None) -> Figure:
+def draw_curves(rows: Rows, title: str, best_epoch: int | None = None, monitored: str | None = None) -> Figure:
     """Plot the curves of a run.
 
     Args:
         rows: Rows from ``read_metrics``: each has ``epoch`` (starts at 1), ``step`` and some metrics.
         title: Title of the plot.
         best_epoch: Epoch to mark, counted from 1.
+        monitored: Metric that selects the best epoch, such as ``val/f1``; it has the first panel unless it is one of the others.
 
     Returns:
         Loss and accuracy, or IoU and Dice, in the upper row; learning rate, momentum and speed in the lower row. Panels without
         data are left out. Thin lines separate the stages of progressive resizing.
     """
     names, points = {name for row in rows for name in row}, list(zip(epochs_at(rows), rows, strict=True))
-    upper = [panel for panel in EVALUATION_STAGES if any(f"{split}/{panel}" in names for split in SPLITS)]
+    stage, _, own = (monitored or "").partition("/")
+    panels = [*([own] if stage in SPLITS and own not in EVALUATION_STAGES else []), *EVALUATION_STAGES]
+    upper = [panel for panel in panels if any(f"{split}/{panel}" in names for split in SPLITS)]
     lower = [panel for panel in ("lr", "momentum") if any(name.startswith(f"{panel}/") for name in names)]
     lower += ["speed"] * ("speed/images_per_s" in names)
     shown = [panels for panels in (upper, lower) if panels]
@@ -110,7 +113,7 @@ def draw_curves(rows: Rows, title: str, best_epoch: int | None = None) -> Figure
 
 
 def _draw_panel(axes: Axes, panel: str, points: Points, best_epoch: int | None) -> None:
-    if panel in EVALUATION_STAGES:
+    if panel not in ("lr", "momentum", "speed"):
         _draw_splits(axes, panel, points)
         if best_epoch is not None:
             axes.axvline(best_epoch, color=GREY, linestyle=":", label=f"best: epoch {best_epoch}")
@@ -123,7 +126,7 @@ def _draw_panel(axes: Axes, panel: str, points: Points, best_epoch: int | None) 
         _draw_groups(axes, panel, points)
     if panel == "acc":
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.set_title(PANELS[panel])
+    axes.set_title(PANELS.get(panel, panel))
     epoch_axis(axes, points[-1][0])
 
 
@@ -198,8 +201,9 @@ class Curves(Picture):
         """Plot all rows of metrics.csv so far."""
         path = folder / "metrics.csv"
         rows = read_metrics(path) if path.exists() else []
-        best_epoch = next((checkpoints.best_epoch for checkpoints in find_callbacks(trainer, Checkpoints)), None)
-        return draw_curves(rows, f"{folder.parent.name}/{folder.name}", best_epoch) if rows else None
+        best = next(iter(find_callbacks(trainer, Checkpoints)), None)
+        epoch, monitored = (None, None) if best is None else (best.best_epoch, best.monitor)
+        return draw_curves(rows, f"{folder.parent.name}/{folder.name}", epoch, monitored) if rows else None
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Redraw if due; send new chart layouts and, if requested, weight histograms to TensorBoard."""

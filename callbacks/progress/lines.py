@@ -78,7 +78,7 @@ def epoch_metrics(
 ) -> dict[str, float]:
     """Select the training and validation metrics of an epoch line, at most six.
 
-    Loss, accuracy and the monitored metrics come first, then the others in the order of logging.
+    The monitored metrics come first, then loss and accuracy, then the others in the order of logging.
 
     Args:
         metrics: All logged metrics; Lightning keeps the values of the last validation in later epochs.
@@ -94,7 +94,11 @@ def epoch_metrics(
     known = [name for name in known if name in monitored or not is_loss_again(name, metrics)]
     order = {"loss": 0, "acc": 1}
     first = sorted(known, key=lambda name: (name not in monitored, order.get(name.partition("/")[2], 2)))
-    chosen = sorted(first[:MOST_METRICS], key=lambda name: (order.get(name.partition("/")[2], 2), known.index(name)))
+    leading = {name for name in monitored if name.partition("/")[2] not in order}
+    chosen = sorted(
+        first[:MOST_METRICS],
+        key=lambda name: (name not in leading, order.get(name.partition("/")[2], 2), known.index(name)),
+    )
     return {name: float(metrics[name]) for split in splits for name in chosen if name.startswith(f"{split}/")}
 
 

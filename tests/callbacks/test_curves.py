@@ -236,12 +236,21 @@ def fit(tmp_path: Path, *callbacks: Callback, epochs: int = 3, logger: Any = Fal
     trainer.fit(Module(), Loader(4), Loader(1), ckpt_path=checkpoint, weights_only=True)
 
 
+def test_the_monitored_metric_has_the_first_panel() -> None:
+    rows = [{"epoch": e, "step": e, "train/loss": 1.0, "val/loss": 1.0, "val/f1": 0.5, "val/acc": 0.4} for e in (1, 2)]
+    titles = {
+        monitored: [axes.get_title() for axes in draw_curves(rows, "run", 2, monitored).axes]
+        for monitored in ("val/f1", "val/acc", None)
+    }
+    assert titles == {"val/f1": ["f1", "loss", "accuracy"], "val/acc": ["loss", "accuracy"], None: ["loss", "accuracy"]}
+
+
 def test_the_plot_of_a_run_and_of_its_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[tuple[list[dict[str, float]], str, int | None]] = []
 
-    def spy(rows: list[dict[str, float]], title: str, best_epoch: int | None) -> Figure:
+    def spy(rows: list[dict[str, float]], title: str, best_epoch: int | None, monitored: str | None) -> Figure:
         drawn.append((rows, title, best_epoch))
-        return draw_curves(rows, title, best_epoch)
+        return draw_curves(rows, title, best_epoch, monitored)
 
     monkeypatch.setattr(curves, "draw_curves", spy)
     fit(tmp_path, Curves(every_s=0.0), epochs=1)
