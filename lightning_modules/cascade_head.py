@@ -66,7 +66,7 @@ class CascadeHead(EarlyExitClassifier):
         schedule: Learning-rate schedule.
         warmup_epochs: Length of the linear warm-up.
         label_smoothing: See :class:`Classifier`, as for the next.
-        class_weights: ``balanced`` or ``none``.
+        class_weights: ``balanced``, ``none`` or weights by class name.
 
     Raises:
         ValueError: A setting is wrong.
@@ -102,7 +102,7 @@ class CascadeHead(EarlyExitClassifier):
         schedule: ScheduleName = "cosine",
         warmup_epochs: float = 1.0,
         label_smoothing: float = 0.05,
-        class_weights: Literal["none", "balanced"] = "balanced",
+        class_weights: Literal["none", "balanced"] | dict[str, float] = "balanced",
         **kwargs: Any,
     ) -> None:
         if network_args and backbone is None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from foundation.in_parts import in_parts
 from lightning_modules.base import BaseModule, Batch, StageName, StepOutput
-from lightning_modules.losses import balanced_weights, classification_loss, sample_weights
+from lightning_modules.losses import balanced_weights, classification_loss, sample_weights, weights_by_name
 from metrics import ClassificationSums, MetricsByName, Predictions
 from metrics.by_name import check_names
 from transforms import normalize
@@ -47,7 +47,10 @@ class Classifier(BaseModule):
             accepts; linked to the data.
         label_smoothing: eps as in torch: eps is spread over all K classes. Labels are smoothed nowhere else.
         class_weights: ``balanced`` weights each sample by samples / (K * samples of its class) in the training split, before its
-            label is smoothed (lightning_modules/losses); ``none`` uses no weights.
+            label is smoothed (lightning_modules/losses); ``none`` uses no weights. ``{NAME: WEIGHT, ..}`` gives weights by class
+            name, above 0; the other classes have 1.
+        class_weights_power: Exponent of ``balanced``, 0 or more: 0.5 takes the square root of the ratios, 0 is no weights.
+        focal_gamma: Exponent of focal loss (arXiv:1708.02002) in training, 0 or more; 0 is cross-entropy.
         metrics: Further metrics of validation and test by name, such as ``[f1, mcc, top5]``: metrics/by_name.py has the table.
 
     Attributes:
@@ -79,7 +82,9 @@ class Classifier(BaseModule):
         class_names: list[str] | None = None,
         feature_width: int | None = None,
         label_smoothing: float = 0.0,
-        class_weights: Literal["none", "balanced"] = "none",
+        class_weights: Literal["none", "balanced"] | dict[str, float] = "none",
+        class_weights_power: float = 1.0,
+        focal_gamma: float = 0.0,
         metrics: list[str] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -97,7 +102,15 @@ class Classifier(BaseModule):
         self.metrics = [name for name in metrics or () if name not in self.always_measured]
         self.num_classes, self.in_channels, self.image_size = num_classes, in_channels, image_size
         self.mean, self.std, self.class_names, self.feature_width = mean, std, class_names, feature_width
+        for name, value in (("class_weights_power", class_weights_power), ("focal_gamma", focal_gamma)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name}: 0 or more, got {value}")
+        if isinstance(class_weights, dict):
+            weights_by_name(
+                class_weights, class_names or [str(k) for k in range(num_classes)]
+            )  # raises if a name is wrong
         self.label_smoothing, self.class_weights = label_smoothing, class_weights
+        self.class_weights_power, self.focal_gamma = class_weights_power, focal_gamma
         super().__init__(**kwargs)
 
     def configure_losses(self) -> None:
@@ -124,16 +137,26 @@ class Classifier(BaseModule):
             refuse_several_labels(
                 getattr(self._trainer, "datamodule", None), f"{type(self).__name__}: one class a sample is learned"
             )
-        if stage == "fit" and self.class_weights == "balanced":
+        if stage == "fit" and isinstance(self.class_weights, dict):
+            names = self.class_names or [str(k) for k in range(self.num_classes)]
+            self.class_weight.copy_(weights_by_name(self.class_weights, names))
+        elif stage == "fit" and self.class_weights == "balanced":
             counts = cast(Tensor, self.trainer.datamodule.class_counts)  # type: ignore[attr-defined]
             self.class_weight.copy_(self.balancing_weights(counts))
             listed = ", ".join(f"{weight:.3g}" for weight in self.class_weight.tolist())
             what = "labels" if self.several_labels else "samples"
             log.info(f"class weights (balanced, from {int(counts.sum())} training {what}): {listed}")
 
+    def unused_settings(self) -> dict[str, str]:
+        """See :class:`BaseModule`."""
+        power = (
+            {} if self.class_weights == "balanced" else {"class_weights_power": "class_weights that are not balanced"}
+        )
+        return {**super().unused_settings(), **power}
+
     def balancing_weights(self, counts: Tensor) -> Tensor:
         """Weights (K,) of ``class_weights balanced`` from the training samples of each class (K,)."""
-        return balanced_weights(counts)
+        return balanced_weights(counts, self.class_weights_power)
 
     @property
     def weights_in_loss(self) -> Tensor | None:
@@ -166,7 +189,7 @@ class Classifier(BaseModule):
     def training_loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """The loss to minimise, a scalar: cross-entropy of logits (B, K) with label smoothing and class weights."""
         return classification_loss(
-            logits, batch["label"], batch.get("target"), self.weights_in_loss, self.label_smoothing
+            logits, batch["label"], batch.get("target"), self.weights_in_loss, self.label_smoothing, self.focal_gamma
         )
 
     def sample_weights(self, batch: Batch) -> Tensor | None:

@@ -74,7 +74,8 @@ class MultiLabelClassifier(StartsFromWeights):
         """See :class:`Classifier`; with several labels, the weights of positives."""
         if not self.several_labels:
             return super().balancing_weights(counts)
-        return positive_weights(counts, len(self.trainer.datamodule.splits["train"]["label"]))  # type: ignore[attr-defined]
+        samples = len(self.trainer.datamodule.splits["train"]["label"])  # type: ignore[attr-defined]
+        return positive_weights(counts, samples, self.class_weights_power)
 
     def truth(self, label: Tensor) -> Tensor:
         """Labels (B, K) of 0 and 1, also of classes (B,), as data with one label an image has them."""
@@ -96,7 +97,7 @@ class MultiLabelClassifier(StartsFromWeights):
         if not self.several_labels:
             return super().training_loss(logits, batch)
         target = batch["target"] if "target" in batch else self.truth(batch["label"])
-        return multilabel_loss(logits, target, self.weights_in_loss, self.label_smoothing)
+        return multilabel_loss(logits, target, self.weights_in_loss, self.label_smoothing, self.focal_gamma)
 
     def on_train_epoch_start(self) -> None:
         """See :class:`Classifier`."""

@@ -3,6 +3,7 @@
     l_ic = (1 - eps) * -log p_ic + eps / K * sum_k -log p_ik         smoothed cross-entropy of sample i, were its class c
     loss = sum_i sum_c t_ic * w_c * l_ic  /  sum_i sum_c t_ic * w_c
 
+With focal loss (arXiv:1708.02002), -log p becomes (1 - p)^gamma * -log p everywhere; the weights stay the same.
 A sample is weighted by its true class, and its label is smoothed afterwards. A mixture t of classes (MixUp, CutMix) is the mixture
 of their weighted losses. A batch of ids equals the batch of their one-hot targets.
 
@@ -12,19 +13,52 @@ class's own samples pull towards the rare class, and everything is classified as
 divides by the number of samples, which would multiply the loss by the mean weight as soon as MixUp is on.
 """
 
+import difflib
+from collections.abc import Mapping, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+LEAST = 1e-8  # of 1 - p in focal loss: the gradient of a power below 1 is not finite at 0
 
-def balanced_weights(counts: Tensor) -> Tensor:
-    """Class weights (K,) float32 from samples per class (K,): samples / (K * samples of the class); a sample weighs 1 on average.
+
+def balanced_weights(counts: Tensor, power: float = 1.0) -> Tensor:
+    """Class weights (K,) float32, proportional to samples ** -power; a sample weighs 1 on average.
+
+    Args:
+        counts: Samples per class (K,), all positive.
+        power: 1: samples / (K * samples of the class), so that all classes count the same; 0.5: the square root of that ratio.
 
     >>> balanced_weights(torch.tensor([30, 10]))
     tensor([0.6667, 2.0000])
     """
     counts = counts.float()
-    return counts.sum() / (len(counts) * counts)
+    if power == 1:
+        return counts.sum() / (len(counts) * counts)
+    raised = counts**-power
+    return raised * (counts.sum() / (counts * raised).sum())
+
+
+def weights_by_name(given: Mapping[str, float], names: Sequence[str]) -> Tensor:
+    """Class weights (K,) float32 that were given by name; 1 for the others.
+
+    Raises:
+        ValueError: A name is none of the K classes, or a weight is not positive.
+
+    >>> weights_by_name({"b": 3}, ["a", "b"])
+    tensor([1., 3.])
+    """
+    weights = torch.ones(len(names))
+    for name, weight in given.items():
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            meant = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ValueError(f"class_weights: there is no class {name!r}{meant}; the classes are {', '.join(names)}")
+        if not 0 < weight < float("inf"):
+            raise ValueError(f"class_weights: {name}: a number above 0, got {weight}")
+        weights[list(names).index(name)] = weight
+    return weights
 
 
 def sample_weights(label: Tensor, target: Tensor | None, weight: Tensor) -> Tensor:
@@ -45,8 +79,9 @@ def classification_loss(
     target: Tensor | None = None,
     weight: Tensor | None = None,
     label_smoothing: float = 0.0,
+    focal_gamma: float = 0.0,
 ) -> Tensor:
-    """Mean cross-entropy of a batch.
+    """Mean cross-entropy, or focal loss, of a batch.
 
     Args:
         logits: Unnormalised scores (B, K).
@@ -54,10 +89,13 @@ def classification_loss(
         target: Soft targets (B, K) that sum to 1, or None.
         weight: Class weights (K,), or None for equal weights.
         label_smoothing: eps in [0, 1): the true class keeps 1 - eps, and eps is spread over all K classes, as in torch.
+        focal_gamma: Exponent of focal loss, 0 or more; 0 is cross-entropy.
 
     Returns:
         The loss, a scalar: the mean over the batch, weighted by the class weights.
     """
+    if focal_gamma:
+        return _focal(logits, label, target, weight, label_smoothing, focal_gamma)
     if weight is None:
         return F.cross_entropy(logits, label if target is None else target, label_smoothing=label_smoothing)
     total = F.cross_entropy(logits, label if target is None else target, weight=weight, reduction="sum")
@@ -65,4 +103,18 @@ def classification_loss(
     if label_smoothing:
         uniform = -F.log_softmax(logits, dim=1).mean(dim=1)
         total = torch.lerp(total, (of_samples * uniform).sum(), label_smoothing)
+    return total / of_samples.sum()
+
+
+def _focal(
+    logits: Tensor, label: Tensor, target: Tensor | None, weight: Tensor | None, label_smoothing: float, gamma: float
+) -> Tensor:
+    log_p = F.log_softmax(logits.float(), dim=1)
+    each = -((-log_p.expm1()).clamp(min=LEAST) ** gamma) * log_p
+    weight = log_p.new_ones(log_p.shape[1]) if weight is None else weight
+    of_samples = sample_weights(label, target, weight)
+    shares = F.one_hot(label, len(weight)) if target is None else target
+    total = (shares * weight * each).sum()
+    if label_smoothing:
+        total = torch.lerp(total, (of_samples * each.mean(dim=1)).sum(), label_smoothing)
     return total / of_samples.sum()

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lightning_modules.losses import balanced_weights, classification_loss
+from lightning_modules.losses import balanced_weights, classification_loss, weights_by_name
+from lightning_modules.losses.multilabel import multilabel_loss, positive_weights
 
 
 @pytest.fixture
@@ -90,3 +91,67 @@ def test_the_weights_keep_their_precision_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         loss = classification_loss(logits, label, target, weight, 0.1)
     torch.testing.assert_close(loss, classification_loss(logits, label, target, weight, 0.1), rtol=1e-6, atol=1e-6)
+
+
+# ---- focal loss and weights ----
+
+
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_focal_by_hand(batch: tuple[torch.Tensor, ...], gamma: float, smoothing: float) -> None:
+    logits, label, weight = batch
+    p = logits.double().softmax(dim=1)
+    each = -((1 - p) ** gamma) * p.log()
+    mixed = torch.lerp(F.one_hot(label, 4).float(), F.one_hot(label, 4).float().roll(1, 0), 0.3)
+    for target in (F.one_hot(label, 4).float(), mixed):
+        smoothed = (1 - smoothing) * each + smoothing * each.mean(dim=1, keepdim=True)
+        shares = target.double() * weight
+        value = (shares * smoothed).sum() / shares.sum()
+        loss = classification_loss(logits, label, target, weight, smoothing, gamma)
+        torch.testing.assert_close(loss.double(), value, rtol=1e-5, atol=1e-6)
+    ids = classification_loss(logits, label, None, weight, smoothing, gamma)
+    torch.testing.assert_close(
+        ids, classification_loss(logits, label, F.one_hot(label, 4).float(), weight, smoothing, gamma)
+    )
+
+
+def test_focal_without_gamma_is_cross_entropy(batch: tuple[torch.Tensor, ...]) -> None:
+    logits, label, _ = batch
+    close = classification_loss(logits, label, focal_gamma=1e-6)
+    torch.testing.assert_close(close, F.cross_entropy(logits, label), rtol=1e-4, atol=1e-5)
+
+
+def test_focal_of_large_logits_has_a_gradient() -> None:
+    logits = torch.tensor([[30.0, -30.0], [-30.0, 30.0]], requires_grad=True)
+    loss = classification_loss(logits, torch.tensor([0, 0]), focal_gamma=0.5)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(30, abs=1e-4)
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    multi = logits.detach().requires_grad_()
+    multilabel_loss(multi, torch.tensor([[1, 0], [1, 1]]), focal_gamma=0.5).backward()
+    assert multi.grad is not None
+    assert multi.grad.isfinite().all()
+
+
+def test_focal_of_several_labels_is_torchvisions() -> None:
+    from torchvision.ops import sigmoid_focal_loss
+
+    torch.manual_seed(1)
+    logits, target = torch.randn(6, 3), (torch.rand(6, 3) < 0.4).float()
+    expected = sigmoid_focal_loss(logits, target, alpha=-1, gamma=2, reduction="mean")
+    torch.testing.assert_close(multilabel_loss(logits, target, focal_gamma=2.0), expected)
+
+
+def test_weights_by_power_and_by_name() -> None:
+    counts = torch.tensor([90, 10])
+    torch.testing.assert_close(balanced_weights(counts, 0.0), torch.ones(2))
+    half = balanced_weights(counts, 0.5)
+    assert float(half[1] / half[0]) == pytest.approx(3.0)
+    assert float((half * counts).sum() / counts.sum()) == pytest.approx(1.0)
+    assert positive_weights(counts, 100, 0.5).tolist() == pytest.approx([1 / 3, 3.0])
+    assert weights_by_name({"owl": 4}, ["cat", "owl"]).tolist() == [1.0, 4.0]
+    with pytest.raises(ValueError, match=r"there is no class 'olw' \(did you mean 'owl'\?\); the classes are cat, owl"):
+        weights_by_name({"olw": 4}, ["cat", "owl"])
+    with pytest.raises(ValueError, match="class_weights: owl: a number above 0, got 0"):
+        weights_by_name({"owl": 0}, ["cat", "owl"])

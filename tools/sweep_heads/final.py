@@ -21,6 +21,8 @@ SHARED = (
     "step_gamma",
     "label_smoothing",
     "class_weights",
+    "class_weights_power",
+    "focal_gamma",
 )
 """Settings of the model that all heads of a sweep share, and that the final run takes over."""
 IMAGES = ("eval_share", "levels")

@@ -57,6 +57,7 @@ class Recipe:
         momentum: beta1 of AdamW.
         momentum_low: Lowest beta1 of the one-cycle schedule; None if beta1 is constant.
         label_smoothing: Label smoothing as in torch.nn.CrossEntropyLoss.
+        focal_gamma: Exponent of focal loss; 0 is cross-entropy.
         class_weight: Class weights (K,), or None for equal weights.
         clip: Largest norm or value of a head's gradient; None does not clip.
         clip_by: `norm` or `value`.
@@ -69,6 +70,7 @@ class Recipe:
     momentum: float = 0.9
     momentum_low: float | None = None
     label_smoothing: float = 0.0
+    focal_gamma: float = 0.0
     class_weight: Tensor | None = None
     clip: float | None = None
     clip_by: str = "norm"
@@ -153,7 +155,9 @@ class Block:
         recipe, n = self.recipe, len(self.heads)
         logits = self.network(features, uniform=uniform).flatten(0, 1)
         # n times the mean over all heads, so that each head gets the gradient of its own loss
-        loss = n * classification_loss(logits, label.repeat(n), None, recipe.class_weight, recipe.label_smoothing)
+        loss = n * classification_loss(
+            logits, label.repeat(n), None, recipe.class_weight, recipe.label_smoothing, recipe.focal_gamma
+        )
         gradients = torch.autograd.grad(loss, self.parameters)
         with torch.no_grad():
             self._clip(gradients)

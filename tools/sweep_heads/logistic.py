@@ -23,13 +23,12 @@ from features import CachedSplit
 from foundation.atomic_files import replace_file, write_json
 from foundation.plotting import BLUE, VERMILION, render, write_png
 from foundation.project import TOOL
-from lightning_modules.losses import balanced_weights
 from metrics import direction_of
 from tools.command_line import Progress
 from tools.sweep_heads.batched_metrics import metrics, names
 from tools.sweep_heads.logistic_path import Solution
 from tools.sweep_heads.logistic_path import logistic_path as solve
-from tools.sweep_heads.settings import pick_device, read_config
+from tools.sweep_heads.settings import class_weights, pick_device, read_config
 
 CS = tuple(10 ** (-6 + 11 * number / 44) for number in range(45))
 """Default values of C, as in the linear evaluation of DINOv2 (arXiv 2304.07193)."""
@@ -62,9 +61,11 @@ def logistic_path(options: argparse.Namespace, arguments: list[str], command: li
     cs = sorted(set(options.c or CS))
     print(f"logistic   {len(cs)} values of C, {len(y):,} x {x.shape[1]} features on {device}", flush=True)
     model = config["model"]["init_args"]
-    weight = balanced_weights(data.class_counts) if model["class_weights"] == "balanced" else None
+    weight = class_weights(model, data)
     if weight is not None:
-        print(f"           class weights (balanced): {', '.join(f'{value:.3g}' for value in weight.tolist())}")
+        print(f"           class weights: {', '.join(f'{value:.3g}' for value in weight.tolist())}")
+    if model["focal_gamma"]:
+        print(f"           model.focal_gamma {model['focal_gamma']} is not used: the loss is cross-entropy")
     if model["label_smoothing"]:
         print(f"           model.label_smoothing {model['label_smoothing']} is not used: the labels are not smoothed")
     rows: list[tuple[Solution, dict[str, float]]] = []

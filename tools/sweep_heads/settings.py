@@ -18,7 +18,7 @@ from cli.run_flags import split_flags
 from datamodules import CachedFeaturesDataModule
 from datamodules.feature_loader import CachedFeaturesLoader
 from foundation.memory import free_memory
-from lightning_modules.losses import balanced_weights
+from lightning_modules.losses import balanced_weights, weights_by_name
 from lightning_modules.optimizers import default_momentum
 from lightning_modules.schedules import Shape
 from tools.sweep_heads.batched_metrics import names
@@ -193,6 +193,18 @@ def callbacks(config: dict[str, Any]) -> list[dict[str, Any]]:
     return listed if isinstance(listed, list) else [listed]
 
 
+def class_weights(model: dict[str, Any], data: CachedFeaturesDataModule) -> Tensor | None:
+    """Class weights (K,) of the settings of a model, as Classifier derives them; None for equal weights.
+
+    Raises:
+        ValueError: A weight is of no class.
+    """
+    given = model["class_weights"]
+    if isinstance(given, dict):
+        return weights_by_name(given, data.class_names)
+    return balanced_weights(data.class_counts, model["class_weights_power"]) if given == "balanced" else None
+
+
 def make_recipe(config: dict[str, Any], data: CachedFeaturesDataModule, device: torch.device) -> Recipe:
     """Return the shared training settings, as BaseModule and Classifier derive them from the same configuration."""
     model, trainer = config["model"]["init_args"], config["trainer"]
@@ -201,9 +213,7 @@ def make_recipe(config: dict[str, Any], data: CachedFeaturesDataModule, device: 
     milestones = tuple(model["step_milestones"] or (0.5, 0.75))
     momentum = default_momentum("adamw") if model["momentum"] is None else model["momentum"]
     averages = [e.get("init_args") or {} for e in callbacks(config) if str(e["class_path"]).endswith("EMA")]
-    weight = None
-    if model["class_weights"] == "balanced":
-        weight = balanced_weights(data.class_counts).to(device)
+    weight = class_weights(model, data)
     return Recipe(
         epochs=trainer["max_epochs"],
         steps_per_epoch=steps,
@@ -213,7 +223,8 @@ def make_recipe(config: dict[str, Any], data: CachedFeaturesDataModule, device: 
         momentum=momentum,
         momentum_low=model["one_cycle_momentum"] if momentum > 0 else None,
         label_smoothing=model["label_smoothing"],
-        class_weight=weight,
+        focal_gamma=model["focal_gamma"],
+        class_weight=None if weight is None else weight.to(device),
         clip=trainer["gradient_clip_val"],
         clip_by=trainer["gradient_clip_algorithm"] or "norm",
         ema=next(((e["decay"], e["warmup"], e["start_step"]) for e in averages), None),
