@@ -7,6 +7,8 @@ Contract of a batch: a dict of tensors on the module's device, with one row for 
     target  (B, K)        float32 soft labels that sum to 1; only in training batches, and only with mixup or cutmix
     index   (B,)          int64, the sample's position in its data set, independent of the splits
 
+With a table of several labels an image, `label` and `target` are (B, K): uint8 of 0 and 1, and their mixture.
+
 Batches of signal windows; `image` is present only in the image modes (docs/har_data.md):
 
     signal  (B, S, T)     float32, normalised with the statistics of the training subjects; augmented in training only

@@ -20,6 +20,7 @@ from torch import Tensor
 
 import transforms
 from datamodules.augmentation import Augmentation
+from datamodules.balanced import balanced_draw
 from datamodules.checkpoint_data import MatchedToCheckpoint
 from datamodules.extraction import Extractable, Labelled, views_of
 from datamodules.images.unlabelled import GivenImages, read_images
@@ -43,6 +44,8 @@ class DataModule(MatchedToCheckpoint, Extractable, ABC):
             depend on it, and a smaller share is a subset of a larger one.
         split_seed: Seed of the splits, separate from the training seed, so that runs with different seeds use the same splits.
         drop_last: Drop the last training batch of an epoch if it is not full.
+        sampling: `balanced` draws each class equally often in an epoch, which keeps its length: samples of a rare class several
+            times, each time augmented anew, of a frequent one a new part in each epoch. `shuffled` takes each training sample once.
         crop_padding: Pixels of padding added on each side before a random crop of the image's original size; 0 disables the crop.
         flip: Mirror each training image left to right with probability one half.
         policy: Automatic augmentation: randaugment (arXiv:1909.13719) or autoaugment (its CIFAR-10 policy, arXiv:1805.09501).
@@ -83,6 +86,7 @@ class DataModule(MatchedToCheckpoint, Extractable, ABC):
         "train_fraction",
         "split_seed",
         "drop_last",
+        "sampling",
     )
     """Settings that must not change when a run is resumed: they determine the length of an epoch and the held-out samples."""
 
@@ -94,6 +98,7 @@ class DataModule(MatchedToCheckpoint, Extractable, ABC):
         train_fraction: float = 1.0,
         split_seed: int = 0,
         drop_last: bool = True,
+        sampling: Literal["shuffled", "balanced"] = "shuffled",
         crop_padding: int = 0,
         flip: bool = False,
         policy: Literal["none", "randaugment", "autoaugment"] = "none",
@@ -118,7 +123,7 @@ class DataModule(MatchedToCheckpoint, Extractable, ABC):
             if not good:
                 raise ValueError(f"{name} is {value!r} but must be {wanted}")
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.drop_last, self.on_device = drop_last, on_device
+        self.drop_last, self.on_device, self.sampling = drop_last, on_device, sampling
         self.val_fraction, self.train_fraction, self.split_seed = val_fraction, train_fraction, split_seed
         self._keep_in_training: Keep = "full" if drop_last else "equal"
         self.augmentation = Augmentation(
@@ -204,10 +209,7 @@ class DataModule(MatchedToCheckpoint, Extractable, ABC):
         return count_classes(self.splits["train"]["label"].cpu(), self.class_names)
 
     def setup(self, stage: str) -> None:
-        """Read the splits that the stage needs, once: train and val for fit and validate, test for test and predict.
-
-        If `images` is set, predict reads that folder instead.
-        """
+        """Read the splits of a stage, once: train and val for fit and validate, test for test and predict, or predict's images."""
         if stage in ("fit", "validate"):
             if "train" not in self.splits:
                 self._split_training_data()
@@ -304,11 +306,7 @@ class DataModule(MatchedToCheckpoint, Extractable, ABC):
         return count * self.turns
 
     def last_train_batch(self, batch_size: int | None = None) -> int:
-        """Samples in the last training batch of an epoch on each process; call after setup("fit").
-
-        Args:
-            batch_size: As for `num_train_batches`.
-        """
+        """Samples in the last training batch of an epoch on each process; call after setup("fit"), as `num_train_batches`."""
         batch_size = self.batch_size if batch_size is None else batch_size
         own = len(self.splits["train"]["label"]) // (processes(self.trainer) * self.turns)
         return batch_size if self._keep_in_training == "full" else own % batch_size or batch_size
@@ -326,10 +324,7 @@ class DataModule(MatchedToCheckpoint, Extractable, ABC):
         return self._loader("test")
 
     def predict_dataloader(self) -> InMemoryLoader | list[InMemoryLoader]:
-        """Serve the images of the folder `images` sorted by name, or the test split in the order of the data set.
-
-        During feature extraction: returns one loader for each requested split that has samples left.
-        """
+        """Serve `images` by name, or the test split in order; in an extraction: a loader for each split that has samples left."""
         if self.extraction is not None:
             return self._extraction_loaders(self.extraction)
         return self._loader("test" if self.images is None else "predict")
@@ -352,10 +347,13 @@ class DataModule(MatchedToCheckpoint, Extractable, ABC):
     def _order(self, split: Literal["train", "val", "test", "predict"]) -> dict[str, Any]:
         """Arguments that define the batches of a split and their order, for any loader; see `InMemoryLoader`."""
         trainer, training = self.trainer, split == "train" and self.extraction is None
+        shuffle = training and not (trainer and trainer.overfit_batches)  # type: ignore[attr-defined]
+        balanced = shuffle and self.sampling == "balanced"
         return {
             "batch_size": self.batch_size if training else self.eval_batch_size,
             "keep": self._keep_in_training if training else "all",
-            "shuffle": training and not (trainer and trainer.overfit_batches),  # type: ignore[attr-defined]
+            "shuffle": shuffle,
+            "resample": partial(balanced_draw, self.splits["train"]["label"], self.seed) if balanced else None,
             "seed": self.seed,
             "rank": trainer.global_rank if trainer else 0,
             "world_size": processes(self.trainer),
@@ -392,7 +390,7 @@ class DataModule(MatchedToCheckpoint, Extractable, ABC):
 
     def augment(self, batch: Batch, epoch: int) -> Batch:
         """Augment and normalise a batch of uint8 images for training; depends only on batch, seed and epoch (from 0)."""
-        random = transforms.SampleRandom(self.seed, epoch, batch["index"])
+        random = transforms.SampleRandom(self.seed, epoch, batch.pop("drawn", batch["index"]))
         return self.augmentation.at(self.strength)(
             batch, random, num_classes=self.num_classes, mean=self.mean, std=self.std, size=self.train_size
         )

@@ -46,6 +46,7 @@ class CachedFeaturesDataModule(DataModule):
         batch_size: Training samples in a batch of one process.
         eval_batch_size: Samples in a batch of validation, test and predict; null: twice batch_size, since no gradients are kept.
         drop_last: Drop the last training batch of an epoch if it is not full.
+        sampling: `balanced` draws each class equally often in an epoch, see :class:`DataModule`.
         on_device: Copy the features to the accelerator once, or to memory if there is no accelerator. null copies if the features
             take at most half of the free memory, and otherwise memory-maps the files, so that only the rows in use are read.
         verify: Read every shard once in setup and compare its checksum; if false, damage within a shard is not detected.
@@ -60,7 +61,7 @@ class CachedFeaturesDataModule(DataModule):
         MisconfigurationException: The cache is unfinished, damaged, or from another backbone.
     """
 
-    fixed_on_resume: ClassVar[tuple[str, ...]] = ("batch_size", "drop_last")
+    fixed_on_resume: ClassVar[tuple[str, ...]] = ("batch_size", "drop_last", "sampling")
     """Does not include `cache`: the folder may be moved, because the checkpoint stores the identity of the cache."""
 
     def __init__(
@@ -69,13 +70,20 @@ class CachedFeaturesDataModule(DataModule):
         batch_size: int = 1024,
         eval_batch_size: int | None = None,
         drop_last: bool = True,
+        sampling: Literal["shuffled", "balanced"] = "shuffled",
         on_device: bool | None = None,
         verify: bool = True,
         images: str | list[str] | None = None,
         backbone: str | None = None,
         weights_hash: str | None = None,
     ) -> None:
-        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, drop_last=drop_last, images=images)
+        super().__init__(
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            drop_last=drop_last,
+            sampling=sampling,
+            images=images,
+        )
         self.cache, self.verify, self._resident = Path(cache), verify, on_device
         self._expected = {"backbone": backbone, "weights_hash": weights_hash}
         self._features: dict[str, CachedSplit] = {}

@@ -33,7 +33,7 @@ class CachedFeaturesLoader(InMemoryLoader):
     def __iter__(self) -> Iterator[Batch]:
         # This is a generator: nothing below runs before the first next(), when the counters that `position` reads are correct.
         epoch, _ = self.position()
-        for chosen in self.chosen():
+        for chosen, _ in self.drawn():
             batch = {name: self._gather(values, chosen) for name, values in self.data.items()}
             rows = chosen
             if self.views > 1:

@@ -27,6 +27,10 @@ synchronisation would wait forever (up to W - 1 samples are left out);
 `all`: every sample exactly once, so that one rank may have one batch more than another (for evaluation)."""
 
 
+MOST = (1 << 32) - 1
+"""Largest position in a data set; the bits above it count how often a sample was drawn before in its epoch."""
+
+
 def seeded_generator(*key: int | str) -> torch.Generator:
     """Return a CPU generator whose state is a function of `key`, the same in every process and on every machine.
 
@@ -178,6 +182,8 @@ class InMemoryLoader:
         turns: Ranks whose batches this process serves, see `batches_in_turn`.
         position: Called at the first batch of every pass; returns the epoch and the batch to start from.
         pin_memory: Gather into page-locked memory, from which copies to a CUDA device do not block the host.
+        resample: Returns the samples of an epoch in place of all of them, (n,) int64: position + 2^32 * earlier draws in the epoch.
+            A batch then has `drawn` (B,) int64, its `index` with the same addition, for its augmentation. None: each sample once.
 
     Raises:
         MisconfigurationException: There are fewer samples than processes, so that one would have none.
@@ -197,7 +203,9 @@ class InMemoryLoader:
         turns: int = 1,
         position: Callable[[], tuple[int, int]] = beginning,
         pin_memory: bool = False,
+        resample: Callable[[int], Tensor] | None = None,
     ) -> None:
+        self.resample = resample
         self.data, self.batch_size, self.keep, self.shuffle, self.seed = data, batch_size, keep, shuffle, seed
         self.rank, self.world_size, self.parts, self.turns = rank, world_size, parts, turns
         self.position, self.pin_memory = position, pin_memory
@@ -212,11 +220,24 @@ class InMemoryLoader:
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         # This is a generator: nothing below runs before the first next(), when the counters that `position` reads are correct.
-        for chosen in self.chosen():
-            yield {name: self._gather(values, chosen) for name, values in self.data.items()}
+        for chosen, again in self.drawn():
+            batch = {name: self._gather(values, chosen) for name, values in self.data.items()}
+            yield batch if again is None else {**batch, "drawn": batch["index"] + again}
+
+    def drawn(self) -> list[tuple[Tensor, Tensor | None]]:
+        """Return the remaining batches of the epoch: `chosen`, and what is added to the `index` of samples drawn again, or None."""
+        batches = self.chosen()
+        if self.resample is None:
+            return [(chosen, None) for chosen in batches]
+        drawn = self.resample(self.position()[0]).to(self.device)
+        own = [drawn[chosen] for chosen in batches]
+        return [(numbers & MOST, numbers & ~MOST) for numbers in own]
 
     def chosen(self) -> tuple[Tensor, ...]:
-        """Return the remaining batches of the epoch, each a tensor of positions in the data, on the device of the data."""
+        """Return the remaining batches of the epoch, each a tensor of places in the epoch, on the device of the data.
+
+        Without `resample` these are positions in the data.
+        """
         epoch, start = self.position()
         batches = batches_in_turn(
             self.num_samples,

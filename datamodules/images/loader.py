@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.images.decoding import Levels, central, squeezed
-from datamodules.in_memory import InMemoryLoader
+from datamodules.in_memory import MOST, InMemoryLoader
 
 Batch = dict[str, Tensor]
 NOTHING_READ = "no image of a whole batch can be read; check that the data still exists"
@@ -75,14 +75,17 @@ class ImageFiles(Dataset[Any]):
 
         Returns:
             `image` (B, C, S, S) uint8, or float32 of 0 to 1 with levels; `index` (B,) int64, `label` (B,) int64 if the files are
-            labelled, `aspect` (B,) float32 if images are squeezed; and `unreadable`, a list of the indices that were
-            left out because their files cannot be read.
+            labelled, (B, K) uint8 with several labels; `drawn` (B,) int64 if a sample was drawn again (`InMemoryLoader`), `aspect`
+            (B,) float32 if images are squeezed; and `unreadable`, a list of the indices that were left out because their files
+            cannot be read.
         """
         kind = torch.uint8 if self.levels is None else torch.float32
         pixels = torch.empty((len(indices), self.size, self.size, self.channels), dtype=kind).permute(0, 3, 1, 2)
         read: list[int] = []
         aspects: list[float] = []
-        for index in indices:
+        drawn: list[int] = []
+        for given in indices:
+            index = given & MOST
             try:
                 image, aspect = self._read(self.folder / os.fsdecode(self.names[index]))
             except MemoryError:
@@ -91,13 +94,17 @@ class ImageFiles(Dataset[Any]):
                 continue
             pixels[len(read)] = image
             read.append(index)
+            drawn.append(given)
             aspects.append(aspect)
         batch: dict[str, Any] = {"image": pixels[: len(read)], "index": torch.tensor(read, dtype=torch.int64)}
+        if drawn != read:
+            batch["drawn"] = torch.tensor(drawn, dtype=torch.int64)
         if self.labels is not None:
             batch["label"] = self.labels[batch["index"]]
         if self.share is None:
             batch["aspect"] = torch.tensor(aspects, dtype=torch.float32)
-        return {**batch, "unreadable": sorted(set(indices) - set(read)) if len(read) < len(indices) else []}
+        missing = {given & MOST for given in indices} - {*read} if len(read) < len(indices) else set()
+        return {**batch, "unreadable": sorted(missing)}
 
     def _read(self, path: Path) -> tuple[Tensor, float]:
         if self.share is None:
@@ -153,7 +160,10 @@ class ImageFileLoader(InMemoryLoader):
 
     def __iter__(self) -> Iterator[Batch]:
         # This is a generator: nothing below runs before the first next(), when the counters that `position` reads are correct.
-        self._order[:] = [self.places[chosen].tolist() for chosen in self.chosen()]
+        self._order[:] = [
+            (self.places[chosen] if again is None else self.places[chosen] + again).tolist()
+            for chosen, again in self.drawn()
+        ]
         for batch in self._loader:
             if missing := batch.pop("unreadable"):
                 self.unreadable(missing)

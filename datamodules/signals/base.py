@@ -54,6 +54,7 @@ class SignalDataModule(SignalHeader):
         val_subject_id: The only subject held out for validation, in place of `val_subjects`; for leave-one-subject-out.
         split_seed: Seed of the subject split, separate from the training seed, so that runs with different seeds share the split.
         drop_last: Drop the last training batch of an epoch if it is not full.
+        sampling: `balanced` draws each class equally often in an epoch, see :class:`DataModule`.
         mode: Content of a batch in addition to `signal`: `signals`, nothing; `flatten`, one image per signal; `grid`, one image
             with each signal as a tile; `channels`, one image with each signal as a channel.
         encoder: Function of `transforms` that encodes a signal as an image.
@@ -83,6 +84,7 @@ class SignalDataModule(SignalHeader):
         "val_subject_id",
         "split_seed",
         "drop_last",
+        "sampling",
     )
 
     def __init__(
@@ -93,6 +95,7 @@ class SignalDataModule(SignalHeader):
         val_subject_id: int | None = None,
         split_seed: int = 0,
         drop_last: bool = True,
+        sampling: Literal["shuffled", "balanced"] = "shuffled",
         mode: Mode = "signals",
         encoder: Encoder = "gramian_angular_field",
         encoder_args: dict[str, int | float | str] | None = None,
@@ -114,6 +117,7 @@ class SignalDataModule(SignalHeader):
             eval_batch_size=eval_batch_size,
             split_seed=split_seed,
             drop_last=drop_last,
+            sampling=sampling,
             on_device=on_device,
         )
         check_subjects("val_subjects", val_subjects)
@@ -241,7 +245,7 @@ class SignalDataModule(SignalHeader):
 
     def augment(self, batch: Batch, epoch: int) -> Batch:
         """Augment and normalise a batch for training; depends only on batch, seed and epoch (from 0)."""
-        random = transforms.SampleRandom(self.seed, epoch, batch["index"])
+        random = transforms.SampleRandom(self.seed, epoch, batch.pop("drawn", batch["index"]))
         changes = self.signal_augmentation.at(self.strength)
         signal = changes.normalised(self._scaled(changes.physical(batch["signal"].float(), random)), random)
         return self._with_image({**batch, "signal": signal}, self.train_size)

@@ -68,10 +68,12 @@ def test_a_run_with_several_labels(colours: Path, tmp_path: Path, capsys: pytest
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kill", [Kill("backward", 9), Kill("between", 2)])
-def test_a_killed_run_goes_on_to_the_bit(colours: Path, tmp_path: Path, kill: Kill) -> None:
+@pytest.mark.parametrize("sampling", ["shuffled", "balanced"])
+def test_a_killed_run_goes_on_to_the_bit(colours: Path, tmp_path: Path, kill: Kill, sampling: str) -> None:
     whole, killed, log = tmp_path / "whole", tmp_path / "killed", tmp_path / "log"
-    assert forked(command(colours, whole), log=log) == 0, log.read_text()
-    forked(command(colours, killed), kill, log)
+    more = ["--data.sampling", sampling, "--model.focal_gamma", "1"]
+    assert forked(command(colours, whole, *more), log=log) == 0, log.read_text()
+    forked(command(colours, killed, *more), kill, log)
     assert not (killed / "training_summary.json").is_file()
     assert forked(["fit", "--resume", str(killed)], log=log) == 0, log.read_text()
     assert not differences(outcome(whole), outcome(killed))

@@ -50,7 +50,7 @@ class CanvasLoader(InMemoryLoader):
         self._row = torch.tensor(by_name, dtype=torch.int64).argsort()
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        for chosen in self.chosen():
+        for chosen, again in self.drawn():
             places, rows = self.data["index"][chosen], self._row[chosen]
             read = self.canvases.read[rows]
             if not read.all():
@@ -58,8 +58,11 @@ class CanvasLoader(InMemoryLoader):
                 if not read.any():
                     raise MisconfigurationException(NOTHING_READ)
                 places, rows = places[read], rows[read]
+                again = None if again is None else again[read]
             taken = self.canvases.take(rows, self.pin_memory)
             batch = {"image": taken.pop("image"), "index": places}
+            if again is not None:
+                batch["drawn"] = places + again
             if self.labels is not None:
                 batch["label"] = self.labels[places]
             yield {**batch, **taken}
