@@ -41,8 +41,9 @@ Contract of a datamodule:
 
 `CachedFeaturesDataModule` serves features (docs/feature_cache.md); its mean, std and image_size describe the original images.
 
-To use your own data: put image files in one folder per class (`ImageFolderDataModule`), or arrays in CIFAR-10's layout. For other
-data subclass `DataModule` and implement `read_part` and the abstract properties.
+To use your own data: put image files in one folder per class (`ImageFolderDataModule`), WebDataset tars anywhere
+(`ShardedImagesDataModule`), or arrays in CIFAR-10's layout. For other data subclass `DataModule` and implement `read_part` and the
+abstract properties.
 """
 
 from datamodules.base import DataModule
@@ -54,6 +55,7 @@ from datamodules.in_memory import InMemoryLoader
 from datamodules.run_transforms import transform_of
 from datamodules.segmentation.datamodule import PromptedSegmentationDataModule
 from datamodules.segmentation.prompt_sets import PromptSet
+from datamodules.sharded.datamodule import ShardedImagesDataModule
 from datamodules.signals.files import SignalFileDataModule
 from datamodules.signals.har import HARDataModule
 from datamodules.trained_on import TrainedOn
@@ -68,6 +70,7 @@ __all__ = [
     "InMemoryLoader",
     "PromptSet",
     "PromptedSegmentationDataModule",
+    "ShardedImagesDataModule",
     "SignalFileDataModule",
     "TrainedOn",
     "transform_of",

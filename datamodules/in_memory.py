@@ -97,6 +97,7 @@ def batch_indices(
     world_size: int = 1,
     parts: int = 1,
     device: torch.device | None = None,
+    order: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """Return the batches of one epoch and one rank, each a tensor of positions in the data set.
 
@@ -111,11 +112,13 @@ def batch_indices(
         world_size: Number of processes.
         parts: As for `num_batches`.
         device: Device of the returned indices, moved with one copy; None for the CPU.
+        order: (n,) int64, the order of the epoch if it is not the one described above.
 
     Returns:
         Tensors of `batch_size` int64 indices; with keep `equal` or `all` the last one may be shorter.
     """
-    order = torch.randperm(n, generator=seeded_generator("order", seed, epoch)) if shuffle else torch.arange(n)
+    if order is None:
+        order = torch.randperm(n, generator=seeded_generator("order", seed, epoch)) if shuffle else torch.arange(n)
     own = order[rank::world_size].to(device or torch.device("cpu"))
     count = num_batches(n, batch_size, keep=keep, rank=rank, world_size=world_size, parts=parts)
     return torch.split(own, batch_size)[:count]
@@ -251,8 +254,13 @@ class InMemoryLoader:
             turns=self.turns,
             parts=self.parts,
             device=self.device,
+            order=self.epoch_order(epoch) if self.shuffle else None,
         )
         return batches[start:]
+
+    def epoch_order(self, epoch: int) -> Tensor | None:
+        """Return the order of a shuffled epoch, (n,) int64 positions in the data; None for the one of `batch_indices`."""
+        return None
 
     def _gather(self, values: Tensor, chosen: Tensor) -> Tensor:
         """Return a copy of the chosen rows; never a view, so that a training step may modify its batch in place."""

@@ -6,7 +6,9 @@ import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from io import RawIOBase
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -51,15 +53,23 @@ def file_keys(paths: Sequence[Path]) -> Tensor:
 
 
 def _file_key(path: Path) -> int:
-    digest = hashlib.blake2b(digest_size=8)
     try:
         with path.open("rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
-            digest.update(size.to_bytes(8, "little"))
-            for start in (0, size // 2 - PIECE // 2, size - PIECE):
-                if start >= 0 and (start == 0 or size > PIECE):
-                    file.seek(start)
-                    digest.update(file.read(PIECE))
+            return content_key(file, os.fstat(file.fileno()).st_size)
     except OSError:
-        digest.update(os.fsencode(path))
+        digest = hashlib.blake2b(os.fsencode(path), digest_size=8)
+    return int.from_bytes(digest.digest(), "little", signed=True)
+
+
+def content_key(file: BinaryIO | RawIOBase, size: int) -> int:
+    """Hash an open file to a key: its size in bytes and three pieces of its content.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    digest = hashlib.blake2b(size.to_bytes(8, "little"), digest_size=8)
+    for start in (0, size // 2 - PIECE // 2, size - PIECE):
+        if start >= 0 and (start == 0 or size > PIECE):
+            file.seek(start)
+            digest.update(file.read(PIECE) or b"")
     return int.from_bytes(digest.digest(), "little", signed=True)

@@ -12,6 +12,7 @@ time (Pillow's draft mode). Resampling is bilinear and antialiased, by torch's k
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -94,11 +95,11 @@ def pixels_of(file: Image.Image, channels: int, levels: Levels | None) -> Tensor
     return pixels if levels is None else pixels.float() / 255
 
 
-def squeezed(path: Path, size: int, channels: int, levels: Levels | None = None) -> tuple[Tensor, float]:
+def squeezed(path: Path | BinaryIO, size: int, channels: int, levels: Levels | None = None) -> tuple[Tensor, float]:
     """The whole picture, squeezed to a square.
 
     Args:
-        path: An image file.
+        path: An image file, or its open content.
         size: Height and width of the square in pixels.
         channels: 1 for grey, 3 for RGB.
         levels: As for `pixels_of`.
@@ -112,11 +113,11 @@ def squeezed(path: Path, size: int, channels: int, levels: Levels | None = None)
     return F.resize(pixels, [size, size], antialias=True), pixels.shape[2] / pixels.shape[1]
 
 
-def central(path: Path, size: int, channels: int, share: float, levels: Levels | None = None) -> Tensor:
+def central(path: Path | BinaryIO, size: int, channels: int, share: float, levels: Levels | None = None) -> Tensor:
     """The central square of the picture, in its own proportions, as evaluation sees it.
 
     Args:
-        path: An image file.
+        path: An image file, or its open content.
         size: Height and width of the result in pixels.
         channels: 1 for grey, 3 for RGB.
         share: Side of the square as a share of the picture's shorter side, above 0, up to 1.

@@ -14,7 +14,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -87,7 +87,7 @@ class ImageFiles(Dataset[Any]):
         for given in indices:
             index = given & MOST
             try:
-                image, aspect = self._read(self.folder / os.fsdecode(self.names[index]))
+                image, aspect = self._read(self.source(index))
             except MemoryError:
                 raise
             except Exception:  # a damaged file can make a decoder raise anything
@@ -106,7 +106,11 @@ class ImageFiles(Dataset[Any]):
         missing = {given & MOST for given in indices} - {*read} if len(read) < len(indices) else set()
         return {**batch, "unreadable": sorted(missing)}
 
-    def _read(self, path: Path) -> tuple[Tensor, float]:
+    def source(self, index: int) -> Path | BinaryIO:
+        """Where the image at this place is read from: its file, or its open content."""
+        return self.folder / os.fsdecode(self.names[index])
+
+    def _read(self, path: Path | BinaryIO) -> tuple[Tensor, float]:
         if self.share is None:
             return squeezed(path, self.size, self.channels, self.levels)
         return central(path, self.size, self.channels, self.share, self.levels), 1.0

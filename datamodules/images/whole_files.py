@@ -61,14 +61,29 @@ def look(path: Path, levels: bool = False) -> Look:
     if needs := missing_package(path):
         return Look(needs)
     try:
-        with path.open("rb") as stream, warnings.catch_warnings():
+        with path.open("rb") as stream:
+            return look_into(stream, path.stat().st_size, levels)
+    except OSError as error:
+        return Look(error.strerror or "no image")
+
+
+def look_into(stream: BinaryIO, size: int, levels: bool = False) -> Look:
+    """Read header and end of an open image file.
+
+    Args:
+        stream: The file.
+        size: Its length in bytes.
+        levels: As for `look`.
+    """
+    try:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(stream, formats=readable_formats()) as file:
                 if min(file.size) <= 0:
                     return Look("no pixels")
                 if file.mode == "F" and not levels:
                     return Look(NO_RANGE)
-                whole = _is_whole(file, stream, path.stat().st_size)
+                whole = _is_whole(file, stream, size)
                 return Look(None, is_deep(file.mode), whole, file.mode in GREY_MODES)
     except MemoryError:
         raise
@@ -171,7 +186,7 @@ def _decode_until(
     started = time.monotonic()
     for start in range(0, len(places), BLOCK):
         block = places[start : start + BLOCK]
-        for place, seen in zip(block, pool.map(_decode, [paths[place] for place in block]), strict=True):
+        for place, seen in zip(block, pool.map(try_decoding, [paths[place] for place in block]), strict=True):
             found.count += 1
             if isinstance(seen, str):
                 found.wrong[place] = seen
@@ -182,8 +197,8 @@ def _decode_until(
             return
 
 
-def _decode(path: Path) -> str | tuple[float, float] | None:
-    """Why a file cannot be decoded; or the range of its grey values if it is deep, else None."""
+def try_decoding(path: Path | BinaryIO) -> str | tuple[float, float] | None:
+    """Decode a file. Returns why a file cannot be decoded; or the range of its grey values if it is deep, else None."""
     try:
         with warnings.catch_warnings(), Image.open(path, formats=readable_formats()) as file:
             warnings.simplefilter("ignore")

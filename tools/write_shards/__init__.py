@@ -1,0 +1,1 @@
+"""Writes WebDataset shards from class folders or from a table of labels."""
