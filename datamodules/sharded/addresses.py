@@ -15,7 +15,7 @@ from itertools import product
 from pathlib import Path
 
 from datamodules.images.class_folders import listed
-from datamodules.sharded.store import ShardError, asked, file_system, is_remote, local_path
+from datamodules.sharded.store import ShardError, asked, file_system, is_remote, local_path, within
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 BRACES = re.compile(r"\{([^{}]*)\}")
@@ -103,7 +103,8 @@ def _in_store(setting: str, text: str, patience_s: float) -> list[str]:
     def ask() -> list[str]:
         system, path = file_system(text)
         try:
-            names = system.glob(path) if pattern else system.ls(path.rstrip("/"), detail=False)
+            limit = within(system, patience_s)
+            names = system.glob(path, **limit) if pattern else system.ls(path.rstrip("/"), detail=False, **limit)
         except FileNotFoundError:
             raise ShardError(f"--data.{setting} {text}: there is no such folder in the store") from None
         return sorted(system.unstrip_protocol(name) for name in names)

@@ -154,7 +154,8 @@ class ShardCache:
     def _make_room(self, size: int) -> bool:
         """Remove what is not in use, the longest unused first, until `size` more bytes fit; whether they do."""
         found = []
-        for path in [*self.folder.glob("*.tar"), *self.folder.glob("*.part")]:
+        # unfinished ones first: one that is just being finished is then counted twice, but never missed
+        for path in (path for kind in ("*.part", "*.tar") for path in self.folder.glob(kind)):
             with contextlib.suppress(FileNotFoundError):
                 stat = path.stat()
                 found.append((path.suffix != ".part", stat.st_mtime, path, stat.st_size))

@@ -86,7 +86,7 @@ class ShardedImages(ImageFiles):
         for place, shard in zip(indices, self.samples.shard[torch.tensor(indices)].tolist(), strict=True):
             by_shard[shard].append(place)
         content: dict[int, bytes] = {}
-        for shard, places in sorted(by_shard.items()):
+        for shard, places in by_shard.items():  # in the order of the epoch: those of a block that ends come first
             address, version = self.samples.version(shard)
             try:
                 with self.cache.open(address, version) as file:

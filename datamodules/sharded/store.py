@@ -20,7 +20,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-PIECE = 8 << 20  # bytes asked for at once: what a broken connection loses
+PIECE = 4 << 20  # bytes asked for at once: what a broken connection loses
+SHORTEST_S, LONGEST_S = 5.0, 30.0  # for which one answer is waited for: a store may take a question and never answer
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 10.0
 VERSIONS = (
     "ETag",
@@ -90,6 +91,11 @@ def file_system(address: str) -> tuple[Any, str]:
     return system, path
 
 
+def within(system: Any, patience_s: float) -> dict[str, float]:
+    """Argument of the calls of a file system that limits the time of an answer; none for one in memory or on a disk."""
+    return {"timeout": min(max(SHORTEST_S, patience_s), LONGEST_S)} if getattr(system, "async_impl", False) else {}
+
+
 def asked(what: str, ask: Callable[[], T], patience_s: float) -> T:
     """Ask a store, again while it does not answer.
 
@@ -142,7 +148,7 @@ def version_of(address: str, patience_s: float) -> Version:
 
     def ask() -> Version:
         system, path = file_system(address)
-        info = system.info(path)
+        info = system.info(path, **within(system, patience_s))
         if info.get("type") == "directory":
             raise FileNotFoundError(path)
         if info.get("size") is None:
@@ -169,7 +175,8 @@ def download(address: str, version: Version, target: BinaryIO, patience_s: float
 
         def ask(start: int = start, end: int = end) -> bytes:
             system, path = file_system(address)
-            piece: bytes = system.cat_file(path, start=start, end=end) if end > start else b""
+            limit = within(system, patience_s)
+            piece: bytes = system.cat_file(path, start=start, end=end, **limit) if end > start else b""
             if len(piece) == version.size:  # a server without ranges sends everything
                 piece = piece[start:end]
             if len(piece) != end - start and version_of(address, 0) == version:

@@ -3,8 +3,9 @@
     cats/0001.jpg, cats/0001.cls  -->  key cats/0001: image of the ending jpg, label of the ending cls
 
 The rest of the name is its ending, in lower case. The members of a sample may be anywhere in the tar. Folders, links, names without
-an ending, names that begin with a dot and those like `__this__` are no members. A tar must end with its end mark: one that was cut
-off between two members would else pass for a smaller one. Names are only compared: nothing is ever written under them.
+an ending, names that begin with a dot and those like `__this__` are no members, and a key without image and label is no sample. A
+tar must end with its end mark: one that was cut off between two members would else pass for a smaller one. Names are only compared:
+nothing is ever written under them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from datamodules.images.formats import EXTENSIONS
 from datamodules.sharded.store import ShardError
 
 KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
+META = re.compile(r"__[^/]*__($|/)")
 PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
 LONGEST_LABEL = 1 << 20  # bytes of a member with a label
 
@@ -55,9 +57,8 @@ def key_of(name: str) -> tuple[str, str] | None:
     >>> key_of("cats/0001.seg.PNG"), key_of("s_0.5.jpg"), key_of("cats/.hidden"), key_of("README")
     (('cats/0001', 'seg.png'), ('s_0', '5.jpg'), None, None)
     """
-    base = name.rpartition("/")[2]
     found = KEY.fullmatch(name)
-    if found is None or (base.startswith("__") and base.endswith("__")):
+    if found is None or META.match(name):
         return None
     return found[1], found[2].lower()
 
@@ -86,15 +87,23 @@ def read_members(file: BinaryIO, address: str, field: str | None) -> list[Member
                 f"{address}: two members have the key {key!r} and the ending .{ending}; keys must be unique in a shard"
             )
         samples[key][ending] = place
-    if not samples:
+    found = []
+    for key, members in samples.items():
+        if not any(_is_part(ending, field) for ending in members):
+            continue  # a README, a table
+        image = _image(key, members, address)
+        found.append(Member(image, _label(file, key, members, address, field)))
+    if not found:
         raise ShardError(
             f"{address}: has no sample; expected members such as 0001.jpg and 0001.{'json' if field else 'cls'}"
         )
-    found = []
-    for key, members in samples.items():
-        image = _image(key, members, address)
-        found.append(Member(image, _label(file, key, members, address, field)))
     return sorted(found, key=lambda one: one.image.offset)
+
+
+def _is_part(ending: str, field: str | None) -> bool:
+    """Whether an ending is, after its last dot, that of an image or of a label."""
+    last = ending.rpartition(".")[2]
+    return f".{last}" in EXTENSIONS or last == ("cls" if field is None else "json")
 
 
 def read_places(file: BinaryIO, address: str) -> list[Place]:
