@@ -1,7 +1,12 @@
-"""A bucket on the loopback, for tests of remote shards: moto's S3 server, in this process."""
+"""A bucket on the loopback, for tests of remote shards: moto's S3 server, in a process of its own."""
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,8 +14,25 @@ from typing import Any
 import pytest
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+def started(command: list[str], port: int) -> subprocess.Popen[bytes]:
+    """Start a server and wait until it takes connections."""
+    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(300):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return process
+        time.sleep(0.1)
+    raise OSError(f"{command} did not start")
+
+
 class Bucket:
-    """An S3 server with one bucket; stopped and started again, it keeps its objects.
+    """An S3 server with one bucket, behind a forwarder that is killed and started again: the objects outlive it.
 
     Attributes:
         url: URL of the bucket, `s3://bucket`.
@@ -19,21 +41,25 @@ class Bucket:
     url = "s3://bucket"
 
     def __init__(self) -> None:
-        from moto.server import ThreadedMotoServer
-
-        self._make = ThreadedMotoServer
-        self._server: Any = self._make(ip_address="127.0.0.1", port=0, verbose=False)
-        self._server.start()
-        host, self.port = self._server.get_host_and_port()
-        self.endpoint = f"http://{host}:{self.port}"
+        self._port, self._hidden = free_port(), free_port()
+        self.endpoint = f"http://127.0.0.1:{self._port}"
+        server = ["-m", "moto.server", "-H", "127.0.0.1", "-p", str(self._hidden)]
+        self._server = started(server, self._hidden)
+        self.start()
 
     def stop(self) -> None:
-        self._server.stop()
-        self._server._server.server_close()  # else the kernel still takes connections
+        """Close the port and every connection."""
+        self._forwarder.kill()
+        self._forwarder.wait()
 
     def start(self) -> None:
-        self._server = self._make(ip_address="127.0.0.1", port=self.port, verbose=False)
-        self._server.start()
+        forwarder = Path(__file__).with_name("forwarder.py")
+        self._forwarder = started([str(forwarder), str(self._port), str(self._hidden)], self._port)
+
+    def end(self) -> None:
+        for process in (self._forwarder, self._server):
+            process.kill()
+            process.wait()
 
     def put(self, folder: Path, prefix: str) -> str:
         """Put the shards of a folder into the bucket; returns their URL."""
@@ -63,4 +89,4 @@ def bucket() -> Iterator[Bucket]:
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         made.make()
         yield made
-        made.stop()
+        made.end()

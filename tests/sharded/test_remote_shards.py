@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import multiprocessing
-import os
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +97,7 @@ def _read_many(folder: str, limit: int, seed: int, problems: Any) -> None:
         target.write(bytes([int(address[-1])]) * version.size)
         target.flush()
 
-    from datamodules.sharded import cache as module
-
-    module.download = fake  # type: ignore[assignment]
+    pytest.MonkeyPatch().setattr("datamodules.sharded.cache.download", fake)
     generator = torch.Generator().manual_seed(seed)
     try:
         for number in torch.randint(0, 8, (150,), generator=generator).tolist():
@@ -177,7 +173,7 @@ def asked_again(fails: int, error: Exception, patience_s: float) -> tuple[int, f
 
 def test_what_helps_is_asked_again_and_what_does_not_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(store.time, "sleep", waits.append)
+    monkeypatch.setattr("datamodules.sharded.store.time.sleep", waits.append)
     assert asked_again(4, ConnectionError("reset"), 60)[0] == 5
     assert waits == [0.2, 0.4, 0.8, 1.6]
     waits.clear()
@@ -209,12 +205,6 @@ def test_a_bucket_is_read_by_workers(bucket: Bucket, tmp_path: Path) -> None:
         data_of(f"{bucket.url}/nothing/", tmp_path / "cache").setup("fit")
 
 
-def during(action: Callable[[], None], after_s: float) -> threading.Thread:
-    thread = threading.Timer(after_s, action)
-    thread.start()
-    return thread
-
-
 @pytest.mark.slow
 def test_ten_thousand_samples_while_the_server_stops_and_starts(bucket: Bucket, tmp_path: Path) -> None:
     """Nothing is lost, and nothing comes twice; the cache holds a quarter of the set."""
@@ -226,11 +216,18 @@ def test_ten_thousand_samples_while_the_server_stops_and_starts(bucket: Bucket, 
     data = data_of(url, tmp_path / "cache", workers=2, batch_size=32, patience_s=60, **settings)
     data.setup("fit")
     found: list[int] = []
+    returning: list[threading.Timer] = []
     for number, batch in enumerate(data.train_dataloader()):
         found += batch["index"].tolist()
         if number in (60, 200):
+            for one in returning:
+                one.join()
             bucket.stop()
-            during(bucket.start, 4)
+            returning.append(threading.Timer(4, bucket.start))
+            returning[-1].start()
+    assert len(returning) == 2
+    for one in returning:
+        one.join()
     assert len(found) == 10_000
     assert sorted(found) == list(range(10_000))
     bucket.stop()
@@ -242,4 +239,3 @@ def test_ten_thousand_samples_while_the_server_stops_and_starts(bucket: Bucket, 
     finally:
         bucket.start()
     assert sorted(served(data)) == list(range(10_000))
-    assert os.path.isdir(tmp_path / "cache")

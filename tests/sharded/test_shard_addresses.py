@@ -85,7 +85,7 @@ def settings(folder: Path, **given: object) -> ShardSettings:
 
 def test_whole_shards_are_held_out_by_the_seed(tmp_path: Path) -> None:
     folder = touch(tmp_path, *(f"{n:02}.tar" for n in range(20)))
-    parts = {split: settings(folder).find(split, 0) for split in ("train", "val", "test")}  # type: ignore[arg-type]
+    parts = {split: settings(folder).find(split, 0) for split in ("train", "val", "test")}
     assert [len(parts[name]) for name in ("train", "val", "test")] == [14, 4, 2]
     assert sorted(one for found in parts.values() for one in found) == sorted(map(str, folder.iterdir()))
     assert parts["val"] != settings(folder, seed=1).find("val", 0)
