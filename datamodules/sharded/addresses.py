@@ -16,6 +16,7 @@ from pathlib import Path
 
 from datamodules.images.class_folders import listed
 from datamodules.sharded.store import ShardError, asked, file_system, is_remote, local_path, within
+from foundation.suggestions import nearest
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 BRACES = re.compile(r"\{([^{}]*)\}")
@@ -83,12 +84,18 @@ def _matching(setting: str, text: str, patience_s: float) -> list[str]:
     path = local_path(text)
     if path.is_dir():
         return _of_folder(setting, text, sorted(str(one) for one in path.iterdir() if one.is_file()))
-    if path.exists() or not glob.has_magic(text):
+    if path.exists():
         return [text.removeprefix("file://")]
+    if not glob.has_magic(text):
+        raise ShardError(f"--data.{setting} {text}: does not exist{nearest(path.name, _names(path.parent))}")
     names = sorted(glob.glob(str(path), recursive=True))
     if not names:
         raise ShardError(f"--data.{setting} {text}: no file has such a name")
     return names
+
+
+def _names(folder: Path) -> list[str]:
+    return [one.name for one in folder.iterdir()] if folder.is_dir() else []
 
 
 def _in_store(setting: str, text: str, patience_s: float) -> list[str]:

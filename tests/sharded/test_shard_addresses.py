@@ -7,7 +7,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules.sharded.addresses import find_shards, with_braces
 from datamodules.sharded.settings import ShardSettings
-from datamodules.sharded.store import ShardError, version_of
+from datamodules.sharded.store import ShardError
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -53,7 +53,8 @@ def test_a_folder_in_memory() -> None:
 @pytest.mark.parametrize(
     ("given", "line"),
     [
-        ("{0}/none", "there is no such shard|no .tar file in it"),
+        ("{0}/none", "does not exist"),
+        ("{0}/fill", "does not exist, did you mean 'full'"),
         ("{0}/empty", "there is no .tar file in it"),
         ("{0}/packed", "2 are compressed, such as a.tar.gz: unpack them first"),
         ("{0}/packed/*.gz", "a.tar.gz is compressed, so no sample in it can be reached by its place"),
@@ -73,7 +74,7 @@ def test_wrong_settings_are_said_in_a_line(tmp_path: Path, given: str | list[str
     touch(tmp_path / "parts" / "val", "a.tar")
     placed = given.format(tmp_path) if isinstance(given, str) else [one.format(tmp_path) for one in given]
     with pytest.raises(ShardError, match=line) as caught:
-        version_of(find_shards("shards", placed, 0)[0], 0)
+        find_shards("shards", placed, 0)
     assert "\n" not in str(caught.value)
 
 

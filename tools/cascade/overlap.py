@@ -17,7 +17,7 @@ import yaml
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from datamodules import DataModule, ImageFolderDataModule
+from datamodules import DataModule, ImageFolderDataModule, ShardedImagesDataModule
 from features import CachedSplit, CacheError, read_header
 from tools.cascade.stages import Source
 from tools.run_data import configured_data
@@ -59,6 +59,8 @@ def seen_by(source: Source, data: DataModule, split: str, root: str | None) -> S
         trained.setup("fit")
     except (ValueError, OSError, MisconfigurationException) as error:
         return Seen(nothing, f"its data cannot be read ({' '.join(str(error).split())[:120]})")
+    if ShardedImagesDataModule in (type(data), type(trained)):
+        return _same_keys(data, trained, split, nothing)
     if isinstance(data, ImageFolderDataModule) != isinstance(trained, ImageFolderDataModule):
         return Seen(nothing, f"it was trained on {type(trained).__name__}, which cannot be compared with these images")
     if isinstance(data, ImageFolderDataModule):
@@ -68,7 +70,7 @@ def seen_by(source: Source, data: DataModule, split: str, root: str | None) -> S
 
 
 def _place(data: DataModule) -> tuple[Any, ...]:
-    root = getattr(data, "root", None)
+    root = data.place if isinstance(data, ShardedImagesDataModule) else getattr(data, "root", None)
     return type(data), None if root is None else Path(root).resolve(), data.split_settings
 
 
@@ -91,6 +93,13 @@ def _seen_in_cache(cache: Path, data: DataModule, split: str, nothing: Tensor) -
     names = [name for name in sorted({*wanted, *own}) if wanted.get(name) != own.get(name)]
     differs = ", ".join(f"{name} {own.get(name)} and not {wanted.get(name)}" for name in names)
     return Seen(nothing, f"its features in {cache} have another split ({differs})")
+
+
+def _same_keys(data: DataModule, trained: DataModule, split: str, nothing: Tensor) -> Seen:
+    """Images in shards are compared by the hashes of their bytes, also with image files."""
+    if any(not isinstance(one, ShardedImagesDataModule | ImageFolderDataModule) for one in (data, trained)):
+        return Seen(nothing, f"it was trained on {type(trained).__name__}, which cannot be compared with these images")
+    return Seen(torch.isin(data.sample_keys(split), trained.sample_keys("train")))
 
 
 def _files(data: ImageFolderDataModule, split: str) -> list[Path]:

@@ -81,6 +81,7 @@ def inspect_data(arguments: list[str], out: Path | None) -> None:
     from cli.app import configure_logging
     from cli.load_datamodule import load_datamodule
     from cli.run_flags import split_flags
+    from datamodules import ShardedImagesDataModule
     from foundation.atomic_files import write_json
     from foundation.plotting import render, write_png
     from tools.inspect_data import measures
@@ -88,6 +89,11 @@ def inspect_data(arguments: list[str], out: Path | None) -> None:
 
     configure_logging()
     data = load_datamodule(arguments)
+    if isinstance(data, ShardedImagesDataModule):
+        raise ValueError(
+            "ShardedImagesDataModule: images in shards are not inspected here; inspect the folder that they were written from, "
+            "with --data ImageFolderDataModule --data.root FOLDER (a fit says which shards, labels and images are wrong)"
+        )
     name = split_flags(["fit", *arguments]).experiment
     out = out or Path("inspect") / name
     check_out(out)

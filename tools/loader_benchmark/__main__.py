@@ -119,13 +119,17 @@ def loader_benchmark(options: argparse.Namespace, arguments: list[str], command:
     out = check(options)
     from cli.app import configure_logging
     from cli.load_datamodule import load_datamodule
-    from datamodules import ImageFolderDataModule
+    from datamodules import ImageFolderDataModule, ShardedImagesDataModule
     from foundation.atomic_files import write_text
     from tools.loader_benchmark.timing import Pipeline, pick_device
 
     configure_logging()
     device = pick_device(options.device)
     data = load_datamodule(arguments)
+    if isinstance(data, ShardedImagesDataModule):
+        raise ValueError(
+            "ShardedImagesDataModule reads shards: only image files are measured, with ImageFolderDataModule"
+        )
     if not isinstance(data, ImageFolderDataModule):
         raise ValueError(f"{type(data).__name__} serves its images from memory and has no workers: nothing to measure")
     data.prepare_data()
