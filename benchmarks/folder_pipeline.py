@@ -4,7 +4,8 @@
 
     ours         worker: JPEG --reduced decoding--> squeezed to 1.15 x size, uint8     this process: whole batches are cropped,
                  resized, flipped, normalised
-    with cache   only this process: rows of a memory map (--data.canvas_cache) in place of the workers' images, then the same
+    with cache   only this process: rows of a memory map (--data.canvas_cache) in place of the workers' images, then the same; with
+                 a thread in place of each worker
     torchvision  worker: JPEG -> RandomResizedCrop -> RandomHorizontalFlip -> PILToTensor -> ToDtype(float) -> Normalize -> collated
 
 All read the same images once per repeat (except for an incomplete last batch), with the same batch size, number of workers,
@@ -112,13 +113,22 @@ def peer_epochs(data: ImageFolderDataModule, setting: Setting) -> Callable[[], i
     return lambda: sum(len(image) for image, _ in loader)
 
 
-def our_epochs(data: ImageFolderDataModule) -> Callable[[], int]:
-    """Returns a function that runs one epoch of our pipeline, with augmentation, and returns the number of images."""
+def our_epochs(data: ImageFolderDataModule, threads: int | None = None) -> Callable[[], int]:
+    """Returns a function that runs one epoch of our pipeline, with augmentation, and returns the number of images.
+
+    Args:
+        data: The datamodule.
+        threads: Number of torch threads in this process; None leaves it.
+    """
     loader, epochs = data.train_dataloader(), count()
 
     def epoch() -> int:
-        number = next(epochs)
-        return sum(len(data.augment(batch, number)["image"]) for batch in loader)
+        number, before = next(epochs), torch.get_num_threads()
+        torch.set_num_threads(threads or before)
+        try:
+            return sum(len(data.augment(batch, number)["image"]) for batch in loader)
+        finally:
+            torch.set_num_threads(before)
 
     return epoch
 
@@ -158,7 +168,11 @@ def run(setting: Setting, repeats: int) -> tuple[int, float, Result]:
         data, cached = our_data(setting), our_data(setting, cache)
         written = write_cache(cached)
         num_images = data.num_train_batches() * setting.batch_size
-        epochs = {"torchvision": peer_epochs(data, setting), "ours": our_epochs(data), "cached": our_epochs(cached)}
+        epochs = {
+            "torchvision": peer_epochs(data, setting),
+            "ours": our_epochs(data),
+            "cached": our_epochs(cached, max(torch.get_num_threads(), setting.workers)),
+        }
         sides = {name: partial(images_per_s, epoch, num_images) for name, epoch in epochs.items()}
         measuring.interleave(sides, 1)
         speed = measuring.interleave(sides, repeats)

@@ -25,7 +25,7 @@ from transforms.nearest import nearest_resized
 from transforms.normalize import normalize
 from transforms.policies import auto_augment, rand_augment
 from transforms.random_erasing import random_erasing
-from transforms.resized_crop import crop_boxes, random_resized_crop, resize
+from transforms.resized_crop import crop_boxes, random_resized_crop, resize, resized_box
 from transforms.sample_random import SampleRandom
 from transforms.signal_augmentation import channel_dropout, jitter, rotation, scaling, time_warp
 from transforms.signal_fields import gramian_angular_field, markov_transition_field
@@ -59,6 +59,7 @@ __all__ = [
     "random_resized_crop",
     "recurrence_plot",
     "resize",
+    "resized_box",
     "rotation",
     "scaling",
     "segment_stack",

@@ -19,9 +19,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 
 from datamodules.images.formats import readable_formats
+from transforms import resized_box
 
 Levels = tuple[float, float]
 """Grey values that become black (0) and white (1)."""
@@ -110,7 +110,8 @@ def squeezed(path: Path | BinaryIO, size: int, channels: int, levels: Levels | N
     with Image.open(path, formats=readable_formats()) as file:
         file.draft(None, (size, size))
         pixels = pixels_of(file, channels, levels)
-    return F.resize(pixels, [size, size], antialias=True), pixels.shape[2] / pixels.shape[1]
+    _, height, width = pixels.shape
+    return resized_box(pixels, (0, 0, height, width), size), width / height
 
 
 def central(path: Path | BinaryIO, size: int, channels: int, share: float, levels: Levels | None = None) -> Tensor:
@@ -134,5 +135,4 @@ def central(path: Path | BinaryIO, size: int, channels: int, share: float, level
     height, width = image.shape[1:]
     side = max(1, round(share * min(height, width)))
     top, left = (height - side) // 2, (width - side) // 2
-    pixels: Tensor = F.resized_crop(image, top, left, side, side, [size, size], antialias=True)
-    return pixels
+    return resized_box(image, (top, left, side, side), size)

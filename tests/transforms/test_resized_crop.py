@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from transforms import SampleRandom, crop_boxes, random_resized_crop, resize
+from transforms import SampleRandom, crop_boxes, random_resized_crop, resize, resized_box
 from transforms.resized_crop import _integer_parts, _resample_each, _resample_products, _weights
 
 # Height, width and size: shrunk, shrunk a lot, enlarged, to one pixel, unchanged size.
@@ -73,6 +73,31 @@ def test_crop_is_torchvisions_of_the_drawn_box(
     torch.testing.assert_close(crops, expected, rtol=0, atol=1e-4 if dtype == torch.float32 else 0)
     assert torch.equal(images, before)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("size", [64, 120])  # below and above the size from which threads share a batch
+def test_bytes_of_a_canvas_are_torchvisions_to_the_bit_with_any_number_of_threads(size: int, threads: int) -> None:
+    images = some_images(9, 3, 140, 140).contiguous(memory_format=torch.channels_last)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    crops = random_resized_crop(images, size, some_random(9))
+    torch.set_num_threads(before)
+    assert torch.equal(crops, crop_one_by_one(images, crop_boxes(140, 140, some_random(9)), size))
+    assert crops.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("box", [(0, 0, 31, 43), (3, 7, 20, 17), (5, 5, 1, 1)])
+def test_a_box_of_one_image_is_torchvisions(dtype: torch.dtype, channels: int, box: tuple[int, int, int, int]) -> None:
+    planes = some_images(channels, 31, 43, dtype=dtype)
+    pixels = planes.permute(1, 2, 0).contiguous().permute(2, 0, 1)  # as a decoder writes them
+    for size in (17, 31, 50):
+        expected = F.resized_crop(planes, *box, [size, size], antialias=True)
+        for image in (planes, pixels):
+            found = resized_box(image, box, size)
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 / 255 if dtype.is_floating_point else 0)
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)

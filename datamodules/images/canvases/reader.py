@@ -10,6 +10,9 @@ from torch import Tensor
 
 from datamodules.images.canvases.header import Header
 from datamodules.images.canvases.shards import map_shard
+from foundation.threads import in_threads
+
+LARGE = 1 << 15  # bytes of a canvas from which threads copy them; they also wait for the disk together
 
 
 class Canvases:
@@ -57,11 +60,19 @@ class Canvases:
         recipe = self.header.recipe
         shape = (len(rows), recipe.size, recipe.size, recipe.channels)
         out = torch.empty(shape, dtype=recipe.dtype, pin_memory=pin_memory)
-        if len(self._images) == 1:
+        target: np.ndarray[tuple[int, ...], np.dtype[np.generic]] = out.numpy()
+        numbers = rows.tolist()
+
+        def copy(places: range) -> None:
+            for place in places:
+                shard, row = divmod(numbers[place], self.header.rows)
+                target[place] = self._rows[shard][row]
+
+        if recipe.row_bytes >= LARGE:
+            in_threads(copy, len(numbers))
+        elif len(self._images) == 1:
             torch.index_select(self._images[0], 0, rows, out=out)
         else:
-            target: np.ndarray[tuple[int, ...], np.dtype[np.generic]] = out.numpy()
-            for place, row in enumerate(rows.tolist()):
-                target[place] = self._rows[row // self.header.rows][row % self.header.rows]
+            copy(range(len(numbers)))
         batch = {"image": out.permute(0, 3, 1, 2)}
         return batch if self._aspect is None else {**batch, "aspect": self._aspect[rows]}
