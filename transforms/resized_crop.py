@@ -6,7 +6,7 @@ output pixel i of an axis is a weighted mean of the L pixels j of the crop, with
     weight(i, j) ~ max(0, 2 max(L, size) - |(2i + 1) L - (2j + 1) size|)
 
 On an accelerator, resampling is two matrix products for the whole batch, columns first, without synchronisation with the device. On
-a CPU, it is torch's kernel image by image, in threads, because products with weights that are mostly zeros are much slower there. For
+a CPU, it is torch's kernel image by image, in threads: products with weights that are mostly zeros are much slower there. For
 uint8, both ways round the weights to the same integers, and the result of the columns to uint8, as torch's kernel does. When both
 are run on a CPU, they agree to the bit.
 

@@ -19,13 +19,17 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from datamodules.base import DataModule
+from datamodules.extraction import Labelled
+from datamodules.images.canvases import CanvasCache
 from datamodules.images.checking import levels_of
 from datamodules.images.decoding import Levels
 from datamodules.images.labelled import readable
+from datamodules.images.loader import cores_for_workers
 from datamodules.images.settings import IMAGENET_MEAN, IMAGENET_STD, check, check_files, check_levels, loading
 from datamodules.images.unlabelled import GivenImages, given_images
 from datamodules.images.unreadable import DAMAGED, report_unreadable
 from datamodules.images.whole_files import Look
+from datamodules.segmentation.canvases import CanvasFiles, open_canvases
 from datamodules.segmentation.generator import GENERATED_SETS
 from datamodules.segmentation.listed_sets import ListedPromptSets
 from datamodules.segmentation.loader import Questions, SegmentationFiles, SegmentationLoader
@@ -80,6 +84,9 @@ class PromptedSegmentationDataModule(ListedPromptSets):
         persistent_workers: Keep the workers from one epoch to the next.
         pin_memory: Put batches into page-locked memory, from which copies to a CUDA device do not block the host; null does so if
             the device is a CUDA device.
+        canvas_cache: Folder to which a fit writes its squeezed training images and masks once; every later epoch and run then reads
+            them there, without workers. null: files are decoded in every epoch.
+        verify_canvases: Read the canvas cache once before the first step and compare its checksums; lengths are always compared.
         batch_size: Training images in a batch of one process.
         eval_batch_size: Images in a batch of validation, test and predict, all of one size; null means `batch_size`.
         val_fraction: Share of each object's images held out for validation, above 0 and below 1.
@@ -125,6 +132,8 @@ class PromptedSegmentationDataModule(ListedPromptSets):
         prefetch: int = 2,
         persistent_workers: bool = True,
         pin_memory: bool | None = None,
+        canvas_cache: str | None = None,
+        verify_canvases: bool = False,
         batch_size: int = 8,
         eval_batch_size: int | None = None,
         val_fraction: float = 0.15,
@@ -170,6 +179,8 @@ class PromptedSegmentationDataModule(ListedPromptSets):
         self.near_duplicates, self.test_fraction = near_duplicates, test_fraction
         self.prompts, self.workers, self.prefetch = prompts, workers, prefetch
         self.persistent_workers, self.pin_memory = persistent_workers, pin_memory
+        self.canvas_cache = CanvasCache.of(canvas_cache, verify_canvases, self.root)
+        self._cached: CanvasFiles | None = None
         self._named: set[Path] = set()  # masks with unexpected values that have been reported in a warning
         self._notes = Notes(held=True)
         self._predicted: list[Pair] = []
@@ -248,6 +259,37 @@ class PromptedSegmentationDataModule(ListedPromptSets):
         index, drawn = batch["index"], batch.pop("drawn", batch["index"])
         return {**super().augment({**batch, "index": drawn}, epoch), "index": index}
 
+    def check_input(self, splits: Sequence[Labelled]) -> None:
+        """Check the images and all masks of these splits, and open the canvases of train."""
+        super().check_input(splits)
+        if "train" in splits:
+            self.prepare_sizes([self.train_size])
+
+    def prepare_sizes(self, sizes: Sequence[int]) -> None:
+        """Open the canvases of train, which are those of every training size; write them first if they are not there."""
+        if self.canvas_cache is None or self.extraction is not None or self._cached is not None:
+            return
+        self._cached = open_canvases(
+            self.canvas_cache,
+            self.root,
+            self.pairs,
+            self.splits["train"]["index"].tolist(),
+            self._canvas(),
+            levels_of(self._looks, self.levels),
+            unreadable=partial(self._report_unreadable, False),
+            odd=self._report_odd,
+            workers=cores_for_workers() if self.workers is None else self.workers,
+            first=self.trainer is None or self.trainer.local_rank == 0,
+        )
+
+    def _training_files(self, settings: dict[str, Any]) -> tuple[SegmentationFiles, dict[str, Any]]:
+        """The squeezed images and masks, from the cache if it is open or a fit needs it, and the settings of their workers."""
+        if self.trainer is not None and self.trainer.state.fn == "fit":
+            self.prepare_sizes([self.train_size])
+        if self._cached is not None:
+            return self._cached, {**settings, "workers": 0}
+        return SegmentationFiles(self.pairs, self._canvas(), levels_of(self._looks, self.levels)), settings
+
     def _loader(self, split: Split) -> SegmentationLoader:
         trainer, training, of_folder = self.trainer, split == "train", split == "predict" and self.images is not None
         served: Split = "test" if split == "predict" and not of_folder else split
@@ -255,8 +297,13 @@ class PromptedSegmentationDataModule(ListedPromptSets):
         fixed, order = (self.prompts or self.class_names) if predicting or of_folder else None, self._order(split)
         drawing = order["shuffle"] and self.positive_share > 0
         pairs, looks = (self._predicted, self._predicted_looks) if of_folder else (self.pairs, self._looks)
+        settings = loading(trainer, self.workers, self.prefetch, self.persistent_workers, self.pin_memory)
+        if training:
+            files, settings = self._training_files(settings)
+        else:
+            files = SegmentationFiles(pairs, None, levels_of(looks, self.levels))
         return SegmentationLoader(
-            SegmentationFiles(pairs, self._canvas() if training else None, levels_of(looks, self.levels)),
+            files,
             self._each_image_once(self.splits[served]["index"], pairs)
             if fixed is not None
             else self.splits[served]["index"],
@@ -270,7 +317,7 @@ class PromptedSegmentationDataModule(ListedPromptSets):
             odd=self._report_odd,
             draw=partial(self._positives.draw, self.positive_share, self.seed) if drawing else None,
             unreadable=partial(self._report_unreadable, of_folder),
-            **loading(trainer, self.workers, self.prefetch, self.persistent_workers, self.pin_memory),
+            **settings,
             **order,
         )
 

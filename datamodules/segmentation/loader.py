@@ -23,7 +23,8 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from datamodules.images.decoding import Levels, pixels_of, squeezed
+from datamodules.images.decoding import Levels, pixels_of
+from datamodules.images.decoding import squeezed as squeezed_image
 from datamodules.images.formats import readable_formats
 from datamodules.images.loader import ImageFileLoader
 from datamodules.segmentation.masks import MaskError, mask_of
@@ -93,28 +94,41 @@ class SegmentationFiles(Dataset[Any]):
             "unreadable": sorted({given % len(self.pairs) for given in indices} - {*read}),
             "odd": odd,
         }
-        if images:
+        if images and self.canvas is None:
             batch["image"] = torch.stack(images)
+        elif images:  # a canvas lies in memory as (H, W, C), of which crops are cut fastest
+            batch["image"] = torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
         if masks:
             batch["mask"] = torch.stack(masks)
         if self.canvas is not None:
-            shapes = [self.pairs[index].size for index in read]
-            batch["drawn"] = torch.tensor(drawn, dtype=torch.int64)
-            batch["aspect"] = torch.tensor([width / height for height, width in shapes], dtype=torch.float32)
+            batch |= drawn_and_aspect(drawn, [self.pairs[index] for index in read])
         return batch
 
     def _image(self, path: Path) -> Tensor:
         if self.canvas is not None:
-            return squeezed(path, self.canvas, 3, self.levels)[0]
+            return squeezed_image(path, self.canvas, 3, self.levels)[0]
         with Image.open(path, formats=readable_formats()) as file:
             return pixels_of(file, 3, self.levels).contiguous()
 
     def _squeeze(self, mask: Tensor) -> Tensor:
-        if self.canvas is None or mask.shape[-2:] == (self.canvas, self.canvas):
-            return mask
-        # exact: takes the pixel under the centre of the new pixel, aligned with the image's resampling
-        squeezed_mask: Tensor = F.resize(mask, [self.canvas] * 2, interpolation=InterpolationMode.NEAREST_EXACT)
-        return squeezed_mask
+        return mask if self.canvas is None else squeezed_mask(mask, self.canvas)
+
+
+def drawn_and_aspect(drawn: Sequence[int], pairs: Sequence[Pair]) -> dict[str, Tensor]:
+    """Entries of a batch that only squeezed images have: the given indices, and width / height of each image."""
+    aspects = [pair.size[1] / pair.size[0] for pair in pairs]
+    return {
+        "drawn": torch.tensor(drawn, dtype=torch.int64),
+        "aspect": torch.tensor(aspects, dtype=torch.float32),
+    }
+
+
+def squeezed_mask(mask: Tensor, canvas: int) -> Tensor:
+    """Squeeze a mask (1, H, W) to a square; exact: takes the pixel under the centre of the new one, as the image is resampled."""
+    if mask.shape[-2:] == (canvas, canvas):
+        return mask
+    squeezed: Tensor = F.resize(mask, [canvas] * 2, interpolation=InterpolationMode.NEAREST_EXACT)
+    return squeezed
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Prompted segmentation runs: exact resume of plateau, early stopping, thresholds and best checkpoint; two processes."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -47,6 +48,19 @@ def test_a_killed_run_is_resumed_to_the_bit(unbroken: Path, kill: Kill) -> None:
     assert (folder / "checkpoints" / "last.ckpt").is_file(), log.read_text()
     assert not (folder / "training_summary.json").is_file()
     assert forked(["fit", "--resume", str(folder)], log=log) == 0, log.read_text()
+    assert not differences(outcome(unbroken), outcome(folder))
+
+
+@pytest.mark.slow
+def test_a_killed_run_with_a_cache_equals_one_without_and_may_lose_it(unbroken: Path, tmp_path: Path) -> None:
+    folder, cache, log = unbroken.parent / "cached", tmp_path / "cache", tmp_path / "log"
+    cached = ["--data.canvas_cache", str(cache)]
+    assert forked(command(folder, *cached), Kill("backward", 6), log) == -signal.SIGKILL, log.read_text()
+    assert log.read_text().count("are decoded and written to") == 2, log.read_text()  # images and masks
+    assert forked(["fit", "--resume", str(folder)], Kill("epoch_end", 2), log) == -signal.SIGKILL, log.read_text()
+    assert log.read_text().count("are decoded and written to") == 2, log.read_text()
+    shutil.rmtree(cache)
+    assert forked(["fit", "--resume", str(folder), "--data.canvas_cache", "null"], log=log) == 0, log.read_text()
     assert not differences(outcome(unbroken), outcome(folder))
 
 

@@ -14,9 +14,20 @@ reader.py    `Canvases`: the shards of a set as rows
 loader.py    `CanvasLoader`: batches cut out of the memory map
 """
 
-from datamodules.images.canvases.header import CanvasError
+from datamodules.images.canvases.header import CanvasError, Recipe, recipe_of
 from datamodules.images.canvases.loader import CanvasLoader
-from datamodules.images.canvases.opening import CanvasCache, open_canvases
+from datamodules.images.canvases.opening import CanvasCache, open_canvases, sizes_of
 from datamodules.images.canvases.reader import Canvases
+from datamodules.images.canvases.writer import Source
 
-__all__ = ["CanvasCache", "CanvasError", "CanvasLoader", "Canvases", "open_canvases"]
+__all__ = [
+    "CanvasCache",
+    "CanvasError",
+    "CanvasLoader",
+    "Canvases",
+    "Recipe",
+    "Source",
+    "open_canvases",
+    "recipe_of",
+    "sizes_of",
+]

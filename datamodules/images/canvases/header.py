@@ -28,7 +28,7 @@ from foundation.atomic_files import replace_file
 SCHEMA = 1
 HEADER, UNFINISHED, FILES = "header.json", "unfinished.json", "files.jsonl"
 AGAIN = "run the same command again, it writes what is missing"
-Kind = Literal["squeezed", "central"]
+Kind = Literal["squeezed", "central", "masks"]
 
 
 class CanvasError(MisconfigurationException):
@@ -40,13 +40,13 @@ class Recipe:
     """How canvases are made; two sets with equal recipes hold the same pixels. Compared in the order of the fields."""
 
     kind: Kind
-    """`squeezed`: the whole picture, for training; `central`: its central square, for evaluation."""
+    """`squeezed`: the whole picture, for training; `central`: its central square, for evaluation; `masks`: 1 on the object."""
     size: int
     """S, height and width of a canvas in pixels."""
     channels: int
     """C, 1 for grey or 3 for RGB."""
     share: float | None
-    """Side of the central square as a share of the picture's shorter side; None for `squeezed`."""
+    """Side of the central square as a share of the picture's shorter side; only for `central`."""
     levels: Levels | None
     """Grey values that become 0 and 1 if a file has more than 8 bits; canvases are float32 then, and uint8 without."""
     versions: dict[str, str]
@@ -54,7 +54,7 @@ class Recipe:
     data: str
     """Fingerprint of the names and sizes of the files (`features.data_of_files`)."""
     count: int
-    """N, number of files."""
+    """N, number of files, or of masks."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -76,7 +76,12 @@ class Recipe:
 
 
 def recipe_of(
-    files: Mapping[str, int], size: int, channels: int, share: float | None = None, levels: Levels | None = None
+    files: Mapping[str, int],
+    size: int,
+    channels: int,
+    share: float | None = None,
+    levels: Levels | None = None,
+    masks: bool = False,
 ) -> Recipe:
     """Describe the canvases of some files as they would be made here.
 
@@ -86,9 +91,10 @@ def recipe_of(
         channels: See `Recipe`.
         share: See `Recipe`.
         levels: See `Recipe`.
+        masks: Whether they are masks.
     """
     return Recipe(
-        kind="squeezed" if share is None else "central",
+        kind="masks" if masks else "squeezed" if share is None else "central",
         size=size,
         channels=channels,
         share=share if share is None else float(share),

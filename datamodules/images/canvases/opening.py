@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -32,7 +32,7 @@ class CanvasCache:
     Args:
         folder: The folder, as it is given by --data.canvas_cache.
         verify: Read every shard once when it is opened, and compare its checksum.
-        images: Folder of the images, in which the cache would be taken for a class.
+        images: Folder of the images, in which the cache would be taken for a class or a set.
 
     Raises:
         ValueError: No folder is given, or one within the images.
@@ -85,22 +85,50 @@ class CanvasCache:
         Raises:
             CanvasError: See `open_canvases`.
         """
-        name = _set_name(split, files)
-        if name in self._opened:
-            return
-        place_of = dict(zip(files.named(places), places.tolist(), strict=True))
-        try:
-            sizes = list_files(files.folder, place_of)
-        except OSError as error:
-            raise CanvasError(f"{error.filename}: cannot be read ({error.strerror})") from None
-        self._opened[name] = open_canvases(
-            self.folder / name,
-            recipe_of(sizes, files.size, files.channels, files.share, files.levels),
-            Source(files.folder, sizes, lambda wrong: unreadable([place_of[one] for one in wrong])),
-            workers=workers,
-            verify=self.verify,
-            patience_s=0.0 if first else PATIENCE_S,
-        )
+
+        def described() -> tuple[Recipe, Source]:
+            place_of = dict(zip(files.named(places), places.tolist(), strict=True))
+            sizes = sizes_of(files.folder, place_of)
+            recipe = recipe_of(sizes, files.size, files.channels, files.share, files.levels)
+            return recipe, Source(files.folder, sizes, lambda wrong: unreadable([place_of[one] for one in wrong]))
+
+        self.open_set(_set_name(split, files), described, workers=workers, first=first)
+
+    def open_set(
+        self, name: str, described: Callable[[], tuple[Recipe, Source]], *, workers: int, first: bool = True
+    ) -> Canvases:
+        """Open a set by its name, once; write it first if it is not there.
+
+        Args:
+            name: Name of its folder.
+            described: Returns how its canvases are made, and of what.
+            workers: As for `open`.
+            first: As for `open`.
+
+        Raises:
+            CanvasError: See `open_canvases`.
+        """
+        if name not in self._opened:
+            self._opened[name] = open_canvases(
+                self.folder / name,
+                *described(),
+                workers=workers,
+                verify=self.verify,
+                patience_s=0.0 if first else PATIENCE_S,
+            )
+        return self._opened[name]
+
+
+def sizes_of(folder: Path, names: Iterable[str]) -> dict[str, int]:
+    """Sizes of files in bytes, by name.
+
+    Raises:
+        CanvasError: A file does not exist.
+    """
+    try:
+        return list_files(folder, names)
+    except OSError as error:
+        raise CanvasError(f"{error.filename}: cannot be read ({error.strerror})") from None
 
 
 def _is_hidden(path: Path) -> bool:

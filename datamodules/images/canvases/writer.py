@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from rich.progress import Progress, TextColumn, TimeRemainingColumn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from datamodules.images.canvases.header import (
     HEADER,
@@ -49,11 +49,16 @@ class Source(NamedTuple):
         folder: Folder that the names are relative to.
         files: Size in bytes of each file, by name.
         unreadable: Called with the names of files that cannot be decoded; raises or logs a warning.
+        decoder: Data set whose i-th item is that of the i-th name, sorted, with batches like those of `ImageFiles`; names need not
+            be those of files then. None decodes the files.
+        seen: Called with each decoded batch.
     """
 
     folder: Path
     files: dict[str, int]
     unreadable: Callable[[list[str]], None]
+    decoder: Dataset[Any] | None = None
+    seen: Callable[[dict[str, Any]], None] | None = None
 
 
 def write_canvases(
@@ -122,7 +127,9 @@ def _written(
 ) -> Iterator[tuple[int, Shard]]:
     """Write the missing shards in turn, and yield their entries."""
     recipe, counts, names = header.recipe, header.counts(), sorted(source.files)
-    files = ImageFiles(source.folder, names, None, recipe.size, recipe.channels, recipe.share, recipe.levels)
+    files = source.decoder or ImageFiles(
+        source.folder, names, None, recipe.size, recipe.channels, recipe.share, recipe.levels
+    )
     rows = [list(range(number * header.rows, number * header.rows + counts[number])) for number in missing]
     blocks = [[shard[first : first + BLOCK] for first in range(0, len(shard), BLOCK)] for shard in rows]
     loader: DataLoader[Any] = DataLoader(
@@ -139,6 +146,8 @@ def _written(
             tensors, wrong, first = empty_shard(recipe, counts[number]), [], number * header.rows
             for _ in shard:
                 batch = next(batches)
+                if source.seen is not None:
+                    source.seen(batch)
                 place = batch["index"] - first
                 tensors["image"][place] = batch["image"].permute(0, 2, 3, 1)
                 tensors["read"][place] = 1
@@ -151,8 +160,8 @@ def _written(
 
 
 def _check_unreadable(source: Source, wrong: list[str]) -> None:
-    """Report files that cannot be decoded; a file that cannot be read at all may only be out of reach, and ends the writing."""
-    for name in wrong:
+    """Report what cannot be decoded; a file that cannot be read at all may only be out of reach, and ends the writing."""
+    for name in wrong if source.decoder is None else []:
         path = source.folder / name
         try:
             size = len(path.read_bytes())
