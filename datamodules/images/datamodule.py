@@ -77,6 +77,7 @@ class ImageFolderDataModule(SplitFiles):
         canvas_cache: Folder to which a fit writes its decoded and shrunk images, once for each size; every later epoch and run then
             reads them there, without workers. null: files are decoded in every epoch.
         verify_canvases: Read the canvas cache once before the first step and compare its checksums; lengths are always compared.
+        canvas_quality: JPEG quality of the training images in the canvas cache, 1 to 100, which loses detail; null stores pixels.
         **kwargs: Settings of every datamodule, see `DataModule`.
 
     Raises:
@@ -88,15 +89,8 @@ class ImageFolderDataModule(SplitFiles):
     fixed_on_resume: ClassVar[tuple[str, ...]] = (
         *DataModule.fixed_on_resume,
         "image_size",  # determines the grid of a transformer's position embeddings
-        "test_fraction",
-        "labels",
-        "file_column",
-        "label_column",
-        "split_column",
-        "label_separator",
-        "groups",
-        "group_column",
-        "unreadable",
+        *("labels", "file_column", "label_column", "split_column", "label_separator"),
+        *("test_fraction", "groups", "group_column", "unreadable", "canvas_quality"),
     )
 
     def __init__(
@@ -128,6 +122,7 @@ class ImageFolderDataModule(SplitFiles):
         pin_memory: bool | None = None,
         canvas_cache: str | None = None,
         verify_canvases: bool = False,
+        canvas_quality: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(crop_padding=0, shrink="resize", on_device=False, flip=flip, **kwargs)
@@ -160,7 +155,7 @@ class ImageFolderDataModule(SplitFiles):
         self.groups, self.group_column = Path(groups) if groups else None, group_column
         self.workers, self.prefetch, self.unreadable = workers, prefetch, unreadable
         self.persistent_workers, self.pin_memory = persistent_workers, pin_memory
-        self.canvas_cache = CanvasCache.of(canvas_cache, verify_canvases, self.root)
+        self.canvas_cache = CanvasCache.of(canvas_cache, verify_canvases, self.root, canvas_quality)
         self._lists, self._held_out = {}, None
 
     # ---- the header ----

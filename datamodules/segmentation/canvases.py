@@ -141,7 +141,7 @@ def open_canvases(
     def images() -> tuple[Recipe, Source]:
         files = sizes_of(root, place_of_image)
         wrong = _with_places(unreadable, place_of_image)
-        return recipe_of(files, canvas, 3, levels=levels), Source(root, files, wrong)
+        return recipe_of(files, canvas, 3, levels=levels, quality=cache.quality), Source(root, files, wrong)
 
     def masks() -> tuple[Recipe, Source]:
         files = _mask_sizes(place_of_mask, pairs, root)

@@ -87,6 +87,7 @@ class PromptedSegmentationDataModule(ListedPromptSets):
         canvas_cache: Folder to which a fit writes its squeezed training images and masks once; every later epoch and run then reads
             them there, without workers. null: files are decoded in every epoch.
         verify_canvases: Read the canvas cache once before the first step and compare its checksums; lengths are always compared.
+        canvas_quality: JPEG quality of the training images in the canvas cache, 1 to 100, which loses detail; null stores pixels.
         batch_size: Training images in a batch of one process.
         eval_batch_size: Images in a batch of validation, test and predict, all of one size; null means `batch_size`.
         val_fraction: Share of each object's images held out for validation, above 0 and below 1.
@@ -108,6 +109,7 @@ class PromptedSegmentationDataModule(ListedPromptSets):
         "generate",
         "near_duplicates",
         "test_fraction",
+        "canvas_quality",
     )
 
     def __init__(
@@ -134,6 +136,7 @@ class PromptedSegmentationDataModule(ListedPromptSets):
         pin_memory: bool | None = None,
         canvas_cache: str | None = None,
         verify_canvases: bool = False,
+        canvas_quality: int | None = None,
         batch_size: int = 8,
         eval_batch_size: int | None = None,
         val_fraction: float = 0.15,
@@ -179,7 +182,7 @@ class PromptedSegmentationDataModule(ListedPromptSets):
         self.near_duplicates, self.test_fraction = near_duplicates, test_fraction
         self.prompts, self.workers, self.prefetch = prompts, workers, prefetch
         self.persistent_workers, self.pin_memory = persistent_workers, pin_memory
-        self.canvas_cache = CanvasCache.of(canvas_cache, verify_canvases, self.root)
+        self.canvas_cache = CanvasCache.of(canvas_cache, verify_canvases, self.root, canvas_quality)
         self._cached: CanvasFiles | None = None
         self._named: set[Path] = set()  # masks with unexpected values that have been reported in a warning
         self._notes = Notes(held=True)

@@ -26,7 +26,7 @@ def opened(root: Path, cache: Path, **settings: Any) -> Opened:
     recipe = recipe_of(files, **given)
     source = Source(root, files, print)
     canvases = open_canvases(cache, recipe, source, **{"workers": 0, **options}, shard_bytes=5 * recipe.row_bytes)
-    return Opened(cache, canvases.take(torch.arange(len(canvases)))["image"])
+    return Opened(cache, canvases.take(canvases.read.nonzero().flatten())["image"])
 
 
 def content(cache: Path) -> dict[str, bytes]:

@@ -10,6 +10,7 @@ header.py    `Recipe`, how canvases are made; reads and writes the header; refus
 shards.py    writes and memory-maps one shard
 writer.py    decodes the files of a set with worker processes, or those that are missing, with progress
 opening.py   `CanvasCache`, the sets of a run; `open_canvases` opens one, and writes it first if it is not complete
+coding.py    JPEG-coded canvases
 reader.py    `Canvases`: the shards of a set as rows
 loader.py    `CanvasLoader`: batches cut out of the memory map
 """

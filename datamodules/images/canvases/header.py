@@ -49,6 +49,8 @@ class Recipe:
     """Side of the central square as a share of the picture's shorter side; only for `central`."""
     levels: Levels | None
     """Grey values that become 0 and 1 if a file has more than 8 bits; canvases are float32 then, and uint8 without."""
+    quality: int | None = None
+    """JPEG quality, 1 to 100; None: canvases are stored as they are."""
     versions: dict[str, str]
     """Versions of the libraries that decode and resize."""
     data: str
@@ -62,14 +64,23 @@ class Recipe:
         return torch.uint8 if self.levels is None else torch.float32
 
     @property
+    def stored_bytes(self) -> int:
+        """Size of one canvas on the disk in bytes, a rough one if it is coded."""
+        return self.row_bytes if self.quality is None else self.row_bytes // 4
+
+    @property
     def row_bytes(self) -> int:
-        """Size of one canvas in bytes."""
+        """Size of one canvas in memory in bytes."""
         return self.size * self.size * self.channels * self.dtype.itemsize
 
     @property
     def fingerprint(self) -> str:
         """Hash of all fields as 64 hexadecimal digits; it is stored in every shard."""
-        return json_hash(asdict(self))
+        return json_hash(self.content())
+
+    def content(self) -> dict[str, Any]:
+        """The fields as they stand in a header: without `quality` if that is None."""
+        return {name: value for name, value in asdict(self).items() if name != "quality" or value is not None}
 
     def __str__(self) -> str:
         return f"{self.count:,} canvases of {self.size} x {self.size} x {self.channels}"
@@ -82,6 +93,7 @@ def recipe_of(
     share: float | None = None,
     levels: Levels | None = None,
     masks: bool = False,
+    quality: int | None = None,
 ) -> Recipe:
     """Describe the canvases of some files as they would be made here.
 
@@ -92,13 +104,22 @@ def recipe_of(
         share: See `Recipe`.
         levels: See `Recipe`.
         masks: Whether they are masks.
+        quality: See `Recipe`.
+
+    Raises:
+        CanvasError: Canvases of more than 8 bits would be coded as JPEG.
     """
+    if quality is not None and levels is not None:
+        raise CanvasError(
+            f"canvas_quality is {quality} but must be null for images of more than 8 bits, which JPEG cannot hold"
+        )
     return Recipe(
         kind="masks" if masks else "squeezed" if share is None else "central",
         size=size,
         channels=channels,
         share=share if share is None else float(share),
         levels=None if levels is None else (float(levels[0]), float(levels[1])),
+        quality=quality,
         versions=_versions(files),
         data=data_of_files(files),
         count=len(files),
@@ -145,7 +166,7 @@ def write_header(folder: Path, header: Header, files: Mapping[str, int] | None =
     Raises:
         CanvasError: The disk is full, or the folder cannot be written.
     """
-    content: dict[str, Any] = {"schema": SCHEMA, **asdict(header.recipe), "rows": header.rows}
+    content: dict[str, Any] = {"schema": SCHEMA, **header.recipe.content(), "rows": header.rows}
     if files is None:
         content["shards"] = [asdict(shard) for shard in header.shards]
     else:

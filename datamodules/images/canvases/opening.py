@@ -33,30 +33,36 @@ class CanvasCache:
         folder: The folder, as it is given by --data.canvas_cache.
         verify: Read every shard once when it is opened, and compare its checksum.
         images: Folder of the images, in which the cache would be taken for a class or a set.
+        quality: JPEG quality of the training images, 1 to 100; None stores pixels. Images for evaluation are never coded, so that
+            `validate` gives what the fit has measured.
 
     Raises:
         ValueError: No folder is given, or one within the images.
     """
 
-    def __init__(self, folder: str, verify: bool, images: Path) -> None:
+    def __init__(self, folder: str, verify: bool, images: Path, quality: int | None = None) -> None:
         inside = Path(folder).resolve(), images.resolve()
         if not folder or (inside[0].is_relative_to(inside[1]) and not _is_hidden(inside[0].relative_to(inside[1]))):
             raise ValueError(
                 f"canvas_cache is {folder!r} but must be a folder outside of the images in {images}, or null"
             )
-        self.folder, self.verify = Path(folder), verify
+        if quality is not None and not 1 <= quality <= 100:
+            raise ValueError(f"canvas_quality is {quality} but must be 1 to 100, or null")
+        self.folder, self.verify, self.quality = Path(folder), verify, quality
         self._opened: dict[str, Canvases] = {}
 
     @classmethod
-    def of(cls, folder: str | None, verify: bool, images: Path) -> CanvasCache | None:
+    def of(cls, folder: str | None, verify: bool, images: Path, quality: int | None = None) -> CanvasCache | None:
         """The cache of the settings of a datamodule; None without a folder.
 
         Raises:
-            ValueError: See the class; or ``verify`` is set without a folder.
+            ValueError: See the class; or ``verify`` or ``quality`` is set without a folder.
         """
+        if folder is None and quality is not None:
+            raise ValueError(f"canvas_quality is {quality} but must be null without canvas_cache")
         if folder is None and verify:
             raise ValueError("verify_canvases is True but must be false without canvas_cache")
-        return None if folder is None else cls(folder, verify, images)
+        return None if folder is None else cls(folder, verify, images, quality)
 
     def opened(self, split: str, files: ImageFiles) -> Canvases | None:
         """Return the canvases of a split if they have been opened."""
@@ -89,7 +95,8 @@ class CanvasCache:
         def described() -> tuple[Recipe, Source]:
             place_of = dict(zip(files.named(places), places.tolist(), strict=True))
             sizes = sizes_of(files.folder, place_of)
-            recipe = recipe_of(sizes, files.size, files.channels, files.share, files.levels)
+            quality = self.quality if files.share is None else None
+            recipe = recipe_of(sizes, files.size, files.channels, files.share, files.levels, quality=quality)
             return recipe, Source(files.folder, sizes, lambda wrong: unreadable([place_of[one] for one in wrong]))
 
         self.open_set(_set_name(split, files), described, workers=workers, first=first)

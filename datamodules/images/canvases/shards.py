@@ -1,6 +1,8 @@
 """Writes and memory-maps one shard of canvases: a safetensors file that is written atomically.
 
-    image    (n, S, S, C) uint8, or float32 with levels; 0 where a file cannot be read
+    image    (n, S, S, C) uint8, or float32 with levels; 0 where a file cannot be read;
+             coded as JPEG: (bytes,) uint8, one file after the other, none where a file cannot be read
+    end      (n,) int64, where each file ends in it, in bytes; only if canvases are coded
     aspect   (n,) float32, width / height of the picture; only squeezed canvases
     read     (n,) uint8, 1 where the file could be read
 
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -26,11 +29,23 @@ OVERHEAD = 1024
 
 def empty_shard(recipe: Recipe, count: int) -> dict[str, Tensor]:
     """Tensors of a shard in which no file has been read yet."""
-    tensors = {
-        "image": torch.zeros((count, recipe.size, recipe.size, recipe.channels), dtype=recipe.dtype),
-        "read": torch.zeros(count, dtype=torch.uint8),
-    }
+    tensors = {"read": torch.zeros(count, dtype=torch.uint8)}
+    if recipe.quality is None:
+        shape = (count, recipe.size, recipe.size, recipe.channels)
+        tensors["image"] = torch.zeros(shape, dtype=recipe.dtype)
     return {**tensors, "aspect": torch.zeros(count)} if recipe.kind == "squeezed" else tensors
+
+
+def coded_shard(files: dict[int, bytes], count: int) -> dict[str, Tensor]:
+    """Tensors `image` and `end` of a shard of JPEG files.
+
+    Args:
+        files: Files by their row, 0 to count - 1; rows without a file could not be read.
+        count: Number of rows.
+    """
+    ends = torch.tensor([len(files.get(row, b"")) for row in range(count)]).cumsum(0)
+    whole = np.frombuffer(b"".join(files[row] for row in sorted(files)), dtype=np.uint8)
+    return {"image": torch.from_numpy(whole.copy()), "end": ends}
 
 
 def write_shard(folder: Path, number: int, tensors: dict[str, Tensor], recipe: Recipe) -> Shard:
@@ -80,8 +95,12 @@ def map_shard(
         raise CanvasError(f"{path}: cannot be read ({error.strerror})") from None
     except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError, OverflowError):
         raise CanvasError(f"{path}: cannot be read: the shard is damaged; delete it and {AGAIN}") from None
-    shape = (count, recipe.size, recipe.size, recipe.channels)
-    wanted = {"image": (recipe.dtype, shape), "read": (torch.uint8, (count,))}
+    shape: tuple[int, ...] = (count, recipe.size, recipe.size, recipe.channels)
+    wanted: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {"read": (torch.uint8, (count,))}
+    if recipe.quality is not None:
+        wanted["end"] = (torch.int64, (count,))
+        shape = (int(tensors["end"][-1]),) if tensors.get("end", torch.empty(0)).numel() else ()
+    wanted["image"] = (recipe.dtype, shape)
     wanted |= {"aspect": (torch.float32, (count,))} if recipe.kind == "squeezed" else {}
     fingerprint, _, rest = metadata.partition(" ")
     place, _, checksum = rest.partition(" ")

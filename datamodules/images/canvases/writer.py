@@ -20,6 +20,7 @@ import torch
 from rich.progress import Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.images.canvases.coding import CodedFiles
 from datamodules.images.canvases.header import (
     HEADER,
     UNFINISHED,
@@ -30,7 +31,7 @@ from datamodules.images.canvases.header import (
     shard_name,
     write_header,
 )
-from datamodules.images.canvases.shards import OVERHEAD, empty_shard, map_shard, write_shard
+from datamodules.images.canvases.shards import OVERHEAD, coded_shard, empty_shard, map_shard, write_shard
 from datamodules.images.loader import ImageFiles, signals_from_parent_only
 from features import Shard
 from foundation.durations import clock_time
@@ -109,7 +110,7 @@ def write_canvases(
 
 
 def _check_space(folder: Path, recipe: Recipe, counts: list[int]) -> None:
-    needed = sum(count * recipe.row_bytes + 5 * count + OVERHEAD for count in counts)
+    needed = sum(count * recipe.stored_bytes + 5 * count + OVERHEAD for count in counts)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise CanvasError(
@@ -127,9 +128,7 @@ def _written(
 ) -> Iterator[tuple[int, Shard]]:
     """Write the missing shards in turn, and yield their entries."""
     recipe, counts, names = header.recipe, header.counts(), sorted(source.files)
-    files = source.decoder or ImageFiles(
-        source.folder, names, None, recipe.size, recipe.channels, recipe.share, recipe.levels
-    )
+    files = source.decoder or _decoder(source.folder, names, recipe)
     rows = [list(range(number * header.rows, number * header.rows + counts[number])) for number in missing]
     blocks = [[shard[first : first + BLOCK] for first in range(0, len(shard), BLOCK)] for shard in rows]
     loader: DataLoader[Any] = DataLoader(
@@ -144,19 +143,30 @@ def _written(
     with _Progress(folder, recipe, sum(map(len, rows))) as progress:
         for number, shard in zip(missing, blocks, strict=True):
             tensors, wrong, first = empty_shard(recipe, counts[number]), [], number * header.rows
+            coded: dict[int, bytes] = {}
             for _ in shard:
                 batch = next(batches)
                 if source.seen is not None:
                     source.seen(batch)
                 place = batch["index"] - first
-                tensors["image"][place] = batch["image"].permute(0, 2, 3, 1)
+                if recipe.quality is None:
+                    tensors["image"][place] = batch["image"].permute(0, 2, 3, 1)
+                else:
+                    coded |= dict(zip(place.tolist(), batch["image"], strict=True))
                 tensors["read"][place] = 1
                 if "aspect" in tensors:
                     tensors["aspect"][place] = batch["aspect"]
                 wrong += [names[row] for row in batch["unreadable"]]
                 progress.add(len(place) + len(batch["unreadable"]))
             _check_unreadable(source, wrong)
+            if recipe.quality is not None:
+                tensors |= coded_shard(coded, counts[number])
             yield number, write_shard(folder, number, tensors, recipe)
+
+
+def _decoder(folder: Path, names: list[str], recipe: Recipe) -> Dataset[Any]:
+    files = ImageFiles(folder, names, None, recipe.size, recipe.channels, recipe.share, recipe.levels)
+    return files if recipe.quality is None else CodedFiles(files, recipe.quality)
 
 
 def _check_unreadable(source: Source, wrong: list[str]) -> None:
@@ -182,7 +192,7 @@ class _Progress:
 
     def __init__(self, folder: Path, recipe: Recipe, total: int) -> None:
         self.folder, self.total, self.done = folder, total, 0
-        self.size, self._stack = _size(total * recipe.row_bytes), ExitStack()
+        self.size, self._stack = _size(total * recipe.stored_bytes), ExitStack()
         self.started = self.told = time.monotonic()
         self._shown: Callable[[int], object] | None = None
 
