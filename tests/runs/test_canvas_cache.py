@@ -70,6 +70,19 @@ def test_a_cache_may_come_and_go_on_a_resume(plain: Path, pictures: Path, tmp_pa
 
 
 @pytest.mark.slow
+def test_a_killed_run_with_coded_canvases_is_resumed_to_the_bit(pictures: Path, tmp_path: Path) -> None:
+    log, cache = tmp_path / "log", tmp_path / "cache"
+    cached = ["--data.canvas_cache", str(cache), "--data.canvas_quality", "80", "--trainer.max_epochs", "2"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert forked([*command(pictures, whole), *cached], log=log) == 0, log.read_text()
+    assert forked([*command(pictures, broken), *cached], Kill("backward", 6), log) == -9, log.read_text()
+    assert forked(["fit", "--resume", str(broken), "--data.canvas_quality", "90"], log=log) == 2
+    assert "--data.canvas_quality: cannot change in a resumed run" in log.read_text()
+    assert forked(["fit", "--resume", str(broken)], log=log) == 0, log.read_text()
+    assert not differences(outcome(whole), outcome(broken))
+
+
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused_before_anything_is_written(pictures: Path, tmp_path: Path) -> None:
     cache, log = tmp_path / "cache", tmp_path / "log"
     cached = [*command(pictures, tmp_path / "run"), "--data.canvas_cache", str(cache)]
