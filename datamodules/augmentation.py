@@ -142,7 +142,7 @@ class Augmentation:
         if self.crop_scale is not None:
             scale, ratio = (self.crop_scale, 1.0), (1 / self.crop_ratio, self.crop_ratio)
             images = transforms.random_resized_crop(images, size, random, scale, ratio, batch.get("aspect"))
-            return self._policy(self._flip(images, random), random)
+            return self._policy(self._flip(images, random, overwrite=True), random)
         images = self._policy(images, random)
         window = size if self.shrink == "crop" and size < images.shape[-1] else None
         if self.crop_padding or window:
@@ -163,8 +163,8 @@ class Augmentation:
         masks = self._flip(masks, random)
         return masks if size == masks.shape[-1] else transforms.nearest_resized(masks, size)
 
-    def _flip(self, images: Tensor, random: transforms.SampleRandom) -> Tensor:
-        return transforms.random_flip(images, random) if self.flip else images
+    def _flip(self, images: Tensor, random: transforms.SampleRandom, overwrite: bool = False) -> Tensor:
+        return transforms.random_flip(images, random, overwrite=overwrite) if self.flip else images
 
     def _policy(self, images: Tensor, random: transforms.SampleRandom) -> Tensor:
         if self.policy != "none" and images.is_floating_point():  # of files with more grey levels than 8 bits, 0 to 1

@@ -1,8 +1,8 @@
 """Batch transforms on any device: image augmentation, normalisation, resizing, MixUp/CutMix, signal augmentation and encoding.
 
 Contract: every transform is a pure function of a batch and a `SampleRandom`. It uses no random generator and keeps no state, never
-changes its input (it may return it), and raises ValueError for an invalid setting. The result for an image is the same in any
-batch, on any rank and after a resume; only the partner that `mix` chooses depends on the other images of the batch.
+changes its input (it may return it) unless told to, and raises ValueError for an invalid setting. The result for an image is the
+same in any batch, on any rank and after a resume; only the partner that `mix` chooses depends on the other images of the batch.
 
     random = SampleRandom(seed, epoch, batch["index"])
     images = rand_augment(batch["image"], random)                            # uint8; likewise auto_augment

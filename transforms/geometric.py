@@ -63,13 +63,14 @@ def random_crop(images: Tensor, padding: int, random: SampleRandom, fill: float 
     return _cut(planes, top, left, window).squeeze(-1)
 
 
-def random_flip(images: Tensor, random: SampleRandom, p: float = 0.5) -> Tensor:
+def random_flip(images: Tensor, random: SampleRandom, p: float = 0.5, overwrite: bool = False) -> Tensor:
     """Mirrors images left to right at random.
 
     Args:
         images: (B, C, H, W), any dtype.
         random: Draws `random_flip/flip`.
         p: Probability that an image is mirrored, 0 to 1.
+        overwrite: Whether the result may be written into `images`, which saves a copy of large images on a CPU.
 
     Returns:
         (B, C, H, W) of the same dtype and memory format.
@@ -82,7 +83,7 @@ def random_flip(images: Tensor, random: SampleRandom, p: float = 0.5) -> Tensor:
     check_probability("p", p)
     batch_size, mirrored = len(images), random.bernoulli("random_flip/flip", p)
     if images.device.type == "cpu" and images.nbytes >= LARGE * batch_size:
-        out = images.clone()
+        out = images if overwrite else images.clone()
         for place in mirrored.nonzero().flatten().tolist():
             out[place] = images[place].flip(-1)
         return out

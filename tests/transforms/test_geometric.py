@@ -106,7 +106,11 @@ def test_large_images_are_flipped_one_by_one_with_the_same_result(
 ) -> None:
     images = some_images(9, 3, 150, 151).contiguous(memory_format=memory_format)
     assert images.nbytes >= geometric.LARGE * len(images)
+    before = images.clone()
     alone = random_flip(images, some_random(9))
+    assert torch.equal(images, before)
+    assert random_flip(before, some_random(9), overwrite=True) is before
+    assert torch.equal(before, alone)
     monkeypatch.setattr(geometric, "LARGE", 1 << 40)
     together = random_flip(images, some_random(9))
     assert torch.equal(alone, together)
