@@ -28,6 +28,7 @@ Levels = tuple[float, float]
 FULL: Levels = (0.0, 65535.0)
 """Levels of 16 bits."""
 NO_RANGE = "its grey values have no known range; say which are black and white with --data.levels"
+ORIENTATION, UPRIGHT = 0x0112, 1  # EXIF entry, and its value for a picture that is not turned
 
 
 def is_deep(mode: str) -> bool:
@@ -48,17 +49,23 @@ def upright(file: Image.Image, channels: int) -> Image.Image:
         file: As `PIL.Image.open` returns it.
         channels: 1 for grey, 3 for RGB.
 
+    Returns:
+        The image; `file` itself if there is nothing to do.
+
     Raises:
         ValueError: Its pixels are floating-point numbers, or lie outside of 0..65535: their range is not known.
         OSError: The file is damaged; decoders raise other things, too.
     """
-    image: Image.Image = ImageOps.exif_transpose(file)
+    file.load()  # a PNG may have its EXIF entries after the pixels
+    turned = file.getexif().get(ORIENTATION, UPRIGHT) != UPRIGHT
+    image: Image.Image = ImageOps.exif_transpose(file) if turned else file  # else it would be copied
     if is_deep(image.mode):  # Pillow's own conversion would clip what is over 255
         image = Image.fromarray((_unit_grey(image, None) * 255).round().astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("L" if channels == 1 else "RGB")
+    mode = "L" if channels == 1 else "RGB"
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _unit_grey(image: Image.Image, levels: Levels | None) -> NDArray[np.float64]:
