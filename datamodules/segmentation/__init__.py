@@ -7,5 +7,6 @@ listing.py      lists the images of a set with their masks:   mask_files.py, coc
 polygons.py     rasterises polygons and run lengths           coco_shapes.py, doubtful_shapes.py, image_names.py  their parts
 masks.py        reads masks, and all masks of a split before the first step
 loader.py       batches decoded by worker processes, and the choice of prompts
+canvases.py     squeezed images and masks of the canvas cache
 generator.py    synthetic images with masks, for tests and for machines without data
 """
