@@ -134,6 +134,8 @@ class ShardedImagesDataModule(DataModule):
             ("eval_share", eval_share, 0 < eval_share <= 1, "above 0, up to 1"),
             ("test_fraction", test_fraction, 0 <= test_fraction < 1, "at least 0 and below 1"),
             ("test_fraction", test_fraction, test_fraction + self.val_fraction < 1, "below 1 with val_fraction"),
+            # a sample drawn again would be read in another block of shards than the cache holds
+            ("sampling", self.sampling, self.sampling == "shuffled", "shuffled: shards are read one block at a time"),
             ("shuffle_shards", shuffle_shards, shuffle_shards >= 1, "1 or more"),
             ("cache_limit_gb", cache_limit_gb, cache_limit_gb > 0, "above 0"),
             ("cache_folder", cache_folder, bool(cache_folder), "a folder"),

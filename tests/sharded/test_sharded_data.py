@@ -170,6 +170,7 @@ def test_the_number_of_workers_changes_nothing(place: Path, tmp_path: Path) -> N
     ("setting", "value", "line"),
     [
         ("shuffle_shards", 0, "shuffle_shards is 0 but must be 1 or more"),
+        ("sampling", "balanced", "sampling is .balanced. but must be shuffled: shards are read one block at a time"),
         ("cache_limit_gb", 0.0, "cache_limit_gb is 0.0 but must be above 0"),
         ("patience_s", -1.0, "patience_s is -1.0 but must be 0 or more"),
         ("label_field", "", "label_field is '' but must be"),
