@@ -203,7 +203,7 @@ def draw_sweep(
     axes.set_title("Learning-rate finder" + ("" if suggestion else f": no answer, {answer.reason}"), wrap=True)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(facecolor="white", edgecolor="none")
+    axes.legend(ncols=4, frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.15))
     return figure
 
 

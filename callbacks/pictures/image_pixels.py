@@ -12,6 +12,7 @@ from torch import Tensor
 from foundation.plotting import BLUE, VERMILION
 
 TRUE_MASK, PREDICTED_MASK = BLUE, VERMILION
+ALIKE = 80  # largest difference in any channel, 0 to 255, at which two colours are hard to tell apart
 MASK_LEGEND = "true mask blue, predicted mask vermilion"
 
 
@@ -37,9 +38,9 @@ def image_pixels(images: Tensor, mean: Sequence[float] | None, std: Sequence[flo
 
 
 def overlay(pixels: NDArray[np.uint8], mask: NDArray[np.bool_], colour: str = PREDICTED_MASK) -> NDArray[np.uint8]:
-    """Tint the pixels of a mask, and draw its outline in the full colour with a white or black line around it.
+    """Tint the pixels of a mask and draw its outline in the full colour.
 
-    The second line is white on dark pixels and black on bright ones, so that a mask is seen on an object of its own colour, too.
+    On an object of the same colour, a white line is drawn around the outline, or a black one if the picture is bright there.
 
     Args:
         pixels: (H, W, 3).
@@ -55,5 +56,8 @@ def overlay(pixels: NDArray[np.uint8], mask: NDArray[np.bool_], colour: str = PR
     share = (np.where(np.logical_and.reduce(beside), 0.35, 1.0) * mask)[..., None]
     tinted: NDArray[np.uint8] = (pixels * (1 - share) + tint * share).round().astype(np.uint8)
     around = np.logical_or.reduce(beside) & ~mask
-    tinted[around] = np.where(pixels[around].mean(axis=1, keepdims=True) < 128, 255, 0)
+    outline = mask & (share[..., 0] == 1)
+    same = np.abs(pixels[outline | around].astype(np.float32) - tint).max(axis=1, initial=0) < ALIKE
+    if len(same) and same.mean() > 0.1:
+        tinted[around] = 255 if np.median(pixels[around]) < 170 else 0
     return tinted

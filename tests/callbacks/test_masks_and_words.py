@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from callbacks.pictures.image_pixels import PREDICTED_MASK, overlay
 from callbacks.pictures.predicted_masks import mask_names
@@ -18,19 +19,23 @@ from datamodules.images.whole_files import Look
 from tools.inspect_data.samples import shares_of
 
 
-@pytest.mark.parametrize("brightness", [0, 255, None])
-def test_the_outline_is_seen_on_any_colour(brightness: int | None) -> None:
+def test_the_outline_is_seen_on_an_object_of_its_own_colour() -> None:
     own = [int(PREDICTED_MASK[place : place + 2], 16) for place in (1, 3, 5)]
-    pixels = np.full((9, 9, 3), own if brightness is None else brightness, dtype=np.uint8)
     mask = np.zeros((9, 9), dtype=bool)
     mask[3:6, 3:6] = True
-    drawn = overlay(pixels, mask).astype(int)
-    around = drawn[2, 3]
-    assert around.tolist() == ([0] * 3 if brightness == 255 else [255] * 3)
-    assert abs(around - pixels[2, 3]).max() > 100, "another colour than the picture"
-    assert drawn[3, 3].tolist() == own
-    assert (drawn[0] == pixels[0]).all()
-    assert (drawn[2, 2] == pixels[2, 2]).all(), "corners touch the mask only diagonally"
+
+    def drawn(colour: list[int]) -> NDArray[np.uint8]:
+        return overlay(np.full((9, 9, 3), colour, dtype=np.uint8), mask)
+
+    seen = drawn(own)
+    assert seen[3, 3].tolist() == own
+    assert seen[2, 3].tolist() == [255] * 3, "a white line around the outline"
+    assert seen[2, 2].tolist() == seen[0, 0].tolist() == own
+    assert drawn([255, 160, 70])[2, 3].tolist() == [255] * 3
+    for other in ([0] * 3, [255] * 3, [60, 120, 60]):
+        assert drawn(other)[2, 3].tolist() == other, "no second line where the colour is another"
+        assert drawn(other)[3, 3].tolist() == own
+    assert (overlay(np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2), bool)) == 0).all()
 
 
 def test_an_image_of_two_sets_has_the_name_of_one() -> None:

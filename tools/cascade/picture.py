@@ -61,7 +61,7 @@ def draw(curve: tuple[Array, Array], points: Mapping[str, Point], title: str, ch
     _finish(right, "milliseconds per image, measured")
     left.set_ylabel("accuracy (%)")
     for axes in (left, right):
-        axes.legend(frameon=False, loc="lower right")
+        axes.legend(ncols=2, frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.15))
     left.axhline(100 * second.accuracy, color=GREY, linewidth=0.8, linestyle=":")
     right.axhline(100 * second.accuracy, color=GREY, linewidth=0.8, linestyle=":")
     return figure

@@ -36,7 +36,7 @@ def draw_profile(rows: Sequence[Row], ladders: dict[str, list[Row]], best: int |
         axes[0].set_title(f"throughput (best: batch {best})")
     parts = {part: [1e3 * row.parts[part] / row.size for row in done] for part in COLOURS}
     _bars(axes[1], done, parts, COLOURS, "time per image (ms)", "parts of a step")
-    axes[1].legend(facecolor="white", edgecolor="none")
+    axes[1].legend(ncols=3, frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15))
     _bars(axes[2], done, {"": [row.memory / 1e9 for row in done]}, {"": GREY}, "peak memory (GB)", "memory")
     if missing:
         axes[2].set_title(f"memory (not measured: {', '.join(missing)})")
