@@ -336,7 +336,7 @@ class PromptedSegmentationDataModule(ListedPromptSets):
         files = self.predicted_files()
         wrong = {files[i]: DAMAGED if of_folder else "the image or its mask is damaged" for i in missing}
         folder = self._folder if of_folder else self.root
-        report_unreadable(folder, wrong, len(files), None if of_folder else "repair or remove them")
+        report_unreadable(folder, wrong, len({*files}), None if of_folder else "repair or remove them")
 
     def _report_odd(self, odd: dict[int, str | MaskError]) -> None:
         for index, reason in odd.items():

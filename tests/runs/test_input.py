@@ -58,7 +58,7 @@ def signals_without_labels(root: Path) -> list[str]:
     ("prepare", "message"),
     [
         (lambda root: masks(root, lambda mask: Image.fromarray(mask // 255)), "masks are refused"),
-        (torn_images, "1 of the files in"),
+        (torn_images, "1 of the 16 files in"),
         (without_test, "has train/ but no test/, so there is nothing to test on"),
         (signals_without_labels, "12 of the 36 windows have no label"),
     ],
@@ -90,7 +90,8 @@ def test_a_file_damaged_within_training_ends_in_one_line(
     folder = tmp_path / "run"
     assert main(["fit", *flags, "--run_dir", str(folder)]) == 1
     error = capsys.readouterr().err.splitlines()
-    assert "of the images or their masks cannot be read" in error[0]
+    assert "cannot be read as images: " in error[0]
+    assert "(the image or its mask is damaged)" in error[0]
     assert error[1] == f"RESUME: python main.py fit --resume {folder}"
     assert len(error) == 2
     assert (folder / "checkpoints" / "last.ckpt").is_file()
