@@ -15,6 +15,7 @@ from cli.loggers import NEEDS
 from datamodules.signals.har_generator import write_generated
 from tests.datamodules.pictures import write_classes
 from tools.check.__main__ import main as check
+from tools.write_shards.__main__ import main as write_shards
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.stem != "defaults")
@@ -68,9 +69,17 @@ def cache(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def data(cifar: Path, pictures: Path, signals: Path, cache: Path) -> dict[str, Path]:
+def shards(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The images in shards."""
+    folder = tmp_path_factory.mktemp("shards") / "shards"
+    assert write_shards(["--data.root", str(pictures), "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(cifar: Path, pictures: Path, signals: Path, cache: Path, shards: Path) -> dict[str, Path]:
     """Folder for each kind of data."""
-    return {"cifar": cifar, "pictures": pictures, "signals": signals, "cache": cache}
+    return {"cifar": cifar, "pictures": pictures, "signals": signals, "cache": cache, "shards": shards}
 
 
 def one_batch(configs: list[Path], data: dict[str, Path]) -> int:
@@ -86,7 +95,10 @@ def tiny_flags(configs: list[Path], data: dict[str, Path]) -> list[str]:
         flags += ["--data.cache", str(data["cache"])]
     if any("CIFAR10DataModule" in text for text in texts):
         flags += ["--data.root", str(data["cifar"])]
-    if any("ImageFolderDataModule" in text for text in texts):  # no workers, no download, small images
+    if any("ShardedImagesDataModule" in text for text in texts):
+        flags += ["--data.shards", str(data["shards"]), "--data.workers", "0", "--data.image_size", "32"]
+        flags += ["--data.cache_folder", str(data["shards"].with_name("cache")), "--model.architecture", "test_resnet"]
+    elif any("ImageFolderDataModule" in text for text in texts):  # no workers, no download, small images
         flags += ["--data.root", str(data["pictures"]), "--data.workers", "0"]
         if not any("network_args" in text for text in texts):  # network_args fit only their own network
             frozen = any("backbone:" in text for text in texts)

@@ -91,6 +91,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "configs").symlink_to(ROOT / "configs")
     write_classes(folder / "FOLDER", {"cat": 31, "dog": 31, "owl": 31}, suffix=".jpg")
     write_generated(folder / "HAR", subjects=range(1, 7), test_subjects=(2,), windows=2)
+    shards = ["--data.root", str(folder / "FOLDER"), "--out", str(folder / "SHARDS")]
+    assert import_module("tools.write_shards.__main__").main(shards) == 0
     file = weights_file(folder / "weights", "test_vit")
     (folder / "EXTRACTOR.yaml").write_text(EXTRACTOR.format(weights=""))
     data = {"root": str(folder / "FOLDER"), "image_size": 32, "batch_size": 8, "workers": 0}
@@ -142,6 +144,9 @@ def typed(step: str, place: Path, system: str, folder: Path) -> list[str]:
         words += ["--run_dir", "new_run"]
     if "configs/cascade_train.yaml" in words:
         words += ["--trainer.accelerator", "cpu", "--data.workers", "0"]
+    if "configs/with/shards.yaml" in words:
+        at = words.index("--data.root")
+        words[at : at + 2] = []  # shards are given in its place
     if "--int8" in words:
         words += ["--method", "minmax", "--max_drop", "100"]  # a tiny run may lose any accuracy
     if system == "ternary" and "--cache" in words:
