@@ -176,16 +176,16 @@ def _allocate(descriptor: int, size: int) -> None:
 
 
 def _remove_unused(path: Path) -> bool:
-    """Remove a file unless a process holds a lock on it."""
+    """Remove a file unless a process holds a lock on it; whether it was removed, and not only renamed by its process."""
     try:
         with path.open("rb") as file:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _is_file(file, path):
+                return False
             path.unlink()
-    except BlockingIOError:
+    except (BlockingIOError, FileNotFoundError):
         return False
-    except FileNotFoundError:
-        pass
     return True
 
 

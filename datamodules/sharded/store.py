@@ -116,7 +116,7 @@ def asked(what: str, ask: Callable[[], T], patience_s: float) -> T:
         except FileNotFoundError:
             raise ShardError(f"{what}: there is no such shard") from None
         except Exception as error:  # each store raises errors of its own
-            text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".removesuffix(": ")
             if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
                 raise ShardError(f"{what}: may not be read ({text}); check the credentials of this machine") from None
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
