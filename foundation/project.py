@@ -11,14 +11,30 @@ ROOT = Path(__file__).resolve().parent.parent
 """The folder that contains the packages and ``configs``: the checkout, or the folder of the installed package."""
 INSTALLED = ROOT.name == PACKAGE and not (ROOT / "pyproject.toml").is_file()
 """Whether the project is installed as ``lightning_vision_recipes``, not run from a checkout."""
-MAIN = "vision-recipes" if INSTALLED else "python main.py"
+
+
+def is_command(program: str) -> bool:
+    """Whether a process was started as ``vision-recipes``, which an editable installation has in any folder, too.
+
+    Args:
+        program: ``sys.argv[0]`` of the process.
+
+    >>> is_command(".venv/bin/vision-recipes"), is_command("main.py")
+    (True, False)
+    """
+    path = Path(program)
+    return path.name.startswith("vision-recipes") or path.parts[-2:] == (PACKAGE, "__main__.py")
+
+
+AS_COMMAND = INSTALLED or is_command(sys.argv[0] if sys.argv else "")
+MAIN = "vision-recipes" if AS_COMMAND else "python main.py"
 """Command prefix of ``fit``, ``validate``, ``test`` and ``predict``, as a user types it."""
-TOOL = "vision-recipes " if INSTALLED else "python -m tools."
+TOOL = "vision-recipes " if AS_COMMAND else "python -m tools."
 """Command prefix of a tool's name, as a user types it."""
 
 COMMAND = MAIN.split()[-1]
 """Name of that command's program, as environment.json records it."""
-PROGRAM = (sys.executable, "-m", PACKAGE) if INSTALLED else (sys.executable, str(ROOT / "main.py"))
+PROGRAM = (sys.executable, "-m", PACKAGE) if AS_COMMAND else (sys.executable, str(ROOT / "main.py"))
 """Program and first arguments to run a command in a subprocess."""
 
 CONFIG_GROUPS = ("", "with", "experiments")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import runpy
 import sys
+from importlib import import_module
 
 from lightning_vision_recipes import ROOT
 
@@ -26,6 +27,9 @@ def main() -> int:
     """
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # as for `python main.py`: configurations may name classes of yours
+    import_module(
+        "foundation.project"
+    )  # reads from this process's program how commands are typed, before a tool is started
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name in tool_names():
         sys.argv = [f"vision-recipes {name}", *sys.argv[2:]]

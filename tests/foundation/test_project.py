@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from foundation import project
-from foundation.project import as_typed, config_names, find_config
+from foundation.project import as_typed, config_names, find_config, is_command
 
 
 def test_commands_of_a_checkout_are_named_as_typed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -15,6 +15,21 @@ def test_commands_of_a_checkout_are_named_as_typed(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(project, "TOOL", "vision-recipes ")
     expected = "vision-recipes compare RUN; vision-recipes test; flags of vision-recipes fit; domain.python"
     assert as_typed(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [
+        ("/x/.venv/bin/vision-recipes", True),
+        ("vision-recipes compare", True),
+        ("/x/lightning_vision_recipes/__main__.py", True),
+        ("main.py", False),
+        ("/x/tools/compare/__main__.py", False),
+        ("", False),
+    ],
+)
+def test_a_process_of_the_command_names_the_command(program: str, expected: bool) -> None:
+    assert is_command(program) == expected
 
 
 def test_a_folder_configs_does_not_hide_the_shipped_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
