@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from cli.run_flags import UsageError
+from cli.run_flags import OVERLAYS, UsageError
 from foundation.project import CONFIG_GROUPS, config_names
 from foundation.suggestions import nearest
 
@@ -28,8 +28,27 @@ def check_configs(paths: Iterable[str]) -> None:
     Raises:
         UsageError: The message has the closest file name, or file and line of the YAML error.
     """
+    contents = {}
     for name in paths:
-        _check_sections(name, read_config(name))
+        contents[name] = read_config(name)
+        _check_sections(name, contents[name])
+    _check_order(contents)
+
+
+def _check_order(contents: dict[str, dict[str, Any]]) -> None:
+    """Refuse an overlay before its experiment, which would replace what the overlay sets."""
+    names = list(contents)
+    classes = [any(_names_class(contents[name], key) for key in CLASSES) for name in names]
+    first = classes.index(True) if True in classes else 0
+    for name in names[:first]:
+        if Path(name).parent.name in OVERLAYS or any(key in contents[name] for key in CLASSES):
+            right = f"--config {names[first]} --config {name}"
+            raise UsageError(f"--config {name}: an overlay changes the experiment before it; give it later: {right}")
+
+
+def _names_class(content: dict[str, Any], key: str) -> bool:
+    entry = content.get(key)
+    return isinstance(entry, str) or (isinstance(entry, dict) and "class_path" in entry)
 
 
 def read_config(name: str) -> dict[str, Any]:

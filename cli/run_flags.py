@@ -12,6 +12,7 @@ from foundation.project import find_config
 COMMANDS = ("fit", "validate", "test", "predict")
 CLASSES = ("--model", "--data", "--model.class_path", "--data.class_path")
 IMAGES = "--data.images"
+OVERLAYS = ("with", "experiments")  # folders of overlays, in configs
 
 
 class UsageError(Exception):
@@ -55,7 +56,7 @@ class RunFlags:
     def experiment(self) -> str:
         """Name of the experiment: the file name (without suffix) of the first configuration that is not an overlay."""
         stems = [Path(config) for config in self.configs]
-        first = next((path.stem for path in stems if path.parent.name not in ("with", "experiments")), None)
+        first = next((path.stem for path in stems if path.parent.name not in OVERLAYS), None)
         return first or (stems[0].stem if stems else "run")
 
     def new_run_dir(self) -> Path:

@@ -18,8 +18,13 @@ def will_make(folder: Path) -> None:
     """Note that a folder will be made, if it does not exist yet.
 
     Args:
-        folder: The folder; missing folders above it are made, too.
+        folder: The folder below ``--data.root``; missing folders above it are made, too.
+
+    Raises:
+        FileNotFoundError: A file is in its place or above it.
     """
+    if file := next((one for one in (folder, *folder.parents) if one.is_file()), None):
+        raise FileNotFoundError(f"--data.root: {file} is a file, a folder is needed")
     if not folder.exists():
         _made.append((folder, [one for one in folder.parents if not one.exists()]))
 

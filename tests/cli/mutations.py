@@ -11,104 +11,10 @@ import copy
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import yaml
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
-SYSTEMS = ("digits_ternary", "har", "image_folder", "segmentation", "cascade_cached")
-CHOICES = {
-    "schedule": "cosinus",
-    "matmul_precision": "hgh",
-    "compile_mode": "fast",
-    "policy": "randaug",
-    "shrink": "resizee",
-}
-RANGES = {"lr": -1, "weight_decay": -0.5, "momentum": 1.5, "batch_size": 0, "eval_batch_size": 0, "warmup_epochs": -1}
-
-
-class Mistake(NamedTuple):
-    """A wrong command line.
-
-    Args:
-        kind: Name of the kind of mistake.
-        arguments: Command line after ``fit``; ``CONFIG`` is replaced by the path of the configuration.
-        config: Text of the configuration.
-        words: One of them must be in the message.
-    """
-
-    kind: str
-    arguments: list[str]
-    config: str
-    words: tuple[str, ...]
-
-
-class Draft:
-    """A right command line of a system, which a mistake changes.
-
-    Args:
-        system: One of `SYSTEMS`.
-        rng: Source of all choices.
-        data: Setting of the data and its value, such as ``root`` and a folder.
-    """
-
-    def __init__(self, system: str, rng: random.Random, data: dict[str, str]) -> None:
-        self.rng, self.flags = rng, list[str]()
-        self.content: dict[str, Any] = yaml.safe_load((CONF / f"{system}_tiny.yaml").read_text(encoding="utf-8"))
-        self.content["data"]["init_args"] |= data
-        self.text: str | None = None
-
-    def part(self) -> tuple[str, dict[str, Any]]:
-        """A section and its settings."""
-        section = self.rng.choice(("model", "data", "trainer", "checkpoint"))
-        return section, self.settings(section)
-
-    def settings(self, section: str) -> dict[str, Any]:
-        """The settings of a section."""
-        found: dict[str, Any] = self.content[section]
-        return found["init_args"] if section in ("model", "data") else found
-
-    def scalar(self) -> tuple[str, str]:
-        """Section and name of a setting of one number."""
-        found = [
-            (section, name)
-            for section in ("model", "data", "trainer")
-            for name, value in self.settings(section).items()
-            if type(value) in (int, float)
-        ]
-        return self.rng.choice(found)
-
-    def give(self, section: str, name: str, value: Any) -> None:
-        """Give a setting in the configuration or as a flag."""
-        if self.rng.random() < 0.5:
-            self.settings(section)[name] = value
-        else:
-            dumped = yaml.safe_dump(value, default_flow_style=True).splitlines()[0]
-            self.flags += [f"--{section}.{name}", dumped]
-
-    def misspelt(self, name: str) -> str:
-        """A name with one mistake: two letters swapped, one left out, one twice, or one too many."""
-        at = self.rng.randrange(1, len(name) - 1) if len(name) > 2 else 0
-        ways = (
-            name[:at] + name[at + 1 :],
-            name[:at] + name[at] + name[at:],
-            name + "x",
-            name[:at] + name[at + 1 : at + 2] + name[at] + name[at + 2 :],
-        )
-        return self.rng.choice([way for way in ways if way != name] or [name + "x"])
-
-    def shuffled(self) -> None:
-        """Change the order of the sections and settings."""
-
-        def mixed(value: Any) -> Any:
-            if not isinstance(value, dict):
-                return value
-            keys = list(value)
-            self.rng.shuffle(keys)
-            return {key: mixed(value[key]) for key in keys}
-
-        self.content = mixed(self.content)
-
+from tests.cli.drafts import CHOICES, RANGES, SYSTEMS, Draft, Mistake
 
 Words = tuple[str, ...]
 
@@ -334,10 +240,49 @@ def stray_word(draft: Draft) -> Words:
     return (word,)
 
 
+def wrong_place(draft: Draft) -> Words:
+    """A file in place of the folder of the data, a folder within it, or a name that is nearly its own."""
+    settings = draft.settings("data")
+    name = next((one for one in ("cache", "root") if one in settings), None)
+    if name is None:
+        draft.flags += ["--run_dir", "CONFIG"]
+        return ("run folder",)
+    right = Path(settings[name])
+    ways = [str(right / "1234"), f"{right}x", "CONFIG"] if "generate" not in settings else ["CONFIG"]
+    draft.flags += [f"--data.{name}", draft.rng.choice(ways)]
+    return (f"--data.{name}", "no UCI HAR")
+
+
+def commas(draft: Draft) -> Words:
+    """A list with commas and without brackets."""
+    lists = [("model", "step_milestones", "0.3,0.6"), ("model", "hidden", "8,4"), ("data", "mean", "0.5,0.5,0.5")]
+    has_hidden, has_mean = "hidden" in draft.settings("model"), "image_size" in draft.settings("data")
+    section, name, value = draft.rng.choice([lists[0], *lists[1:2] * has_hidden, *lists[2:] * has_mean])
+    draft.give(section, name, value)
+    return (f"{section}.{name}",)
+
+
+def overlay_first(draft: Draft) -> Words:
+    """An overlay before its experiment."""
+    overlay = draft.rng.choice(("twin", "early_stopping", "har_quick", "bf16", "calibration"))
+    draft.first = ["--config", f"configs/with/{overlay}.yaml"]
+    return (f"configs/with/{overlay}.yaml",)
+
+
+def swapped(draft: Draft) -> Words:
+    """Model and data, or their settings, in each other's place."""
+    if draft.rng.random() < 0.5:
+        draft.content["model"], draft.content["data"] = draft.content["data"], draft.content["model"]
+        return ("model:", "data:")
+    model, data = draft.content["model"], draft.content["data"]
+    model["init_args"], data["init_args"] = data["init_args"], model["init_args"]
+    return ("model.", "data.")
+
+
 KINDS: tuple[Callable[[Draft], Words], ...] = (
     misspelt_key, misspelt_flag, misspelt_section, bare_flag, abbreviated, wrong_type, list_for_scalar, dict_for_scalar,
     scalar_for_list, moved, missing_path, empty, null, nested, bad_yaml, wrong_class, wrong_section, wrong_choice, out_of_range,
-    stray_word,
+    stray_word, wrong_place, commas, overlay_first, swapped,
 )  # fmt: skip
 
 
@@ -363,7 +308,7 @@ def mistakes(count: int, seed: int, data: dict[str, dict[str, str]]) -> list[Mis
         arguments = (
             [*draft.flags, *config] if _may_come_first(draft.flags) and rng.random() < 0.3 else [*config, *draft.flags]
         )
-        found.append(Mistake(kind.__name__, arguments, text, words))
+        found.append(Mistake(kind.__name__, [*draft.first, *arguments], text, words))
     return found
 
 

@@ -205,6 +205,16 @@ def test_an_overlay_alone_names_its_experiment(capsys: pytest.CaptureFixture[str
     assert "names none; give the experiment first, as in --config configs/digits_ternary.yaml --config" in message
 
 
+def test_an_overlay_before_its_experiment(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("own.yaml").write_text("model: {init_args: {lr: 0.1}}\n")
+    for overlay in ("configs/with/twin.yaml", "configs/with/early_stopping.yaml", "own.yaml"):
+        message = refuse(["fit", "--config", overlay, "--config", TINY], capsys)
+        assert "an overlay changes the experiment before it; give it later: --config " in message
+        assert f"--config {TINY} --config " in message
+    Path("trainer.yaml").write_text("trainer: {max_epochs: 1}\n")  # settings that no class needs may come first
+    assert "model.lr" in refuse(["fit", "--config", "trainer.yaml", "--config", TINY, "--model.lr", "-1"], capsys)
+
+
 def test_a_missing_class_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     message = refuse(["fit", "--model", "ImageClassifier", "--data.root", "x"], capsys)
     assert message.startswith("error: no data: give --config FILE (there: ")

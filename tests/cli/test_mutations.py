@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from cli import main
-from tests.cli.mutations import SYSTEMS, Mistake, mistakes
+from tests.cli.drafts import SYSTEMS, Mistake
+from tests.cli.mutations import mistakes
 
 LINES = 6
 CUT = (":", ",", "(", "[", "{", "'got", "...")
@@ -75,7 +76,7 @@ def test_drawn_mistakes(
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, 1, 11, 12, 13])
 def test_all_mistakes(
     seed: int,
     system_data: dict[str, dict[str, str]],
