@@ -75,6 +75,8 @@ def wrong_type(draft: Draft) -> Words:
 def list_for_scalar(draft: Draft) -> Words:
     """A list where one value is needed."""
     section, name = draft.scalar()
+    if name == "val_subjects":  # it takes a list of people, too
+        section, name = "model", "lr"
     draft.give(section, name, draft.rng.choice(([1], [], [1, 2], [[1]])))
     return (f"{section}.{name}",)
 
