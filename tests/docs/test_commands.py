@@ -80,7 +80,7 @@ def is_run(command: Command) -> bool:
 
 def runs_by_default(command: Command) -> bool:
     """Whether a command runs in the default tests: the quick ones of README.md."""
-    slow = ("tools.profile_model", "tools.export", "tools.loader_benchmark", "tools.cascade")
+    slow = ("tools.check", "tools.profile_model", "tools.export", "tools.loader_benchmark", "tools.cascade")
     return command.place.startswith("README.md") and command.module not in slow
 
 
@@ -151,7 +151,7 @@ def test_command_runs(command: Command, workplace: Workplace, monkeypatch: pytes
         assert code_of(lambda: main(shortened(command, arguments))) == 0
         return
     added = shlex.split(SHORT_OF_TOOL.get(command.module, ""))
-    if command.module in ("tools.profile_model", "tools.loader_benchmark"):
+    if command.module in ("tools.check", "tools.profile_model", "tools.loader_benchmark"):
         settings = [pair for pair in SHORT[system_of(command)].items() if not pair[0].startswith("--trainer")]
         added += [word for pair in settings for word in pair]
     if "--list" in arguments or "--dry_run" in arguments:

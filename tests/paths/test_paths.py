@@ -195,7 +195,7 @@ def test_the_document_names_every_reason_once_and_every_tool() -> None:
     assert cells == set(LINES)
     assert all(len(row) == 1 + len(OF_SYSTEM) for row in STEPS)
     named = set(re.findall(r"tools\.(\w+)", TEXT))
-    of_runs = {"report", "compare", "export", "cascade", "profile_model", "inspect_data", "sweep_heads"}
+    of_runs = {"report", "compare", "export", "cascade", "profile_model", "inspect_data", "check", "sweep_heads"}
     assert of_runs <= named
 
 

@@ -111,7 +111,7 @@ def test_rows_of_the_splits() -> None:
         ("classes", "warn", "3 train; val has no sample of 1 of 3 classes: fish; 3 val"),
         ("copies", "FAIL", "2 of 3 val samples (66.7 %) are also in train".replace(" %", "%")),
         ("look-alikes", "-", "the samples are no image files"),
-        ("groups", "FAIL", "1 are in train and val: bob"),
+        ("groups", "FAIL", "1 of them in train and val: bob"),
     ]
     rows = Rows(io.StringIO())
     many = Listed(train=([0, 1, 2], [1, 2, 3], []), val=([0, 1, 2] * 67, [3, *range(4, 204)], []))
@@ -223,7 +223,7 @@ FAULTS: dict[str, Fault] = {
         few_of_a_class, "classes", "warn", "val has no sample of 1 of 3 classes: fish"
     ),
     "same files in two splits": Fault(copied, "copies", "FAIL", "4 of 12 val samples"),
-    "same photo in another size": Fault(similar, "look-alikes", "warn", "look alike on two sides of a split"),
+    "same photo in another size": Fault(similar, "look-alikes", "warn", "looks alike on two sides of a split"),
     "damaged file": Fault(damaged, "data", "FAIL", "000.png"),
     "empty masks": Fault(masks, "data", "FAIL", "crack"),
     "person in two splits": Fault(people, "test split", "FAIL", "3"),

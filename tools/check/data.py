@@ -72,7 +72,8 @@ def _alike(rows: Rows, data: Any, splits: Sequence[str]) -> None:
         rows.add("look-alikes", "ok", f"{looked}, none look alike on two sides of a split")
         return
     one, other = across[0]
-    text = f"{looked}, {len(across):,} pairs look alike on two sides of a split, such as {of_split[one]} {one.name} and"
+    many = f"{len(across):,} pair{'s' * (len(across) > 1)} look{'s' * (len(across) == 1)} alike on two sides of a split"
+    text = f"{looked}, {many}, such as {of_split[one]} {one.name} and"
     rows.add(
         "look-alikes", "warn", f"{text} {of_split[other]} {other.name}; split by groups, or with tools.split_folder"
     )
@@ -84,7 +85,7 @@ def _groups(rows: Rows, data: Any, splits: Sequence[str]) -> None:
         rows.add("groups", "-", "the data names no people or groups")
         return
     lines = [
-        f"{len(both):,} are in {first} and {second}: {', '.join(map(str, sorted(both)[:NAMED]))}"
+        f"{len(both):,} of them in {first} and {second}: {', '.join(map(str, sorted(both)[:NAMED]))}"
         for first, second in combinations(splits, 2)
         if (both := groups[first] & groups[second])
     ]

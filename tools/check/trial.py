@@ -237,7 +237,8 @@ def shorten(settings: Any, find_lr: bool) -> Asked:
         limits["limit_val_batches"] = VAL_BATCHES
     for name, value in limits.items():
         setattr(trainer, name, value)
-    if (warmup := model.get("warmup_epochs")) and asked.epochs and asked.epochs > 0:
+    warmup = model.get("warmup_epochs") if model.get("schedule") not in ("one_cycle", "none") else None
+    if warmup and asked.epochs and asked.epochs > 0:
         model.warmup_epochs = warmup * epochs / asked.epochs  # the same share of the run
     settings.checkpoint.last_every_n_steps = 1
     return asked
