@@ -157,11 +157,14 @@ def copied(folder: Path) -> list[str]:
 
 
 def similar(folder: Path) -> list[str]:
-    parts(folder)
+    """Pictures of which no two look alike, and one of them smaller on the other side of the split."""
     random = np.random.default_rng(0)
-    photo = Image.fromarray(random.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((48, 36))
-    photo.save(folder / "train" / "cat" / "photo.png")
-    photo.resize((40, 30)).save(folder / "val" / "cat" / "photo.jpg", quality=95)
+    for number in range(18):
+        photo = Image.fromarray(random.integers(0, 256, (5, 6, 3), dtype=np.uint8)).resize((96, 72))
+        part = folder / ("train" if number < 12 else "val") / ("cat" if number % 2 else "dog")
+        part.mkdir(parents=True, exist_ok=True)
+        photo.save(part / f"{number}.png")
+    photo.resize((80, 60)).save(folder / "train" / "cat" / "photo.jpg", quality=95)
     return images(folder)
 
 
@@ -223,7 +226,7 @@ FAULTS: dict[str, Fault] = {
         few_of_a_class, "classes", "warn", "val has no sample of 1 of 3 classes: fish"
     ),
     "same files in two splits": Fault(copied, "copies", "FAIL", "4 of 12 val samples"),
-    "same photo in another size": Fault(similar, "look-alikes", "warn", "looks alike on two sides of a split"),
+    "same photo in another size": Fault(similar, "look-alikes", "warn", "1 pair looks alike on two sides of a split, such as"),
     "damaged file": Fault(damaged, "data", "FAIL", "000.png"),
     "empty masks": Fault(masks, "data", "FAIL", "crack"),
     "person in two splits": Fault(people, "test split", "FAIL", "3"),

@@ -197,7 +197,7 @@ def _report_trial(rows: Rows, cli: TrialCLI, log: Warnings) -> None:
     names = [type(one).__name__ for one in trainer.callbacks if one is not cli.watch]  # type: ignore[attr-defined]
     notes = f"; {', '.join(cli.asked.notes)}" if cli.asked.notes else ""
     stages = f"{len(cli.asked.stages)} stages, " if cli.asked.stages else ""
-    rows.add("training", "ok", f"{stages}{trainer.global_step} steps with {len(names)} callbacks{notes}")
+    rows.add("training", "ok", f"{stages}{trainer.global_step} optimiser steps with {len(names)} callbacks{notes}")
     monitored = {"checkpoint": cli.config_init[cli.subcommand].checkpoint.monitor}
     monitored |= {type(one).__name__: one.monitor for one in trainer.callbacks if type(one).__name__ == "EarlyStopping"}  # type: ignore[attr-defined]
     shown = [f"{owner} {name} {metrics[name]:.3g}" for owner, name in monitored.items() if name in metrics]

@@ -91,7 +91,7 @@ def add_time(rows: Rows, cli: TrialCLI) -> None:
         epochs_of_run += epochs
         shown.append(f"{batches:,} batches of {step_s:.2g} s")
     text = f"about {duration(total)} for {epochs_of_run:,} epochs of {', then '.join(shown)}, each with {val_s:.2g} s of validation"
-    rows.add("time", "ok", f"{text}; from {sum(map(len, watch.steps.values()))} timed steps")
+    rows.add("time", "ok", f"{text}; steps timed: {sum(map(len, watch.steps.values()))}")
 
 
 def _stages(cli: TrialCLI) -> list[tuple[int, int]]:

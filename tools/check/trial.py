@@ -18,7 +18,7 @@ from cli.app import OUR_PACKAGES, configure_logging
 from cli.run_flags import RunFlags
 from cli.vision_cli import VisionCLI
 
-TRAIN_BATCHES, VAL_BATCHES = 3, 2  # batches of an epoch of a trial; the first of a stage is not timed
+TRAIN_BATCHES, VAL_BATCHES = 2, 1  # batches of an epoch of a trial; the first of a stage is not timed
 FINDER_STEPS = 20  # fewest steps of a learning-rate finder, whose answer is then not used
 
 
@@ -230,7 +230,7 @@ def shorten(settings: Any, find_lr: bool) -> Asked:
         "min_steps": None,
         "max_time": None,
     }
-    limits |= {"limit_train_batches": TRAIN_BATCHES, "limit_test_batches": VAL_BATCHES, "overfit_batches": 0.0}
+    limits |= {"limit_train_batches": TRAIN_BATCHES, "limit_test_batches": TRAIN_BATCHES, "overfit_batches": 0.0}
     limits |= {"devices": 1, "num_nodes": 1, "strategy": "auto", "fast_dev_run": False}
     limits |= {"check_val_every_n_epoch": 1, "val_check_interval": None}
     if trainer.limit_val_batches != 0:
