@@ -15,6 +15,7 @@ from torch import Tensor
 from foundation.slug import slug
 from lightning_modules.base import BaseModule, Batch, StageName, StepOutput
 from lightning_modules.encoder_weights import fill_encoder
+from lightning_modules.losses import weights_by_name
 from lightning_modules.losses.segmentation import OverSetting, PixelLoss, RegionLoss, SegmentationLoss
 from lightning_modules.pretrained import ONE_SOURCE
 from lightning_modules.segmentation_module import SegmentationModule
@@ -54,6 +55,8 @@ class PromptedSegmenter(SegmentationModule):
         focal_gamma: Exponent of focal loss, 0 or more.
         tversky_alpha: Weight of false positives in Tversky, 0 or more.
         tversky_beta: Weight of false negatives in Tversky, 0 or more.
+        prompt_weights: Weights of prompts in the training loss by name, above 0, such as ``{crack: 3}``; the others have 1. The
+            region loss with ``over: batch`` does not use them.
         smooth: Constant added to numerator and denominator of the region loss, in pixels, above 0.
         over: In training, region sums per ``sample``, over the ``batch``, or over the samples of each ``prompt`` in the batch;
             ``auto``: ``prompt`` if most training images of an object do not show it, else ``sample``.
@@ -99,6 +102,7 @@ class PromptedSegmenter(SegmentationModule):
         focal_gamma: float = 2.0,
         tversky_alpha: float = 0.3,
         tversky_beta: float = 0.7,
+        prompt_weights: dict[str, float] | None = None,
         smooth: float = 1.0,
         over: OverSetting = "auto",
         side: int | None = None,
@@ -139,6 +143,9 @@ class PromptedSegmenter(SegmentationModule):
         self.over, self.pos_weight = over, pos_weight
         self._has_weights = False
         self._clip_hash: str | None = None
+        self.prompt_weights = prompt_weights
+        if prompt_weights:
+            weights_by_name(prompt_weights, kwargs.get("class_names") or [*prompt_weights], "prompt_weights")
         super().__init__(**kwargs)
 
     def _check_kind(self) -> None:
@@ -259,7 +266,10 @@ class PromptedSegmenter(SegmentationModule):
         """Compute the loss of one batch and update the metrics; see :class:`BaseModule`. ``label`` is the masks (N, 1, H, W)."""
         logits, mask = self(batch["image"], batch["prompt"], batch["image_index"]), batch["mask"]
         # in evaluation per sample, so that the loss depends neither on the size of a batch nor on the number of processes
-        loss = self.loss(logits, mask, None, batch["prompt_number"], None if stage == "train" else "sample")
+        number, weight = batch["prompt_number"], None
+        if stage == "train" and self.prompt_weights:
+            weight = weights_by_name(self.prompt_weights, self.class_names, "prompt_weights").to(number.device)[number]
+        loss = self.loss(logits, mask, None, number, None if stage == "train" else "sample", weight)
         self.count(loss, logits, batch, stage)
         return {"loss": loss, "logits": logits.detach(), "label": mask}
 

@@ -40,8 +40,8 @@ def balanced_weights(counts: Tensor, power: float = 1.0) -> Tensor:
     return raised * (counts.sum() / (counts * raised).sum())
 
 
-def weights_by_name(given: Mapping[str, float], names: Sequence[str]) -> Tensor:
-    """Class weights (K,) float32 that were given by name; 1 for the others.
+def weights_by_name(given: Mapping[str, float], names: Sequence[str], setting: str = "class_weights") -> Tensor:
+    """Weights (K,) float32 of classes, or of prompts, that were given by name; 1 for the others.
 
     Raises:
         ValueError: A name is none of the K classes, or a weight is not positive.
@@ -54,9 +54,9 @@ def weights_by_name(given: Mapping[str, float], names: Sequence[str]) -> Tensor:
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1)
             meant = f" (did you mean {near[0]!r}?)" if near else ""
-            raise ValueError(f"class_weights: there is no class {name!r}{meant}; the classes are {', '.join(names)}")
+            raise ValueError(f"{setting}: there is no {name!r}{meant}; there are {', '.join(names)}")
         if not 0 < weight < float("inf"):
-            raise ValueError(f"class_weights: {name}: a number above 0, got {weight}")
+            raise ValueError(f"{setting}: {name}: a number above 0, got {weight}")
         weights[list(names).index(name)] = weight
     return weights
 

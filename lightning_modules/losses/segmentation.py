@@ -29,7 +29,12 @@ OverSetting = Literal["auto", "sample", "batch", "prompt"]
 
 
 def pixel_loss(
-    logits: Tensor, mask: Tensor, valid: Tensor | None = None, pos_weight: float = 1.0, gamma: float = 0.0
+    logits: Tensor,
+    mask: Tensor,
+    valid: Tensor | None = None,
+    pos_weight: float = 1.0,
+    gamma: float = 0.0,
+    weight: Tensor | None = None,
 ) -> Tensor:
     """Mean over the pixels of BCE, or of focal loss if gamma is above 0.
 
@@ -39,6 +44,7 @@ def pixel_loss(
         valid: Pixels to include, bool, of the same shape; None: all.
         pos_weight: Factor on the loss of the object's pixels.
         gamma: Exponent of focal loss; the higher, the less confidently correct pixels count.
+        weight: Weight of each sample (N,), above 0; None: 1.
 
     Returns:
         A scalar, float32; 0 if no pixel is included.
@@ -53,6 +59,9 @@ def pixel_loss(
     if gamma:
         # 1 - p_t computed from the logits, because 1 - sigmoid(large) is 0 and so is its gradient
         values = values * torch.sigmoid(logits * (1 - 2 * mask)) ** gamma
+    if weight is not None:
+        of_pixels = weight.view(-1, 1, 1, 1).expand_as(values) if valid is None else weight.view(-1, 1, 1, 1) * valid
+        return (values * of_pixels).sum() / of_pixels.sum().clamp(min=torch.finfo(torch.float32).tiny)
     if valid is None:
         return values.mean()
     return (values * valid).sum() / valid.sum().clamp(min=1)
@@ -67,6 +76,7 @@ def region_loss(
     smooth: float = 1.0,
     over: Over = "sample",
     prompt: Tensor | None = None,
+    weight: Tensor | None = None,
 ) -> Tensor:
     """Soft Dice loss, or Tversky loss if alpha or beta is not 0.5; see the top of the file.
 
@@ -80,6 +90,7 @@ def region_loss(
         over: ``sample``: sums per sample, then the mean over samples; ``batch``: sums over the whole batch; ``prompt``: sums over
             the samples of each prompt, then the mean over samples.
         prompt: Number of the prompt of each sample (N,), int64; needed for ``prompt`` only.
+        weight: Weight of each sample (N,) in the mean over the samples, above 0; None: 1. Not used with ``batch``.
 
     Returns:
         A scalar in [0, 1), float32.
@@ -98,7 +109,8 @@ def region_loss(
         same = (prompt[:, None] == prompt).to(hit.dtype)
         hit, predicted, true = ((same * x).sum(dim=1) for x in (hit, predicted, true))
     wrong = alpha * (predicted - hit) + beta * (true - hit)
-    return (wrong / (hit + wrong + smooth)).mean()
+    each = wrong / (hit + wrong + smooth)
+    return each.mean() if weight is None or over == "batch" else (weight * each).sum() / weight.sum()
 
 
 class SegmentationLoss:
@@ -168,12 +180,14 @@ class SegmentationLoss:
         valid: Tensor | None = None,
         prompt: Tensor | None = None,
         over: Over | None = None,
+        weight: Tensor | None = None,
     ) -> Tensor:
         """The loss, a scalar; arguments as in :func:`region_loss`; ``over``: in place of the setting."""
         loss = logits.new_zeros((), dtype=torch.float32)
         if self.pixel != "none":
-            loss = loss + self.pixel_weight * pixel_loss(logits, mask, valid, self.pos_weight, self.gamma)
+            loss = loss + self.pixel_weight * pixel_loss(logits, mask, valid, self.pos_weight, self.gamma, weight)
         if self.region != "none":
-            region = region_loss(logits, mask, valid, self.alpha, self.beta, self.smooth, over or self.over, prompt)
+            over = over or self.over
+            region = region_loss(logits, mask, valid, self.alpha, self.beta, self.smooth, over, prompt, weight)
             loss = loss + self.region_weight * region
         return loss

@@ -151,7 +151,7 @@ def test_weights_by_power_and_by_name() -> None:
     assert float((half * counts).sum() / counts.sum()) == pytest.approx(1.0)
     assert positive_weights(counts, 100, 0.5).tolist() == pytest.approx([1 / 3, 3.0])
     assert weights_by_name({"owl": 4}, ["cat", "owl"]).tolist() == [1.0, 4.0]
-    with pytest.raises(ValueError, match=r"there is no class 'olw' \(did you mean 'owl'\?\); the classes are cat, owl"):
+    with pytest.raises(ValueError, match=r"there is no 'olw' \(did you mean 'owl'\?\); there are cat, owl"):
         weights_by_name({"olw": 4}, ["cat", "owl"])
     with pytest.raises(ValueError, match="class_weights: owl: a number above 0, got 0"):
         weights_by_name({"owl": 0}, ["cat", "owl"])

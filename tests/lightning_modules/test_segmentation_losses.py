@@ -157,3 +157,17 @@ def test_half_precision_is_computed_in_float32() -> None:
 def test_bad_settings(settings: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         loss_with(**settings)
+
+
+def test_weights_of_samples() -> None:
+    torch.manual_seed(5)
+    logits, mask = torch.randn(3, 1, 4, 4), (torch.rand(3, 1, 4, 4) < 0.4).float()
+    weight = torch.tensor([1.0, 3.0, 0.5])
+    for function in (pixel_loss, region_loss):
+        each = torch.stack([function(logits[i : i + 1], mask[i : i + 1]) for i in range(3)])
+        torch.testing.assert_close(function(logits, mask, weight=weight), (weight * each).sum() / weight.sum())
+        torch.testing.assert_close(function(logits, mask, weight=torch.full((3,), 2.0)), function(logits, mask))
+    valid = torch.rand(3, 1, 4, 4) < 0.7
+    inside = torch.stack([pixel_loss(logits[i : i + 1], mask[i : i + 1], valid[i : i + 1]) for i in range(3)])
+    shares = weight * valid.sum(dim=(1, 2, 3))
+    torch.testing.assert_close(pixel_loss(logits, mask, valid, weight=weight), (shares * inside).sum() / shares.sum())

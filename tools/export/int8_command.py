@@ -114,6 +114,10 @@ def run(options: argparse.Namespace) -> None:
     module = load_run(options.run, options.ckpt, options.weights)
     if not isinstance(module, Classifier):
         raise ValueError(f"--int8: {options.run} is a run of {type(module).__name__}, but a classifier is needed")
+    if module.several_labels:
+        raise ValueError(
+            "--int8: its accuracy is that of one label an image, and this run has several; write it with --onnx"
+        )
     keep_freed_memory()
     folder = options.run if options.run.is_dir() else options.run.resolve().parent.parent
     data = data_of(module, options.data or newest_config(folder), options.root)

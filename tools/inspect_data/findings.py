@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from datamodules import DataModule
-from tools.inspect_data.measures import Sample
+from tools.inspect_data.measures import Sample, names_of
 
 REPORT = "inspect_data.json"
 NAMED = 5  # largest number of duplicates or files listed in a warning
@@ -83,14 +83,14 @@ def imbalance_of(table: dict[str, list[int]]) -> float:
 def problems(data: DataModule, found: Findings) -> dict[str, Any]:
     """Duplicates, leaks and damaged files, for the JSON file."""
     leaks = [group for group in found.same if len({sample.split for sample in group}) > 1]
-    contradicting = [group for group in found.same if len({sample.label for sample in group}) > 1]
+    contradicting = [group for group in found.same if len({sample.labels for sample in group}) > 1]
     contradicting = [] if found.several_classes else contradicting
     within = [group for group in found.same if group not in leaks]
     return {
         "leaks": [named(group) for group in leaks],
         "duplicates_within_a_split": [named(group) for group in within],
         "duplicates_of_different_classes": [
-            [f"{one} ({data.class_names[sample.label]})" for one, sample in zip(named(group), group, strict=True)]
+            [f"{one} ({names_of(data, sample.labels)})" for one, sample in zip(named(group), group, strict=True)]
             for group in contradicting
         ],
         "damaged": list(found.damaged),

@@ -33,10 +33,10 @@ THREADS = 8  # for reading headers, which mostly waits for the disk
 
 
 class Sample(NamedTuple):
-    """A sample of a data set: split, class, index in the data set, and file (None for data in memory)."""
+    """A sample of a data set: split, classes (several, or none, with a table of labels), index in it, file (None in memory)."""
 
     split: str
-    label: int
+    labels: tuple[int, ...]
     place: int
     path: Path | None
 
@@ -57,13 +57,25 @@ def samples_of(data: DataModule) -> list[Sample]:
     """List the samples of all splits that were set up, in the order train, val, test."""
     found: list[Sample] = []
     for split in [split for split in ("train", "val", "test") if split in data.splits]:
-        labels, indices = data.splits[split]["label"].tolist(), data.splits[split]["index"].tolist()
+        labels, indices = classes_of(data.splits[split]["label"]), data.splits[split]["index"].tolist()
         paths = _paths(data, split)
         found += [
-            Sample(split, label, index, paths[index] if paths else None)
-            for label, index in zip(labels, indices, strict=True)
+            Sample(split, own, index, paths[index] if paths else None)
+            for own, index in zip(labels, indices, strict=True)
         ]
     return found
+
+
+def classes_of(labels: Tensor) -> list[tuple[int, ...]]:
+    """The classes of each sample, from labels (N,), or (N, K) of 0 and 1."""
+    if labels.ndim == 1:
+        return [(number,) for number in labels.tolist()]
+    return [tuple(number for number, own in enumerate(row) if own) for row in labels.tolist()]
+
+
+def names_of(data: DataModule, classes: Sequence[int]) -> str:
+    """The names of the classes of a sample, in one text."""
+    return ", ".join(data.class_names[number] for number in classes) or "no label"
 
 
 def _paths(data: DataModule, split: str) -> list[Path] | None:
@@ -85,7 +97,8 @@ def counts(data: DataModule, samples: Sequence[Sample]) -> dict[str, list[int]]:
     """Count the samples of each class in each split."""
     table = {split: [0] * data.num_classes for split in dict.fromkeys(sample.split for sample in samples)}
     for sample in samples:
-        table[sample.split][sample.label] += 1
+        for number in sample.labels:
+            table[sample.split][number] += 1
     return table
 
 

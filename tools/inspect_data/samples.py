@@ -17,7 +17,8 @@ from datamodules.images.decoding import upright
 from datamodules.images.formats import readable_formats
 from datamodules.images.loader import ImageFiles
 from datamodules.in_memory import seeded_generator
-from tools.inspect_data.measures import has_files
+from datamodules.splitting.stratified import strata
+from tools.inspect_data.measures import classes_of, has_files, names_of
 
 CANDIDATES = 2000  # training samples, in a seeded order, among which samples of different classes are searched
 
@@ -56,7 +57,7 @@ def training_tiles(data: DataModule, count: int, epochs: int) -> list[Tile]:
     seen = [data.augment(dict(batch), epoch) for epoch in range(epochs)]
     rows = [image_pixels(one["image"], data.mean, data.std) for one in seen]
     mixed = [shares_of(one["target"], data.class_names) if "target" in one else [] for one in seen]
-    names = [data.class_names[label] for label in batch["label"].tolist()]
+    names = [names_of(data, own) for own in classes_of(batch["label"])]
     return [
         Tile(name, original, [row[place] for row in rows], [texts[place] for texts in mixed if texts])
         for place, (name, original) in enumerate(zip(names, originals, strict=True))
@@ -64,10 +65,10 @@ def training_tiles(data: DataModule, count: int, epochs: int) -> list[Tile]:
 
 
 def shares_of(target: Tensor, names: Sequence[str]) -> list[str]:
-    """The classes of mixed images with their shares, the largest first; empty for an image of one class.
+    """The classes of mixed images with their shares, the largest first; empty where no class has a part of an image.
 
     Args:
-        target: (B, K) shares of the classes, each row sums to 1.
+        target: (B, K) shares of the classes, 0 to 1.
         names: Names of the K classes.
 
     >>> shares_of(torch.tensor([[0.25, 0.75], [1.0, 0.0]]), ["cat", "dog"])
@@ -77,16 +78,17 @@ def shares_of(target: Tensor, names: Sequence[str]) -> list[str]:
     for row in target.cpu():
         there = [k for k in row.argsort(descending=True, stable=True).tolist() if row[k] > 0]
         texts.append(", ".join(f"{float(row[k]):.0%}".replace("%", " %") + f" {names[k]}" for k in there))
-    return [text if "," in text else "" for text in texts]
+    parts = ((target > 0) & (target < 1)).any(dim=1).tolist()
+    return [text if part else "" for text, part in zip(texts, parts, strict=True)]
 
 
 def chosen_samples(data: DataModule, count: int) -> Tensor:
     """Choose indices in the training split: in a seeded order, the first sample of each class, then the second, and so on."""
-    labels = data.splits["train"]["label"].cpu()
+    labels = strata(data.splits["train"]["label"].cpu())
     order = torch.randperm(len(labels), generator=seeded_generator("inspect", data.split_seed))[:CANDIDATES]
     labels = labels[order]
     rank = torch.stack([(labels[:i] == labels[i]).sum() for i in range(len(labels))])
-    return order[(rank * data.num_classes + labels).argsort()[:count]]
+    return order[(rank * (data.num_classes + 1) + labels).argsort()[:count]]
 
 
 def _from_memory(data: DataModule, chosen: Tensor) -> tuple[dict[str, Tensor], list[NDArray[np.uint8]]]:
@@ -98,7 +100,8 @@ def _from_files(data: DataModule, chosen: Tensor) -> tuple[dict[str, Tensor], li
     """Decode the chosen files as loader workers do, and also at full size."""
     split = data.splits["train"]
     folder, names = data.folder("train"), data.files("train")  # type: ignore[attr-defined]
-    labels = torch.zeros(len(names), dtype=torch.int64).scatter_(0, split["index"], split["label"])
+    labels = split["label"].new_zeros(len(names), *split["label"].shape[1:])
+    labels[split["index"]] = split["label"]
     size = round(getattr(data, "canvas", 1.0) * data.train_size)
     batch = ImageFiles(folder, names, labels, size, data.in_channels).__getitems__(split["index"][chosen].tolist())
     del batch["unreadable"]

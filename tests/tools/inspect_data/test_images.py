@@ -319,3 +319,15 @@ def test_interrupt_writes_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     assert "--out DIR" in capsys.readouterr().out
+
+
+def test_several_labels_an_image_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(12):
+        Image.fromarray(np.full((8, 8, 3), 20 * number, dtype=np.uint8)).save(tmp_path / f"{number}.png")
+    rows = [f"{number},{('cat;dog', 'dog', 'owl;cat')[number % 3]}" for number in range(12)]
+    (tmp_path / "labels.csv").write_text("\n".join(["id,tags", *rows]))
+    config = ["--config", str(ROOT / "configs" / "image_standard.yaml"), *FOLDER]
+    assert main([*config, "--data.root", str(tmp_path), "--data.labels", "labels.csv", "--out", "out"]) == 0
+    counts = report(tmp_path / "out")["counts"]
+    totals = {name: sum(counts[split][name] for split in counts) for name in ("cat", "dog", "owl")}
+    assert totals == {"cat": 8, "dog": 8, "owl": 4}
