@@ -183,6 +183,11 @@ def check_changes(source: RunCheckpoint, new: dict[str, Any], flags: RunFlags) -
     if _only_splits_batches(was, now) or any(was.get(name) != now.get(name) for name in PROCESSES):
         fixed -= set(STEP)  # with other processes, cli/processes.py compares the samples of a step
     changed = [key for key in dict.fromkeys((*was, *now)) if _plain(was.get(key)) != _plain(now.get(key))]
+    given = {argument.removeprefix("--").partition("=")[0] for argument in flags.rest}
+    for config in flags.configs:
+        given |= flatten(yaml.safe_load(Path(config).read_text(encoding="utf-8")) or {}).keys()
+    # a setting that did not exist when the run began has its default, which is how the run has trained so far
+    changed = [key for key in changed if key in was or any(key == one or key.startswith(f"{one}.") for one in given)]
     for key in changed:
         if key in fixed or any(key.startswith(f"{name}.") for name in fixed):  # an entry of a nested setting
             (entry, old, value), *more = differences(key, _plain(was.get(key)), _plain(now.get(key)))

@@ -38,3 +38,13 @@ def test_settings_of_a_set_that_came_later_are_no_change_if_null(tmp_path: Path)
 def test_sets_cannot_change(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--data.sets: cannot change in a resumed run"):
         changes(tmp_path, {**OLD, "masks": None, "values": [1]})
+
+
+def test_settings_that_came_later_have_their_default_unless_they_are_given(tmp_path: Path) -> None:
+    old = config(OLD)
+    (path := tmp_path / "config.yaml").write_text(yaml.safe_dump(old))
+    source = RunCheckpoint(tmp_path, tmp_path / "last.ckpt", path, 1, 1, False, 1)
+    new = {**old, "data": {**old["data"], "init_args": {**old["data"]["init_args"], "split_seed": 0}}}
+    check_changes(source, new, RunFlags("fit"))
+    with pytest.raises(UsageError, match=r"--data.split_seed: cannot change in a resumed run \(was None, now 0\)"):
+        check_changes(source, new, RunFlags("fit", rest=["--data.split_seed", "0"]))
