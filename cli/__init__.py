@@ -6,10 +6,13 @@ vision_cli.py       the LightningCLI subclass: fit, validate, test and predict, 
 parser.py           the argument parser
 messages.py         its errors as one readable line; setting_hints.py: the closest name, section or class; changed_values.py
 named_classes.py    the classes that configurations and flags name, and their settings
-config_files.py     checks of configuration files; trainer_checks.py: of the Trainer's settings; callback_checks.py
-run_callbacks.py    the callbacks of every run; next_commands.py: the last lines of a fit
+synonyms.py         names of other programs for our settings, and what to give in their place
+config_files.py     checks of configuration files
+trainer/            options, callbacks and loggers of the Trainer, and their checks
+next_commands.py    the last lines of a fit
 launchers.py        compares the processes of a launcher (torchrun, srun, mpirun) with those of the run
 resume.py           finds checkpoint and configuration of a run, checks which settings a resumed run may change
+processes.py        resume with another number of processes
 out_of_memory.py    out-of-memory message, automatic restart with a smaller batch
 predictions.py      writes predictions.csv
 load_datamodule.py  builds only the datamodule of a configuration, for tools

@@ -21,7 +21,7 @@ from cli.help import print_command_help, print_help
 from cli.out_of_memory import halved, hint, release_memory
 from cli.run_flags import COMMANDS, RunFlags, UsageError, split_flags
 from cli.setting_hints import with_section
-from cli.trainer_checks import of_lightning
+from cli.trainer.checks import of_lightning
 from cli.vision_cli import VisionCLI
 from foundation.allocator import keep_freed_memory
 from foundation.closed_pipe import with_open_end

@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Timer
 
 from callbacks.find_callbacks import find_callbacks
-from cli.loggers import views
+from cli.trainer.loggers import views
 from foundation.project import MAIN
 
 
@@ -17,7 +17,7 @@ def next_commands(trainer: Trainer, folder: Path, best: Path, resume_command: st
     """Return the lines to print.
 
     Args:
-        trainer: The Trainer of the fit; what its loggers have is named (`cli.loggers.views`).
+        trainer: The Trainer of the fit; what its loggers have is named (`cli.trainer.loggers.views`).
         folder: The run folder.
         best: The best checkpoint, or the last one.
         resume_command: The command that resumes the run, or None without a last.ckpt.

@@ -19,20 +19,20 @@ import lightning_modules
 from callbacks.find_callbacks import find_callbacks
 from callbacks.run_folder import lock_run
 from cli import evaluation, resume, runtimes
-from cli.callback_checks import check_callbacks, name_cache
 from cli.config_files import check_configs, say_dropped
-from cli.loggers import prepare_loggers
 from cli.messages import readable
 from cli.next_commands import next_commands
 from cli.parser import Parser, add_run_settings, check_nulls
 from cli.predictions import write_predictions
 from cli.processes import go_on_with
 from cli.resume import RunCheckpoint
-from cli.run_callbacks import run_callbacks
 from cli.run_flags import RunFlags, UsageError
 from cli.setting_hints import LINKED
-from cli.trainer_checks import check_seed, check_trainer
-from cli.trainer_options import make_trainer
+from cli.trainer.callback_checks import check_callbacks, name_cache
+from cli.trainer.checks import check_seed, check_trainer
+from cli.trainer.loggers import prepare_loggers
+from cli.trainer.options import make_trainer
+from cli.trainer.run_callbacks import run_callbacks
 from datamodules.images.unlabelled import given_images
 from foundation.folder_lock import FolderLock
 from foundation.made_folders import forget_made_folders, remove_made_folders

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from cli import main
-from cli.loggers import NEEDS
+from cli.trainer.loggers import NEEDS
 from datamodules.signals.har_generator import write_generated
 from tests.datamodules.pictures import write_classes
 from tools.check.__main__ import main as check

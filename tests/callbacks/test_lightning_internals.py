@@ -6,7 +6,8 @@ import pytest
 
 from callbacks import FastEpochLoop
 from callbacks.lightning_internals import SOURCES, first_difference, source_hash
-from cli import main, vision_cli
+from cli import main
+from cli.trainer import options
 from tests.runs.killing import TINY
 
 
@@ -30,7 +31,7 @@ def test_with_another_lightning_its_own_loop_trains_and_a_line_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(vision_cli, "first_difference", lambda: "_TrainingEpochLoop.advance")
+    monkeypatch.setattr(options, "first_difference", lambda: "_TrainingEpochLoop.advance")
     monkeypatch.setattr(FastEpochLoop, "_optimise", lambda *_: pytest.fail("the fast loop is used"))
     assert main(["fit", "--config", TINY, "--trainer.fast_dev_run", "true"]) == 0
     out = capsys.readouterr().out

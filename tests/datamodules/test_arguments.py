@@ -23,7 +23,7 @@ OF_FILES = set(inspect.signature(ImageFolderDataModule.__init__).parameters) - {
 @pytest.mark.parametrize(
     ("name", "own", "hidden"),
     [
-        ("CIFAR10DataModule", {"root", "download"}, set()),
+        ("CIFAR10DataModule", {"root", "download", "mean", "std"}, set()),
         ("DigitsDataModule", set(), set()),
         ("ImageFolderDataModule", OF_FILES, {"crop_padding", "shrink", "on_device"}),
     ],

@@ -144,7 +144,10 @@ def test_a_wrong_mask_is_refused_as_without_a_cache(tmp_path: Path, monkeypatch:
     wrong.write_bytes(good[:60])
     for path in sorted((tmp_path / "cache").glob("train-masks-*/*")):
         path.unlink()
-    with pytest.raises(MisconfigurationException, match=r"1 of the images or their masks cannot be read"):
+    with pytest.raises(
+        MisconfigurationException,
+        match=r"1 of the 12 files in .*\(the image or its mask is damaged\); repair",
+    ):
         data.check_input(("train", "val"))
     assert not list((tmp_path / "cache").glob("train-masks-*/canvases-*"))
 

@@ -14,7 +14,7 @@ import torch
 
 import cli.app
 from cli import main
-from cli.loggers import NEEDS
+from cli.trainer.loggers import NEEDS
 from cli.vision_cli import VisionCLI
 from tests.docs.commands import Command
 from tools.sweep_heads.__main__ import arguments_of

@@ -16,6 +16,8 @@ def order_note(flops: Sequence[float], names: Sequence[str]) -> str | None:
     """
     if flops[0] < flops[1]:
         return None
+    if flops[0] == flops[1]:
+        return f"both stages take the same number of operations ({names[0]}), so no threshold can save any"
     return (
         f"the costly stage comes first: {names[0]} takes {flops[0] / flops[1]:.3g} times the operations of {names[1]}, so no "
         "threshold can save any; give the cheap stage first"

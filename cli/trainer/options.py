@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 import callbacks as ours
 from callbacks.lightning_internals import first_difference
 from cli.launchers import check_launcher
-from cli.trainer_checks import trainer_error
+from cli.trainer.checks import trainer_error
 
 log = logging.getLogger(__name__)
 
