@@ -18,8 +18,9 @@ from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, WandbLogger
 
 from callbacks.metrics_log import read_metrics
 from callbacks.pictures.picture import send_picture
+from cli import main
 from cli.run_flags import RunFlags, UsageError
-from cli.trainer import loggers, main
+from cli.trainer import loggers
 from cli.trainer.loggers import prepare_loggers, views
 from tests.runs.killing import ROOT, TINY, forked
 
