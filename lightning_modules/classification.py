@@ -252,7 +252,8 @@ class Classifier(BaseModule):
 
         Returns:
             A list of `Prediction`, one of each sample that can be read, with the attribute ``probabilities``. Of a tensor only the
-            probabilities, (B, K) float32 on the module's device; each row sums to 1, column k is of class ``class_names[k]``.
+            probabilities, (B, K) float32 on the module's device; column k is of class ``class_names[k]``. Each row sums to 1,
+            unless a sample has several labels: then `Prediction.labels` names those that reach their thresholds.
 
         Raises:
             ValueError: Wrong shape, type or range; nothing can be read; or a setting that is needed is not known to the module.
@@ -263,8 +264,18 @@ class Classifier(BaseModule):
         found: list[Tensor] = []
         for names, inputs in self.transform.batches(images):
             files += names
-            found.append(self.probabilities_of(self._logits_of(inputs.to(self.device))))
-        return Predictions.of(torch.cat(found), self.class_names, self.chosen_threshold, files)
+            found.append(self._logits_of(inputs.to(self.device)))
+        logits = torch.cat(found)
+        chances, chosen = self.probabilities_of(logits), self.chosen(logits) if self.several_labels else None
+        return Predictions.of(chances, self.class_names, self.chosen_threshold, files, chosen)
+
+    def chosen(self, logits: Tensor) -> Tensor:
+        """Labels (B, K), bool, that logits (B, K) reach, of a network of several labels a sample.
+
+        Raises:
+            ValueError: A sample has one label.
+        """
+        raise ValueError("chosen: one label a sample has no thresholds; it is logits.argmax(dim=1)")
 
     def probabilities_of(self, logits: Tensor) -> Tensor:
         """Calibrated probabilities (B, K) of logits (B, K): softmax(logits / ``temperature``)."""

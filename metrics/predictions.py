@@ -20,6 +20,8 @@ class Prediction:
         exits: Whether the sample exits early: its probability reaches the threshold that the run's calibration chose. None if no
             threshold was asked for.
         file: File of the sample; of a window also its number in the file. None for pictures and arrays in memory.
+        labels: With several labels a sample: names of those that reach their thresholds, which may be none; `class_name` is the
+            most probable of all labels. None: one label a sample.
     """
 
     class_name: str
@@ -27,13 +29,14 @@ class Prediction:
     probability: float
     exits: bool | None = None
     file: str | None = None
+    labels: tuple[str, ...] | None = None
 
 
 class Predictions(list[Prediction]):
     """A list of predictions, in the order of the samples.
 
     Attributes:
-        probabilities: (N, K) float32, each row sums to 1; column k belongs to class ``class_names[k]``.
+        probabilities: (N, K) float32; column k belongs to class ``class_names[k]``. With one label a sample each row sums to 1.
         class_names: Names of the K classes.
     """
 
@@ -48,6 +51,7 @@ class Predictions(list[Prediction]):
         class_names: Sequence[str] | None,
         threshold: float | None,
         files: Sequence[str | None],
+        chosen: Tensor | None = None,
     ) -> Predictions:
         """Name the most probable class of each sample.
 
@@ -56,12 +60,16 @@ class Predictions(list[Prediction]):
             class_names: Names of the K classes; None: their numbers.
             threshold: Lowest probability at which a sample exits early; None if none was asked for.
             files: File of each of the N samples, or None.
+            chosen: (N, K) bool, the labels of each sample if it has several; None: one label a sample.
         """
         names = list(class_names or map(str, range(probabilities.shape[1])))
         best, numbers = probabilities.max(dim=1)  # of equal ones the first
         exits = [None] * len(best) if threshold is None else exits_early(best, threshold).tolist()
-        rows = zip(numbers.tolist(), best.tolist(), exits, files, strict=True)
-        return cls([Prediction(names[k], k, chance, out, file) for k, chance, out, file in rows], probabilities, names)
+        labels: list[tuple[str, ...] | None] = [None] * len(best)
+        if chosen is not None:
+            labels = [tuple(name for name, taken in zip(names, row, strict=True) if taken) for row in chosen.tolist()]
+        rows = zip(numbers.tolist(), best.tolist(), exits, files, labels, strict=True)
+        return cls([Prediction(names[k], k, *rest) for k, *rest in rows], probabilities, names)
 
 
 def exits_early(confidences: Tensor, threshold: float) -> Tensor:

@@ -76,7 +76,7 @@ def test_thresholds_are_in_the_checkpoint(module: ImageClassifier, tmp_path: Any
 def test_probabilities_do_not_sum_to_one(module: ImageClassifier) -> None:
     image = torch.zeros(2, 3, 32, 32)
     torch.testing.assert_close(module.classify(image), module.logits(image).sigmoid())
-    with pytest.raises(ValueError, match="one label an image has no thresholds"):
+    with pytest.raises(ValueError, match="one label a sample has no thresholds"):
         ImageClassifier(**SETTINGS).chosen(torch.zeros(1, 3))
 
 

@@ -58,6 +58,9 @@ def test_a_run_with_several_labels(colours: Path, tmp_path: Path, capsys: pytest
     for row in rows:
         for name, threshold in thresholds.items():
             assert (name in row["labels"].split(";")) == (float(row[f"probability_{name}"]) >= threshold - 1e-6)
+    for one, row in zip(module.classify([colours / row["file"] for row in rows]), rows, strict=True):
+        assert ";".join(one.labels or ()) == row["labels"]
+        assert one.probability == pytest.approx(max(float(row[f"probability_{name}"]) for name in NAMES), abs=1e-5)
     assert main(["validate", "--run", str(run)]) == 0
     validated = json.loads((run / "validate_metrics.json").read_text())["metrics"]
     assert validated["val/ap"] == pytest.approx(best["value"], abs=1e-6)
