@@ -95,20 +95,39 @@ def test_a_table_of_labels(images: Path, tmp_path: Path) -> None:
     assert classes == {file: str(number % 3 + 9) for number, file in enumerate(files)}
 
 
+def test_a_table_with_splits_and_columns_of_other_names(images: Path, tmp_path: Path) -> None:
+    """Test images of the table are in no training shard."""
+    files = sorted(path.relative_to(images).as_posix() for path in images.rglob("*.jpg"))
+    rows = [f"{file},{number % 2},{('train', 'train', 'test')[number % 3]},x" for number, file in enumerate(files)]
+    (tmp_path / "labels.csv").write_text("\n".join(["image,what,split,kind", *rows]))
+    table = ["--labels", str(tmp_path / "labels.csv"), "--data.label_column", "what"]
+    assert write(images, tmp_path / "out", *table) == 0
+    parts = {}
+    for part in ("train", "test"):
+        text = (tmp_path / "out" / part / "files.csv").read_text()
+        parts[part] = sorted(row["file"] for row in csv.DictReader(text.splitlines()))
+    assert parts == {
+        "train": [file for number, file in enumerate(files) if number % 3 < 2],
+        "test": files[2::3],
+    }
+
+
 @pytest.mark.parametrize(
     ("table", "line"),
     [
-        ("name,label\na,b\n", "needs the columns file and label, has name, label"),
-        ("file,label\n", "needs the columns file and label, has no rows"),
-        ("file,label\ncat/000.jpg,\n", "line 2: label is empty"),
-        ("file,label\ncat/000.jpg,a\ncat/000.jpg,b\n", "line 3: cat/000.jpg has two labels, 'a' and 'b'"),
-        ("file,label\nnone.jpg,a\n", "1 of 1 files are not in"),
-        ("file,label\nlist.txt,a\n", "no image: list.txt"),
+        ("image,label,split\ncat/000.jpg,a,test\n", "its column of splits has test but no train"),
+        ("file,label,split\ncat/000.jpg,a,train\ncat/001.jpg,b,val\n", "there is no class 'b' in training"),
+        ("file,label\ncat/000.jpg,a;b\n", "an image has several labels or none, and a sample of a shard has one class"),
+        ("name,label\na,b\n", "1 of its 1 rows name no image in"),
+        ("file,label\n", "has no row; expected a line with the names of the columns"),
+        ("file,label\ncat/000.jpg,\n", "line 2: the column 'label' is empty"),
+        ("file,label\ncat/000.jpg,a\ncat/000.jpg,b\n", "line 3: 'cat/000.jpg' is 'b' here and 'a' in line 2"),
+        ("file,label\nnone.jpg,a\n", "1 of its 1 rows name no image in"),
+        ("file,label\nlist.txt,a\n", "1 of its 1 rows name no image in"),
     ],
 )
 def test_wrong_tables(table: str, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_classes(tmp_path / "images", {"cat": 1})
-    (tmp_path / "images" / "cat" / "000.jpg").touch()
+    write_classes(tmp_path / "images", {"cat": 2}, suffix=".jpg")
     (tmp_path / "images" / "list.txt").touch()
     (tmp_path / "labels.csv").write_text(table)
     assert write(tmp_path / "images", tmp_path / "out", "--labels", str(tmp_path / "labels.csv")) == 2

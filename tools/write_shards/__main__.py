@@ -55,10 +55,16 @@ def parser() -> argparse.ArgumentParser:
     add("--out", metavar="DIR", type=Path, required=True, help="folder to write; empty, or one this command had begun")
     add(
         "--labels",
+        "--data.labels",
+        dest="labels",
         metavar="CSV",
         type=Path,
-        help="table with the columns file (relative to FOLDER) and label, in place of class folders",
+        help="table of files, labels and optionally splits in place of class folders, as --data.labels of a fit",
     )
+    for name in ("file_column", "split_column"):
+        add(f"--data.{name}", dest=name, metavar="NAME", help="as of a fit")
+    add("--data.label_column", dest="label_column", metavar="NAME", nargs="+", help="as of a fit; several: one a class")
+    add("--data.label_separator", dest="label_separator", metavar="TEXT", help="as of a fit")
     add(
         "--shard_mb",
         type=float,
@@ -92,6 +98,7 @@ def write_shards(options: argparse.Namespace) -> None:
         ValueError: A flag or the input is wrong, or the folder holds something else.
         OSError: A file cannot be read or written.
     """
+    from datamodules.images.label_table import Columns
     from foundation.atomic_files import write_json, write_text
     from foundation.folder_lock import FolderInUseError, FolderLock
     from tools.write_shards.sources import read_source
@@ -101,7 +108,10 @@ def write_shards(options: argparse.Namespace) -> None:
     out: Path = options.out
     if out.resolve().is_relative_to(options.root.resolve()):
         raise ValueError(f"--out {out}: lies in {options.root}; give a folder outside of the images")
-    source = read_source(options.root, options.labels)
+    label = options.label_column
+    label = label[0] if label is not None and len(label) == 1 else label
+    columns = Columns(options.file_column, label, options.split_column, options.label_separator)
+    source = read_source(options.root, options.labels, columns)
     if empty := [part or str(options.root) for part, images in source.parts.items() if not images]:
         raise ValueError(f"{empty[0]}: has no image")
     shards = {

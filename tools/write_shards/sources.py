@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from pathlib import Path
 from typing import NamedTuple
 
 from datamodules.images.class_folders import listed, scan
-from datamodules.images.formats import is_image
-from datamodules.images.labelled import class_folders, find_parts
+from datamodules.images.label_table import Columns
+from datamodules.images.labelled import class_folders, find_parts, unknown_class
+from datamodules.images.table_files import TableFiles
 
 
 class Image(NamedTuple):
@@ -40,19 +40,22 @@ class Source(NamedTuple):
     parts: dict[str, list[Image]]
 
 
-def read_source(root: Path, table: Path | None) -> Source:
+def read_source(root: Path, table: Path | None, columns: Columns | None = None) -> Source:
     """List the images.
 
     Args:
         root: Folder with train/ and optionally val/ and test/, each with a folder per class; or with one folder per class; with a
             table, any folder.
-        table: CSV with the columns `file`, relative to the folder, and `label`; None: the class folders are the labels.
+        table: CSV of files and labels, as `ImageFolderDataModule` reads it as `labels`, splits included; None: the class folders
+            are the labels.
+        columns: Columns of the table; None: by their names.
 
     Raises:
-        ValueError: A file or label of the table is wrong, or val or test has a class that train has not.
+        ValueError: A label of the table is wrong, or val or test has a class that train has not.
+        MisconfigurationException: The table cannot be read, or does not fit the files.
         OSError: A file or folder cannot be read.
     """
-    return _of_table(root, table) if table is not None else _of_folders(root)
+    return _of_table(root, table, columns or Columns()) if table is not None else _of_folders(root)
 
 
 def _of_folders(root: Path) -> Source:
@@ -68,32 +71,22 @@ def _of_folders(root: Path) -> Source:
     return Source(root, names, found)
 
 
-def _of_table(root: Path, table: Path) -> Source:
-    if not root.is_dir():
-        raise FileNotFoundError(f"--data.root {root}: is no folder")
-    with table.open(encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.DictReader(file))
-    columns = list(rows[0]) if rows else []
-    if not {"file", "label"} <= {*columns}:
-        raise ValueError(f"--labels {table}: needs the columns file and label, has {', '.join(columns) or 'no rows'}")
-    labels: dict[str, str] = {}
-    for line, row in enumerate(rows, start=2):
-        name, label = (row["file"] or "").strip(), (row["label"] or "").strip()
-        if not name or not label:
-            raise ValueError(f"--labels {table}, line {line}: {'file' if not name else 'label'} is empty")
-        if labels.get(name, label) != label:
-            raise ValueError(f"--labels {table}, line {line}: {name} has two labels, {labels[name]!r} and {label!r}")
-        labels[name] = label
-    if missing := [name for name in labels if not (root / name).is_file()]:
+def _of_table(root: Path, table: Path, columns: Columns) -> Source:
+    files = TableFiles(root, str(table), columns)
+    if files.several:
         raise ValueError(
-            f"--labels {table}: {len(missing):,} of {len(labels):,} files are not in {root}: {listed(missing)}"
+            f"--data.labels {table}: an image has several labels or none, and a sample of a shard has one class; train on the "
+            "files (--data ImageFolderDataModule)"
         )
-    if other := [name for name in labels if not is_image(Path(name))]:
-        raise ValueError(f"--labels {table}: no image: {listed(other)}")
-    numeric = all(label.isascii() and label.isdigit() for label in labels.values())
-    names = sorted({*labels.values()}, key=(lambda name: (int(name), name)) if numeric else None)
+    names = files.class_names
     number = {name: place for place, name in enumerate(names)}
-    return Source(root, names, {"": _sorted(root, [(root / name, number[label]) for name, label in labels.items()])})
+    found: dict[str, list[Image]] = {}
+    for part, (folder, labels) in files.parts.items():
+        if unknown := [own[0] for own in labels.values() if own[0] not in number]:
+            raise ValueError(f"--data.labels {unknown_class(f'{table}, {part}', unknown[0], names)}")
+        images = [(folder / name, number[own[0]]) for name, own in labels.items()]
+        found["" if part == "all" else part] = _sorted(root, images)
+    return Source(root, names, found)
 
 
 def _sorted(root: Path, images: list[tuple[Path, int]]) -> list[Image]:
