@@ -117,6 +117,10 @@ def test_rows_of_the_splits() -> None:
     many = Listed(train=([0, 1, 2], [1, 2, 3], []), val=([0, 1, 2] * 67, [3, *range(4, 204)], []))
     add_splits(rows, many, ("train", "val"))
     assert rows.rows[1].mark == "warn", "1 copy of 201 changes no metric by a percent"
+    rows = Rows(io.StringIO())
+    several: Any = {"train": ([[1, 1, 0], [0, 0, 1]], [1, 2], []), "val": ([[0, 1, 0], [0, 0, 0]], [4, 5], [])}
+    add_splits(rows, Listed(**several), ("train", "val"))
+    assert rows.rows[0] == ("classes", "warn", "2 train; val has no sample of 2 of 3 classes: cat, fish; 2 val")
 
 
 # ---- planted faults, each with the row that finds it ----

@@ -32,7 +32,7 @@ def _classes(rows: Rows, data: Any, splits: Sequence[str]) -> None:
     names, lines, mark = list(data.class_names), [], "ok"
     for split in splits:
         labels = data.splits[split]["label"]
-        counts = labels.bincount(minlength=len(names)).tolist()
+        counts = (labels.sum(dim=0) if labels.ndim == 2 else labels.bincount(minlength=len(names))).tolist()
         missing = [name for name, count in zip(names, counts, strict=False) if not count]
         if missing:
             mark, shown = "warn", ", ".join(missing[:NAMED])
