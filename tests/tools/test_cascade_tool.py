@@ -13,7 +13,7 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lightning_modules import TernaryClassifier
+from lightning_modules import ImageClassifier, TernaryClassifier
 from networks import ResNet, build_resnet, own_names
 from tools.cascade import measures
 from tools.cascade.__main__ import main
@@ -354,6 +354,23 @@ def test_stages_that_do_not_fit(
     assert main([good, bad]) == 2
     error = capsys.readouterr().err
     assert message in error or "in the network" in error
+    assert error.count("\n") == 1
+
+
+def test_several_labels_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where the data has one label an image: the most probable label is not the answer of such a network."""
+    torch.manual_seed(0)
+    data = configured_data(Path(write_stage(tmp_path, "good").partition(":")[0]), None)
+    linked = {"num_classes": 10, "in_channels": 1, "image_size": 8, "mean": list(data.mean), "std": list(data.std)}
+    made = ImageClassifier(architecture="test_resnet", task="multilabel", **linked)  # type: ignore[arg-type]
+    tensors = {name: tensor.contiguous() for name, tensor in made.network.state_dict().items()}
+    save_file(tensors, tmp_path / "several.safetensors")
+    model = {"class_path": "ImageClassifier", "init_args": {"architecture": "test_resnet", "task": "multilabel"}}
+    (tmp_path / "several.yaml").write_text(yaml.safe_dump({"model": model, **yaml.safe_load(DIGITS)}))
+    several = f"{tmp_path}/several.yaml:{tmp_path}/several.safetensors"
+    assert main([several, f"{tmp_path}/good.yaml:{tmp_path}/good.safetensors"]) == 2
+    error = capsys.readouterr().err
+    assert "has several labels an image (--model.task multilabel), but a cascade answers with one class" in error
     assert error.count("\n") == 1
 
 

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from datamodules import CachedFeaturesDataModule, DataModule
 from datamodules.signals.base import SignalDataModule
 from lightning_modules import CascadeHead, load_run
-from lightning_modules.classification import Classifier
+from lightning_modules.classification import Classifier, refuse_several_labels
 from lightning_modules.loading import model_class, newest_config
 from lightning_modules.pretrained import read_weights
 from networks import ResNet, own_names, warm_start
@@ -215,6 +215,11 @@ def _data_settings(data: DataModule) -> dict[str, Any]:
 
 def _check(source: Source, module: Classifier, data: DataModule) -> None:
     """Raise ValueError if a stage cannot classify the data: other classes, other channels or larger images."""
+    if module.several_labels:
+        raise ValueError(
+            f"{_name(source)}: has several labels an image (--model.task multilabel), but a cascade answers with one class, whose "
+            "probability decides whether an image goes on"
+        )
     for name in ("num_classes", "in_channels"):
         own, there = getattr(module, name), getattr(data, name)
         if own != there:
@@ -254,6 +259,7 @@ def read_samples(data: DataModule, split: str, limit: int | None, seed: int, lef
     batches = list(watched(f"reading {split}", loader, "batches", len(loader)))
     if not batches:
         raise ValueError(f"--split {split}: the split has no samples")
+    refuse_several_labels(data, "a cascade answers with one class an image")
     samples = Samples(torch.cat([b["image"] for b in batches]).cpu(), torch.cat([b["label"] for b in batches]).cpu())
     if left_out is not None and len(left_out):
         index = torch.cat([b["index"] for b in batches]).cpu()
