@@ -168,6 +168,13 @@ class MultiLabelClassifier(StartsFromWeights):
         """See :class:`Classifier`; with several labels, each by itself: rows do not sum to 1."""
         return logits.sigmoid() if self.several_labels else super().probabilities_of(logits)
 
+    @property
+    def label_probabilities(self) -> list[float]:
+        """Probability from which each of the K labels is predicted, 0 to 1; one half before the first validation."""
+        known = torch.zeros(self.num_classes) if self.label_thresholds is None else self.label_thresholds
+        found: list[float] = known.double().sigmoid().tolist()
+        return found
+
     def chosen(self, logits: Tensor) -> Tensor:
         """Labels (B, K), bool, that logits (B, K) reach: those of the checkpoint's thresholds, or of probability one half.
 

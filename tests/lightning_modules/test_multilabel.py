@@ -1,5 +1,6 @@
 """The task multilabel: loss of mixed labels, thresholds in the checkpoint, probabilities, refused callbacks."""
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ from lightning_modules import ImageClassifier
 from lightning_modules.classification import refuse_several_labels
 from lightning_modules.losses.multilabel import multilabel_loss
 from transforms import SampleRandom, mix
+from transforms.run_transform import RunTransform
 
 SETTINGS: dict[str, Any] = {"num_classes": 3, "in_channels": 3, "image_size": 32, "architecture": "test_resnet"}
 
@@ -78,6 +80,29 @@ def test_probabilities_do_not_sum_to_one(module: ImageClassifier) -> None:
     torch.testing.assert_close(module.classify(image), module.logits(image).sigmoid())
     with pytest.raises(ValueError, match="one label a sample has no thresholds"):
         ImageClassifier(**SETTINGS).chosen(torch.zeros(1, 3))
+
+
+class Given(RunTransform):
+    """Takes a tensor of inputs as the samples."""
+
+    def batches(self, samples: Any) -> Iterator[tuple[list[str | None], torch.Tensor]]:
+        for number, one in enumerate(samples):
+            yield [f"{number}.png"], one[None]
+
+
+def test_pictures_are_named_by_all_labels_that_reach_their_thresholds() -> None:
+    torch.manual_seed(0)
+    module = ImageClassifier(**SETTINGS, task="multilabel", class_names=["a", "b", "c"])
+    module.make_transform = lambda _: Given()
+    inputs: Any = torch.randn(3, 3, 32, 32)
+    logits = torch.cat([module._logits_of(one[None]) for one in inputs])
+    # a is reached by the highest sample only, b by all three, c by none
+    module.label_thresholds = torch.stack([logits[:, 0].max(), logits[:, 1].min(), logits[:, 2].max() + 1]).double()
+    found = module.classify(list(inputs))
+    expected = [("a", "b") if number == logits[:, 0].argmax() else ("b",) for number in range(3)]
+    assert [(one.file, one.labels) for one in found] == [(f"{n}.png", own) for n, own in enumerate(expected)]
+    torch.testing.assert_close(found.probabilities, logits.sigmoid())
+    assert module.label_probabilities == module.label_thresholds.sigmoid().tolist()
 
 
 def test_callbacks_of_the_other_task_are_refused(module: ImageClassifier) -> None:

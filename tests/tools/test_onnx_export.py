@@ -1,6 +1,7 @@
 """Tests the ONNX export: logits in onnxruntime for several batch sizes, ternary weights, metadata, and errors."""
 
 import json
+import math
 import sys
 from importlib import import_module
 from importlib.util import find_spec
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_modules import Classifier, TernaryClassifier, load_run
+from lightning_modules import Classifier, ImageClassifier, TernaryClassifier, load_run
 from networks import ternary_layers
 from tests.runs.linear import LinearClassifier
 
@@ -56,6 +57,16 @@ def exported(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     assert isinstance(module, Classifier)
     path = tmp_path_factory.mktemp("onnx") / "digits.onnx"
     return module, path, export_onnx(deployed_classifier(module), path)
+
+
+def test_metadata_of_several_labels_has_their_thresholds() -> None:
+    given: dict[str, Any] = {"num_classes": 2, "in_channels": 3, "image_size": 32, "mean": [0.5] * 3, "std": [0.2] * 3}
+    module = ImageClassifier(architecture="test_resnet", task="multilabel", class_names=["a", "b"], **given)
+    module.label_thresholds = torch.tensor([0.0, math.log(3)], dtype=torch.float64)
+    metadata = deployed_classifier(module).metadata
+    assert json.loads(metadata["task"]) == "multilabel"
+    assert json.loads(metadata["thresholds"]) == pytest.approx([0.5, 0.75])
+    assert "temperature" not in metadata, "it is of a softmax"
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from lightning_modules import Classifier, PromptedSegmenter
+from lightning_modules.multilabel import MultiLabelClassifier
 from networks import ternary_layers
 from networks.segmenter_clip import CLIPSegmenter
 from networks.segmenter_parts import PairSegmenter
@@ -155,7 +156,9 @@ def deployed_classifier(module: Classifier, windows: RawWindows | None = None) -
     network = _with_effective_weights(module.deployed_network)
     names = module.class_names or [str(number) for number in range(module.num_classes)]
     architecture = str(getattr(module, "architecture", type(module).__name__))
-    known = {"class_names": names, "temperature": module.temperature}
+    known: dict[str, object] = {"class_names": names, "temperature": module.temperature}
+    if isinstance(module, MultiLabelClassifier) and module.several_labels:
+        known = {"class_names": names, "task": module.task, "thresholds": module.label_probabilities}
     if windows is not None:
         mean, std = (part.flatten().tolist() for part in (windows.mean, windows.std))
         known |= {"mean": mean, "std": std, "signal_names": windows.signal_names}
