@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -12,6 +13,8 @@ from callbacks.find_callbacks import find_callbacks
 from foundation.suggestions import nearest
 from metrics.by_name import BY_NAME
 from metrics.directions import EPOCH, GivenMode, direction_of, resolve_mode
+
+log = logging.getLogger(__name__)
 
 
 def check_monitored(trainer: Trainer, pl_module: LightningModule, owner: str, monitor: str, mode: GivenMode) -> None:
@@ -26,7 +29,8 @@ def check_monitored(trainer: Trainer, pl_module: LightningModule, owner: str, mo
 
     Raises:
         MisconfigurationException: The metric is never logged, or describes other weights than those saved (``val_raw/*``); or its
-            direction is not known and not given, or the given one contradicts it.
+            direction is not known and not given, or the given one contradicts it; or it has no value on the classes of the
+            validation split, which for ``checkpoint`` is a warning.
     """
     known = {name for name in pl_module.metric_names if not name.startswith(("test/", "val_raw/"))}  # type: ignore[union-attr]
     known |= {name for callback in trainer.callbacks for name in getattr(callback, "metric_names", ())}  # type: ignore[attr-defined]
@@ -35,6 +39,11 @@ def check_monitored(trainer: Trainer, pl_module: LightningModule, owner: str, mo
         raise MisconfigurationException(
             f"{owner}.monitor: no metric {monitor!r}{nearest(monitor, known)}; there are {there}{_by_name(pl_module, monitor)}"
         )
+    reason = getattr(pl_module, "without_value", lambda _: None)(monitor)
+    if reason is not None and owner == "checkpoint":
+        log.warning(f"checkpoint: {monitor} has no value in this run, so there will be no best.ckpt: {reason}")
+    elif reason is not None:
+        raise MisconfigurationException(f"{owner}.monitor: {monitor} has no value in this run: {reason}")
     try:
         resolve_mode(f"{owner}.mode", monitor, mode)
     except ValueError as error:

@@ -131,6 +131,19 @@ class Classifier(BaseModule):
         names = [f"{stage}/{name}" for stage in ("train", *EVALUATION_STAGES) for name in ("loss", "acc")]
         return [*names, "train/acc_mix", *(f"{stage}/{name}" for stage in EVALUATION_STAGES for name in self.metrics)]
 
+    def without_value(self, monitor: str) -> str | None:
+        """See :class:`ScheduledModule`: rankings need samples with and without a class."""
+        stage, _, name = monitor.partition("/")
+        splits: dict[str, Any] = getattr(getattr(self._trainer, "datamodule", None), "splits", {})
+        label = splits.get("val", {}).get("label") if stage.startswith("val") else None
+        return None if label is None or not len(label) else self.lacking(name, label)
+
+    def lacking(self, name: str, label: Tensor) -> str | None:
+        """Why a metric has no value on labels (N,) int64, or None."""
+        if name not in ("auroc", "ap") or len(label.unique()) > 1:
+            return None
+        return f"all {len(label):,} validation samples are of one class"
+
     def setup(self, stage: str) -> None:
         """Refuse several labels an image; compute the class weights from the training split."""
         if not self.several_labels:

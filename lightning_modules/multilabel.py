@@ -68,6 +68,17 @@ class MultiLabelClassifier(StartsFromWeights):
         """The metric that selects the best epoch if none is set: ``val/ap``, the mAP, where there is no accuracy."""
         return "val/ap" if self.several_labels else "val/acc"
 
+    def lacking(self, name: str, label: Tensor) -> str | None:
+        """See :class:`Classifier`; also of labels (N, K) of 0 and 1."""
+        if not self.several_labels:
+            return super().lacking(name, label)
+        counts = self.truth(label).sum(dim=0)
+        if name in NAMES and not counts.any():
+            return f"none of the {len(label):,} validation images has a label"
+        if name == "auroc" and not ((counts > 0) & (counts < len(label))).any():
+            return f"every label that occurs is of all {len(label):,} validation images"
+        return None
+
     # ---- training and evaluation ----
 
     def balancing_weights(self, counts: Tensor) -> Tensor:

@@ -89,6 +89,10 @@ class ScheduledModule(LightningModule):
             )
         return round(self.warmup_epochs * steps / epochs)
 
+    def without_value(self, monitor: str) -> str | None:
+        """Why a metric that this task measures can have no value in a run, as the validation split has too few classes; or None."""
+        return None
+
     def _check_plateau(self) -> None:
         """Refuse a monitor that this run never measures: without it the learning rate would never fall, without a word."""
         monitor = self.plateau_monitor
@@ -102,6 +106,8 @@ class ScheduledModule(LightningModule):
             raise MisconfigurationException(
                 f"plateau_monitor: no metric {monitor!r}{nearest(monitor, known)}; there are {listed}"
             )
+        if (reason := self.without_value(monitor)) is not None:
+            raise MisconfigurationException(f"plateau_monitor: {monitor} has no value in this run: {reason}")
         if monitor.startswith("val") and not self.trainer.enable_validation:
             raise MisconfigurationException(
                 f"plateau_monitor: {monitor} is a validation metric, but there is no validation; take another metric or schedule"

@@ -1,6 +1,7 @@
 """The task multilabel: loss of mixed labels, thresholds in the checkpoint, probabilities, refused callbacks."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks import Calibration, Checkpoints, ConfusionMatrix, LabelCurves
+from callbacks.early_stopping import check_monitored
 from cli.predictions import write_predictions
 from lightning_modules import ImageClassifier
 from lightning_modules.classification import refuse_several_labels
@@ -121,6 +123,36 @@ def test_callbacks_of_the_other_task_are_refused(module: ImageClassifier) -> Non
         MisconfigurationException, match=r"LabelCurves: is for --model.task multilabel, this run has one label"
     ):
         LabelCurves().setup(trainer, ImageClassifier(**SETTINGS), "fit")
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "monitor", "reason"),
+    [
+        ("multilabel", [[0, 0, 0], [0, 0, 0]], "val/ap", "none of the 2 validation images has a label"),
+        ("multilabel", [[1, 0, 0], [1, 0, 0]], "val/auroc", "every label that occurs is of all 2 validation images"),
+        ("multilabel", [[1, 0, 0], [1, 0, 0]], "val/ap", None),
+        ("multilabel", [1, 1], "val/ap", None),
+        ("multilabel", [[0, 0, 0], [0, 0, 0]], "val/loss", None),
+        ("multiclass", [1, 1], "val/auroc", "all 2 validation samples are of one class"),
+        ("multiclass", [1, 2], "val/auroc", None),
+        ("multiclass", [1, 1], "val/f1", None),
+    ],
+)
+def test_a_metric_without_a_value_is_refused_before_the_first_step(
+    task: Any, labels: list[Any], monitor: str, reason: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An early stop or a plateau would end the run after its first epoch, and no resume could go on."""
+    metrics = None if task == "multilabel" else ["auroc", "f1"]
+    module = ImageClassifier(**SETTINGS, task=task, metrics=metrics, schedule="plateau", plateau_monitor=monitor)
+    data = SimpleNamespace(splits={"val": {"label": torch.tensor(labels)}})
+    trainer: Any = SimpleNamespace(datamodule=data, callbacks=[], enable_validation=True)
+    module._trainer = trainer
+    refused = [lambda: check_monitored(trainer, module, "EarlyStopping", monitor, "auto"), module._check_plateau]
+    for check in refused:
+        with nullcontext() if reason is None else pytest.raises(MisconfigurationException, match=reason):
+            check()
+    check_monitored(trainer, module, "checkpoint", monitor, "auto")
+    assert ("so there will be no best.ckpt" in caplog.text) == (reason is not None)
 
 
 def test_map_selects_where_there_is_no_accuracy(module: ImageClassifier) -> None:
