@@ -10,7 +10,7 @@ from torch import Tensor
 
 import transforms
 from datamodules.base import Batch
-from datamodules.in_memory import InMemoryLoader
+from datamodules.in_memory import MOST, InMemoryLoader
 
 
 class CachedFeaturesLoader(InMemoryLoader):
@@ -33,11 +33,14 @@ class CachedFeaturesLoader(InMemoryLoader):
     def __iter__(self) -> Iterator[Batch]:
         # This is a generator: nothing below runs before the first next(), when the counters that `position` reads are correct.
         epoch, _ = self.position()
-        for chosen, _ in self.drawn():
+        for chosen, again in self.drawn():
             batch = {name: self._gather(values, chosen) for name, values in self.data.items()}
             rows = chosen
             if self.views > 1:
-                rows = chosen * self.views + view_of(self.seed, epoch, batch["index"].to(chosen.device), self.views)
+                view = view_of(self.seed, epoch, batch["index"].to(chosen.device), self.views)
+                if again is not None:  # a sample that comes again in its epoch comes in its next view
+                    view = (view + again // (MOST + 1)) % self.views
+                rows = chosen * self.views + view
             features = self.take(rows).float()
             yield {"features": features.pin_memory() if self.pin_memory else features, **batch}
 

@@ -159,6 +159,11 @@ class Classifier(BaseModule):
             listed = ", ".join(f"{weight:.3g}" for weight in self.class_weight.tolist())
             what = "labels" if self.several_labels else "samples"
             log.info(f"class weights (balanced, from {int(counts.sum())} training {what}): {listed}")
+            if getattr(self.trainer.datamodule, "sampling", None) == "balanced":  # type: ignore[attr-defined]
+                log.warning(
+                    "class_weights balanced with --data.sampling balanced: a rare class counts twice, by its weight and by how "
+                    "often it comes; set --model.class_weights none"
+                )
 
     def unused_settings(self) -> dict[str, str]:
         """See :class:`BaseModule`."""

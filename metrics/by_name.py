@@ -39,7 +39,7 @@ def check_names(names: Sequence[str], classes: int) -> None:
     for name in names:
         if (top := _TOP.match(name)) is not None:
             if not 2 <= int(top[1]) < classes:
-                known = f"top2 to top{classes - 1}" if classes > 2 else "no such metric"
+                known = "no such metric" if classes < 3 else "top2" if classes == 3 else f"top2 to top{classes - 1}"
                 raise ValueError(f"metrics: {name}: with {classes} classes there is {known}")
         elif name not in BY_NAME:
             near = next(

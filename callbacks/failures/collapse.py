@@ -141,7 +141,10 @@ def remedies(trainer: Trainer, pl_module: LightningModule, lacking: bool = True)
     """
     owners = {"data": getattr(trainer, "datamodule", None), "model": pl_module}
     found = []
+    sampled = getattr(owners["data"], "sampling", None) == "balanced"  # weights would count a rare class twice
     for part, name, better in REMEDIES if lacking else ():
+        if name == "class_weights" and sampled:
+            continue
         now = getattr(owners[part], name, None)
         if now is not None and now != better:
             found.append(f"--{part}.{name} (now {now}, try {better})")

@@ -24,7 +24,7 @@ class Fit:
     """The hooks of a fit, without one."""
 
     def __init__(self, callback: WarnOnCollapse, **module: Any) -> None:
-        data = SimpleNamespace(positive_share=module.pop("positive_share", None))
+        data = SimpleNamespace(**{name: module.pop(name, None) for name in ("positive_share", "sampling")})
         state = SimpleNamespace(fn=module.pop("fn", "fit"))
         checking = module.pop("sanity_checking", False)
         self.trainer: Any = SimpleNamespace(
@@ -66,6 +66,13 @@ def test_one_class_only(said: pytest.LogCaptureFixture) -> None:
     assert said.messages == [text.format(3), text.format(10)]
     fit.end()
     assert len(said.messages) == 2
+
+
+def test_balanced_samples_are_not_weighted_as_well(said: pytest.LogCaptureFixture) -> None:
+    fit = Fit(WarnOnCollapse(), class_weights="none", sampling="balanced")
+    fit.validate([1, 1], [1, 1, 1, 1], times=3)
+    assert len(said.messages) == 1
+    assert "class_weights" not in said.messages[0]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 
 from datamodules import DigitsDataModule, ImageFolderDataModule
 from datamodules.balanced import AGAIN, balanced_draw
+from datamodules.feature_loader import CachedFeaturesLoader
 from datamodules.in_memory import InMemoryLoader
 from tests.datamodules.pictures import write_classes
 
@@ -76,6 +77,19 @@ def test_each_draw_is_augmented_in_another_way() -> None:
     assert any(not image.equal(first[0]) for image in first[1:])
     evaluated = next(iter(data.val_dataloader()))
     assert "drawn" not in evaluated
+
+
+def test_a_feature_vector_that_comes_again_is_another_view() -> None:
+    """Row i * 3 + v is view v of sample i; until all views of a sample were served, none comes twice in an epoch."""
+    data = {"label": LABELS, "index": torch.arange(63)}
+    draw = lambda epoch: balanced_draw(LABELS, 7, epoch)  # noqa: E731
+    order: dict[str, Any] = {"keep": "all", "shuffle": True, "seed": 7, "resample": draw, "position": lambda: (1, 0)}
+    features = CachedFeaturesLoader(lambda rows: rows[:, None], 3, data, 5, **order)
+    rows = [int(row) for batch in features for row in batch["features"].flatten()]
+    assert [row // 3 for row in rows] == [int(n) for batch in loader(1, keep="all") for n in batch["index"] - 100]
+    for sample in {row // 3 for row in rows}:
+        views = [row % 3 for row in rows if row // 3 == sample]
+        assert len({*views}) == min(3, len(views))
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -1,5 +1,7 @@
 """Tests of BaseModule and Classifier: invalid settings, parameter groups, gradient accumulation, class weights."""
 
+import logging
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -71,6 +73,16 @@ def fit(batch_size: int, class_weights: Literal["none", "balanced"] = "none", **
         module, datamodule=DigitsDataModule(batch_size=batch_size)
     )
     return module
+
+
+def test_balancing_twice_is_said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger("lightning_modules"), "propagate", True)
+    for sampling in ("shuffled", "balanced"):
+        module = LinearClassifier(class_weights="balanced", **BASE)
+        data = SimpleNamespace(class_counts=torch.arange(1, 11), sampling=sampling, splits={})
+        module._trainer = SimpleNamespace(datamodule=data)  # type: ignore[assignment]
+        module.setup("fit")
+        assert ("a rare class counts twice" in caplog.text) == (sampling == "balanced")
 
 
 def test_accumulation_equals_a_larger_batch() -> None:

@@ -62,7 +62,8 @@ def test_two_classes_are_those_of_class_1(name: str) -> None:
             ["F1", "f1"],
             r"metrics: there is no 'F1' \(did you mean f1\?\); there are auroc, ap, f1, balanced_acc, f1_weighted",
         ),
-        (["top5"], "metrics: top5: with 3 classes there is top2 to top2"),
+        (["top5"], "metrics: top5: with 3 classes there is top2"),
+        (["top9"], "metrics: top9: with 3 classes there is top2"),
         (["mcc", "mcc"], "metrics: mcc is given twice"),
     ],
 )
