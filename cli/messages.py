@@ -171,7 +171,8 @@ def _wrong_value(message: str, source: Source) -> str:
     groups = re.findall(r"Literal\[([^\]]*)\]", message) if "Expected a" in message else []
     choices = list(dict.fromkeys(one.strip(" '\"") for group in groups for one in group.split(",")))
     if choices:
-        return f"{name}: got {_short(value)}{nearest(value, choices)}; one of {', '.join(choices)}{where}"
+        named = ", or '{NAME: NUMBER, ..}' in quotes" if "dict[str, float]]" in message else ""
+        return f"{name}: got {_short(value)}{nearest(value, choices)}; one of {', '.join(choices)}{named}{where}"
     found_kinds = dict.fromkeys(re.findall(r"Expected an? <class '([\w.]+)'>", message))
     kinds = [one for one in found_kinds if one != "NoneType" and not (one == "int" and "float" in found_kinds)]
     if telling := _telling(message):

@@ -62,6 +62,11 @@ WRONG = [
         "--data DataModule",
         "data: DataModule is only the base of other classes; take one of CIFAR10DataModule, C",
     ),
+    (
+        IMAGES,
+        "--model.class_weights blanced",
+        "model.class_weights: got 'blanced', did you mean 'balanced'?; one of none, balanced, or '{NAME: NUMBER, ..}' in quotes",
+    ),
     (IMAGES, "--model BaseModule", "model: BaseModule is only the base of other classes; take one of CascadeHead"),
     # misspelt, or called as other programs call it: only settings that the chosen class has
     (
