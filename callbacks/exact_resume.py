@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torchmetrics import Metric
@@ -173,6 +173,8 @@ class ExactResume(Callback):
         """Keep the saved state until the loops are restored; convert the loop counters to this start's batches."""
         if trainer.state.fn == "fit":
             self._saved = checkpoint.get("exact_resume")
+            if find_callbacks(trainer, GradientAccumulationScheduler):
+                return  # it sets the accumulation of each epoch later, and its batches are never cut or taken in turn
             accumulated = (self._saved or {}).get("accumulate", trainer.accumulate_grad_batches)
             # gradients of an open window need no conversion: two halves add half their mean each
             convert_counts(checkpoint["loops"], trainer.accumulate_grad_batches, accumulated)

@@ -325,12 +325,12 @@ class BaseModule(ScheduledModule):
         if self.trainer.precision == "bf16-mixed":
             # from this flag of fused optimisers Lightning infers a loss scaler, which bf16 does not have, and refuses to clip
             optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
-        bounds = momentum_bounds(self.one_cycle_momentum, self.momentum)
         shape, stages = Shape(**{**vars(self.shape), "warmup_steps": self._warmup_steps()}), self.stages()
         if shape.warmup_steps >= stages[0].steps and shape.name != "none":
             log.warning(
                 f"warmup_epochs {self.warmup_epochs:g}: the whole run is warm-up, so schedule {shape.name} never begins"
             )
+        bounds = momentum_bounds(self.one_cycle_momentum, self.momentum)
         schedule = Schedule(optimizer, shape, stages, bounds, self.plateau)
         self._configured_groups = [
             {k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups
@@ -372,11 +372,11 @@ class BaseModule(ScheduledModule):
         if schedule.replaced is not None:
             was, now = sum(stage.steps for stage in schedule.replaced), schedule.total_steps
             old = Schedule(SGD([torch.zeros(1)], lr=1.0), schedule.shape, schedule.replaced, None, self.plateau)
-            lr_was, lr_now = (self.lr * table.at(schedule.last_epoch)[0] for table in (old, schedule))
-            log.info(
-                f"schedule re-annealed: {was} -> {now} steps; from step {schedule.last_epoch} on it equals the schedule of a run "
-                f"of {now} steps (lr {lr_was:.3g} -> {lr_now:.3g})"
-            )
+            step = schedule.last_epoch
+            rates = " -> ".join(f"{self.lr * table.at(step)[0]:.3g}" for table in (old, schedule))
+            text = f"from step {step} on it equals the schedule of a run of {now} steps (lr {rates})"
+            log.info(f"schedule re-annealed: {was} -> {now} steps; {text}")
+        self.accumulate_as_scheduled()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what the datamodule says of the training data (datamodules/trained_on.py)."""

@@ -77,6 +77,11 @@ class ScheduledModule(LightningModule):
             return self._steps_per_epoch()
         return math.ceil(self._steps_per_epoch(accumulation=1) / found(epoch))
 
+    def accumulate_as_scheduled(self) -> None:
+        """Set the accumulation of this epoch: Lightning's scheduler does so at its start, which a resume within it skips."""
+        if (found := find_accumulation(self.trainer)) is not None:
+            self.trainer.accumulate_grad_batches = found(self.trainer.current_epoch)
+
     def _warmup_steps(self) -> int:
         if not self.warmup_epochs or self.shape.name == "one_cycle":
             return 0

@@ -22,6 +22,15 @@ def test_rows_follow_from_the_seed_and_reach_every_system() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("seed", [29, 47])
+def test_rows_that_once_ended_differently(seed: int) -> None:
+    """Accumulation that changes by epoch: a resume within an epoch trained with another one, and halved the counters."""
+    assert "accumulation by epoch" in draw(seed).settings
+    assert soak_command.main(["--runs", "1", "--seed", str(seed)]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
 def test_a_run_that_does_not_go_on_exactly_is_found(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
