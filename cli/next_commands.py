@@ -30,5 +30,8 @@ def next_commands(trainer: Trainer, folder: Path, best: Path, resume_command: st
     if resume_command and any(seconds is not None and seconds <= 0 for seconds in left):
         lines.append(f"continue     {resume_command} --trainer.max_time null   (stopped by max_time)")
     last = "" if best.name == "best.ckpt" else " --ckpt last"
-    use = f"use it       {MAIN} predict --run {run}{last}   (more in docs/paths.md)"
-    return [*lines, f"test it      {MAIN} test --run {run}{last}", use]
+    if "test" in getattr(getattr(trainer, "datamodule", None), "labelled_splits", ("test",)):
+        lines.append(f"test it      {MAIN} test --run {run}{last}")
+        return [*lines, f"use it       {MAIN} predict --run {run}{last}   (more in docs/paths.md)"]
+    use = f"use it       {MAIN} predict --run {run}{last} --data.images FOLDER"
+    return [*lines, f"{use}   (there is no test split; more in docs/paths.md)"]

@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from datamodules.base import Batch, DataModule
+from datamodules.extraction import Labelled
 from datamodules.feature_loader import CachedFeaturesLoader
 from datamodules.in_memory import InMemoryLoader
 from datamodules.sample_keys import row_keys
@@ -128,6 +129,11 @@ class CachedFeaturesDataModule(DataModule):
     def class_names(self) -> list[str]:
         """Names of the classes."""
         return list(self.identity.class_names)
+
+    @property
+    def labelled_splits(self) -> tuple[Labelled, ...]:
+        """The splits that the cache has; reads only the header."""
+        return tuple(self.header.splits)
 
     @property
     def class_counts(self) -> Tensor:

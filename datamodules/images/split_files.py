@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shlex
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -88,9 +89,20 @@ class SplitFiles(DataModule):
         if not self._parts:
             return "all"
         if wanted == "test" and "test" not in self._parts:
-            add = "ROOT/test/CLASS/IMAGE" if self.table is None else "test images with rows in the table"
-            raise FileNotFoundError(f"{self.root}: has train/ but no test/, so there is nothing to test on; add {add}")
+            raise FileNotFoundError(self._without_test())
         return wanted if wanted in self._parts else "train"
+
+    def _without_test(self) -> str:
+        """What is missing where only train (and val) are given, and how to get a test split."""
+        train, nothing = self._parts["train" if "train" in self._parts else "val"], "so there is nothing to test on"
+        if train == self.root:  # a column of the table divides the images
+            return f"{self.root}: no row of the table is for test, {nothing}; write test in its column of splits"
+        add = "ROOT/test/CLASS/IMAGE" if self.table is None else "test images with rows in the table"
+        text = f"{self.root}: has {train.name}/ but no test/, {nothing}; add {add}"
+        if [*self._parts] != ["train"]:  # what is drawn from train/ would leave val/ unused
+            return text
+        table = "" if self.table is None else f" --data.labels {shlex.quote(self.table.seen_from(train))}"
+        return f"{text}, or train on a part of {train.name}/: --data.root {shlex.quote(str(train))}{table}"
 
     def _list(self, part: str) -> LabelledFiles:
         if part not in self._lists:

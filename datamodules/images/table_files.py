@@ -117,6 +117,13 @@ class TableFiles:
         """The labelled files of the splits that lie in a folder."""
         return [folder / name for part in self.parts.values() if part.folder == folder for name in part.labels]
 
+    def seen_from(self, folder: Path) -> str:
+        """The setting ``labels`` that reads the same table if the root is one of the folders of splits."""
+        inside = self.root / self.table
+        if Path(self.table).is_file() or not inside.is_file():
+            return self.table
+        return Path(os.path.relpath(inside, folder)).as_posix()
+
     def _where(self, part: str) -> str:
         return str(self.tables.get(part, next(iter(self.tables.values()))))
 

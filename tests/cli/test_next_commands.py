@@ -12,8 +12,8 @@ from cli.next_commands import next_commands
 from cli.run_flags import split_flags
 
 
-def lines(folder: Path, loggers: list[Any]) -> str:
-    trainer: Any = SimpleNamespace(loggers=loggers, callbacks=[])
+def lines(folder: Path, loggers: list[Any], **datamodule: Any) -> str:
+    trainer: Any = SimpleNamespace(loggers=loggers, callbacks=[], datamodule=SimpleNamespace(**datamodule))
     return "\n".join(next_commands(trainer, folder, folder / "checkpoints" / "best.ckpt", None))
 
 
@@ -29,6 +29,16 @@ def test_tensorboard_is_named_if_it_has_the_run(tmp_path: Path) -> None:
         assert "--logdir" not in text
         assert f"{run}/plots/curves.png" in text
     assert f"test it      python main.py test --run {run}" in lines(run, [])
+
+
+def test_data_without_a_test_split_is_tested_by_no_command(tmp_path: Path) -> None:
+    assert "test it " in lines(tmp_path, [], labelled_splits=("train", "val", "test"))
+    text = lines(tmp_path, [], labelled_splits=("train", "val"))
+    assert "test it " not in text
+    use = (
+        f"use it       python main.py predict --run {tmp_path} --data.images FOLDER   (there is no test split; more in"
+    )
+    assert use in text
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,20 @@ def test_folders_of_splits_with_one_table(tmp_path: Path, caplog: Any) -> None:
     assert data.labelled_splits == ("train", "val")
     assert f"{path} names no file of test, so there is no such split" in caplog.text
     assert f"12 of the 24 images in {tmp_path} have no row in {path}; left out" in caplog.text
-    with pytest.raises(FileNotFoundError, match="no test/, so there is nothing to test on"):
+    with pytest.raises(FileNotFoundError, match="no test/, so there is nothing to test on") as refused:
+        data.setup("test")
+    advice = f"or train on a part of train/: --data.root {tmp_path}/train --data.labels ../train.csv"
+    assert str(refused.value).endswith(advice)
+    drawn = labelled(tmp_path / "train", "../train.csv")  # as the message says
+    drawn.setup("test")
+    assert drawn.labelled_splits == ("train", "val", "test")
+
+
+def test_a_column_without_test_says_what_to_write(flat: Path, tmp_path: Path) -> None:
+    rows = [f"{n:02}.png,{LABELS[n % 2]},{'val' if n > 25 else 'train'}" for n in range(30)]
+    data = labelled(flat, table(tmp_path / "t.csv", "file,label,split", rows))
+    assert data.labelled_splits == ("train", "val")
+    with pytest.raises(FileNotFoundError, match=r"no row of the table is for test.*write test in its column of splits"):
         data.setup("test")
 
 

@@ -134,7 +134,8 @@ def train_winner(output: Path, arguments: list[str], plan: Plan, winner: Setting
         output / "best" / "sweep.json",
         {"sweep": str(output), f"val/{monitor}": value, f"val/{monitor} in the sweep": outcome.best[monitor]},
     )
-    say("test it", f"{MAIN} test --run {shlex.quote(str(output / 'best'))}")
+    if "test" in plan.data.labelled_splits:
+        say("test it", f"{MAIN} test --run {shlex.quote(str(output / 'best'))}")
     if (final := output / "final.yaml").is_file():
         unknown = "" if plan.data.header.weights_from else " --model.weights FILE"
         say(
