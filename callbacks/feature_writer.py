@@ -28,6 +28,24 @@ Dtype = Literal["float32", "float16", "bfloat16"]
 Split = Literal["train", "val", "test"]
 
 
+HEAD_BATCH = 128
+"""Batch size in configs/cascade_cached.yaml."""
+
+
+def training_command(cache: Path, header: Header) -> str:
+    """The command that trains a head on a cache, with a smaller batch size if the training split gives no full batch.
+
+    Args:
+        cache: Folder of the cache.
+        header: Its header.
+    """
+    command = f"{MAIN} fit --config configs/cascade_cached.yaml --data.cache {shlex.quote(str(cache))}"
+    count = header.splits["train"].count if "train" in header.splits else HEAD_BATCH
+    if count >= HEAD_BATCH:
+        return command
+    return f"{command} --data.batch_size {2 ** (max(count // 2, 1).bit_length() - 1)}"  # two batches or more an epoch
+
+
 class FeatureWriter(Callback):
     """Writes the predict-step outputs `features`, `label` and `index` to a feature cache.
 
@@ -244,6 +262,4 @@ class FeatureWriter(Callback):
             f"cache      {writer.folder}: {counts}, {self.header.identity.feature_width} {self.dtype} values each, "
             f"{size / 1e6:,.1f} MB; {done}"
         )
-        log.info(
-            f"train on it  {MAIN} fit --config configs/cascade_cached.yaml --data.cache {shlex.quote(str(writer.folder))}"
-        )
+        log.info(f"train on it  {training_command(writer.folder, self.header)}")

@@ -40,6 +40,20 @@ NO_EFFECT = (
 )  # fmt: skip
 
 
+def refuse_random_backbone(model: Any, flags: RunFlags) -> None:
+    """Refuse to extract the features of random weights, unless ``--model.pretrained false`` is on the command line.
+
+    Raises:
+        UsageError: The backbone has neither weights nor pretrained ones.
+    """
+    asked = any(word.partition("=")[0] == "--model.pretrained" for word in flags.rest)
+    if getattr(model, "weights_from", {}) is None and not asked:
+        raise UsageError(
+            "model.weights: is needed, or the features are those of a random backbone; give --model.weights FILE or "
+            "--model.pretrained true (--model.pretrained false on the command line takes the random one)"
+        )
+
+
 def given_settings(flags: RunFlags) -> frozenset[str]:
     """Names of the data settings that the user gives on this command line, by flag or in a configuration file."""
     names = {argument.removeprefix("--").partition("=")[0] for argument in flags.rest if argument.startswith("--data.")}

@@ -200,8 +200,12 @@ def _as_list(message: str, value: str) -> str:
     if item and item[1] not in ("str", "int", "float"):
         return f", written [{_item(message) or '{...}'}, ...],"
     plain = "" if ":" in value or "{" in value else value
-    parts = ", ".join(part.strip() for part in plain.strip("[]() ").split(","))
-    return f"{ITEMS.get(item[1], '') if item else ''}, written [{parts or 'A, B'}],"
+    plain = plain.strip("[]() ")
+    if item and item[1] in ITEMS:  # without spaces, so that a shell passes it on as one word
+        numbers = re.findall(r"\d+", plain) if re.fullmatch(r"\d+(?:[-x;/|\s]+\d+)+", plain) else plain.split(",")
+        return f"{ITEMS[item[1]]}, written [{','.join(part.strip() for part in numbers) or 'A,B'}],"
+    parts = ", ".join(part.strip() for part in plain.split(","))
+    return f", written [{parts or 'A, B'}],"
 
 
 def _telling(message: str) -> str | None:

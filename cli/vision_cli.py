@@ -317,6 +317,7 @@ class VisionCLI(LightningCLI):
     def predict(self, model: LightningModule, datamodule: Any) -> None:
         """Write predictions.csv for the test split or the folder --data.images, or write masks, or extract features."""
         if writers := find_callbacks(self.trainer, ours.FeatureWriter):
+            evaluation.refuse_random_backbone(model, self.flags)
             writers[0].claim(datamodule)
             self.trainer.predict(model, datamodule=datamodule, return_predictions=False)
             return

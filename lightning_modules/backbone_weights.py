@@ -139,7 +139,7 @@ class BackboneSettings:
             reason = " ".join(str(error).split())[:200]
             raise ValueError(
                 f"pretrained: timm's weights of {self.name} could not be loaded ({type(error).__name__}: {reason}); {needed}; "
-                "without network access load them from a file (--model.weights FILE) and leave pretrained false"
+                "without network access load them from a file: --model.weights FILE --model.pretrained false"
             ) from error
 
 

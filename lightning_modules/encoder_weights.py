@@ -61,7 +61,7 @@ def _downloaded(encoder: str, network_args: Mapping[str, Argument] | None) -> Ma
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"pretrained: timm's weights of {encoder} could not be loaded ({type(error).__name__}: {reason}); "
-            "without network access load them from a file (--model.weights FILE)"
+            "without network access load them from a file: --model.weights FILE --model.pretrained false"
         ) from error
     tensors: Mapping[str, Tensor] = filled.encoder_network.state_dict()
     return tensors

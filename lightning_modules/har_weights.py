@@ -84,7 +84,7 @@ def downloaded(architecture: str) -> SavedWeights:
     except Exception as error:  # hub, connection or file system: each library has its own error classes
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"the weights could not be loaded ({type(error).__name__}: {reason}); without network access load them from a file "
-            "(--model.weights FILE)"
+            f"the weights could not be loaded ({type(error).__name__}: {reason}); without network access load them from a file: "
+            "--model.weights FILE --model.pretrained false"
         ) from error
     return SavedWeights(network.state_dict())

@@ -180,7 +180,7 @@ class ImageClassifier(MultiLabelClassifier):
             reason = " ".join(str(error).split())[:200]
             raise ValueError(
                 f"pretrained: timm's weights of {self.architecture} could not be loaded ({type(error).__name__}: {reason}); "
-                "without network access load them from a file (--model.weights FILE)"
+                "without network access load them from a file: --model.weights FILE --model.pretrained false"
             ) from error
         config: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
         state = network.state_dict()

@@ -93,12 +93,25 @@ def _numbers(text: str) -> list[str]:
     return text.strip("[]").replace(",", " ").split()
 
 
-def run_command(command: Callable[[], int | None], stopped: str = "stopped; nothing was written") -> int:
+def own_flag_first(message: str, parser: argparse.ArgumentParser) -> str:
+    """A message of main.py about an unknown flag, with the tool's own flag if one is close: it is meant before one of main.py."""
+    unknown = re.match(r"(--[^\s=:.]+): no such flag", message)
+    known = [option for action in parser._actions for option in action.option_strings]
+    hint = nearest(unknown[1], known) if unknown else ""
+    return f"{unknown[1]}: no such flag{hint}; see {parser.prog} --help" if unknown and hint else message
+
+
+def run_command(
+    command: Callable[[], int | None],
+    stopped: str = "stopped; nothing was written",
+    parser: Callable[[], argparse.ArgumentParser] | None = None,
+) -> int:
     """Run a command and turn its errors into an exit code; errors that the user can fix are printed as one line on stderr.
 
     Args:
         command: Parses the command line and does the work; may return an exit code.
         stopped: Line printed when the command is interrupted.
+        parser: Makes the parser of a tool that passes unknown flags on to main.py.
 
     Returns:
         0 on success, or the command's own exit code; 2 if the input is wrong or a file cannot be read or written; 130 if
@@ -116,7 +129,8 @@ def run_command(command: Callable[[], int | None], stopped: str = "stopped; noth
         if not _is_wrong_input(error):
             raise
         remove_made_folders()
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        text = str(error) if parser is None else own_flag_first(str(error), parser())
+        print(f"error: {' '.join(text.split())}", file=sys.stderr)
         return WRONG_INPUT
 
 

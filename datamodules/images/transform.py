@@ -62,19 +62,19 @@ class ImageTransform(RunTransform):
             if any(isinstance(one, Image.Image) and is_deep(one.mode) for one in pictures):
                 levels = levels or self.reading.levels
             if len(wrong) == len(pictures):
-                self._report(wrong, len(pictures))
+                self._report(wrong, pictures)
             good = [one for one in pictures if not (isinstance(one, Path) and str(one) in wrong)]
             yield from self._decoded(good, levels if self.reading.keeps_levels else None, wrong)
-            self._report(wrong, len(pictures))
+            self._report(wrong, pictures)
         except (MisconfigurationException, FileNotFoundError) as error:
             raise ValueError(str(error)) from None
 
     @staticmethod
-    def _report(wrong: dict[str, str], count: int) -> None:
-        place = Path(next(iter(wrong))).parent if wrong else Path()
-        inside = all(Path(name).is_relative_to(place) for name in wrong)
-        named = {str(Path(name).relative_to(place)) if inside else name: why for name, why in wrong.items()}
-        report_unreadable(place if inside else Path(), named, count)
+    def _report(wrong: dict[str, str], pictures: Sequence[Picture]) -> None:
+        folders = {one.parent for one in pictures if isinstance(one, Path)}
+        place = next((one for one in folders if all(other.is_relative_to(one) for other in folders)), None)
+        named = {name if place is None else str(Path(name).relative_to(place)): why for name, why in wrong.items()}
+        report_unreadable(place, named, len(pictures))
 
     def _decoded(
         self, pictures: list[Picture], levels: Levels | None, wrong: dict[str, str]

@@ -16,19 +16,23 @@ NO_IMAGE, DAMAGED = "no image", "damaged"
 """The reasons where no header of an image can be read, and where it can and the pixels cannot."""
 
 
-def unreadable_text(folder: Path, wrong: Mapping[str, str], count: int) -> str:
+def unreadable_text(folder: Path | None, wrong: Mapping[str, str], count: int) -> str:
     """Name files that cannot be read, with the reasons.
 
     Args:
-        folder: Folder of the files.
+        folder: Folder of the files; None if they are in several.
         wrong: Name of each of them, relative to the folder -> why it cannot be read.
         count: Number of files that were to be read.
     """
+    if count == 1 and len(wrong) == 1:
+        [(name, reason)] = wrong.items()
+        return f"{name if folder is None else folder / name} cannot be read as an image ({reason})"
     shown = listed([f"{name} ({reason})" for name, reason in wrong.items()])
-    return f"{len(wrong):,} of the {count:,} files in {folder} cannot be read as images: {shown}"
+    place = "" if folder is None else f" in {folder}"
+    return f"{len(wrong):,} of the {count:,} files{place} cannot be read as images: {shown}"
 
 
-def report_unreadable(folder: Path, wrong: Mapping[str, str], count: int, advice: str | None = None) -> None:
+def report_unreadable(folder: Path | None, wrong: Mapping[str, str], count: int, advice: str | None = None) -> None:
     """Log a warning that names files that cannot be read and are left out.
 
     Args:
@@ -44,5 +48,5 @@ def report_unreadable(folder: Path, wrong: Mapping[str, str], count: int, advice
         return
     text = unreadable_text(folder, wrong, count)
     if advice is not None or len(wrong) == count:
-        raise MisconfigurationException(f"{text}; {advice or 'remove them'}")
+        raise MisconfigurationException(f"{text}; {advice or ('give another file' if count == 1 else 'remove them')}")
     log.warning(f"{text}; left out")

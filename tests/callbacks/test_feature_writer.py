@@ -3,16 +3,19 @@
 import resource
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 import transforms
 from callbacks import FeatureWriter
+from callbacks.feature_writer import HEAD_BATCH, training_command
 from datamodules import CachedFeaturesDataModule, DataModule, DigitsDataModule, ImageFolderDataModule
 from features import CachedSplit, read_header
 from tests.datamodules.pictures import write_classes
@@ -266,3 +269,17 @@ def test_every_process_gets_the_same_number_of_samples_or_none(world_size: int, 
     assert len(places) == served
     assert set(left) <= set(places.tolist())
     assert places.tolist() == sorted(places.tolist())
+
+
+def test_the_printed_command_fits_a_small_training_set(tmp_path: Path) -> None:
+    recipe = yaml.safe_load(Path("configs/cascade_cached.yaml").read_text(encoding="utf-8"))
+    assert recipe["data"]["init_args"]["batch_size"] == HEAD_BATCH
+    for count, flag in (
+        (128, ""),
+        (127, " --data.batch_size 32"),
+        (3, " --data.batch_size 1"),
+        (1, " --data.batch_size 1"),
+    ):
+        header: Any = SimpleNamespace(splits={"train": SimpleNamespace(count=count)})
+        command = "python main.py fit --config configs/cascade_cached.yaml --data.cache 'my cache'"
+        assert training_command(Path("my cache"), header) == command + flag

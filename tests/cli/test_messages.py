@@ -113,7 +113,7 @@ WRONG = [
     (DIGITS, "--model.lab 0.1", "model.lab: no such setting, did you mean 'label_smoothing'?"),
     # lists and dictionaries
     (DIGITS, "--model.full_precision stem", "model.full_precision: a list, written [stem], is needed, got 'stem'"),
-    (DIGITS, "--model.step_milestones 100,150", "a list of numbers, written [100, 150], is needed, got '100,150'"),
+    (DIGITS, "--model.step_milestones 100,150", "a list of numbers, written [100,150], is needed, got '100,150'"),
     (
         SEGMENTS,
         "--data.prompts segment\u00a0crack",
@@ -124,6 +124,7 @@ WRONG = [
         "--data.sets abc",
         "data.sets: a list, written [{folder: ..., prompts: ...}, ...], is needed, got 'abc'",
     ),
+    (CACHED, "--model.hidden 256-128", "model.hidden: a list of whole numbers, written [256,128], is needed"),
     (CACHED, "--model.hidden 3", "model.hidden: a list of whole numbers, written [3], is needed, got '3'"),
     (IMAGES, "--model.network_args 3", "model.network_args: a dictionary, written {NAME: VALUE}, is needed, got '3'"),
     (DIGITS, "--progress []", "progress: settings are needed, as in --progress.SETTING VALUE, got '[]'"),

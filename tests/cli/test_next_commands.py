@@ -1,5 +1,6 @@
 """The last lines of a fit name TensorBoard only if the run logs to it."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,8 +9,9 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from callbacks import is_out_of_memory
+from cli.evaluation import refuse_random_backbone
 from cli.next_commands import next_commands
-from cli.run_flags import split_flags
+from cli.run_flags import UsageError, split_flags
 
 
 def lines(folder: Path, loggers: list[Any], **datamodule: Any) -> str:
@@ -65,3 +67,24 @@ def test_files_of_a_shell_pattern_are_one_value(words: list[str], images: str) -
 )
 def test_errors_of_onednn_that_mean_out_of_memory(text: str, memory: bool) -> None:
     assert is_out_of_memory(RuntimeError(text)) is memory
+
+
+@pytest.mark.parametrize(
+    ("place", "words", "refused"),
+    [
+        (None, [], True),
+        (None, ["--model.pretrained=false"], False),
+        (None, ["--model.pretrained", "false"], False),
+        ({"file": "a.pt"}, [], False),
+        ({"pretrained": "resnet50"}, [], False),
+    ],
+)
+def test_features_of_a_random_backbone_must_be_asked_for(place: Any, words: list[str], refused: bool) -> None:
+    flags = split_flags(["predict", "--config", "configs/cascade_extract.yaml", *words])
+    model = SimpleNamespace(weights_from=place)
+    with (
+        pytest.raises(UsageError, match=r"give --model.weights FILE or --model.pretrained true")
+        if refused
+        else nullcontext()
+    ):
+        refuse_random_backbone(model, flags)

@@ -104,7 +104,7 @@ def test_pretrained_without_network_access(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(timm, "create_model", offline)
     message = (
         "pretrained: timm's weights of test_vit could not be loaded (OSError: no route to host); the weights of test_vit are "
-        "needed; without network access load them from a file (--model.weights FILE) and leave pretrained false"
+        "needed; without network access load them from a file: --model.weights FILE --model.pretrained false"
     )
     with pytest.raises(MisconfigurationException, match=re.escape(message)):
         quiet(tmp_path).predict(module, datamodule=photos())

@@ -136,7 +136,7 @@ def test_error_without_network_access_is_one_line(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(timm, "create_model", offline)
     message = (
         r"pretrained: timm's weights of test_resnet could not be loaded \(ConnectionError: Name or service not known\); without "
-        r"network access load them from a file \(--model.weights FILE\)"
+        r"network access load them from a file: --model.weights FILE --model.pretrained false"
     )
     with pytest.raises(ValueError, match=message):
         ImageClassifier(**SETTINGS, pretrained=True).give_weights()

@@ -91,8 +91,17 @@ def test_wrong_samples(model: Classifier, given: Any, message: str) -> None:
 
 
 def test_a_single_file_that_is_no_image(model: Classifier, photos: Path) -> None:
-    with pytest.raises(ValueError, match=r"1 of the 1 files in .* cannot be read as images: notes.txt \(no image\)"):
+    with pytest.raises(ValueError, match=r"/notes.txt cannot be read as an image \(no image\); give another file"):
         model.classify(photos / "notes.txt")
+
+
+def test_files_of_several_folders_are_not_counted_in_one(
+    model: Classifier, photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "torn.png").write_bytes(b"no image")
+    good = next(path for path in sorted(photos.iterdir()) if path.suffix == ".png")
+    assert len(model.classify([good, tmp_path / "torn.png"])) == 1
+    assert f"1 of the 2 files cannot be read as images: {tmp_path}/torn.png (no image); left out" in caplog.messages
 
 
 def test_a_module_that_was_not_loaded_from_a_run() -> None:

@@ -76,7 +76,8 @@ CELLS = [
 def run(words: list[str]) -> int:
     """Run a command as typed, in this process."""
     if words[:2] == ["python", "main.py"]:
-        return main(words[2:])
+        random = ["--model.pretrained", "false"] if any(word.endswith("EXTRACTOR.yaml") for word in words) else []
+        return main([*words[2:], *random])
     tool = words[2]
     command: int = import_module(f"{tool}.__main__").main([*words[3:], *CHEAP.get(tool, [])])
     return command

@@ -131,6 +131,8 @@ def test_metrics_equal_those_of_the_run(cache: Path, tmp_path: Path) -> None:
         (["--hidden", "512,256"], "--hidden: none, or the sizes of the layers joined by -, as in --hidden none 256"),
         (["--monitor", "val/f2"], "--monitor: no metric 'val/f2' for 2 classes; available: val/loss, val/acc"),
         (["--price", "-1"], "--price: 0 or more"),
+        (["--hiden", "256"], "--hiden: no such flag, did you mean '--hidden'?; see python -m tools.sweep_heads --help"),
+        (["--seed_everithing", "1"], "--seed_everithing: no such flag, did you mean 'seed_everything'?"),
         (["--c", "1"], "--c: needs --logistic"),
         (["--logistic", "--lr", "1"], "--lr: cannot be combined with --logistic"),
         (["--logistic", "--c", "0"], "--c: must be above 0"),

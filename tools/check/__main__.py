@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"--json {options.json}: its folder does not exist")
         return check(rest, options.lr, options.json)
 
-    return run_command(command)
+    return run_command(command, parser=parser)
 
 
 def check(arguments: list[str], find_lr: bool = False, table: Path | None = None) -> int:

@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         options, rest = parser().parse_known_args(words)
         inspect_data(rest, options.out)
 
-    return run_command(command)
+    return run_command(command, parser=parser)
 
 
 def inspect_data(arguments: list[str], out: Path | None) -> None:

@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
         options, rest = parser().parse_known_args(words)
         loader_benchmark(options, rest, words)
 
-    return run_command(command)
+    return run_command(command, parser=parser)
 
 
 def loader_benchmark(options: argparse.Namespace, arguments: list[str], command: list[str]) -> None:

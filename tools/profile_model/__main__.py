@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None, measure: Measure | None = None) -> int:
         options, rest = parser().parse_known_args(words)
         profile_model(options, rest, words, measure)
 
-    return run_command(command)
+    return run_command(command, parser=parser)
 
 
 def profile_model(

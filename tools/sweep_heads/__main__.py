@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
         check(options)
         return sweep_heads(options, rest, words)
 
-    return run_command(command, "stopped")
+    return run_command(command, "stopped", parser)
 
 
 def check(options: argparse.Namespace) -> None:
