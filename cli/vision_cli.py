@@ -32,7 +32,7 @@ from cli.trainer.callback_checks import check_callbacks, name_cache
 from cli.trainer.checks import check_seed, check_trainer
 from cli.trainer.loggers import prepare_loggers
 from cli.trainer.options import make_trainer
-from cli.trainer.run_callbacks import run_callbacks
+from cli.trainer.run_callbacks import recipe_of, run_callbacks
 from datamodules.images.unlabelled import given_images
 from foundation.folder_lock import FolderLock
 from foundation.made_folders import forget_made_folders, remove_made_folders
@@ -249,7 +249,7 @@ class VisionCLI(LightningCLI):
 
     def _all_callbacks(self, own: list[Callback], settings: Any, options: dict[str, Any]) -> list[Callback]:
         assert self.run_folder is not None
-        return run_callbacks(own, settings, options, self.run_folder, self.signals)
+        return run_callbacks(own, settings, options, self.run_folder, self.signals, recipe_of(self.flags.configs))
 
     # ---- commands ----
 
@@ -339,6 +339,9 @@ class VisionCLI(LightningCLI):
         path = folder / "predictions.csv"
         write_predictions(path, outputs or [], model, datamodule.class_names, datamodule.predicted_files())
         log.info(f"predictions of {resume.describe(checkpoint)} for {datamodule.images or datamodule.place}: {path}")
+        thresholds = checkpoint.parents[1] / "per_label_val.csv"
+        if getattr(model, "several_labels", False) and checkpoint.name == "best.ckpt" and thresholds.is_file():
+            log.info(f"thresholds of the labels: {thresholds}")
 
     def _write_masks(self, model: LightningModule, datamodule: Any, checkpoint: Path, folder: Path) -> None:
         self.trainer.callbacks.append(ours.MaskWriter(folder))  # type: ignore[attr-defined]

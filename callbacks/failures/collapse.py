@@ -2,6 +2,7 @@
 
     warning: no positive pixel predicted for 'segment pothole' in 3 validations: the network has collapsed; change ...
     warning: only class 'cat' was predicted in 3 validations: the network has collapsed; change --model.lr (now 0.1) ...
+    warning: val/loss was 549 in 3 validations: the loss has exploded; change --model.lr (now 0.5, try 0.05)
 
 A line appears when the validations in a row that found the same reach 3, 10, 30, 100, ..., and at the end of a fit if the latest
 validation found something that no line has said yet. With EMA, the averaged weights count. The numbers are in the checkpoint.
@@ -11,6 +12,7 @@ Classes are counted here; masks are counted by the module, which chooses the thr
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 import torch
@@ -25,6 +27,12 @@ TEXTS = {
     "hardly any": "hardly a right positive pixel predicted for",
     "all": "every pixel predicted positive for",
 }
+ALL_LABELS = "every label had a probability above 0.5 in every image"
+NO_LABEL = "no label had a probability of 0.5 in any image"
+EXPLODED = 10.0
+"""A classifier's validation loss has exploded above this many times the loss of guessing (ln K; ln 2 with several labels)."""
+IMBALANCED = 1.5
+"""Class weights are named if the largest class has more than this many times the training samples of the smallest one."""
 # settings of the data and of the module, each with a value that makes a network predict more of what it lacks
 REMEDIES = (
     ("data", "positive_share", 0.5),
@@ -46,17 +54,23 @@ def is_due(validations: int) -> bool:
 class WarnOnCollapse(Callback):
     """Counts the validations in a row that found a collapse, and logs a warning; see the top of the file.
 
+    Args:
+        recipe: Learning rate and batch size that go together in the configuration files; None: not known.
+
     Attributes:
-        found: Validations in a row and the latest one's text, by prompt, or ``classes``.
+        found: Validations in a row and the latest one's text, by prompt, or ``classes``, ``labels`` or ``loss``.
         said: Entries of ``found`` that a line has said.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, recipe: tuple[float, int] | None = None) -> None:
+        self.recipe = recipe
         self.found: dict[str, tuple[int, str]] = {}
         self.said: set[str] = set()
-        self._extremes: Tensor | None = (
-            None  # the lowest predicted class, minus the highest one; the same of the true classes
-        )
+        # the lowest predicted class, minus the highest one; the same of the true classes; with several labels, of the logits and
+        # of the 0 and 1 of the truth
+        self._extremes: Tensor | None = None
+        self._outputs = 0  # K
+        self._several = False
 
     def state_dict(self) -> dict[str, Any]:
         """The counts and texts."""
@@ -81,9 +95,12 @@ class WarnOnCollapse(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Note the predicted and the true classes of a batch, on its device."""
-        if not isinstance(outputs, dict) or outputs["logits"].ndim != 2 or outputs["label"].ndim != 1:
+        if not isinstance(outputs, dict) or outputs["logits"].ndim != 2 or outputs["label"].ndim not in (1, 2):
             return
-        predicted, label = outputs["logits"].argmax(dim=1), outputs["label"]
+        logits = outputs["logits"]
+        self._outputs, self._several = logits.shape[1], outputs["label"].ndim == 2
+        predicted = logits.float() if self._several else logits.argmax(dim=1)
+        label = outputs["label"].to(predicted.dtype)  # 0 and 1 are uint8, which has no negative
         extremes = torch.stack([predicted.amin(), -predicted.amax(), label.amin(), -label.amax()])
         self._extremes = extremes if self._extremes is None else torch.minimum(self._extremes, extremes)
 
@@ -93,7 +110,7 @@ class WarnOnCollapse(Callback):
             return
         masks = getattr(pl_module, "collapsed", {})
         texts = {
-            **self._only_class(trainer, pl_module),
+            **self._of_classes(trainer, pl_module),
             **{name: f"{TEXTS[how]} {name!r}" for name, how in masks.items()},
         }
         self.found = {key: (self.found.get(key, (0, ""))[0] + 1, text) for key, text in texts.items()}
@@ -113,6 +130,20 @@ class WarnOnCollapse(Callback):
                     pl_module,
                 )
 
+    def _of_classes(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, str]:
+        """What this validation found of classes or labels, else of the loss."""
+        found = self._only_class(trainer, pl_module)
+        return found or ({"loss": f"val/loss was {self._loss(trainer):.3g}"} if self._exploded(trainer) else {})
+
+    @staticmethod
+    def _loss(trainer: Trainer) -> float:
+        return float(getattr(trainer, "callback_metrics", {}).get("val/loss", 0.0))
+
+    def _exploded(self, trainer: Trainer) -> bool:
+        """Whether the validation loss of a classifier is far above that of guessing, or not finite."""
+        loss, outputs = self._loss(trainer), 2 if self._several else self._outputs
+        return outputs > 1 and not loss <= EXPLODED * math.log(outputs)  # not finite: no comparison holds
+
     def _only_class(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, str]:
         if self._extremes is None:
             return {}
@@ -120,6 +151,10 @@ class WarnOnCollapse(Callback):
         if trainer.world_size > 1:
             extremes = pl_module.all_gather(extremes).amin(dim=0)  # type: ignore[union-attr]
         lowest, highest, first, last = extremes.tolist()
+        if self._several:  # logits, of which 0 is a probability of 0.5
+            if lowest > 0 and first == 0:
+                return {"labels": ALL_LABELS}
+            return {"labels": NO_LABEL} if -highest < 0 and last == -1 else {}
         if lowest != -highest or first == -last:  # several classes are predicted, or the data has only one
             return {}
         names = getattr(pl_module, "class_names", None)
@@ -127,17 +162,34 @@ class WarnOnCollapse(Callback):
 
     def _say(self, key: str, text: str, trainer: Trainer, pl_module: LightningModule) -> None:
         self.said.add(key)
-        changes = remedies(trainer, pl_module, lacking=not text.startswith(TEXTS["all"]))
-        log.warning(f"{text}: the network has collapsed; change {', '.join(changes)}")
+        lacking = not text.startswith((TEXTS["all"], ALL_LABELS))
+        exploded = self._exploded(trainer)
+        changes = remedies(trainer, pl_module, lacking, exploded, self.recipe)
+        why = "the network has collapsed"
+        if exploded:
+            why = (
+                "the loss has exploded"
+                if key == "loss"
+                else f"the loss has exploded (val/loss {self._loss(trainer):.3g})"
+            )
+        log.warning(f"{text}: {why}; change {', '.join(changes)}")
 
 
-def remedies(trainer: Trainer, pl_module: LightningModule, lacking: bool = True) -> list[str]:
+def remedies(
+    trainer: Trainer,
+    pl_module: LightningModule,
+    lacking: bool = True,
+    exploded: bool = False,
+    recipe: tuple[float, int] | None = None,
+) -> list[str]:
     """Settings to change after a collapse, with their values now, of those that the module and its data have.
 
     Args:
         trainer: The trainer of the run.
         pl_module: The module.
         lacking: Something is never predicted, and not everything is.
+        exploded: The loss has exploded, so that the learning rate comes first.
+        recipe: Learning rate and batch size that go together.
     """
     owners = {"data": getattr(trainer, "datamodule", None), "model": pl_module}
     found = []
@@ -146,7 +198,27 @@ def remedies(trainer: Trainer, pl_module: LightningModule, lacking: bool = True)
         if name == "class_weights" and sampled:
             continue
         now = getattr(owners[part], name, None)
-        if now is not None and now != better:
+        if now is not None and now != better and not (name == "class_weights" and _balanced(owners["data"])):
             found.append(f"--{part}.{name} (now {now}, try {better})")
+    if exploded:
+        return [f"--model.lr (now {pl_module.lr:g}, try {lower_rate(trainer, pl_module, recipe):g})", *found]
     epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else "no limit"
     return [*found, f"--model.lr (now {pl_module.lr:g})", f"--trainer.max_epochs (now {epochs})"]
+
+
+def lower_rate(trainer: Trainer, pl_module: LightningModule, recipe: tuple[float, int] | None) -> float:
+    """The recipe's learning rate in proportion to the batch, if that is lower than the rate now; else a tenth of the rate now."""
+    now = float(pl_module.lr)  # type: ignore[arg-type]
+    if recipe is not None:
+        rate, recipe_batch = recipe
+        size = getattr(getattr(trainer, "datamodule", None), "batch_size", recipe_batch)
+        scaled = rate * size * trainer.world_size * getattr(trainer, "accumulate_grad_batches", 1) / recipe_batch
+        if scaled < now:
+            return scaled
+    return now / 10
+
+
+def _balanced(data: object) -> bool:
+    """Whether the training samples of the classes are known to be about as many."""
+    counts = getattr(data, "class_counts", None)
+    return counts is not None and float(counts.max()) <= IMBALANCED * float(counts.min())

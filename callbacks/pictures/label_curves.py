@@ -52,6 +52,15 @@ def draw_labels(metrics: Sequence[LabelMetrics], names: Sequence[str], title: st
     return figure
 
 
+def shown(threshold: float) -> str:
+    """A threshold with two decimals, or with three digits close to 0 and 1.
+
+    >>> shown(0.5), shown(4.6e-08), shown(0.9987)
+    ('0.50', '4.6e-08', '0.999')
+    """
+    return f"{threshold:.2f}" if 0.01 <= threshold <= 0.99 else f"{threshold:.3g}"
+
+
 def _mean(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
     return f"{sum(known) / len(known):.3f}" if known else "unknown"
@@ -60,7 +69,7 @@ def _mean(values: Sequence[float | None]) -> str:
 def _draw_bars(axes: Axes, metrics: Sequence[LabelMetrics], names: Sequence[str], worst: bool) -> None:
     places = range(len(metrics))
     drawn = axes.barh(places, [one.f1 or 0.0 for one in metrics], height=0.7, color=BLUE, label="F1")
-    texts = [f"n={one.positives:,}  at {one.threshold:.2f}" if one.positives else "n=0" for one in metrics]
+    texts = [f"n={one.positives:,}  at {shown(one.threshold)}" if one.positives else "n=0" for one in metrics]
     axes.bar_label(
         drawn,
         [f"{one.f1:.2f}" if one.f1 is not None else "" for one in metrics],
@@ -145,12 +154,17 @@ class LabelCurves(EvaluationPicture[Labels]):
 
     def write(self, folder: Path, stage: str, found: Labels) -> None:
         """Write the metrics of each label; a cell is empty where a metric is not defined."""
-        columns = ("ap", "auroc", "f1", "precision", "recall", "threshold")
+        columns = ("ap", "auroc", "f1", "precision", "recall")
         rows = [
-            (name, one.positives, *("" if (v := getattr(one, column)) is None else f"{v:.6f}" for column in columns))
+            (
+                name,
+                one.positives,
+                *("" if (v := getattr(one, column)) is None else f"{v:.6f}" for column in columns),
+                f"{one.threshold:.9g}",
+            )
             for name, one in zip(found.names, found.metrics, strict=True)
         ]
-        write_table(folder / f"per_label_{stage}.csv", ("label", "n", *columns), rows)
+        write_table(folder / f"per_label_{stage}.csv", ("label", "n", *columns, "threshold"), rows)
 
     def draw(self, found: Labels, title: str) -> Figure:
         """Draw bars and curves."""

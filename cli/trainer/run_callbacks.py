@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import Checkpoint
 
@@ -13,8 +16,26 @@ import callbacks as ours
 log = logging.getLogger(__name__)
 
 
+def recipe_of(configs: Sequence[str]) -> tuple[float, int] | None:
+    """Learning rate and batch size that configuration files give; later files replace earlier ones. None: one is missing."""
+    found: dict[str, Any] = {}
+    for config in configs:
+        content = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+        for part, name in (("model", "lr"), ("data", "batch_size")):
+            section = content.get(part) if isinstance(content, dict) else None
+            inner = section.get("init_args", section) if isinstance(section, dict) else None
+            if isinstance(inner, dict) and isinstance(inner.get(name), int | float):
+                found[name] = inner[name]
+    return (float(found["lr"]), int(found["batch_size"])) if len(found) == 2 else None
+
+
 def run_callbacks(
-    own: list[Callback], settings: Any, options: dict[str, Any], run_folder: ours.RunFolder, signals: ours.StopOnSignal
+    own: list[Callback],
+    settings: Any,
+    options: dict[str, Any],
+    run_folder: ours.RunFolder,
+    signals: ours.StopOnSignal,
+    recipe: tuple[float, int] | None = None,
 ) -> list[Callback]:
     """Return all callbacks of a Trainer.
 
@@ -24,12 +45,13 @@ def run_callbacks(
         options: Arguments of the Trainer; its bar and its checkpoints may be switched off.
         run_folder: The callback that writes the run folder.
         signals: The callback that ends a run at a signal.
+        recipe: Learning rate and batch size in the configuration files; see `recipe_of`.
     """
     first: list[Callback] = [
         ours.ExactResume(settings.seed_everything),
         run_folder,
         settings.non_finite,
-        ours.WarnOnCollapse(),
+        ours.WarnOnCollapse(recipe),
         ours.WarnOnMemory(),
         ours.Speed(),
         ours.MetricsLog(),

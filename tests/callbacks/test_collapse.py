@@ -13,6 +13,7 @@ import torch
 from callbacks import WarnOnCollapse
 from callbacks.failures.collapse import is_due
 from cli import main
+from cli.trainer.run_callbacks import recipe_of
 from lightning_modules import PromptedSegmenter, TernaryClassifier
 from networks.signal_encoder import WindowNetwork
 
@@ -24,11 +25,22 @@ class Fit:
     """The hooks of a fit, without one."""
 
     def __init__(self, callback: WarnOnCollapse, **module: Any) -> None:
-        data = SimpleNamespace(**{name: module.pop(name, None) for name in ("positive_share", "sampling")})
+        data = SimpleNamespace(
+            positive_share=module.pop("positive_share", None),
+            class_counts=module.pop("counts", None),
+            sampling=module.pop("sampling", None),
+        )
+        data.batch_size = module.pop("batch_size", 16)
+        metrics = {"val/loss": torch.tensor(module.pop("loss", 0.5))}
         state = SimpleNamespace(fn=module.pop("fn", "fit"))
         checking = module.pop("sanity_checking", False)
         self.trainer: Any = SimpleNamespace(
-            state=state, sanity_checking=checking, datamodule=data, max_epochs=7, world_size=1
+            state=state,
+            sanity_checking=checking,
+            datamodule=data,
+            max_epochs=7,
+            world_size=1,
+            callback_metrics=metrics,
         )
         self.module: Any = SimpleNamespace(**{"lr": 0.1, "class_names": ["cat", "dog", "emu"], **module})
         self.callback = callback
@@ -50,6 +62,61 @@ class Fit:
 def said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
     monkeypatch.setattr(logging.getLogger("callbacks"), "propagate", True)
     return caplog
+
+
+@pytest.mark.parametrize(
+    ("loss", "recipe", "counts", "text"),
+    [
+        (3.0, None, [5, 5, 5], "the network has collapsed; change --model.lr (now 0.1), --trainer.max_epochs (now 7)"),
+        (3.0, None, [9, 5, 5], "the network has collapsed; change --model.class_weights (now none, try balanced), --model.lr (now"),
+        (12.0, None, [5, 5, 5], "the loss has exploded (val/loss 12); change --model.lr (now 0.1, try 0.01)"),
+        (float("nan"), (0.1, 128), [5, 5, 5], "the loss has exploded (val/loss nan); change --model.lr (now 0.1, try 0.0125)"),
+        (12.0, (0.1, 16), [9, 5, 5], "exploded (val/loss 12); change --model.lr (now 0.1, try 0.01), --model.class_weights"),
+    ],
+)  # fmt: skip
+def test_the_first_remedy_fits(
+    said: pytest.LogCaptureFixture, loss: float, recipe: Any, counts: list[int], text: str
+) -> None:
+    fit = Fit(WarnOnCollapse(recipe), loss=loss, counts=torch.tensor(counts), class_weights="none")
+    fit.validate([1, 1], times=3)
+    assert len(said.messages) == 1
+    assert text in said.messages[0]
+
+
+def test_an_exploded_loss_of_several_predicted_classes(said: pytest.LogCaptureFixture) -> None:
+    Fit(WarnOnCollapse(), loss=10.9).validate([1, 2], times=3)  # ten times ln 3 is 10.99
+    assert not said.messages
+    Fit(WarnOnCollapse(), loss=11.1).validate([1, 2], times=3)
+    assert said.messages == [
+        "val/loss was 11.1 in 3 validations: the loss has exploded; change --model.lr (now 0.1, try 0.01)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("logits", "loss", "text"),
+    [
+        ([[1.0, 2.0], [3.0, 0.1]], 0.9, "every label had a probability above 0.5 in every image in 3 validations: the network"),
+        ([[-1.0, -2.0], [-3.0, -0.1]], 0.9, "no label had a probability of 0.5 in any image in 3 validations: the network"),
+        ([[-900.0, -2.0], [800.0, -0.1]], 549.0, "val/loss was 549 in 3 validations: the loss has exploded; change --model.lr"),
+        ([[-1.0, 2.0], [3.0, -0.1]], 6.9, None),
+    ],
+)  # fmt: skip
+def test_several_labels(said: pytest.LogCaptureFixture, logits: Any, loss: float, text: str | None) -> None:
+    fit = Fit(WarnOnCollapse(), loss=loss)
+    for _ in range(3):
+        fit.callback.on_validation_epoch_start(fit.trainer, fit.module)
+        outputs = {"logits": torch.tensor(logits), "label": torch.tensor([[0, 1], [1, 0]], dtype=torch.uint8)}
+        fit.callback.on_validation_batch_end(fit.trainer, fit.module, outputs, {}, 0)
+        fit.callback.on_validation_end(fit.trainer, fit.module)
+    assert [message[: len(text or "")] for message in said.messages] == ([text] if text else [])
+
+
+def test_the_recipe_is_read_from_the_files_and_not_from_flags(tmp_path: Path) -> None:
+    overlay = tmp_path / "small.yaml"
+    overlay.write_text("data: {batch_size: 64}")
+    assert recipe_of(["configs/image_standard.yaml"]) == (0.5, 256)
+    assert recipe_of(["configs/image_standard.yaml", str(overlay)]) == (0.5, 64)
+    assert recipe_of([str(overlay)]) is None
 
 
 def test_lines_come_rarely() -> None:
