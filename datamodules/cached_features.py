@@ -133,7 +133,8 @@ class CachedFeaturesDataModule(DataModule):
     @property
     def labelled_splits(self) -> tuple[Labelled, ...]:
         """The splits that the cache has; reads only the header."""
-        return tuple(self.header.splits)
+        splits: tuple[Labelled, ...] = ("train", "val", "test")
+        return tuple(split for split in splits if split in self.header.splits)
 
     @property
     def class_counts(self) -> Tensor:

@@ -49,7 +49,9 @@ def test_a_run_with_several_labels(colours: Path, tmp_path: Path, capsys: pytest
     assert (best["metric"], best["mode"]) == ("val/ap", "max")
     assert main(["test", "--run", str(run)]) == 0
     assert json.loads((run / "test_metrics.json").read_text())["metrics"] == content
+    capsys.readouterr()
     assert main(["predict", "--run", str(run)]) == 0
+    assert f"thresholds of the labels: {run / 'per_label_val.csv'}" in capsys.readouterr().out
     rows = list(csv.DictReader((run / "predictions.csv").read_text().splitlines()))
     module = load_run(run)
     assert isinstance(module, ImageClassifier)
@@ -65,7 +67,9 @@ def test_a_run_with_several_labels(colours: Path, tmp_path: Path, capsys: pytest
     validated = json.loads((run / "validate_metrics.json").read_text())["metrics"]
     assert validated["val/ap"] == pytest.approx(best["value"], abs=1e-6)
     with (run / "per_label_val.csv").open() as file:
-        f1 = [float(row["f1"]) for row in csv.DictReader(file)]
+        labels = list(csv.DictReader(file))
+    f1 = [float(row["f1"]) for row in labels]
+    assert [float(row["threshold"]) for row in labels] == pytest.approx([*thresholds.values()], rel=1e-6)
     assert validated["val/f1"] == pytest.approx(sum(f1) / 3, abs=1e-5)
 
 
