@@ -125,8 +125,12 @@ def _folder_name(source: str) -> str:
     return re.sub(r"[^\w.+-]+", "_", source).strip(".")[:80] or "data"
 
 
-def predictions_folder(run: Path | None, target: Path | None, data: DataModule, name: str | None) -> tuple[Path, str]:
+def predictions_folder(
+    run: Path | None, target: Path | None, data: DataModule, name: str | None
+) -> tuple[Path, str, str]:
     """Return the folder for predictions, in which those of another source are never replaced, and the name of their source.
+
+    The third value is a line for the user, to print once they are written: which earlier ones stay; else it is empty.
 
     Args:
         run: The run folder, or None: the current folder.
@@ -142,9 +146,9 @@ def predictions_folder(run: Path | None, target: Path | None, data: DataModule, 
     if name is not None:
         if (there := _predicted_in(first)) not in (None, source, ""):
             raise UsageError(f"--name {name}: {first} has the predictions of {there}; give another name")
-        return first, source
+        return first, source, ""
     if (there := _predicted_in(first)) in (None, source):
-        return first, source
+        return first, source, ""
     base = _folder_name(data.images.name if data.images is not None else data.place_name)
     evaluations = first.parent if first.parent.name == "evaluations" else first / "evaluations"
     for number in range(1, 10000):
@@ -152,10 +156,10 @@ def predictions_folder(run: Path | None, target: Path | None, data: DataModule, 
         found = _predicted_in(folder)
         if found == source or (found is None and not any(folder.glob("*_metrics.json"))):
             break
-    log.info(
+    kept = (
         f"predict     {first / 'predictions.csv'} is of {there or 'another predict'} and stays; this one is in {folder}"
     )
-    return folder, source
+    return folder, source, kept
 
 
 def _predicted_in(folder: Path) -> str | None:
@@ -168,9 +172,18 @@ def _predicted_in(folder: Path) -> str | None:
         return ""
 
 
-def record_predictions(folder: Path, source: str, checkpoint: Path) -> None:
-    """Write predictions.json: what predictions.csv is of (see :func:`predictions_folder`), and the checkpoint."""
+def record_predictions(folder: Path, source: str, checkpoint: Path, kept: str = "") -> None:
+    """Write predictions.json, after predictions.csv: what that is of and the checkpoint; print `kept`.
+
+    Args:
+        folder: The folder of the predictions, as the next and the last value from :func:`predictions_folder`.
+        source: What they are of.
+        checkpoint: The checkpoint.
+        kept: Which earlier predictions stay.
+    """
     write_json(folder / "predictions.json", {"source": source, "checkpoint": checkpoint.name})
+    if kept:
+        log.info(kept)
 
 
 def _place_of(path: Path) -> str | None:

@@ -325,14 +325,14 @@ class VisionCLI(LightningCLI):
         if self.trainer.world_size > 1:
             raise UsageError("predict: works with one process only; give --trainer.devices 1 --trainer.strategy auto")
         if datamodule.images is not None:
-            # a wrong path is refused before a folder is announced
+            # a wrong path is refused before a folder is chosen
             given_images(datamodule.images, datamodule.in_channels)
         name, of_data = self.flags.values.get("name"), datamodule.images is None
         target = self._results_folder(datamodule, checkpoint, run) if name is not None or of_data else run
-        folder, source = evaluation.predictions_folder(run, target, datamodule, name)
+        folder, source, kept = evaluation.predictions_folder(run, target, datamodule, name)
         write = self._write_masks if isinstance(model, lightning_modules.PromptedSegmenter) else self._write_classes
         write(model, datamodule, checkpoint, folder)
-        evaluation.record_predictions(folder, source, checkpoint)
+        evaluation.record_predictions(folder, source, checkpoint, kept)
 
     def _write_classes(self, model: LightningModule, datamodule: Any, checkpoint: Path, folder: Path) -> None:
         outputs = self.trainer.predict(model, datamodule=datamodule, ckpt_path=str(checkpoint), weights_only=True)

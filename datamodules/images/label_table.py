@@ -195,18 +195,19 @@ def _written(
     """The labels in the cells of one column."""
     text = "".join(value for _, value in values)
     found = separator or next((mark for mark in SEPARATORS if mark in text), None)
-    if found is not None and separator is None:
-        log.info(f"labels     {found!r} divides several labels of an image in {path} (--data.label_separator)")
     labels = []
     for line, value in values:
         parts = [value] if found is None or separator == "none" else value.split(found)
         own = tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
         if not own and (separator is None or separator == "none"):
+            mark = found if found is not None and separator is None else SEPARATORS[0]
             raise ValueError(
-                f"{path}, line {line}: the column {column!r} is empty; give a label or remove the row (an image may have none only "
-                "if --data.label_separator is set)"
+                f"{path}, line {line}: the column {column!r} is empty; give a label or remove the row; if an image may have no "
+                f"label at all, give --data.label_separator '{mark}'"
             )
         labels.append(own)
+    if found is not None and separator is None:
+        log.info(f"labels     {found!r} divides several labels of an image in {path} (--data.label_separator)")
     return labels
 
 

@@ -86,6 +86,11 @@ class TableFiles:
         folders = find_parts(self.root, self.trains)
         found = {part: folder / self.table for part, folder in folders.items() if (folder / self.table).is_file()}
         if not found:
+            above = self.root.parent / self.table
+            if above.is_file():
+                raise MisconfigurationException(
+                    f"--data.labels {self.table}: no such file in {self.root}, but there is {above}; give --data.labels {above}"
+                )
             there = sorted(path.name for folder in (self.root, *folders.values()) for path in folder.glob("*.csv"))
             has = f"; there is {listed(list(dict.fromkeys(there)))}" if there else ""
             raise MisconfigurationException(

@@ -1,6 +1,7 @@
 """Predictions file: columns, temperature, exits and order of the classes, compared with values by hand."""
 
 import csv
+import logging
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from cli.evaluation import predictions_folder, record_predictions
 from cli.predictions import write_predictions
 
 
@@ -65,3 +67,16 @@ def test_top_five_of_seven_classes_and_ties_in_class_order(tmp_path: Path) -> No
     chances = [math.exp(logit) for logit in (5, 3, 3, 2, 1)]
     whole = sum(chances) + 2
     assert [row[3], *row[5::2]] == [f"{chance / whole:.6f}" for chance in chances]
+
+
+def test_earlier_predictions_that_stay_are_named_once_new_ones_are_written(tmp_path: Path, caplog: Any) -> None:
+    caplog.set_level(logging.INFO)
+    (tmp_path / "predictions.csv").touch()
+    record_predictions(tmp_path, "/mine", Path("best.ckpt"))
+    data: Any = SimpleNamespace(images=SimpleNamespace(source="/others", name="others"))
+    folder, source, kept = predictions_folder(tmp_path, tmp_path, data, None)
+    assert (folder, source) == (tmp_path / "evaluations" / "others", "/others")
+    assert caplog.text == ""  # the images are not yet read, and may be refused
+    folder.mkdir(parents=True)
+    record_predictions(folder, source, Path("best.ckpt"), kept)
+    assert f"{tmp_path / 'predictions.csv'} is of /mine and stays; this one is in {folder}" in caplog.text

@@ -158,6 +158,23 @@ def test_labels_by_separator_and_none(flat: Path, tmp_path: Path) -> None:
     assert labelled(flat, whole, label_separator="none").class_names == ["big;red", "red"]
 
 
+def test_an_empty_cell_names_the_way_to_images_without_a_label(flat: Path, tmp_path: Path, caplog: Any) -> None:
+    caplog.set_level(logging.INFO)
+    path = table(tmp_path / "t.csv", "file,tags", [f"{n:02}.png,{('cat|dog', 'cat', '')[n % 3]}" for n in range(30)])
+    with pytest.raises(MisconfigurationException, match=r"may have no label at all, give --data.label_separator '\|'$"):
+        labelled(flat, path)
+    assert "divides several labels" not in caplog.text  # it was said once for each part of the program that asked
+    assert labelled(flat, path, label_separator="|").class_names == ["cat", "dog"]
+
+
+def test_a_table_beside_the_folder_is_named(tmp_path: Path) -> None:
+    root = write_images(tmp_path / "train", ["1.png", "2.png"])
+    path = table(tmp_path / "labels.csv", "file,label", ["1.png,cat", "2.png,dog"])
+    with pytest.raises(MisconfigurationException) as error:
+        labelled(root, "labels.csv")
+    assert str(error.value).endswith(f"but there is {path}; give --data.labels {path}")
+
+
 def test_rare_labels_are_divided_first() -> None:
     labels = torch.zeros(40, 2, dtype=torch.uint8)
     labels[:, 0], labels[:8, 1] = 1, 1

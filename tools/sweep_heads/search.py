@@ -96,7 +96,9 @@ def summarise(
 
 
 def train_winner(output: Path, arguments: list[str], plan: Plan, winner: Setting) -> int:
-    """Train the winner as a run of `main.py fit`, compare its metric with the sweep, and print the next commands.
+    """Train the winner as a run of `main.py fit`, compare its metric with the sweep, and print the command of the final run.
+
+    The run itself prints how to test and use it.
 
     Args:
         output: Folder of the sweep.
@@ -134,8 +136,6 @@ def train_winner(output: Path, arguments: list[str], plan: Plan, winner: Setting
         output / "best" / "sweep.json",
         {"sweep": str(output), f"val/{monitor}": value, f"val/{monitor} in the sweep": outcome.best[monitor]},
     )
-    if "test" in plan.data.labelled_splits:
-        say("test it", f"{MAIN} test --run {shlex.quote(str(output / 'best'))}")
     if (final := output / "final.yaml").is_file():
         unknown = "" if plan.data.header.weights_from else " --model.weights FILE"
         say(
