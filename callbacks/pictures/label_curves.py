@@ -125,7 +125,7 @@ def _draw_curves(axes: Axes, metrics: Sequence[LabelMetrics], names: Sequence[st
     some = f": the {len(lowest)} lowest in colour" if len(known) > len(lowest) else ""
     axes.set_title(f"precision and recall{some}; the dot is the threshold", fontsize=10, loc="left")
     if lowest:
-        axes.legend(loc="lower left", fontsize=8, framealpha=0.9)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, fontsize=8, frameon=False)
 
 
 class LabelCurves(EvaluationPicture[Labels]):

@@ -70,8 +70,11 @@ def say_grey(paths: Sequence[Path], looks: Sequence[Look], channels: int) -> Non
     few = sum(grey) <= len(grey) / 2
     odd = [path.name for path, one in zip(paths, grey, strict=True) if one == few]
     if channels == 3 and odd and len(odd) < len(grey):
-        kind, others = ("grey", "have colours") if few else ("coloured", "are grey")
-        log.info(f"colours    {len(odd):,} of the {len(grey):,} images are {kind}, the others {others}: {listed(odd)}")
+        kind, others = ("as grey", "in colour") if few else ("in colour", "as grey")
+        verb = "is" if len(odd) == 1 else "are"
+        log.info(
+            f"colours    {len(odd):,} of the {len(grey):,} images {verb} stored {kind}, the others {others}: {listed(odd)}"
+        )
 
 
 def what_was_checked(count: int, found: Decoded) -> str:

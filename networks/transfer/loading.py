@@ -24,6 +24,7 @@ from networks.timm_network import classifier_names, input_layer_names, is_inside
 from networks.transfer.published_names import COUNTER, placed, renamed
 
 LISTED = 5  # names in a line of the report
+STRANGE = 0.05  # share of the network below which weights are taken for those of another architecture
 
 
 @dataclass
@@ -72,8 +73,8 @@ class Transfer:
             lines.append((logging.WARNING, f"outside the head not all is loaded, the rest starts at random: {left}"))
         return lines
 
-    def lacks(self) -> str:
-        """Which tensors outside the head stay as they are, and why, in one line; empty if there are none."""
+    def lacks(self, listed: int = LISTED) -> str:
+        """Which tensors outside the head stay as they are, and why, in one line that names `listed` of each kind; may be empty."""
         missing = [name for name in self.lacking if name not in self.unfitting]
         shaped = [
             f"{name} {self.unfitting[name][0]} there, {self.unfitting[name][1]} here"
@@ -81,7 +82,7 @@ class Transfer:
             if name in self.unfitting
         ]
         named = (("missing", missing), ("not fitting", shaped))
-        return "; ".join(f"{what} ({len(names)}): {first(names)}" for what, names in named if names)
+        return "; ".join(f"{what} ({len(names)}): {first(names, listed)}" for what, names in named if names)
 
 
 def transfer(
@@ -130,9 +131,12 @@ def transfer(
     if report.backbone_share < (1.0 if frozen else min_loaded):
         wanted = "a frozen backbone needs all of it" if frozen else f"min_loaded requires {percent(min_loaded)}"
         there = [name for name in tensors if not name.endswith(COUNTER)]
+        strange = report.backbone_share < STRANGE
+        lead = "nearly no tensor fits: these look like the weights of another architecture; give the name of theirs: "
+        listed = 1 if strange else LISTED
         raise ValueError(
-            f"only {percent(report.backbone_share)} of the network outside its head could be filled, and {wanted}; "
-            f"{report.lacks()}; the weights hold {first(there)}"
+            f"{lead if strange else ''}only {percent(report.backbone_share)} of the network outside its head could be filled, and "
+            f"{wanted}; {report.lacks(listed)}; the weights hold {first(there, listed)}"
         )
     if lost:
         line = f"the weights have a bias other than 0 where the network has none ({len(lost)}): {first(lost)}"
@@ -296,6 +300,6 @@ def percent(share: float) -> str:
     return f"{math.floor(share * 1000) / 10:.1f} %"
 
 
-def first(names: Sequence[str]) -> str:
-    """The first few names, followed by "..." if there are more."""
-    return ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")
+def first(names: Sequence[str], listed: int = LISTED) -> str:
+    """The first `listed` names, followed by "..." if there are more."""
+    return ", ".join(names[:listed]) + (", ..." if len(names) > listed else "")

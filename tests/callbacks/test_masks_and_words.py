@@ -69,8 +69,8 @@ def test_a_few_grey_or_coloured_images_are_named_once(caplog: pytest.LogCaptureF
             say_grey(paths, [Look(None, grey=same)] * 4, 3)
         say_grey(paths, [Look(None, grey=number == 2) for number in range(4)], 1)
     assert caplog.messages == [
-        "colours    1 of the 4 images are grey, the others have colours: 2.png",
-        "colours    1 of the 4 images are coloured, the others are grey: 1.png",
+        "colours    1 of the 4 images is stored as grey, the others in colour: 2.png",
+        "colours    1 of the 4 images is stored in colour, the others as grey: 1.png",
     ]
 
 
