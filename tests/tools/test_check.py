@@ -20,8 +20,9 @@ from tests.datamodules.segmentation_sets import write_pair
 from tools.check import cost
 from tools.check.__main__ import main
 from tools.check.data import add_splits
-from tools.check.rows import Row, Rows
+from tools.check.rows import EndOfCheckError, Row, Rows
 from tools.check.trial import Asked
+from tools.inspect_data.measures import Sample, look_alikes
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CONF = ROOT / "tests" / "conf"
@@ -121,6 +122,30 @@ def test_rows_of_the_splits() -> None:
     several: Any = {"train": ([[1, 1, 0], [0, 0, 1]], [1, 2], []), "val": ([[0, 1, 0], [0, 0, 0]], [4, 5], [])}
     add_splits(rows, Listed(**several), ("train", "val"))
     assert rows.rows[0] == ("classes", "warn", "2 train; val has no sample of 2 of 3 classes: cat, fish; 2 val")
+
+
+def test_parts_that_do_not_need_a_failed_one_are_judged() -> None:
+    rows = Rows(io.StringIO())
+    with rows.part("test split", ValueError, ends=False):
+        raise ValueError("there is no test split")
+    assert rows.broken
+    rows.add("data", "ok", "3 train")
+    with pytest.raises(EndOfCheckError), rows.part("data", ValueError):
+        raise ValueError("cut.png is damaged")
+    assert [row.text for row in rows.rows] == ["there is no test split", "3 train", "cut.png is damaged"]
+
+
+def test_check_and_inspection_find_the_same_look_alikes(tmp_path: Path) -> None:
+    similar(tmp_path)
+    shutil.copyfile(tmp_path / "train" / "cat" / "1.png", tmp_path / "val" / "cat" / "copy.png")
+    samples = [
+        Sample(path.parent.parent.name, (0,), number, path) for number, path in enumerate(sorted(tmp_path.rglob("*.*")))
+    ]
+    found = look_alikes(samples)
+    assert [{one.path.name, other.path.name} for one, other in found.pairs if one.path and other.path] == [
+        {"photo.jpg", "17.png"}
+    ], "a copy is no look-alike, it is found by its bytes"
+    assert found.hashed == found.total == 20
 
 
 # ---- planted faults, each with the row that finds it ----

@@ -102,7 +102,7 @@ def check(arguments: list[str], find_lr: bool = False, table: Path | None = None
 
 
 def _try(rows: Rows, flags: RunFlags, find_lr: bool) -> None:
-    """All parts of a check, in their order; a part that fails ends it."""
+    """All parts of a check, in their order; a part that fails ends it where the others need it."""
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     from callbacks import NonFiniteError
@@ -126,9 +126,10 @@ def _try(rows: Rows, flags: RunFlags, find_lr: bool) -> None:
         last = folder / "checkpoints" / "last.ckpt"
         if last.is_file():
             again = resumed(flags, folder, cli.trainer.max_epochs or 1)
-            with rows.part("resume", *wrong), _quiet():
-                again.run()
-            rows.add("resume", "ok", f"went on from step {cli.trainer.global_step} to {again.trainer.global_step}")
+            with rows.part("resume", *wrong, ends=False):
+                with _quiet():
+                    again.run()
+                rows.add("resume", "ok", f"went on from step {cli.trainer.global_step} to {again.trainer.global_step}")
             again.release()
             cost.add_disk(rows, target, last.stat().st_size, cli.asked)
         else:
@@ -165,6 +166,7 @@ def _reached(rows: Rows, cli: TrialCLI, wrong: tuple[type[Exception], ...]) -> A
 def _data(rows: Rows, data: Any, tested: bool, wrong: tuple[type[Exception], ...], log: Warnings) -> None:
     """Rows about the settings, which were taken, and the data, which are read and judged as in a fit."""
     from tools.check.data import add_splits
+    from tools.check.rows import EndOfCheckError
 
     rows.add("settings", "ok", f"model, {type(data).__name__} and trainer can be made")
     seen = len(log.lines), len(log.warnings)
@@ -173,13 +175,13 @@ def _data(rows: Rows, data: Any, tested: bool, wrong: tuple[type[Exception], ...
         data.setup("fit")
     splits = ("train", "val")
     if tested:
-        with rows.part("test split", *wrong):
+        with rows.part("test split", *wrong, ends=False):
             data.setup("test")
-        splits = ("train", "val", "test")  # type: ignore[assignment]
-        rows.add("test split", "ok", f"{len(data.splits['test']['label']):,} samples")
+            splits = ("train", "val", "test")  # type: ignore[assignment]
+            rows.add("test split", "ok", f"{len(data.splits['test']['label']):,} samples")
     else:
         rows.add("test split", "-", "not asked for (--test_after_fit)")
-    with rows.part("data", *wrong):
+    with rows.part("data", *wrong, ends=False):
         data.check_input(splits)
     data.check_input = lambda _: None  # the trial need not read all again
     lines = [line for line in log.lines[seen[0] :] if not line.startswith("baseline")]
@@ -189,6 +191,8 @@ def _data(rows: Rows, data: Any, tested: bool, wrong: tuple[type[Exception], ...
     del log.warnings[:]
     with rows.part("data", *wrong):
         add_splits(rows, data, splits)
+    if rows.broken:
+        raise EndOfCheckError
 
 
 def _report_trial(rows: Rows, cli: TrialCLI, log: Warnings) -> None:

@@ -9,8 +9,6 @@ from typing import Any
 from tools.check.rows import Mark, Rows
 
 LEAKED = 0.01  # share of the evaluated samples that are copies of training samples from which a metric is wrong
-NEAR = 2  # differing bits of the hashes of two images that look alike
-MOST = 4_000  # images that are hashed; about a millisecond each
 NAMED = 5
 
 
@@ -56,27 +54,22 @@ def _copies(rows: Rows, data: Any, splits: Sequence[str]) -> None:
 
 
 def _alike(rows: Rows, data: Any, splits: Sequence[str]) -> None:
-    from datamodules.images.near_duplicates import alike
-    from tools.inspect_data.measures import samples_of
+    from tools.inspect_data.measures import look_alikes, samples_of
 
-    of_split = {sample.path: sample.split for sample in samples_of(data) if sample.path and sample.split in splits}
-    paths = [path for path in of_split if path is not None]
-    if not paths:
+    found = look_alikes([sample for sample in samples_of(data) if sample.split in splits])
+    if not found.total:
         rows.add("look-alikes", "-", "the samples are no image files")
         return
-    chosen = paths[:: -(-len(paths) // MOST)]
-    pairs = [(chosen[one], chosen[other]) for one, other in alike(chosen, NEAR)]
-    across = [(one, other) for one, other in pairs if of_split[one] != of_split[other]]
-    looked = f"of {len(chosen):,} of {len(paths):,} images"
-    if not across:
+    looked = f"of {found.hashed:,} of {found.total:,} images"
+    if not found.pairs:
         rows.add("look-alikes", "ok", f"{looked}, none look alike on two sides of a split")
         return
-    one, other = across[0]
-    many = f"{len(across):,} pair{'s' * (len(across) > 1)} look{'s' * (len(across) == 1)} alike on two sides of a split"
-    text = f"{looked}, {many}, such as {of_split[one]} {one.name} and"
-    rows.add(
-        "look-alikes", "warn", f"{text} {of_split[other]} {other.name}; split by groups, or with tools.split_folder"
-    )
+    (one, other), count = found.pairs[0], len(found.pairs)
+    assert one.path is not None
+    assert other.path is not None
+    many = f"{count:,} pair{'s' * (count > 1)} look{'s' * (count == 1)} alike on two sides of a split"
+    text = f"{looked}, {many}, such as {one.split} {one.path.name} and {other.split} {other.path.name}"
+    rows.add("look-alikes", "warn", f"{text}; split by groups, or with tools.split_folder")
 
 
 def _groups(rows: Rows, data: Any, splits: Sequence[str]) -> None:

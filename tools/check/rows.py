@@ -33,6 +33,7 @@ class Rows:
 
     def __init__(self, out: TextIO | None = None) -> None:
         self.out, self.rows = out or sys.stdout, list[Row]()
+        self.broken = False  # a part failed that others did not need, so the check went on
 
     def add(self, name: str, mark: Mark, text: str) -> None:
         """Add a row and print it."""
@@ -46,15 +47,16 @@ class Rows:
         return any(row.mark == "FAIL" for row in self.rows)
 
     @contextmanager
-    def part(self, name: str, *wrong: type[Exception]) -> Iterator[None]:
+    def part(self, name: str, *wrong: type[Exception], ends: bool = True) -> Iterator[None]:
         """Turn an exception within it into a row marked ``FAIL``, and end the check.
 
         Args:
             name: Name of the row.
             wrong: Exceptions that say what is wrong with the input; of others the type is named, too.
+            ends: Whether the check ends; False: what does not need this part is still judged, and `broken` is set.
 
         Raises:
-            EndOfCheckError: There was an exception.
+            EndOfCheckError: There was an exception, and it ends the check.
         """
         try:
             yield
@@ -63,7 +65,9 @@ class Rows:
         except Exception as error:
             kind = "" if isinstance(error, wrong) else f"{type(error).__name__}: "
             self.add(name, "FAIL", f"{kind}{error}")
-            raise EndOfCheckError from error
+            self.broken = True
+            if ends:
+                raise EndOfCheckError from error
 
 
 class EndOfCheckError(Exception):

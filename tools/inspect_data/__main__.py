@@ -109,7 +109,7 @@ def inspect_data(arguments: list[str], out: Path | None) -> None:
         "counts": {split: dict(zip(data.class_names, column, strict=True)) for split, column in table.items()},
         "imbalance": imbalance_of(table),
         **found.report,
-        **problems(data, found),
+        **problems(data, samples, found),
     }
     print(f"imbalance  {report['imbalance']:g} (samples of the largest class over those of the smallest, training)")
     for line in [*found.lines, *warnings_of(report, found.noun), *found.last]:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from datamodules import DataModule
-from tools.inspect_data.measures import Sample, names_of
+from tools.inspect_data.measures import Sample, look_alikes, names_of
 
 REPORT = "inspect_data.json"
 NAMED = 5  # largest number of duplicates or files listed in a warning
@@ -80,8 +80,8 @@ def imbalance_of(table: dict[str, list[int]]) -> float:
     return round(max(present) / min(present), 3)
 
 
-def problems(data: DataModule, found: Findings) -> dict[str, Any]:
-    """Duplicates, leaks and damaged files, for the JSON file."""
+def problems(data: DataModule, samples: Sequence[Sample], found: Findings) -> dict[str, Any]:
+    """Duplicates, leaks, look-alikes and damaged files, for the JSON file."""
     leaks = [group for group in found.same if len({sample.split for sample in group}) > 1]
     contradicting = [group for group in found.same if len({sample.labels for sample in group}) > 1]
     contradicting = [] if found.several_classes else contradicting
@@ -93,6 +93,7 @@ def problems(data: DataModule, found: Findings) -> dict[str, Any]:
             [f"{one} ({names_of(data, sample.labels)})" for one, sample in zip(named(group), group, strict=True)]
             for group in contradicting
         ],
+        "look_alikes_across_splits": [named(pair) for pair in look_alikes(samples).pairs],
         "damaged": list(found.damaged),
         "refused": {reason: list(files) for reason, files in found.refused.items()},
         "left_out": dict(found.left_out),
@@ -104,6 +105,7 @@ def warnings_of(report: dict[str, Any], noun: str) -> list[str]:
     lines = []
     for key, what in (
         ("leaks", f"LEAK: the same {noun} in several splits"),
+        ("look_alikes_across_splits", f"{noun}s that look alike in several splits"),
         ("duplicates_of_different_classes", f"the same {noun} under different classes"),
         ("duplicates_within_a_split", f"the same {noun} several times in a split"),
         ("damaged", "files that cannot be read"),
@@ -115,7 +117,7 @@ def warnings_of(report: dict[str, Any], noun: str) -> list[str]:
     for reason, files in report["refused"].items():
         more = f" and {len(files) - NAMED:,} more, see {REPORT}" if len(files) > NAMED else ""
         lines.append(f"warning: masks that are refused, {len(files):,}: {', '.join(files[:NAMED])}{more}: {reason}")
-    if not (report["leaks"] or report["duplicates_within_a_split"]):
+    if not (report["leaks"] or report["duplicates_within_a_split"] or report["look_alikes_across_splits"]):
         lines.append("duplicates none")
     if report["left_out"]:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(report["left_out"].items()))

@@ -24,11 +24,14 @@ from datamodules import DataModule, PromptedSegmentationDataModule
 from datamodules.images.class_folders import all_images, duplicate_groups, scan
 from datamodules.images.formats import readable_formats
 from datamodules.images.loader import ImageFiles, cores_for_workers
+from datamodules.images.near_duplicates import alike
 from tools.command_line import watched
 
 T = TypeVar("T")
 BATCH = 64  # images decoded or counted at a time
 ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values for images rotated by 90 degrees
+NEAR = 2  # differing bits of the hashes of two images that look alike
+MOST = 4_000  # images that are hashed to find those that look alike; about a millisecond each
 THREADS = 8  # for reading headers, which mostly waits for the disk
 
 
@@ -203,6 +206,37 @@ def duplicates(data: DataModule, samples: Sequence[Sample]) -> list[list[Sample]
         places[sample.split] += 1
         by_pixels[hashlib.sha256(pixels.tobytes()).digest()].append(sample)
     return [same for same in by_pixels.values() if len(same) > 1]
+
+
+class LookAlikes(NamedTuple):
+    """Pairs of image files of different splits that look alike: the same photograph in another size, format or quality.
+
+    Attributes:
+        pairs: The pairs; copies of the same bytes are not among them.
+        hashed: Number of images that were compared.
+        total: Number of image files.
+    """
+
+    pairs: list[tuple[Sample, Sample]]
+    hashed: int
+    total: int
+
+
+def look_alikes(samples: Sequence[Sample]) -> LookAlikes:
+    """Find images of different splits that look alike, in up to 4,000 of the files; samples without a file are passed over."""
+    of_path = {sample.path: sample for sample in samples if sample.path is not None}
+    chosen = [*of_path][:: max(1, -(-len(of_path) // MOST))]
+    near = [(of_path[chosen[one]], of_path[chosen[other]]) for one, other in alike(chosen, NEAR)]
+    across = [(one, other) for one, other in near if one.split != other.split]
+    content = {one.path: _content(one.path) for pair in across for one in pair}
+    return LookAlikes(
+        [(one, other) for one, other in across if content[one.path] != content[other.path]], len(chosen), len(of_path)
+    )
+
+
+def _content(path: Path | None) -> bytes:
+    assert path is not None
+    return hashlib.sha256(path.read_bytes()).digest()
 
 
 def unreadable_headers(data: DataModule, samples: Sequence[Sample]) -> tuple[list[Path], dict[str, int]]:
