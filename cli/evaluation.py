@@ -26,8 +26,8 @@ from lightning_modules import BaseModule
 log = logging.getLogger(__name__)
 
 NAME = re.compile(r"[\w.+-]{1,80}")
-FIRST = ("loss", "acc", "iou", "dice", "f1", "auroc")
-"""Metrics that are printed before the others, but after the one that chose the checkpoint."""
+FIRST = ("loss", "acc", "balanced_acc", "iou", "dice", "f1", "auroc", "ap", "aurc", "brier", "nll", "ece")
+"""Metrics that are printed before the others, but after the one that chose the checkpoint; the others follow by name."""
 ON_A_LINE = 4
 """Up to four metrics are printed in one line, more of them in a table."""
 SPLITS = {"validate": "val", "test": "test"}
@@ -234,10 +234,11 @@ def _listed(metrics: dict[str, float], monitored: str) -> str:
     """The metrics as indented text: the one that chose the checkpoint, those that people look for first, the others."""
     chosen_by = monitored.partition("/")[2]
 
-    def rank(name: str) -> tuple[bool, int]:
+    def rank(name: str) -> tuple[bool, int, str]:
         metric = name.partition("/")[2]
         first = metric == chosen_by and metric not in FIRST[:2]
-        return not first, FIRST.index(metric) if metric in FIRST else len(FIRST)
+        known = metric in FIRST
+        return not first, FIRST.index(metric) if known else len(FIRST), "" if known else metric
 
     ordered = sorted((name for name in metrics if not is_loss_again(name, metrics)), key=rank)
     if len(ordered) <= ON_A_LINE:

@@ -152,7 +152,7 @@ class MultiLabelClassifier(StartsFromWeights):
         names = self.class_names or [str(k) for k in range(self.num_classes)]
         if absent := [name for name, one in zip(names, found.labels, strict=True) if not one.positives]:
             log.warning(
-                f"labels     none of the {samples:,} {stage} images has {', '.join(absent[:5])}"
+                f"none of the {samples:,} {stage} images has {', '.join(absent[:5])}"
                 + (f" and {len(absent) - 5} more" if len(absent) > 5 else "")
                 + ": they count in neither ap nor auroc"
             )

@@ -171,7 +171,7 @@ class TableFiles:
                     f"{self.tables['all']}: names no file in {folders['train']}; there is nothing to train on"
                 )
             log.warning(
-                f"labels     {self.tables['all']} names no file of {', '.join(bare)}, so there is no such split"
+                f"{self.tables['all']} names no file of {', '.join(bare)}, so there is no such split"
             )
         return {
             part: Part(folders[part], {name: row.labels for name, row in own.items()})
@@ -220,7 +220,7 @@ def _joined(folder: Path, table: Table) -> dict[str, Row]:
         raise ValueError(_not_found(folder, table, lost, names))
     if unnamed := [name for name in names if name not in found]:
         log.warning(
-            f"labels     {len(unnamed):,} of the {len(names):,} images in {folder} have no row in {table.path}; left out"
+            f"{len(unnamed):,} of the {len(names):,} images in {folder} have no row in {table.path}; left out"
         )
     return dict(sorted(found.items()))
 

@@ -157,8 +157,9 @@ def read_images(
         MisconfigurationException: The folder has no readable image, or C is neither 1 nor 3.
     """
     folder, names = given_images(given, in_channels)
-    log.info(f"images     {len(names)} files in {folder}, resized to {image_size}x{image_size}")
     reading = Reading.of(inputs or {}, image_size, in_channels)
+    how = "resized" if reading.share is None else "their central square resized"
+    log.info(f"images     {len(names)} files in {folder}, {how} to {image_size}x{image_size}")
     looks, wrong = looked_at(folder, names, reading.levels is not None)
     levels = levels_of([*looks.values()], reading.levels) if reading.keeps_levels else None
     dtype = torch.uint8 if levels is None else torch.float32

@@ -12,8 +12,8 @@ from datamodules.images.class_folders import listed
 
 log = logging.getLogger(__name__)
 
-NO_IMAGE, DAMAGED = "no image", "damaged"
-"""The reasons where no header of an image can be read, and where it can and the pixels cannot."""
+NO_IMAGE, CUT_SHORT, DAMAGED = "no image", "cut short", "damaged"
+"""The reasons where no header of an image can be read, where the file ends within it, and where only the pixels cannot be read."""
 
 
 def unreadable_text(folder: Path | None, wrong: Mapping[str, str], count: int) -> str:

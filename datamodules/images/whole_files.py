@@ -22,7 +22,7 @@ from PIL import Image, ImageFile
 
 from datamodules.images.decoding import NO_RANGE, is_deep
 from datamodules.images.formats import missing_package, readable_formats
-from datamodules.images.unreadable import DAMAGED, NO_IMAGE
+from datamodules.images.unreadable import CUT_SHORT, DAMAGED, NO_IMAGE
 from datamodules.in_memory import seeded_generator
 
 THREADS = 8  # opening a file waits for the disk; decoding releases Python's lock
@@ -88,9 +88,17 @@ def look_into(stream: BinaryIO, size: int, levels: bool = False) -> Look:
     except MemoryError:
         raise
     except OSError as error:
-        return Look(error.strerror or NO_IMAGE)  # an error of Pillow's has no strerror
+        return Look(error.strerror or _why(stream, size))  # an error of Pillow's has no strerror
     except Exception:  # a damaged file can make a decoder raise anything
-        return Look(NO_IMAGE)
+        return Look(_why(stream, size))
+
+
+def _why(stream: BinaryIO, size: int) -> str:
+    """Why Pillow knows no image in a file: a WebP file whose end is missing, which says its length at its start, or no image."""
+    stream.seek(0)
+    head = stream.read(12)
+    is_webp = head[:4] == b"RIFF" and head[8:] == b"WEBP"
+    return CUT_SHORT if is_webp and size < 8 + int.from_bytes(head[4:8], "little") else NO_IMAGE
 
 
 def look_at(paths: Sequence[Path], levels: bool = False) -> list[Look]:

@@ -78,6 +78,8 @@ def test_the_nll_of_calibration_is_not_printed_next_to_an_equal_loss() -> None:
     metrics = {"val/loss": 1.5, "val/nll": 1.50003, "val/acc": 0.5}
     assert list(epoch_metrics(metrics, True)) == ["val/loss", "val/acc"]
     assert "val/nll" in epoch_metrics(metrics, True, ["val/nll"])
+    shown = _listed({f"test/{name}": 0.5 for name in ("ece_low", "ap", "exit_acc", "acc", "f1", "loss")}, "val/f1")
+    assert [line.split()[0][5:] for line in shown.splitlines()] == ["f1", "loss", "acc", "ap", "ece_low", "exit_acc"]
     assert "nll" not in _listed(metrics, "val/acc")
     assert "val/nll 1.6" in _listed({**metrics, "val/nll": 1.6}, "val/acc")
 

@@ -237,8 +237,9 @@ def _check(source: Source, module: Classifier, data: DataModule) -> None:
 
 
 def open_split(data: DataModule, split: str) -> None:
-    """Set up the datamodule for ``val`` or ``test``."""
-    data.setup("validate" if split == "val" else "test")
+    """Set up the datamodule for ``val`` or ``test``, unless it is, so that its lines are printed once."""
+    if split not in data.splits:
+        data.setup("validate" if split == "val" else "test")
 
 
 def read_samples(data: DataModule, split: str, limit: int | None, seed: int, left_out: Tensor | None = None) -> Samples:

@@ -73,13 +73,22 @@ def shares_of(target: Tensor, names: Sequence[str]) -> list[str]:
 
     >>> shares_of(torch.tensor([[0.25, 0.75], [1.0, 0.0]]), ["cat", "dog"])
     ['75 % dog, 25 % cat', '']
+    >>> shares_of(torch.tensor([[0.998, 0.002], [0.9999, 0.0001]]), ["cat", "dog"])
+    ['99.8 % cat, 0.2 % dog', '> 99.9 % cat, < 0.1 % dog']
     """
     texts = []
     for row in target.cpu():
         there = [k for k in row.argsort(descending=True, stable=True).tolist() if row[k] > 0]
-        texts.append(", ".join(f"{float(row[k]):.0%}".replace("%", " %") + f" {names[k]}" for k in there))
+        texts.append(", ".join(f"{_percent(float(row[k]))} {names[k]}" for k in there))
     parts = ((target > 0) & (target < 1)).any(dim=1).tolist()
     return [text if part else "" for text, part in zip(texts, parts, strict=True)]
+
+
+def _percent(share: float) -> str:
+    """A share in whole percent, with one digit more where it would read 0 or 100 % of a mixture."""
+    digits = 1 if 0 < share < 0.005 or 0.995 <= share < 1 else 0
+    text = f"{share:.{digits}%}".replace("%", " %")
+    return {"0.0 %": "< 0.1 %", "100.0 %": "> 99.9 %"}.get(text, text)
 
 
 def chosen_samples(data: DataModule, count: int) -> Tensor:
