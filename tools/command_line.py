@@ -54,9 +54,13 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(self._spread(sys.argv[1:] if args is None else args), namespace)
 
     def _spread(self, words: Sequence[str]) -> list[str]:
-        """Write the numbers of a list as words of their own."""
+        """Write the numbers of a list as words of their own.
+
+        Raises:
+            ValueError: A number has a decimal comma.
+        """
         lists = {
-            option
+            option: action.type
             for action in self._actions
             if action.nargs is not None and action.nargs != "?" and action.type in (int, float)
             for option in action.option_strings
@@ -67,6 +71,13 @@ class Parser(argparse.ArgumentParser):
             name, equals, value = word.partition("=")
             if word.startswith("--"):
                 flag = name
+            given = value if word.startswith("--") else word
+            if lists.get(flag) is float and DECIMAL_COMMA.fullmatch(given):
+                point = given.replace(",", ".")
+                raise ValueError(
+                    f"{flag} {given}: a comma divides values; write {point}, or a space between two values"
+                )
+            if word.startswith("--"):
                 spread += [name, *_numbers(value)] if equals and name in lists else [word]
             else:
                 spread += _numbers(word) if flag in lists else [word]
@@ -87,6 +98,10 @@ class Parser(argparse.ArgumentParser):
         same = [option for option in known if unknown and option.endswith(f".{unknown[1].removeprefix('--')}")]
         hint = nearest(unknown[1], same or known) if unknown else ""
         raise ValueError(f"{message}{hint}; see {self.prog} --help")
+
+
+DECIMAL_COMMA = re.compile(r"0,\d+|\d+,0\d+")
+"""One number with a comma for its point; as two values, the first is 0 or the second begins with 0."""
 
 
 def _numbers(text: str) -> list[str]:

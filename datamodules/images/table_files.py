@@ -170,9 +170,7 @@ class TableFiles:
                 raise ValueError(
                     f"{self.tables['all']}: names no file in {folders['train']}; there is nothing to train on"
                 )
-            log.warning(
-                f"{self.tables['all']} names no file of {', '.join(bare)}, so there is no such split"
-            )
+            log.warning(f"{self.tables['all']} names no file of {', '.join(bare)}, so there is no such split")
         return {
             part: Part(folders[part], {name: row.labels for name, row in own.items()})
             for part, own in parts.items()
@@ -219,9 +217,7 @@ def _joined(folder: Path, table: Table) -> dict[str, Row]:
     if lost:
         raise ValueError(_not_found(folder, table, lost, names))
     if unnamed := [name for name in names if name not in found]:
-        log.warning(
-            f"{len(unnamed):,} of the {len(names):,} images in {folder} have no row in {table.path}; left out"
-        )
+        log.warning(f"{len(unnamed):,} of the {len(names):,} images in {folder} have no row in {table.path}; left out")
     return dict(sorted(found.items()))
 
 

@@ -87,7 +87,9 @@ def test_files_that_are_not_images_are_found_by_their_header(tmp_path: Path) -> 
     torn.write_bytes(good.read_bytes()[:200])
     assert [look(path).wrong for path in (good, text, empty)] == [None, "no image", "no image"]
     torn_webp = saved(tmp_path, picture(0), "torn.webp")
-    torn_webp.write_bytes(torn_webp.read_bytes()[:100])  # unlike with other formats, Pillow needs all of it to know the size
+    torn_webp.write_bytes(
+        torn_webp.read_bytes()[:100]
+    )  # unlike with other formats, Pillow needs all of it to know the size
     assert look(torn_webp).wrong == "cut short"
     assert look(torn).wrong is None  # its header is intact: found only when it is decoded
     with pytest.raises(OSError, match="truncated"):

@@ -24,6 +24,15 @@ def test_numbers_of_a_list(words: str) -> None:
     assert parser().parse_args(words.split()).lr == [1e-3, 3e-3]
 
 
+@pytest.mark.parametrize("words", ["--lr 0,001", "--lr=0,001", "--lr 1e-3 0,5", "--lr 1,05"])
+def test_a_decimal_comma_is_named(words: str) -> None:
+    text = words.split()[-1].removeprefix("--lr=")
+    with pytest.raises(
+        ValueError, match=f"^--lr {text}: a comma divides values; write {text.replace(',', '.')}, or a sp"
+    ):
+        parser().parse_args(words.split())
+
+
 def test_other_values_stay_as_they_are() -> None:
     given, rest = parser().parse_known_args(["--name", "a,b", "c", "--sizes", "-1,2", "--lr", "--model.lr", "1,2"])
     assert (given.name, given.sizes, given.lr, rest) == (["a,b", "c"], [-1, 2], [], ["--model.lr", "1,2"])
