@@ -12,8 +12,10 @@ The data is read as in ``python main.py fit``. Duplicates and damaged files are 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -162,11 +164,26 @@ def _set_up(data: DataModule) -> None:
         data.unreadable = "skip"
     data.batch_size = 1  # no batch is served: a data set that is smaller than the configured batch can be inspected too
     data.prepare_data()
-    data.setup("fit")
+    with _named_later(data):
+        data.setup("fit")
+        try:
+            data.setup("test")
+        except FileNotFoundError as error:
+            say("test", f"none: {error}")
+
+
+@contextlib.contextmanager
+def _named_later(data: DataModule) -> Iterator[None]:
+    """Say nothing of the image files that are left out: they are among the findings, which are printed below."""
+    from tools.inspect_data.measures import has_files
+
+    warnings = logging.getLogger("datamodules.images.unreadable")
+    before = warnings.disabled
+    warnings.disabled = before or has_files(data)
     try:
-        data.setup("test")
-    except FileNotFoundError as error:
-        say("test", f"none: {error}")
+        yield
+    finally:
+        warnings.disabled = before
 
 
 if __name__ == "__main__":

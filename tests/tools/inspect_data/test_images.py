@@ -136,7 +136,7 @@ def folder_config(tmp_path: Path) -> list[str]:
 
 def test_data_in_files(photos: Path, folder_config: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*folder_config, "--data.root", "photos", "--out", "here"]) == 0
-    found, output = report(Path("here")), capsys.readouterr().out
+    found, (output, logged) = report(Path("here")), capsys.readouterr()
     assert sorted(path.name for path in Path("here").iterdir()) == FILES
     assert found["counts"] == {
         "train": {"cat": 8, "dog": 4},
@@ -163,6 +163,7 @@ def test_data_in_files(photos: Path, folder_config: list[str], capsys: pytest.Ca
         "warning: files that cannot be read, 2 times: photos/train/cat/no_image.jpg; val: photos/val/dog/cut.jpg"
         in output
     )
+    assert (output + logged).count("no_image.jpg") == 1, "the log of the set-up does not name it, too"
     assert "left out   1 not an image" in output
     assert "canvases   --data.canvas_cache DIR would take 0.0 MB on the disk" in output
     # the twelve training images at 16 pixels, as the datamodule decodes them
