@@ -8,6 +8,8 @@ from pathlib import Path
 from datamodules.images.class_folders import listed
 from datamodules.segmentation.prompt_sets import PromptSet
 from foundation.places import absence, close_to, near
+from foundation.slug import slug
+from foundation.suggestions import nearest
 
 COCO = ("_annotations.coco.json", "instances_default.json", "result.json")  # of Roboflow, CVAT, Label Studio
 PARTS = ("train", "valid", "val")
@@ -25,14 +27,29 @@ def no_sets(root: Path, sets: Sequence[PromptSet]) -> str:
 
 
 def _hint_of_root(root: Path, sets: Sequence[PromptSet]) -> str:
-    """Name the set that is `root` itself, or the folders that look like sets."""
-    prompts = f"[{', '.join(sets[0].prompts)}]"
+    """Name the set that is `root` itself, or all folders that look like sets, each with prompts to be put in its place."""
     if _has_masks(root):
-        return f'{root} is itself a set: give --data.sets "[{{folder: ., prompts: {prompts}}}]"'
+        return f"{root} is itself a set: give {_setting([('.', _placeholder(root.resolve().name))])}"
     inner = sorted(path.name for path in root.iterdir() if _has_masks(path))
-    if inner:
-        return f'{root} has the set {inner[0]}: give --data.sets "[{{folder: {inner[0]}, prompts: {prompts}}}]"'
-    return ""
+    if not inner:
+        return ""
+    text = f"{root} has the set{'s' * (len(inner) > 1)} {listed(inner)}"
+    return f"{text}: give {_setting([(name, _prompts_of(name, sets)) for name in inner])}, with prompts of yours"
+
+
+def _prompts_of(folder: str, sets: Sequence[PromptSet]) -> str:
+    """The prompts of the set whose folder is misspelt, or a placeholder: the prompts of other data would be wrong."""
+    meant = [one for one in sets if nearest(one.folder, [folder])]
+    return ", ".join(meant[0].prompts) if meant else _placeholder(folder)
+
+
+def _placeholder(folder: str) -> str:
+    return f"segment {slug(folder).replace('_', ' ')}"
+
+
+def _setting(sets: Sequence[tuple[str, str]]) -> str:
+    items = ", ".join(f"{{folder: {folder}, prompts: [{prompts}]}}" for folder, prompts in sets)
+    return f'--data.sets "[{items}]"'
 
 
 def hint_of_set(root: Path, one: PromptSet) -> str:
