@@ -31,12 +31,16 @@ FIRST = ("loss", "acc", "balanced_acc", "iou", "dice", "f1", "auroc", "ap", "aur
 ON_A_LINE = 4
 """Up to four metrics are printed in one line, more of them in a table."""
 SPLITS = {"validate": "val", "test": "test"}
+ONLY_SPEED = (
+    "data.workers", "data.prefetch", "data.persistent_workers", "data.pin_memory", "data.download", "data.canvas_cache",
+    "data.verify", "trainer.logger", "trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.default_root_dir",
+    "progress", "curves",
+)  # fmt: skip
+"""Beginnings of settings that change neither a training nor an evaluation, at most its speed and what is shown of it."""
 # settings that cannot change the metrics of an evaluation
 NO_EFFECT = (
-    "data.workers", "data.prefetch", "data.persistent_workers", "data.pin_memory", "data.on_device", "data.download",
-    "data.canvas_cache", "data.batch_size", "data.eval_batch_size", "data.drop_last", "data.verify", "trainer.logger",
-    "trainer.callbacks", "trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.default_root_dir", "progress",
-    "curves", "checkpoint", "non_finite", "on_oom", "fast_loop", "seed_everything",
+    *ONLY_SPEED, "data.on_device", "data.batch_size", "data.eval_batch_size", "data.drop_last", "trainer.callbacks",
+    "checkpoint", "non_finite", "on_oom", "fast_loop", "seed_everything",
 )  # fmt: skip
 
 

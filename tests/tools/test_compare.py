@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from tools.compare.__main__ import main
 from tools.compare.picture import draw
 from tools.compare.runs import Run, best_of, differing, flat, grouped, read_run
+from tools.compare.table import columns_of
 
 CLASSIFIER = {
     "model": {"class_path": "lightning_modules.TernaryClassifier", "init_args": {"lr": 0.1, "layers": ["stem"]}},
@@ -352,3 +353,20 @@ def test_a_rate_that_the_finder_chose_is_shown_and_is_no_setting(
     assert "0.03, 0.1" in shown
     assert "mean of 2 seeds" in shown
     assert "0.03 to 0.06" in shown
+
+
+def test_the_metric_that_people_look_for_is_the_first_column(tmp_path: Path) -> None:
+    tested = dict.fromkeys(("test/absent_area", "test/area", "test/bce", "test/dice", "test/edge"), 0.5)
+    runs = []
+    for name, iou, cache in (("a", 0.3, "caches/a"), ("b", 0.4, None)):
+        config = {
+            **SEGMENTER,
+            "data": {"class_path": "datamodules.Prompted", "init_args": {"canvas_cache": cache, "workers": 1}},
+        }
+        rows = [{**row, "val/f1": 0.0} for row in epochs("val/iou", iou)]
+        runs.append(read_run(write_run(tmp_path / name, config, rows, test={**tested, "test/iou": iou})))
+    assert differing(runs) == [], "the cache changes no result"
+    titles = [column.title for column in columns_of(runs, None, 4, 4)]
+    names = [title for title in titles if "/" in title]
+    assert names == ["test/iou", "val/iou", "val/f1", "test/dice", "test/absent_area", "test/area"]
+    assert best_of([0.0, 0.0], "val/f1") is None, "equal values: none is the best"

@@ -14,6 +14,7 @@ import yaml
 from callbacks import read_metrics
 from callbacks.learning_rate_finder import FoundRate, found_rate
 from callbacks.summary import best_metrics, read_best
+from cli.evaluation import ONLY_SPEED
 from lightning_modules.loading import newest_config
 from metrics import direction_of
 
@@ -24,7 +25,7 @@ SEED = "seed_everything"
 LR = "model.lr"
 EVALUATIONS = ("validate", "test")
 # settings that do not count as differences between runs
-LEFT_OUT = (SEED, "trainer.logger")
+LEFT_OUT = (SEED, *ONLY_SPEED)
 # a head is trained on cached features of the images that another network is trained on
 SAME_IMAGES = {"CachedFeaturesDataModule": "ImageFolderDataModule", "SignalFileDataModule": "HARDataModule"}
 FINISHED, UNFINISHED, BROKEN = "finished", "unfinished", "broken"
@@ -245,7 +246,7 @@ def grouped(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def best_of(values: Sequence[float | None], name: str) -> float | None:
-    """Best value of a column by the direction of its metric; None if that is not known, and with fewer than two values."""
+    """Best value of a column by the direction of its metric; None if that is not known, or with fewer than two different values."""
     known = [value for value in values if value is not None and value == value]
     mode = direction_of(name.removeprefix("validate:"))
-    return None if mode is None or len(known) < 2 else min(known) if mode == "min" else max(known)
+    return None if mode is None or len({*known}) < 2 else min(known) if mode == "min" else max(known)

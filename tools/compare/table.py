@@ -12,6 +12,7 @@ from typing import NamedTuple
 from rich.markup import escape
 from rich.table import Table
 
+from cli.evaluation import FIRST
 from tools.compare.runs import FINISHED, SEED, Run, Value, best_of, differing, grouped
 
 PLACES = ("data.root", "data.file")  # settings that name the data
@@ -48,13 +49,25 @@ def metric_names(runs: Sequence[Run]) -> list[str]:
     """Sort the metric names of all runs: first those that selected checkpoints, then validation metrics, then the rest."""
     names = {name for run in runs for name in run.best}
     chosen = [run.main for run in runs if run.main in names]
-    return sorted(names, key=lambda name: (name not in chosen, not name.startswith("val/"), name))
+    return sorted(names, key=lambda name: (name not in chosen, not name.startswith("val/"), _rank(name), name))
 
 
 def _evaluated(runs: Sequence[Run]) -> list[str]:
-    return sorted(
-        {name for run in runs for name in run.evaluated}, key=lambda name: (not name.startswith("test/"), name)
-    )
+    """Sort the evaluated metrics of all runs: those of test first, and of these the metrics that selected checkpoints."""
+    names = {name for run in runs for name in run.evaluated}
+    chosen = _tested(runs)
+    return sorted(names, key=lambda name: (not name.startswith("test/"), name not in chosen, _rank(name), name))
+
+
+def _tested(runs: Sequence[Run]) -> list[str]:
+    """Names on the test split of the metrics that selected checkpoints."""
+    return [f"test/{run.main.partition('/')[2]}" for run in runs if run.main]
+
+
+def _rank(name: str) -> int:
+    """Place of a metric among those that people look for first."""
+    metric = name.partition("/")[2]
+    return FIRST.index(metric) if metric in FIRST else len(FIRST)
 
 
 def _best(name: str) -> Column:
@@ -79,15 +92,18 @@ def columns_of(
             test metrics and the main metric of the first run are shown.
     """
     found = [name for name in metric_names(runs) if metrics is None or name.startswith("val/") or name == runs[0].main]
-    evaluated = [name for name in _evaluated(runs) if metrics is None or name.startswith("test/")]
+    evaluated = [name for name in _evaluated(runs) if metrics is None or name.startswith("test/")][:metrics]
+    chosen = [name for name in evaluated if name in _tested(runs)]
+    tests = [Column(name, lambda run, name=name: run.evaluated.get(name), metric=True) for name in evaluated]  # type: ignore[misc]
     return [
         Column("status", lambda run: run.status),
         Column("seed", lambda run: run.seed),
         *(Column(name, lambda run, name=name: run.settings.get(name)) for name in differing(runs)[:settings]),  # type: ignore[misc]
         *([Column("lr used, lr configured", _lr_found)] if any(run.found for run in runs) else []),
         Column("epochs", lambda run: run.epochs),
+        *tests[: len(chosen)],
         *(_best(name) for name in found[:metrics]),
-        *(Column(name, lambda run, name=name: run.evaluated.get(name), metric=True) for name in evaluated[:metrics]),  # type: ignore[misc]
+        *tests[len(chosen) :],
         *_costs(price),
     ]
 
