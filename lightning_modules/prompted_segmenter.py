@@ -290,9 +290,7 @@ class PromptedSegmenter(SegmentationModule):
         self._has_weights = True
         record = checkpoint.get("segmentation", {})
         synonyms = checkpoint.get("trained_on", {}).get("own", {}).get("synonyms") or []
-        self.object_of = {
-            slug(text): name for name, texts in zip(self.class_names, synonyms, strict=False) for text in texts
-        }
+        self._take_synonyms(synonyms)
         self.thresholds, self.raw_thresholds = (dict(record.get(name, {})) for name in ("thresholds", "raw_thresholds"))
         if isinstance(self.network, CLIPSegmenter) and record.get("clip_hash") != self.network.clip.weights_hash():
             raise MisconfigurationException(
@@ -304,14 +302,14 @@ class PromptedSegmenter(SegmentationModule):
     def on_predict_start(self) -> None:
         """Warn of prompts that were not used in training."""
         data = getattr(self.trainer, "datamodule", None)
-        requested = getattr(data, "prompts", None) or []
-        trained = getattr(getattr(data, "trained_on", None), "own", {}).get("synonyms") or getattr(data, "synonyms", [])
-        known = {slug(text) for texts in [*trained, self.class_names] for text in texts}
-        if unknown := [prompt for prompt in requested if slug(prompt) not in known]:
-            log.warning(
-                f"prompts not used in training: {', '.join(map(repr, unknown))}; they use the threshold 0.5, and their masks are "
-                "reliable only if the text network knows the words"
-            )
+        if not self.object_of:  # of a module that is in no checkpoint yet
+            self._take_synonyms(getattr(data, "synonyms", []))
+        self.warn_of_unknown(getattr(data, "prompts", None) or [])
+
+    def _take_synonyms(self, synonyms: Sequence[Sequence[str]]) -> None:
+        self.object_of = {
+            slug(text): name for name, texts in zip(self.class_names, synonyms, strict=False) for text in texts
+        }
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Predict a batch: mask (N, 1, H, W) bool, prompt, index of the image in the batch, and threshold of each pair."""

@@ -12,6 +12,7 @@ from torchmetrics import MeanMetric
 
 from foundation.in_parts import in_parts
 from foundation.slug import slug
+from foundation.suggestions import nearest
 from lightning_modules.base import BaseModule, Batch, StageName
 from lightning_modules.classification import Samples
 from metrics import MaskPrediction, SegmentationCounts, SegmentationSums, TolerantSums, choose_thresholds
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 STAGES: tuple[StageName, ...] = ("train", "val", "val_raw", "test")
 HARDLY_ANY = 0.001  # share of the pixels; an IoU that is printed as 0.000 or 0.001
 METRIC_NAMES = ("iou", "dice", "pixel_acc", "iou_image", "dice_image")
+NAMED = 6  # trained prompts that a warning names
 
 
 class SegmentationModule(BaseModule):
@@ -72,6 +74,7 @@ class SegmentationModule(BaseModule):
         self.raw_thresholds: dict[str, float] = {}
         self.collapsed: dict[str, str] = {}
         self.object_of: dict[str, str] = {}
+        self._unknown: set[str] = set()  # prompts that a warning has named
         super().__init__(**kwargs)
 
     def configure_metrics(self) -> None:
@@ -191,7 +194,30 @@ class SegmentationModule(BaseModule):
     def _asked(self, prompts: Sequence[str] | None) -> list[str]:
         if isinstance(prompts, str) or (prompts is not None and not prompts):
             raise ValueError(f"prompts: a list of one text or more, or None, got {prompts!r}")
-        return self.class_names if prompts is None else list(prompts)
+        if prompts is None:
+            return self.class_names
+        self.warn_of_unknown(prompts)
+        return list(prompts)
+
+    def warn_of_unknown(self, prompts: Sequence[str]) -> None:
+        """Warn of prompts that were not used in training, once of each, and name the trained ones.
+
+        Args:
+            prompts: Texts; case and punctuation do not matter.
+        """
+        synonyms = {name: name.replace("_", " ") for name in self.object_of}
+        known = {**synonyms, **{slug(name): name for name in self.class_names}}
+        unknown = {prompt: slug(prompt) for prompt in prompts if slug(prompt) not in {*known, *self._unknown}}
+        if not unknown:
+            return
+        self._unknown |= {*unknown.values()}
+        named = [f"{prompt!r}{nearest(words.replace('_', ' '), known.values())}" for prompt, words in unknown.items()]
+        trained = sorted(known.values(), key=lambda name: name not in self.class_names)
+        more = f" and {len(trained) - NAMED} more" if len(trained) > NAMED else ""
+        log.warning(
+            f"prompts not used in training: {'; '.join(named)}; they use the threshold 0.5, and their masks are reliable only if "
+            f"the text network knows the words; trained: {', '.join(map(repr, trained[:NAMED]))}{more}"
+        )
 
     # ---- metrics of an epoch ----
 

@@ -204,6 +204,21 @@ def test_a_threshold_at_the_end_of_the_search_is_said(caplog: pytest.LogCaptureF
         assert "too low" in low
 
 
+def test_unknown_prompts_are_named_once_with_the_trained_ones(caplog: pytest.LogCaptureFixture) -> None:
+    module = PromptedSegmenter.__new__(PromptedSegmenter)
+    torch.nn.Module.__init__(module)
+    module.class_names, module._unknown = ["segment balls", "segment wires"], set()
+    module.object_of = {"segment_balls": "segment balls", "mark_the_wires": "segment wires"}
+    assert module._asked(["Segment balls!", "segment ball", "zebra"]) == ["Segment balls!", "segment ball", "zebra"]
+    module._asked(["zebra", "mark the wires"])
+    (record,) = caplog.records
+    text = record.getMessage()
+    assert text.startswith(
+        "prompts not used in training: 'segment ball', did you mean 'segment balls'?; 'zebra'; they use"
+    )
+    assert text.endswith("; trained: 'segment balls', 'segment wires', 'mark the wires'")
+
+
 def test_predict_of_a_folder_with_other_prompts(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -197,6 +197,7 @@ def deployed_segmenter(module: PromptedSegmenter, prompts: Sequence[str] | None 
     if module.mean is None or module.std is None:
         raise ValueError("ONNX: the module must have mean and std of its data; main.py sets them from the data")
     asked = list(module.class_names if prompts is None else prompts)
+    module.warn_of_unknown(asked)
     # copies share the towers of CLIPSeg, which are in no dtype but float32 unless they are copied, too
     network = copy.deepcopy(module.network).cpu().float().eval()
     if isinstance(network, CLIPSegmenter):
