@@ -1,9 +1,9 @@
 """Lightning callbacks: EMA, checkpoints, exact resume, metric logs, plots, progress bar, LR finder, calibration, stopping.
 
 A callback reads step outputs, logged metrics and the run folder. It does not depend on the task, and imports neither
-lightning_modules nor datamodules. On a module it may use ``log_epoch(stage)``, ``shared_step(batch, stage)`` and ``metric_names``
-(lightning_modules/base.py), ``collapsed`` (lightning_modules/segmentation_module.py), and ``several_labels``, ``monitored`` and
-``label_results`` (lightning_modules/multilabel.py).
+lightning_modules nor datamodules. On a module it may use ``log_epoch(stage)``, ``shared_step(batch, stage)``, ``metric_names`` and
+``stages()`` (lightning_modules/base.py, scheduled_module.py), ``collapsed`` (lightning_modules/segmentation_module.py), and
+``several_labels``, ``monitored`` and ``label_results`` (lightning_modules/multilabel.py).
 """
 
 from callbacks.calibration import Calibration

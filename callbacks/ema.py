@@ -11,6 +11,7 @@ holds both: ``state_dict`` is raw, ``ema`` is the average. Resuming a fit restor
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any, Literal
 
 import torch
@@ -31,6 +32,31 @@ def effective_decay(decay: float, updates: int, warmup: bool) -> float:
     [0.1, 0.55, 0.999]
     """
     return min(decay, (1 + updates) / (10 + updates)) if warmup else decay
+
+
+def longer_than_run(decay: float, steps: int) -> str:
+    """Say that the half-life of an average is longer than the run, and which decay fits: a half-life of a twentieth of the steps.
+
+    Args:
+        decay: Share of the old average that is kept at each step, at least 0 and under 1.
+        steps: Optimiser steps of the run, 1 or more.
+
+    Returns:
+        A sentence; empty if the half-life is at most as long as the run.
+
+    >>> longer_than_run(0.999, 400)
+    'decay 0.999 has a half-life of 693 steps and the run only 400: the average lags behind; decay: 0.97 of EMA fits'
+    >>> longer_than_run(0.99, 400)
+    ''
+    """
+    half_life = math.log(0.5) / math.log(decay) if decay else 0.0
+    if half_life <= steps:
+        return ""
+    change = 1 - 0.5 ** (1 / max(1.0, steps / 20))
+    return (
+        f"decay {decay:g} has a half-life of {half_life:,.0f} steps and the run only {steps:,}: the average lags behind; "
+        f"decay: {1 - float(f'{change:.1g}'):g} of EMA fits"
+    )
 
 
 def update_average(average: list[Tensor], weights: list[Tensor], decay: float) -> None:
@@ -133,8 +159,13 @@ class EMA(Callback):
         self._live = {name: tensor.detach() for name, tensor in state.items() if name in names}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember the current optimiser step."""
+        """Remember the current optimiser step; at the start of a run, say that it is too short for the average."""
         self._step = trainer.global_step
+        limited = (trainer.max_epochs or -1) > 0 or trainer.max_steps > 0
+        if not self._step and limited and hasattr(pl_module, "stages"):
+            steps = sum(stage.steps for stage in pl_module.stages())  # type: ignore[operator]
+            if text := longer_than_run(self.decay, steps):
+                log.info(f"average    {text}")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

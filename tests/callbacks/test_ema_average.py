@@ -1,5 +1,7 @@
 """callbacks/ema.py: decay, warm-up and the update of the average."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -39,3 +41,18 @@ def test_warmup_grows_to_the_decay() -> None:
 def test_bad_arguments(arguments: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EMA(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("steps", "fits"), [(1, 0.5), (20, 0.5), (100, 0.9), (690, 0.98)])
+def test_a_half_life_longer_than_the_run_is_said(steps: int, fits: float, caplog: pytest.LogCaptureFixture) -> None:
+    module = SimpleNamespace(stages=lambda: [SimpleNamespace(steps=steps)])
+    trainer = SimpleNamespace(global_step=0, max_epochs=1, max_steps=-1)
+    caplog.set_level("INFO")
+    for decay in (fits, 0.0, 0.999):
+        EMA(decay).on_train_start(trainer, module)  # type: ignore[arg-type]
+    (record,) = caplog.records
+    assert f"the run only {steps}: " in record.getMessage()
+    assert record.getMessage().endswith(f"; decay: {fits:g} of EMA fits")
+    trainer.max_epochs, trainer.global_step = -1, 0
+    EMA(0.999).on_train_start(trainer, module)  # type: ignore[arg-type]
+    assert len(caplog.records) == 1, "a run without an end has no length"

@@ -138,6 +138,7 @@ def _try(rows: Rows, flags: RunFlags, find_lr: bool) -> None:
             _report_rate(rows, folder)
         cost.add_memory(rows, cli)
         cost.add_time(rows, cli)
+        cost.add_average(rows, cli)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from callbacks.ema import EMA, longer_than_run
 from callbacks.failures.disk import FILES
 from foundation.disk import existing, free_space
 from tools.check.rows import Mark, Rows
@@ -92,6 +93,22 @@ def add_time(rows: Rows, cli: TrialCLI) -> None:
         shown.append(f"{batches:,} batches of {step_s:.2g} s")
     text = f"about {duration(total)} for {epochs_of_run:,} epochs of {', then '.join(shown)}, each with {val_s:.2g} s of validation"
     rows.add("time", "ok", f"{text}; steps timed: {sum(map(len, watch.steps.values()))}")
+
+
+def add_average(rows: Rows, cli: TrialCLI) -> None:
+    """A row about the averaged weights, if their half-life is longer than the run."""
+    decays = [one.decay for one in cli.trainer.callbacks if isinstance(one, EMA)]  # type: ignore[attr-defined]
+    if not decays or (not (cli.asked.epochs or -1) > 0 and cli.asked.steps <= 0):
+        return
+    data, every, limit = cli.datamodule, cli.trainer.accumulate_grad_batches, cli.asked.limit
+    steps = 0
+    for epochs, batch in _stages(cli):
+        batches = data.num_train_batches(batch)
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        steps += epochs * -(-batches // every)
+    steps = min(steps, cli.asked.steps) if cli.asked.steps > 0 else steps
+    if text := longer_than_run(decays[0], max(1, steps)):
+        rows.add("average", "warn", text)
 
 
 def _stages(cli: TrialCLI) -> list[tuple[int, int]]:
