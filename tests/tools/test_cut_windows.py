@@ -74,7 +74,9 @@ def test_windows_of_a_folder(folder: Path, tmp_path: Path, capsys: pytest.Captur
     assert not [path for path in tmp_path.iterdir() if path != target]
 
 
-def test_new_recordings_are_cut_like_the_others(folder: Path, tmp_path: Path) -> None:
+def test_new_recordings_are_cut_like_the_others(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first, second = tmp_path / "windows.npz", tmp_path / "new.npz"
     flags = ["--rate", "25", "--window", "2", "--overlap", "0.25", "--signals", f"z={SIGNALS[2]}", f"x={SIGNALS[0]}"]
     assert main([str(folder), str(first), *flags, *PATTERN]) == 0
@@ -86,6 +88,11 @@ def test_new_recordings_are_cut_like_the_others(folder: Path, tmp_path: Path) ->
         np.testing.assert_array_equal(new["signal"], cut["signal"][there])
         assert {"label", "subject"}.isdisjoint(new.files)
         assert json.loads(str(new["cutting"])) == json.loads(str(cut["cutting"]))
+    held_out = tmp_path / "held_out.npz"
+    assert " predict --run RUN_DIR" in capsys.readouterr().out.splitlines()[-1]
+    assert main([str(folder), str(held_out), "--like", str(first), *PATTERN]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.endswith(f" test --run RUN_DIR --data.test_file {held_out}"), "labelled windows are tested"
 
 
 def test_other_units_are_converted_and_like_takes_the_factors_over(folder: Path, tmp_path: Path) -> None:

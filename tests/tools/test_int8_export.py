@@ -94,11 +94,13 @@ def test_lines_on_the_integers() -> None:
     wide = Integers("b", np.array([[-127, 5]], np.int8), scale)
     assert described([symbols], ["a"]) == [
         "integers of 1 ternary layers: -1, 0, 1, with a scale per channel",
-        "sums of two products cannot saturate on a processor without VNNI (255 x 1 x 2 is under 32,767)",
+        "a processor without VNNI instructions adds two products in 16 bits, which cannot overflow (255 x 1 x 2 is under 32,767): "
+        "the same results everywhere",
     ]
     assert described([symbols, wide], ["a"])[1:] == [
         "integers of 1 other layers: up to 127",
-        "sums of two products CAN saturate on a processor without VNNI (255 x 127 x 2 is over 32,767)",
+        "a processor without VNNI instructions adds two products in 16 bits, which CAN overflow (255 x 127 x 2 is over 32,767): "
+        "its results can be wrong",
     ]
     assert described([wide], ["b"])[0].startswith(
         "integers of 1 ternary layers with two scales per channel (ttq): up to 127"

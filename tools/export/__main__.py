@@ -138,7 +138,9 @@ def _export(options: argparse.Namespace) -> None:
         if packs:
             raise ValueError(f"--{packs[0]}: is of the packed file, but {without}; leave it out")
         assert onnx is not None
-        print(f"no packed file, because {without}\n{onnx()}")
+        if isinstance(module, TernaryClassifier):  # the other systems have no packed file
+            print(f"no packed file, because {without}")
+        print(onnx())
         return
     assert isinstance(module, TernaryClassifier)
     coding = options.coding or "trits"

@@ -115,7 +115,10 @@ def export_int8(deployed: Deployed, splits: Splits, path: Path, settings: Int8Se
         )
         lines += [f"test   {name:10} {score}" for name, score in scores.items()]
         drop = scores["trained"].accuracy - scores["int8 ONNX"].accuracy
-        lines.append(f"loss of accuracy on the test split: {drop:+.2f} points (allowed: {settings.max_drop:g})")
+        change = f"{abs(drop):.2f} points {'lower' if drop > 0 else 'higher'} than" if drop else "the same as"
+        lines.append(
+            f"accuracy of the int8 file on the test split: {change} that of the trained network (--max_drop {settings.max_drop:g})"
+        )
         if not drop <= settings.max_drop:
             raise VerificationError(
                 f"the int8 file loses {drop:.2f} points of accuracy on the test split ({scores['trained'].accuracy:.2f} -> "

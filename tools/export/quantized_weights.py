@@ -153,7 +153,8 @@ def described(integers: Iterable[Integers], ternary: Iterable[str]) -> list[str]
     largest = max((one.largest for one in everything), default=0)
     safe = largest <= SAFE
     lines.append(
-        f"sums of two products {'cannot' if safe else 'CAN'} saturate on a processor without VNNI "
-        f"(255 x {largest} x 2 {'is under' if safe else 'is over'} 32,767)"
+        f"a processor without VNNI instructions adds two products in 16 bits, which {'cannot' if safe else 'CAN'} overflow "
+        f"(255 x {largest} x 2 {'is under' if safe else 'is over'} 32,767): "
+        f"{'the same results everywhere' if safe else 'its results can be wrong'}"
     )
     return lines
