@@ -30,6 +30,7 @@ FIRST = ("loss", "acc", "balanced_acc", "iou", "dice", "f1", "auroc", "ap", "aur
 """Metrics that are printed before the others, but after the one that chose the checkpoint; the others follow by name."""
 ON_A_LINE = 4
 """Up to four metrics are printed in one line, more of them in a table."""
+SHORT = 160  # characters of a setting that are shown
 SPLITS = {"validate": "val", "test": "test"}
 ONLY_SPEED = (
     "data.workers", "data.prefetch", "data.persistent_workers", "data.pin_memory", "data.download", "data.canvas_cache",
@@ -75,6 +76,28 @@ def overrides(source: RunCheckpoint, now: dict[str, Any]) -> dict[str, Any]:
     both = [name for name in {**was, **new} if (name in was and name in new) or name.startswith(("model.", "data."))]
     changed = {name: [was.get(name), new.get(name)] for name in both if was.get(name) != new.get(name)}
     return {name: values for name, values in changed.items() if not name.startswith(NO_EFFECT)}
+
+
+def shown_difference(one: Any, other: Any) -> tuple[str, str]:
+    """The two values of a setting in short: of two lists only the items that differ, of items what is not null.
+
+    >>> shown_difference([{"folder": "a", "groups": None}, {"folder": "b"}], [{"folder": "b"}, {"folder": "c"}])
+    ('[{folder: a}]', '[{folder: c}]')
+    """
+    if isinstance(one, list) and isinstance(other, list) and len(one) and len(other):
+        differ = [[item for item in items if item not in others] for items, others in ((one, other), (other, one))]
+        one, other = differ if all(differ) else (one, other)
+    return _short(one), _short(other)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        text = f"{{{', '.join(f'{key}: {_short(inner)}' for key, inner in value.items() if inner is not None)}}}"
+    elif isinstance(value, list):
+        text = f"[{', '.join(_short(item) for item in value)}]"
+    else:
+        text = "null" if value is None else str(value)
+    return text if len(text) <= SHORT else f"{text[:SHORT]}..."
 
 
 def changed_settings(
@@ -220,7 +243,7 @@ def report_results(
     metrics = {name: value for result in results for name, value in result.items()}
     log.info(f"{command}  {describe(checkpoint)}\n{_listed(metrics, read_best(checkpoint).get('metric', ''))}")
     for name, (was, now) in changed.items():
-        log.info(f"      with {name} {now} (the run: {was})")
+        log.info("      with {} {} (the run: {})".format(name, *shown_difference(now, was)))
     if target is None:
         return
     of_run = run is not None and checkpoint.resolve().parent.parent == run.resolve()

@@ -113,6 +113,12 @@ class Classifier(BaseModule):
         self.class_weights_power, self.focal_gamma = class_weights_power, focal_gamma
         super().__init__(**kwargs)
 
+    def __getattr__(self, name: str) -> Any:
+        """Say which method a classifier has instead of ``masks``."""
+        if name == "masks":
+            raise AttributeError(f"masks: a {type(self).__name__} gives classes, use .classify(images)")
+        return super().__getattr__(name)
+
     def configure_losses(self) -> None:
         """Register a buffer for the class weights, so that checkpoints save them."""
         self.register_buffer("class_weight", torch.ones(self.num_classes))

@@ -77,6 +77,12 @@ class SegmentationModule(BaseModule):
         self._unknown: set[str] = set()  # prompts that a warning has named
         super().__init__(**kwargs)
 
+    def __getattr__(self, name: str) -> Any:
+        """Say which method a segmenter has instead of ``classify``."""
+        if name == "classify":
+            raise AttributeError(f"classify: a {type(self).__name__} gives masks, use .masks(images, prompts)")
+        return super().__getattr__(name)
+
     def configure_metrics(self) -> None:
         """Create the sums of each stage: first for the images' own objects, then for absent objects."""
         prompts = len(self.class_names)

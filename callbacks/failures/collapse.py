@@ -117,18 +117,14 @@ class WarnOnCollapse(Callback):
         self.said &= self.found.keys()
         for key, (count, text) in self.found.items():
             if is_due(count):
-                self._say(key, f"{text} in {count} validations", trainer, pl_module)
+                self._say(key, f"{text} in {count} validations", trainer, pl_module, collapsed=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what the latest validation found, unless a line has said it."""
         for key, (count, text) in self.found.items():
             if key not in self.said:
-                self._say(
-                    key,
-                    f"{text} in the last {f'{count} validations' if count > 1 else 'validation'}",
-                    trainer,
-                    pl_module,
-                )
+                last = f"{count} validations" if count > 1 else "validation"
+                self._say(key, f"{text} in the last {last}", trainer, pl_module)
 
     def _of_classes(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, str]:
         """What this validation found of classes or labels, else of the loss."""
@@ -160,19 +156,17 @@ class WarnOnCollapse(Callback):
         names = getattr(pl_module, "class_names", None)
         return {"classes": f"only class {repr(names[lowest]) if names else lowest} was predicted"}
 
-    def _say(self, key: str, text: str, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _say(
+        self, key: str, text: str, trainer: Trainer, pl_module: LightningModule, collapsed: bool = False
+    ) -> None:
         self.said.add(key)
         lacking = not text.startswith((TEXTS["all"], ALL_LABELS))
         exploded = self._exploded(trainer)
         changes = remedies(trainer, pl_module, lacking, exploded, self.recipe)
-        why = "the network has collapsed"
+        why = ": the network has collapsed" if collapsed else ""
         if exploded:
-            why = (
-                "the loss has exploded"
-                if key == "loss"
-                else f"the loss has exploded (val/loss {self._loss(trainer):.3g})"
-            )
-        log.warning(f"{text}: {why}; change {', '.join(changes)}")
+            why = ": the loss has exploded" + ("" if key == "loss" else f" (val/loss {self._loss(trainer):.3g})")
+        log.warning(f"{text}{why}; change {', '.join(changes)}")
 
 
 def remedies(

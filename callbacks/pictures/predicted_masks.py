@@ -108,7 +108,10 @@ class MaskWriter(Callback):
                     with contextlib.suppress(OSError):
                         parent.rmdir()  # only if it is empty
         if old:
-            log.info(f"removed    {len(old):,} masks of an earlier predict in {self.folder / 'predictions'}")
+            log.info(
+                f"removed    {len(old):,} masks of an earlier predict in {self.folder / 'predictions'}; "
+                "--name NAME writes to a folder of its own, and they stay"
+            )
 
 
 def _listed_masks(table: Path) -> set[str]:

@@ -22,8 +22,11 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from datamodules.signals.table_format import BLANK, are_numbers, read_table
 from datamodules.signals.windows import NOBODY, Windows
 from foundation.places import absence
+from foundation.project import TOOL
 
 Array = np.ndarray[Any, Any]
+RECORDINGS = (".csv", ".parquet", ".npz")
+"""Endings of the files of recordings."""
 OPTIONAL = frozenset({"label", "subject"})
 KNOWN = OPTIONAL | {"signal", "class_names", "signal_names", "signal_units", "rate", "recording", "recordings", "start"}
 
@@ -57,25 +60,26 @@ class SignalFile(NamedTuple):
         return "label" in self.windows
 
 
-def read_signal_file(path: Path, setting: str = "file") -> SignalFile:
+def read_signal_file(path: Path, setting: str | None = "file") -> SignalFile:
     """Read a file of windows.
 
     Args:
         path: File with the extension .npz or .csv.
-        setting: Setting of the datamodule that names it, for messages.
+        setting: Setting of the datamodule that names it, for messages; None: it is given in Python.
 
     Raises:
         FileNotFoundError: There is no such file.
         MisconfigurationException: The file does not have this format, or contains invalid values.
     """
+    given = str(path) if setting is None else f"--data.{setting} {path}"
     if not path.is_file():
         raise FileNotFoundError(
-            f"--data.{setting} {path} {absence(path, file=True)}; expected windows of signals, a .npz with signal (N, S, T), label "
-            "and subject, or a .csv with the columns window, time, label, subject and one for each signal"
+            f"{given} {absence(path, file=True)}; expected windows of signals, a .npz with signal (N, S, T), label and subject, "
+            f"or a .csv with the columns window, time, label, subject and one for each signal{_how_to_cut(path)}"
         )
     readers = {".npz": _read_arrays, ".csv": read_table}
     if path.suffix.lower() not in readers:
-        raise MisconfigurationException(f"--data.{setting} {path} must end in .npz or .csv")
+        raise MisconfigurationException(f"{given} must end in .npz or .csv")
     try:
         arrays = readers[path.suffix.lower()](path)
     except (ValueError, OSError, UnicodeDecodeError) as error:
@@ -119,13 +123,25 @@ def read_signal_file(path: Path, setting: str = "file") -> SignalFile:
     windows["subject"] = torch.from_numpy(subjects.astype(np.int64))
     if "label" in arrays:
         labels = _given(path, "label", arrays["label"], numbers="class_names" not in arrays)
-        names, label = _classes(path, labels, arrays.get("class_names"), part=setting == "test_file")
+        names, label = _classes(path, labels, arrays.get("class_names"), part=setting != "file")
         windows["label"] = torch.from_numpy(label)
     if "rate" in arrays and (arrays["rate"].size != 1 or arrays["rate"].dtype.kind not in "fiu"):
         raise MisconfigurationException(f"{path}: rate has shape {arrays['rate'].shape}; it is one number, in Hz")
     rate = float(arrays["rate"].reshape(())) if "rate" in arrays else None
     step = float(arrays["time_step"]) if path.suffix.lower() == ".csv" else None
     return SignalFile(windows, names, signal_names, units, people, rate, _sources(arrays), step)
+
+
+def _how_to_cut(path: Path) -> str:
+    """How windows are cut from recordings, for a folder that holds files of theirs; else an empty string."""
+    files = path.rglob("*") if path.is_dir() else ()
+    found = next((one for one in files if one.suffix.lower() in RECORDINGS), None)
+    if found is None:
+        return ""
+    return (
+        f"; if its files, such as {found.relative_to(path)}, are recordings, cut them into windows first: "
+        f"{TOOL}cut_windows {path} windows.npz --rate HZ --window S"
+    )
 
 
 def _sources(arrays: dict[str, Array]) -> list[str] | None:

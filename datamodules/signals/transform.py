@@ -92,7 +92,7 @@ class WindowTransform(RunTransform):
 
     def _of_file(self, path: Path) -> tuple[list[str | None], Tensor]:
         try:
-            content = read_signal_file(path, "test_file")
+            content = read_signal_file(path, None)
             matching = SignalMatching.of(DescribedSignals.of(content, str(path)), self._own)
         except (MisconfigurationException, FileNotFoundError) as error:
             raise ValueError(str(error)) from None

@@ -168,7 +168,7 @@ def test_a_recovered_network_starts_anew_and_the_end_of_a_short_fit_says_it(said
     fit.validate([2, 2], times=2)
     assert not said.messages
     fit.end()
-    assert [text.partition(":")[0] for text in said.messages] == [
+    assert [text.partition("; change")[0] for text in said.messages] == [
         "only class 2 was predicted in the last 2 validations"
     ]
 

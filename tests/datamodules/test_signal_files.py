@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules import SignalFileDataModule
+from datamodules.signals.file_formats import read_signal_file
 
 SUBJECTS, LENGTH = 6, 12
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -188,6 +189,15 @@ def test_missing_file_other_format_and_invalid_settings(tmp_path: Path) -> None:
     ):
         _ = SignalFileDataModule(file=str(tmp_path / "a.npz")).class_names
     (tmp_path / "a.xlsx").touch()
+    (tmp_path / "raw" / "p1").mkdir(parents=True)
+    (tmp_path / "raw" / "p1" / "walk.csv").touch()
+    with pytest.raises(
+        FileNotFoundError, match=r"--data\.file .* is a folder, a file is needed; .*walk\.csv, are recordings, cut "
+    ):
+        read_signal_file(tmp_path / "raw")
+    with pytest.raises(FileNotFoundError) as caught:
+        read_signal_file(tmp_path / "none.npz", None)
+    assert str(caught.value).startswith(f"{tmp_path / 'none.npz'} does not exist"), "Python has no flags"
     with pytest.raises(MisconfigurationException, match=r"a\.xlsx must end in \.npz or \.csv"):
         SignalFileDataModule(file=str(tmp_path / "a.xlsx")).setup("fit")
     with pytest.raises(

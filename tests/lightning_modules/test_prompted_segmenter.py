@@ -21,7 +21,7 @@ from callbacks.pictures.predicted_masks import mask_names
 from callbacks.pictures.segmentation import SegmentationPictures
 from cli import main
 from datamodules.segmentation.generator import write_generated
-from lightning_modules import PromptedSegmenter, load_run
+from lightning_modules import ImageClassifier, PromptedSegmenter, load_run
 from lightning_modules.encoder_weights import fill_encoder
 from networks.segmenter_light import LightSegmenter
 from networks.tiling import Tiling, starts
@@ -217,6 +217,18 @@ def test_unknown_prompts_are_named_once_with_the_trained_ones(caplog: pytest.Log
         "prompts not used in training: 'segment ball', did you mean 'segment balls'?; 'zebra'; they use"
     )
     assert text.endswith("; trained: 'segment balls', 'segment wires', 'mark the wires'")
+
+
+def test_the_method_of_the_other_kind_of_module_is_named() -> None:
+    for kind, name, instead in (
+        (PromptedSegmenter, "classify", "masks, use .masks"),
+        (ImageClassifier, "masks", "classes, use .classify"),
+    ):
+        module = kind.__new__(kind)
+        torch.nn.Module.__init__(module)
+        assert not hasattr(module, name)
+        with pytest.raises(AttributeError, match=f"{name}: a {kind.__name__} gives {instead}"):
+            getattr(module, name)
 
 
 def test_predict_of_a_folder_with_other_prompts(

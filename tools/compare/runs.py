@@ -14,7 +14,7 @@ import yaml
 from callbacks import read_metrics
 from callbacks.learning_rate_finder import FoundRate, found_rate
 from callbacks.summary import best_metrics, read_best
-from cli.evaluation import ONLY_SPEED
+from cli.evaluation import ONLY_SPEED, shown_difference
 from lightning_modules.loading import newest_config
 from metrics import direction_of
 
@@ -158,7 +158,8 @@ def _read_evaluation(run: Run, name: str, path: Path, other: str) -> None:
     # the metrics of validate are also named val/...; the prefix separates them from those of training
     prefix = "".join(f"{part}:" for part in (other, "" if name == "test" else name) if part)
     run.evaluated |= {f"{prefix}{key}": float(value) for key, value in content["metrics"].items()}
-    changed = [f"{key} {now} (trained with {was})" for key, (was, now) in content.get("overrides", {}).items()]
+    overrides = content.get("overrides", {}).items()
+    changed = ["{} {} (trained with {})".format(key, *shown_difference(now, was)) for key, (was, now) in overrides]
     if changed and not other:
         run.notes.append(f"{name} with {', '.join(changed)}")
     if seen := content.get("data", {}).get("seen_in_training"):

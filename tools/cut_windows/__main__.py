@@ -178,7 +178,10 @@ def cut_windows(options: argparse.Namespace) -> None:
         }
         writer.finish(labels.names if has_labels else [], named, settings)
     say("written", f"{options.target}: {counts.windows:,} windows of {cutting.samples} samples at {cutting.rate:g} Hz")
-    if has_labels and named:
+    if options.like:
+        command = "test" if has_labels else "predict"
+        print(f"{command:<10} {MAIN} {command} --run RUN_DIR --data.test_file {options.target}")
+    elif has_labels and named:
         print(
             f"train      {MAIN} fit --config configs/har_cpu.yaml --data SignalFileDataModule --data.file {options.target} "
             "--test_after_fit"
@@ -198,19 +201,19 @@ def _check_target(target: Path) -> None:
 
 def _files(options: argparse.Namespace, pattern: PathPattern | None) -> dict[str, Path]:
     """Find the recordings: path below SOURCE -> file."""
-    from datamodules.signals.recordings.reading import ENDINGS
+    from datamodules.signals.file_formats import RECORDINGS
 
     source: Path = options.source
     if source.is_file():
         found = {source.name: source}
     elif source.is_dir():
-        paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
+        paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in RECORDINGS and path.is_file())
         own = [path.resolve() for path in (options.segments, options.like) if path]
         found = {path.relative_to(source).as_posix(): path for path in paths if path.resolve() not in own}
     else:
         raise ValueError(f"SOURCE {source}: there is no such file or folder")
     if not found:
-        raise ValueError(f"SOURCE {source} has no recordings: files that end in {', '.join(ENDINGS)}")
+        raise ValueError(f"SOURCE {source} has no recordings: files that end in {', '.join(RECORDINGS)}")
     if pattern is None:
         return found
     fitting = {name: path for name, path in found.items() if pattern.of(name) is not None}

@@ -15,6 +15,7 @@ from callbacks.metrics_log import column_order
 from callbacks.pictures.confusion_matrix import draw_confusion
 from callbacks.pictures.curves import draw_curves
 from callbacks.summary import best_metrics, hyperparameters
+from cli.evaluation import shown_difference
 from foundation.atomic_files import replace_file
 from foundation.durations import in_words
 from foundation.plotting import render, write_png
@@ -156,7 +157,9 @@ def evaluated(content: Mapping[str, Any]) -> str:
         if data.get("seen_in_training"):
             text += f" {number(data['seen_in_training'])} of them were trained on: these are not metrics of new data."
     if changed := content.get("overrides"):
-        listed = ", ".join(f"{name} {now} (trained with {was})" for name, (was, now) in changed.items())
+        listed = ", ".join(
+            "{} {} (trained with {})".format(name, *shown_difference(now, was)) for name, (was, now) in changed.items()
+        )
         text += f" Settings that differ from those of the run: {listed}."
     return text
 

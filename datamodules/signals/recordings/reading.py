@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from datamodules.images.class_folders import listed
+from datamodules.signals.file_formats import RECORDINGS
 from datamodules.signals.matching import without_unit
 from datamodules.signals.recordings.recording import Codes, Recording
 from datamodules.signals.recordings.resampling import rate_of
@@ -27,7 +28,6 @@ from foundation.suggestions import nearest
 Array = np.ndarray[Any, Any]
 TIME_NAMES = ("time", "timestamp", "Time", "Timestamp", "seconds_elapsed")
 """Columns that are time stamps if nothing else is said, and never signals by default."""
-ENDINGS = (".csv", ".parquet", ".npz")
 UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 PLAUSIBLE = (0.2, 50_000.0)  # Hz: other rates mean another unit of time
 BLOCK = 1 << 22  # bytes of a CSV file that are parsed at once
@@ -214,8 +214,8 @@ def _opened(path: Path, columns: Columns, wanted: Sequence[str]) -> _Table:
     ending = path.suffix.lower()
     if ending == ".npz":
         return _npz(path, wanted)
-    if ending not in ENDINGS:
-        raise ValueError(f"a recording is a file {', '.join(ENDINGS)}")
+    if ending not in RECORDINGS:
+        raise ValueError(f"a recording is a file {', '.join(RECORDINGS)}")
     try:
         import_module("pyarrow")
     except ImportError as error:
