@@ -50,8 +50,11 @@ class Source:
             value: Also find lines with this value, such as the name of a class.
         """
         name = key.rpartition(".")[2]
-        if any(argument.partition("=")[0] == f"--{key}" for argument in self.flags.rest):
-            return ""
+        given = [
+            argument.partition("=")[0].removesuffix("+") for argument in self.flags.rest if argument.startswith("--")
+        ]
+        if any(f"--{key}" == flag or ("." in flag and f"--{key}".startswith(f"{flag}.")) for flag in given):
+            return ""  # by a flag of this setting, or of the one that has it as an item
         words = [rf"(^|[^\w]){re.escape(value)}($|[^\w])"] if value and value.strip() else []
         for pattern in [*words, rf"(^|[\s{{,\"'.-]){re.escape(name)}[\"']?\s*\+?:"]:
             for config in reversed(self.configs):

@@ -263,7 +263,9 @@ class VisionCLI(LightningCLI):
                 log.info(f"{self.source.folder}: {done}; nothing to do")
             else:
                 go_on_with(self.trainer, model, datamodule, self.source, self.config_dict())
-                log.info(f"resuming {self.source.checkpoint} (epoch {self.source.epoch}, step {self.source.step})")
+                log.info(
+                    f"resuming {self.source.checkpoint} ({self.source.epoch} epochs, {self.source.step} steps done)"
+                )
         # a run killed while writing its summary has finished training, but some files are still missing
         if not (done and (self.source.folder / "training_summary.json").is_file()):  # type: ignore[union-attr]
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -93,7 +94,7 @@ class MatchedToCheckpoint(LightningDataModule):
     def place(self) -> str:
         """Folder or file of the data; the name of the class for data that is part of a package."""
         found = next((value for name in ("root", "file", "cache") if (value := getattr(self, name, None))), None)
-        return type(self).__name__ if found is None else str(Path(found).absolute())
+        return type(self).__name__ if found is None else os.path.abspath(found)
 
     @property
     def place_name(self) -> str:

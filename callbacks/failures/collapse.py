@@ -156,9 +156,7 @@ class WarnOnCollapse(Callback):
         names = getattr(pl_module, "class_names", None)
         return {"classes": f"only class {repr(names[lowest]) if names else lowest} was predicted"}
 
-    def _say(
-        self, key: str, text: str, trainer: Trainer, pl_module: LightningModule, collapsed: bool = False
-    ) -> None:
+    def _say(self, key: str, text: str, trainer: Trainer, pl_module: LightningModule, collapsed: bool = False) -> None:
         self.said.add(key)
         lacking = not text.startswith((TEXTS["all"], ALL_LABELS))
         exploded = self._exploded(trainer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import os
 import statistics
 from abc import abstractmethod
 from pathlib import Path
@@ -68,7 +69,7 @@ class DescribedPromptSets(DataModule):
     @property
     def place(self) -> str:
         """Folders of the sets, each with the settings that say which of its images and objects it is."""
-        root = self.root.absolute()
+        root = Path(os.path.abspath(self.root))
         there = [one for one in self.sets if (root / one.folder).is_dir()] if self.generate is None else []
         names = list(dict.fromkeys(f"{one.folder}{_chosen(one)}" for one in there))
         if not names:

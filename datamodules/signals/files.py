@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -77,7 +78,7 @@ class SignalFileDataModule(SignalDataModule):
     def place(self) -> str:
         """The file of the data; in an evaluation the file that is tested."""
         tested = self.test_file if self.trained_on is not None or not self.file.is_file() else None
-        return str((tested or self.file).absolute())
+        return os.path.abspath(tested or self.file)
 
     @property
     def class_names(self) -> list[str]:

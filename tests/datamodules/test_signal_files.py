@@ -333,9 +333,13 @@ def test_one_line_says_what_the_windows_hold(tmp_path: Path, caplog: pytest.LogC
     with caplog.at_level("INFO"):
         data.check_input(("train", "val", "test"))
     line = (
-        "windows    16 train of 4 people, 4 val of 1 people, 4 test of 1 people; 12 samples of 4 signals (signal 0, signal 1, "
+        "windows    16 train of 4 people, 4 val of 1 person, 4 test of 1 person; 12 samples of 4 signals (signal 0, signal 1, "
         "signal 2, signal 3); 2 classes (sit 12, walk 12)"
     )
     assert line in caplog.text
     assert "signals that never change in train: signal 3; they carry no information" in caplog.text
     assert "windows are constant in every signal, the first is window 8; was the sensor off?" in caplog.text
+
+
+def test_a_place_is_written_without_dots(tmp_path: Path) -> None:
+    assert SignalFileDataModule(file=str(tmp_path / "a" / ".." / "w.npz")).place == str(tmp_path / "w.npz")

@@ -186,7 +186,7 @@ def _data(rows: Rows, data: Any, tested: bool, wrong: tuple[type[Exception], ...
         data.check_input(splits)
     data.check_input = lambda _: None  # the trial need not read all again
     lines = [line for line in log.lines[seen[0] :] if not line.startswith("baseline")]
-    rows.add("data", "ok", "; ".join(lines))
+    rows.add("data", "ok", "; ".join(line.removeprefix("data ").strip() for line in lines))
     for line in log.warnings[seen[1] :]:
         rows.add("data", "warn", line)
     del log.warnings[:]
