@@ -272,9 +272,9 @@ def test_a_class_of_one_image_goes_to_training_with_a_warning(tmp_path: Path, ca
 )
 def test_an_invalid_folder_gives_a_one_line_error(tmp_path: Path, made: dict[str, int], message: str) -> None:
     for name, count in made.items():
-        write_class(tmp_path / "data" / name, count)
+        write_class(tmp_path / "one" / "two" / "data" / name, count)
     with pytest.raises((MisconfigurationException, FileNotFoundError), match=message) as caught:
-        folder(tmp_path / "data", test_fraction=0.0).setup("fit")
+        folder(tmp_path / "one" / "two" / "data", test_fraction=0.0).setup("fit")
     assert "\n" not in str(caught.value)
 
 

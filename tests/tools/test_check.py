@@ -244,7 +244,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "weights that do not exist": Fault(digits("--model.init_from", "gone"), "first step", "FAIL", "gone: no such run"),
     "batch over the data": Fault(digits("--data.batch_size", "5000"), "data", "FAIL", "--data.batch_size 5000"),
-    "loss not finite": Fault(digits("--model.lr", "1e30"), "training", "FAIL", "finite"),
+    "loss not finite": Fault(digits("--model.lr", "1e38"), "training", "FAIL", "finite"),
     "state that cannot be loaded": Fault(
         digits("--trainer.callbacks+", "tests.tools.failing_callbacks.Stuck"), "resume", "FAIL", "the state of Stuck"
     ),

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import io
 import json
+import math
 import sys
 import tempfile
 import time
@@ -129,7 +130,9 @@ def _try(rows: Rows, flags: RunFlags, find_lr: bool) -> None:
             with rows.part("resume", *wrong, ends=False):
                 with _quiet():
                     again.run()
-                rows.add("resume", "ok", f"went on from step {cli.trainer.global_step} to {again.trainer.global_step}")
+                first, last_step = cli.trainer.global_step, again.trainer.global_step
+                went = "went on" if last_step > first else "the resumed run did not go on"
+                rows.add("resume", "ok" if last_step > first else "warn", f"{went} from step {first} to {last_step}")
             again.release()
             cost.add_disk(rows, target, last.stat().st_size, cli.asked)
         else:
@@ -202,7 +205,13 @@ def _report_trial(rows: Rows, cli: TrialCLI, log: Warnings) -> None:
     names = [type(one).__name__ for one in trainer.callbacks if one is not cli.watch]  # type: ignore[attr-defined]
     notes = f"; {', '.join(cli.asked.notes)}" if cli.asked.notes else ""
     stages = f"{len(cli.asked.stages)} stages, " if cli.asked.stages else ""
-    rows.add("training", "ok", f"{stages}{trainer.global_step} optimiser steps with {len(names)} callbacks{notes}")
+    wrong = sorted(name for name, value in metrics.items() if not math.isfinite(value))
+    if wrong:
+        text = f"{wrong[0]} is {metrics[wrong[0]]} after {trainer.global_step} optimiser steps, not finite; lower --model.lr"
+        rows.add("training", "FAIL", text)
+    else:
+        text = f"{stages}{trainer.global_step} optimiser steps with {len(names)} callbacks{notes}"
+        rows.add("training", "ok", text)
     monitored = {"checkpoint": cli.config_init[cli.subcommand].checkpoint.monitor}
     monitored |= {type(one).__name__: one.monitor for one in trainer.callbacks if type(one).__name__ == "EarlyStopping"}  # type: ignore[attr-defined]
     shown = [f"{owner} {name} {metrics[name]:.3g}" for owner, name in monitored.items() if name in metrics]
