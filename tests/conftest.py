@@ -1,5 +1,6 @@
 """Fixtures of all tests: one torch thread, plots without rasterisation, a check for left-over files, and a finished tiny run."""
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,3 +67,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         log.read_text()
     )
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _no_handlers_of_earlier_tests() -> None:
+    """Take away the log handlers that a command of an earlier test left: their stream is closed by now."""
+    from cli.app import OUR_PACKAGES
+
+    for name in OUR_PACKAGES:
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [], True

@@ -61,6 +61,7 @@ def test_step_overhead_prints_and_writes_its_results(tmp_path: Path, capsys: pyt
         assert case["with_epoch_end"] == pytest.approx(overhead["median"] + case["epoch_end"]["median"] / epoch)
 
 
+@pytest.mark.slow
 def test_bare_loop_and_run_with_everything_on_end_in_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
 
@@ -118,6 +119,7 @@ def test_results_of_a_case_by_hand() -> None:
 
 
 @forks
+@pytest.mark.slow
 def test_loader_prints_and_writes_its_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "loader.json"
     loader.main([*QUICK, "--images", "640", "--workers", "1", "--json", str(file)])

@@ -61,7 +61,7 @@ def test_a_file_of_windows_is_matched_by_name(har: Path, tmp_path: Path) -> None
     assert isinstance(transform, WindowTransform)
     for wrong, message in (
         (tmp_path / "other.npz", "has other signals than the checkpoint was trained on"),
-        (tmp_path / "nowhere.npz", "no file"),
+        (tmp_path / "nowhere.npz", "does not exist"),
         (windows[:, :3], r"an array \(9, 128\) or \(N, 9, 128\) in physical units is needed, got \(2, 3, 128\)"),
         (windows * np.nan, "a value is not a finite number"),
         ([], "none is given"),

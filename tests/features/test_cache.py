@@ -217,6 +217,7 @@ def test_shard_has_its_name_only_when_it_is_on_disk_as_a_whole(tmp_path: Path, m
     assert synchronised[1][0] == tmp_path.stat().st_ino  # and then the name itself
 
 
+@pytest.mark.slow
 def test_killed_extractions_go_on_to_the_same_cache(tmp_path: Path) -> None:
     data, about, n, rounds = samples(400), identity(), 400, 0
     draw = random.Random(0)

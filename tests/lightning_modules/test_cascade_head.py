@@ -215,6 +215,7 @@ def test_use_without_a_trainer(runs: dict[str, Any], weights: str, name: str) ->
     assert torch.equal(lost.classify(images), raw.classify(images))
 
 
+@pytest.mark.slow
 def test_a_head_on_features_knows_where_the_weights_of_its_backbone_were(
     tmp_path: Path, runs: dict[str, Any], weights: str
 ) -> None:

@@ -132,6 +132,7 @@ def test_single_task(tmp_path: Path, name: str, other: str) -> None:
     assert load_run(tmp_path / "run").class_names == [text[name].replace("_", " ")]
 
 
+@pytest.mark.slow
 def test_thresholds_are_loaded_from_the_best_checkpoint(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     best = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
     module = load_run(trained)
@@ -358,6 +359,7 @@ def test_pictures_require_masks(tmp_path: Path) -> None:
         SegmentationPictures(count=0)
 
 
+@pytest.mark.slow
 def test_prompts_are_matched_without_case_and_old_masks_go(trained: Path) -> None:
     predict = ["predict", "--run", str(trained), "--data.prompts"]
     assert main([*predict, '["segment crack", "something else"]']) == 0

@@ -45,6 +45,7 @@ def interpreted(folder: Path, *arguments: str) -> dict[str, Any]:
     return content
 
 
+@pytest.mark.slow
 def test_kernels_equal_the_reference_in_the_interpreter(tmp_path: Path) -> None:
     content = interpreted(tmp_path, "--quick", "--parts", "check", "layers")
     assert {case.name for case in CASES} <= content["checks"].keys()

@@ -42,6 +42,7 @@ def stopped(arguments: list[str], folder: Path, moment: Kill) -> Iterator[str]:
     assert codes == [-signal.SIGKILL]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_running_is_not_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     with stopped(["fit", *SHORT, "--run_dir", str(run)], run, Kill("batch_start", 5, signal.SIGSTOP)) as process:

@@ -69,6 +69,7 @@ def test_results_name_the_data(images: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_classes_are_matched_by_name_and_own_results_stay(images: Path, tmp_path: Path) -> None:
     own = (images / "run" / "test_metrics.json").read_bytes()
     # a folder with the test split only, with two of the three classes: red is number 1 here and number 2 in the checkpoint
@@ -116,6 +117,7 @@ def test_grey_files_for_a_network_of_colours_are_reported(
     assert "100% of the test images are grey, of the training images 0%" in "".join(capsys.readouterr())
 
 
+@pytest.mark.slow
 def test_a_checkpoint_by_itself_is_compared_with_the_settings(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,6 +159,7 @@ def test_the_checkpoint_normalises_other_datamodules(
     assert shifted == metrics_of(images / "run")["metrics"]
 
 
+@pytest.mark.slow
 def test_data_replaced_in_its_place_and_another_checkpoint_keep_the_runs_results(images: Path, tmp_path: Path) -> None:
     run = shutil.copytree(images / "run", tmp_path / "run", ignore=shutil.ignore_patterns("evaluations"))
     data = shutil.copytree(images / "data", tmp_path / "moved")
@@ -280,6 +283,7 @@ def test_units_are_compared_where_known(tmp_path: Path, signals: Path, capsys: p
     assert "acc is in m/s2, but the checkpoint was trained on g" in "".join(capsys.readouterr())
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_a_record_is_matched_by_its_hyperparameters(
     signals: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -352,6 +356,7 @@ def test_predictions_of_files_and_of_a_split_name_the_files(images: Path, tmp_pa
     assert sorted(files()) == sorted(f"{name}/{i}.png" for name in ("blue", "green", "red") for i in range(4))
 
 
+@pytest.mark.slow
 def test_a_setting_that_a_resume_changed_is_the_runs_own(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -44,6 +44,7 @@ def files_of(folder: Path) -> list[str]:
     return [row["file"] for row in rows]
 
 
+@pytest.mark.slow
 def test_a_whole_other_set_is_tested_and_each_set_has_its_results(run: Path) -> None:
     holes = {"folder": "holes", "prompts": ["hole"], "split": "test"}
     for command, one in (
@@ -69,6 +70,7 @@ def test_a_stage_without_images_says_which_are_there(run: Path, capsys: pytest.C
     assert "validate needs images, and no image is for val (0 train, 0 val, 4 test)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_predictions_of_other_pictures_are_kept(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("evaluations"))
     for name in ("one", "two"):

@@ -47,6 +47,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 @pytest.mark.parametrize(
     "mode", ["signals", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("flatten", "grid", "channels"))]
 )
+@pytest.mark.slow
 def test_raw_to_trained_to_predicted(mode: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_recordings(tmp_path / "raw", seconds=12, people=4)
     windows, new, run = tmp_path / "windows.npz", tmp_path / "new.npz", tmp_path / "run"

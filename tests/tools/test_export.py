@@ -251,6 +251,7 @@ def onnx(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Path]]:
     return calls
 
 
+@pytest.mark.slow
 def test_packed_file_and_onnx(run: Path, onnx: list[tuple[Any, Path]], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(run), "--onnx", "x.onnx"]) == 0
     assert capsys.readouterr().out.endswith("a line on the ONNX file\n")

@@ -108,6 +108,7 @@ def test_lines_on_the_integers() -> None:
 
 
 @needs_onnx
+@pytest.mark.slow
 def test_integers_are_the_symbols_and_scales_are_the_layers(tmp_path: Path) -> None:
     """Reads the file with onnx: scale x integer equals the folded weight, bit for bit, in every ternary layer."""
     module, path = network(), tmp_path / "net.onnx"

@@ -311,6 +311,7 @@ def forked_tool(arguments: list[str], errors: Path) -> None:
 
 @forks
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
 def test_signal_leaves_no_files_and_no_workers(stop: signal.Signals, config: Path, tmp_path: Path) -> None:
     out, errors = tmp_path / "new" / "loader.yaml", tmp_path / "errors"
     words = ["--config", str(config), "--device", "cpu", "--seconds", "100", "--workers", "2", "--out", str(out)]

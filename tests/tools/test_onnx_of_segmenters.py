@@ -44,6 +44,7 @@ def segmenter(run: Path) -> PromptedSegmenter:
     return module
 
 
+@pytest.mark.slow
 def test_masks_in_python_are_those_of_predict(run: Path, tmp_path: Path) -> None:
     """The files that predict writes, for images of three sizes; each is given once as uint8 and once as a float."""
     from PIL import Image

@@ -45,6 +45,7 @@ def _working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- in memory ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_data_in_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(DIGITS) == 0
     out = tmp_path / "inspect" / "digits_ternary"
