@@ -161,8 +161,9 @@ class EMA(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember the current optimiser step; at the start of a run, say that it is too short for the average."""
         self._step = trainer.global_step
-        limited = (trainer.max_epochs or -1) > 0 or trainer.max_steps > 0
-        if not self._step and limited and hasattr(pl_module, "stages"):
+        if self._step or not hasattr(pl_module, "stages"):
+            return
+        if (trainer.max_epochs or -1) > 0 or trainer.max_steps > 0:
             steps = sum(stage.steps for stage in pl_module.stages())  # type: ignore[operator]
             if text := longer_than_run(self.decay, steps):
                 log.info(f"average    {text}")

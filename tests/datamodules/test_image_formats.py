@@ -77,7 +77,9 @@ def test_heic_without_its_package_is_named_wherever_files_are_read(
     path = tmp_path / "1.heic"
     path.write_bytes(b"any")
     assert look(path).wrong == formats.NEEDS["HEIF"]  # labelled images
-    with pytest.raises(MisconfigurationException, match=r"1\.heic \(HEIC needs pillow-heif: .*\); remove"):  # predict
+    with pytest.raises(
+        MisconfigurationException, match=r"1\.heic cannot be read as an image \(HEIC needs .*\); give"
+    ):  # predict
         read_images(tmp_path, 8, 3)
     with pytest.raises(MisconfigurationException, match=r"1\.heic: HEIC needs pillow-heif: .*; or convert or remove"):
         check_formats([path])  # prompted segmentation, folders and COCO

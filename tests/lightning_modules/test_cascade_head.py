@@ -190,6 +190,7 @@ def test_missing_weights_file(tmp_path: Path, runs: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", ["live", "cached"])
+@pytest.mark.slow
 def test_use_without_a_trainer(runs: dict[str, Any], weights: str, name: str) -> None:
     module, path = runs[name]
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

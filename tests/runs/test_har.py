@@ -49,6 +49,7 @@ def test_resumed_to_the_bit(trained: Path, command: list[str], tmp_path: Path, k
     assert not differences(outcome(trained), outcome(folder))
 
 
+@pytest.mark.slow
 def test_what_a_run_leaves(trained: Path, tmp_path: Path) -> None:
     log, metrics = tmp_path / "log", trained / "test_metrics.json"
     log_text = (trained.parent / "log").read_text()

@@ -62,6 +62,7 @@ def test_the_number_of_workers_changes_nothing(trained: Path, pictures: Path, tm
         assert torch.equal(tensor, theirs["state_dict"][name]), name
 
 
+@pytest.mark.slow
 def test_what_a_run_on_files_leaves(
     trained: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

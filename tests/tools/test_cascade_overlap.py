@@ -29,6 +29,7 @@ def with_split(finished: Path, folder: Path, **settings: Any) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_images_that_a_stage_was_trained_on_are_left_out_and_counted(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
