@@ -36,7 +36,7 @@ def written(run: Path, folder: Path) -> dict[str, bytes]:
 def test_after_a_kill_and_a_resume(tmp_path: Path) -> None:
     whole, broken, log = tmp_path / "run1", tmp_path / "run2", tmp_path / "log"
     assert forked(["fit", "--config", TINY, *SHORT, "--run_dir", str(whole)], log=log) == 0, log.read_text()
-    killed = forked(["fit", "--config", TINY, *SHORT, "--run_dir", str(broken)], Kill("backward", 20), log)
+    killed = forked(["fit", "--config", TINY, *SHORT, "--run_dir", str(broken)], Kill("backward", 11), log)
     assert killed == -signal.SIGKILL
     assert forked(["fit", "--resume", str(broken)], log=log) == 0, log.read_text()
     assert written(whole, tmp_path / "a") == written(broken, tmp_path / "b")
