@@ -17,7 +17,6 @@ from typing import Any
 import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from torch.nn import SyncBatchNorm
 
 from callbacks import ProgressiveResizing
 from callbacks.find_callbacks import find_callbacks
@@ -30,13 +29,12 @@ COUNTED = ("limit_train_batches", "val_check_interval")
 """Settings of the Trainer that count training batches of a process, or give a share of them."""
 
 
-def go_on_with(trainer: Trainer, model: Any, datamodule: Any, source: RunCheckpoint, config: Mapping[str, Any]) -> None:
+def go_on_with(trainer: Trainer, datamodule: Any, source: RunCheckpoint, config: Mapping[str, Any]) -> None:
     """Prepare Trainer and data for the number of processes of this start, if it is not that of the run.
 
     Args:
         trainer: The Trainer of this start.
-        model: The module of the run.
-        datamodule: Its data; `turns` is set.
+        datamodule: The data of the run; `turns` is set.
         source: The checkpoint to go on from, and the newest configuration of the run.
         config: The configuration of this start.
 
@@ -52,7 +50,7 @@ def go_on_with(trainer: Trainer, model: Any, datamodule: Any, source: RunCheckpo
     elif was % now:
         raise UsageError(f"--trainer.devices: {source.checkpoint} was written {_by(was)}; {_other(was, now, batch)}")
     else:
-        _take_turns(trainer, model, datamodule, source, was // now)
+        _take_turns(trainer, datamodule, source, was // now, bool(config["trainer"].get("sync_batchnorm")))
     if now != was:
         log.info(
             f"processes {was} -> {now}: every optimiser step keeps its {was * batch * accumulate:,} samples"
@@ -60,7 +58,7 @@ def go_on_with(trainer: Trainer, model: Any, datamodule: Any, source: RunCheckpo
         )
 
 
-def _take_turns(trainer: Trainer, model: Any, datamodule: Any, source: RunCheckpoint, turns: int) -> None:
+def _take_turns(trainer: Trainer, datamodule: Any, source: RunCheckpoint, turns: int, synchronised: bool) -> None:
     batch = datamodule.batch_size
     start = f"--trainer.devices: {source.checkpoint} was written {_by(source.processes)} and cannot go on in {trainer.world_size}"
     if find_callbacks(trainer, GradientAccumulationScheduler):
@@ -69,9 +67,7 @@ def _take_turns(trainer: Trainer, model: Any, datamodule: Any, source: RunCheckp
         raise UsageError(
             f"{start}: trainer.overfit_batches counts the batches of a process; keep the number of processes"
         )
-    if getattr(trainer.strategy, "_sync_batchnorm", False) or any(
-        isinstance(m, SyncBatchNorm) for m in model.modules()
-    ):
+    if synchronised:
         raise UsageError(
             f"{start} with batches of {batch}, as synchronised batch norm needs all samples of a step at once; "
             f"give --data.batch_size {batch * turns}, or keep the number of processes"
@@ -129,10 +125,10 @@ def _by(count: int) -> str:
 
 
 def _step_of_run(source: RunCheckpoint) -> tuple[int, int]:
-    return _step(flatten(yaml.safe_load(source.config.read_text(encoding="utf-8"))))
+    return _step(yaml.safe_load(source.config.read_text(encoding="utf-8")))
 
 
 def _step(config: Mapping[str, Any]) -> tuple[int, int]:
-    flat = config if STEP[0] in config else flatten(dict(config))
+    flat = flatten(dict(config))
     batch, accumulate = (int(flat[name]) for name in STEP)
     return batch, accumulate

@@ -262,7 +262,7 @@ class VisionCLI(LightningCLI):
             if done:
                 log.info(f"{self.source.folder}: {done}; nothing to do")
             else:
-                go_on_with(self.trainer, model, datamodule, self.source, self.config_dict())
+                go_on_with(self.trainer, datamodule, self.source, self.config_dict())
                 log.info(
                     f"resuming {self.source.checkpoint} ({self.source.epoch} epochs, {self.source.step} steps done)"
                 )

@@ -21,7 +21,7 @@ def balanced_draw(labels: Tensor, seed: int, epoch: int) -> Tensor:
     """Draw the samples of an epoch.
 
     Args:
-        labels: (N,) int64 classes; or (N, K) of 0 and 1, of which the rarest label of a sample counts as its class.
+        labels: (N,) int64 classes; or (N, K) of 0 and 1: the rarest label of a sample counts as its class.
         seed: Seed of the run.
         epoch: Epoch, from 0.
 

@@ -45,7 +45,7 @@ class DataModule(MatchedToCheckpoint, Extractable, ABC):
         split_seed: Seed of the splits, separate from the training seed, so that runs with different seeds use the same splits.
         drop_last: Drop the last training batch of an epoch if it is not full.
         sampling: `balanced` draws each class equally often in an epoch, which keeps its length: samples of a rare class several
-            times, each time augmented anew, of a frequent one a new part in each epoch. `shuffled` takes each training sample once.
+            times, each newly augmented, of a frequent one a new part in each epoch. `shuffled` takes each training sample once.
         crop_padding: Pixels of padding added on each side before a random crop of the image's original size; 0 disables the crop.
         flip: Mirror each training image left to right with probability one half.
         policy: Automatic augmentation: randaugment (arXiv:1909.13719) or autoaugment (its CIFAR-10 policy, arXiv:1805.09501).

@@ -143,7 +143,7 @@ def batches_in_turn(
 ) -> tuple[Tensor, ...]:
     """Return the batches of one epoch that a process serves for `turns` ranks: batch 0 of each of them, batch 1 of each, and so on.
 
-    The ranks are those of `world_size * turns` processes, of which this process takes `rank`, `rank + world_size`, and so on.
+    The ranks are those of `world_size * turns` processes; this process takes `rank`, `rank + world_size`, and so on.
 
     Args:
         n: Samples in the data set.

@@ -1,4 +1,4 @@
-"""Says of a path that is not what was expected what lies in its place: the closest name beside it, or the folder that was meant."""
+"""Says what lies in the place of a wrong path: the closest name in its folder, or the folder that was meant."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def meant(path: Path, fits: Fits, above: bool = True) -> str:
 
 
 def near(path: Path, fits: Fits, above: bool = True) -> Path | None:
-    """Return the folder above, inside or beside a path that is as expected; None if there is none.
+    """Return the folder above, inside or next to a path that is as expected; None if there is none.
 
     Args:
         path: A path that is not as expected.
@@ -88,7 +88,7 @@ def near(path: Path, fits: Fits, above: bool = True) -> Path | None:
 
 
 def _around(path: Path, above: bool) -> Iterator[Path]:
-    """The folders inside a path, those that contain it, and those beside a file, the nearest first."""
+    """The folders inside a path, those that contain it, and those next to a file, the nearest first."""
     if path.is_dir():
         inside = _visible(path)
         yield from inside

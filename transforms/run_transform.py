@@ -17,7 +17,7 @@ class RunTransform(ABC):
         """Read samples, a part at a time, so that any number of them fits into the memory.
 
         Args:
-            samples: One sample, a list of samples, or something that stands for many: a folder, a pattern, a file of windows.
+            samples: One sample, a list of samples, or something that means many: a folder, a pattern, a file of windows.
 
         Yields:
             The file of each of n samples, or None; and the input of the network for them, (n, ...) float32, normalised, on the CPU.
@@ -33,7 +33,7 @@ class RunTransform(ABC):
             sample: A file, a picture or an array.
 
         Raises:
-            ValueError: The sample is of a wrong kind or cannot be read, or stands for more than one.
+            ValueError: The sample is of a wrong kind or cannot be read, or means more than one.
         """
         found = [inputs for _, inputs in self.batches(sample)]
         if sum(map(len, found)) != 1:

@@ -147,7 +147,7 @@ class WarnOnCollapse(Callback):
         if trainer.world_size > 1:
             extremes = pl_module.all_gather(extremes).amin(dim=0)  # type: ignore[union-attr]
         lowest, highest, first, last = extremes.tolist()
-        if self._several:  # logits, of which 0 is a probability of 0.5
+        if self._several:  # a logit of 0 is a probability of 0.5
             if lowest > 0 and first == 0:
                 return {"labels": ALL_LABELS}
             return {"labels": NO_LABEL} if -highest < 0 and last == -1 else {}

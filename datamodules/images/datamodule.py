@@ -26,6 +26,7 @@ from datamodules.extraction import Labelled
 from datamodules.images.canvases import CanvasCache, CanvasLoader
 from datamodules.images.checking import check_decoding, levels_of
 from datamodules.images.decoding import Levels
+from datamodules.images.header import GivenHeader
 from datamodules.images.label_table import Columns
 from datamodules.images.labelled import LabelledFiles, readable
 from datamodules.images.loader import ImageFileLoader, ImageFiles, cores_for_workers
@@ -38,7 +39,7 @@ from datamodules.in_memory import InMemoryLoader
 log = logging.getLogger(__name__)
 
 
-class ImageFolderDataModule(SplitFiles):
+class ImageFolderDataModule(GivenHeader, SplitFiles):
     """Image files in one folder per class, or with a table of labels.
 
     Args:
@@ -159,26 +160,6 @@ class ImageFolderDataModule(SplitFiles):
         self._lists, self._held_out = {}, None
 
     # ---- the header ----
-
-    @property
-    def image_size(self) -> int:
-        """Height and width of an image in evaluation, in pixels."""
-        return self._image_size
-
-    @property
-    def in_channels(self) -> int:
-        """1 for grey, 3 for RGB."""
-        return self._channels
-
-    @property
-    def mean(self) -> tuple[float, ...]:
-        """Mean of each channel used for normalisation."""
-        return tuple(self._mean)
-
-    @property
-    def std(self) -> tuple[float, ...]:
-        """Standard deviation of each channel used for normalisation."""
-        return tuple(self._std)
 
     @property
     def transform_settings(self) -> dict[str, str | int | float | bool | None]:

@@ -145,7 +145,7 @@ def _is_root(folder: Path) -> bool:
 
 
 def _tables_there(folder: Path) -> str:
-    """What to say of a table of labels in a folder, or beside it."""
+    """What to say of a table of labels in a folder, or in the one above."""
     names = [path.name for place in (folder, folder.parent) for path in sorted(place.glob("*.csv"))]
     return f"; to read labels from a table: --data.labels {names[0]}" if names else ""
 

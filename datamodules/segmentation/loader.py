@@ -96,7 +96,7 @@ class SegmentationFiles(Dataset[Any]):
         }
         if images and self.canvas is None:
             batch["image"] = torch.stack(images)
-        elif images:  # a canvas lies in memory as (H, W, C), of which crops are cut fastest
+        elif images:  # a canvas lies in memory as (H, W, C): crops are cut fastest from it
             batch["image"] = torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
         if masks:
             batch["mask"] = torch.stack(masks)

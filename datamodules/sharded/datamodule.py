@@ -23,6 +23,7 @@ from datamodules.base import DataModule
 from datamodules.extraction import Labelled
 from datamodules.images.checking import kinds_of, levels_of
 from datamodules.images.decoding import FULL, Levels
+from datamodules.images.header import GivenHeader
 from datamodules.images.labelled import LabelledFiles, Unreadable, readable
 from datamodules.images.loader import ImageFileLoader, ImageFiles
 from datamodules.images.settings import IMAGENET_MEAN, IMAGENET_STD, check, check_files, check_levels, loading
@@ -42,7 +43,7 @@ log = logging.getLogger(__name__)
 Split = Literal["train", "val", "test", "predict"]
 
 
-class ShardedImagesDataModule(DataModule):
+class ShardedImagesDataModule(GivenHeader, DataModule):
     """Images with one class each, in WebDataset shards.
 
     Args:
@@ -158,26 +159,6 @@ class ShardedImagesDataModule(DataModule):
         self._given: LabelledFiles | None = None
 
     # ---- the header ----
-
-    @property
-    def image_size(self) -> int:
-        """Height and width of an image in evaluation, in pixels."""
-        return self._image_size
-
-    @property
-    def in_channels(self) -> int:
-        """1 for grey, 3 for RGB."""
-        return self._channels
-
-    @property
-    def mean(self) -> tuple[float, ...]:
-        """Mean of each channel used for normalisation."""
-        return tuple(self._mean)
-
-    @property
-    def std(self) -> tuple[float, ...]:
-        """Standard deviation of each channel used for normalisation."""
-        return tuple(self._std)
 
     @cached_property
     def class_names(self) -> list[str]:

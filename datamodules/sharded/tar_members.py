@@ -139,7 +139,7 @@ def read_places(file: BinaryIO, address: str) -> list[Place]:
     mark = file.read(512)
     if len(mark) < 512:
         raise ShardError(
-            f"{address}: is cut off after {len(places):,} members: it has no end mark; fetch it again, or write it anew"
+            f"{address}: is cut off after {len(places):,} members: it has no end mark; fetch or write it again"
         )
     if mark.strip(b"\0"):
         raise ShardError(

@@ -1,4 +1,4 @@
-"""Reads a folder of weights as on the Hugging Face hub: config.json beside safetensors or torch files, of timm or transformers."""
+"""Reads a folder of weights as on the Hugging Face hub: config.json with safetensors or torch files, of timm or transformers."""
 
 from __future__ import annotations
 

@@ -241,7 +241,7 @@ def _prefixes(family: Family, names: Collection[str]) -> Iterator[str]:
 
 
 def _behind(prefix: str, name: str) -> str:
-    """A name without the prefix of its network, or without the parts of it that the name has, as that of a head beside it."""
+    """A name without the prefix of its network, or without the parts of it that the name has, as that of a head next to it."""
     for part in prefix.split(".")[:-1]:
         if not name.startswith(f"{part}."):
             break

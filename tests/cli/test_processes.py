@@ -28,7 +28,7 @@ def go_on(
     batch: int = 64,
     start: tuple[int, int] = (64, 1),
     drop_last: bool = True,
-    model: Any = None,
+    sync_batchnorm: bool = False,
     **settings: Any,
 ) -> tuple[Any, Any]:
     config = folder / "config.yaml"
@@ -37,7 +37,8 @@ def go_on(
     data, made = SimpleNamespace(batch_size=start[0], turns=1, drop_last=drop_last), trainer(now, **settings)
     made.accumulate_grad_batches = start[1]
     content = {"data": {"batch_size": start[0]}, "trainer": {"accumulate_grad_batches": start[1]}}
-    go_on_with(made, model or torch.nn.Linear(1, 1), data, source, content)
+    content["trainer"]["sync_batchnorm"] = sync_batchnorm
+    go_on_with(made, data, source, content)
     return made, data
 
 
@@ -66,7 +67,7 @@ def test_the_samples_of_a_step_stay(tmp_path: Path, was: int, now: int, start: t
         ),
         (2, 1, {"limit_train_batches": 0.5}, "trainer.limit_train_batches 0.5 is a share of a process's batches"),
         (2, 1, {"overfit_batches": 4}, "trainer.overfit_batches counts the batches of a process"),
-        (2, 1, {"model": torch.nn.SyncBatchNorm(2)}, "synchronised batch norm .* give --data.batch_size 128, or keep"),
+        (2, 1, {"sync_batchnorm": True}, "synchronised batch norm .* give --data.batch_size 128, or keep"),
         (
             1,
             2,

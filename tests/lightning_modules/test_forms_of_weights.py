@@ -150,7 +150,7 @@ def test_the_network_computes_what_the_source_computes(
 
 
 def fastai_file(folder: Path) -> tuple[nn.Module, Path]:
-    """A file as `learn.save` of fastai's vision_learner writes it: body and head as one `Sequential`, beside the optimiser."""
+    """A file as `learn.save` of fastai's vision_learner writes it: body and head as one `Sequential`, with the optimiser."""
     body = trained(nn.Sequential(*list(tv("resnet18")().children())[:-2]))
     head = nn.Sequential(
         nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.BatchNorm1d(512), nn.Dropout(), nn.Linear(512, 64, bias=False),

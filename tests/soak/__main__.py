@@ -41,7 +41,7 @@ class Verdict(NamedTuple):
 
 
 def command(row: Row, config: Path, folder: Path) -> list[str]:
-    """The first start of a row's run; its canvas cache, if any, is beside `folder`."""
+    """The first start of a row's run; its canvas cache, if any, is next to `folder`."""
     flags = [str(folder.parent / "canvases") if flag == "canvases" else flag for flag in row.flags]
     limit = [] if "max_steps" in row.settings else ["--trainer.max_epochs", "3"]
     return ["fit", "--config", str(config), *limit, *flags, "--run_dir", str(folder)]

@@ -186,7 +186,7 @@ def copied(folder: Path) -> list[str]:
 
 
 def similar(folder: Path) -> list[str]:
-    """Pictures of which no two look alike, and one of them smaller on the other side of the split."""
+    """Pictures that do not look alike, and one of them smaller on the other side of the split."""
     random = np.random.default_rng(0)
     for number in range(18):
         photo = Image.fromarray(random.integers(0, 256, (5, 6, 3), dtype=np.uint8)).resize((96, 72))

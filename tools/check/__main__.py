@@ -168,7 +168,7 @@ def _reached(rows: Rows, cli: TrialCLI, wrong: tuple[type[Exception], ...]) -> A
 
 
 def _data(rows: Rows, data: Any, tested: bool, wrong: tuple[type[Exception], ...], log: Warnings) -> None:
-    """Rows about the settings, which were taken, and the data, which are read and judged as in a fit."""
+    """Rows about the settings, which were taken, and the data, which are read and checked as in a fit."""
     from tools.check.data import add_splits
     from tools.check.rows import EndOfCheckError
 

@@ -53,7 +53,7 @@ class Rows:
         Args:
             name: Name of the row.
             wrong: Exceptions that say what is wrong with the input; of others the type is named, too.
-            ends: Whether the check ends; False: what does not need this part is still judged, and `broken` is set.
+            ends: Whether the check ends; False: what does not need this part is still checked, and `broken` is set.
 
         Raises:
             EndOfCheckError: There was an exception, and it ends the check.

@@ -23,7 +23,7 @@ class CanvasLoader(InMemoryLoader):
     Args:
         canvases: The canvases of the files of an epoch.
         files: The data set of image files, with labels.
-        places: (n,) int64, positions of the files that make up an epoch, of which these are the canvases.
+        places: (n,) int64, positions of the files that make up an epoch; these are their canvases.
         batch_size: Samples in a batch of one rank.
         unreadable: Called with the indices of files that could not be read and are left out of their batch; raises or logs a
             warning.
