@@ -23,8 +23,8 @@ from torch import Tensor
 
 from foundation import measuring
 from foundation.measuring import Spread, interleave
-from networks.segmenter_clip import CLIPSegmenter
-from networks.segmenter_clip_weights import load_clipseg
+from networks.segmenters.clip import CLIPSegmenter
+from networks.segmenters.clip_weights import load_clipseg
 
 OURS, EACH, BATCHED = "ours", "transformers, once per prompt", "transformers, in one batch"
 

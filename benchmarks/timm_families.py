@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from networks.frozen_backbone import FrozenBackbone
-from networks.segmenter_light import LightSegmenter
+from networks.segmenters.light import LightSegmenter
 from networks.signal_encoder import build_encoder, feature_width
 from networks.timm_features import Pooling, TimmFeatures
 from networks.timm_network import backbone_modules, build_timm_network, classifier_names, is_inside, layer_numbers

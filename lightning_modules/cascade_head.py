@@ -10,9 +10,9 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from lightning_modules.backbone_weights import COMPARED, DEFAULT, WAYS, BackboneSettings, check_same, describe
 from lightning_modules.base import BaseModule, Batch
 from lightning_modules.early_exit_classifier import EarlyExitClassifier
+from lightning_modules.pretrained.backbone import COMPARED, DEFAULT, WAYS, BackboneSettings, check_same, describe
 from lightning_modules.schedules import ScheduleName
 from networks.frozen_backbone import FrozenBackbone, full_name, parse_name
 from networks.mlp_head import MLPHead

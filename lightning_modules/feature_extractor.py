@@ -10,9 +10,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from foundation.project import MAIN
-from lightning_modules.backbone_weights import DEFAULT, BackboneSettings, describe
 from lightning_modules.base import BaseModule, Batch
 from lightning_modules.classification import refuse_several_labels
+from lightning_modules.pretrained.backbone import DEFAULT, BackboneSettings, describe
 from networks.frozen_backbone import FrozenBackbone
 
 

@@ -14,8 +14,8 @@ from foundation.project import MAIN
 from lightning_modules.base import Batch, StageName, StepOutput
 from lightning_modules.early_exit_classifier import EVALUATION_STAGES, EarlyExitClassifier
 from lightning_modules.frozen_then_trained import FrozenThenTrained
-from lightning_modules.har_weights import backbone_of, downloaded, fill
 from lightning_modules.pretrained import ONE_SOURCE, StartsFromWeights, read_weights
+from lightning_modules.pretrained.har import backbone_of, downloaded, fill
 from lightning_modules.schedules import ScheduleName
 from metrics import ClassificationSums, GroupSums
 from networks.signal_encoder import SIGNAL_NETWORK, WindowAnswer, WindowNetwork, build_encoder, feature_width

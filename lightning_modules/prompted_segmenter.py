@@ -14,13 +14,13 @@ from torch import Tensor
 
 from foundation.slug import slug
 from lightning_modules.base import BaseModule, Batch, StageName, StepOutput
-from lightning_modules.encoder_weights import fill_encoder
 from lightning_modules.losses import weights_by_name
 from lightning_modules.losses.segmentation import OverSetting, PixelLoss, RegionLoss, SegmentationLoss
 from lightning_modules.pretrained import ONE_SOURCE
+from lightning_modules.pretrained.encoder import fill_encoder
 from lightning_modules.segmentation_module import SegmentationModule
-from networks.segmenter_clip import CLIPSegmenter, DecoderName
-from networks.segmenter_light import LightSegmenter
+from networks.segmenters.clip import CLIPSegmenter, DecoderName
+from networks.segmenters.light import LightSegmenter
 from networks.tiling import Tiling
 
 log = logging.getLogger(__name__)
@@ -184,7 +184,7 @@ class PromptedSegmenter(SegmentationModule):
     def forward(  # type: ignore[override]
         self, image: Tensor, prompts: Sequence[str], image_index: Tensor | None = None
     ) -> Tensor:
-        """Logits (N, 1, H, W) for N prompts on normalised images (B, 3, H, W); see networks/segmenter_parts.py."""
+        """Logits (N, 1, H, W) for N prompts on normalised images (B, 3, H, W); see networks/segmenters/parts.py."""
         if self.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
         if self.training:

@@ -16,9 +16,9 @@ packed.py      reads a trained ternary network from a small file: `read_packed`;
                `write_packed`; packed_header.py and codings/: header and codings of that file
 integer/       computes a ternary network with integers: `PackedRuntime` on a CPU, `PackedGpuRuntime` on CUDA. Not imported
                here, as they compile kernels on first use
-segmenter_light.py, segmenter_clip.py  prompted segmenters with a timm encoder and with CLIPSeg: `LightSegmenter`,
-               `CLIPSegmenter`; segmenter_parts.py: their interface and decoder; segmenter_text.py: text encoder without
-               CLIP; segmenter_clip_weights.py: loads CLIPSeg with transformers; tiling.py: segments large images in tiles.
+segmenters/    prompted segmenters with a timm encoder and with CLIPSeg: light.py `LightSegmenter`, clip.py `CLIPSegmenter`,
+               parts.py: their interface and decoder; text.py: text encoder without CLIP; clip_weights.py: loads CLIPSeg with
+               transformers; tiling.py, one folder up: segments large images in tiles.
                Not imported here, as they import timm
 
 Contract: a classifier maps images (B, C, H, W), float, to logits (B, K), never probabilities. It takes any B, H and W. In

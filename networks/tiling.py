@@ -36,7 +36,7 @@ class Tiling:
         prompts: Sequence[str],
         image_index: Tensor | None = None,
     ) -> Tensor:
-        """Logits (N, 1, H, W); arguments as in networks/segmenter_parts.py."""
+        """Logits (N, 1, H, W); arguments as in networks/segmenters/parts.py."""
         height, width = image.shape[-2:]
         if max(height, width) <= self.side:
             return network(image, prompts, image_index)

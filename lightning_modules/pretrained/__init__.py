@@ -1,4 +1,7 @@
-"""Initial weights of a network: read from files of any trainer (reading.py, folders.py), loaded into new runs (starting.py)."""
+"""Weights from elsewhere: files of any trainer (reading.py, folders.py), loaded into new runs (starting.py).
+
+Per network: a frozen backbone (backbone.py), a segmenter's encoder (encoder.py), the HAR ViT (har.py).
+"""
 
 from lightning_modules.pretrained.reading import SavedWeights, read_weights
 from lightning_modules.pretrained.starting import ONE_SOURCE, StartsFromWeights

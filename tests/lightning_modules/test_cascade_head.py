@@ -14,7 +14,7 @@ from callbacks.summary import best_weights
 from datamodules import CachedFeaturesDataModule
 from features import hash_tensors
 from lightning_modules import CascadeHead, ImageClassifier
-from lightning_modules.backbone_weights import check_same
+from lightning_modules.pretrained.backbone import check_same
 from tests.lightning_modules.random_photos import (
     BACKBONE,
     PIXELS,

@@ -22,8 +22,8 @@ from callbacks.pictures.segmentation import SegmentationPictures
 from cli import main
 from datamodules.segmentation.generator import write_generated
 from lightning_modules import ImageClassifier, PromptedSegmenter, load_run
-from lightning_modules.encoder_weights import fill_encoder
-from networks.segmenter_light import LightSegmenter
+from lightning_modules.pretrained.encoder import fill_encoder
+from networks.segmenters.light import LightSegmenter
 from networks.tiling import Tiling, starts
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lightning_modules import TernaryClassifier
-from lightning_modules.har_weights import fill
 from lightning_modules.pretrained import read_weights
+from lightning_modules.pretrained.har import fill
 from networks import own_names
 from networks.frozen_backbone import FrozenBackbone
-from networks.segmenter_light import LightSegmenter
+from networks.segmenters.light import LightSegmenter
 from networks.signal_encoder import WindowNetwork, build_encoder
 from tests.lightning_modules.forms_of_weights import (
     CONVNEXT,

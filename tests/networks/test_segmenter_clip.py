@@ -1,4 +1,4 @@
-"""Tests of networks/segmenter_clip*.py: against transformers' CLIPSeg with the same weights, and tokeniser against known ids."""
+"""Tests of networks/segmenters/clip*.py: against transformers' CLIPSeg with the same weights, and tokeniser against known ids."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from networks.segmenter_clip import CLIPSegmenter, DecoderName, HighResolutionDecoder
-from networks.segmenter_clip_weights import byte_symbols, load_clipseg, read_merges, tokenizer_of_merges
+from networks.segmenters.clip import CLIPSegmenter, DecoderName, HighResolutionDecoder
+from networks.segmenters.clip_weights import byte_symbols, load_clipseg, read_merges, tokenizer_of_merges
 
 VOCABULARY = Path(__file__).resolve().parents[3] / "shared/data/weights/clip_bpe_vocab.txt.gz"
 PROMPTS = ["segment crack", "taping area"]

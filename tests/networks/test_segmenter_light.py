@@ -1,4 +1,4 @@
-"""Tests of the light segmenter (segmenter_light.py, segmenter_parts.py, segmenter_text.py): prompts, pairs, sizes, thin lines."""
+"""Tests of the light segmenter (segmenters/light.py, parts.py, text.py): prompts, pairs, sizes, thin lines."""
 
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from networks.segmenter_light import LightSegmenter
-from networks.segmenter_parts import PromptedDecoder, decoder_strides, pad_to_multiple, pairs
-from networks.segmenter_text import HashedTextEncoder, fnv1a, ngrams, prompt_weights, words_of
+from networks.segmenters.light import LightSegmenter
+from networks.segmenters.parts import PromptedDecoder, decoder_strides, pad_to_multiple, pairs
+from networks.segmenters.text import HashedTextEncoder, fnv1a, ngrams, prompt_weights, words_of
 
 MOBILENET = Path(__file__).resolve().parents[3] / "shared/data/weights/mobilenetv2_100_same_imagenet_fp16.safetensors"
 

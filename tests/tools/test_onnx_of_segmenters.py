@@ -165,7 +165,7 @@ def test_file_of_clipseg(decoder: str, tmp_path: Path) -> None:
 
 def test_constant_padding_is_that_of_tensorflow() -> None:
     """A network of TensorFlow's padding (strides 1 and 2, kernels of 3 and 5) gives the same features to the bit."""
-    from networks.segmenter_light import LightSegmenter
+    from networks.segmenters.light import LightSegmenter
     from tools.export.deployed import _pad_statically
 
     torch.manual_seed(0)

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from lightning_modules import Classifier, PromptedSegmenter
 from lightning_modules.multilabel import MultiLabelClassifier
 from networks import ternary_layers
-from networks.segmenter_clip import CLIPSegmenter
-from networks.segmenter_parts import PairSegmenter
+from networks.segmenters.clip import CLIPSegmenter
+from networks.segmenters.parts import PairSegmenter
 from tools.export.windows import RawWindows
 
 IMAGES = ((2, 3, 75, 107), (1, 3, 64, 64), (3, 3, 33, 130))  # images of a segmenter in the test of the file: B, C, H, W

@@ -16,8 +16,8 @@ import torch
 from timm.models import FeatureHookNet
 from torch import Tensor, nn
 
-from networks.segmenter_parts import PairSegmenter, PromptedDecoder
-from networks.segmenter_text import HashedTextEncoder
+from networks.segmenters.parts import PairSegmenter, PromptedDecoder
+from networks.segmenters.text import HashedTextEncoder
 from networks.timm_network import Argument, check_architecture
 from networks.transfer import Transfer, transfer
 
@@ -33,7 +33,7 @@ _RESERVED = {
 
 
 class LightSegmenter(PairSegmenter):
-    """Segments the object that a prompt names; see networks/segmenter_parts.py for the interface.
+    """Segments the object that a prompt names; see networks/segmenters/parts.py for the interface.
 
     Args:
         encoder: A name of `timm.list_models()`, with or without a tag of pretrained weights.

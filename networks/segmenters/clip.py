@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.segmenter_clip_weights import load_clipseg
-from networks.segmenter_parts import PairSegmenter, PromptedDecoder
-from networks.segmenter_text import words_of
+from networks.segmenters.clip_weights import load_clipseg
+from networks.segmenters.parts import PairSegmenter, PromptedDecoder
+from networks.segmenters.text import words_of
 
 DecoderName = Literal["clipseg", "high_resolution"]
 
@@ -139,7 +139,7 @@ class OriginalDecoder(nn.Module):
 
 
 class HighResolutionDecoder(nn.Module):
-    """Decoder of the light segmenter applied to the taps, with its path from the image; see networks/segmenter_parts.py.
+    """Decoder of the light segmenter applied to the taps, with its path from the image; see networks/segmenters/parts.py.
 
     Args:
         width: Channels of a tap.
@@ -166,7 +166,7 @@ class HighResolutionDecoder(nn.Module):
 
 
 class CLIPSegmenter(PairSegmenter):
-    """Segments the object that a prompt names; see networks/segmenter_parts.py for the interface.
+    """Segments the object that a prompt names; see networks/segmenters/parts.py for the interface.
 
     Results are best for images of CLIPSeg's training size, 352 x 352, or above.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from foundation.hub import hub_or_cache
 from lightning_modules.pretrained import read_weights
-from networks.segmenter_light import LightSegmenter
+from networks.segmenters.light import LightSegmenter
 from networks.timm_network import Argument
 
 log = logging.getLogger(__name__)
