@@ -1,12 +1,12 @@
 """Benchmark: compares rules for choosing the best epoch on UCI HAR, by cross-validation over the training people only.
 
-    python -m benchmarks.har_folds [--data "data/har/UCI HAR Dataset"] [--config configs/har_cpu.yaml] [--folds 3] [--out DIR]
+    python -m benchmarks.har_folds [--data "data/har/UCI HAR Dataset"] [--config configs/har_cpu.yaml] [--folds 3] [--output DIR]
 
     21 training people = 3 x 7;  a fold: 14 people for training and validation as in the configuration, 7 held-out people for
     testing
 
 The official test people are not used. The checkpoint of every epoch is evaluated on the held-out people, so that the rules can be
-compared afterwards: best validation accuracy, least validation loss, last epoch. The runs are kept in --out, and an interrupted
+compared afterwards: best validation accuracy, least validation loss, last epoch. The runs are kept in --output, and an interrupted
 benchmark continues from them.
 """
 
@@ -70,7 +70,7 @@ def fold(options: argparse.Namespace, number: int, evaluated: set[int], settings
 
     Returns the accuracy on the held-out people of four epochs: best val/acc, least val/loss, last, and best on the held-out people.
     """
-    place = options.out / f"fold_{number}"
+    place = options.output / f"fold_{number}"
     write_fold(options.data, place / FOLDER, evaluated)
     folder = place / "run"
     if not (folder / "config.yaml").is_file():
@@ -91,7 +91,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=Path("data/har/UCI HAR Dataset"), help="folder of UCI HAR")
     parser.add_argument("--config", default="configs/har_cpu.yaml", help="configuration of the runs")
     parser.add_argument("--folds", type=int, default=3, help="number of folds of the training people")
-    parser.add_argument("--out", type=Path, default=Path("runs/har_folds"), help="folder in which the runs are kept")
+    parser.add_argument("--output", type=Path, default=Path("runs/har_folds"), help="folder in which the runs are kept")
     options, settings = parser.parse_known_args(args)
     people = np.unique(np.loadtxt(options.data / "train" / "subject_train.txt", dtype=int))
     parts = np.array_split(np.random.default_rng(0).permutation(people), options.folds)

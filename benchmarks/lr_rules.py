@@ -1,12 +1,12 @@
 """Benchmark: compares rules of the learning-rate finder, on simulated sweeps and on short real runs of four systems.
 
     python -m benchmarks.lr_rules --simulated
-    python -m benchmarks.lr_rules --real --data DATA --out runs/lr_rules   (DATA has flowers/ and weights/)
-    python -m benchmarks.lr_rules --seeds 20 --out runs/lr_rules
+    python -m benchmarks.lr_rules --real --data DATA --output runs/lr_rules   (DATA has flowers/ and weights/)
+    python -m benchmarks.lr_rules --seeds 20 --output runs/lr_rules
 
 --real: of each case a sweep, a run at each rate of a grid, and a run at the pick of each rule, all with the same seed, data and
 settings; the table shows each rule's pick and the share of the grid's best validation accuracy that the run with it reaches.
---seeds: the digits for five epochs with each seed, without a finder and with it. The runs are kept in --out, and an interrupted
+--seeds: the digits for five epochs with each seed, without a finder and with it. The runs are kept in --output, and an interrupted
 benchmark continues from them. benchmarks/lr_curves.py has the rules and the simulated sweeps.
 """
 
@@ -61,7 +61,7 @@ class Case(NamedTuple):
 
     def words(self, options: argparse.Namespace) -> list[str]:
         """Arguments of main.py fit, without run folder and learning rate."""
-        overlays = [w.replace("{data}", str(options.data)).replace("{out}", str(options.out)) for w in self.flags]
+        overlays = [w.replace("{data}", str(options.data)).replace("{out}", str(options.output)) for w in self.flags]
         return ["fit", "--config", str(ROOT / "configs" / self.config), *overlays, "--trainer.callbacks", EMA]
 
 
@@ -149,7 +149,7 @@ def swept(folder: Path, words: list[str]) -> tuple[list[float], list[float]]:
 
 def features(options: argparse.Namespace) -> None:
     """Extracts the features of the small photographs with a pretrained MobileNetV2."""
-    cache = options.out / "features"
+    cache = options.output / "features"
     if not cache.is_dir():
         configs = [str(ROOT / "configs" / name) for name in ("cascade_extract.yaml", "with/mobilenetv2_features.yaml")]
         words = [
@@ -163,7 +163,7 @@ def features(options: argparse.Namespace) -> None:
         ]
         words += [
             "--data.root",
-            f"{options.out}/photos",
+            f"{options.output}/photos",
             "--data.image_size",
             "64",
             "--data.workers",
@@ -187,12 +187,12 @@ def near(place: Path, words: list[str], rate: float, known: dict[float, float]) 
 
 def real(options: argparse.Namespace) -> None:
     """Runs the cases and prints, for each rule, its pick and the share of the grid's best accuracy that the run with it reaches."""
-    small_photos(options.data / "flowers", options.out / "photos")
+    small_photos(options.data / "flowers", options.output / "photos")
     features(options)
     rows: list[list[str]] = []
     shares: dict[str, list[float]] = {name: [] for name in COMPARED}
     for number, case in enumerate(CASES):
-        words, place = case.words(options), options.out / str(number)
+        words, place = case.words(options), options.output / str(number)
         rates, losses = swept(place / "sweep_0", words)
         grid = {rate: trained(place, words, rate) for rate in case.grid}
         best = max(grid.values())
@@ -215,7 +215,7 @@ def seeds(options: argparse.Namespace) -> None:
     rows = []
     words = CASES[0].words(options)
     for seed in range(options.seeds):
-        place = options.out / "seeds"
+        place = options.output / "seeds"
         without = trained(place, [*words, "--seed_everything", str(seed)], name=f"without_{seed}")
         both = [*words[:-1], f"{EMA[:-1]}, {FINDER}]"]
         found = trained(place, [*both, "--seed_everything", str(seed)], name=f"with_{seed}")
@@ -247,7 +247,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--real", action="store_true", help="run the cases")
     parser.add_argument("--seeds", type=int, default=0, metavar="N", help="train the digits with N seeds")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder with flowers and weights")
-    parser.add_argument("--out", type=Path, default=Path("runs/lr_rules"), help="folder in which the runs are kept")
+    parser.add_argument("--output", type=Path, default=Path("runs/lr_rules"), help="folder in which the runs are kept")
     options = parser.parse_args(args)
     if not (options.simulated or options.real or options.seeds):
         parser.error("give --simulated, --real or --seeds N")

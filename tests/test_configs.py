@@ -72,7 +72,7 @@ def cache(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shards(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The images in shards."""
     folder = tmp_path_factory.mktemp("shards") / "shards"
-    assert write_shards(["--data.root", str(pictures), "--out", str(folder)]) == 0
+    assert write_shards(["--data.root", str(pictures), "--output", str(folder)]) == 0
     return folder
 
 

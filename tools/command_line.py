@@ -24,7 +24,6 @@ from foundation.suggestions import nearest
 
 T = TypeVar("T")
 OK, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
-OUTPUT = ("--out", "--output")  # one of the two names what a tool writes
 EVERY_S = 5.0  # seconds between two progress lines
 
 
@@ -53,11 +52,9 @@ class Parser(argparse.ArgumentParser):
     ) -> tuple[argparse.Namespace, list[str]]:
         """Parse as argparse does; several numbers may also be written as main.py takes lists: ``1,2`` or ``[1, 2]``."""
         found, rest = super().parse_known_args(self._spread(sys.argv[1:] if args is None else args), namespace)
-        known = {option for action in self._actions for option in action.option_strings}
-        for word in rest:
-            given = word.partition("=")[0]
-            if given in OUTPUT and (right := next((flag for flag in OUTPUT if flag in known), None)) is not None:
-                raise ValueError(f"{given}: the flag of this tool is {right}; see {self.prog} --help")
+        flags = {option for action in self._actions for option in action.option_strings}
+        if "--output" in flags and any(word.partition("=")[0] == "--out" for word in rest):
+            raise ValueError(f"--out: the flag of this tool is --output; see {self.prog} --help")
         return found, rest
 
     def _spread(self, words: Sequence[str]) -> list[str]:

@@ -17,6 +17,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from metrics.directions import direction_of, is_better
+
 MOST_METRICS = 6
 
 
@@ -78,7 +80,8 @@ def epoch_metrics(
 ) -> dict[str, float]:
     """Select the training and validation metrics of an epoch line, at most six.
 
-    The monitored metrics come first, then loss and accuracy, then the others in the order of logging.
+    The monitored metrics come first, then loss and accuracy, then the others in the order of logging. Where the raw weights are
+    better than their average (``val_raw/*`` of EMA), their value follows: an average over too many steps is behind them.
 
     Args:
         metrics: All logged metrics; Lightning keeps the values of the last validation in later epochs.
@@ -88,6 +91,8 @@ def epoch_metrics(
     Example:
         >>> epoch_metrics({"val/acc": 0.5, "train/loss": 2.0, "train/loss_step": 1.5, "ternary/a/zero": 0.4}, True)
         {'train/loss': 2.0, 'val/acc': 0.5}
+        >>> epoch_metrics({"val/acc": 0.2, "val_raw/acc": 0.5}, True)
+        {'val/acc': 0.2, 'val_raw/acc': 0.5}
     """
     splits = ("train", "val") if validated else ("train",)
     known = [name for name in metrics if name.split("/")[0] in splits and not name.endswith(("_step", "_epoch"))]
@@ -99,7 +104,29 @@ def epoch_metrics(
         first[:MOST_METRICS],
         key=lambda name: (name not in leading, order.get(name.partition("/")[2], 2), known.index(name)),
     )
-    return {name: float(metrics[name]) for split in splits for name in chosen if name.startswith(f"{split}/")}
+    shown = {name: float(metrics[name]) for split in splits for name in chosen if name.startswith(f"{split}/")}
+    return shown | better_raw(metrics, [name for name in shown if name in monitored or name == "val/acc"])
+
+
+def better_raw(metrics: Mapping[str, SupportsFloat], names: Sequence[str]) -> dict[str, float]:
+    """Values of the raw weights that are better than those of their average.
+
+    Args:
+        metrics: All logged metrics.
+        names: Metrics to compare; those of other splits than ``val`` are left out.
+
+    Example:
+        >>> better_raw({"val/loss": 1.5, "val_raw/loss": 0.7, "val/acc": 0.9, "val_raw/acc": 0.8}, ["val/loss", "val/acc"])
+        {'val_raw/loss': 0.7}
+    """
+    found = {}
+    for name in names:
+        raw, mode = name.replace("val/", "val_raw/", 1), direction_of(name)
+        if raw != name and raw in metrics and mode is not None:
+            value = float(metrics[raw])
+            if is_better((value, None), (float(metrics[name]), None), mode):
+                found[raw] = value
+    return found
 
 
 def is_loss_again(name: str, metrics: Mapping[str, SupportsFloat]) -> bool:

@@ -217,7 +217,7 @@ def write_data(folder: Path) -> None:
     Image.new("RGB", (40, 30), "teal").save(folder / "my_photos" / "boat.jpg")
     for name in ("folder", "photos", "data/flowers", "other_photos", "road"):
         write_classes(folder / name, {"cat": 20, "dog": 20})
-    assert write_shards(["--data.root", str(folder / "folder"), "--out", str(folder / "shards")]) == 0
+    assert write_shards(["--data.root", str(folder / "folder"), "--output", str(folder / "shards")]) == 0
     files = [path.relative_to(folder / "road") for path in sorted((folder / "road").rglob("*.png"))]
     rows = [f"{file},road {number % 5}" for number, file in enumerate(files)]
     (folder / "road" / "groups.csv").write_text("\n".join(["file,road", *rows]) + "\n")

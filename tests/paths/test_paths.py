@@ -34,8 +34,8 @@ model: {{class_path: FeatureExtractor, init_args: {{backbone: test_vit, pooling:
 """
 CHEAP = {
     "tools.profile_model": ["--batch_sizes", "2", "--steps", "1", "--device", "cpu", "--output", "profile"],
-    "tools.cascade": ["--repeats", "1", "--out", "cascade"],
-    "tools.inspect_data": ["--out", "inspected"],
+    "tools.cascade": ["--repeats", "1", "--output", "cascade"],
+    "tools.inspect_data": ["--output", "inspected"],
     "tools.sweep_heads": ["--config", str(TINY / "cascade_cached_tiny.yaml"), "--epochs", "1", "--output", "SWEEP"],
 }
 """Flags that make a tool quick, or its output go into the test's folder."""
@@ -92,7 +92,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "configs").symlink_to(ROOT / "configs")
     write_classes(folder / "FOLDER", {"cat": 31, "dog": 31, "owl": 31}, suffix=".jpg")
     write_generated(folder / "HAR", subjects=range(1, 7), test_subjects=(2,), windows=2)
-    shards = ["--data.root", str(folder / "FOLDER"), "--out", str(folder / "SHARDS")]
+    shards = ["--data.root", str(folder / "FOLDER"), "--output", str(folder / "SHARDS")]
     assert import_module("tools.write_shards.__main__").main(shards) == 0
     file = weights_file(folder / "weights", "test_vit")
     (folder / "EXTRACTOR.yaml").write_text(EXTRACTOR.format(weights=""))

@@ -25,7 +25,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for part, counts in (("train", (7, 6, 8)), ("val", (3, 2, 4)), ("test", (2, 3, 2))):
         write_classes(folder / "images" / part, dict(zip(NAMES, counts, strict=True)), suffix=".jpg")
     assert (
-        write_shards(["--data.root", str(folder / "images"), "--out", str(folder / "shards"), "--shard_mb", "0.02"])
+        write_shards(["--data.root", str(folder / "images"), "--output", str(folder / "shards"), "--shard_mb", "0.02"])
         == 0
     )
     return folder

@@ -154,7 +154,7 @@ def test_a_run_equals_the_one_on_the_same_files_in_folders(tmp_path: Path) -> No
     """One shard and one order: the same metrics of validation for the same weights."""
     write_classes(tmp_path / "images" / "train", {"cat": 8, "dog": 8}, suffix=".jpg")
     write_classes(tmp_path / "images" / "val", {"cat": 5, "dog": 6}, suffix=".jpg")
-    assert write_shards(["--data.root", str(tmp_path / "images"), "--out", str(tmp_path / "shards")]) == 0
+    assert write_shards(["--data.root", str(tmp_path / "images"), "--output", str(tmp_path / "shards")]) == 0
     base = ["--config", TINY, "--data.root", str(tmp_path / "images"), "--data.workers", "0"]
     run = tmp_path / "run"
     assert main(["fit", *base, "--trainer.max_epochs", "1", "--run_dir", str(run)]) == 0

@@ -77,7 +77,7 @@ def run(base: Path, *flags: str) -> int:
     """Run tools.experiments on the overlays, with the output in the folder ``out`` next to the base configuration."""
     folder = base.parent
     return main(
-        ["--config", str(base), "--experiments", str(folder / "overlays"), "--out", str(folder / "out"), *flags]
+        ["--config", str(base), "--experiments", str(folder / "overlays"), "--output", str(folder / "out"), *flags]
     )
 
 

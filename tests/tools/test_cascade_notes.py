@@ -44,7 +44,7 @@ def test_goals_on_the_measured_samples() -> None:
 
 def test_the_costly_stage_first_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stages = [write_stage(tmp_path, "larger", "resnet32"), write_stage(tmp_path, "small")]
-    flags = ["--limit", "12", "--repeats", "1", "--out", str(tmp_path / "out")]
+    flags = ["--limit", "12", "--repeats", "1", "--output", str(tmp_path / "out")]
     assert main([*stages, *flags]) == 0
     assert "note: the costly stage comes first: larger takes 1." in capsys.readouterr().out
     assert any("comes first" in note for note in json.loads((tmp_path / "out" / "cascade.json").read_text())["notes"])

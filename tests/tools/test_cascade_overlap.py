@@ -39,7 +39,7 @@ def test_images_that_a_stage_was_trained_on_are_left_out_and_counted(
     theirs.setup("fit")
     seen = set(ours.splits["test"]["index"].tolist()) & set(theirs.splits["train"]["index"].tolist())
     assert 0 < len(seen) < 359
-    flags = ["--repeats", "1", "--threshold", "0.5", "--out", str(tmp_path / "out")]
+    flags = ["--repeats", "1", "--threshold", "0.5", "--output", str(tmp_path / "out")]
     assert main([str(finished), str(other), *flags]) == 0
     said = f"note: stage 2 ({other}): was trained on {len(seen)} of the 359 images of the test split, because its run divided the"
     assert said in capsys.readouterr().out

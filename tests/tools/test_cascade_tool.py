@@ -254,7 +254,7 @@ def two(tmp_path: Path) -> list[str]:
 
 def test_command_writes_consistent_files(two: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    assert main([*two, "--limit", "60", "--repeats", "1", "--out", str(out)]) == 0
+    assert main([*two, "--limit", "60", "--repeats", "1", "--output", str(out)]) == 0
     report = json.loads((out / "cascade.json").read_text())
     rows = list(csv.DictReader((out / "cascade.csv").read_text().splitlines()))
     assert sorted(path.name for path in out.iterdir()) == ["cascade.csv", "cascade.json", "cascade.png"]
@@ -269,7 +269,7 @@ def test_command_writes_consistent_files(two: list[str], tmp_path: Path, capsys:
 
 @pytest.mark.parametrize(("threshold", "same_as"), [("never", "stage 2"), ("0", "stage 1")])
 def test_a_given_threshold(two: list[str], tmp_path: Path, threshold: str, same_as: str) -> None:
-    flags = ["--limit", "40", "--repeats", "1", "--out", str(tmp_path / "out"), "--threshold", threshold]
+    flags = ["--limit", "40", "--repeats", "1", "--output", str(tmp_path / "out"), "--threshold", threshold]
     assert main([*two, *flags]) == 0
     report = json.loads((tmp_path / "out" / "cascade.json").read_text())
     assert report["data"]["samples"] == 40
@@ -284,7 +284,7 @@ def test_the_stored_threshold_is_used(finished: Path, tmp_path: Path) -> None:
     path = run / "checkpoints" / "best.ckpt"
     record = {"temperature": 2.0, "threshold": 0.15}
     torch.save({**torch.load(path, weights_only=True), "calibration": record}, path)
-    flags = ["--limit", "40", "--repeats", "1", "--out", str(tmp_path / "out")]
+    flags = ["--limit", "40", "--repeats", "1", "--output", str(tmp_path / "out")]
     assert main([str(run), str(finished), *flags]) == 0
     report = json.loads((tmp_path / "out" / "cascade.json").read_text())
     assert (report["threshold"], report["temperature"], report["data"]["samples"]) == (0.15, 2.0, 40)
@@ -300,7 +300,7 @@ def test_a_stored_never_is_said(finished: Path, tmp_path: Path, capsys: pytest.C
     path = run / "checkpoints" / "best.ckpt"
     record = {"temperature": 2.0, "threshold": "never", "target": 0.995}
     torch.save({**torch.load(path, weights_only=True), "calibration": record}, path)
-    assert main([str(run), str(finished), "--limit", "20", "--repeats", "1", "--out", str(tmp_path / "out")]) == 0
+    assert main([str(run), str(finished), "--limit", "20", "--repeats", "1", "--output", str(tmp_path / "out")]) == 0
     said = "note: the threshold stored in stage 1's checkpoint is never: no threshold of its calibration reached an exit accuracy"
     assert f"{said} of 0.995; stage 2 answers every sample" in capsys.readouterr().out
     report = json.loads((tmp_path / "out" / "cascade.json").read_text())
@@ -326,7 +326,7 @@ def test_a_stored_never_is_said(finished: Path, tmp_path: Path, capsys: pytest.C
 def test_invalid_flags_end_in_one_line(
     two: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
 ) -> None:
-    assert main([*two, *flags, "--out", str(tmp_path / "out")]) == 2
+    assert main([*two, *flags, "--output", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1

@@ -43,10 +43,9 @@ def test_other_values_stay_as_they_are() -> None:
 
 
 def test_the_flag_of_the_output_is_named_even_by_tools_that_take_flags_of_main() -> None:
-    for own, other in (("--out", "--output"), ("--output", "--out")):
-        parser = Parser("tool", "Does it.")
-        parser.add_argument(own)
-        for given in ([other, "x"], [f"{other}=x"]):
-            with pytest.raises(ValueError, match=f"{other}: the flag of this tool is {own}; see "):
-                parser.parse_known_args(given)
+    parser = Parser("tool", "Does it.")
+    parser.add_argument("--output")
+    for given in (["--out", "x"], ["--out=x"]):
+        with pytest.raises(ValueError, match="--out: the flag of this tool is --output; see "):
+            parser.parse_known_args(given)
     assert Parser("tool", "Does it.").parse_known_args(["--out"])[1] == ["--out"]

@@ -188,7 +188,7 @@ def test_a_mistake_in_what_all_share_ends_the_command(
     flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    assert main(["--config", TINY, "--only", "seed_1", "seed_2", "--out", str(out), *flags]) == 2
+    assert main(["--config", TINY, "--only", "seed_1", "seed_2", "--output", str(out), *flags]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert not out.exists()

@@ -163,7 +163,7 @@ def test_real_runs(tmp_path: Path) -> None:
         "kill": crash(tmp_path / "killed", int(signal.SIGKILL)),
     }.items():
         (overlays / f"{name}.yaml").write_text(f"# On any experiment: {name}.\n{yaml.safe_dump(content)}")
-    arguments = ["--config", TINY, "--experiments", str(overlays), "--out", str(out), "--jobs", "2"]
+    arguments = ["--config", TINY, "--experiments", str(overlays), "--output", str(out), "--jobs", "2"]
     assert main(arguments) == 1
     record = json.loads((out / "experiments.json").read_text())
     codes = {name: entry["exit_code"] for name, entry in record.items()}

@@ -279,7 +279,7 @@ def test_failing_loader_is_reported_and_has_speed_0(root: Path, monkeypatch: pyt
 def test_small_real_run(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "new" / "loader.yaml"
     flags = ["--config", str(config), "--device", "cpu", "--seconds", "0.02", "--workers", "0", "1", "--prefetch", "2"]
-    assert main([*flags, "--out", str(out), "--images_per_s", "1e9"]) == 0
+    assert main([*flags, "--output", str(out), "--images_per_s", "1e9"]) == 0
     printed = capsys.readouterr().out
     assert "9 training images, batches of 3 at 12 px, decoded, copied to cpu and augmented" in printed
     assert "9 of 9 read" in printed
@@ -292,10 +292,10 @@ def test_small_real_run(config: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert [path.name for path in out.parent.iterdir()] == ["loader.yaml"]
     assert not multiprocessing.active_children()
     before = out.read_text()
-    assert main([*flags, "--out", str(out)]) == 2
-    assert capsys.readouterr().err == f"error: --out {out}: already exists; give another file or --overwrite\n"
+    assert main([*flags, "--output", str(out)]) == 2
+    assert capsys.readouterr().err == f"error: --output {out}: already exists; give another file or --overwrite\n"
     assert out.read_text() == before
-    assert main([*flags, "--out", str(out), "--overwrite", "--with_augmentation", "false"]) == 0
+    assert main([*flags, "--output", str(out), "--overwrite", "--with_augmentation", "false"]) == 0
     assert "decoded and thrown away" in capsys.readouterr().out
     assert out.read_text() != before
 
@@ -314,7 +314,7 @@ def forked_tool(arguments: list[str], errors: Path) -> None:
 @pytest.mark.slow
 def test_signal_leaves_no_files_and_no_workers(stop: signal.Signals, config: Path, tmp_path: Path) -> None:
     out, errors = tmp_path / "new" / "loader.yaml", tmp_path / "errors"
-    words = ["--config", str(config), "--device", "cpu", "--seconds", "100", "--workers", "2", "--out", str(out)]
+    words = ["--config", str(config), "--device", "cpu", "--seconds", "100", "--workers", "2", "--output", str(out)]
     process = multiprocessing.get_context("fork").Process(target=forked_tool, args=(words, errors))
     process.start()
     try:
@@ -371,8 +371,8 @@ def test_wrong_input_is_one_line(
 def test_output_folder_and_missing_config_are_errors(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--config", str(config), "--out", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == f"error: --out {tmp_path}: is a folder; give a file\n"
+    assert main(["--config", str(config), "--output", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: --output {tmp_path}: is a folder; give a file\n"
     assert main([]) == 2
     assert "--config: which data?" in capsys.readouterr().err
 

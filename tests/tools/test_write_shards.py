@@ -23,7 +23,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def write(root: Path, out: Path, *more: str) -> int:
-    return tool.main(["--data.root", str(root), "--out", str(out), *more])
+    return tool.main(["--data.root", str(root), "--output", str(out), *more])
 
 
 def test_every_image_is_in_one_shard_with_its_class(images: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The command that measures accuracy, time and operations of a cascade: the second classifier runs only if the first is unsure.
 
 python -m tools.cascade STAGE1 STAGE2 [--split test|val] [--data CONFIG] [--data.root DIR] [--threshold X|never|stored]
-                        [--choose_on val|half] [--tolerance POINTS | --budget SHARE] [--weights FILE ...] [--out DIR]
+                        [--choose_on val|half] [--tolerance POINTS | --budget SHARE] [--weights FILE ...] [--output DIR]
 
 A stage is RUN_DIR, CHECKPOINT or CONFIG.yaml:WEIGHTS (tools/cascade/stages.py). STAGE1 is the cheap one, STAGE2 the costly one.
 
@@ -115,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
         "--repeats", type=int, default=3, help="number of timings of each stage and of the cascade, in turns"
     )
     parser.add_argument("--timed", type=int, metavar="N", help="time only the first N samples")
-    parser.add_argument("--out", type=Path, default=Path("cascade"), metavar="DIR", help="output folder (cascade)")
+    parser.add_argument("--output", type=Path, default=Path("cascade"), metavar="DIR", help="output folder (cascade)")
     return parser
 
 
@@ -142,8 +142,8 @@ def _checked(options: argparse.Namespace) -> argparse.Namespace:
         raise ValueError(f"--budget: must be a share above 0 of stage 2's operations, got {options.budget}")
     if options.choose_on == "val" and options.split == "val":
         raise ValueError("--choose_on val: --split val measures on the same samples; give --choose_on half")
-    if options.out.exists() and not options.out.is_dir():
-        raise ValueError(f"--out {options.out}: is a file; give a folder")
+    if options.output.exists() and not options.output.is_dir():
+        raise ValueError(f"--output {options.output}: is a file; give a folder")
     return options
 
 
@@ -205,7 +205,7 @@ def cascade(options: argparse.Namespace) -> None:
         "environment": {"device": str(device), **machine()},
     }
     print("\n".join(_lines(report)))
-    _write(options.out, report, swept, flops)
+    _write(options.output, report, swept, flops)
 
 
 def _seen(options: argparse.Namespace, data: DataModule, split: str) -> tuple[Tensor, list[str]]:

@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder with the overlays (default: configs/experiments of the working directory and those that are shipped)",
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the runs (runs/experiments/<config>)")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for the runs (runs/experiments/<config>)")
     parser.add_argument(
         "--jobs", type=int, default=1, metavar="N", help="experiments to run at the same time; they share the cores"
     )
@@ -115,7 +115,7 @@ def experiments(options: argparse.Namespace, flags: Sequence[str]) -> int:
         raise ValueError(f"--config {absent[0]}: no such file")
     if wrong := [flag for flag in flags if flag.startswith("--") and not OF_A_FIT.match(flag)]:
         raise ValueError(f"{wrong[0]}: is neither a flag of this command nor a setting of the runs; see --help")
-    out = options.out or Path("runs") / "experiments" / options.config[0].stem
+    out = options.output or Path("runs") / "experiments" / options.config[0].stem
     chosen = choose(options.experiments, options.config[0], options.only)
     if options.list:
         _list(options.experiments, chosen, out)
@@ -191,7 +191,7 @@ def _locked(out: Path) -> Iterator[int]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ValueError(
-                f"--out {out}: another call of this command, or a run that it started, is still running"
+                f"--output {out}: another call of this command, or a run that it started, is still running"
             ) from error
         yield file.fileno()
 

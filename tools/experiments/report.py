@@ -41,8 +41,8 @@ def check_record(out: Path, jobs: Sequence[Job]) -> None:
         was = record.get(job.name, {}).get("words", job.first)
         if state_of(job.folder) != "new" and was != job.first:
             raise ValueError(
-                f"--out {out}: {job.name} was started with other arguments ({' '.join(was[1:-3])}); "
-                f"give another --out, or delete {job.folder}"
+                f"--output {out}: {job.name} was started with other arguments ({' '.join(was[1:-3])}); "
+                f"give another --output, or delete {job.folder}"
             )
 
 

@@ -1,6 +1,6 @@
 """The command that inspects the data set of a configuration: prints a table and warnings, writes a JSON file and two pictures.
 
-    python -m tools.inspect_data --config FILE [--config OVERLAY] [--data.root DIR ...] [--out DIR]
+    python -m tools.inspect_data --config FILE [--config OVERLAY] [--data.root DIR ...] [--output DIR]
 
     OUT/inspect_data.json   everything that is printed, and all duplicates and damaged files by name
     OUT/inspect_data.png    samples per class; image sizes and pixel values, or people and signals, or spread of the features
@@ -31,7 +31,7 @@ COLUMNS, EPOCHS = 8, 3  # number of samples and of augmented versions in samples
 EXAMPLES = """\
 examples:
   python -m tools.inspect_data --config configs/digits_ternary.yaml
-  python -m tools.inspect_data --config configs/cifar_ternary.yaml --data.root data --out look
+  python -m tools.inspect_data --config configs/cifar_ternary.yaml --data.root data --output look
 """
 
 
@@ -39,12 +39,12 @@ def parser() -> argparse.ArgumentParser:
     """Create the parser of the tool's own flags; all other flags are passed on to ``main.py fit``."""
     parser = Parser(
         "inspect_data",
-        usage="--config FILE [--config OVERLAY] [--data.NAME VALUE ...] [--out DIR]",
+        usage="--config FILE [--config OVERLAY] [--data.NAME VALUE ...] [--output DIR]",
         description="Classes, sizes, mean and std, duplicates, leaks between splits and damaged files of a data set.",
         epilog=EXAMPLES,
     )
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="output folder, empty or from an earlier call (inspect/<config>)"
+        "--output", type=Path, metavar="DIR", help="output folder, empty or from an earlier call (inspect/<config>)"
     )
     return parser
 
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def command() -> None:
         options, rest = parser().parse_known_args(words)
-        inspect_data(rest, options.out)
+        inspect_data(rest, options.output)
 
     return run_command(command, parser=parser)
 
@@ -150,11 +150,11 @@ def check_out(out: Path) -> None:
         ValueError: It is a file, or contains other files.
     """
     if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out}: is a file; give a folder")
+        raise ValueError(f"--output {out}: is a file; give a folder")
     others = sorted({path.name for path in out.iterdir()} - {REPORT, OVERVIEW, SAMPLES}) if out.is_dir() else []
     if others:
         raise ValueError(
-            f"--out {out}: contains other files ({others[0]}) and nothing is overwritten; give another folder"
+            f"--output {out}: contains other files ({others[0]}) and nothing is overwritten; give another folder"
         )
 
 

@@ -1,6 +1,6 @@
 """The command that finds the fastest loader settings for a configuration on this machine and writes them as an overlay.
 
-    python -m tools.loader_benchmark --config FILE [--config OVERLAY ...] [--data.root DIR ...] [--out FILE]
+    python -m tools.loader_benchmark --config FILE [--config OVERLAY ...] [--data.root DIR ...] [--output FILE]
 
     files --workers: decode, shrink--> batches --[pinned memory]--> device --> augmentation      measured: images per second
 
@@ -40,12 +40,12 @@ def parser() -> argparse.ArgumentParser:
     """Create the parser of the tool's own flags; all other flags are passed on to ``main.py fit``."""
     parser = Parser(
         "loader_benchmark",
-        usage="--config FILE [--config OVERLAY] [--data.NAME VALUE ...] [--out FILE] [flags]",
+        usage="--config FILE [--config OVERLAY] [--data.NAME VALUE ...] [--output FILE] [flags]",
         description="Measure workers x prefetch x pin_memory on the data of a configuration; write the best as an overlay.",
         epilog=EXAMPLES,
     )
     add = parser.add_argument
-    add("--out", type=Path, metavar="FILE", help=f"overlay to write (default: {default_out()})")
+    add("--output", type=Path, metavar="FILE", help=f"overlay to write (default: {default_out()})")
     add("--overwrite", action="store_true", help="replace an existing overlay")
     add("--workers", type=int, nargs="+", metavar="N", help="numbers of workers (default: 0, 1, 2, 4, ... all cores)")
     add(
@@ -177,11 +177,11 @@ def check(options: argparse.Namespace) -> Path:
     ):
         if not good:
             raise ValueError(f"--{name} is {getattr(options, name)} but must be {wanted}")
-    out: Path = options.out or default_out()
+    out: Path = options.output or default_out()
     if out.is_dir():
-        raise ValueError(f"--out {out}: is a folder; give a file")
+        raise ValueError(f"--output {out}: is a folder; give a file")
     if out.exists() and not options.overwrite:
-        raise ValueError(f"--out {out}: already exists; give another file or --overwrite")
+        raise ValueError(f"--output {out}: already exists; give another file or --overwrite")
     return out
 
 

@@ -1,6 +1,6 @@
 """The command that draws the image of each signal encoder for two example windows: the picture in docs/signal_images.md.
 
-    python -m tools.signal_pictures [--data "data/har/UCI HAR Dataset"] [--out docs/images/signal_images.png]
+    python -m tools.signal_pictures [--data "data/har/UCI HAR Dataset"] [--output docs/images/signal_images.png]
 
 It reads one signal of one training window for each of two activities, in the layout of UCI HAR, and prints the path of the picture.
 """
@@ -71,7 +71,7 @@ def parser() -> Parser:
     """Create the argument parser of the command."""
     parser = Parser("signal_pictures", "Draw the image of each signal encoder for a window of two activities.")
     parser.add_argument("--data", type=Path, default=Path("data/har/UCI HAR Dataset"), help="folder of UCI HAR")
-    parser.add_argument("--out", type=Path, default=Path("docs/images/signal_images.png"), help="PNG to write")
+    parser.add_argument("--output", type=Path, default=Path("docs/images/signal_images.png"), help="PNG to write")
     parser.add_argument(
         "--number", type=int, default=100, help="index of the window of each activity, from 0 (default: 100)"
     )
@@ -93,9 +93,9 @@ def main(argv: list[str] | None = None) -> int:
         if not options.data.is_dir():
             raise ValueError(f"--data: no folder {options.data}")
         pixels = render(draw(windows(options.data, options.number)))
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        write_png(options.out, np.rint(pixels / STEP).astype(np.uint8) * STEP)
-        print(options.out)
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        write_png(options.output, np.rint(pixels / STEP).astype(np.uint8) * STEP)
+        print(options.output)
 
     return run_command(command)
 

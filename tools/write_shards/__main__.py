@@ -1,6 +1,6 @@
 """The command that writes WebDataset shards from class folders or a table of labels; the same input gives the same bytes.
 
-    python -m tools.write_shards --data.root FOLDER --out DIR [--shard_mb 64] [--seed 0] [--labels CSV]
+    python -m tools.write_shards --data.root FOLDER --output DIR [--shard_mb 64] [--seed 0] [--labels CSV]
 
     FOLDER/cat/1.jpg  ->  DIR/shard-00000.tar: 00000000.jpg 00000000.cls ...   DIR/classes.txt   DIR/files.csv
     FOLDER/train/cat/1.jpg  ->  DIR/train/shard-00000.tar ...
@@ -31,7 +31,7 @@ BLOCK = tarfile.BLOCKSIZE
 FEWEST = 20  # shards of a split from which whole shards are held out for another
 EXAMPLES = """\
 examples:
-  python -m tools.write_shards --data.root FOLDER --out my_shards
+  python -m tools.write_shards --data.root FOLDER --output my_shards
   python main.py fit --config configs/image_standard.yaml --config configs/with/shards.yaml --data.shards shards
 """
 
@@ -52,7 +52,13 @@ def parser() -> argparse.ArgumentParser:
         required=True,
         help="folder with one folder of images per class, or with train/ and optionally val/ and test/ of such folders",
     )
-    add("--out", metavar="DIR", type=Path, required=True, help="folder to write; empty, or one this command had begun")
+    add(
+        "--output",
+        metavar="DIR",
+        type=Path,
+        required=True,
+        help="folder to write; empty, or one this command had begun",
+    )
     add(
         "--labels",
         "--data.labels",
@@ -105,9 +111,9 @@ def write_shards(options: argparse.Namespace) -> None:
 
     if not options.shard_mb > 0:
         raise ValueError(f"--shard_mb: {options.shard_mb:g} must be above 0")
-    out: Path = options.out
+    out: Path = options.output
     if out.resolve().is_relative_to(options.root.resolve()):
-        raise ValueError(f"--out {out}: lies in {options.root}; give a folder outside of the images")
+        raise ValueError(f"--output {out}: lies in {options.root}; give a folder outside of the images")
     label = options.label_column
     label = label[0] if label is not None and len(label) == 1 else label
     columns = Columns(options.file_column, label, options.split_column, options.label_separator)
@@ -126,7 +132,7 @@ def write_shards(options: argparse.Namespace) -> None:
     try:
         lock = FolderLock(out, lambda line: say("lock", line))
     except FolderInUseError as error:
-        raise ValueError(f"--out {' '.join(str(error).split())}") from None
+        raise ValueError(f"--output {' '.join(str(error).split())}") from None
     try:
         write_json(out / PLAN, record)
         write_text(out / CLASSES, "".join(f"{name}\n" for name in source.class_names))
@@ -212,12 +218,12 @@ def _check_folder(out: Path, record: dict[str, object]) -> None:
         ValueError: It holds something else.
     """
     if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out}: is a file; give a folder")
+        raise ValueError(f"--output {out}: is a file; give a folder")
     there = sorted(path.name for path in out.iterdir() if path.name != ".lock") if out.exists() else []
     if not there:
         return
     if PLAN not in there:
-        raise ValueError(f"--out {out}: holds other files ({there[0]}); give an empty folder")
+        raise ValueError(f"--output {out}: holds other files ({there[0]}); give an empty folder")
     try:
         before = json.loads((out / PLAN).read_text(encoding="utf-8"))
     except ValueError:
@@ -228,7 +234,7 @@ def _check_folder(out: Path, record: dict[str, object]) -> None:
             if differs[0] == "images"
             else f"--{differs[0]} was {before.get(differs[0])}"
         )
-        raise ValueError(f"--out {out}: holds shards of another plan ({what}); give an empty folder")
+        raise ValueError(f"--output {out}: holds shards of another plan ({what}); give an empty folder")
 
 
 def named(

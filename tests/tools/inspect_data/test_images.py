@@ -72,7 +72,7 @@ def test_data_in_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_leaks_in_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # test image i equals training image i but has another label; 5 x 4 training images, 2 of them held out
     write_cifar(tmp_path / "images", names=["cat", "dog"], size=4, per_file=4)
-    flags = ["--data.root", str(tmp_path / "images"), "--data.batch_size", "4", "--out", "here"]
+    flags = ["--data.root", str(tmp_path / "images"), "--data.batch_size", "4", "--output", "here"]
     assert main([*CIFAR, *flags]) == 0
     found = report(tmp_path / "here")
     assert len(found["leaks"]) == 4
@@ -136,7 +136,7 @@ def folder_config(tmp_path: Path) -> list[str]:
 
 
 def test_data_in_files(photos: Path, folder_config: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*folder_config, "--data.root", "photos", "--out", "here"]) == 0
+    assert main([*folder_config, "--data.root", "photos", "--output", "here"]) == 0
     found, (output, logged) = report(Path("here")), capsys.readouterr()
     assert sorted(path.name for path in Path("here").iterdir()) == FILES
     assert found["counts"] == {
@@ -183,10 +183,10 @@ def test_data_in_files(photos: Path, folder_config: list[str], capsys: pytest.Ca
 def test_printed_mean_and_std_are_a_valid_configuration(
     photos: Path, folder_config: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*folder_config, "--data.root", "photos", "--out", "here"]) == 0
+    assert main([*folder_config, "--data.root", "photos", "--output", "here"]) == 0
     output = capsys.readouterr().out
     Path("measured.yaml").write_text(output[output.index("data:\n") : output.index("written ")])
-    assert main([*folder_config, "--config", "measured.yaml", "--data.root", "photos", "--out", "here"]) == 0
+    assert main([*folder_config, "--config", "measured.yaml", "--data.root", "photos", "--output", "here"]) == 0
     found = report(Path("here"))
     assert found["mean"]["configured"] == found["mean"]["measured"]
 
@@ -195,7 +195,7 @@ def test_printed_mean_and_std_are_a_valid_configuration(
 def test_folder_without_splits_and_with_workers(photos: Path, folder_config: list[str]) -> None:
     for number in range(70):  # more than a batch
         picture(photos / "train" / "dog" / f"more{number}.png", 100 + number)
-    flags = ["--data.root", "photos/train", "--data.workers", "1", "--data.val_fraction", "0.2", "--out", "here"]
+    flags = ["--data.root", "photos/train", "--data.workers", "1", "--data.val_fraction", "0.2", "--output", "here"]
     assert main([*folder_config, *flags]) == 0
     found = report(Path("here"))
     assert sum(sum(column.values()) for column in found["counts"].values()) == 82
@@ -204,7 +204,7 @@ def test_folder_without_splits_and_with_workers(photos: Path, folder_config: lis
 
 def test_missing_test_split(photos: Path, folder_config: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(photos / "test")
-    assert main([*folder_config, "--data.root", "photos", "--out", "here"]) == 0
+    assert main([*folder_config, "--data.root", "photos", "--output", "here"]) == 0
     assert list(report(Path("here"))["counts"]) == ["train", "val"]
     assert "test       none: photos: has train/ but no test/" in capsys.readouterr().out
 
@@ -292,9 +292,9 @@ def test_table_of_counts() -> None:
         (["--config", "none.yaml"], "--config none.yaml: no such file"),
         ([*DIGITS, "--data.crop_paddin", "1"], "data.crop_paddin: no such setting, did you mean 'crop_padding'?"),
         ([*DIGITS, "--data.val_fraction", "2"], "data.val_fraction is 2.0 but must be above 0 and below 1"),
-        ([*DIGITS, "--out"], "argument --out: expected one argument; see python -m tools.inspect_data --help"),
-        ([*DIGITS, "--out", "full"], "--out full: contains other files (mine.txt) and nothing is overwritten"),
-        ([*DIGITS, "--out", "full/mine.txt"], "--out full/mine.txt: is a file; give a folder"),
+        ([*DIGITS, "--output"], "argument --output: expected one argument; see python -m tools.inspect_data --help"),
+        ([*DIGITS, "--output", "full"], "--output full: contains other files (mine.txt) and nothing is overwritten"),
+        ([*DIGITS, "--output", "full/mine.txt"], "--output full/mine.txt: is a file; give a folder"),
         ([*CIFAR, "--data.root", "nowhere"], "no CIFAR-10 in "),
     ],
 )
@@ -320,7 +320,7 @@ def test_interrupt_writes_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
-    assert "--out DIR" in capsys.readouterr().out
+    assert "--output DIR" in capsys.readouterr().out
 
 
 def test_several_labels_an_image_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -329,7 +329,7 @@ def test_several_labels_an_image_are_counted(tmp_path: Path, capsys: pytest.Capt
     rows = [f"{number},{('cat;dog', 'dog', 'owl;cat')[number % 3]}" for number in range(12)]
     (tmp_path / "labels.csv").write_text("\n".join(["id,tags", *rows]))
     config = ["--config", str(ROOT / "configs" / "image_standard.yaml"), *FOLDER]
-    assert main([*config, "--data.root", str(tmp_path), "--data.labels", "labels.csv", "--out", "out"]) == 0
+    assert main([*config, "--data.root", str(tmp_path), "--data.labels", "labels.csv", "--output", "out"]) == 0
     counts = report(tmp_path / "out")["counts"]
     totals = {name: sum(counts[split][name] for split in counts) for name in ("cat", "dog", "owl")}
     assert totals == {"cat": 8, "dog": 8, "owl": 4}

@@ -37,7 +37,7 @@ def config(name: str) -> list[str]:
 def inspected(arguments: list[str]) -> dict[str, Any]:
     """Run the command and return what it wrote to inspect_data.json."""
     shutil.rmtree("out", ignore_errors=True)
-    assert main([*arguments, "--out", "out"]) == 0
+    assert main([*arguments, "--output", "out"]) == 0
     assert sorted(path.name for path in Path("out").iterdir()) == PLOTS
     content: dict[str, Any] = json.loads(Path("out/inspect_data.json").read_text())
     return content
