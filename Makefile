@@ -4,13 +4,14 @@ PYTHON ?= python3
 UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 RUN := $(UV) run --quiet
 CONFIG ?= configs/digits_ternary.yaml
+PY ?= 3.13
 N ?= 100
 SEED ?= 0
 
-.PHONY: help setup fit test test-all soak lint format bench clean
+.PHONY: help setup fit test test-all test-oldest test-newest test-prerelease soak lint format bench clean
 
 help:  ## print this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 17
 
 .uv/bin/uv:
 	$(PYTHON) -m venv .uv
@@ -27,6 +28,24 @@ test: setup  ## run the default tests, under 4 minutes on 2 cores
 
 test-all: setup  ## run all tests, including the slow ones, under 30 minutes
 	$(RUN) pytest -q -n auto --dist loadfile -m "slow or not slow"
+
+# An environment of its own in .venvs/NAME with other versions, and the default tests in it: $(call in_versions,NAME,PYTHON,FLAGS).
+# `uv pip` and not `uv sync`, which would resolve uv.lock for these versions too. It prints what was installed.
+define in_versions
+	$(UV) venv --quiet --clear --python $(2) .venvs/$(1)
+	$(UV) pip install --quiet --python .venvs/$(1) $(3) --editable . --group dev
+	@$(UV) pip list --quiet --python .venvs/$(1) --format freeze | tee .venvs/$(1).txt
+	.venvs/$(1)/bin/python -m pytest -q -n auto --dist loadfile
+endef
+
+test-oldest: $(filter .uv/bin/uv,$(UV))  ## run the default tests on Python 3.11 and the oldest versions that pyproject.toml admits
+	$(call in_versions,oldest,3.11,--resolution lowest-direct)
+
+test-newest: $(filter .uv/bin/uv,$(UV))  ## run the default tests on the newest versions, Python 3.13 or that of PY=3.12
+	$(call in_versions,newest,$(PY),--upgrade)
+
+test-prerelease: $(filter .uv/bin/uv,$(UV))  ## run the default tests on the newest pre-releases; may fail
+	$(call in_versions,prerelease,$(PY),--upgrade --prerelease allow)
 
 soak: setup  ## stop N random runs at random moments and resume them; each must end like the unbroken run (100: 30 minutes)
 	$(RUN) python -m tests.soak --runs $(N) --seed $(SEED)
@@ -47,4 +66,4 @@ bench: setup  ## compare our training step and loaders with other implementation
 	$(RUN) python -m benchmarks.cached_head
 
 clean:  ## remove everything that these targets created, except runs/
-	rm -rf .venv .uv .mypy_cache .ruff_cache .pytest_cache build *.egg-info
+	rm -rf .venv .venvs .uv .mypy_cache .ruff_cache .pytest_cache build *.egg-info

@@ -21,6 +21,8 @@ SMALLEST: dict[str, float] = {
     "overfit_batches": 0,
     "reload_dataloaders_every_n_epochs": 0,
 }
+SPLITTING = ("fsdp", "deepspeed", "modelparallel")  # starts of names of strategies, in small letters and without "_"
+COPYING = ("spawn", "fork", "notebook")  # parts of such names, and values of DDPStrategy's start_method
 SEEDS = 2**32  # numpy's range
 
 
@@ -28,12 +30,25 @@ def check_trainer(options: Mapping[str, Any]) -> None:
     """Check the ranges of the Trainer's arguments.
 
     Raises:
-        UsageError: A number is too small; the message has the setting and the smallest number.
+        UsageError: A number is too small; the message has the setting and the smallest number. Or the strategy is not supported.
     """
+    _check_strategy(options.get("strategy"))
     for name, least in SMALLEST.items():
         value = options.get(name)
         if isinstance(value, int | float) and value < least:
             raise UsageError(f"trainer.{name}: {least:g} or more is needed, got {value}")
+
+
+def _check_strategy(strategy: Any) -> None:
+    name = strategy if isinstance(strategy, str) else type(strategy).__name__
+    word, way = name.lower().replace("_", ""), "give ddp, which starts each process with the same command"
+    if word.startswith(SPLITTING):
+        raise UsageError(
+            f"trainer.strategy: {name} splits the weights over processes, but EMA, checkpoints and exports hold whole ones; "
+            "give ddp, and where memory is short --trainer.precision bf16-mixed or a smaller --data.batch_size"
+        )
+    if any(part in word for part in COPYING) or getattr(strategy, "_start_method", "popen") != "popen":
+        raise UsageError(f"trainer.strategy: {name} copies the running program, whose run folder is locked; {way}")
 
 
 def check_seed(seed: Any) -> None:

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, StrategyRegistry
 
 from cli.processes import go_on_with
 from cli.resume import RunCheckpoint
 from cli.run_flags import UsageError
+from cli.trainer.checks import check_trainer
 
 
 def trainer(now: int, **settings: Any) -> Any:
@@ -102,3 +104,16 @@ def test_a_checkpoint_of_two_processes_goes_on_in_one(finished: Path, tmp_path: 
     assert after["exact_resume"]["accumulate"] == 2 * content["exact_resume"]["accumulate"]
     assert batches == steps * after["exact_resume"]["accumulate"]
     assert steps == -(-(counted // epochs // 2) // content["exact_resume"]["accumulate"])
+
+
+def test_strategies_that_split_weights_or_copy_the_program_are_refused() -> None:
+    for strategy in [*StrategyRegistry, ModelParallelStrategy(), DDPStrategy(start_method="spawn"), DDPStrategy()]:
+        name = strategy if isinstance(strategy, str) else type(strategy).__name__
+        if "spawn" in name or "fork" in name or "notebook" in name or getattr(strategy, "_start_method", "") == "spawn":
+            with pytest.raises(UsageError, match=f"trainer.strategy: {name} copies the running program.*; give ddp"):
+                check_trainer({"strategy": strategy})
+        elif name.startswith(("fsdp", "deepspeed", "ModelParallel")):
+            with pytest.raises(UsageError, match=f"trainer.strategy: {name} splits the weights .*; give ddp"):
+                check_trainer({"strategy": strategy})
+        else:
+            check_trainer({"strategy": strategy})
