@@ -32,6 +32,7 @@ SHARE = 0.02  # or this share of decoding all of them
 BLOCK = 32  # files decoded between two looks at the clock
 JPEG_END, PNG_END = b"\xff\xd9", b"\0\0\0\0IEND\xaeB`\x82"
 GIF_END = b";"
+STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*")  # of JPEG, PNG, GIF and TIFF
 GREY_MODES = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L")
 
 
@@ -94,11 +95,13 @@ def look_into(stream: BinaryIO, size: int, levels: bool = False) -> Look:
 
 
 def _why(stream: BinaryIO, size: int) -> str:
-    """Why Pillow knows no image in a file: a WebP file whose end is missing, which says its length at its start, or no image."""
+    """Why Pillow knows no image in a file: one that ends within its header, a WebP file whose end is missing, or no image."""
     stream.seek(0)
     head = stream.read(12)
     is_webp = head[:4] == b"RIFF" and head[8:] == b"WEBP"
-    return CUT_SHORT if is_webp and size < 8 + int.from_bytes(head[4:8], "little") else NO_IMAGE
+    if is_webp and size < 8 + int.from_bytes(head[4:8], "little"):
+        return CUT_SHORT
+    return DAMAGED if is_webp or head.startswith(STARTS) else NO_IMAGE
 
 
 def look_at(paths: Sequence[Path], levels: bool = False) -> list[Look]:

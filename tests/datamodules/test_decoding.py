@@ -91,6 +91,10 @@ def test_files_that_are_not_images_are_found_by_their_header(tmp_path: Path) -> 
         torn_webp.read_bytes()[:100]
     )  # unlike with other formats, Pillow needs all of it to know the size
     assert look(torn_webp).wrong == "cut short"
+    for ending in ("jpg", "png", "gif", "tif"):
+        within_header = saved(tmp_path, picture(0), f"header.{ending}")
+        within_header.write_bytes(within_header.read_bytes()[:10])
+        assert look(within_header).wrong == "damaged"
     assert look(torn).wrong is None  # its header is intact: found only when it is decoded
     with pytest.raises(OSError, match="truncated"):
         squeezed(torn, 8, 3)

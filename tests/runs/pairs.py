@@ -130,6 +130,11 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "layer_decay": Setting(("--model.layer_decay", "0.5")),
         "erasing": Setting(("--data.erasing_prob", "1.0")),
         "stages": Setting(callback("ProgressiveResizing", stages="[{size: 24, epochs: 1}, {size: 32, epochs: 1}]")),
+        "labels in a table": Setting(("--data.labels", "one.csv"), "none"),
+        "several labels": Setting(("--data.labels", "several.csv", "--model.task", "multilabel")),
+        "focal": Setting(("--model.focal_gamma", "2.0")),
+        "balanced sampling": Setting(("--data.sampling", "balanced")),
+        "metrics": Setting(("--model.metrics", "[f1, auroc]"), "none"),
     },
     "cached": {
         **COMMON,
@@ -194,12 +199,25 @@ BASES: dict[str, dict[str, Any]] = {
 def data_of(system: str, folder: Path) -> dict[str, object]:
     """Write the data of a system's tiny runs; returns its settings."""
     if system == "image":
-        return {"root": str(write_classes(folder / "data", {"cat": 11, "dog": 9, "owl": 7}))}
+        root = write_classes(folder / "data", {"cat": 11, "dog": 9, "owl": 7})
+        _write_tables(root)
+        return {"root": str(root)}
     if system == "cached":
         return {"cache": str(write_cache(folder / "cache", ("a", "b", "c"), 27, 12))}
     if system == "har":
         return {"root": str(write_generated(folder / "har", subjects=range(1, 6), test_subjects=(2,), windows=2))}
     return {"root": str(folder / "generated")} if system == "segmentation" else {}
+
+
+def _write_tables(root: Path) -> None:
+    """Write one.csv, the classes of the folders, and several.csv: the class and `bright`, which every third image has."""
+    files = [path.relative_to(root) for path in sorted(root.glob("*/*"))]
+    one = ["file,label", *(f"{file},{file.parent.name}" for file in files)]
+    names = ("cat", "dog", "owl")
+    rows = [[file, *(int(file.parent.name == name) for name in names), int(n % 3 == 0)] for n, file in enumerate(files)]
+    several = [",".join(("file", *names, "bright")), *(",".join(map(str, row)) for row in rows)]
+    for name, lines in (("one.csv", one), ("several.csv", several)):
+        (root / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def write_base(system: str, folder: Path, **data: object) -> Path:
