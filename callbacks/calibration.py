@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import math
-import zipfile
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -37,6 +36,7 @@ from callbacks.find_callbacks import find_callbacks
 from callbacks.pictures.evaluation import EvaluationPicture, class_names_of
 from callbacks.pictures.reliability import Evaluation, draw_reliability, write_tables
 from callbacks.run_folder import log_line, run_folder
+from foundation.checkpoint_files import read_checkpoint
 from metrics import aurc, bootstrap_interval
 
 log = logging.getLogger(__name__)
@@ -188,8 +188,7 @@ class Calibration(EvaluationPicture[Evaluation]):
         record = self.record
         best = next((c.best_model_path for c in find_callbacks(trainer, Checkpoints) if c.best_model_path), None)
         if best is not None and trainer.is_global_zero:
-            content = torch.load(best, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(best))
-            record = content.get("calibration")
+            record = read_checkpoint(Path(best)).get("calibration")
         if record is None or not trainer.is_global_zero:
             return
         folder = run_folder(trainer)

@@ -1,6 +1,7 @@
 """The Checkpoints callback: writes best.ckpt, last.ckpt and periodic checkpoints atomically.
 
     checkpoints/last.ckpt        at step 0, every few minutes or steps, at the end of each epoch, and when a signal stops the run
+    checkpoints/last.ckpt.bak    while the run is not over, the last.ckpt before; a resume takes it if last.ckpt is damaged
     checkpoints/best.ckpt        the best epoch by the monitored metric; among epochs of equal value the one with the lowest loss;
                                  best.json holds metric, mode, value, tie_broken_by, loss, epoch, step and kind of weights
     checkpoints/epoch=012.ckpt   after epoch 12, every N epochs
@@ -12,8 +13,11 @@ the last batch of an epoch would skip its validation on resume, so none is writt
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import logging
+import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -30,14 +34,17 @@ from callbacks.ema import EMA
 from callbacks.failures.disk import check_space
 from callbacks.failures.non_finite import NonFiniteError
 from callbacks.find_callbacks import find_callbacks
-from callbacks.run_folder import run_folder
+from callbacks.run_folder import log_line, run_folder
 from foundation.atomic_files import replace_file, write_json
+from foundation.checkpoint_files import BACKUP, keep_before, seal, why_damaged
+from foundation.disk import raise_cause
 from metrics.directions import EPOCH as EPOCH
 from metrics.directions import GivenMode, Mode, direction_of, is_better, tie_breaker
 
 log = logging.getLogger(__name__)
 
 ACCURACY = "val/acc"
+LAST = "last.ckpt"
 
 
 def validation_follows(trainer: Trainer) -> bool:
@@ -53,17 +60,30 @@ def validation_follows(trainer: Trainer) -> bool:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint to a temporary file next to the target, syncs it to disk, then renames it.
+    """Writes a checkpoint with its checksum to a temporary file next to the target, syncs it to disk, then renames it.
+
+    A last.ckpt that is replaced stays as last.ckpt.bak.
 
     Lightning writes to the system's temporary folder. If that is on another file system, the final step is a copy, which a kill can
     leave incomplete.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Save the checkpoint atomically."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with replace_file(Path(path)) as temporary:
-            torch.save(checkpoint, temporary)
+        """Save the checkpoint atomically.
+
+        Raises:
+            OSError: The disk is full, a limit on the size of files is reached, or the folder is gone or cannot be written.
+        """
+        target = Path(path)
+        if target.name == LAST and target.is_file():
+            keep_before(target)
+        with replace_file(target) as temporary:
+            try:
+                torch.save(checkpoint, temporary)
+            except RuntimeError as error:  # of torch's writer, which does not say why
+                raise_cause(target, error)
+                raise
+            seal(temporary)
 
 
 class Checkpoints(Checkpoint):
@@ -184,8 +204,25 @@ class Checkpoints(Checkpoint):
         self._stopped_in_epoch = False
         if self.best_score is not None and self.folder is not None:
             self._complete_best(self.folder)
-        if self.folder is not None and not (self.folder / "last.ckpt").exists():
+        if self.folder is None:
+            return
+        if trainer.is_global_zero and trainer.ckpt_path is not None:
+            self._mend_last(self.folder, Path(trainer.ckpt_path))
+        if not (self.folder / LAST).exists():
             self.save_last(trainer)
+
+    def _mend_last(self, folder: Path, resumed: Path) -> None:
+        """Set a damaged last.ckpt aside and put the checkpoint that is resumed in its place, so that another kill loses nothing."""
+        last = folder / LAST
+        if resumed.parent.resolve() != folder.resolve() or resumed.name == LAST:
+            return
+        if last.is_file():
+            if (reason := why_damaged(last)) is None:
+                return
+            last.replace(folder / "last.ckpt.damaged")
+            log_line(folder.parent, f"{reason}; kept as last.ckpt.damaged, the run goes on from {resumed.name}")
+        with replace_file(last) as temporary:
+            shutil.copyfile(resumed, temporary)
 
     def _complete_best(self, folder: Path) -> None:
         """Forget a best epoch that was chosen by another metric or direction; add the loss that an older version did not save."""
@@ -245,7 +282,12 @@ class Checkpoints(Checkpoint):
             self.save_last(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say if no epoch could be compared, because the metric was never logged (no sample exits, for example) or always NaN."""
+        """Remove last.ckpt.bak of a run that is over; say if no epoch could be compared.
+
+        That is so where the metric was never logged (no sample exits, for example) or always NaN.
+        """
+        if self.folder is not None and trainer.is_global_zero and not self._stopped_in_epoch:
+            (self.folder / f"{LAST}{BACKUP}").unlink(missing_ok=True)
         if self.folder is not None and self.best_score is None and trainer.enable_validation:
             log.warning(f"checkpoint: {self.monitor} never had a value, so there is no best.ckpt; use --ckpt last")
 
@@ -269,11 +311,13 @@ class Checkpoints(Checkpoint):
     def save_last(self, trainer: Trainer) -> Path | None:
         """Write last.ckpt; all processes must call it together."""
         self._saved_at = time.monotonic()
-        return self._save(trainer, "last.ckpt")
+        return self._save(trainer, LAST)
 
     def _save(self, trainer: Trainer, name: str) -> Path | None:
         if self.folder is None:
             return None
+        if trainer.is_global_zero and not self.folder.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.folder))
         for key, tensor in trainer.lightning_module.state_dict().items():
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 raise NonFiniteError(

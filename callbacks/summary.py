@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -21,6 +20,7 @@ from callbacks.learning_rate_finder import found_rate
 from callbacks.metrics_log import read_metrics
 from callbacks.run_folder import RunFolder
 from foundation.atomic_files import replace_file, write_json
+from foundation.checkpoint_files import read_checkpoint
 from metrics.directions import direction_of, is_better, tie_breaker
 
 NETWORK = "network."  # prefix of the network's tensors in a module's state_dict
@@ -77,7 +77,7 @@ def write_weights(folder: Path) -> None:
     path = path if path.is_file() else path.with_name("last.ckpt")
     if not path.is_file():  # a run without checkpoints
         return
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    checkpoint = read_checkpoint(path)
     with replace_file(folder / "weights.safetensors") as temporary:
         save_file(best_weights(checkpoint), temporary, metadata={"checkpoint": path.name})
 

@@ -5,20 +5,18 @@ from __future__ import annotations
 import difflib
 import json
 import logging
-import pickle
-import zipfile
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from callbacks.checkpoints import EPOCH
 from cli.changed_values import differences
 from cli.run_flags import RunFlags, UsageError
 from datamodules import TrainedOn
+from foundation.checkpoint_files import DamagedFileError, last_or_before, read_checkpoint
 from lightning_modules.loading import newest_config
 from metrics import direction_of
 
@@ -45,6 +43,7 @@ class RunCheckpoint:
     should_stop: bool
     processes: int
     trained_on: TrainedOn | None = None
+    note: str | None = None  # why it is another checkpoint than the one asked for
 
 
 def find(target: str, flags: RunFlags) -> RunCheckpoint:
@@ -66,14 +65,18 @@ def find(target: str, flags: RunFlags) -> RunCheckpoint:
         raise UsageError(f"{target}: is no checkpoint; give its run, {path.parent}")
     folder = path if path.is_dir() else path.resolve().parent.parent
     wanted = "last" if flags.command == "fit" else flags.values.get("ckpt", "best")
-    checkpoint = path if path.is_file() else _checkpoint_path(folder, wanted)
+    note = None
+    if path.is_dir() and wanted == "last":
+        checkpoint, note = last_or_before(folder / "checkpoints")
+    if note is None:
+        checkpoint = path if path.is_file() else _checkpoint_path(folder, wanted)
     config = _latest_config(folder)
     content = read(checkpoint)
     progress = content["loops"]["fit_loop"]["epoch_progress"]["current"]
     exact = content.get("exact_resume", {})
     stop, processes = bool(exact.get("should_stop", False)), int(exact.get("processes", 1))
     step, trained_on = content["global_step"], TrainedOn.of_checkpoint(content)
-    return RunCheckpoint(folder, checkpoint, config, progress["processed"], step, stop, processes, trained_on)
+    return RunCheckpoint(folder, checkpoint, config, progress["processed"], step, stop, processes, trained_on, note)
 
 
 def _checkpoint_path(folder: Path, wanted: str) -> Path:
@@ -129,14 +132,14 @@ def read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"{path}: no such checkpoint")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError, KeyError) as error:
+        content = read_checkpoint(path)
+    except DamagedFileError as error:
         others = [file.name for file in sorted(path.parent.glob("*.ckpt")) if file.name != path.name]
         hint = f"; in the same folder: {', '.join(others)}" if others else ""
-        raise UsageError(f"{path}: cannot be read, it is cut short or no checkpoint{hint}") from error
+        raise UsageError(f"{error}{hint}") from error
     if not isinstance(content, dict) or not {"state_dict", "loops", "global_step"} <= content.keys():
         raise UsageError(f"{path}: is no checkpoint of a training run (it has no state_dict, loops and global_step)")
-    return content
+    return dict(content)
 
 
 def read_best(checkpoint: Path) -> dict[str, Any]:

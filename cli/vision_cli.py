@@ -119,6 +119,8 @@ class VisionCLI(LightningCLI):
             if self.flags.command == "fit":
                 self.lock = lock_run(self.source.folder)
                 self.source = resume.find(target, self.flags)  # another process may have replaced it before the lock
+            if self.source.note is not None:
+                log.warning(self.source.note)
             self.trained_on = self.source.trained_on
             arguments = [self.flags.command, "--config", str(self.source.config), *self.flags.rest]
         elif self.flags.command != "fit" and not self.flags.configs:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import pickle
-import zipfile
+import logging
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 import yaml
 
+from foundation.checkpoint_files import last_or_before, read_checkpoint
 from foundation.places import close_to
 from lightning_modules.base import BaseModule
 from transforms.run_transform import RunTransform
 
-# exceptions that torch.load raises for truncated files and files that torch did not write
-UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError, LookupError, AttributeError)
+log = logging.getLogger(__name__)
 
 
 def load_run(
@@ -99,12 +97,16 @@ def model_class(config: Path) -> type[BaseModule]:
 
 
 def named_checkpoint(folder: Path, checkpoint: str) -> Path:
-    """Path of a checkpoint of a run by its name, with or without ``.ckpt``.
+    """Path of a checkpoint of a run by its name, with or without ``.ckpt``; of a damaged ``last`` the one before, and a warning.
 
     Raises:
         ValueError: The run has no checkpoint of this name.
     """
     path = folder / "checkpoints" / f"{checkpoint.removesuffix('.ckpt')}.ckpt"
+    if path.name == "last.ckpt":
+        path, note = last_or_before(path.parent)
+        if note is not None:
+            log.warning(note)
     if path.is_file():
         return path
     there = ", ".join(sorted(file.stem for file in path.parent.glob("*.ckpt"))) or "none"
@@ -126,10 +128,7 @@ def _content_of(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: The file is not a checkpoint of a run.
     """
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except UNREADABLE as error:
-        raise ValueError(f"{path}: cannot be read, it is cut short or no checkpoint") from error
+    content = read_checkpoint(path)
     if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= content.keys():
         raise ValueError(f"{path}: is no checkpoint of a training run (it has no state_dict and hyper_parameters)")
     return dict(content)

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from foundation.checkpoint_files import UNREADABLE, check_sums, is_sealed
 from foundation.places import close_to
-from lightning_modules.loading import UNREADABLE, named_checkpoint, newest_config
+from lightning_modules.loading import named_checkpoint, newest_config
 from lightning_modules.pretrained.folders import is_weights_folder, read_folder, read_safetensors
 from networks.transfer import is_published_form
 
@@ -135,6 +136,8 @@ class _Inert(dict[Any, Any]):
 
 def _content(path: Path) -> dict[str, Any]:
     zipped = zipfile.is_zipfile(path)
+    if is_sealed(path):
+        check_sums(path)
     if zipped and any("/code/" in name for name in zipfile.ZipFile(path).namelist()):
         raise ValueError(f"{path}: is a TorchScript program, which is never run; save its state_dict() instead")
     try:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+from pathlib import Path
+
 import pytest
 
 from tests.runs import pairs
@@ -18,6 +21,23 @@ def test_rows_follow_from_the_seed_and_reach_every_system() -> None:
         assert 2 <= len(row.settings) <= 4
         compatible = {frozenset(pair) for pair in pairs.pairs_of(OF_SYSTEM[row.system])}
         assert all(frozenset((a, b)) in compatible for a in row.settings for b in row.settings if a != b)
+
+
+def test_a_stop_that_this_test_did_not_send_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A start that the kernel kills for want of memory is no stop of the row: its result would be that of half a run."""
+    row = draw(47)
+    assert [row.kills[0].signum] == [kill.signum for kill in row.kills] == [signal.SIGINT]
+    (tmp_path / "log").write_text("epoch 1\nKilled\n")
+    for codes, wrong in (
+        ([0, 130, -9], "start 2 ended with -9: Killed"),
+        ([0, 143], "start 1 ended with 143: Killed"),
+        ([-9], "the unbroken run ended with -9: Killed"),
+    ):
+        starts = iter(codes)
+        monkeypatch.setattr(soak_command, "forked", lambda *_, starts=starts, **__: next(starts))
+        found = soak_command.soak(row, tmp_path / "config.yaml", tmp_path, 1)
+        assert found is not None
+        assert found.wrong == wrong
 
 
 @pytest.mark.slow
