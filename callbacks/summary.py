@@ -12,7 +12,7 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from callbacks.checkpoints import EPOCH, Checkpoints
 from callbacks.find_callbacks import find_callbacks
@@ -92,6 +92,16 @@ def hyperparameters(config: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if isinstance(value, (bool, int, float, str))}
 
 
+def count_parameters(module: nn.Module) -> dict[str, int]:
+    """Count the parameters of a module and those that are trained.
+
+    >>> count_parameters(nn.Linear(2, 3))
+    {'total': 9, 'trained': 9}
+    """
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in module.parameters()]
+    return {"total": sum(size for size, _ in sizes), "trained": sum(size for size, trained in sizes if trained)}
+
+
 def smaller_batches(folder: Path) -> list[dict[str, Any]]:
     """List the resumes that cut batches into parts after running out of memory: batch size, accumulation, configuration file."""
     resumes = sorted(folder.glob("config.resume-*.yaml"), key=lambda path: int(path.stem.rpartition("-")[2]))
@@ -141,6 +151,7 @@ class RunSummary(Callback):
             "final_metrics": final,
             "total_epochs": int(epochs[-1]["epoch"]) if epochs else 0,
             "total_steps": trainer.global_step,
+            "parameters": count_parameters(trainer.lightning_module),
             "training_args": yaml.safe_load(run.config),
         }
         if found := found_rate(run.path, content["training_args"]):

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from foundation.hub import hub_or_cache
-from lightning_modules.multilabel import MultiLabelClassifier
+from lightning_modules.adapted_classifier import AdaptedClassifier
 from lightning_modules.pretrained import ONE_SOURCE, SavedWeights, read_weights
+from networks.adapters import is_adapter
 from networks.timm_network import (
     backbone_modules,
     build_timm_network,
@@ -26,7 +27,7 @@ from networks.timm_network import (
 from networks.transfer import transfer
 
 
-class ImageClassifier(MultiLabelClassifier):
+class ImageClassifier(AdaptedClassifier):
     """Classifies images with a timm network. The head is its classifier, the last linear layer; the backbone is everything else.
 
     Args:
@@ -40,14 +41,15 @@ class ImageClassifier(MultiLabelClassifier):
         min_loaded: Minimum fraction of the network's weights outside the head that ``weights`` must fill, 0 to 1; a frozen backbone
             must be filled completely.
         freeze: ``backbone`` trains only the head; the backbone stays bit-identical and in eval mode. ``norm_statistics`` trains all
-            weights and freezes only the statistics of batch norms. ``none`` trains everything.
-        backbone_lr: Factor on the learning rate of the backbone, above 0.
+            weights and freezes only the statistics of batch norms. ``none`` trains everything. With ``adapter lora`` the backbone
+            is always frozen.
+        backbone_lr: Factor on the learning rate of the backbone, above 0; with adapters, on theirs.
         layer_decay: Factor on the learning rate from each layer to the one before it, above 0 and at most 1. Layers are grouped by
             timm (one per block); the head uses ``lr``.
     """
 
     fixed_on_resume: ClassVar[tuple[str, ...]] = (
-        *MultiLabelClassifier.fixed_on_resume,
+        *AdaptedClassifier.fixed_on_resume,
         "architecture",
         "network_args",
         "freeze",
@@ -82,9 +84,14 @@ class ImageClassifier(MultiLabelClassifier):
             raise ValueError(f"backbone_lr: a factor over 0 (for 0 there is freeze: backbone), got {backbone_lr}")
         if not 0 < layer_decay <= 1:
             raise ValueError(f"layer_decay: a factor over 0, at most 1, got {layer_decay}")
-        if (
-            freeze == "backbone"
-        ):  # a configuration may have them for another run; on_fit_start says that they are without effect
+        if kwargs.get("adapter", "none") != "none":
+            if freeze == "norm_statistics":
+                raise ValueError(
+                    "freeze: norm_statistics trains all weights, and adapter lora freezes the backbone; leave it out"
+                )
+            self.freeze_part = "backbone"
+        elif freeze == "backbone":
+            # a configuration may have them for another run; on_fit_start says that they are without effect
             self.backbone_lr = self.layer_decay = 1.0
         super().__init__(**kwargs)
         self.train()
@@ -92,8 +99,8 @@ class ImageClassifier(MultiLabelClassifier):
     # ---- the network ----
 
     def configure_network(self) -> None:
-        """Build the network and freeze parameters according to ``freeze``; downloads nothing."""
-        self.network = self._build(pretrained=False)
+        """Build the network, with its adapters, and freeze parameters according to ``freeze``; downloads nothing."""
+        self.network = self.plain_network()
         if self.pretrained and not timm.models.is_model_pretrained(self.architecture.partition(".")[0]):
             raise ValueError(f"pretrained: timm has no weights of {self.architecture}; set weights to a file")
         if self.freeze_part == "backbone":
@@ -104,6 +111,11 @@ class ImageClassifier(MultiLabelClassifier):
             raise ValueError(f"freeze: norm_statistics: {self.architecture} has no batch norms")
         if self.layer_decay != 1:
             layer_numbers(self.network)  # raises if timm defines no layers for this network
+        self.adapt_network()
+
+    def plain_network(self) -> nn.Module:
+        """See :class:`AdaptedClassifier`."""
+        return self._build(pretrained=False)
 
     def _build(self, pretrained: bool) -> nn.Module:
         return build_timm_network(
@@ -134,12 +146,12 @@ class ImageClassifier(MultiLabelClassifier):
 
     # ---- weights to start from ----
 
-    def give_weights(self) -> list[tuple[int, str]]:
-        """Load ``weights`` or timm's pretrained weights; see :class:`StartsFromWeights`."""
+    def fill(self, network: nn.Module) -> list[tuple[int, str]]:
+        """Load ``weights`` or timm's pretrained weights; see :class:`AdaptedClassifier`."""
         setting = "weights" if self.weights is not None else "pretrained"
         if self.weights is not None:
             try:
-                saved = read_weights(self.weights, self.network.state_dict().keys())
+                saved = read_weights(self.weights, network.state_dict().keys())
             except ValueError as error:
                 raise ValueError(f"weights: {error}") from error
         elif self.pretrained:
@@ -150,7 +162,7 @@ class ImageClassifier(MultiLabelClassifier):
         source = self.weights or f"timm's {self.architecture}"
         try:
             report = transfer(
-                self.network,
+                network,
                 saved.tensors,
                 source_classes=saved.class_names,
                 classes=self.class_names,
@@ -159,7 +171,7 @@ class ImageClassifier(MultiLabelClassifier):
             )
         except ValueError as error:
             raise ValueError(f"{setting}: {source}: {error}") from error
-        if self.freeze_part == "none" and (folded := folded_norms(self.network)):
+        if self.freeze_part == "none" and (folded := folded_norms(network)):
             raise ValueError(
                 f"{setting}: {source}: {len(folded)} batch norms have mean 0 and variance 1: they were folded into the layers "
                 "before them, and training with batch statistics would destroy the features; add --model.freeze norm_statistics"
@@ -192,7 +204,9 @@ class ImageClassifier(MultiLabelClassifier):
     def unused_settings(self) -> dict[str, str]:
         """See :class:`BaseModule`."""
         unused = super().unused_settings()
-        if self.freeze_part == "backbone":
+        if self.adapter != "none":
+            unused |= {"drop_path": f"adapter {self.adapter}"}
+        elif self.freeze_part == "backbone":
             unused |= dict.fromkeys(("drop_path", "backbone_lr", "layer_decay"), "freeze backbone")
         return unused if self.weights or self.pretrained else {**unused, "min_loaded": "no weights"}
 
@@ -216,6 +230,7 @@ class ImageClassifier(MultiLabelClassifier):
             head, layer = is_inside(name, heads), layers.get(name, last)
             part, factor = self._part(head, layer, last)
             vector = parameter.numel() == max(parameter.shape, default=1) or name in undecayed
+            vector = vector and not is_adapter(name)  # those of rank 1 are matrices, too
             kind = "vectors" if vector else "weights"
             group = {
                 "params": [],

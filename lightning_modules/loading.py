@@ -18,6 +18,10 @@ from transforms.run_transform import RunTransform
 log = logging.getLogger(__name__)
 
 
+class FrozenWeightsError(ValueError):
+    """The frozen weights that a checkpoint does not hold cannot be read, or are others than in training."""
+
+
 def load_run(
     run: str | Path,
     checkpoint: str = "best",
@@ -31,15 +35,16 @@ def load_run(
     Args:
         run: A run folder written by ``main.py fit``, or a checkpoint in its folder ``checkpoints``.
         checkpoint: ``best``, ``last`` or the name of another file in ``checkpoints``; ignored if ``run`` is a checkpoint.
-        weights: File or folder with the frozen weights that no checkpoint holds: the backbone of a cascade head, the towers of
-            CLIPSeg. None: where they were in training.
+        weights: File or folder with the frozen weights that no checkpoint holds: the backbone of a cascade head or below adapters,
+            the towers of CLIPSeg. None: where they were in training.
         runtime: ``packed`` computes a ternary network with integers, on the CPU (docs/export.md, "Integer inference"); for a GPU
             load with ``torch``, move the module and call ``use_runtime("packed")``.
 
     Raises:
         KernelError: The packed runtime cannot be compiled or does not run on this processor.
         ValueError: The folder, the configuration or the checkpoint does not exist, is truncated, or does not fit the others; or
-            ``weights`` is given to a module whose checkpoint holds all of its weights; or the runtime does not fit the network.
+            ``weights`` is given to a module whose checkpoint holds all of its weights; or the frozen weights below adapters cannot
+            be read or are others; or the runtime does not fit the network.
     """
     path = Path(run)
     if not path.exists():
@@ -55,6 +60,8 @@ def load_run(
     given: dict[str, Any] = {} if weights is None else {"weights": str(weights), "pretrained": False}
     try:
         module = cls.load_from_checkpoint(file, map_location="cpu", weights_only=True, **given)
+    except FrozenWeightsError as error:
+        raise ValueError(f"{file}: {error}") from error
     except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{file}: is not of a {cls.__name__}: {_one_line(error)}") from error
     module.make_transform = partial(_transform_of, file)

@@ -27,7 +27,9 @@ def check_space(folder: Path, pl_module: LightningModule, averaged: bool) -> Non
     Raises:
         MisconfigurationException: Not even the weights of one checkpoint fit.
     """
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in pl_module.state_dict().values())
+    left_out = getattr(pl_module, "left_out", ())  # frozen weights below adapters
+    saved = [tensor for name, tensor in pl_module.state_dict().items() if name not in left_out]
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in saved)
     trained = sum(p.numel() * p.element_size() for p in pl_module.parameters() if p.requires_grad)
     least = weights * (2 if averaged else 1)
     needed, free = FILES * (least + OPTIMIZER * trained), free_space(folder)

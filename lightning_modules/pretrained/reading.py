@@ -9,15 +9,16 @@ import zipfile
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from foundation.checkpoint_files import UNREADABLE, check_sums, is_sealed
 from foundation.places import close_to
-from lightning_modules.loading import named_checkpoint, newest_config
+from lightning_modules.loading import load_run, named_checkpoint, newest_config
 from lightning_modules.pretrained.folders import is_weights_folder, read_folder, read_safetensors
+from networks.adapters import is_adapter
 from networks.transfer import is_published_form
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,12 @@ def read_weights(source: str, names: Collection[str]) -> SavedWeights:
         newest_config(path)  # raises if this is not a run folder
         path = named_checkpoint(path, "best")
     if path.suffix == ".safetensors":
-        return _said(path, *_named_as(read_safetensors(path), names))
+        whole = read_safetensors(path)
+        if any(is_adapter(name) for name in whole):
+            raise ValueError(
+                f"{path}: holds adapters without the weights below them; give the run's folder, which merges them"
+            )
+        return _said(path, *_named_as(whole, names))
     content = _content(path)
     if isinstance(content.get("hyper_parameters"), dict) and isinstance(content.get("state_dict"), dict):
         return _of_checkpoint(path, content, names)
@@ -112,6 +118,8 @@ def _of_checkpoint(path: Path, content: dict[str, Any], names: Collection[str]) 
     """Weights of a Lightning checkpoint. Ours hold the network under `network`, its average under `ema`, and data settings."""
     state = {**content["state_dict"], **content.get("ema", {}).get("state_dict", {})}
     network = {name: tensor for name, tensor in state.items() if name.startswith("network.")}
+    if "adapter" in content:  # the weights below the adapters are elsewhere
+        network = dict(cast(Any, load_run(path)).deployed_network.state_dict())
     about = {name: content["hyper_parameters"].get(name) for name in ("class_names", "mean", "std")}
     lists: dict[str, Any] = {name: list(value) for name, value in about.items() if isinstance(value, (list, tuple))}
     own = content.get("trained_on", {}).get("own", {})

@@ -72,6 +72,9 @@ def summary(run: Run) -> Section:
         chosen = run.best.get("metric") != EPOCH
         evaluated = f"{run.best.get('metric')} {number(run.best.get('value'))}, " if chosen else "the last, "
         rows.append(["best checkpoint", f"{evaluated}epoch {run.best.get('epoch')}, {run.best.get('weights')} weights"])
+    if counts := run.summary.get("parameters"):
+        share = counts["trained"] / max(1, counts["total"])
+        rows.append(["weights trained", f"{counts['trained']:,} of {counts['total']:,} ({share:.2%})"])
     if run.found:
         rows.append(["learning rate", str(run.found)])
     for stage, content in run.evaluations.items():
