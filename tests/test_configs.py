@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from cli import main
 from cli.trainer.loggers import NEEDS
 from datamodules.signals.har_generator import write_generated
+from networks.timm_network import build_timm_network
 from tests.datamodules.pictures import write_classes
 from tools.check.__main__ import main as check
 from tools.write_shards.__main__ import main as write_shards
@@ -77,9 +79,17 @@ def shards(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def data(cifar: Path, pictures: Path, signals: Path, cache: Path, shards: Path) -> dict[str, Path]:
-    """Folder for each kind of data."""
-    return {"cifar": cifar, "pictures": pictures, "signals": signals, "cache": cache, "shards": shards}
+def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a tiny ViT, which adapters need."""
+    path = tmp_path_factory.mktemp("vit") / "vit.pt"
+    torch.save(build_timm_network("test_vit", num_classes=0, image_size=32).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(cifar: Path, pictures: Path, signals: Path, cache: Path, shards: Path, vit: Path) -> dict[str, Path]:
+    """Folder for each kind of data, and the weights of a ViT."""
+    return {"cifar": cifar, "pictures": pictures, "signals": signals, "cache": cache, "shards": shards, "vit": vit}
 
 
 def one_batch(configs: list[Path], data: dict[str, Path]) -> int:
@@ -105,6 +115,8 @@ def tiny_flags(configs: list[Path], data: dict[str, Path]) -> list[str]:
             flags += TINY_BACKBONE if frozen else ["--model.architecture", "test_resnet"]
         small = ["--data.image_size", "32"]
         flags += ["--data.drop_last", "false"] if any("ProgressiveResizing" in text for text in texts) else small
+    if any("adapter: lora" in text for text in texts):
+        flags += ["--model.architecture", "test_vit", "--model.weights", str(data["vit"])]
     if any("HARDataModule" in text for text in texts):
         flags += ["--data.root", str(data["signals"]), "--model.compile", "false"]
         if any("architecture: vit_" in text for text in texts):
