@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules import DataModule
+from foundation.sizes import pixels_of_size
 from lightning_modules import Classifier
 
 
@@ -94,7 +95,7 @@ class Perceptron(Classifier):
         assert self.in_channels is not None
         assert self.image_size is not None
         assert self.num_classes is not None
-        widths = [self.in_channels * self.image_size**2, *self.hidden, self.num_classes]
+        widths = [self.in_channels * pixels_of_size(self.image_size), *self.hidden, self.num_classes]
         layers: list[nn.Module] = [nn.Flatten()]
         for i in range(len(widths) - 1):
             layers += [nn.ReLU()] if i else []

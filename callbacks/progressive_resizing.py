@@ -38,6 +38,7 @@ from callbacks.resizing_stages import (
     planned,
 )
 from callbacks.run_folder import log_line, run_folder
+from foundation.sizes import Size, sides, size_text
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +107,7 @@ class ProgressiveResizing(Callback):
         rows = [(stage.epochs, stage.epochs * steps_per_epoch(stage.batch_size), stage.lr) for stage in self.stages]
         return rows if self.schedule == "per_stage" else [(self.epochs, sum(steps for _, steps, _ in rows), 1.0)]
 
-    def batch_shapes(self) -> list[tuple[str, int, int]]:
+    def batch_shapes(self) -> list[tuple[str, int, Size]]:
         """Name of the setting, batch size and image size in pixels of each stage, for the module; available after ``setup``."""
         return [
             (f"batch_size of stage {number} of ProgressiveResizing", stage.batch_size, stage.size)
@@ -114,10 +115,10 @@ class ProgressiveResizing(Callback):
         ]
 
     def metrics(self, epoch: int) -> dict[str, float]:
-        """Metrics ``stage/number`` (from 1), ``stage/size`` in pixels and ``stage/batch_size`` of an epoch (from 0)."""
+        """Metrics ``stage/number`` (from 1), ``stage/size`` (shorter side) and ``stage/batch_size`` of an epoch (from 0)."""
         index = self.stage_at(epoch)
         stage = self.stages[index]
-        return {"stage/number": index + 1, "stage/size": stage.size, "stage/batch_size": stage.batch_size}
+        return {"stage/number": index + 1, "stage/size": min(sides(stage.size)), "stage/batch_size": stage.batch_size}
 
     def stretches(self) -> list[Stretch]:
         """Epochs, batches per epoch and cost per batch (its pixels) of each stage; available after ``setup``."""
@@ -128,8 +129,8 @@ class ProgressiveResizing(Callback):
         stage = self.stages[self.index]
         half = f"a batch_size of {stage.batch_size // 2} or less, or " if stage.batch_size > 1 else ""
         return (
-            f"give stage {self.index + 1} of ProgressiveResizing ({stage.size} px, batch {stage.batch_size}) {half}a smaller size; "
-            "--data.batch_size counts for stages without one, and in validation --data.eval_batch_size does"
+            f"give stage {self.index + 1} of ProgressiveResizing ({size_text(stage.size)} px, batch {stage.batch_size}) "
+            f"{half}a smaller size; --data.batch_size counts for stages without one, and in validation --data.eval_batch_size does"
         )
 
     # ---- the run ----

@@ -10,6 +10,8 @@ from typing import Literal
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from foundation.sizes import Size, in_proportion, pixels_of_size, size_of, size_text
+
 ScheduleScope = Literal["per_stage", "whole"]
 SETTINGS = ("train_size", "batch_size", "strength")  # attributes of the datamodule that change between epochs
 
@@ -19,14 +21,15 @@ class ResizingStage:
     """A stage as configured.
 
     Args:
-        size: Height and width of a training image in pixels, after augmentation.
+        size: Side of a training image in pixels, after augmentation. For data of another height than width: its shorter side, with
+            the longer one in proportion (`foundation.sizes.in_proportion`), or [HEIGHT, WIDTH].
         epochs: Number of epochs.
         batch_size: Training samples per batch and process; None: the data's own ``batch_size``.
         lr: Factor on the peak learning rate; other values than 1 need the ``per_stage`` schedule.
         strength: Factor on RandAugment's magnitude and on the probabilities of MixUp, CutMix and erasing.
     """
 
-    size: int
+    size: int | list[int]
     epochs: int
     batch_size: int | None = None
     lr: float = 1.0
@@ -35,20 +38,21 @@ class ResizingStage:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedStage(ResizingStage):
-    """A stage as trained: the length is final and the batch size is known."""
+    """A stage as trained: the length is final, and size and batch size are known."""
 
+    size: Size  # type: ignore[assignment]
     batch_size: int
 
     def __str__(self) -> str:
         """Describe size, batch size, epochs, learning-rate factor and, unless 1, augmentation strength."""
         epochs = f"{self.epochs} epoch" if self.epochs == 1 else f"{self.epochs} epochs"
         strength = "" if self.strength == 1 else f", strength x {self.strength:g}"
-        return f"{self.size} px, batch {self.batch_size}, {epochs}, lr x {self.lr:g}{strength}"
+        return f"{size_text(self.size)} px, batch {self.batch_size}, {epochs}, lr x {self.lr:g}{strength}"
 
     @property
     def pixels(self) -> int:
         """Pixels per batch and channel; time and memory of a step are roughly proportional to it."""
-        return self.batch_size * self.size**2
+        return self.batch_size * pixels_of_size(self.size)
 
 
 def check_stages(stages: Sequence[ResizingStage], schedule: ScheduleScope) -> None:
@@ -63,7 +67,7 @@ def check_stages(stages: Sequence[ResizingStage], schedule: ScheduleScope) -> No
         raise ValueError("stages: one or more, got none")
     for number, stage in enumerate(stages, start=1):
         for name, good, wanted in (
-            ("size", stage.size >= 1, "1 pixel or more"),
+            ("size", _is_size(stage.size), "1 pixel or more, or [HEIGHT, WIDTH]"),
             ("batch_size", stage.batch_size is None or stage.batch_size >= 1, "1 or more"),
             ("epochs", stage.epochs >= 1, "1 or more"),
             ("lr", stage.lr > 0, "a factor over 0"),
@@ -72,6 +76,14 @@ def check_stages(stages: Sequence[ResizingStage], schedule: ScheduleScope) -> No
         ):
             if not good:
                 raise ValueError(f"{name} of stage {number}: {wanted}, got {getattr(stage, name)}")
+
+
+def _is_size(given: int | list[int]) -> bool:
+    try:
+        size_of(given)
+    except ValueError:
+        return False
+    return True
 
 
 def stretched(lengths: Sequence[int], epochs: int) -> list[int]:
@@ -110,7 +122,16 @@ def planned(trainer: Trainer, stages: Sequence[ResizingStage], stretch: bool) ->
             )
         lengths = stretched(lengths, epochs)
     return [
-        PlannedStage(**{**asdict(stage), "epochs": length, "batch_size": stage.batch_size or data.batch_size})
+        PlannedStage(
+            **{
+                **asdict(stage),
+                "size": in_proportion(stage.size, data.image_size)
+                if isinstance(stage.size, int)
+                else size_of(stage.size),
+                "epochs": length,
+                "batch_size": stage.batch_size or data.batch_size,
+            }
+        )
         for stage, length in zip(stages, lengths, strict=True)
         if length
     ]
@@ -134,8 +155,8 @@ def check_run(trainer: Trainer, stages: Sequence[PlannedStage]) -> list[int]:
         _check_length(trainer, sum(stage.epochs for stage in stages))
     if (last := stages[-1].size) != data.image_size:
         raise MisconfigurationException(
-            f"size of stage {len(stages)}: validation and test use the data's {data.image_size} px, so the last stage must too, "
-            f"got {last}"
+            f"size of stage {len(stages)}: validation and test use the data's {size_text(data.image_size)} px, so the last stage "
+            f"must too, got {size_text(last)}"
         )
     batches = [_count(trainer, stage, number) for number, stage in enumerate(stages, start=1)]
     every, fewest = trainer.val_check_interval, min(batches)

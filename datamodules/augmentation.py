@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 import transforms
+from foundation.sizes import Size, sides
 
 
 @dataclass(frozen=True)
@@ -89,23 +90,23 @@ class Augmentation:
         num_classes: int,
         mean: Sequence[float],
         std: Sequence[float],
-        size: int,
+        size: Size,
     ) -> dict[str, Tensor]:
         """Augment and normalise a batch.
 
         Args:
             batch: `image` (B, C, H, W) uint8, or float32 of 0 to 1, which a policy rounds to 8 bits; `label` (B,) int64, and
                 other entries, which are passed on. Where `crop_scale` is set, `aspect` (B,) float32, width / height of
-                each image before it was squeezed to H = W, is used and removed.
+                each image before it was squeezed to H x W, is used and removed; without it, images have their own proportions.
                 `mask` (B, M, H, W) of any dtype is allowed, but neither with a policy nor with mixing.
             random: The random numbers of the batch's samples.
             num_classes: Number of classes K.
             mean: Mean of each channel, in units of 0..1.
             std: Standard deviation of each channel, in units of 0..1.
-            size: Height and width of the result in pixels.
+            size: Side of the square result in pixels, or its height and width.
 
         Returns:
-            A new batch with `image` (B, C, size, size) float32 and, with mixup or cutmix, `target` (B, K) in addition to the
+            A new batch with `image` (B, C, height, width) float32 and, with mixup or cutmix, `target` (B, K) in addition to the
             unchanged `label`.
 
         Raises:
@@ -136,7 +137,7 @@ class Augmentation:
         )
         return {**batch, "image": images, "target": targets}
 
-    def _pixels(self, batch: dict[str, Tensor], random: transforms.SampleRandom, size: int) -> Tensor:
+    def _pixels(self, batch: dict[str, Tensor], random: transforms.SampleRandom, size: Size) -> Tensor:
         """Apply the part of the pipeline that works on uint8."""
         images = batch["image"]
         if self.crop_scale is not None:
@@ -144,24 +145,24 @@ class Augmentation:
             images = transforms.random_resized_crop(images, size, random, scale, ratio, batch.get("aspect"))
             return self._policy(self._flip(images, random, overwrite=True), random)
         images = self._policy(images, random)
-        window = size if self.shrink == "crop" and size < images.shape[-1] else None
+        window = size if self.shrink == "crop" and _is_smaller(size, images) else None
         if self.crop_padding or window:
             images = transforms.random_crop(images, self.crop_padding, random, size=window)
         images = self._flip(images, random)
-        return images if size == images.shape[-1] else transforms.resize(images, size)
+        return images if sides(size) == tuple(images.shape[-2:]) else transforms.resize(images, size)
 
-    def _mask(self, masks: Tensor, aspect: Tensor | None, random: transforms.SampleRandom, size: int) -> Tensor:
+    def _mask(self, masks: Tensor, aspect: Tensor | None, random: transforms.SampleRandom, size: Size) -> Tensor:
         """Apply to the masks the crop, flip and resizing that `_pixels` applies to their images."""
         height, width = masks.shape[2:]
         if self.crop_scale is not None:
             scale, ratio = (self.crop_scale, 1.0), (1 / self.crop_ratio, self.crop_ratio)
-            boxes = transforms.crop_boxes(height, width, random, scale, ratio, aspect)
+            boxes = transforms.crop_boxes(height, width, random, scale, ratio, aspect, size)
             return self._flip(transforms.nearest_resized(masks, size, boxes), random)
-        window = size if self.shrink == "crop" and size < width else None
+        window = size if self.shrink == "crop" and _is_smaller(size, masks) else None
         if self.crop_padding or window:
             masks = transforms.random_crop(masks, self.crop_padding, random, size=window)
         masks = self._flip(masks, random)
-        return masks if size == masks.shape[-1] else transforms.nearest_resized(masks, size)
+        return masks if sides(size) == tuple(masks.shape[-2:]) else transforms.nearest_resized(masks, size)
 
     def _flip(self, images: Tensor, random: transforms.SampleRandom, overwrite: bool = False) -> Tensor:
         return transforms.random_flip(images, random, overwrite=overwrite) if self.flip else images
@@ -172,3 +173,9 @@ class Augmentation:
         if self.policy == "randaugment":
             return transforms.rand_augment(images, random, self.randaugment_ops, self.randaugment_magnitude)
         return transforms.auto_augment(images, random) if self.policy == "autoaugment" else images
+
+
+def _is_smaller(size: Size, images: Tensor) -> bool:
+    """Whether a window of a size can be cut from images (..., H, W) and leaves something out."""
+    (tall, wide), (height, width) = sides(size), images.shape[-2:]
+    return tall <= height and wide <= width and (tall, wide) != (height, width)

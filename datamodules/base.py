@@ -27,6 +27,7 @@ from datamodules.images.unlabelled import GivenImages, read_images
 from datamodules.in_memory import InMemoryLoader, Keep, beginning, check_enough, num_batches, processes
 from datamodules.in_memory import training_position as position
 from datamodules.splitting.stratified import check_labels, count_classes, stratified_split
+from foundation.sizes import Size
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class DataModule(MatchedToCheckpoint, Extractable, ABC):
     turns: int = 1
     """Processes of the original run whose training batches each process of a resumed run serves (cli/processes.py)."""
 
-    _train_size: int | None = None
+    _train_size: Size | None = None
 
     fixed_on_resume: ClassVar[tuple[str, ...]] = (
         "batch_size",
@@ -150,19 +151,19 @@ class DataModule(MatchedToCheckpoint, Extractable, ABC):
 
     @property
     @abstractmethod
-    def image_size(self) -> int:
-        """Height and width of an image in pixels; reads only headers."""
+    def image_size(self) -> Size:
+        """Side of a square image in pixels, or height and width; reads only headers."""
 
     @property
-    def train_size(self) -> int:
-        """Height and width in pixels of the network's input in training: `image_size` unless progressive resizing changed it.
+    def train_size(self) -> Size:
+        """Size in pixels of the network's input in training: `image_size` unless progressive resizing changed it.
 
         May be set between epochs and then applies to loaders made afterwards. Evaluation always uses `image_size`.
         """
         return self.image_size if self._train_size is None else self._train_size
 
     @train_size.setter
-    def train_size(self, size: int) -> None:
+    def train_size(self, size: Size) -> None:
         self._train_size = size
 
     @property
@@ -287,7 +288,7 @@ class DataModule(MatchedToCheckpoint, Extractable, ABC):
                 raise MisconfigurationException(f"{text}; there is nothing to learn")
             log.warning(f"{text}: its metrics say little")
 
-    def prepare_sizes(self, sizes: Sequence[int]) -> None:
+    def prepare_sizes(self, sizes: Sequence[Size]) -> None:
         """Called before the first step with the training sizes to come, in pixels; for data that writes files for each size."""
 
     def num_train_batches(self, batch_size: int | None = None) -> int:

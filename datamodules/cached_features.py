@@ -31,6 +31,7 @@ from features.header import HEADER, UNFINISHED
 from foundation.memory import free_memory
 from foundation.places import absence, meant
 from foundation.project import MAIN
+from foundation.sizes import Size
 
 log = logging.getLogger(__name__)
 
@@ -142,8 +143,8 @@ class CachedFeaturesDataModule(DataModule):
         return torch.tensor(self.header.splits["train"].class_counts)
 
     @property
-    def image_size(self) -> int:
-        """Height and width in pixels of the backbone's input images."""
+    def image_size(self) -> Size:
+        """Side, or height and width, in pixels of the backbone's input images."""
         return self.identity.image_size
 
     @property

@@ -33,7 +33,7 @@ from datamodules.trained_on import MATCHED, FromCheckpoint, TrainedOn
 log = logging.getLogger(__name__)
 
 
-WHOLE = {"eval_share": 1.0}
+WHOLE = {"framing": "crop", "eval_share": 1.0}
 """Inputs of datamodules without these settings: the whole image."""
 
 
@@ -139,7 +139,7 @@ class MatchedToCheckpoint(LightningDataModule):
                 mean=[float(value) for value in data.mean],
                 std=[float(value) for value in data.std],
                 in_channels=int(data.in_channels),
-                image_size=int(data.image_size),
+                image_size=data.image_size,
                 inputs=dict(data.transform_settings),
                 split=dict(data.split_settings),
                 keys={split: found.sort().values for split, found in keys.items()},
@@ -234,7 +234,7 @@ class MatchedToCheckpoint(LightningDataModule):
         trained = {**WHOLE, **record.inputs, "image_size": record.image_size or data.image_size}
         now = {**WHOLE, **data.transform_settings, "image_size": data.image_size}
         for name in [name for name in {**trained, **now} if not name.startswith("views.")]:
-            value, other = trained.get(name), now.get(name)
+            value, other = _given(trained.get(name)), _given(now.get(name))
             if value == other:
                 continue
             setting = f"{name.partition('.')[0]}_args" if "." in name else name
@@ -338,6 +338,11 @@ class MatchedToCheckpoint(LightningDataModule):
         """
         rows = torch.stack([self.sample_keys(split) if keys is None else keys, self.target_keys(split)], dim=1)
         return hashlib.sha256(np.sort(row_keys(rows).numpy()).tobytes()).hexdigest()[:16]
+
+
+def _given(value: Any) -> Any:
+    """A value as it is given on the command line: height and width as `[96,160]`."""
+    return f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else value
 
 
 def _mode_of(trained: Mapping[str, Any], now: Mapping[str, Any]) -> str:

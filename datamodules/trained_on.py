@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from foundation.sizes import Size
+
 MATCHED = ("class_names", "mean", "std")
 """Properties of a datamodule that take the checkpoint's values when it is matched to one."""
 
@@ -21,7 +23,7 @@ class TrainedOn(NamedTuple):
         mean: Mean of each channel of the normalisation.
         std: Standard deviation of each channel of the normalisation.
         in_channels: Channels of an image, or number of signals.
-        image_size: Height and width of an image in evaluation, in pixels, or length of a window.
+        image_size: Side of an image in evaluation, in pixels, or its height and width, or length of a window.
         inputs: Further settings that change the network's input in evaluation, by name.
         split: Settings that decide which sample is in which split, by name.
         keys: Split (`train`, `val`) -> (n,) int64, sorted keys of its samples.
@@ -36,7 +38,7 @@ class TrainedOn(NamedTuple):
     mean: list[float]
     std: list[float]
     in_channels: int
-    image_size: int
+    image_size: Size
     inputs: dict[str, Any]
     split: dict[str, Any]
     keys: dict[str, Tensor]

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from foundation.sizes import Size
+
 Scalar = str | int | float | bool | None
 Dtype = Literal["float32", "float16", "bfloat16"]
 Split = Literal["train", "val", "test"]
@@ -41,8 +43,8 @@ class Identity:
     """Layers whose outputs are concatenated, in this order; negative numbers count from the end."""
     pooling: str
     """Pooling that reduces the output of a layer to one vector, such as `cls` or `avg`."""
-    image_size: int
-    """Height and width in pixels of the input images of the backbone."""
+    image_size: Size
+    """Side in pixels of the input images of the backbone, or their height and width."""
     mean: tuple[float, ...]
     """Mean of each channel in the normalisation of the images, for values in 0..1."""
     std: tuple[float, ...]
@@ -73,7 +75,7 @@ class Identity:
             ),
             ("layers", are(self.layers, int) and self.layers, "one whole number or more"),
             ("pooling", is_a(self.pooling, str) and self.pooling, "a name"),
-            ("image_size", is_a(self.image_size, int) and self.image_size >= 1, "1 pixel or more"),
+            ("image_size", _is_size(self.image_size), "1 pixel or more, or height and width"),
             ("mean", channels and are(self.mean, float), "a finite number for each channel"),
             (
                 "std",
@@ -181,6 +183,11 @@ def is_a(value: object, kind: type) -> bool:
 def are(values: object, kind: type) -> bool:
     """Whether `values` is a tuple whose elements all satisfy `is_a`."""
     return isinstance(values, tuple) and all(is_a(value, kind) for value in values)
+
+
+def _is_size(value: object) -> bool:
+    parts = value if isinstance(value, tuple) else (value,)
+    return len(parts) in (1, 2) and are(parts, int) and min(parts) >= 1
 
 
 def _is_flat(values: object) -> bool:

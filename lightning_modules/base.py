@@ -11,8 +11,7 @@ Interface to the callbacks:
 - ``log_epoch(stage)`` logs the metrics of a stage.
 - ``metric_names`` lists all metrics that can be monitored.
 - A callback with the attribute ``sends_rows`` (callbacks/metrics_log.py) sends the metrics of a fit to the loggers.
-- A callback with a method ``schedule_stages`` (callbacks/progressive_resizing.py) provides the stages of the schedule, and with
-  ``batch_shapes`` their batch sizes.
+- A callback with ``schedule_stages`` (callbacks/progressive_resizing.py) gives its stages, with ``batch_shapes`` their sizes.
 - ``checkpoint["ema"]`` holds the averaged weights (callbacks/ema.py). They are loaded for every use of a checkpoint except resuming
   a fit. The same holds for ``checkpoint["calibration"]``, which ``Classifier`` reads.
 """
@@ -31,6 +30,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from foundation.batch_norms import trained_batch_norms
+from foundation.sizes import Size, sides
 from lightning_modules.optimizers import build_optimizer, check_optimizer, default_momentum, has_momentum
 from lightning_modules.scheduled_module import ScheduledModule
 from lightning_modules.schedules import ONE_CYCLE_MOMENTUM, Schedule, ScheduleName, Shape, momentum_bounds
@@ -294,9 +294,9 @@ class BaseModule(ScheduledModule):
         """Batch norms by name that some epoch of the run trains."""
         return dict(trained_batch_norms(self))
 
-    def of_one_sample(self, size: int) -> None:
-        """Run the network on one image of zeros (1, C, size, size)."""
-        self(torch.zeros(1, cast(int, self.in_channels), size, size, device=self.device))
+    def of_one_sample(self, size: Size) -> None:
+        """Run the network on one image of zeros (1, C, H, W)."""
+        self(torch.zeros(1, cast(int, self.in_channels), *sides(size), device=self.device))
 
     # ---- optimiser ----
 

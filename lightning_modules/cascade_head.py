@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
+from foundation.sizes import Size, plain_size
 from lightning_modules.base import BaseModule, Batch
 from lightning_modules.early_exit_classifier import EarlyExitClassifier
 from lightning_modules.pretrained.backbone import COMPARED, DEFAULT, WAYS, BackboneSettings, check_same, describe
@@ -175,7 +176,7 @@ class CascadeHead(EarlyExitClassifier):
             self._fill()
         return super().forward(image)
 
-    def of_one_sample(self, size: int) -> None:
+    def of_one_sample(self, size: Size) -> None:
         """See :class:`BaseModule`; of cached features, one vector."""
         if self.feature_width is None:
             super().of_one_sample(size)
@@ -241,7 +242,7 @@ class CascadeHead(EarlyExitClassifier):
         """Known settings of the image preprocessing: mean, std and image size."""
         normalisation = {"mean": self.mean, "std": self.std}
         known = {name: [float(v) for v in values] for name, values in normalisation.items() if values is not None}
-        return {**known, **({"image_size": self.image_size} if self.image_size is not None else {})}
+        return {**known, **({"image_size": plain_size(self.image_size)} if self.image_size is not None else {})}
 
     def backbone_identity(self) -> dict[str, Any]:
         """Identity of the backbone that computed the head's features: from the cache, or from the backbone itself.

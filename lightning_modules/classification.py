@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from foundation.in_parts import in_parts
+from foundation.sizes import Size, sides, size_of
 from lightning_modules.base import BaseModule, Batch, StageName, StepOutput
 from lightning_modules.losses import balanced_weights, classification_loss, sample_weights, weights_by_name
 from metrics import ClassificationSums, MetricsByName, Predictions
@@ -39,7 +40,7 @@ class Classifier(BaseModule):
     Args:
         num_classes: Number of classes K; linked to the data by the command line.
         in_channels: Channels of an image; linked to the data.
-        image_size: Height and width of an image in pixels; linked to the data.
+        image_size: Side of a square image in pixels, or its height and width; linked to the data.
         mean: Per-channel mean of the normalisation that the data applies; linked to the data and saved in the checkpoint.
         std: Per-channel standard deviation of the normalisation; linked to the data and saved in the checkpoint.
         class_names: Names of the classes in the order of the labels; linked to the data and saved in the checkpoint.
@@ -76,7 +77,7 @@ class Classifier(BaseModule):
         *,
         num_classes: int | None = None,
         in_channels: int | None = None,
-        image_size: int | None = None,
+        image_size: Size | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
         class_names: list[str] | None = None,
@@ -100,7 +101,8 @@ class Classifier(BaseModule):
             raise ValueError(f"label_smoothing: at least 0 and under 1, got {label_smoothing}")
         check_names(metrics or (), num_classes)
         self.metrics = [name for name in metrics or () if name not in self.always_measured]
-        self.num_classes, self.in_channels, self.image_size = num_classes, in_channels, image_size
+        self.num_classes, self.in_channels = num_classes, in_channels
+        self.image_size = None if image_size is None else size_of(image_size)
         self.mean, self.std, self.class_names, self.feature_width = mean, std, class_names, feature_width
         for name, value in (("class_weights_power", class_weights_power), ("focal_gamma", focal_gamma)):
             if not 0 <= value < math.inf:
@@ -320,7 +322,7 @@ class Classifier(BaseModule):
             return in_parts(lambda part: cast(Tensor, self(self._normalized(part).to(self.dtype))).float(), images)
 
     def _check_images(self, images: Tensor) -> None:
-        check_pixels(images, self.in_channels, self.image_size, self.image_size)
+        check_pixels(images, self.in_channels, *(sides(self.image_size) if self.image_size else (None, None)))
 
     def _normalized(self, images: Tensor) -> Tensor:
         """(x - mean) / std of images (..., C, H, W), bit-identical to the datamodules."""

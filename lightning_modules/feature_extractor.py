@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from foundation.project import MAIN
+from foundation.sizes import Size
 from lightning_modules.base import BaseModule, Batch
 from lightning_modules.classification import refuse_several_labels
 from lightning_modules.pretrained.backbone import DEFAULT, BackboneSettings, describe
@@ -35,7 +36,7 @@ class FeatureExtractor(BaseModule):
         compile_mode: Mode of torch.compile.
         num_classes: Number of classes; linked to the data, not used.
         in_channels: Channels of an image; linked to the data.
-        image_size: Height and width of an image in pixels; linked to the data.
+        image_size: Side of a square image in pixels, or its height and width; linked to the data.
         mean: Per-channel mean of the normalisation; linked to the data.
         std: Per-channel standard deviation of the normalisation; linked to the data.
         class_names: Names of the classes; linked to the data.
@@ -61,7 +62,7 @@ class FeatureExtractor(BaseModule):
         compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = "default",
         num_classes: int | None = None,
         in_channels: int | None = None,
-        image_size: int | None = None,
+        image_size: Size | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
         class_names: list[str] | None = None,

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from foundation.project import MAIN
+from foundation.sizes import Size, sides
 from lightning_modules.base import Batch, StageName, StepOutput
 from lightning_modules.early_exit_classifier import EVALUATION_STAGES, EarlyExitClassifier
 from lightning_modules.frozen_then_trained import FrozenThenTrained
@@ -140,7 +141,8 @@ class HARClassifier(StartsFromWeights, FrozenThenTrained, EarlyExitClassifier):
             grad_checkpointing=self.grad_checkpointing,
         )
         size = self.image_size or 224
-        shape = (self.in_channels, size) if self.architecture == SIGNAL_NETWORK else (self.in_channels, size, size)
+        signals = self.architecture == SIGNAL_NETWORK
+        shape = (self.in_channels, *sides(size)[: 1 if signals else 2])
         self.network = WindowNetwork(
             encoder,
             feature_width(encoder, shape),
@@ -207,10 +209,10 @@ class HARClassifier(StartsFromWeights, FrozenThenTrained, EarlyExitClassifier):
             unused["image_loss"] = "one image per window"
         return unused if self.weights or self.pretrained else {**unused, "min_loaded": "no weights"}
 
-    def of_one_sample(self, size: int) -> None:
+    def of_one_sample(self, size: Size) -> None:
         """See :class:`BaseModule`; signals are windows of ``size`` samples."""
         if self.architecture == SIGNAL_NETWORK:
-            self(torch.zeros(1, self.in_channels, size, device=self.device))
+            self(torch.zeros(1, self.in_channels, sides(size)[0], device=self.device))
         else:
             super().of_one_sample(size)
 

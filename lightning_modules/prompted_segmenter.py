@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
+from foundation.sizes import Size, sides
 from foundation.slug import slug
 from lightning_modules.base import BaseModule, Batch, StageName, StepOutput
 from lightning_modules.losses import weights_by_name
@@ -64,7 +65,7 @@ class PromptedSegmenter(SegmentationModule):
         tile: In evaluation, process images with a longer side in overlapping squares of this many pixels, to limit the memory;
             null: process whole images.
         in_channels: Channels of an image, 3; linked to the data by the command line.
-        image_size: Height and width of a training crop in pixels; linked to the data.
+        image_size: Side of a training crop in pixels, or its height and width; linked to the data.
         mean: Per-channel mean of the normalisation that the data applies; linked to the data.
         std: Per-channel standard deviation of the normalisation; linked to the data.
         feature_width: Linked to the data, which must not provide features here; any value but None is an error.
@@ -108,7 +109,7 @@ class PromptedSegmenter(SegmentationModule):
         side: int | None = None,
         tile: int | None = None,
         in_channels: int | None = None,
-        image_size: int | None = None,
+        image_size: Size | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
         feature_width: int | None = None,
@@ -212,9 +213,9 @@ class PromptedSegmenter(SegmentationModule):
             unused |= dict.fromkeys(("region_weight", "smooth", "over"), "region none")
         return unused
 
-    def of_one_sample(self, size: int) -> None:
+    def of_one_sample(self, size: Size) -> None:
         """See :class:`BaseModule`; with one prompt."""
-        self.network(torch.zeros(1, 3, size, size, device=self.device), ["one"])
+        self.network(torch.zeros(1, 3, *sides(size), device=self.device), ["one"])
 
     def setup(self, stage: str) -> None:
         """In a fit: resolve ``over: auto``, and warn if objects have another size in evaluation than in training."""

@@ -14,6 +14,8 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
+from foundation.sizes import Size, size_text
+
 
 def check_batches(module: Any) -> None:
     """Check every batch size of a run: the datamodule's, or those of the stages of a callback with ``batch_shapes``.
@@ -53,13 +55,13 @@ def _reaches_last(trainer: Any, data: Any, batch_size: int) -> bool:
     return bool(used >= batches and enough)
 
 
-def smallest_statistics(module: Any, norms: dict[str, nn.Module], size: int) -> int:
+def smallest_statistics(module: Any, norms: dict[str, nn.Module], size: Size) -> int:
     """Fewest values per channel that a batch norm gets of one sample: 1 where its input has one pixel. No weight changes.
 
     Args:
         module: A :class:`BaseModule`.
         norms: Its batch norms.
-        size: Height and width of the sample in pixels.
+        size: Side of the sample in pixels, or its height and width.
     """
     counts: list[int] = []
 
@@ -80,11 +82,11 @@ def smallest_statistics(module: Any, norms: dict[str, nn.Module], size: int) -> 
     return min(counts, default=2)
 
 
-def _refusal(setting: str, batch_size: int, size: int, data: Any, trainer: Any) -> str:
+def _refusal(setting: str, batch_size: int, size: Size, data: Any, trainer: Any) -> str:
     if batch_size == 1:
         return (
-            f"{setting} 1: batch norm cannot train on one sample of {size} px, its statistics would be of a single value; "
-            "take 2 or more"
+            f"{setting} 1: batch norm cannot train on one sample of {size_text(size)} px, its statistics would be of a "
+            "single value; take 2 or more"
         )
     samples = len(data.splits["train"]["label"]) // trainer.world_size
     nearby = [b for d in range(1, batch_size) for b in (batch_size - d, batch_size + d) if b > 1 and samples % b != 1]

@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from foundation.sizes import Size, sides
 from networks.timm_features import FINAL, Pooling, TimmFeatures, refused_size
 from networks.timm_network import Argument, build_timm_network, classifier_names, is_inside
 from networks.transfer import COUNTER, Transfer, transfer
@@ -58,7 +59,7 @@ class FrozenBackbone(nn.Module):
     Args:
         name: A name of `timm.list_models()`, with or without a tag of pretrained weights.
         network_args: Further keyword arguments of `timm.create_model`.
-        image_size: Height and width of the images in pixels; None uses timm's default.
+        image_size: Side of the images in pixels, or their height and width; None uses timm's default.
         in_channels: C of the images.
         layers: Blocks of a transformer or stages of a convolutional network whose outputs are concatenated, in this order; negative
             numbers count from the end. `(-1,)` selects the final features, after the last norm.
@@ -75,7 +76,7 @@ class FrozenBackbone(nn.Module):
         self,
         name: str,
         network_args: Mapping[str, Argument] | None = None,
-        image_size: int | None = None,
+        image_size: Size | None = None,
         in_channels: int = 3,
         layers: Sequence[int] = FINAL,
         pooling: Pooling | None = None,
@@ -99,7 +100,7 @@ class FrozenBackbone(nn.Module):
         config: Any = network.pretrained_cfg
         size = image_size or config["input_size"][-1]
         with refused_size(self.name, size, in_channels):
-            self.feature_width = self(torch.zeros(1, in_channels, size, size)).shape[1]
+            self.feature_width = self(torch.zeros(1, in_channels, *sides(size))).shape[1]
 
     @property
     def features(self) -> TimmFeatures:

@@ -17,6 +17,7 @@ import torch
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
+from foundation.sizes import Size
 from networks.mlp_head import MLPHead
 from networks.signal_network import SignalResNet
 from networks.timm_features import FINAL, Pooling, TimmFeatures, refused_size
@@ -32,7 +33,7 @@ def build_encoder(
     architecture: str,
     *,
     in_channels: int,
-    image_size: int | None,
+    image_size: Size | None,
     drop_path: float = 0.0,
     network_args: Mapping[str, Argument] | None = None,
     layers: Sequence[int] = FINAL,

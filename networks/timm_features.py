@@ -20,6 +20,8 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
+from foundation.sizes import Size, sides
+
 Pooling = Literal["cls", "avg", "native"]
 
 FINAL = (-1,)
@@ -174,7 +176,7 @@ def default_pooling(network: nn.Module, layers: Sequence[int]) -> Pooling:
 
 
 @contextlib.contextmanager
-def refused_size(name: str, size: int, channels: int = 3) -> Iterator[None]:
+def refused_size(name: str, size: Size, channels: int = 3) -> Iterator[None]:
     """Turn the errors of a network's first pass into one that names the image size, and channels of another number than 3.
 
     Raises:
@@ -185,8 +187,9 @@ def refused_size(name: str, size: int, channels: int = 3) -> Iterator[None]:
     except (RuntimeError, AssertionError, IndexError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         of, other = (f" and {channels} channels", ", or another architecture") if channels != 3 else ("", "")
+        high, wide = sides(size)
         raise ValueError(
-            f"image_size: {name} cannot take images of {size} x {size} pixels{of} ({reason}); take the size that timm gives for "
+            f"image_size: {name} cannot take images of {high} x {wide} pixels{of} ({reason}); take the size that timm gives for "
             f"it{other}"
         ) from error
 

@@ -16,6 +16,8 @@ from timm.layers import resample_abs_pos_embed
 from timm.models import group_parameters
 from torch import Tensor, nn
 
+from foundation.sizes import Size, sides
+
 Argument = bool | int | float | str | None
 
 # arguments of create_model that the user must not pass, and where their value comes from
@@ -38,7 +40,7 @@ def build_timm_network(
     *,
     num_classes: int,
     in_channels: int = 3,
-    image_size: int | None = None,
+    image_size: Size | None = None,
     dropout: float = 0.0,
     drop_path: float = 0.0,
     network_args: Mapping[str, Argument] | None = None,
@@ -53,7 +55,7 @@ def build_timm_network(
         architecture: A name of `timm.list_models()`, with or without a tag of pretrained weights (`resnet50.a1_in1k`).
         num_classes: K, the length of the logits.
         in_channels: C of the images.
-        image_size: Height and width of the images in pixels; None uses timm's default.
+        image_size: Side of the images in pixels, or their height and width; None uses timm's default.
         dropout: Probability in [0, 1) of zeroing a feature before the head, in training.
         drop_path: Maximum probability in [0, 1) of skipping a residual branch in training, reached in the last block.
         network_args: Further keyword arguments of `timm.create_model`.
@@ -115,7 +117,7 @@ def check_architecture(architecture: str) -> None:
         raise ValueError(f"architecture: timm has no weights {tag} of {name} (there: {there})")
 
 
-def _size_switches(architecture: str, image_size: int | None) -> Iterator[dict[str, Any]]:
+def _size_switches(architecture: str, image_size: Size | None) -> Iterator[dict[str, Any]]:
     """Arguments that build a network with fixed input size for `image_size`, the most permissive first."""
     config = timm.get_pretrained_cfg(architecture)
     if config is None or not config.fixed_input_size or image_size is None:
@@ -136,13 +138,16 @@ def _refusal(architecture: str, argument: str | None, given: Mapping[str, Argume
     return f"architecture: timm cannot build {architecture}{shown}: {' '.join(str(error).split())[:200]}"
 
 
-def _check_patches(network: nn.Module, image_size: int) -> None:
+def _check_patches(network: nn.Module, image_size: Size) -> None:
     embedding = getattr(network, "patch_embed", None)
     patch = getattr(embedding, "patch_size", None)
-    if isinstance(patch, tuple) and not getattr(embedding, "dynamic_img_pad", False) and image_size % patch[0]:
-        low = image_size // patch[0] * patch[0]
-        can = " or ".join(str(size) for size in (low, low + patch[0]) if size)
-        raise ValueError(f"image_size: {image_size} pixels cannot be cut into patches of {patch[0]}; {can} can")
+    if not isinstance(patch, tuple) or getattr(embedding, "dynamic_img_pad", False):
+        return
+    for side, of_patch in zip(sides(image_size), patch, strict=True):
+        if side % of_patch:
+            low = side // of_patch * of_patch
+            can = " or ".join(str(size) for size in (low, low + of_patch) if size)
+            raise ValueError(f"image_size: {side} pixels cannot be cut into patches of {of_patch}; {can} can")
 
 
 def classifier_names(network: nn.Module) -> tuple[str, ...]:

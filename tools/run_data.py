@@ -10,15 +10,16 @@ from typing import Any
 import yaml
 
 from datamodules import DataModule, PromptedSegmentationDataModule
+from foundation.sizes import Size, plain_size
 
 
-def configured_data(config: Path, root: str | None = None, image_size: int | None = None) -> DataModule:
+def configured_data(config: Path, root: str | None = None, image_size: Size | None = None) -> DataModule:
     """Create the datamodule that a configuration names; no data is read yet.
 
     Args:
         config: YAML file with ``data.class_path`` and ``data.init_args``, such as config.yaml of a run.
         root: Folder of the data, replaces the configured one.
-        image_size: Height and width of the images in pixels, if the datamodule has this setting; None keeps the configured size.
+        image_size: Size of the images in pixels, if the datamodule has this setting; None keeps the configured size.
 
     Raises:
         ValueError: The file names no datamodule, the datamodule serves masks, its settings are invalid, or ``root`` is given to a
@@ -42,7 +43,7 @@ def configured_data(config: Path, root: str | None = None, image_size: int | Non
             raise ValueError(f"--data.root: {name} reads no folder")
         settings["root"] = root
     if image_size is not None and "image_size" in known:
-        settings["image_size"] = image_size
+        settings["image_size"] = plain_size(image_size)
     return _create(cls, settings, config)
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from foundation.sizes import Size, sides
 from transforms.checks import check_images, check_probability, check_random
 from transforms.memory_format import is_channels_last, select_images
 from transforms.sample_random import SampleRandom
@@ -25,7 +26,9 @@ LARGE = 1 << 16
 """Bytes of an image from which a flip on a CPU goes image by image: the mirrored batch would be new memory, twice."""
 
 
-def random_crop(images: Tensor, padding: int, random: SampleRandom, fill: float = 0, size: int | None = None) -> Tensor:
+def random_crop(
+    images: Tensor, padding: int, random: SampleRandom, fill: float = 0, size: Size | None = None
+) -> Tensor:
     """Pads each image on all sides and cuts a window at a random position.
 
     All positions are equally likely; there are (2 padding + 1)^2 of them for a window of the original size.
@@ -35,10 +38,10 @@ def random_crop(images: Tensor, padding: int, random: SampleRandom, fill: float 
         padding: Pixels added on each side, 0 or more; 0 returns the images unchanged if `size` is the original size too.
         random: Draws `random_crop/top` and `random_crop/left`.
         fill: Value of the added pixels, in the units of the images.
-        size: Height and width of the window in pixels, from 1 to the size of the images; None for the original size.
+        size: Side of the window in pixels, or its height and width, from 1 to the size of the images; None: the original size.
 
     Returns:
-        (B, C, H, W), or (B, C, size, size), of the same dtype; channels_last if the images are.
+        (B, C, H, W), or of the size of the window, of the same dtype; channels_last if the images are.
 
     Raises:
         ValueError: The padding is negative, the window is larger than the images, or images and random do not match.
@@ -46,7 +49,7 @@ def random_crop(images: Tensor, padding: int, random: SampleRandom, fill: float 
     check_images(images)
     check_random(images, random)
     height, width = images.shape[2:]
-    window = torch.Size((height, width) if size is None else (size, size))
+    window = torch.Size((height, width) if size is None else sides(size))
     if padding < 0:
         raise ValueError(f"padding must be 0 pixels or more, got {padding}")
     if min(window) < 1 or window[0] > height or window[1] > width:

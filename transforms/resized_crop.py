@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional as F
 
+from foundation.sizes import Size, sides
 from foundation.threads import in_threads
 from transforms.boxes import check_ranges, draw_boxes
 from transforms.checks import check_images, check_random
@@ -41,25 +42,25 @@ _DTYPES = (torch.uint8, torch.float32, torch.float16, torch.bfloat16, torch.floa
 
 def random_resized_crop(
     images: Tensor,
-    size: int,
+    size: Size,
     random: SampleRandom,
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     aspect: Tensor | None = None,
 ) -> Tensor:
-    """Cuts a box of random area, aspect ratio and position from each image and resizes it to a square.
+    """Cuts a box of random area, aspect ratio and position from each image and resizes it.
 
     Args:
         images: (B, C, H, W), uint8 or floating point.
-        size: Height and width of the result in pixels, 1 or more; a smaller box is enlarged.
+        size: Side of the square result in pixels, 1 or more, or its height and width; a smaller box is enlarged.
         random: Draws `random_resized_crop/*`.
         scale: Smallest and largest share of the area, above 0, up to 1.
-        ratio: Smallest and largest width / height of the box, positive.
-        aspect: (B,) float32 width / height of the original pictures, if they were squeezed to square images. Boxes are then drawn
-            in the proportions of the original pictures, so that crops are not distorted. None: the images are not distorted.
+        ratio: Smallest and largest width / height of the box, positive; in units of the result's width / height.
+        aspect: (B,) float32 width / height of the original pictures, if they were squeezed to images of one size. Boxes are then
+            drawn in the proportions of the original pictures, so that crops are not distorted. None: the images are not distorted.
 
     Returns:
-        (B, C, size, size) of the same dtype; channels_last if the images are. On an accelerator, floats are as
+        (B, C, height, width) of the same dtype; channels_last if the images are. On an accelerator, floats are as
         exact as its matrix products (`torch.set_float32_matmul_precision`; autocast rounds them to 16 bits).
 
     Raises:
@@ -68,7 +69,7 @@ def random_resized_crop(
     check_images(images, _DTYPES)
     check_random(images, random)
     _check_size(size)
-    boxes = crop_boxes(images.shape[2], images.shape[3], random, scale, ratio, aspect)
+    boxes = crop_boxes(images.shape[2], images.shape[3], random, scale, ratio, aspect, size)
     if images.device.type == "cpu":
         return _resample_each(images, boxes, size)
     return _resample_products(images, boxes, size)
@@ -81,6 +82,7 @@ def crop_boxes(
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     aspect: Tensor | None = None,
+    size: Size = 1,
 ) -> Tensor:
     """Draws the boxes that `random_resized_crop` cuts.
 
@@ -91,21 +93,26 @@ def crop_boxes(
         scale: As for `random_resized_crop`.
         ratio: As for `random_resized_crop`.
         aspect: As for `random_resized_crop`.
+        size: As for `random_resized_crop`; only its proportions matter.
 
     Returns:
         (B, 4) int64: top, left, height and width. If none of ten tries fits, the largest centred box with a ratio in the range.
 
     Raises:
-        ValueError: A setting is out of range, or `aspect` is given for images that are not square.
+        ValueError: A setting is out of range.
     """
     check_ranges(scale, ratio)
+    down, across = sides(size)
+    wide, high = across * height, down * width  # their ratio: the proportions of the result on the images
+    if aspect is not None and wide != high:
+        aspect = aspect * (high / wide)
+    elif aspect is None and down != across:
+        ratio = (ratio[0] * across / down, ratio[1] * across / down)
     fallback: tuple[int | Tensor, int | Tensor] = (
         min(height, max(1, round(width / ratio[0]))),
         min(width, max(1, round(height * ratio[1]))),
     )
     if aspect is not None:
-        if height != width:
-            raise ValueError(f"aspect needs square images, got {height}x{width}")
         fallback = (
             (width / ratio[0] * aspect).round().clamp(1, height).long(),
             (height * ratio[1] / aspect).round().clamp(1, width).long(),
@@ -123,53 +130,53 @@ def crop_boxes(
     )
 
 
-def resize(images: Tensor, size: int) -> Tensor:
-    """Resizes whole images to a square.
+def resize(images: Tensor, size: Size) -> Tensor:
+    """Resizes whole images.
 
     Args:
         images: (B, C, H, W), uint8 or floating point.
-        size: Height and width of the result in pixels, 1 or more.
+        size: Side of the square result in pixels, 1 or more, or its height and width.
 
     Returns:
-        (B, C, size, size) of the same dtype and memory format.
+        (B, C, height, width) of the same dtype and memory format.
 
     Raises:
         ValueError: The size is out of range, or `images` is not a batch of images.
     """
     check_images(images, _DTYPES)
     _check_size(size)
-    resized: Tensor = F.resize(images, [size, size], antialias=True)
+    resized: Tensor = F.resize(images, [*sides(size)], antialias=True)
     memory_format = torch.channels_last if is_channels_last(images) else torch.contiguous_format
     return resized.contiguous(memory_format=memory_format)
 
 
-def resized_box(image: Tensor, box: tuple[int, int, int, int] | list[int], size: int) -> Tensor:
-    """Cuts a box from one image and resizes it to a square, as torchvision's `resized_crop`, to the bit, but faster.
+def resized_box(image: Tensor, box: tuple[int, int, int, int] | list[int], size: Size) -> Tensor:
+    """Cuts a box from one image and resizes it, as torchvision's `resized_crop`, to the bit, but faster.
 
     torchvision takes a box of an image in channels_last for an image in planes, which its kernel turns twice.
 
     Args:
         image: (C, H, W), uint8 or floating point.
         box: Top, left, height and width in pixels.
-        size: Height and width of the result in pixels.
+        size: Side of the square result in pixels, or its height and width.
 
     Returns:
-        (C, size, size) of the same dtype, with the channels of a pixel next to each other if the image has them so.
+        (C, height, width) of the same dtype, with the channels of a pixel next to each other if the image has them so.
     """
     if _is_fast(image):
         return torch.from_numpy(_resample_rows(image.permute(1, 2, 0).numpy()[None], box, size)).permute(2, 0, 1)
-    cut: Tensor = F.resized_crop(image, *box, [size, size], antialias=True)
+    cut: Tensor = F.resized_crop(image, *box, [*sides(size)], antialias=True)
     return cut
 
 
 def _resample_rows(
-    pixels: NDArray[np.uint8], box: tuple[int, int, int, int] | list[int], size: int
+    pixels: NDArray[np.uint8], box: tuple[int, int, int, int] | list[int], size: Size
 ) -> NDArray[np.uint8]:
-    """Return a box of one image (1, H, W, C), resampled to (size, size, C)."""
+    """Return a box of one image (1, H, W, C), resampled to (height, width, C)."""
     top, left, tall, wide = box
     # with its own number 1 of images and numpy's copy, torch knows the layout, and no thread of torch's is woken
     cut = torch.from_numpy(np.ascontiguousarray(pixels[:, top : top + tall, left : left + wide])).permute(0, 3, 1, 2)
-    resampled = interpolate(cut, (size, size), mode="bilinear", align_corners=False, antialias=True)
+    resampled = interpolate(cut, sides(size), mode="bilinear", align_corners=False, antialias=True)
     rows: NDArray[np.uint8] = resampled.permute(0, 2, 3, 1).numpy()[0]
     return rows
 
@@ -184,15 +191,15 @@ def _is_fast(image: Tensor) -> bool:
     )
 
 
-def _resample_each(images: Tensor, boxes: Tensor, size: int) -> Tensor:
+def _resample_each(images: Tensor, boxes: Tensor, size: Size) -> Tensor:
     """Return the resampled boxes, image by image; on an accelerator, reading the boxes would make the host wait."""
     places = boxes.tolist()
     if not is_channels_last(images):
-        out = images.new_empty(len(images), images.shape[1], size, size)
+        out = images.new_empty(len(images), images.shape[1], *sides(size))
         for image, box, target in zip(images, places, out, strict=True):
-            target.copy_(F.resized_crop(image, *box, [size, size], antialias=True))
+            target.copy_(F.resized_crop(image, *box, [*sides(size)], antialias=True))
         return out
-    out = images.new_empty(len(images), size, size, images.shape[1])
+    out = images.new_empty(len(images), *sides(size), images.shape[1])
     if not len(images) or not _is_fast(images[0]):
         for image, box, target in zip(images, places, out, strict=True):
             target.copy_(resized_box(image, box, size).permute(1, 2, 0))
@@ -210,21 +217,22 @@ def _resample_each(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     return out.permute(0, 3, 1, 2)
 
 
-def _resample_products(images: Tensor, boxes: Tensor, size: int) -> Tensor:
+def _resample_products(images: Tensor, boxes: Tensor, size: Size) -> Tensor:
     """Return the resampled boxes by two batched matrix products, rounded as `_resample_each` does."""
     top, left, tall, wide = boxes.unbind(1)
-    columns = _weights(left, wide, images.shape[3], size)  # (B, size, W)
-    rows = _weights(top, tall, images.shape[2], size).unsqueeze(1)  # (B, 1, size, H)
+    height, width = sides(size)
+    columns = _weights(left, wide, images.shape[3], width)  # (B, width, W)
+    rows = _weights(top, tall, images.shape[2], height).unsqueeze(1)  # (B, 1, height, H)
     if images.dtype == torch.uint8:
         high, low = _integer_parts(columns)
         pixels = images.flatten(1, 2).float()  # (B, C H, W)
-        narrow = _round_half_up(pixels @ high.mT + pixels @ low.mT).view(*images.shape[:3], size)
+        narrow = _round_half_up(pixels @ high.mT + pixels @ low.mT).view(*images.shape[:3], width)
         high, low = _integer_parts(rows)
         crops = _round_half_up(high @ narrow + low @ narrow)
     else:
         dtype = torch.promote_types(images.dtype, torch.float32)
         columns, rows = (weights.to(dtype) / weights.sum(-1, keepdim=True) for weights in (columns, rows))
-        crops = rows @ (images.to(dtype).flatten(1, 2) @ columns.mT).view(*images.shape[:3], size)
+        crops = rows @ (images.to(dtype).flatten(1, 2) @ columns.mT).view(*images.shape[:3], width)
     memory_format = torch.channels_last if is_channels_last(images) else torch.contiguous_format
     return crops.to(images.dtype, memory_format=memory_format)
 
@@ -270,6 +278,6 @@ def _round_half_up(values: Tensor) -> Tensor:
     return values.add_(0.5).floor_()
 
 
-def _check_size(size: int) -> None:
-    if size < 1:
+def _check_size(size: Size) -> None:
+    if min(sides(size)) < 1:
         raise ValueError(f"size must be 1 pixel or more, got {size}")

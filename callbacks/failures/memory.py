@@ -19,6 +19,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from foundation.memory import free_memory
+from foundation.sizes import Size, size_text
 
 log = logging.getLogger(__name__)
 
@@ -26,12 +27,12 @@ BEYOND_SAVED = 1.25  # memory of a step by sample, as a multiple of the tensors 
 STATE = 3  # gradients and two values of the optimiser for each trained weight
 
 
-def saved_bytes(module: Any, size: int) -> int:
+def saved_bytes(module: Any, size: Size) -> int:
     """Bytes of the tensors that autograd keeps for one sample, apart from weights; no weight and no statistic changes.
 
     Args:
         module: Has ``of_one_sample`` and ``evaluating``, as `BaseModule`.
-        size: Height and width of the sample in pixels.
+        size: Side of the sample in pixels, or its height and width.
     """
     own = {tensor.untyped_storage().data_ptr() for tensor in [*module.parameters(), *module.buffers()]}
     saved: dict[int, int] = {}
@@ -59,7 +60,7 @@ class MemoryNeed(NamedTuple):
 
     Args:
         batch: Samples of its batch.
-        size: Height and width of an image in pixels.
+        size: Side of an image in pixels, or its height and width.
         sample: Bytes for each sample.
         state: Bytes of gradients and optimiser.
         needed: Bytes of the step in all.
@@ -68,7 +69,7 @@ class MemoryNeed(NamedTuple):
     """
 
     batch: int
-    size: int
+    size: Size
     sample: float
     state: int
     needed: float
@@ -104,7 +105,7 @@ class WarnOnMemory(Callback):
             log.warning(_text(need, trainer.strategy.root_device.type))
 
 
-def _shapes(trainer: Trainer, data: Any) -> list[tuple[int, int]]:
+def _shapes(trainer: Trainer, data: Any) -> list[tuple[int, Size]]:
     """Batch size and image size of each stage of the run."""
     of_stages = (getattr(callback, "batch_shapes", None) for callback in trainer.callbacks)  # type: ignore[attr-defined]
     found = next((of() for of in of_stages if of is not None), [("", data.batch_size, data.train_size)])
@@ -115,7 +116,7 @@ def _text(need: MemoryNeed, device: str) -> str:
     batch, size, sample, state, needed, free, stages = need
     end = "the system will end the run without a word" if device == "cpu" else "the run will be out of memory"
     fits = int((0.9 * free - state) / sample) if sample else 0
-    needs = f"a step of {batch} samples of {size} px needs about {needed / 1e9:.1f} GB"
+    needs = f"a step of {batch} samples of {size_text(size)} px needs about {needed / 1e9:.1f} GB"
     text = f"memory: {needs}, and {free / 1e9:.1f} GB are free: {end}"
     if fits >= 1 and not stages:
         parts = -(-batch // fits)

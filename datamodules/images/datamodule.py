@@ -5,7 +5,7 @@ ROOT/CLASS/IMAGE                                                        val and 
 ROOT/IMAGE with a table of labels                                       see `datamodules.images.table_files`
 
 file --worker: decode, squeeze to the canvas--> uint8 --device--> random resized crop to train_size, flip, policy, normalise,
-     erasing, mixup or cutmix;        validation, test, predict: the central square at image_size, normalise
+     erasing, mixup or cutmix;        validation, test, predict: the central part at image_size, normalise
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ from datamodules.extraction import Labelled
 from datamodules.images.canvases import CanvasCache, CanvasLoader
 from datamodules.images.checking import check_decoding, levels_of
 from datamodules.images.decoding import Levels
-from datamodules.images.header import GivenHeader
+from datamodules.images.header import EVAL_SHARE, Framing, GivenHeader
 from datamodules.images.label_table import Columns
 from datamodules.images.labelled import LabelledFiles, readable
 from datamodules.images.loader import ImageFileLoader, ImageFiles, cores_for_workers
-from datamodules.images.settings import IMAGENET_MEAN, IMAGENET_STD, check, check_files, check_levels, loading
+from datamodules.images.settings import check, check_levels, check_workers, loading
 from datamodules.images.split_files import Split, SplitFiles
 from datamodules.images.table_files import TableFiles
 from datamodules.images.unlabelled import given_images
 from datamodules.in_memory import InMemoryLoader
+from foundation.sizes import Size
 
 log = logging.getLogger(__name__)
 
@@ -45,12 +46,16 @@ class ImageFolderDataModule(GivenHeader, SplitFiles):
     Args:
         root: Folder with train/ and optionally val/ and test/, each with a folder per class; or with one folder per class. With
             `labels`, images at any depth.
-        image_size: Height and width in pixels of the network's input images.
-        canvas: Side of the square that workers resize a training image to, as a multiple of the training size, 1 or more. A larger
+        image_size: Side of the network's square input images in pixels, or [HEIGHT, WIDTH].
+        framing: How a picture gets to that size. `crop`: random crops in training, its central part in evaluation. `letterbox`:
+            the whole picture keeps its proportions and is padded to the size; in training, random crops are cut of that.
+        pad_value: Value of the border of `letterbox` in all channels, 0 (black) to 1 (white).
+        canvas: Size that workers resize a training image to, as a multiple of the training size, 1 or more. A larger
             canvas keeps more detail for small crops and costs time and memory.
         crop_scale: Smallest share of the image area that the random resized crop covers, above 0, up to 1.
         crop_ratio: Largest ratio of the crop's longer side to its shorter side, 1 or more.
-        eval_share: Side of the central square used in evaluation, as a share of the image's shorter side, above 0, up to 1.
+        eval_share: Side of the central square used in evaluation, as a share of the image's shorter side, above 0, up to 1; of
+            [HEIGHT, WIDTH]: both sides, as a share of the largest part of these proportions. Only for `crop`.
         flip: Mirror each training image left to right with probability one half.
         erasing_prob: Probability of random erasing for each training image, 0 to 1 (arXiv:1708.04896).
         test_fraction: Share of every class held out for testing if `root` directly contains the class folders, 0 to below 1.
@@ -90,6 +95,7 @@ class ImageFolderDataModule(GivenHeader, SplitFiles):
     fixed_on_resume: ClassVar[tuple[str, ...]] = (
         *DataModule.fixed_on_resume,
         "image_size",  # determines the grid of a transformer's position embeddings
+        *("framing", "pad_value"),
         *("labels", "file_column", "label_column", "split_column", "label_separator"),
         *("test_fraction", "groups", "group_column", "unreadable", "canvas_quality"),
     )
@@ -97,11 +103,13 @@ class ImageFolderDataModule(GivenHeader, SplitFiles):
     def __init__(
         self,
         root: str = "data",
-        image_size: int = 224,
+        image_size: int | list[int] = 224,
+        framing: Framing = "crop",
+        pad_value: float = 0.5,
         canvas: float = 1.15,
         crop_scale: float = 0.35,
         crop_ratio: float = 4 / 3,
-        eval_share: float = 0.875,
+        eval_share: float = EVAL_SHARE,
         flip: bool = True,
         erasing_prob: float = 0.0,
         test_fraction: float = 0.1,
@@ -128,13 +136,10 @@ class ImageFolderDataModule(GivenHeader, SplitFiles):
     ) -> None:
         super().__init__(crop_padding=0, shrink="resize", on_device=False, flip=flip, **kwargs)
         check_levels(levels)
-        grey = channels == 1
-        mean = list(mean or ((sum(IMAGENET_MEAN) / 3,) if grey else IMAGENET_MEAN))
-        std = list(std or ((sum(IMAGENET_STD) / 3,) if grey else IMAGENET_STD))
-        check_files(image_size, channels, mean, std, workers, prefetch)
+        shape: dict[str, Any] = {"canvas": canvas, "eval_share": eval_share, "framing": framing, "pad_value": pad_value}
+        self._give_header(image_size, channels, mean, std, **shape)
+        check_workers(workers, prefetch)
         check(
-            ("canvas", canvas, canvas >= 1, "1 or more times the size trained at"),
-            ("eval_share", eval_share, 0 < eval_share <= 1, "above 0, up to 1"),
             ("test_fraction", test_fraction, 0 <= test_fraction < 1, "at least 0 and below 1"),
             ("test_fraction", test_fraction, test_fraction + self.val_fraction < 1, "below 1 with val_fraction"),
         )
@@ -148,11 +153,10 @@ class ImageFolderDataModule(GivenHeader, SplitFiles):
             given := [f"{name}_column" for name in ("file", "label", "split") if getattr(columns, name)]
         ):
             raise ValueError(f"{given[0]} is a column of the table of labels, which is not given; give it as labels")
-        self.root, self._image_size, self._channels = Path(root), image_size, channels
+        self.root = Path(root)
         self.table = None if labels is None else TableFiles(self.root, labels, columns)
-        self._mean, self._std = mean, std
         self.levels: Levels | None = (levels[0], levels[1]) if levels is not None else None
-        self.canvas, self.eval_share, self.test_fraction = canvas, eval_share, test_fraction
+        self.test_fraction = test_fraction
         self.groups, self.group_column = Path(groups) if groups else None, group_column
         self.workers, self.prefetch, self.unreadable = workers, prefetch, unreadable
         self.persistent_workers, self.pin_memory = persistent_workers, pin_memory
@@ -166,7 +170,7 @@ class ImageFolderDataModule(GivenHeader, SplitFiles):
         """The share of the image used in evaluation and, with augmented views, the canvas size they are cropped from."""
         views = self.extraction.views if self.extraction is not None else 1
         levels = {} if self.levels is None else {"levels": "{:g} {:g}".format(*self.levels)}
-        return {"eval_share": self.eval_share, **levels, **({"views.canvas": self.canvas} if views > 1 else {})}
+        return {**self._evaluated_as, **levels, **({"views.canvas": self.canvas} if views > 1 else {})}
 
     def setup(self, stage: str) -> None:
         """List and split the files that the stage needs, once; no image is decoded."""
@@ -216,13 +220,13 @@ class ImageFolderDataModule(GivenHeader, SplitFiles):
 
     # ---- loaders ----
 
-    def prepare_sizes(self, sizes: Sequence[int]) -> None:
+    def prepare_sizes(self, sizes: Sequence[Size]) -> None:
         """Open the canvases of val and of train at these training sizes, in pixels; write them first if they are not there."""
         if self.canvas_cache is not None and self.extraction is None:
             for split, size in [("train", size) for size in sizes] + [("val", self.image_size)]:
                 self._open_canvases(self.canvas_cache, split, *self._source(split, size))  # type: ignore[arg-type]
 
-    def _source(self, split: Split, train_size: int) -> tuple[ImageFiles, Tensor, Callable[[Sequence[int]], None]]:
+    def _source(self, split: Split, train_size: Size) -> tuple[ImageFiles, Tensor, Callable[[Sequence[int]], None]]:
         """The files of a split as they are decoded, the places of its samples, and what reports files that cannot be."""
         training = split == "train" and (self.extraction is None or self.extraction.augments(split))
         listing = self._list(self._part_of(split))
@@ -231,10 +235,9 @@ class ImageFolderDataModule(GivenHeader, SplitFiles):
             listing.folder,
             listing.names,
             None if given else self.as_trained(listing.labels),
-            round(self.canvas * train_size) if training else self.image_size,
-            self.in_channels,
-            None if training else self.eval_share,
-            levels_of(listing.looks, self.levels),
+            channels=self.in_channels,
+            levels=levels_of(listing.looks, self.levels),
+            **self.decoded_as(training, train_size),
         )
         places = self.splits["test" if split == "predict" and not given else split]["index"]
         return files, places, partial(listing.leave_out, self.unreadable)

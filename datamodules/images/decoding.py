@@ -1,6 +1,6 @@
 """One image file as pixels of a fixed size: upright, opaque, grey or RGB; uint8, or float32 where files have more grey levels.
 
-    file --EXIF orientation--> upright --alpha on white--> opaque --> grey or RGB --> squeezed to a square, or its central square
+    file --EXIF orientation--> upright --alpha on white--> opaque --> grey or RGB --> squeezed, or its central part, or letterboxed
 
 Grey files of 16 bits and more keep their levels if `levels` are given: black and white become 0 and 1, what lies between or outside
 is on the same line (nothing is clipped), and resampling is in float32.
@@ -18,9 +18,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
 from datamodules.images.formats import readable_formats
+from foundation.sizes import Size, sides
 from transforms import resized_box
 
 Levels = tuple[float, float]
@@ -102,44 +104,85 @@ def pixels_of(file: Image.Image, channels: int, levels: Levels | None) -> Tensor
     return pixels if levels is None else pixels.float() / 255
 
 
-def squeezed(path: Path | BinaryIO, size: int, channels: int, levels: Levels | None = None) -> tuple[Tensor, float]:
-    """The whole picture, squeezed to a square.
+def squeezed(path: Path | BinaryIO, size: Size, channels: int, levels: Levels | None = None) -> tuple[Tensor, float]:
+    """The whole picture, squeezed to a size.
 
     Args:
         path: An image file, or its open content.
-        size: Height and width of the square in pixels.
+        size: Side of the square result in pixels, or its height and width.
         channels: 1 for grey, 3 for RGB.
         levels: As for `pixels_of`.
 
     Returns:
-        Pixels (C, size, size) uint8, or float32 with levels; and width / height of the picture.
+        Pixels (C, height, width) uint8, or float32 with levels; and width / height of the picture.
     """
     with Image.open(path, formats=readable_formats()) as file:
-        file.draft(None, (size, size))
+        tall, wide = sides(size)
+        turned = _upright_size(file, tall != wide) != file.size
+        file.draft(None, (tall, wide) if turned else (wide, tall))
         pixels = pixels_of(file, channels, levels)
     _, height, width = pixels.shape
     return resized_box(pixels, (0, 0, height, width), size), width / height
 
 
-def central(path: Path | BinaryIO, size: int, channels: int, share: float, levels: Levels | None = None) -> Tensor:
-    """The central square of the picture, in its own proportions, as evaluation sees it.
+def central(path: Path | BinaryIO, size: Size, channels: int, share: float, levels: Levels | None = None) -> Tensor:
+    """The central part of the picture, in its own proportions, as evaluation sees it.
 
     Args:
         path: An image file, or its open content.
-        size: Height and width of the result in pixels.
+        size: Side of the square result in pixels, or its height and width.
         channels: 1 for grey, 3 for RGB.
-        share: Side of the square as a share of the picture's shorter side, above 0, up to 1.
+        share: Sides of the part as a share of the largest one with the proportions of the result, above 0, up to 1; for a square:
+            of the picture's shorter side.
         levels: As for `pixels_of`.
 
     Returns:
-        Pixels (C, size, size) uint8, or float32 with levels: torchvision's Resize(size / share) and CenterCrop(size) in one
+        Pixels (C, height, width) uint8, or float32 with levels: torchvision's Resize(size / share) and CenterCrop(size) in one
         resampling.
     """
+    tall, wide = sides(size)
     with Image.open(path, formats=readable_formats()) as file:
-        enlarged = size / (share * min(file.size))
+        across, down = _upright_size(file, tall != wide)
+        enlarged = max(tall / (share * down), wide / (share * across))
         file.draft(None, (round(file.width * enlarged), round(file.height * enlarged)))
         image = pixels_of(file, channels, levels)
     height, width = image.shape[1:]
-    side = max(1, round(share * min(height, width)))
-    top, left = (height - side) // 2, (width - side) // 2
-    return resized_box(image, (top, left, side, side), size)
+    # the largest part: as high or as wide as the picture
+    largest = (height, height * wide / tall) if height * wide <= width * tall else (width * tall / wide, width)
+    rows, columns = (max(1, round(share * side)) for side in largest)
+    return resized_box(image, ((height - rows) // 2, (width - columns) // 2, rows, columns), size)
+
+
+def letterboxed(path: Path | BinaryIO, size: Size, channels: int, fill: float, levels: Levels | None = None) -> Tensor:
+    """The whole picture in its own proportions, as large as it fits into the size, in the middle of a plain border.
+
+    Args:
+        path: An image file, or its open content.
+        size: Side of the square result in pixels, or its height and width.
+        channels: 1 for grey, 3 for RGB.
+        fill: Value of the border, 0 (black) to 1 (white), in all channels.
+        levels: As for `pixels_of`.
+
+    Returns:
+        Pixels (C, height, width) uint8, or float32 with levels.
+    """
+    tall, wide = sides(size)
+    with Image.open(path, formats=readable_formats()) as file:
+        across, down = _upright_size(file, tall != wide)
+        scale = min(tall / down, wide / across)
+        file.draft(None, (round(file.width * scale), round(file.height * scale)))
+        image = pixels_of(file, channels, levels)
+    height, width = image.shape[1:]
+    scale = min(tall / height, wide / width)
+    rows, columns = (min(most, max(1, round(scale * side))) for most, side in ((tall, height), (wide, width)))
+    value = round(255 * fill) if image.dtype == torch.uint8 else fill
+    out = torch.full((tall, wide, channels), value, dtype=image.dtype).permute(2, 0, 1)
+    top, left = (tall - rows) // 2, (wide - columns) // 2
+    out[:, top : top + rows, left : left + columns] = resized_box(image, (0, 0, height, width), (rows, columns))
+    return out
+
+
+def _upright_size(file: Image.Image, matters: bool) -> tuple[int, int]:
+    """Width and height of a picture once it is upright, for `draft`; as it is stored where that is no JPEG or does not matter."""
+    sideways = matters and isinstance(file, JpegImageFile) and file.getexif().get(ORIENTATION, UPRIGHT) >= 5
+    return (file.height, file.width) if sideways else file.size

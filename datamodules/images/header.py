@@ -1,19 +1,76 @@
-"""`GivenHeader`: size, channels and normalisation of images as a datamodule's settings give them, for all that read image files."""
+"""`GivenHeader`: shape, channels and normalisation of images as a datamodule's settings give them, for all that read image files.
+
+crop        training: the whole picture squeezed to a canvas, from which random crops are cut; evaluation: its central part
+letterbox   the whole picture in its own proportions within a plain border: of the canvas in training, of image_size in evaluation
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from datamodules.images.settings import IMAGENET_MEAN, IMAGENET_STD, check, check_normalisation
+from foundation.sizes import Size, size_of, times
+
+Framing = Literal["crop", "letterbox"]
+EVAL_SHARE = 0.875
+"""Default of the setting `eval_share`."""
+
 
 class GivenHeader:
-    """The part of a datamodule's header that settings decide; a subclass sets the four attributes and comes before `DataModule`."""
+    """The part of a datamodule's header that settings decide; a subclass calls `_give_header` and comes before `DataModule`."""
 
-    _image_size: int
+    _image_size: Size
     _channels: int
     _mean: list[float]
     _std: list[float]
+    canvas: float
+    eval_share: float
+    fill: float | None = None
+    """Value of the border of letterboxed images, 0 to 1; None: images are cropped."""
+
+    def _give_header(
+        self,
+        image_size: int | Sequence[int],
+        channels: int,
+        mean: Sequence[float] | None,
+        std: Sequence[float] | None,
+        *,
+        canvas: float,
+        eval_share: float,
+        framing: Framing = "crop",
+        pad_value: float = 0.5,
+    ) -> None:
+        """Check and take the settings of the same names.
+
+        Raises:
+            ValueError: A setting is out of its range.
+        """
+        grey = channels == 1
+        mean = list(mean or ((sum(IMAGENET_MEAN) / 3,) if grey else IMAGENET_MEAN))
+        std = list(std or ((sum(IMAGENET_STD) / 3,) if grey else IMAGENET_STD))
+        check_normalisation(channels, mean, std)
+        whole = eval_share == EVAL_SHARE
+        check(
+            ("canvas", canvas, canvas >= 1, "1 or more times the size trained at"),
+            ("eval_share", eval_share, 0 < eval_share <= 1, "above 0, up to 1"),
+            ("framing", framing, framing in ("crop", "letterbox"), "crop or letterbox"),
+            ("pad_value", pad_value, 0 <= pad_value <= 1, "0 (black) to 1 (white)"),
+            ("pad_value", pad_value, framing == "letterbox" or pad_value == 0.5, "left out without framing letterbox"),
+            (
+                "eval_share",
+                eval_share,
+                framing == "crop" or whole,
+                "left out with framing letterbox, which shows whole pictures",
+            ),
+        )
+        self._image_size, self._channels, self._mean, self._std = checked_size(image_size), channels, mean, std
+        self.canvas, self.eval_share = canvas, eval_share
+        self.fill = float(pad_value) if framing == "letterbox" else None
 
     @property
-    def image_size(self) -> int:
-        """Height and width of an image in evaluation, in pixels."""
+    def image_size(self) -> Size:
+        """Side of the square image in evaluation, in pixels, or its height and width."""
         return self._image_size
 
     @property
@@ -30,3 +87,31 @@ class GivenHeader:
     def std(self) -> tuple[float, ...]:
         """Standard deviation of each channel used for normalisation."""
         return tuple(self._std)
+
+    @property
+    def _evaluated_as(self) -> dict[str, str | int | float | bool | None]:
+        """Settings that change how a picture becomes the network's input in evaluation, for `DataModule.transform_settings`."""
+        if self.fill is None:
+            return {"eval_share": self.eval_share}
+        return {"framing": "letterbox", "pad_value": self.fill}
+
+    def decoded_as(self, training: bool, train_size: Size) -> dict[str, Any]:
+        """How `ImageFiles` decodes training images, as canvases of crops, or images in evaluation: size, share and fill."""
+        share = None if training or self.fill is not None else self.eval_share
+        return {
+            "size": times(train_size, self.canvas) if training else self._image_size,
+            "share": share,
+            "fill": self.fill,
+        }
+
+
+def checked_size(image_size: int | Sequence[int]) -> Size:
+    """The setting `image_size` in its one form.
+
+    Raises:
+        ValueError: It is no size.
+    """
+    try:
+        return size_of(image_size)
+    except ValueError:
+        raise ValueError(f"image_size is {image_size!r} but must be 1 pixel or more, or [HEIGHT, WIDTH]") from None

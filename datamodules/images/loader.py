@@ -1,6 +1,6 @@
 """`ImageFileLoader`: batches of image files, decoded and resized by worker processes, in an order given by (seed, epoch).
 
-    batch_indices(seed, epoch)[position:] --> workers: decode, resize to one size --> uint8 batch (B, C, S, S) --> the device
+    batch_indices(seed, epoch)[position:] --> workers: decode, resize to one size --> uint8 batch (B, C, H, W) --> the device
 
 A worker writes a batch into one tensor, so nothing is collated. It also returns the files that it could not read, so that the main
 process reports them in one line. Order and position follow `datamodules.in_memory`: a resumed run continues with exactly the
@@ -14,7 +14,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -22,10 +22,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.images.decoding import Levels, central, squeezed
+from datamodules.images.decoding import Levels, central, letterboxed, squeezed
 from datamodules.in_memory import MOST, InMemoryLoader
+from foundation.sizes import Size, sides
 
 Batch = dict[str, Tensor]
+Kind = Literal["letterbox", "squeezed", "central"]
 NOTHING_READ = "no image of a whole batch can be read; check that the data still exists"
 
 
@@ -36,11 +38,15 @@ class ImageFiles(Dataset[Any]):
         folder: Folder that the names are relative to.
         names: (N,) names of the files.
         labels: (N,) int64; None for unlabelled files.
-        size: S, height and width in pixels of the decoded images.
+        size: Side of the square decoded images in pixels, or height H and width W.
         channels: C, 1 for grey or 3 for RGB.
-        share: Side of the central square that is read, as a share of the shorter side; None squeezes the whole image into the
-            square and adds `aspect`, its width / height.
+        share: Sides of the central part that is read, as a share of the largest one; None squeezes the whole image into the size
+            and adds `aspect`, its width / height.
         levels: Grey values of files of more than 8 bits that become 0 and 1; None reads all files as 8 bits.
+        fill: Value of the border of letterboxed images, 0 to 1; None: `share` says what is read.
+
+    Attributes:
+        kind: `letterbox`, `squeezed` or `central`.
     """
 
     def __init__(
@@ -48,13 +54,15 @@ class ImageFiles(Dataset[Any]):
         folder: Path,
         names: Sequence[str],
         labels: Tensor | None,
-        size: int,
+        size: Size,
         channels: int,
         share: float | None = None,
         levels: Levels | None = None,
+        fill: float | None = None,
     ) -> None:
         self.folder, self.labels, self.size, self.channels, self.share = folder, labels, size, channels, share
-        self.levels = levels
+        self.levels, self.fill = levels, fill
+        self.kind: Kind = "letterbox" if fill is not None else "squeezed" if share is None else "central"
         # an array, because changing reference counts would copy the elements of a list into every worker
         self.names = np.array([os.fsencode(name) for name in names])
 
@@ -74,13 +82,13 @@ class ImageFiles(Dataset[Any]):
         """Read a batch.
 
         Returns:
-            `image` (B, C, S, S) uint8, or float32 of 0 to 1 with levels; `index` (B,) int64, `label` (B,) int64 if the files are
+            `image` (B, C, H, W) uint8, or float32 of 0 to 1 with levels; `index` (B,) int64, `label` (B,) int64 if the files are
             labelled, (B, K) uint8 with several labels; `drawn` (B,) int64 if a sample was drawn again (`InMemoryLoader`), `aspect`
             (B,) float32 if images are squeezed; and `unreadable`, a list of the indices that were left out because their files
             cannot be read.
         """
         kind = torch.uint8 if self.levels is None else torch.float32
-        pixels = torch.empty((len(indices), self.size, self.size, self.channels), dtype=kind).permute(0, 3, 1, 2)
+        pixels = torch.empty((len(indices), *sides(self.size), self.channels), dtype=kind).permute(0, 3, 1, 2)
         read: list[int] = []
         aspects: list[float] = []
         drawn: list[int] = []
@@ -101,7 +109,7 @@ class ImageFiles(Dataset[Any]):
             batch["drawn"] = torch.tensor(drawn, dtype=torch.int64)
         if self.labels is not None:
             batch["label"] = self.labels[batch["index"]]
-        if self.share is None:
+        if self.kind == "squeezed":
             batch["aspect"] = torch.tensor(aspects, dtype=torch.float32)
         missing = {given & MOST for given in indices} - {*read} if len(read) < len(indices) else set()
         return {**batch, "unreadable": sorted(missing)}
@@ -111,6 +119,8 @@ class ImageFiles(Dataset[Any]):
         return self.folder / os.fsdecode(self.names[index])
 
     def _read(self, path: Path | BinaryIO) -> tuple[Tensor, float]:
+        if self.fill is not None:
+            return letterboxed(path, self.size, self.channels, self.fill, self.levels), 1.0
         if self.share is None:
             return squeezed(path, self.size, self.channels, self.levels)
         return central(path, self.size, self.channels, self.share, self.levels), 1.0

@@ -24,17 +24,13 @@ def check(*settings: Check) -> None:
             raise ValueError(f"{name} is {value!r} but must be {wanted}")
 
 
-def check_files(
-    image_size: int, channels: int, mean: list[float], std: list[float], workers: int | None, prefetch: int
-) -> None:
-    """Check the image and worker settings.
+def check_workers(workers: int | None, prefetch: int) -> None:
+    """Check the worker settings.
 
     Raises:
         ValueError: See :func:`check`.
     """
-    check_normalisation(channels, mean, std)
     check(
-        ("image_size", image_size, image_size >= 1, "1 pixel or more"),
         ("workers", workers, workers is None or workers >= 0, "0 or more, or null"),
         ("prefetch", prefetch, prefetch >= 1, "1 or more"),
     )

@@ -19,6 +19,7 @@ from datamodules.images.labelled import looked_at
 from datamodules.images.unlabelled import GivenImages, Reading, given_images
 from datamodules.images.unreadable import DAMAGED, report_unreadable
 from foundation.in_parts import samples_of_part
+from foundation.sizes import pixels_of_size, sides
 from transforms import normalize
 from transforms.checks import check_pixels
 from transforms.run_transform import RunTransform
@@ -54,7 +55,9 @@ class ImageTransform(RunTransform):
             raise ValueError(f"no image is given; give {KINDS}")
         for one in pictures:
             if isinstance(one, Tensor):
-                check_pixels(one, self.reading.channels, self.reading.size, self.reading.size)
+                check_pixels(
+                    one, self.reading.channels, *(sides(self.reading.size) if self.reading.size else (None, None))
+                )
         paths = [one for one in pictures if isinstance(one, Path)]
         try:
             looks, wrong = looked_at(Path(), [str(path) for path in paths], self.reading.levels is not None)
@@ -81,7 +84,7 @@ class ImageTransform(RunTransform):
     ) -> Iterator[tuple[list[str | None], Tensor]]:
         """Decode and normalise, as many pictures together as one pass of the network takes; those of any size one by one."""
         size, channels = self.reading.size, self.reading.channels
-        rows = 1 if size is None else samples_of_part(channels * size * size)
+        rows = 1 if size is None else samples_of_part(channels * pixels_of_size(size))
         for start in range(0, len(pictures), rows):
             names: list[str | None] = []
             pixels: list[Tensor] = []

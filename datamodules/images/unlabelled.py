@@ -1,8 +1,8 @@
 """Reads unlabelled image files, of any size and format, for prediction: as one tensor, or one by one (`Reading`).
 
-    file --EXIF orientation--> upright --alpha on white--> opaque --> grey or RGB --resize--> (C, S, S) uint8
+    file --EXIF orientation--> upright --alpha on white--> opaque --> grey or RGB --resize--> (C, H, W) uint8
 
-The whole image is resized to the square with antialiasing (bicubic), so that nothing is cut off: an image that is not square is
+The whole image is resized with antialiasing (bicubic), so that nothing is cut off: an image that is not square is
 squeezed. Data that is trained on the central square of its images (`eval_share`) has the central square read here, too. Files are
 decoded one at a time; only the resized images are kept in memory.
 """
@@ -24,11 +24,12 @@ from PIL import Image
 from torch import Tensor
 
 from datamodules.images.checking import levels_of
-from datamodules.images.decoding import Levels, central, pixels_of, upright
+from datamodules.images.decoding import Levels, central, letterboxed, pixels_of, upright
 from datamodules.images.formats import readable_formats
 from datamodules.images.labelled import looked_at
 from datamodules.images.unreadable import DAMAGED, report_unreadable
 from foundation.places import close_to
+from foundation.sizes import Size, sides
 
 log = logging.getLogger(__name__)
 
@@ -89,28 +90,31 @@ class Reading:
     """How a picture becomes the pixels of a network's input in evaluation.
 
     Attributes:
-        size: S, height and width in pixels of the result; None keeps the picture's own size.
+        size: Side of the square result in pixels, or height H and width W; None keeps the picture's own size.
         channels: C, 1 for grey or 3 for RGB.
-        share: Side of the central square that is read, as a share of the shorter side; None squeezes the whole picture.
+        share: Sides of the central part that is read, as a share of the largest one; None squeezes the whole picture.
         levels: Grey values of files of more than 8 bits that become 0 and 1; None: not set.
+        fill: Value of the border of letterboxed pictures, 0 to 1; None: they are not letterboxed.
     """
 
-    size: int | None
+    size: Size | None
     channels: int
     share: float | None = None
     levels: Levels | None = None
+    fill: float | None = None
 
     @classmethod
-    def of(cls, inputs: Mapping[str, Any], size: int | None, channels: int) -> Reading:
+    def of(cls, inputs: Mapping[str, Any], size: Size | None, channels: int) -> Reading:
         """The reading that the input settings of data describe (`DataModule.transform_settings`)."""
         levels = inputs.get("levels")
         black, white = map(float, str(levels).split()) if levels else (0.0, 0.0)
-        return cls(size, channels, inputs.get("eval_share"), (black, white) if levels else None)
+        fill = inputs.get("pad_value") if inputs.get("framing") == "letterbox" else None
+        return cls(size, channels, inputs.get("eval_share"), (black, white) if levels else None, fill)
 
     @property
     def keeps_levels(self) -> bool:
         """Whether files of more than 8 bits keep their levels: not where the whole picture is squeezed to 8 bits."""
-        return self.size is None or self.share is not None
+        return self.size is None or self.share is not None or self.fill is not None
 
     def pixels(self, file: Path | BinaryIO, levels: Levels | None = None) -> Tensor:
         """Decode one picture.
@@ -120,22 +124,25 @@ class Reading:
             levels: Grey values that become 0 and 1, if any file that is read together with this one has more than 8 bits.
 
         Returns:
-            (C, S, S), or (C, H, W) of its own size: uint8, or float32 in 0 to 1 with levels.
+            (C, H, W), uint8, or float32 in 0 to 1 with levels.
         """
         path = cast(Path, file)  # Pillow opens both
         if self.size is None:
             with Image.open(path, formats=readable_formats()) as opened:
                 return pixels_of(opened, self.channels, levels).contiguous()
+        if self.fill is not None:
+            return letterboxed(path, self.size, self.channels, self.fill, levels)
         if self.share is not None:
             return central(path, self.size, self.channels, self.share, levels)
+        high, wide = sides(self.size)
         with Image.open(path, formats=readable_formats()) as opened:
-            image = upright(opened, self.channels).resize((self.size, self.size), Image.Resampling.BICUBIC)
-        values = np.asarray(image).reshape(self.size, self.size, self.channels)
+            image = upright(opened, self.channels).resize((wide, high), Image.Resampling.BICUBIC)
+        values = np.asarray(image).reshape(high, wide, self.channels)
         return torch.from_numpy(values.transpose(2, 0, 1).copy())
 
 
 def read_images(
-    given: Path | GivenImages, image_size: int, in_channels: int, inputs: Mapping[str, Any] | None = None
+    given: Path | GivenImages, image_size: Size, in_channels: int, inputs: Mapping[str, Any] | None = None
 ) -> tuple[list[str], Tensor]:
     """Read every image in a folder and its subfolders, sorted by name, or the given image files.
 
@@ -144,12 +151,12 @@ def read_images(
 
     Args:
         given: Folder to search, including subfolders; an image file; or several of them.
-        image_size: S, height and width in pixels that each image is resized to.
+        image_size: Side in pixels that each image is resized to, or height H and width W.
         in_channels: C, 1 for grey or 3 for RGB.
         inputs: Input settings of the data (`DataModule.transform_settings`): of cached features, how their images were cut.
 
     Returns:
-        The names of the N readable files, relative to their folder, with forward slashes; and the images (N, C, S, S), uint8, or
+        The names of the N readable files, relative to their folder, with forward slashes; and the images (N, C, H, W), uint8, or
         float32 in 0 to 1 if the data's settings keep more than 8 bits and a file has them.
 
     Raises:
@@ -158,12 +165,20 @@ def read_images(
     """
     folder, names = given_images(given, in_channels)
     reading = Reading.of(inputs or {}, image_size, in_channels)
-    how = "resized" if reading.share is None else "their central square resized"
-    log.info(f"images     {len(names)} files in {folder}, {how} to {image_size}x{image_size}")
+    high, wide = sides(image_size)
+    part = "square" if high == wide else "part"
+    how = (
+        "letterboxed"
+        if reading.fill is not None
+        else "resized"
+        if reading.share is None
+        else f"their central {part} resized"
+    )
+    log.info(f"images     {len(names)} files in {folder}, {how} to {high}x{wide}")
     looks, wrong = looked_at(folder, names, reading.levels is not None)
     levels = levels_of([*looks.values()], reading.levels) if reading.keeps_levels else None
     dtype = torch.uint8 if levels is None else torch.float32
-    images = torch.empty(len(looks), in_channels, image_size, image_size, dtype=dtype)
+    images = torch.empty(len(looks), in_channels, high, wide, dtype=dtype)
     read: list[str] = []
     for name in looks:
         try:

@@ -26,6 +26,7 @@ from datamodules.segmentation.loader import SegmentationFiles, drawn_and_aspect,
 from datamodules.segmentation.masks import MaskError, mask_of
 from datamodules.segmentation.polygons import Contour, Shape
 from datamodules.segmentation.prompt_sets import Pair
+from foundation.sizes import sides
 
 
 class CanvasFiles(SegmentationFiles):
@@ -48,14 +49,14 @@ class CanvasFiles(SegmentationFiles):
         index = torch.tensor(indices, dtype=torch.int64) % len(self.pairs)
         pairs = [self.pairs[place] for place in index.tolist()]
         image, mask = self.rows[index].unbind(1)
-        size = self.masks.header.recipe.size
+        height, width = sides(self.masks.header.recipe.size)
         return {
             "index": index,
             "label": torch.tensor([pair.prompt for pair in pairs], dtype=torch.int64),
             "unreadable": [],
             "odd": {},
             "image": self.images.take(image)["image"],
-            "mask": self.masks.take(mask)["image"].reshape(-1, 1, size, size),  # with the strides of planes
+            "mask": self.masks.take(mask)["image"].reshape(-1, 1, height, width),  # with the strides of planes
             **drawn_and_aspect(indices, pairs),
         }
 

@@ -23,9 +23,18 @@ from datamodules.extraction import Labelled
 from datamodules.images.canvases import CanvasCache
 from datamodules.images.checking import levels_of
 from datamodules.images.decoding import Levels
+from datamodules.images.header import checked_size
 from datamodules.images.labelled import readable
 from datamodules.images.loader import cores_for_workers
-from datamodules.images.settings import IMAGENET_MEAN, IMAGENET_STD, check, check_files, check_levels, loading
+from datamodules.images.settings import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    check,
+    check_levels,
+    check_normalisation,
+    check_workers,
+    loading,
+)
 from datamodules.images.unlabelled import GivenImages, given_images
 from datamodules.images.unreadable import DAMAGED, report_unreadable
 from datamodules.images.whole_files import Look
@@ -44,6 +53,7 @@ from datamodules.segmentation.prompt_sets import (
     check_sets,
     size_of,
 )
+from foundation.sizes import Size
 from foundation.slug import slug
 
 log = logging.getLogger(__name__)
@@ -60,7 +70,7 @@ class PromptedSegmentationDataModule(ListedPromptSets):
             replace them. A set whose folder is missing is left out with a warning. null: use the images that `generate` writes.
         generate: Write this number N of synthetic images of each of two kinds, cracks on a wall and taped joints on a board, to
             segmentation_generated_N in `root`, and use only these; null: use `sets`.
-        image_size: Height and width in pixels of the training crops.
+        image_size: Side of the square training crops in pixels, or [HEIGHT, WIDTH]; evaluation takes images in their own sizes.
         canvas: Side in pixels of the square that a training image is squeezed to before it is cropped; null uses the median of the
             images' longer sides, so that objects are about as large in training as in evaluation.
         crop_scale: Smallest share of the image area that the random resized crop covers, above 0, up to 1.
@@ -117,7 +127,7 @@ class PromptedSegmentationDataModule(ListedPromptSets):
         root: str = "data",
         sets: list[PromptSet] | None = None,
         generate: int | None = None,
-        image_size: int = 256,
+        image_size: int | list[int] = 256,
         canvas: int | None = None,
         crop_scale: float = 0.35,
         crop_ratio: float = 4 / 3,
@@ -146,7 +156,8 @@ class PromptedSegmentationDataModule(ListedPromptSets):
         images: str | list[str] | None = None,
     ) -> None:
         mean, std = list(mean or IMAGENET_MEAN), list(std or IMAGENET_STD)
-        check_files(image_size, 3, mean, std, workers, prefetch)
+        check_normalisation(3, mean, std)
+        check_workers(workers, prefetch)
         check_levels(levels)
         check(
             ("canvas", canvas, canvas is None or canvas >= 1, "1 pixel or more, or null"),
@@ -177,7 +188,8 @@ class PromptedSegmentationDataModule(ListedPromptSets):
             self.root, self.sets = Path(root), [part for one in sets for part in by_object(one)]
         check_sets(self.sets)
         self.augmentation = replace(self.augmentation, crop_scale=crop_scale, crop_ratio=crop_ratio)
-        self.generate, self.canvas, self._image_size, self._mean, self._std = generate, canvas, image_size, mean, std
+        self.generate, self.canvas, self._mean, self._std = generate, canvas, mean, std
+        self._image_size = checked_size(image_size)
         self.negatives, self.positive_share = negatives, positive_share
         self.near_duplicates, self.test_fraction = near_duplicates, test_fraction
         self.prompts, self.workers, self.prefetch = prompts, workers, prefetch
@@ -193,8 +205,8 @@ class PromptedSegmentationDataModule(ListedPromptSets):
     # ---- the header ----
 
     @property
-    def image_size(self) -> int:
-        """Height and width of a training crop in pixels; evaluation uses the images' own sizes."""
+    def image_size(self) -> Size:
+        """Side of a square training crop in pixels, or its height and width; evaluation uses the images' own sizes."""
         return self._image_size
 
     @property
@@ -268,7 +280,7 @@ class PromptedSegmentationDataModule(ListedPromptSets):
         if "train" in splits:
             self.prepare_sizes([self.train_size])
 
-    def prepare_sizes(self, sizes: Sequence[int]) -> None:
+    def prepare_sizes(self, sizes: Sequence[Size]) -> None:
         """Open the canvases of train, which are those of every training size; write them first if they are not there."""
         if self.canvas_cache is None or self.extraction is not None or self._cached is not None:
             return

@@ -25,6 +25,7 @@ from datamodules.segmentation.grouping import group_names
 from datamodules.segmentation.polygons import Contour, Shape
 from datamodules.segmentation.prompt_sets import Pair, PromptSet, settings_of
 from datamodules.trained_on import TrainedOn
+from foundation.sizes import pixels_of_size
 from foundation.slug import slug
 
 log = logging.getLogger(__name__)
@@ -169,7 +170,7 @@ class DescribedPromptSets(DataModule):
     def training_scale(self) -> float:
         """How large an object is in an average training crop, relative to the stored image of `longer_side`."""
         share = (1 + self.augmentation.crop_scale) / 2 if self.augmentation.crop_scale is not None else 1.0
-        return self.image_size / (self.longer_side * math.sqrt(share))
+        return math.sqrt(pixels_of_size(self.image_size)) / (self.longer_side * math.sqrt(share))
 
 
 def _text_of(shapes: tuple[Shape | Contour, ...] | None) -> str:

@@ -23,10 +23,10 @@ from datamodules.base import DataModule
 from datamodules.extraction import Labelled
 from datamodules.images.checking import kinds_of, levels_of
 from datamodules.images.decoding import FULL, Levels
-from datamodules.images.header import GivenHeader
+from datamodules.images.header import EVAL_SHARE, Framing, GivenHeader
 from datamodules.images.labelled import LabelledFiles, Unreadable, readable
 from datamodules.images.loader import ImageFileLoader, ImageFiles
-from datamodules.images.settings import IMAGENET_MEAN, IMAGENET_STD, check, check_files, check_levels, loading
+from datamodules.images.settings import check, check_levels, check_workers, loading
 from datamodules.images.unlabelled import given_images
 from datamodules.in_memory import InMemoryLoader
 from datamodules.sharded.cache import ShardCache
@@ -61,11 +61,14 @@ class ShardedImagesDataModule(GivenHeader, DataModule):
         cache_limit_gb: Largest size of the local copies of remote shards together, in units of 1e9 bytes; those unused for the
             longest time are removed.
         patience_s: Seconds for which a store that does not answer is asked again, 0 or more.
-        image_size: Height and width in pixels of the network's input images.
-        canvas: Side of the square that workers resize a training image to, as a multiple of the training size, 1 or more.
+        image_size: Side of the network's square input images in pixels, or [HEIGHT, WIDTH].
+        framing: How a picture gets to that size. `crop`: random crops in training, its central part in evaluation. `letterbox`:
+            the whole picture keeps its proportions and is padded to the size; in training, random crops are cut of that.
+        pad_value: Value of the border of `letterbox` in all channels, 0 (black) to 1 (white).
+        canvas: Size that workers resize a training image to, as a multiple of the training size, 1 or more.
         crop_scale: Smallest share of the image area that the random resized crop covers, above 0, up to 1.
         crop_ratio: Largest ratio of the crop's longer side to its shorter side, 1 or more.
-        eval_share: Side of the central square used in evaluation, as a share of the image's shorter side, above 0, up to 1.
+        eval_share: As for `ImageFolderDataModule`.
         flip: Mirror each training image left to right with probability one half.
         erasing_prob: Probability of random erasing for each training image, 0 to 1 (arXiv:1708.04896).
         unreadable: Handling of images that cannot be read: `skip` logs and leaves them out, `refuse` aborts the run.
@@ -88,6 +91,8 @@ class ShardedImagesDataModule(GivenHeader, DataModule):
     fixed_on_resume: ClassVar[tuple[str, ...]] = (
         *DataModule.fixed_on_resume,
         "image_size",  # determines the grid of a transformer's position embeddings
+        "framing",
+        "pad_value",
         "test_fraction",
         "label_field",
         "shuffle_shards",
@@ -106,11 +111,13 @@ class ShardedImagesDataModule(GivenHeader, DataModule):
         cache_folder: str = "caches/shards",
         cache_limit_gb: float = 20.0,
         patience_s: float = 60.0,
-        image_size: int = 224,
+        image_size: int | list[int] = 224,
+        framing: Framing = "crop",
+        pad_value: float = 0.5,
         canvas: float = 1.15,
         crop_scale: float = 0.35,
         crop_ratio: float = 4 / 3,
-        eval_share: float = 0.875,
+        eval_share: float = EVAL_SHARE,
         flip: bool = True,
         erasing_prob: float = 0.0,
         unreadable: Unreadable = "skip",
@@ -126,13 +133,10 @@ class ShardedImagesDataModule(GivenHeader, DataModule):
     ) -> None:
         super().__init__(crop_padding=0, shrink="resize", on_device=False, flip=flip, **kwargs)
         check_levels(levels)
-        grey = channels == 1
-        self._mean = list(mean or ((sum(IMAGENET_MEAN) / 3,) if grey else IMAGENET_MEAN))
-        self._std = list(std or ((sum(IMAGENET_STD) / 3,) if grey else IMAGENET_STD))
-        check_files(image_size, channels, self._mean, self._std, workers, prefetch)
+        shape: dict[str, Any] = {"canvas": canvas, "eval_share": eval_share, "framing": framing, "pad_value": pad_value}
+        self._give_header(image_size, channels, mean, std, **shape)
+        check_workers(workers, prefetch)
         check(
-            ("canvas", canvas, canvas >= 1, "1 or more times the size trained at"),
-            ("eval_share", eval_share, 0 < eval_share <= 1, "above 0, up to 1"),
             ("test_fraction", test_fraction, 0 <= test_fraction < 1, "at least 0 and below 1"),
             ("test_fraction", test_fraction, test_fraction + self.val_fraction < 1, "below 1 with val_fraction"),
             # a sample drawn again would be read in another block of shards than the cache holds
@@ -151,7 +155,6 @@ class ShardedImagesDataModule(GivenHeader, DataModule):
         self.shuffle_shards, self.patience_s, self.unreadable = shuffle_shards, patience_s, unreadable
         self.levels: Levels | None = (levels[0], levels[1]) if levels is not None else None
         self._cache = ShardCache(Path(cache_folder), round(cache_limit_gb * 1e9), patience_s)
-        self._image_size, self._channels, self.canvas, self.eval_share = image_size, channels, canvas, eval_share
         self.workers, self.prefetch = workers, prefetch
         self.persistent_workers, self.pin_memory = persistent_workers, pin_memory
         self._samples: dict[Labelled, ShardedSamples] = {}
@@ -242,7 +245,7 @@ class ShardedImagesDataModule(GivenHeader, DataModule):
         """See `ImageFolderDataModule`."""
         views = self.extraction.views if self.extraction is not None else 1
         levels = {} if self.levels is None else {"levels": "{:g} {:g}".format(*self.levels)}
-        return {"eval_share": self.eval_share, **levels, **({"views.canvas": self.canvas} if views > 1 else {})}
+        return {**self._evaluated_as, **levels, **({"views.canvas": self.canvas} if views > 1 else {})}
 
     def sample_keys(self, split: str) -> Tensor:
         """Keys of a split's samples, (n,) int64: hashes of their images, equal to those of the same files in a folder."""
@@ -301,11 +304,11 @@ class ShardedImagesDataModule(GivenHeader, DataModule):
 
     def _loader(self, split: Split) -> InMemoryLoader:
         training = split == "train" and (self.extraction is None or self.extraction.augments(split))
-        size, share = (round(self.canvas * self.train_size), None) if training else (self.image_size, self.eval_share)
+        how = {"channels": self.in_channels, **self.decoded_as(training, self.train_size)}
         workers = loading(self.trainer, self.workers, self.prefetch, self.persistent_workers, self.pin_memory)
         if split == "predict" and self._given is not None:
             given, levels = self._given, levels_of(self._given.looks, self.levels)
-            files = ImageFiles(given.folder, given.names, None, size, self.in_channels, share, levels)
+            files = ImageFiles(given.folder, given.names, None, levels=levels, **how)
             report = partial(given.leave_out, self.unreadable)
             return ImageFileLoader(
                 files, self.splits["predict"]["index"], unreadable=report, **workers, **self._order(split)
@@ -314,7 +317,7 @@ class ShardedImagesDataModule(GivenHeader, DataModule):
         samples = self.samples(of)
         deep = (self.levels or FULL) if samples.deep else None
         labels = self.as_trained(samples.labels)
-        images = ShardedImages(samples, self._cache, labels, size, self.in_channels, share, deep)
+        images = ShardedImages(samples, self._cache, labels, levels=deep, **how)
         return ShardLoader(
             images,
             self.splits[of]["index"],

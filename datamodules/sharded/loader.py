@@ -18,7 +18,6 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from datamodules.images.decoding import Levels
 from datamodules.images.loader import NOTHING_READ, ImageFileLoader, ImageFiles
 from datamodules.sharded.cache import ShardCache
 from datamodules.sharded.listing import ShardedSamples
@@ -35,23 +34,11 @@ class ShardedImages(ImageFiles):
         samples: The samples.
         cache: Opens shards.
         labels: (N,) int64.
-        size: S, height and width in pixels of the decoded images.
-        channels: C, 1 for grey or 3 for RGB.
-        share: As for `ImageFiles`.
-        levels: As for `ImageFiles`.
+        **how: As for `ImageFiles`: size, channels, share, levels and fill.
     """
 
-    def __init__(
-        self,
-        samples: ShardedSamples,
-        cache: ShardCache,
-        labels: Tensor,
-        size: int,
-        channels: int,
-        share: float | None = None,
-        levels: Levels | None = None,
-    ) -> None:
-        super().__init__(Path(), [], labels, size, channels, share, levels)
+    def __init__(self, samples: ShardedSamples, cache: ShardCache, labels: Tensor, **how: Any) -> None:
+        super().__init__(Path(), [], labels, **how)
         self.samples, self.cache = samples, cache
         self._content: dict[int, bytes] = {}
 

@@ -38,6 +38,7 @@ from datamodules.signals.windows import (
     taken,
 )
 from datamodules.trained_on import TrainedOn
+from foundation.sizes import sides
 from transforms import Encoder
 
 log = logging.getLogger(__name__)
@@ -248,14 +249,14 @@ class SignalDataModule(SignalHeader):
         random = transforms.SampleRandom(self.seed, epoch, batch.pop("drawn", batch["index"]))
         changes = self.signal_augmentation.at(self.strength)
         signal = changes.normalised(self._scaled(changes.physical(batch["signal"].float(), random)), random)
-        return self._with_image({**batch, "signal": signal}, self.train_size)
+        return self._with_image({**batch, "signal": signal}, sides(self.train_size)[0])
 
     def prepared(self, signals: Tensor) -> Batch:
         """Normalise raw windows (B, S, T) in physical units as in evaluation; returns `signal` and, in the image modes, `image`."""
         return self._normalize({"signal": signals})
 
     def _normalize(self, batch: Batch) -> Batch:
-        return self._with_image({**batch, "signal": self._scaled(batch["signal"].float())}, self.image_size)
+        return self._with_image({**batch, "signal": self._scaled(batch["signal"].float())}, sides(self.image_size)[0])
 
     def _scaled(self, signal: Tensor) -> Tensor:
         mean, std = (values.to(signal.device)[:, None] for values in self.signal_scale)

@@ -18,6 +18,7 @@ from datamodules.signals.images import SignalImages
 from datamodules.signals.matching import SignalMatching
 from datamodules.trained_on import TrainedOn
 from foundation.in_parts import samples_of_part
+from foundation.sizes import sides
 from transforms.run_transform import RunTransform
 
 
@@ -37,7 +38,7 @@ class WindowTransform(RunTransform):
         self._mean, self._std = state.mean[:, None], state.std[:, None]
         self.signal_names: list[str] | None = own.get("signal_names")
         self.window_length: int | None = own.get("window_length")
-        self._own, self._size = own, record.image_size
+        self._own, self._size = own, sides(record.image_size)[0]
         mode = inputs["mode"]
         grey = mode in ("flatten", "grid")
         self.images = SignalImages(
@@ -47,7 +48,7 @@ class WindowTransform(RunTransform):
                 name.removeprefix("encoder."): value for name, value in inputs.items() if name.startswith("encoder.")
             },
             encoder_range=inputs["encoder_range"],
-            image_size=64 if mode == "signals" else record.image_size,
+            image_size=64 if mode == "signals" else self._size,
             image_channels=record.in_channels if grey else 1,
             image_mean=None if mode == "signals" else record.mean[0],
             image_std=None if mode == "signals" else record.std[0],

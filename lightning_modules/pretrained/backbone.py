@@ -16,6 +16,7 @@ from features import hash_tensors
 from features.identity import short
 from foundation.hub import hub_or_cache
 from foundation.places import close_to
+from foundation.sizes import Size
 from lightning_modules.pretrained import ONE_SOURCE, read_weights
 from networks.frozen_backbone import FrozenBackbone, full_name
 from networks.timm_features import FINAL, Pooling
@@ -37,7 +38,7 @@ class BackboneSettings:
     Args:
         name: Name of a timm network.
         network_args: Further keyword arguments of `timm.create_model`.
-        image_size: Height and width of the images in pixels.
+        image_size: Side of the images in pixels, or their height and width.
         in_channels: Channels of the images.
         layers: Layers whose outputs are concatenated; None: the final features.
         pooling: `cls`, `avg` or `native`; None: the default of the network.
@@ -50,7 +51,7 @@ class BackboneSettings:
 
     name: str
     network_args: Mapping[str, Argument] | None
-    image_size: int | None
+    image_size: Size | None
     in_channels: int
     layers: list[int] | None
     pooling: Pooling | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -89,7 +89,7 @@ def test_cosine_warms_up_in_the_first_stage_only(root: Path) -> None:
 
 
 def test_one_schedule_over_the_whole_run(root: Path) -> None:
-    stages = [sized(stage.size, stage.batch_size, 2) for stage in STAGES]
+    stages = [sized(cast(int, stage.size), stage.batch_size, 2) for stage in STAGES]
     _, _, watch = run(root, [ProgressiveResizing(stages, schedule="whole")])
     assert watch.rates == pytest.approx([lr for lr, _ in one_cycles(0.1, [(40, 1.0)])], rel=1e-12)
 

@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from foundation.sizes import pixels_of_size
 from lightning_modules import Classifier
 
 
@@ -10,4 +11,6 @@ class LinearClassifier(Classifier):
 
     def configure_network(self) -> None:
         assert self.image_size is not None
-        self.network = nn.Sequential(nn.Flatten(), nn.Linear(self.in_channels * self.image_size**2, self.num_classes))
+        self.network = nn.Sequential(
+            nn.Flatten(), nn.Linear(self.in_channels * pixels_of_size(self.image_size), self.num_classes)
+        )

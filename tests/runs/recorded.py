@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from foundation.sizes import pixels_of_size
 from lightning_modules import Classifier
 
 
@@ -13,7 +14,7 @@ class RecordedClassifier(Classifier):
 
     def configure_network(self) -> None:
         assert self.image_size is not None
-        pixels = self.in_channels * self.image_size**2
+        pixels = self.in_channels * pixels_of_size(self.image_size)
         hidden = nn.Sequential(nn.Linear(pixels, 8), nn.BatchNorm1d(8), nn.Dropout(0.2))
         self.network = nn.Sequential(nn.Flatten(), hidden, nn.ReLU(), nn.Linear(8, self.num_classes))
 

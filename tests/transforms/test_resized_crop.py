@@ -288,10 +288,6 @@ def test_a_squeezed_picture_is_cut_at_its_box() -> None:
         (lambda x, r: random_resized_crop(x.int(), 4, r), "images must be uint8 or float32 or .*, got int32"),
         (lambda x, r: random_resized_crop(x[:3], 4, r), "random has 4 samples, but there are 3 images"),
         (lambda x, r: random_resized_crop(x.to("meta"), 4, r), "random is on cpu, but the images are on meta"),
-        (
-            lambda x, r: random_resized_crop(x[..., :6], 4, r, aspect=torch.ones(4)),
-            "aspect needs square images, got 8x6",
-        ),
         (lambda x, r: resize(x, 0), "size must be 1 pixel or more, got 0"),
         (lambda x, r: resize(x[0], 4), r"images must be \(B, C, H, W\), got shape \(3, 8, 8\)"),
     ],

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from datamodules import CachedFeaturesDataModule, DataModule
 from datamodules.signals.base import SignalDataModule
+from foundation.sizes import pixels_of_size, sides, size_text
 from lightning_modules import CascadeHead, load_run
 from lightning_modules.classification import Classifier, refuse_several_labels
 from lightning_modules.loading import model_class, newest_config
@@ -89,7 +90,7 @@ class Stage:
         """Resize (with antialiasing) and normalise images (B, C, H, W) uint8 for this stage's network."""
         images = images.to(self.device, non_blocking=True)
         size = self.module.image_size
-        if size is not None and images.shape[-1] != size:
+        if size is not None and images.shape[-2:] != sides(size):
             images = resize(images, size)
         assert self.module.mean is not None
         assert self.module.std is not None
@@ -166,8 +167,9 @@ def open_stages(
     modules = [_module(source, data, checkpoint) for source in sources]
     if weights is not None:
         _give_weights([module for module in modules if isinstance(module, CascadeHead)], weights)
-    largest = max((module.image_size or 0 for module in modules), default=0)
-    if largest and largest != data.image_size:
+    given = [module.image_size for module in modules if module.image_size is not None]
+    largest = max(given, key=pixels_of_size, default=None)
+    if largest is not None and largest != data.image_size:
         data = configured_data(config, root, largest)
     for source, module in zip(sources, modules, strict=True):
         _check(source, module, data)
@@ -229,11 +231,14 @@ def _check(source: Source, module: Classifier, data: DataModule) -> None:
             f"{_name(source)}: its classes are {', '.join(module.class_names[:5])}, but the data has "
             f"{', '.join(data.class_names[:5])}: classes or their order differ"
         )
-    if module.image_size is not None and module.image_size > data.image_size:
-        raise ValueError(
-            f"{_name(source)}: takes images of {module.image_size} pixels, but the data has images of {data.image_size} pixels, "
-            "and images are not enlarged"
-        )
+    if module.image_size is None:
+        return
+    (high, wide), (tall, broad) = sides(module.image_size), sides(data.image_size)
+    sizes = f"takes images of {size_text(module.image_size)} pixels, but the data has images of {size_text(data.image_size)} pixels"
+    if high * broad != wide * tall:
+        raise ValueError(f"{_name(source)}: {sizes}, of other proportions; train all stages at sizes of the same ones")
+    if high > tall:
+        raise ValueError(f"{_name(source)}: {sizes}, and images are not enlarged")
 
 
 def open_split(data: DataModule, split: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from callbacks.ema import EMA, longer_than_run
 from callbacks.failures.disk import FILES
 from foundation.disk import existing, free_space
+from foundation.sizes import size_text
 from tools.check.rows import Mark, Rows
 from tools.check.trial import Asked, TrialCLI
 
@@ -60,7 +61,7 @@ def add_memory(rows: Rows, cli: TrialCLI) -> None:
     if need is None:
         rows.add("memory", "-", "no estimate for this model or device")
         return
-    text = f"a step of {need.batch} samples of {need.size} px needs about {need.needed / GB:.2g} GB"
+    text = f"a step of {need.batch} samples of {size_text(need.size)} px needs about {need.needed / GB:.2g} GB"
     if cli.trainer.strategy.root_device.type == "cuda":
         text += f" (measured {torch.cuda.max_memory_allocated() / GB:.2g} GB)"
     if not need.free:

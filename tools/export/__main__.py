@@ -22,6 +22,7 @@ from torch import Tensor
 
 from datamodules import DataModule
 from foundation.atomic_files import replace_file
+from foundation.sizes import sides
 from lightning_modules import BaseModule, Classifier, HARClassifier, PromptedSegmenter, TernaryClassifier, load_run
 from lightning_modules.loading import newest_config
 from networks import (
@@ -193,7 +194,7 @@ def _write(module: TernaryClassifier, path: Path, coding: str) -> PackedSizes:
         _network(module),
         architecture=module.architecture,
         coding=coding,  # type: ignore[arg-type]  # argparse has checked it
-        image_size=module.image_size,
+        image_size=module.image_size if isinstance(module.image_size, int) else None,
         mean=module.hparams.get("mean"),
         std=module.hparams.get("std"),
         class_names=module.hparams.get("class_names"),
@@ -254,8 +255,7 @@ def _verify(module: TernaryClassifier, path: Path, data: DataModule | None) -> l
     own = packed.network.state_dict()
     if not all(torch.equal(own[key], value) for key, value in folded.state_dict().items()):
         raise VerificationError("the weights of the file are not bit-identical to the folded network")
-    size = module.image_size or 32
-    shape = (16, module.in_channels, size, size)
+    shape = (16, module.in_channels, *sides(module.image_size or 32))
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     compared = _compare(module, packed, folded, [(images, images)])
     lines = [

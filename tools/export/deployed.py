@@ -18,6 +18,7 @@ import torch
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
+from foundation.sizes import sides
 from lightning_modules import Classifier, PromptedSegmenter
 from lightning_modules.multilabel import MultiLabelClassifier
 from networks import ternary_layers
@@ -172,7 +173,7 @@ def deployed_classifier(module: Classifier, windows: RawWindows | None = None) -
             lambda raw: module.deployed_network(windows(raw)),
             _metadata(architecture, known),
         )
-    shape = (module.in_channels, module.image_size, module.image_size)
+    shape = (module.in_channels, *sides(module.image_size))
     return Deployed(
         Normalisation(module.mean, module.std),
         network,

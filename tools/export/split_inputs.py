@@ -106,7 +106,7 @@ def data_of(module: Classifier, config: Path, root: str | None) -> DataModule:
     if isinstance(data, SignalDataModule) != signals:
         kinds = ("images", "windows of signals")
         raise ValueError(f"{config}: its data are {kinds[not signals]}, but the network takes {kinds[signals]}")
-    wanted = {"num_classes": module.num_classes, "class_names": module.class_names}
+    wanted: dict[str, object] = {"num_classes": module.num_classes, "class_names": module.class_names}
     if not signals:
         wanted |= {"in_channels": module.in_channels, "image_size": module.image_size}
     for name, own in wanted.items():

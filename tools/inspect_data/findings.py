@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from datamodules import DataModule
+from foundation.sizes import Size, size_text
 from tools.inspect_data.measures import Sample, look_alikes, names_of
 
 REPORT = "inspect_data.json"
@@ -146,10 +147,10 @@ def size_ranges(sizes: Tensor) -> dict[str, dict[str, int]]:
     }
 
 
-def size_lines(ranges: dict[str, dict[str, int]], trained_at: int) -> list[str]:
+def size_lines(ranges: dict[str, dict[str, int]], trained_at: Size) -> list[str]:
     """Lines about the sizes of images."""
     lines = [f"{side:<10} {v['min']} to {v['max']} pixels, median {v['median']}" for side, v in ranges.items()]
-    return [*lines[:-1], f"{lines[-1]}; trained at {trained_at}"]
+    return [*lines[:-1], f"{lines[-1]}; trained at {size_text(trained_at)}"]
 
 
 def value_lines(report: dict[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from datamodules import DataModule, ImageFolderDataModule
+from foundation.sizes import pixels_of_size, plain_size, times
 from tools.inspect_data import measures
 from tools.inspect_data.findings import Findings, named, printable, size_lines, size_ranges, value_lines
 from tools.inspect_data.measures import Sample, mean_and_std
@@ -32,7 +33,7 @@ def inspect_images(
     mean, std = mean_and_std(pixels.histogram)
     report: dict[str, Any] = {
         "sizes": size_ranges(sizes),
-        "trained_at": data.train_size,
+        "trained_at": plain_size(data.train_size),
         "mean": {"measured": [round(value, 4) for value in mean], "configured": list(data.mean)},
         "std": {"measured": [round(value, 4) for value in std], "configured": list(data.std)},
     }
@@ -53,10 +54,10 @@ def _cache_line(data: DataModule, table: dict[str, list[int]]) -> list[str]:
     """What a canvas cache of image files would take on the disk."""
     if not isinstance(data, ImageFolderDataModule) or "train" not in table:
         return []
-    sizes = {"train": round(data.canvas * data.train_size), "val": data.image_size}
+    sizes = {"train": times(data.train_size, data.canvas), "val": data.image_size}
     width = 4 if data.file_kinds("train")["of more than 8 bits"] else 1  # float32 or uint8
-    sides = [(sum(table[split]), side) for split, side in sizes.items() if split in table]
-    total = sum(count * side * side * data.in_channels * width for count, side in sides)
+    pixels = sum(sum(table[split]) * pixels_of_size(size) for split, size in sizes.items() if split in table)
+    total = pixels * data.in_channels * width
     shown = f"{total / 1e9:,.1f} GB" if total >= 1e9 else f"{total / 1e6:,.1f} MB"
     return [f"canvases   --data.canvas_cache DIR would take {shown} on the disk, and decode every file only once"]
 

@@ -16,6 +16,7 @@ from datamodules.images.class_folders import duplicate_groups
 from datamodules.segmentation.checking import held_together
 from datamodules.segmentation.loader import SegmentationFiles
 from datamodules.segmentation.masks import MaskContents, read_all
+from foundation.sizes import plain_size
 from tools.command_line import watched
 from tools.inspect_data import measures
 from tools.inspect_data.findings import Findings, named, printable, size_lines, size_ranges, value_lines
@@ -44,7 +45,7 @@ def inspect_masks(
     mean, std = mean_and_std(histogram)
     report: dict[str, Any] = {
         "sizes": size_ranges(sizes),
-        "trained_at": data.train_size,
+        "trained_at": plain_size(data.train_size),
         "mean": {"measured": [round(value, 4) for value in mean], "configured": list(data.mean)},
         "std": {"measured": [round(value, 4) for value in std], "configured": list(data.std)},
         "masks": {split: _contents(data, found) for split, found in held.items()},

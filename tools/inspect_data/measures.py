@@ -25,6 +25,7 @@ from datamodules.images.class_folders import all_images, duplicate_groups, scan
 from datamodules.images.formats import readable_formats
 from datamodules.images.loader import ImageFiles, cores_for_workers
 from datamodules.images.near_duplicates import alike
+from foundation.sizes import sides
 from tools.command_line import watched
 
 T = TypeVar("T")
@@ -108,7 +109,7 @@ def counts(data: DataModule, samples: Sequence[Sample]) -> dict[str, list[int]]:
 def sizes(data: DataModule, samples: Sequence[Sample]) -> Tensor:
     """Width and height (N, 2) int64 of each sample after EXIF rotation; for files, only the headers are read."""
     if not has_files(data):
-        return torch.tensor([[data.image_size, data.image_size]]).expand(len(samples), 2)
+        return torch.tensor([[*reversed(sides(data.image_size))]]).expand(len(samples), 2)
     paths = [sample.path for sample in samples if sample.path is not None]
     with ThreadPoolExecutor(THREADS) as pool:
         headers = pool.map(_size, paths)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from callbacks.pictures.evaluation import label_text
 from foundation.plotting import BLUE, GREEN, GREY, ORANGE, VERMILION
+from foundation.sizes import Size, sides
 from tools.inspect_data.samples import Tile
 
 COLOURS = {"train": BLUE, "val": VERMILION, "test": GREEN}
@@ -22,7 +23,7 @@ POINTS = 5_000  # largest number of points in the panel of sizes
 
 
 def draw_overview(
-    names: Sequence[str], counts: dict[str, list[int]], sizes: Tensor, histogram: Tensor, network_size: int, title: str
+    names: Sequence[str], counts: dict[str, list[int]], sizes: Tensor, histogram: Tensor, network_size: Size, title: str
 ) -> Figure:
     """Draw three panels: samples per class, image sizes, and the histogram of pixel values.
 
@@ -31,7 +32,7 @@ def draw_overview(
         counts: Number of samples of each class, for each split.
         sizes: Width and height of each image, (N, 2).
         histogram: Counts of pixel values in the training images, (C, 256).
-        network_size: Height and width of the training images, marked in the panel of sizes.
+        network_size: Side of the training images, or their height and width, marked in the panel of sizes.
         title: Title of the figure.
 
     Returns:
@@ -78,7 +79,7 @@ def draw_counts(axes: Axes, names: Sequence[str], counts: dict[str, list[int]], 
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_sizes(axes: Axes, sizes: Tensor, network_size: int) -> None:
+def _draw_sizes(axes: Axes, sizes: Tensor, network_size: Size) -> None:
     axes.set_title("sizes of the images", pad=ABOVE_LEGEND)
     if len(sizes) == 0 or (sizes == sizes[0]).all():
         text = "no images" if len(sizes) == 0 else f"all {len(sizes):,} images\n{sizes[0, 0]} x {sizes[0, 1]} pixels"
@@ -88,9 +89,10 @@ def _draw_sizes(axes: Axes, sizes: Tensor, network_size: int) -> None:
     shown = sizes[:: math.ceil(len(sizes) / POINTS)].numpy()
     # transparent points: a size shared by many images is darker
     axes.scatter(shown[:, 0], shown[:, 1], s=12, color=BLUE, alpha=0.25, linewidths=0, label="an image")
-    axes.plot([network_size], [network_size], "+", markersize=14, color=VERMILION, label="training size")
-    axes.set_xlim(0, 1.05 * max(int(sizes[:, 0].max()), network_size))
-    axes.set_ylim(0, 1.05 * max(int(sizes[:, 1].max()), network_size))
+    high, wide = sides(network_size)
+    axes.plot([wide], [high], "+", markersize=14, color=VERMILION, label="training size")
+    axes.set_xlim(0, 1.05 * max(int(sizes[:, 0].max()), wide))
+    axes.set_ylim(0, 1.05 * max(int(sizes[:, 1].max()), high))
     axes.set_xlabel("width (pixels)")
     axes.set_ylabel("height (pixels)")
     axes.grid(alpha=0.3)

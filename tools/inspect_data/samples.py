@@ -111,8 +111,9 @@ def _from_files(data: DataModule, chosen: Tensor) -> tuple[dict[str, Tensor], li
     folder, names = data.folder("train"), data.files("train")  # type: ignore[attr-defined]
     labels = split["label"].new_zeros(len(names), *split["label"].shape[1:])
     labels[split["index"]] = split["label"]
-    size = round(getattr(data, "canvas", 1.0) * data.train_size)
-    batch = ImageFiles(folder, names, labels, size, data.in_channels).__getitems__(split["index"][chosen].tolist())
+    how = data.decoded_as(True, data.train_size)  # type: ignore[attr-defined]
+    files = ImageFiles(folder, names, labels, channels=data.in_channels, **how)
+    batch = files.__getitems__(split["index"][chosen].tolist())
     del batch["unreadable"]
     originals = []
     for index in batch["index"].tolist():

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cli.setting_hints import LINKED
 from datamodules import DataModule
+from foundation.sizes import Size, sides, size_of
 
 Batch = dict[str, Any]
 STAND_IN_CLASSES = 10
@@ -116,18 +117,18 @@ def random_images(data: Any) -> Served | None:
     """Return normal noise in place of normalised images, with ten classes; None if the image size is unknown without the data."""
     try:
         size, channels = data.image_size, data.in_channels
-        header = {"image_size": size, "in_channels": channels, "mean": plain(data.mean), "std": plain(data.std)}
+        header = {"image_size": plain(size), "in_channels": channels, "mean": plain(data.mean), "std": plain(data.std)}
     except (FileNotFoundError, MisconfigurationException, AttributeError):
         return None
     n, generator = data.batch_size, torch.Generator().manual_seed(0)
-    names = [str(number) for number in range(STAND_IN_CLASSES)]
+    names, (high, wide) = [str(number) for number in range(STAND_IN_CLASSES)], sides(size)
     header = {**dict.fromkeys(LINKED), **header, "num_classes": len(names), "class_names": names}
     batch = {
-        "image": torch.randn(n, channels, size, size, generator=generator),
+        "image": torch.randn(n, channels, *sides(size), generator=generator),
         "label": torch.randint(len(names), (n,), generator=generator),
         "index": torch.arange(n),
     }
-    return Served(batch, header, f"random images {channels} x {size} x {size}, {len(names)} classes")
+    return Served(batch, header, f"random images {channels} x {high} x {wide}, {len(names)} classes")
 
 
 class Repeated:
@@ -173,9 +174,9 @@ class ServedBatch(DataModule):
         return list(self.header["class_names"])
 
     @property
-    def image_size(self) -> int:
+    def image_size(self) -> Size:
         """Image size of the real data in pixels."""
-        return int(self.header["image_size"])
+        return size_of(self.header["image_size"])
 
     @property
     def in_channels(self) -> int:

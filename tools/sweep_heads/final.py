@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from features import Header
+from foundation.sizes import plain_size
 from networks.frozen_backbone import parse_name
 from networks.timm_features import SECOND
 
@@ -25,7 +26,7 @@ SHARED = (
     "focal_gamma",
 )
 """Settings of the model that all heads of a sweep share, and that the final run takes over."""
-IMAGES = ("eval_share", "levels")
+IMAGES = ("eval_share", "framing", "pad_value", "levels")
 """Settings of ImageFolderDataModule that change the backbone's input in evaluation, as the cache names them."""
 SPLIT = ("val_fraction", "test_fraction", "train_fraction", "split_seed")
 """Settings of ImageFolderDataModule that divide the images; a table of groups is given again."""
@@ -47,7 +48,7 @@ def final_overlay(
         The text; None if the features are not of an image folder, for which there is no such run.
     """
     identity = header.identity
-    if "eval_share" not in identity.transform:
+    if not {"eval_share", "framing"} & identity.transform.keys():
         return None
     name, arguments = parse_name(identity.backbone)
     place = dict(header.weights_from or {})
@@ -61,7 +62,12 @@ def final_overlay(
     }
     split = {key: value for key, value in identity.split.items() if key in SPLIT}
     images = {key: _value(identity.transform[key]) for key in IMAGES if key in identity.transform}
-    data = {"image_size": identity.image_size, "mean": list(identity.mean), "std": list(identity.std), **images}
+    data = {
+        "image_size": plain_size(identity.image_size),
+        "mean": list(identity.mean),
+        "std": list(identity.std),
+        **images,
+    }
     content = {
         "trainer": {"max_epochs": epochs},
         "model": {"init_args": {**{key: model[key] for key in SHARED}, **head, **backbone}},
@@ -72,4 +78,4 @@ def final_overlay(
 
 def _value(text: Any) -> Any:
     """A value of a cache's header as a setting: lists of numbers are stored as text."""
-    return [float(part) for part in text.split()] if isinstance(text, str) else text
+    return [float(part) for part in text.split()] if isinstance(text, str) and text != "letterbox" else text

@@ -24,11 +24,12 @@ from features import Shard, data_of_files
 from features.fingerprint import file_changes, file_lines, read_files
 from features.identity import are, is_a, json_hash, short
 from foundation.atomic_files import replace_file
+from foundation.sizes import Size, pixels_of_size, sides
 
 SCHEMA = 1
 HEADER, UNFINISHED, FILES = "header.json", "unfinished.json", "files.jsonl"
 AGAIN = "run the same command again, it writes what is missing"
-Kind = Literal["squeezed", "central", "masks"]
+Kind = Literal["squeezed", "central", "letterbox", "masks"]
 
 
 class CanvasError(MisconfigurationException):
@@ -40,17 +41,20 @@ class Recipe:
     """How canvases are made; two sets with equal recipes hold the same pixels. Compared in the order of the fields."""
 
     kind: Kind
-    """`squeezed`: the whole picture, for training; `central`: its central square, for evaluation; `masks`: 1 on the object."""
-    size: int
-    """S, height and width of a canvas in pixels."""
+    """`squeezed`: the whole picture, for training; `central`: its central part, for evaluation; `letterbox`: the whole picture in a
+    border; `masks`: 1 on the object."""
+    size: Size
+    """Side of a square canvas in pixels, or its height and width."""
     channels: int
     """C, 1 for grey or 3 for RGB."""
     share: float | None
-    """Side of the central square as a share of the picture's shorter side; only for `central`."""
+    """Sides of the central part as a share of the largest one; only for `central`."""
     levels: Levels | None
     """Grey values that become 0 and 1 if a file has more than 8 bits; canvases are float32 then, and uint8 without."""
     quality: int | None = None
     """JPEG quality, 1 to 100; None: canvases are stored as they are."""
+    fill: float | None = None
+    """Value of the border, 0 to 1; only for `letterbox`."""
     versions: dict[str, str]
     """Versions of the libraries that decode and resize."""
     data: str
@@ -71,7 +75,7 @@ class Recipe:
     @property
     def row_bytes(self) -> int:
         """Size of one canvas in memory in bytes."""
-        return self.size * self.size * self.channels * self.dtype.itemsize
+        return pixels_of_size(self.size) * self.channels * self.dtype.itemsize
 
     @property
     def fingerprint(self) -> str:
@@ -79,21 +83,24 @@ class Recipe:
         return json_hash(self.content())
 
     def content(self) -> dict[str, Any]:
-        """The fields as they stand in a header: without `quality` if that is None."""
-        return {name: value for name, value in asdict(self).items() if name != "quality" or value is not None}
+        """The fields as they stand in a header: without `quality` and `fill` where they are None."""
+        optional = ("quality", "fill")
+        return {name: value for name, value in asdict(self).items() if name not in optional or value is not None}
 
     def __str__(self) -> str:
-        return f"{self.count:,} canvases of {self.size} x {self.size} x {self.channels}"
+        height, width = sides(self.size)
+        return f"{self.count:,} canvases of {height} x {width} x {self.channels}"
 
 
 def recipe_of(
     files: Mapping[str, int],
-    size: int,
+    size: Size,
     channels: int,
     share: float | None = None,
     levels: Levels | None = None,
     masks: bool = False,
     quality: int | None = None,
+    fill: float | None = None,
 ) -> Recipe:
     """Describe the canvases of some files as they would be made here.
 
@@ -105,6 +112,7 @@ def recipe_of(
         levels: See `Recipe`.
         masks: Whether they are masks.
         quality: See `Recipe`.
+        fill: See `Recipe`; given, canvases are letterboxed.
 
     Raises:
         CanvasError: Canvases of more than 8 bits would be coded as JPEG.
@@ -113,11 +121,13 @@ def recipe_of(
         raise CanvasError(
             f"canvas_quality is {quality} but must be null for images of more than 8 bits, which JPEG cannot hold"
         )
+    kind: Kind = "masks" if masks else "letterbox" if fill is not None else "squeezed" if share is None else "central"
     return Recipe(
-        kind="masks" if masks else "squeezed" if share is None else "central",
+        kind=kind,
         size=size,
         channels=channels,
         share=share if share is None else float(share),
+        fill=fill if fill is None else float(fill),
         levels=None if levels is None else (float(levels[0]), float(levels[1])),
         quality=quality,
         versions=_versions(files),

@@ -19,6 +19,7 @@ from datamodules.images.canvases.writer import SHARD_BYTES, Source, write_canvas
 from datamodules.images.loader import ImageFiles
 from features import list_files
 from foundation.folder_lock import FolderInUseError, FolderLock, holder_of
+from foundation.sizes import size_text
 
 log = logging.getLogger(__name__)
 
@@ -95,8 +96,10 @@ class CanvasCache:
         def described() -> tuple[Recipe, Source]:
             place_of = dict(zip(files.named(places), places.tolist(), strict=True))
             sizes = sizes_of(files.folder, place_of)
-            quality = self.quality if files.share is None else None
-            recipe = recipe_of(sizes, files.size, files.channels, files.share, files.levels, quality=quality)
+            quality = self.quality if split == "train" else None
+            recipe = recipe_of(
+                sizes, files.size, files.channels, files.share, files.levels, quality=quality, fill=files.fill
+            )
             return recipe, Source(files.folder, sizes, lambda wrong: unreadable([place_of[one] for one in wrong]))
 
         self.open_set(_set_name(split, files), described, workers=workers, first=first)
@@ -143,7 +146,7 @@ def _is_hidden(path: Path) -> bool:
 
 
 def _set_name(split: str, files: ImageFiles) -> str:
-    return f"{split}-{'squeezed' if files.share is None else 'central'}-{files.size}"
+    return f"{split}-{files.kind}-{size_text(files.size).replace(' ', '')}"
 
 
 def open_canvases(

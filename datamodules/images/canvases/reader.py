@@ -13,6 +13,7 @@ from torch import Tensor
 from datamodules.images.canvases.coding import decode
 from datamodules.images.canvases.header import AGAIN, CanvasError, Header, shard_name
 from datamodules.images.canvases.shards import map_shard
+from foundation.sizes import sides
 from foundation.threads import in_threads
 
 LARGE = 1 << 15  # bytes of a canvas from which threads copy them; they also wait for the disk together
@@ -61,14 +62,14 @@ class Canvases:
             pin_memory: Copy into page-locked memory.
 
         Returns:
-            `image` (B, C, S, S) in the stored type, which lies in memory as (B, S, S, C); and `aspect` (B,) float32, width / height
+            `image` (B, C, H, W) in the stored type, which lies in memory as (B, H, W, C); and `aspect` (B,) float32, width / height
             of the pictures, if they are squeezed.
 
         Raises:
             CanvasError: A coded canvas is damaged.
         """
         recipe = self.header.recipe
-        shape = (len(rows), recipe.size, recipe.size, recipe.channels)
+        shape = (len(rows), *sides(recipe.size), recipe.channels)
         out = torch.empty(shape, dtype=recipe.dtype, pin_memory=pin_memory)
         target: np.ndarray[tuple[int, ...], np.dtype[np.generic]] = out.numpy()
         numbers = rows.tolist()

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from datamodules.images.canvases.header import AGAIN, CanvasError, Recipe, shard_name, write_file
 from features import Shard, hash_tensors
+from foundation.sizes import sides
 
 OVERHEAD = 1024
 """Largest size in bytes of the header of a shard."""
@@ -31,7 +32,7 @@ def empty_shard(recipe: Recipe, count: int) -> dict[str, Tensor]:
     """Tensors of a shard in which no file has been read yet."""
     tensors = {"read": torch.zeros(count, dtype=torch.uint8)}
     if recipe.quality is None:
-        shape = (count, recipe.size, recipe.size, recipe.channels)
+        shape = (count, *sides(recipe.size), recipe.channels)
         tensors["image"] = torch.zeros(shape, dtype=recipe.dtype)
     return {**tensors, "aspect": torch.zeros(count)} if recipe.kind == "squeezed" else tensors
 
@@ -95,7 +96,7 @@ def map_shard(
         raise CanvasError(f"{path}: cannot be read ({error.strerror})") from None
     except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError, OverflowError):
         raise CanvasError(f"{path}: cannot be read: the shard is damaged; delete it and {AGAIN}") from None
-    shape: tuple[int, ...] = (count, recipe.size, recipe.size, recipe.channels)
+    shape: tuple[int, ...] = (count, *sides(recipe.size), recipe.channels)
     wanted: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {"read": (torch.uint8, (count,))}
     if recipe.quality is not None:
         wanted["end"] = (torch.int64, (count,))

@@ -114,7 +114,7 @@ def _check_space(folder: Path, recipe: Recipe, counts: list[int]) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise CanvasError(
-            f"{folder}: {sum(counts):,} canvases of {recipe.size} x {recipe.size} x {recipe.channels} need {_size(needed)}, but "
+            f"{folder}: {replace(recipe, count=sum(counts))} need {_size(needed)}, but "
             f"{_size(free)} is free on the disk; make room, or give another --data.canvas_cache"
         )
 
@@ -165,7 +165,7 @@ def _written(
 
 
 def _decoder(folder: Path, names: list[str], recipe: Recipe) -> Dataset[Any]:
-    files = ImageFiles(folder, names, None, recipe.size, recipe.channels, recipe.share, recipe.levels)
+    files = ImageFiles(folder, names, None, recipe.size, recipe.channels, recipe.share, recipe.levels, recipe.fill)
     return files if recipe.quality is None else CodedFiles(files, recipe.quality)
 
 
