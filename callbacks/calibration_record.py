@@ -1,26 +1,34 @@
-"""The calibration record of a checkpoint: temperature and exit threshold, computed from two parts of the validation samples.
+"""The calibration record of a checkpoint: temperature, exit threshold and prediction sets, from parts of the validation samples.
 
     checkpoint["calibration"] = a :class:`Record` of plain values; read by lightning_modules/classification.py
 
 A threshold reaches its target accuracy with probability 1 - level over the draw of its samples. A run uses the same samples at each
 validation and keeps the best epoch. The levels of all validations add up to at most 1 - confidence, so the guarantee holds for all
 epochs at once, and therefore for the one that is kept (union bound). docs/calibration.md lists what the guarantee covers.
+
+What is fitted (temperature, penalty of the sets) is fitted to other samples than what is chosen (threshold, quantile of the sets):
+
+    held out     one part is fitted to, the rest is chosen on
+    cross_fit    FOLDS parts: each is divided by the temperature of all others, then everything is chosen on all samples; the
+                 temperature that is kept is fitted to all samples
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
 
 from callbacks.pictures.reliability import Evaluation
-from metrics import BinnedCalibration, ExitSums, choose_exit_threshold, fit_temperature
+from metrics import BinnedCalibration, ExitSums, SetKind, choose_exit_threshold, fit_temperature, set_metrics, set_rule
+from metrics.conformal import least_samples, tuned_penalty
 from metrics.exit_threshold import start_exits
 from metrics.temperature import HIGHEST, LOWEST, mean_nll
 from transforms import SampleRandom
 
 Never = Literal["never"]
+FOLDS = 5  # parts of a cross-fit
 WORSE = 1.05  # ratio of the held-out NLL with and without temperature from which the temperature is doubted
 
 
@@ -44,7 +52,9 @@ class Record(TypedDict):
         fitted: Number of samples that the temperature was fitted on; 0 without a temperature.
         fitted_nll_before: Their NLL in nats with raw logits.
         fitted_nll_after: Their NLL in nats with divided logits, never higher.
-        samples: Number of samples held out; ECE, NLL, coverage and exit accuracy below are computed on them.
+        fitted_ece_after: Their ECE with divided logits, too low since the temperature was fitted to them.
+        folds: Number of parts of a cross-fit; 0 if samples were held out.
+        samples: Number of samples held out, all with a cross-fit; ECE, NLL, coverage and exit accuracy below are computed on them.
         ece_before: ECE with raw logits.
         ece_after: ECE with divided logits.
         ece_floor: ECE that a perfectly calibrated network would show.
@@ -56,12 +66,15 @@ class Record(TypedDict):
         level: Part of 1 - ``confidence`` that this validation used.
         coverage: Share of the samples that exit; None without a target.
         exit_accuracy: Accuracy of the samples that exit; None without a target or if no threshold reaches it.
+        sets: Values of ``metrics.SetRule``, and ``size``, ``empty`` and ``single`` of the samples held out; None without sets.
     """
 
     temperature: float
     fitted: int
     fitted_nll_before: float
     fitted_nll_after: float
+    fitted_ece_after: float
+    folds: int
     samples: int
     ece_before: float
     ece_after: float
@@ -74,15 +87,24 @@ class Record(TypedDict):
     level: float
     coverage: float | None
     exit_accuracy: float | None
+    sets: dict[str, Any] | None
 
 
 class Rules(NamedTuple):
-    """Settings of the ``Calibration`` callback; its docstring describes them."""
+    """Settings of the ``Calibration`` callback, whose docstring describes them, and of ``tools.calibrate``.
+
+    Attributes:
+        sets: Kind of the prediction sets; None for none.
+        set_coverage: Their coverage, between 0 and 1 (both excluded).
+    """
 
     target: float | None = 0.99
     confidence: float = 0.95
     temperature: bool = True
     holdout: float = 0.5
+    cross_fit: bool = False
+    sets: SetKind | None = None
+    set_coverage: float = 0.9
 
 
 def held_out(place: Tensor, share: float, seed: int) -> Tensor:
@@ -103,6 +125,14 @@ def held_out(place: Tensor, share: float, seed: int) -> Tensor:
     return mask
 
 
+def fold_of(place: Tensor, seed: int) -> Tensor:
+    """Part (N,) of each sample in a cross-fit, 0 to FOLDS - 1, equally large up to one sample; depends on seed and indices only."""
+    order = SampleRandom(seed, 0, place.cpu()).bits("calibration/folds").argsort()
+    part = torch.empty(len(place), dtype=torch.int64)
+    part[order] = torch.arange(len(place)) % FOLDS
+    return part
+
+
 def next_level(allowed: float, spent: float, left: int) -> float:
     """Error probability for the next of ``left`` planned validations: equal shares, one kept in reserve for an extended run.
 
@@ -118,35 +148,103 @@ def fitted_temperature(samples: Samples) -> float:
     return fit_temperature(samples.logits, samples.label) if usable else 1.0
 
 
-def evaluated(samples: Samples, temperature: float, threshold: float | None, target: float | None) -> Evaluation:
-    """Compute calibration sums before and after a temperature, and exit counts."""
+def evaluated(
+    samples: Samples,
+    temperature: float,
+    threshold: float | None,
+    target: float | None,
+    calibrated: Tensor | None = None,
+) -> Evaluation:
+    """Compute calibration sums before and after a temperature, and exit counts.
+
+    ``calibrated`` are the divided logits, if they are not those of one temperature.
+    """
+    divided = samples.logits / temperature if calibrated is None else calibrated
     before, after, exits = BinnedCalibration(), BinnedCalibration(), ExitSums(samples.logits.shape[1])
-    for sums, divisor in ((before, 1.0), (after, temperature), (exits, temperature)):
-        sums.to(samples.logits.device).update(samples.logits / divisor, samples.label)
+    for sums, logits in ((before, samples.logits), (after, divided), (exits, divided)):
+        sums.to(samples.logits.device).update(logits, samples.label)
     # torchmetrics wraps the instance's compute to sum over processes; here every process already holds all samples
     counted = (BinnedCalibration.compute(before), BinnedCalibration.compute(after), ExitSums.compute(exits))
     return Evaluation(*counted, temperature, threshold, target)
 
 
+class Parts(NamedTuple):
+    """Samples that were fitted to, and samples that are chosen on, with the temperature of each; see the module docstring.
+
+    Attributes:
+        fitted: Samples that the kept temperature is fitted to.
+        temperature: The kept temperature.
+        chosen_on: Samples that threshold and sets are chosen on.
+        divisor: Temperature of each of these, (n,) float64.
+        folds: Number of parts of a cross-fit; 0 if samples were held out.
+    """
+
+    fitted: Samples
+    temperature: float
+    chosen_on: Samples
+    divisor: Tensor
+    folds: int
+
+    @classmethod
+    def of(cls, samples: Samples, rules: Rules, seed: int) -> Parts:
+        """Divide a validation split; if only one thing is wanted and no cross-fit, all samples are used for it."""
+        device = samples.label.device
+        fits, chooses = rules.temperature or rules.sets == "raps", rules.target is not None or rules.sets is not None
+        if fits and rules.cross_fit:
+            parts, divisor = (
+                fold_of(samples.place, seed).to(device),
+                torch.ones(len(samples.label), dtype=torch.float64),
+            )
+            for part in range(FOLDS if rules.temperature else 0):
+                divisor[(parts == part).cpu()] = fitted_temperature(samples.where(parts != part))
+            kept = fitted_temperature(samples) if rules.temperature else 1.0
+            return cls(samples, kept, samples, divisor.to(device), FOLDS)
+        everything = torch.ones(len(samples.label), dtype=torch.bool)
+        held = held_out(samples.place, rules.holdout, seed) if fits and chooses else everything
+        fitted = samples.where((~held if fits and chooses else everything).to(device))
+        chosen_on = samples.where(held.to(device))
+        kept = fitted_temperature(fitted) if rules.temperature else 1.0
+        divisor = torch.full((len(chosen_on.label),), kept, dtype=torch.float64, device=device)
+        return cls(fitted, kept, chosen_on, divisor, 0)
+
+    def calibrated(self) -> Tensor:
+        """Logits of the samples chosen on, divided by their temperatures; as evaluations divide them if there is one."""
+        logits = self.chosen_on.logits
+        return (logits.double() / self.divisor[:, None]).float() if self.folds else logits / self.temperature
+
+
+def chosen_sets(parts: Parts, rules: Rules) -> dict[str, Any] | None:
+    """Choose the rule of prediction sets; returns ``sets`` of a record."""
+    if rules.sets is None:
+        return None
+    logits, label = (
+        (parts.chosen_on.logits.double() / parts.divisor[:, None]).cpu().numpy(),
+        parts.chosen_on.label.cpu(),
+    )
+    penalty, free = 0.0, 1
+    if rules.sets == "raps":
+        others = logits if parts.folds else (parts.fitted.logits.double() / parts.temperature).cpu().numpy()
+        penalty, free = tuned_penalty(others, parts.fitted.label.cpu(), rules.set_coverage)
+    rule = set_rule(logits, label, rules.sets, rules.set_coverage, penalty, free)
+    found = set_metrics(rule.sets(logits), label)
+    return {**rule.as_values(), "size": found.size, "empty": found.empty, "single": found.single}
+
+
 def calibrate(samples: Samples, rules: Rules, level: float, seed: int) -> tuple[Record, Evaluation]:
-    """Fit a temperature and choose a threshold.
+    """Fit a temperature, choose a threshold and prediction sets.
 
     Args:
         samples: The whole validation split.
-        rules: Settings of the callback.
+        rules: What is wanted, and of which samples.
         level: Probability with which the threshold may miss the target, 0 or more.
-        seed: Seed of the split into two parts. If only a temperature or only a threshold is wanted, all samples are used for it.
+        seed: Seed of the split into parts.
 
     Returns:
-        The record, and the sums of the held-out samples for plots and tables.
+        The record, and the sums of the samples chosen on for plots and tables.
     """
-    everything = torch.ones(len(samples.label), dtype=torch.bool)
-    both = rules.temperature and rules.target is not None
-    held = held_out(samples.place, rules.holdout, seed) if both else everything
-    fitted = samples.where((~held if both else everything).to(samples.label.device))
-    chosen_on = samples.where(held.to(samples.label.device))
-    temperature = fitted_temperature(fitted) if rules.temperature else 1.0
-    found = evaluated(chosen_on, temperature, None, rules.target)
+    parts = Parts.of(samples, rules, seed)
+    fitted, temperature = parts.fitted, parts.temperature
+    found = evaluated(parts.chosen_on, temperature, None, rules.target, parts.calibrated())
     chosen = None
     if rules.target is not None and 1 - level < 1:
         # samples with non-finite logits have confidence 0 and never exit
@@ -154,12 +252,15 @@ def calibrate(samples: Samples, rules: Rules, level: float, seed: int) -> tuple[
     threshold = chosen.threshold if chosen is not None else None if rules.target is None else float("inf")
     before, after = found.before.metrics(), found.after.metrics()
     nlls = [mean_nll(fitted.logits.cpu(), fitted.label.cpu(), divisor) for divisor in (1.0, temperature)]
+    in_sample = evaluated(fitted, temperature, None, None).after.metrics()["ece"] if len(fitted.label) else float("nan")
     record = Record(
         temperature=temperature,
         fitted=len(fitted.label) if rules.temperature else 0,
         fitted_nll_before=nlls[0],
         fitted_nll_after=nlls[1],
-        samples=len(chosen_on.label),
+        fitted_ece_after=in_sample,
+        folds=parts.folds,
+        samples=len(parts.chosen_on.label),
         ece_before=before["ece"],
         ece_after=after["ece"],
         ece_floor=after["ece_floor"],
@@ -171,6 +272,7 @@ def calibrate(samples: Samples, rules: Rules, level: float, seed: int) -> tuple[
         level=level,
         coverage=chosen.coverage if chosen is not None else None if rules.target is None else 0.0,
         exit_accuracy=chosen.accuracy if chosen is not None else None,
+        sets=chosen_sets(parts, rules),
     )
     return record, found._replace(threshold=threshold)
 
@@ -183,22 +285,29 @@ def doubt(record: Record) -> str | None:
     advice = "the probabilities are not calibrated; use more validation samples"
     if record["temperature"] in (LOWEST, HIGHEST):
         return f"{where} is at the end of its range ({LOWEST:g} to {HIGHEST:g}): {advice}"
-    if record["target"] is not None and record["nll_after"] > WORSE * record["nll_before"]:
+    if (record["target"] is not None or record.get("folds")) and record["nll_after"] > WORSE * record["nll_before"]:
         change = f"from {record['nll_before']:.4f} to {record['nll_after']:.4f}"
-        return f"{where} raises the NLL of the held-out samples {change}: {advice}"
+        return f"{where} raises the NLL of samples that it was not fitted to {change}: {advice}"
     return None
 
 
 def in_words(record: Record) -> list[str]:
-    """Log lines: the temperature and its effect on NLL and ECE, the threshold and its guarantee."""
-    lines, samples = [], f"{record['samples']:,} samples held out"
+    """Log lines: the temperature and its effect on NLL and ECE, the threshold and its guarantee, the prediction sets."""
+    folds, sets = record.get("folds", 0), record.get("sets")  # a checkpoint of an earlier version has neither
+    lines, samples = [], f"{record['samples']:,} samples {'cross-fitted' if folds else 'held out'}"
     if record["fitted"]:
         ece, floor = (_percent(record[name], 2) for name in ("ece_after", "ece_floor"))
-        lines.append(
-            f"temperature {record['temperature']:.3f}, fitted to {record['fitted']:,} validation samples; of "
-            f"{samples if record['target'] is not None else 'these'}: NLL {record['nll_before']:.4f} -> {record['nll_after']:.4f}, "
+        change = (
+            f"NLL {record['nll_before']:.4f} -> {record['nll_after']:.4f}, "
             f"ECE {_percent(record['ece_before'], 2)} -> {ece} (floor {floor})"
         )
+        of = samples if record["target"] is not None or sets is not None else "these"
+        fit = f"temperature {record['temperature']:.3f}, fitted to {record['fitted']:,} validation samples; of "
+        if folds:
+            own = f"NLL {record['fitted_nll_after']:.4f}, ECE {_percent(record['fitted_ece_after'], 2)}"
+            lines.append(f"{fit}each fifth with the temperature of the others: {change}; in sample {own}")
+        else:
+            lines.append(f"{fit}{of}: {change}")
     if record["target"] is not None:
         promise = f"at {_percent(record['target'])} exit accuracy with {_percent(record['confidence'])} confidence: "
         threshold, coverage, accuracy = record["threshold"], record["coverage"], record["exit_accuracy"]
@@ -211,7 +320,18 @@ def in_words(record: Record) -> list[str]:
             lines.append(f"{promise}{found} (of {samples}; {_percent(accuracy, 2)} of these exits are right)")
             if edge := at_the_edge(coverage):
                 lines.append(f"threshold {threshold:g}: {edge}")
+    if sets is not None:
+        lines.append(_sets_in_words(sets, samples))
     return lines
+
+
+def _sets_in_words(sets: dict[str, Any], samples: str) -> str:
+    begin = f"sets {sets['kind']} with {_percent(sets['coverage'])} coverage, of {samples}: "
+    if sets["quantile"][0] == float("inf"):
+        return f"{begin}every class is in every set; at least {least_samples(sets['coverage']):,} are needed"
+    penalty = f"; penalty {sets['penalty']:g} from rank {sets['free'] + 1}" if sets["kind"] == "raps" else ""
+    shares = f"{_percent(sets['single'], 1)} of one class, {_percent(sets['empty'], 1)} empty"
+    return f"{begin}{sets['size']:.2f} classes in a set, {shares}{penalty}"
 
 
 def at_the_edge(coverage: float) -> str | None:

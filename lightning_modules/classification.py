@@ -18,7 +18,7 @@ from foundation.in_parts import in_parts
 from foundation.sizes import Size, sides, size_of
 from lightning_modules.base import BaseModule, Batch, StageName, StepOutput
 from lightning_modules.losses import balanced_weights, classification_loss, sample_weights, weights_by_name
-from metrics import ClassificationSums, MetricsByName, Predictions
+from metrics import ClassificationSums, MetricsByName, Predictions, SetRule
 from metrics.by_name import check_names
 from transforms import normalize
 from transforms.checks import check_pixels
@@ -60,6 +60,7 @@ class Classifier(BaseModule):
         chosen_threshold: Lowest calibrated confidence at which a sample exits early, from the same record. Infinite if no
             threshold meets the target; None if no threshold was requested.
         exit_target: The target: the exit accuracy that the threshold was chosen for; None if no threshold was requested.
+        set_rule: Rule of the prediction sets, from the same record; None without sets (``tools.calibrate`` chooses it).
     """
 
     takes_features: ClassVar[bool] = False
@@ -71,6 +72,7 @@ class Classifier(BaseModule):
     temperature: float = 1.0
     chosen_threshold: float | None = None
     exit_target: float | None = None
+    set_rule: SetRule | None = None
 
     def __init__(
         self,
@@ -251,6 +253,7 @@ class Classifier(BaseModule):
         self.temperature = float(record.get("temperature", 1.0))
         self.chosen_threshold = math.inf if threshold == "never" else threshold
         self.exit_target = record.get("target")
+        self.set_rule = SetRule.of_values(sets) if (sets := record.get("sets")) is not None else None
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Predict a batch: logits (B, K), class ids (B,) and the images' indices in their data set (B,)."""
@@ -293,7 +296,7 @@ class Classifier(BaseModule):
             found.append(self._logits_of(inputs.to(self.device)))
         logits = torch.cat(found)
         chances, chosen = self.probabilities_of(logits), self.chosen(logits) if self.several_labels else None
-        return Predictions.of(chances, self.class_names, self.chosen_threshold, files, chosen)
+        return Predictions.of(chances, self.class_names, self.chosen_threshold, files, chosen, self.sets_of(logits))
 
     def chosen(self, logits: Tensor) -> Tensor:
         """Labels (B, K), bool, that logits (B, K) reach, of a network of several labels a sample.
@@ -306,6 +309,12 @@ class Classifier(BaseModule):
     def probabilities_of(self, logits: Tensor) -> Tensor:
         """Calibrated probabilities (B, K) of logits (B, K): softmax(logits / ``temperature``)."""
         return (logits / self.temperature).softmax(dim=1)
+
+    def sets_of(self, logits: Tensor) -> Tensor | None:
+        """Which classes are in the prediction set of each sample, (B, K) bool on the CPU, of logits (B, K); None without sets."""
+        if self.set_rule is None:
+            return None
+        return torch.from_numpy(self.set_rule.sets((logits.double() / self.temperature).cpu().numpy()))
 
     def _logits_of(self, inputs: Tensor) -> Tensor:
         """Logits (B, K) float32 of normalised inputs (B, ...), as many at a time as the memory holds, in eval mode."""

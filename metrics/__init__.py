@@ -9,6 +9,7 @@ from metrics.by_name import MetricsByName, metrics_by_name
 from metrics.calibration import BinnedCalibration, CalibrationSums
 from metrics.calibration_errors import bootstrap_interval, calibration_p_value
 from metrics.confidence import top_label
+from metrics.conformal import SetKind, SetMetrics, SetRule, set_metrics, set_rule
 from metrics.confusion_matrix import ClassMetrics, ConfusionSums, class_metrics, confusion_matrix
 from metrics.directions import GivenMode, Mode, direction_of, is_better, resolve_mode, tie_breaker
 from metrics.early_exit import ExitHistogram, ExitMetrics, ExitSums, aurc, excess_aurc, risk_coverage
@@ -52,6 +53,9 @@ __all__ = [
     "Predictions",
     "SegmentationCounts",
     "SegmentationSums",
+    "SetKind",
+    "SetMetrics",
+    "SetRule",
     "TolerantMetrics",
     "TolerantSums",
     "aurc",
@@ -73,6 +77,8 @@ __all__ = [
     "multilabel_metrics",
     "resolve_mode",
     "risk_coverage",
+    "set_metrics",
+    "set_rule",
     "tie_breaker",
     "top_label",
 ]

@@ -22,6 +22,7 @@ class Prediction:
         file: File of the sample; of a window also its number in the file. None for pictures and arrays in memory.
         labels: With several labels a sample: names of those that reach their thresholds, which may be none; `class_name` is the
             most probable of all labels. None: one label a sample.
+        set: Names of the classes in the prediction set, the most probable first; it may be empty. None: the run has no sets.
     """
 
     class_name: str
@@ -30,6 +31,7 @@ class Prediction:
     exits: bool | None = None
     file: str | None = None
     labels: tuple[str, ...] | None = None
+    set: tuple[str, ...] | None = None
 
 
 class Predictions(list[Prediction]):
@@ -52,6 +54,7 @@ class Predictions(list[Prediction]):
         threshold: float | None,
         files: Sequence[str | None],
         chosen: Tensor | None = None,
+        sets: Tensor | None = None,
     ) -> Predictions:
         """Name the most probable class of each sample.
 
@@ -61,6 +64,7 @@ class Predictions(list[Prediction]):
             threshold: Lowest probability at which a sample exits early; None if none was asked for.
             files: File of each of the N samples, or None.
             chosen: (N, K) bool, the labels of each sample if it has several; None: one label a sample.
+            sets: (N, K) bool, the classes in the prediction set of each sample; None without sets.
         """
         names = list(class_names or map(str, range(probabilities.shape[1])))
         best, numbers = probabilities.max(dim=1)  # of equal ones the first
@@ -68,8 +72,15 @@ class Predictions(list[Prediction]):
         labels: list[tuple[str, ...] | None] = [None] * len(best)
         if chosen is not None:
             labels = [tuple(name for name, taken in zip(names, row, strict=True) if taken) for row in chosen.tolist()]
-        rows = zip(numbers.tolist(), best.tolist(), exits, files, labels, strict=True)
+        in_sets = [None] * len(best) if sets is None else names_in_sets(probabilities, sets, names)
+        rows = zip(numbers.tolist(), best.tolist(), exits, files, labels, in_sets, strict=True)
         return cls([Prediction(names[k], k, *rest) for k, *rest in rows], probabilities, names)
+
+
+def names_in_sets(probabilities: Tensor, sets: Tensor, names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Names of the classes in each set (N, K) bool, in the order of falling probabilities (N, K)."""
+    order = probabilities.argsort(dim=1, descending=True, stable=True).tolist()
+    return [tuple(names[k] for k in ranked if held[k]) for ranked, held in zip(order, sets.tolist(), strict=True)]
 
 
 def exits_early(confidences: Tensor, threshold: float) -> Tensor:

@@ -185,7 +185,7 @@ def test_a_temperature_without_evidence_is_doubted() -> None:
     usual = calibrate(drawn(400), Rules(target=None), 0.0, 0)[0]
     assert doubt(usual) is None
     worse: Record = {**usual, "target": 0.9, "nll_before": 0.9, "nll_after": 1.2}
-    assert "raises the NLL of the held-out samples from 0.9000 to 1.2000" in (doubt(worse) or "")
+    assert "raises the NLL of samples that it was not fitted to from 0.9000 to 1.2000" in (doubt(worse) or "")
     assert doubt({**worse, "fitted": 0}) is None
 
 
@@ -205,6 +205,8 @@ def test_in_words() -> None:
         fitted=2500,
         fitted_nll_before=0.5,
         fitted_nll_after=0.4,
+        fitted_ece_after=0.012,
+        folds=0,
         samples=2500,
         ece_before=0.0612,
         ece_after=0.0131,
@@ -217,6 +219,7 @@ def test_in_words() -> None:
         level=0.05 / 51,
         coverage=0.61,
         exit_accuracy=0.9961,
+        sets=None,
     )
     temperature = (
         "temperature 1.834, fitted to 2,500 validation samples; of 2,500 samples held out: NLL 0.4123 -> 0.3000, "
@@ -233,6 +236,15 @@ def test_in_words() -> None:
         f"no threshold reaches it (2,500 samples held out; {needed} exits without an error are the least that proves it)"
     )
     assert in_words(Record(**{**record, "target": None, "fitted": 0})) == []
+    sets = {"kind": "raps", "coverage": 0.9, "quantile": [0.9, 1.0, 0.5], "penalty": 0.1, "free": 2, "samples": 2500}
+    record["sets"] = {**sets, "size": 1.204, "empty": 0.01, "single": 0.8}
+    begin = "sets raps with 90 % coverage, of 2,500 samples held out: "
+    assert (
+        in_words(record)[2]
+        == begin + "1.20 classes in a set, 80.0 % of one class, 1.0 % empty; penalty 0.1 from rank 3"
+    )
+    record["sets"] = {**sets, "quantile": [math.inf, 1.0, 0.5]}
+    assert in_words(record)[2] == f"{begin}every class is in every set; at least 9 are needed"
 
 
 # ---- the guarantee -----------------------------------------------------------------------------------------------------------

@@ -68,6 +68,7 @@ SHORT_OF_TOOL = {
     "tools.profile_model": "--batch_sizes 2 --steps 1 --device cpu",
     "tools.sweep_heads": "--epochs 1 --batch_size 8",
     "tools.experiments": "--dry_run",
+    "tools.calibrate": "--sets lac --coverage 0.5",
     "tools.signal_pictures": "--data 'data/UCI HAR Dataset' --number 3",
 }
 """Flags that are appended to a tool's."""

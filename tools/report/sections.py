@@ -6,10 +6,13 @@ import shlex
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from callbacks.calibration_record import in_words as in_words_of
 from callbacks.checkpoints import EPOCH
 from callbacks.metrics_log import column_order
 from callbacks.pictures.confusion_matrix import draw_confusion
@@ -31,7 +34,8 @@ CAPTIONS = {"mistakes": "the most confident mistakes", "reliability": "reliabili
 
 def sections(run: Run, target: Path) -> list[Section]:
     """Return all sections of the report; their pictures are written to ``target``."""
-    parts = [summary(run), metrics(run), curves(run, target), *evaluations(run, target), *other_pictures(run, target)]
+    parts = [summary(run), metrics(run), curves(run, target), *evaluations(run, target), *calibration(run)]
+    parts += [*other_pictures(run, target)]
     parts += [settings(run), speed(run), environment(run), commands(run)]
     if run.missing:
         parts.append(
@@ -190,6 +194,17 @@ def _tables(folder: Path, stage: str) -> list[Block]:
         cut = f", the first {MOST}" if len(rows) > MOST else ""
         blocks.append(Table(header, rows[:MOST], fold=f"{path.name}: {len(rows):,} rows{cut}"))
     return blocks
+
+
+def calibration(run: Run) -> list[Section]:
+    """Section with what the best checkpoint's calibration fitted and chose: temperature, exit threshold, prediction sets."""
+    path = run.folder / "checkpoints" / "best.ckpt"
+    try:
+        record = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("calibration")
+    except (OSError, RuntimeError, UnpicklingError, AttributeError, ValueError, EOFError):
+        return []
+    lines = in_words_of(record) if record else []
+    return [Section("Calibration", [Text(f"Of {path.name}: {line}.") for line in lines])] if lines else []
 
 
 def other_pictures(run: Run, target: Path) -> list[Section]:

@@ -1,0 +1,81 @@
+"""tools.calibrate: stores temperature, threshold and sets in the checkpoint; predict, test and classify use them; refusals."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from cli import main as run_main
+from lightning_modules import Classifier, load_run
+from metrics import SetRule
+from tools.calibrate.__main__ import main
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of a finished run of the ternary classifier."""
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def record_of(run: Path, name: str = "best") -> dict[str, object]:
+    content = torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)
+    found: dict[str, object] = content["calibration"]
+    return found
+
+
+def test_sets_are_stored_and_used(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    assert main([str(run), "--sets", "raps", "--coverage", "0.8", "--cross_fit"]) == 0
+    output = capsys.readouterr().out
+    assert "sets raps with 80 % coverage" in output
+    assert f"stored in {run / 'checkpoints' / 'best.ckpt'}" in output
+    after = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    assert after.keys() == before.keys() | {"calibration"}
+    assert all(torch.equal(value, after["state_dict"][name]) for name, value in before["state_dict"].items())
+    module = load_run(run)
+    assert isinstance(module, Classifier)
+    assert module.class_names is not None
+    rule = SetRule.of_values(after["calibration"]["sets"])
+    assert module.set_rule == rule
+    assert (rule.kind, rule.coverage) == ("raps", 0.8)
+    assert run_main(["predict", "--run", str(run), "--trainer.accelerator", "cpu"]) == 0
+    with (run / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    sizes = [len(row["set"].split(";")) if row["set"] else 0 for row in rows]
+    assert 0 < sum(sizes) / len(rows) <= 10
+    assert all(row["set"].split(";")[0] == row["class"] for row, size in zip(rows, sizes, strict=True) if size)
+    images = torch.randint(0, 256, (5, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    logits = module.logits(images)
+    expected = rule.sets((logits.double() / module.temperature).numpy())
+    found = module.classify([image[0].numpy() for image in images])
+    assert [set(one.set or ()) for one in found] == [
+        {module.class_names[k] for k in range(10) if row[k]} for row in expected
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--sets", "lac", "--coverage", "1.5"],
+            "--coverage: a share between 0 and 1 (both excluded), such as 0.9, got 1.5",
+        ),
+        (["--coverage", "0.9"], "--coverage 0.9: is of prediction sets; give --sets raps, aps or lac too"),
+        (["--cross_fit", "--holdout", "0.3"], "--holdout: with --cross_fit nothing is held out"),
+        (["--cover", "0.9"], "--cover"),
+    ],
+)
+def test_wrong_flags_end_in_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_too_few_samples_for_the_sets_leave_the_checkpoint(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (run / "checkpoints" / "best.ckpt").read_bytes()
+    assert main([str(run), "--sets", "aps", "--coverage", "0.9999"]) == 2
+    assert "at least 9,999 are needed; nothing is stored" in capsys.readouterr().err
+    assert (run / "checkpoints" / "best.ckpt").read_bytes() == before
