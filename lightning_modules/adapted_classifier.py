@@ -18,6 +18,7 @@ from torch import nn
 
 from features import hash_tensors
 from features.identity import short
+from foundation.sizes import sides
 from lightning_modules.loading import FrozenWeightsError
 from lightning_modules.multilabel import MultiLabelClassifier
 from networks.adapters import adapt, adapted_layers, is_adapter, merged
@@ -96,8 +97,8 @@ class AdaptedClassifier(MultiLabelClassifier):
             raise ValueError(
                 "adapter: lora adapts trained weights, and none are given; add --model.weights FILE or --model.pretrained true"
             )
-        size = self.image_size or cast(Any, self.network).pretrained_cfg["input_size"][-1]
-        adapt(self.network, self.lora_targets, self.lora_rank, self.lora_alpha, (self.in_channels, size, size))
+        size = sides(self.image_size or cast(Any, self.network).pretrained_cfg["input_size"][-1])
+        adapt(self.network, self.lora_targets, self.lora_rank, self.lora_alpha, (self.in_channels, *size))
 
     @property
     def deployed_network(self) -> nn.Module:

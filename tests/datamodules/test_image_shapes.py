@@ -47,9 +47,7 @@ def saved(path: Path, height: int, width: int) -> np.ndarray[Any, Any]:
 
 @pytest.mark.parametrize("framing", ["crop", "letterbox"])
 @pytest.mark.parametrize("fit", ["validation", "training"])
-def test_batches_and_their_canvases_are_equal_to_the_bit(
-    classes: Path, tmp_path: Path, framing: Any, fit: str
-) -> None:
+def test_batches_and_their_canvases_are_equal_to_the_bit(classes: Path, tmp_path: Path, framing: Any, fit: str) -> None:
     plain, cached = (folder(classes, framing=framing, canvas_cache=cache) for cache in (None, str(tmp_path / "cache")))
     cached.prepare_sizes([cached.train_size])
     names = {path.name for path in (tmp_path / "cache").iterdir()}
@@ -166,7 +164,10 @@ def test_another_shape_in_evaluation_is_refused(classes: Path) -> None:
     record = TrainedOn(**folder(classes, framing="letterbox").training_record())
     for settings, message in (
         ({}, "data.framing was letterbox in training and is crop now.*--data.framing letterbox"),
-        ({"framing": "letterbox", "image_size": 16}, r"data.image_size was \[12,20\] in training and is 16 now.* give --data.image_size \[12,20\]"),
+        (
+            {"framing": "letterbox", "image_size": 16},
+            r"data.image_size was \[12,20\] in training and is 16 now.* give --data.image_size \[12,20\]",
+        ),
         ({"framing": "letterbox", "pad_value": 0.0}, "data.pad_value was 0.5 in training and is 0.0 now"),
     ):
         with pytest.raises(Exception, match=message):

@@ -165,9 +165,9 @@ def _validations(run: Path) -> int:
 
 
 def _content(checkpoint: Path) -> dict[str, Any]:
-    import torch
+    from foundation.checkpoint_files import read_checkpoint
 
-    content: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    content: dict[str, Any] = read_checkpoint(checkpoint)
     return content
 
 
@@ -175,9 +175,11 @@ def _store(checkpoint: Path, content: dict[str, Any]) -> None:
     import torch
 
     from foundation.atomic_files import replace_file
+    from foundation.checkpoint_files import seal
 
     with replace_file(checkpoint) as temporary:
         torch.save(content, temporary)
+        seal(temporary)
 
 
 if __name__ == "__main__":
