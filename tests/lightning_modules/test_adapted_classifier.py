@@ -209,6 +209,13 @@ def test_settings_without_effect(source: Path) -> None:
     assert not {"backbone_lr", "layer_decay", "lora_rank"} & unused.keys()
 
 
+def test_images_of_other_sizes(source: Path) -> None:
+    """As in the stages of progressive resizing: an adapted ViT takes them, and so does the merged network."""
+    module, larger = trained(adapted(source)), torch.rand(2, 3, 48, 48)
+    torch.testing.assert_close(module.deployed_network(larger), module(larger), atol=1e-5, rtol=1e-5)
+    assert module(larger).shape == (2, 5)
+
+
 def test_the_backbone_stays_in_eval_mode(source: Path) -> None:
     module = adapted(source, dropout=0.5, network_args={"proj_drop_rate": 0.5}).train()
     modes = {name: part.training for name, part in module.network.named_modules()}
