@@ -314,6 +314,8 @@ def shortened(command: Command, arguments: list[str]) -> list[str]:
         added.pop("--data.image_size", None)
     if "signal_resnet" in arguments:  # the network that reads signals directly, without images
         added["--model.architecture"] = "signal_resnet"
+    if any(word.endswith("lora.yaml") for word in arguments):  # adapters need weights
+        added |= {"--model.architecture": "test_vit", "--model.weights": BACKBONE, "--data.image_size": "32"}
     if "configs/prompt_segmentation.yaml" in arguments:
         added["--model.weights"] = "random_tiny"
     if arguments[0] == "predict":
