@@ -32,6 +32,7 @@ RUN = "runs/NAME/DATE-TIME"
 BACKBONE = "test_vit-5.pt"
 RUN_WORDS = ("RUN_DIR", "HAR_RUN_DIR", "runs/RUN", "runs/head", "runs/photos", RUN)
 PAGES = {
+    "adapters.md": "image",
     "har_data.md": "har",
     "har_vit.md": "har",
     "segmentation.md": "segmentation",
