@@ -12,6 +12,7 @@ TensorBoard has the same tags, steps and values (as float32), across kills and r
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import os
 from collections.abc import Mapping
@@ -195,9 +196,17 @@ class RunTensorBoard(TensorBoardLogger):
         # TensorBoard drops events from purge_step on
         purge = None if resumed_at is None else resumed_at + 1
         super().__init__(save_dir=folder, name="", version="", default_hp_metric=False, purge_step=purge)
+        self._begun = False
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log scalars, without the epoch that Lightning adds to the metrics of a test: ``epoch``, too, is as in metrics.csv."""
+        """Log scalars, without the epoch that Lightning adds to the metrics of a test: ``epoch``, too, is as in metrics.csv.
+
+        Raises:
+            FileNotFoundError: The run folder was removed; TensorBoard would say so from a thread, or not at all.
+        """
+        if not self._has_folder() and self._begun:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.log_dir)
+        self._begun = True
         tested = any(name.startswith("test/") for name in metrics)
         kept = {name: value for name, value in metrics.items() if not tested or name != "epoch"}
         super().log_metrics(kept, step)
@@ -209,7 +218,16 @@ class RunTensorBoard(TensorBoardLogger):
 
     def save(self) -> None:
         """Flush the events; hparams.yaml is not written, because config.yaml holds the same."""
-        self.experiment.flush()
+        if self._has_folder():
+            self.experiment.flush()
+
+    def finalize(self, status: str) -> None:
+        """Close the events file, unless its folder is gone."""
+        if self._has_folder():
+            super().finalize(status)
+
+    def _has_folder(self) -> bool:
+        return Path(self.log_dir).is_dir()
 
 
 def _name_of_run(logger: Logger) -> str | None:

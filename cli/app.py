@@ -6,6 +6,7 @@ one line; 2 invalid input, nothing written; 3 out of memory; 4 loss or weights n
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import traceback
@@ -21,9 +22,11 @@ from cli.help import print_command_help, print_help
 from cli.out_of_memory import halved, hint, release_memory
 from cli.run_flags import COMMANDS, RunFlags, UsageError, split_flags
 from cli.setting_hints import with_section
+from cli.system_faults import in_words
 from cli.trainer.checks import of_lightning
 from cli.vision_cli import VisionCLI
 from foundation.allocator import keep_freed_memory
+from foundation.checkpoint_files import DamagedFileError
 from foundation.closed_pipe import with_open_end
 from foundation.project import COMMAND
 from foundation.suggestions import nearest
@@ -82,6 +85,9 @@ def _outcome(cli: VisionCLI) -> int | RunFlags:
     try:
         cli.run()
     except (UsageError, MisconfigurationException, FileNotFoundError) as error:
+        late = cli.has_begun or isinstance(error, FileNotFoundError)
+        if late and (text := in_words(error, cli.run_dir, cli.has_begun)) is not None:
+            return _fail(cli, text)
         if cli.has_begun:  # a file that was damaged or removed since; what is written stays
             _print_error(f"error: {error}")
             _print_resume_command(cli)
@@ -96,7 +102,9 @@ def _outcome(cli: VisionCLI) -> int | RunFlags:
         _print_error(f"{stop}; the run can be resumed" if cli.resume_command else str(stop))
         _print_resume_command(cli)
         return 128 + stop.signum
-    except (RuntimeError, MemoryError, OSError) as error:
+    except (RuntimeError, MemoryError, OSError, DamagedFileError) as error:
+        if (text := in_words(error, cli.run_dir, cli.has_begun)) is not None:
+            return _fail(cli, text)
         if is_out_of_memory(error):
             return _out_of_memory(cli, error)
         if "Error(s) in loading state_dict" in str(error):
@@ -104,6 +112,8 @@ def _outcome(cli: VisionCLI) -> int | RunFlags:
             return _reject(UsageError(f"the checkpoint is of another network: {' '.join(str(error).split())[:300]}"))
         return _fail(cli)
     except Exception as error:
+        if (text := in_words(error, cli.run_dir, cli.has_begun)) is not None:
+            return _fail(cli, text)
         if (
             isinstance(error, ValueError) and not cli.has_begun and of_lightning(error)
         ):  # a setting that does not fit the data
@@ -127,13 +137,16 @@ def _out_of_memory(cli: VisionCLI, error: BaseException) -> int | RunFlags:
     return OUT_OF_MEMORY
 
 
-def _fail(cli: VisionCLI) -> int:
+def _fail(cli: VisionCLI, line: str | None = None) -> int:
+    """End a run with an error: a line, or its traceback. Both are in train.log, as far as that can be written."""
     text = traceback.format_exc()
-    print(text.rstrip(), file=sys.stderr, flush=True)  # from every process of a run, not only the first
+    # from every process of a run, not only the first
+    print(text.rstrip() if line is None else f"error: {line}", file=sys.stderr, flush=True)
     folder = cli.run_dir
-    if folder is not None and (folder / "train.log").is_file():
-        with (folder / "train.log").open("a", encoding="utf-8") as file:
-            file.write(text)
+    with contextlib.suppress(OSError):
+        if folder is not None and (folder / "train.log").is_file():
+            with (folder / "train.log").open("a", encoding="utf-8") as file:
+                file.write(text)
     cli.discard()  # only if nothing was trained
     _print_resume_command(cli)
     return FAILED

@@ -51,6 +51,7 @@ class RunFlags:
     configs: list[str] = field(default_factory=list)
     help: bool = False
     started: str = field(default_factory=lambda: time.strftime("%Y-%m-%d_%H-%M-%S"))
+    _new: Path | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def experiment(self) -> str:
@@ -60,10 +61,21 @@ class RunFlags:
         return first or (stems[0].stem if stems else "run")
 
     def new_run_dir(self) -> Path:
-        """Return the folder of a new run: ``--run_dir``, or ``runs/<experiment>/<date-time>``."""
+        """Return the folder of a new run: ``--run_dir``, or ``runs/<experiment>/<date-time>``.
+
+        Where there is such a run already (the clock was set back, two starts in one second), ``_2`` is added, or ``_3`` and so on.
+        """
         if "run_dir" in self.values:
             return Path(self.values["run_dir"])
-        return Path("runs") / self.experiment / self.started
+        folder = Path("runs") / self.experiment
+        names = (self.started, *(f"{self.started}_{number}" for number in range(2, 10000)))
+        if self._new is None:  # once for a command: its loggers may write there before the run does
+            self._new = next(folder / name for name in names if not _holds_files(folder / name))
+        return self._new
+
+
+def _holds_files(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
 
 
 def split_flags(args: list[str]) -> RunFlags:

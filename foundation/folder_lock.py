@@ -74,8 +74,12 @@ class FolderLock:
             earlier._made = []
             earlier.release()
         self.folder.mkdir(parents=True, exist_ok=True)
-        while self._descriptor < 0:
-            self._descriptor = self._try()
+        try:
+            while self._descriptor < 0:
+                self._descriptor = self._try()
+        except OSError:
+            self._remove_made()
+            raise
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, json.dumps(self._record).encode(), 0)
         _held[self._path] = self
@@ -123,6 +127,9 @@ class FolderLock:
         if _read(self._path) == self._record:
             self._path.unlink(missing_ok=True)
         os.close(descriptor)
+        self._remove_made()
+
+    def _remove_made(self) -> None:
         for folder in self._made:
             with contextlib.suppress(OSError):
                 folder.rmdir()

@@ -8,6 +8,7 @@ export            writes a ternary run as a packed file, and verifies the file  
 inspect_data      checks and describes a data set before training                             (docs/tools.md)
 loader_benchmark  finds the fastest number of workers and prefetch, writes an overlay         (docs/tools.md)
 profile_model     measures time, memory and the best batch size of a configuration            (docs/profile_model.md)
+replay            computes the failed step of a run again: what is not finite first             (docs/reliability.md)
 report            writes the report of a run as Markdown and as one HTML file                 (docs/report.md)
 signal_pictures   draws the image that each signal encoder makes, for the documentation       (docs/signal_images.md)
 split_folder      splits a folder per class into train, val and test, overwrites nothing      (docs/tools.md)

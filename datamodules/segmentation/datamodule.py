@@ -247,8 +247,10 @@ class PromptedSegmentationDataModule(ListedPromptSets):
 
     def predicted_files(self) -> list[str]:
         """Files that predict serves, relative to `images`, or to `root` for the test split (or what contains all sets)."""
-        if self._files is not None:
-            return self._files
+        return self._files if self._files is not None else self.files()
+
+    def files(self, split: str = "test") -> list[str]:
+        """Image of each sample of any split, by its `index`, relative to `root` (or what contains all sets). Known after setup."""
         paths = [Path(os.path.normpath(pair.image.absolute())) for pair in self.pairs]
         root = Path(os.path.normpath(self.root.absolute()))
         if not all(path.is_relative_to(root) for path in paths):  # a set may lie elsewhere: folder: ../walls

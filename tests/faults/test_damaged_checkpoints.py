@@ -58,7 +58,7 @@ def test_test_and_export_take_the_one_before(
     line = f"{stopped}/checkpoints/last.ckpt: is damaged, "
     assert main(["test", "--run", str(stopped), "--ckpt", "last"]) == 0
     assert capsys.readouterr().out.count(f"warning: {line}") == 1
-    assert export([str(stopped), "--checkpoint", "last", "--output", str(tmp_path / "a.lvr")]) == 0
+    assert export([str(stopped), "--ckpt", "last", "--output", str(tmp_path / "a.lvr")]) == 0
     assert line in capsys.readouterr().out + caplog.text
 
 
