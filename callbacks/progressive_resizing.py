@@ -32,6 +32,7 @@ from callbacks.resizing_stages import (
     PlannedStage,
     ResizingStage,
     ScheduleScope,
+    check_network,
     check_run,
     check_same,
     check_stages,
@@ -191,6 +192,8 @@ class ProgressiveResizing(Callback):
         The stage that begins now is tested by its own first step.
         """
         now = self.index
+        if hasattr(pl_module, "of_one_sample"):
+            check_network(trainer, pl_module, self.stages)
         if hasattr(trainer.datamodule, "prepare_sizes"):  # type: ignore[attr-defined]
             trainer.datamodule.prepare_sizes([stage.size for stage in self.stages[now:]])  # type: ignore[attr-defined]
         largest = max(range(now, len(self.stages)), key=lambda i: self.stages[i].pixels)

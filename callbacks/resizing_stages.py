@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate, pairwise
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from callbacks.dry_run import is_out_of_memory
 from foundation.sizes import Size, in_proportion, pixels_of_size, size_of, size_text
 
 ScheduleScope = Literal["per_stage", "whole"]
@@ -168,6 +170,30 @@ def check_run(trainer: Trainer, stages: Sequence[PlannedStage]) -> list[int]:
             f"got {every}"
         )
     return batches
+
+
+def check_network(trainer: Trainer, module: Any, stages: Sequence[PlannedStage]) -> None:
+    """Run the network on one image of zeros of each size to come, in evaluation mode; no weight and no statistic changes.
+
+    Raises:
+        MisconfigurationException: The network has a fixed size, or strides that leave no pixel.
+    """
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    context = trainer.precision_plugin.forward_context()
+    with context, module.evaluating(), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        for number, stage in enumerate(stages, start=1):
+            if stage.size == data.image_size:
+                continue
+            try:
+                module.of_one_sample(stage.size)
+            except (RuntimeError, AssertionError, IndexError, ValueError) as error:
+                if is_out_of_memory(error):
+                    raise
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
+                raise MisconfigurationException(
+                    f"size of stage {number}: the network cannot take images of {size_text(stage.size)} px ({reason}); give sizes "
+                    "that are multiples of its patches and strides, or a network that takes several sizes"
+                ) from error
 
 
 def _check_length(trainer: Trainer, epochs: int) -> None:

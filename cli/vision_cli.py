@@ -330,7 +330,7 @@ class VisionCLI(LightningCLI):
             raise UsageError("predict: works with one process only; give --trainer.devices 1 --trainer.strategy auto")
         if datamodule.images is not None:
             # a wrong path is refused before a folder is chosen
-            given_images(datamodule.images, datamodule.in_channels)
+            given_images(datamodule.images, 3 if getattr(datamodule, "reads_stacks", False) else datamodule.in_channels)
         name, of_data = self.flags.values.get("name"), datamodule.images is None
         target = self._results_folder(datamodule, checkpoint, run) if name is not None or of_data else run
         folder, source, kept = evaluation.predictions_folder(run, target, datamodule, name)

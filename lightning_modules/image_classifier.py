@@ -13,7 +13,7 @@ from torch import nn
 
 from foundation.hub import hub_or_cache
 from lightning_modules.adapted_classifier import AdaptedClassifier
-from lightning_modules.pretrained import ONE_SOURCE, SavedWeights, read_weights
+from lightning_modules.pretrained import ADAPTED, ONE_SOURCE, SavedWeights, read_weights
 from networks.adapters import is_adapter
 from networks.timm_network import (
     backbone_modules,
@@ -181,6 +181,8 @@ class ImageClassifier(AdaptedClassifier):
         if None not in (*ours, *theirs) and ours != theirs:
             there, here = (f"mean {mean}, std {std}" for mean, std in (theirs, ours))
             lines.append((logging.WARNING, f"trained on images normalised with {there}; this run uses {here}"))
+        if self.weights is None and self.in_channels != 3:
+            lines.append((logging.INFO, f"{ADAPTED} {self.in_channels} channels of this run"))
         return [(level, f"{setting}: {source}: {line}") for level, line in lines]
 
     def _download(self) -> SavedWeights:

@@ -45,7 +45,7 @@ def check_decoding(
     looks = [listing.looks[place] for listing, place in files]
     paths = [listing.folder / listing.names[place] for listing, place in files]
     deep = sum(one.deep for one in looks)
-    found = decode_some(paths, [place for place, one in enumerate(looks) if not one.whole])
+    found = decode_some(paths, [place for place, one in enumerate(looks) if not one.whole], channels=channels)
     log.info(f"checked    {what_was_checked(len(files), found)}")
     say_grey(paths, looks, channels)
     if deep and found.lowest <= found.highest:

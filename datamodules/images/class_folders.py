@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from datamodules.images.formats import EXTENSIONS, NEEDS, is_image, missing_package
+from datamodules.images.formats import EXTENSIONS, NEEDS, is_array, is_image, missing_package
 from foundation.places import close_to
 
 SPLITS = {"train", "training", "val", "valid", "validation", "test"}
@@ -26,6 +26,7 @@ LAYOUT = "expected FOLDER/CLASS/IMAGE, as in FOLDER/cat/1.jpg and FOLDER/dog/1.j
 NAMED = 5  # names that a message lists
 END = 1024  # bytes at the end of a file: of compressed data, no two are alike by chance
 HIDDEN, OTHER, BROKEN, EMPTY = "hidden", "not an image", "broken link", "image of 0 bytes"
+ARRAYS = "array next to pictures"
 
 
 class ImageFolder(NamedTuple):
@@ -48,8 +49,8 @@ class ImageFolder(NamedTuple):
 def scan(folder: Path) -> ImageFolder:
     """List the images of a folder with one folder per class.
 
-    Images are files that end in one of EXTENSIONS, in capitals too, at any depth below a class folder; linked files and folders are
-    followed. Left out are hidden files and folders (`.name`, `__MACOSX`), other files, broken links and images of 0 bytes.
+    Images are files that end in one of EXTENSIONS, in capitals too, at any depth, or arrays (.npy) if there is no such file; links
+    are followed. Left out are hidden files and folders (`.name`, `__MACOSX`), other files, broken links and images of 0 bytes.
 
     Args:
         folder: The folder that holds the class folders.
@@ -78,6 +79,9 @@ def scan(folder: Path) -> ImageFolder:
     if {name.lower() for name in names} <= SPLITS:
         raise ValueError(f"{folder}: holds splits ({', '.join(names)}), not classes; give one of them; {LAYOUT}")
     classes = {path.name: _images_below(path, left_out, (_identity(folder),)) for path in folders}
+    if not any(classes.values()) and (arrays := left_out.pop(ARRAYS, None)):
+        for path in sorted(arrays):
+            classes[path.relative_to(folder).parts[0]].append(path)
     if bare := [name for name, images in classes.items() if not images]:
         advice = next((why for why in left_out if why in NEEDS.values()), "add images or remove the folder")
         noun = "class folder without an image" if len(bare) == 1 else "class folders without an image"
@@ -91,7 +95,7 @@ def scan(folder: Path) -> ImageFolder:
 def holds_classes(folder: Path) -> bool:
     """Whether a folder has two class folders with an image directly in each; other files are allowed."""
     inner = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return sum(any(is_image(file) for file in path.iterdir()) for path in inner) > 1
+    return sum(any(is_image(file) or is_array(file) for file in path.iterdir()) for path in inner) > 1
 
 
 def _entries(folder: Path, left_out: dict[str, list[Path]]) -> tuple[list[Path], list[Path]]:
@@ -104,6 +108,8 @@ def _entries(folder: Path, left_out: dict[str, list[Path]]) -> tuple[list[Path],
             folders.append(path)
         elif not path.exists():
             left_out[BROKEN].append(path)
+        elif is_array(path) and path.is_file():
+            left_out[ARRAYS].append(path)
         elif not is_image(path) or not path.is_file():
             left_out[OTHER].append(path)
         elif path.stat().st_size == 0:
@@ -143,7 +149,8 @@ def all_images(folder: Path) -> tuple[list[Path], dict[str, list[Path]]]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}")
     left_out: dict[str, list[Path]] = defaultdict(list)
-    return _images_below(folder, left_out, ()), {reason: sorted(paths) for reason, paths in left_out.items()}
+    images = _images_below(folder, left_out, ()) or sorted(left_out.pop(ARRAYS, []))
+    return images, {reason: sorted(paths) for reason, paths in left_out.items()}
 
 
 def duplicate_groups(

@@ -26,7 +26,7 @@ from datamodules.extraction import Labelled
 from datamodules.images.canvases import CanvasCache, CanvasLoader
 from datamodules.images.checking import check_decoding, levels_of
 from datamodules.images.decoding import Levels
-from datamodules.images.header import EVAL_SHARE, Framing, GivenHeader
+from datamodules.images.header import EVAL_SHARE, MEAN, STD, Framing, GivenHeader
 from datamodules.images.label_table import Columns
 from datamodules.images.labelled import LabelledFiles, readable
 from datamodules.images.loader import ImageFileLoader, ImageFiles, cores_for_workers
@@ -70,11 +70,13 @@ class ImageFolderDataModule(GivenHeader, SplitFiles):
         groups: CSV file that assigns images to groups, such as all images of one person; a group is never divided between splits.
         group_column: Column of the CSV with the group; the column `file`, or else the first one, names the image.
         unreadable: Handling of files that cannot be read as images: `skip` logs and leaves them out, `refuse` aborts the run.
-        channels: 3 reads images as RGB, 1 as grey.
+        channels: 3 reads images as RGB, 1 as grey. Any other number: TIFF stacks, arrays (.npy) and other files of so many
+            channels, as they are stored. No policy then, which knows only grey and RGB.
         levels: Grey values that become black and white, for grey files of more than 8 bits, which keep their levels; null: 0 and
             65535. Values outside lie on the same line; nothing is clipped.
         mean: Mean of each channel for normalisation, in units of 0..1; null uses ImageNet's.
-        std: Standard deviation of each channel for normalisation, in units of 0..1; null uses ImageNet's.
+        std: Standard deviation of each channel for normalisation, in units of 0..1; null uses ImageNet's. For other channels than
+            1 and 3, null is a mean of 0.5 and a std of 0.25.
         workers: Decoding processes per training process; null uses one for each available CPU core, at most 16.
         prefetch: Batches that each worker prepares ahead, 1 or more.
         persistent_workers: Keep the workers from one epoch to the next.
@@ -92,6 +94,7 @@ class ImageFolderDataModule(GivenHeader, SplitFiles):
         MisconfigurationException: The folder does not have the layout above, or files cannot be read.
     """
 
+    reads_stacks = True
     fixed_on_resume: ClassVar[tuple[str, ...]] = (
         *DataModule.fixed_on_resume,
         "image_size",  # determines the grid of a transformer's position embeddings
@@ -121,7 +124,7 @@ class ImageFolderDataModule(GivenHeader, SplitFiles):
         groups: str | None = None,
         group_column: str | None = None,
         unreadable: Literal["skip", "refuse"] = "skip",
-        channels: Literal[1, 3] = 3,
+        channels: int = 3,
         levels: list[float] | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
@@ -139,7 +142,21 @@ class ImageFolderDataModule(GivenHeader, SplitFiles):
         shape: dict[str, Any] = {"canvas": canvas, "eval_share": eval_share, "framing": framing, "pad_value": pad_value}
         self._give_header(image_size, channels, mean, std, **shape)
         check_workers(workers, prefetch)
+        pictures = channels in (1, 3)
+        policy = self.augmentation.policy
         check(
+            (
+                "policy",
+                policy,
+                pictures or policy == "none",
+                f"none with channels {channels}: it knows only grey and RGB",
+            ),
+            (
+                "canvas_quality",
+                canvas_quality,
+                pictures or canvas_quality is None,
+                f"null with channels {channels}: JPEG has 1 or 3",
+            ),
             ("test_fraction", test_fraction, 0 <= test_fraction < 1, "at least 0 and below 1"),
             ("test_fraction", test_fraction, test_fraction + self.val_fraction < 1, "below 1 with val_fraction"),
         )
@@ -176,8 +193,8 @@ class ImageFolderDataModule(GivenHeader, SplitFiles):
         """List and split the files that the stage needs, once; no image is decoded."""
         if stage == "predict" and self.extraction is None and self.images is not None:
             if self._files is None:
-                folder, names = given_images(self.images, self.in_channels)
-                looks = readable(folder, names, self.unreadable, self.levels is not None)
+                folder, names = given_images(self.images)
+                looks = readable(folder, names, self.unreadable, self.levels is not None, self.in_channels)
                 self._files, none = list(looks), torch.full((len(looks),), -1)
                 self._lists["predict"] = LabelledFiles(folder, self._files, none, [*looks.values()])
                 self.splits["predict"] = {"index": torch.arange(len(looks))}
@@ -207,6 +224,11 @@ class ImageFolderDataModule(GivenHeader, SplitFiles):
             if missing := [files[k][1] for k in found.wrong if files[k][0] is listing]:
                 listing.report(self.unreadable, missing)
         self._check_variety(splits)
+        if not self.given_scale and self.in_channels not in (1, 3):
+            log.info(
+                f"data       mean {MEAN} and std {STD} are used for all {self.in_channels} channels; python -m tools.inspect_data "
+                "measures them"
+            )
         if "train" in splits:
             damaged = torch.tensor(sorted(self._list(self._part_of("train")).named), dtype=torch.int64)
             train = self.splits["train"]

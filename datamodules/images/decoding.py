@@ -11,6 +11,7 @@ time (Pillow's draft mode). Resampling is bilinear and antialiased, by torch's k
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,6 +23,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
 from datamodules.images.formats import readable_formats
+from datamodules.images.stacks import stack_pixels
 from foundation.sizes import Size, sides
 from transforms import resized_box
 
@@ -110,17 +112,19 @@ def squeezed(path: Path | BinaryIO, size: Size, channels: int, levels: Levels | 
     Args:
         path: An image file, or its open content.
         size: Side of the square result in pixels, or its height and width.
-        channels: 1 for grey, 3 for RGB.
+        channels: 1 for grey, 3 for RGB; others are read as they are stored (`datamodules.images.stacks`).
         levels: As for `pixels_of`.
 
     Returns:
         Pixels (C, height, width) uint8, or float32 with levels; and width / height of the picture.
     """
-    with Image.open(path, formats=readable_formats()) as file:
-        tall, wide = sides(size)
+    tall, wide = sides(size)
+
+    def smallest(file: Image.Image) -> tuple[int, int]:
         turned = _upright_size(file, tall != wide) != file.size
-        file.draft(None, (tall, wide) if turned else (wide, tall))
-        pixels = pixels_of(file, channels, levels)
+        return (tall, wide) if turned else (wide, tall)
+
+    pixels = _decoded(path, channels, levels, smallest)
     _, height, width = pixels.shape
     return resized_box(pixels, (0, 0, height, width), size), width / height
 
@@ -131,7 +135,7 @@ def central(path: Path | BinaryIO, size: Size, channels: int, share: float, leve
     Args:
         path: An image file, or its open content.
         size: Side of the square result in pixels, or its height and width.
-        channels: 1 for grey, 3 for RGB.
+        channels: As for `squeezed`.
         share: Sides of the part as a share of the largest one with the proportions of the result, above 0, up to 1; for a square:
             of the picture's shorter side.
         levels: As for `pixels_of`.
@@ -141,11 +145,13 @@ def central(path: Path | BinaryIO, size: Size, channels: int, share: float, leve
         resampling.
     """
     tall, wide = sides(size)
-    with Image.open(path, formats=readable_formats()) as file:
+
+    def smallest(file: Image.Image) -> tuple[int, int]:
         across, down = _upright_size(file, tall != wide)
         enlarged = max(tall / (share * down), wide / (share * across))
-        file.draft(None, (round(file.width * enlarged), round(file.height * enlarged)))
-        image = pixels_of(file, channels, levels)
+        return round(file.width * enlarged), round(file.height * enlarged)
+
+    image = _decoded(path, channels, levels, smallest)
     height, width = image.shape[1:]
     # the largest part: as high or as wide as the picture
     largest = (height, height * wide / tall) if height * wide <= width * tall else (width * tall / wide, width)
@@ -159,7 +165,7 @@ def letterboxed(path: Path | BinaryIO, size: Size, channels: int, fill: float, l
     Args:
         path: An image file, or its open content.
         size: Side of the square result in pixels, or its height and width.
-        channels: 1 for grey, 3 for RGB.
+        channels: As for `squeezed`.
         fill: Value of the border, 0 (black) to 1 (white), in all channels.
         levels: As for `pixels_of`.
 
@@ -167,11 +173,13 @@ def letterboxed(path: Path | BinaryIO, size: Size, channels: int, fill: float, l
         Pixels (C, height, width) uint8, or float32 with levels.
     """
     tall, wide = sides(size)
-    with Image.open(path, formats=readable_formats()) as file:
+
+    def smallest(file: Image.Image) -> tuple[int, int]:
         across, down = _upright_size(file, tall != wide)
         scale = min(tall / down, wide / across)
-        file.draft(None, (round(file.width * scale), round(file.height * scale)))
-        image = pixels_of(file, channels, levels)
+        return round(file.width * scale), round(file.height * scale)
+
+    image = _decoded(path, channels, levels, smallest)
     height, width = image.shape[1:]
     scale = min(tall / height, wide / width)
     rows, columns = (min(most, max(1, round(scale * side))) for most, side in ((tall, height), (wide, width)))
@@ -180,6 +188,23 @@ def letterboxed(path: Path | BinaryIO, size: Size, channels: int, fill: float, l
     top, left = (tall - rows) // 2, (wide - columns) // 2
     out[:, top : top + rows, left : left + columns] = resized_box(image, (0, 0, height, width), (rows, columns))
     return out
+
+
+def whole_picture(path: Path | BinaryIO, channels: int, levels: Levels | None = None) -> Tensor:
+    """The whole picture in its own size: pixels (C, H, W); see `squeezed`."""
+    return _decoded(path, channels, levels, lambda file: file.size)
+
+
+def _decoded(
+    path: Path | BinaryIO, channels: int, levels: Levels | None, smallest: Callable[[Image.Image], tuple[int, int]]
+) -> Tensor:
+    """Pixels (C, H, W) of a picture, of a JPEG at least of the smallest width and height that are asked for; or of a stack."""
+    stack = stack_pixels(path, channels, levels)
+    if stack is not None:
+        return stack
+    with Image.open(path, formats=readable_formats()) as file:
+        file.draft(None, smallest(file))
+        return pixels_of(file, channels, levels)
 
 
 def _upright_size(file: Image.Image, matters: bool) -> tuple[int, int]:

@@ -25,6 +25,8 @@ ENDINGS: dict[str, tuple[str, ...]] = {
 }
 EXTENSIONS = tuple(ending for endings in ENDINGS.values() for ending in endings)
 """Endings of all image files, those that need an optional package included."""
+ARRAY = ".npy"
+"""Ending of an array, which is an image where a class folder has no pictures; see `datamodules.images.stacks`."""
 NEEDS = {
     "HEIF": "HEIC needs pillow-heif: uv sync --extra heif, or pip install pillow-heif",
     "AVIF": "AVIF needs Pillow 11.3 or newer: pip install -U pillow",
@@ -50,6 +52,11 @@ def readable_formats() -> tuple[str, ...]:
 def is_image(path: Path) -> bool:
     """Whether a file has the ending of an image, in lower or upper case."""
     return path.suffix.lower() in EXTENSIONS
+
+
+def is_array(path: Path) -> bool:
+    """Whether a file has the ending of an array, in lower or upper case."""
+    return path.suffix.lower() == ARRAY
 
 
 def missing_package(path: Path) -> str | None:

@@ -7,12 +7,14 @@ letterbox   the whole picture in its own proportions within a plain border: of t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from datamodules.images.settings import IMAGENET_MEAN, IMAGENET_STD, check, check_normalisation
 from foundation.sizes import Size, size_of, times
 
 Framing = Literal["crop", "letterbox"]
+MEAN, STD = 0.5, 0.25
+"""Defaults of each channel of images that are neither grey nor RGB."""
 EVAL_SHARE = 0.875
 """Default of the setting `eval_share`."""
 
@@ -26,6 +28,10 @@ class GivenHeader:
     _std: list[float]
     canvas: float
     eval_share: float
+    reads_stacks: ClassVar[bool] = False
+    """Whether files of any number of channels can be read (`datamodules.images.stacks`)."""
+    given_scale: bool
+    """Whether mean and std were given."""
     fill: float | None = None
     """Value of the border of letterboxed images, 0 to 1; None: images are cropped."""
 
@@ -46,9 +52,11 @@ class GivenHeader:
         Raises:
             ValueError: A setting is out of its range.
         """
-        grey = channels == 1
-        mean = list(mean or ((sum(IMAGENET_MEAN) / 3,) if grey else IMAGENET_MEAN))
-        std = list(std or ((sum(IMAGENET_STD) / 3,) if grey else IMAGENET_STD))
+        check(("channels", channels, channels >= 1, "1 or more"))
+        known = {1: ((sum(IMAGENET_MEAN) / 3,), (sum(IMAGENET_STD) / 3,)), 3: (IMAGENET_MEAN, IMAGENET_STD)}
+        means, stds = known.get(channels, ((MEAN,) * channels, (STD,) * channels))
+        self.given_scale = mean is not None and std is not None
+        mean, std = list(mean or means), list(std or stds)
         check_normalisation(channels, mean, std)
         whole = eval_share == EVAL_SHARE
         check(
@@ -75,7 +83,7 @@ class GivenHeader:
 
     @property
     def in_channels(self) -> int:
-        """1 for grey, 3 for RGB."""
+        """1 for grey, 3 for RGB; others as they are stored."""
         return self._channels
 
     @property

@@ -164,7 +164,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def read_labelled(
-    folder: Path, class_names: Sequence[str], unreadable: Unreadable, levels: bool = False
+    folder: Path, class_names: Sequence[str], unreadable: Unreadable, levels: bool = False, channels: int = 3
 ) -> LabelledFiles:
     """List the images of a folder with their classes, and check that each file has the header of an image.
 
@@ -173,6 +173,7 @@ def read_labelled(
         class_names: The known classes, in the order of the labels.
         unreadable: Handling of files that cannot be read as images, `skip` or `refuse`.
         levels: Whether black and white of files of more than 8 bits are given.
+        channels: Channels that images are read as.
 
     Returns:
         The readable files.
@@ -196,7 +197,7 @@ def read_labelled(
     names = [path.relative_to(folder).as_posix() for path, _ in found.images]
     label_of = {name: place for place, name in enumerate(class_names)}
     labels = {name: label_of[label] for name, (_, label) in zip(names, found.images, strict=True)}
-    looks = readable(folder, names, unreadable, levels)
+    looks = readable(folder, names, unreadable, levels, channels)
     kept = list(looks)
     listing = LabelledFiles(folder, kept, torch.tensor([labels[name] for name in kept]), [*looks.values()])
     bare = sorted(set(found.class_names) - {class_names[label] for label in listing.labels.unique().tolist()})
@@ -212,25 +213,29 @@ def unknown_class(place: str, name: str, class_names: Sequence[str]) -> str:
     return f"{place}: there is no class {name!r} in training{meant}; the classes are {listed(list(class_names))}"
 
 
-def readable(folder: Path, names: Sequence[str], unreadable: Unreadable, levels: bool = False) -> dict[str, Look]:
+def readable(
+    folder: Path, names: Sequence[str], unreadable: Unreadable, levels: bool = False, channels: int = 3
+) -> dict[str, Look]:
     """Return the files with a readable image header and what it shows, and log a warning that lists the others.
 
     Raises:
         MisconfigurationException: A file is unreadable and `unreadable` is `refuse`, or no file is readable.
     """
-    seen, wrong = looked_at(folder, names, levels)
+    seen, wrong = looked_at(folder, names, levels, channels)
     if wrong:
         report_unreadable(folder, wrong, len(names), SKIP if unreadable == "refuse" else None)
     return seen
 
 
-def looked_at(folder: Path, names: Sequence[str], levels: bool = False) -> tuple[dict[str, Look], dict[str, str]]:
+def looked_at(
+    folder: Path, names: Sequence[str], levels: bool = False, channels: int = 3
+) -> tuple[dict[str, Look], dict[str, str]]:
     """Read the headers of files; returns what those of readable files show, and why the others cannot be read, by name."""
     seen: dict[str, Look] = {}
     wrong: dict[str, str] = {}
     reported = time.monotonic()
     with ThreadPoolExecutor(THREADS) as pool:
-        looks = pool.map(lambda name: look(folder / name, levels), names)
+        looks = pool.map(lambda name: look(folder / name, levels, channels), names)
         for done, (name, one) in enumerate(zip(names, looks, strict=True), start=1):
             if one.wrong is None:
                 seen[name] = one

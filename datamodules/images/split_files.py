@@ -106,11 +106,11 @@ class SplitFiles(DataModule):
 
     def _list(self, part: str) -> LabelledFiles:
         if part not in self._lists:
-            names, levels = self.own_class_names, self.levels is not None
+            names, how = self.own_class_names, (self.unreadable, self.levels is not None, self.in_channels)
             if self.table is not None:
-                self._lists[part] = self.table.listing(part, names, self.unreadable, levels)
+                self._lists[part] = self.table.listing(part, names, *how)
             else:
-                self._lists[part] = read_labelled(self._parts.get(part, self.root), names, self.unreadable, levels)
+                self._lists[part] = read_labelled(self._parts.get(part, self.root), names, *how)
         return self._lists[part]
 
     def read_part(self, part: Literal["train", "test"]) -> dict[str, Tensor]:

@@ -100,7 +100,9 @@ class TableFiles:
             raise MisconfigurationException(f"--data.labels {self.table}: there is none in {listed(bare)}")
         return found
 
-    def listing(self, part: str, class_names: Sequence[str], unreadable: Unreadable, levels: bool) -> LabelledFiles:
+    def listing(
+        self, part: str, class_names: Sequence[str], unreadable: Unreadable, levels: bool, channels: int
+    ) -> LabelledFiles:
         """Read the headers of the labelled files of a part.
 
         Returns:
@@ -112,7 +114,7 @@ class TableFiles:
         folder, labels = self.parts[part]
         if unknown := [name for own in labels.values() for name in own if name not in class_names]:
             raise MisconfigurationException(unknown_class(self._where(part), unknown[0], class_names))
-        looks = readable(folder, sorted(labels), unreadable, levels)
+        looks = readable(folder, sorted(labels), unreadable, levels, channels)
         place = {name: number for number, name in enumerate(class_names)}
         return LabelledFiles(
             folder, [*looks], _numbers([labels[n] for n in looks], place, self.several), [*looks.values()]

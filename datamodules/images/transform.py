@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from datamodules.images.checking import levels_of
-from datamodules.images.decoding import Levels, is_deep
+from datamodules.images.decoding import FULL, Levels, is_deep
 from datamodules.images.labelled import looked_at
 from datamodules.images.unlabelled import GivenImages, Reading, given_images
 from datamodules.images.unreadable import DAMAGED, report_unreadable
@@ -28,7 +28,7 @@ KINDS = (
     "a path, a folder, a pattern, a PIL image, an array (H, W) or (H, W, C) of uint8 with 1, 3 or 4 channels, a tensor (C, H, W), "
     "or a list of them"
 )
-Picture = Path | Image.Image | Tensor
+Picture = Path | Image.Image | Tensor | np.ndarray[Any, Any]
 
 
 class ImageTransform(RunTransform):
@@ -37,7 +37,8 @@ class ImageTransform(RunTransform):
     A sample is an image file, a folder or a pattern such as ``photos/*.jpg`` (both stand for many), a PIL image, an array (H, W) or
     (H, W, C) of uint8 with 1, 3 or 4 channels, of any size, or a tensor (C, H, W) of the network's own size, uint8 or 0 to 1.
     Arrays (N, H, W, C) and tensors (N, C, H, W) are N samples. JPEG files are decoded at the smallest of their own scales that is
-    large enough, as in predict; a PIL image is taken as it is.
+    large enough, as in predict; a PIL image is taken as it is. A run on images of another number of channels than 1 and 3
+    takes files and arrays of that number, in the numbers that it was trained on (`datamodules.images.stacks`).
 
     Args:
         reading: How a picture becomes pixels.
@@ -60,8 +61,12 @@ class ImageTransform(RunTransform):
                 )
         paths = [one for one in pictures if isinstance(one, Path)]
         try:
-            looks, wrong = looked_at(Path(), [str(path) for path in paths], self.reading.levels is not None)
+            looks, wrong = looked_at(
+                Path(), [str(path) for path in paths], self.reading.levels is not None, self.reading.channels
+            )
             levels = levels_of([*looks.values()], self.reading.levels)
+            if any(isinstance(one, np.ndarray) and one.dtype not in (np.uint8, bool) for one in pictures):
+                levels = levels or self.reading.levels or FULL
             if any(isinstance(one, Image.Image) and is_deep(one.mode) for one in pictures):
                 levels = levels or self.reading.levels
             if len(wrong) == len(pictures):
@@ -108,6 +113,9 @@ class ImageTransform(RunTransform):
             return one.detach().cpu()
         if isinstance(one, Path):
             return self.reading.pixels(one, levels)
+        if isinstance(one, np.ndarray):
+            np.save(array := io.BytesIO(), one, allow_pickle=False)
+            return self.reading.pixels(array, levels)
         # as a file in memory, without compression, so that a picture goes the same way as a file
         memory = io.BytesIO()
         upright = ImageOps.exif_transpose(one)
@@ -122,6 +130,8 @@ class ImageTransform(RunTransform):
         if isinstance(samples, Image.Image):
             return [samples]
         if isinstance(samples, Tensor):
+            return [samples] if samples.ndim == 3 else [*samples] if samples.ndim == 4 else [self._refused(samples)]
+        if isinstance(samples, np.ndarray) and self.reading.channels not in (1, 3):
             return [samples] if samples.ndim == 3 else [*samples] if samples.ndim == 4 else [self._refused(samples)]
         if isinstance(samples, np.ndarray):
             return [Image.fromarray(one) for one in self._arrays(samples)]
@@ -144,7 +154,7 @@ class ImageTransform(RunTransform):
         images = GivenImages.of(given)
         assert images is not None
         try:
-            folder, names = given_images(images, self.reading.channels)
+            folder, names = given_images(images, 3 if self.reading.keeps_levels else self.reading.channels)
         except (MisconfigurationException, FileNotFoundError) as error:
             raise ValueError(str(error).replace("--data.images", "images", 1)) from None
         return [folder / name for name in names]

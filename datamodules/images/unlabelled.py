@@ -163,19 +163,14 @@ def read_images(
         FileNotFoundError: There is no such folder or file.
         MisconfigurationException: The folder has no readable image, or C is neither 1 nor 3.
     """
-    folder, names = given_images(given, in_channels)
     reading = Reading.of(inputs or {}, image_size, in_channels)
+    folder, names = given_images(given, 3 if reading.keeps_levels else in_channels)
     high, wide = sides(image_size)
     part = "square" if high == wide else "part"
-    how = (
-        "letterboxed"
-        if reading.fill is not None
-        else "resized"
-        if reading.share is None
-        else f"their central {part} resized"
-    )
+    how = "resized" if reading.share is None else f"their central {part} resized"
+    how = how if reading.fill is None else "letterboxed"
     log.info(f"images     {len(names)} files in {folder}, {how} to {high}x{wide}")
-    looks, wrong = looked_at(folder, names, reading.levels is not None)
+    looks, wrong = looked_at(folder, names, reading.levels is not None, in_channels)
     levels = levels_of([*looks.values()], reading.levels) if reading.keeps_levels else None
     dtype = torch.uint8 if levels is None else torch.float32
     images = torch.empty(len(looks), in_channels, high, wide, dtype=dtype)
@@ -193,10 +188,14 @@ def read_images(
     return read, images[: len(read)]
 
 
-def given_images(given: Path | GivenImages, in_channels: int) -> tuple[Path, list[str]]:
+def given_images(given: Path | GivenImages, in_channels: int = 3) -> tuple[Path, list[str]]:
     """Return the folder of the images to predict, and the names of its files (`image_names`) or of the given files.
 
     Several files may be in several folders: the names are then relative to the folder that contains all of them.
+
+    Args:
+        given: The images.
+        in_channels: Channels of a network whose images are read as grey or RGB; leave it out for data that reads stacks.
 
     Raises:
         FileNotFoundError: There is no such folder or file, or no file has a name of the pattern.

@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -22,6 +23,8 @@ from PIL import Image, ImageFile
 
 from datamodules.images.decoding import NO_RANGE, is_deep
 from datamodules.images.formats import missing_package, readable_formats
+from datamodules.images.stacks import NO_RANGE as STACK_RANGE
+from datamodules.images.stacks import extremes, is_stacked, open_stack
 from datamodules.images.unreadable import CUT_SHORT, DAMAGED, NO_IMAGE
 from datamodules.in_memory import seeded_generator
 
@@ -52,16 +55,19 @@ class Look(NamedTuple):
     grey: bool = False
 
 
-def look(path: Path, levels: bool = False) -> Look:
+def look(path: Path, levels: bool = False, channels: int = 3) -> Look:
     """Read header and end of an image file.
 
     Args:
         path: The file.
         levels: Whether black and white of deep files are given; else files of floating-point numbers cannot be read.
+        channels: Channels that it is read as.
     """
     if needs := missing_package(path):
         return Look(needs)
     try:
+        if is_stacked(path, channels) and (found := _look_at_stack(path, levels, channels)) is not None:
+            return found
         with path.open("rb") as stream:
             return look_into(stream, path.stat().st_size, levels)
     except OSError as error:
@@ -94,6 +100,27 @@ def look_into(stream: BinaryIO, size: int, levels: bool = False) -> Look:
         return Look(_why(stream, size))
 
 
+def _look_at_stack(path: Path, levels: bool, channels: int) -> Look | None:
+    """What the header of an image of several channels shows; None if it is a picture, to be read as grey or RGB."""
+    try:
+        with warnings.catch_warnings(), ExitStack() as within:
+            warnings.simplefilter("ignore")
+            stack = open_stack(path, channels, within)
+            if stack is None:
+                return None
+            if stack.deep and not levels and not stack.has_range:
+                return Look(STACK_RANGE)
+            return Look(None, stack.deep, stack.whole)
+    except MemoryError:
+        raise
+    except ValueError as error:
+        return Look(str(error))
+    except OSError as error:
+        return Look(error.strerror or NO_IMAGE)
+    except Exception:  # a damaged file can make a decoder raise anything
+        return Look(NO_IMAGE)
+
+
 def _why(stream: BinaryIO, size: int) -> str:
     """Why Pillow knows no image in a file: one that ends within its header, a WebP file whose end is missing, or no image."""
     stream.seek(0)
@@ -104,10 +131,10 @@ def _why(stream: BinaryIO, size: int) -> str:
     return DAMAGED if is_webp or head.startswith(STARTS) else NO_IMAGE
 
 
-def look_at(paths: Sequence[Path], levels: bool = False) -> list[Look]:
+def look_at(paths: Sequence[Path], levels: bool = False, channels: int = 3) -> list[Look]:
     """Read header and end of many files; see `look`."""
     with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(lambda path: look(path, levels), paths))
+        return list(pool.map(lambda path: look(path, levels, channels), paths))
 
 
 def _is_whole(file: ImageFile.ImageFile, stream: BinaryIO, size: int) -> bool:
@@ -172,32 +199,40 @@ class Decoded:
     highest: float = float("-inf")
 
 
-def decode_some(paths: Sequence[Path], doubtful: Sequence[int], budget_s: float = BUDGET_S) -> Decoded:
+def decode_some(
+    paths: Sequence[Path], doubtful: Sequence[int], budget_s: float = BUDGET_S, channels: int = 3
+) -> Decoded:
     """Decode the doubtful files, up to a minute, and then a seeded sample of the others.
 
     Args:
         paths: The N files.
         doubtful: Places in `paths` of the files that are decoded first.
         budget_s: Seconds for the others; or 2 % of decoding all N files if that is longer.
+        channels: Channels that they are read as.
     """
     first = sorted(doubtful)
     drawn = torch.randperm(len(paths), generator=seeded_generator("decode", 0)).tolist()
     others = [place for place in drawn if place not in {*first}]
     found, started = Decoded(), time.monotonic()
     with ThreadPoolExecutor(THREADS) as pool:
-        _decode_until(pool, paths, first, LIMIT_S, found)
-        _decode_until(pool, paths, others, budget_s, found)
+        for places, limit_s in ((first, LIMIT_S), (others, budget_s)):
+            _decode_until(pool, paths, places, limit_s, found, channels)
     found.seconds = time.monotonic() - started
     return found
 
 
 def _decode_until(
-    pool: ThreadPoolExecutor, paths: Sequence[Path], places: Sequence[int], limit_s: float, found: Decoded
+    pool: ThreadPoolExecutor,
+    paths: Sequence[Path],
+    places: Sequence[int],
+    limit_s: float,
+    found: Decoded,
+    channels: int,
 ) -> None:
     started = time.monotonic()
     for start in range(0, len(places), BLOCK):
         block = places[start : start + BLOCK]
-        for place, seen in zip(block, pool.map(try_decoding, [paths[place] for place in block]), strict=True):
+        for place, seen in zip(block, pool.map(lambda place: try_decoding(paths[place], channels), block), strict=True):
             found.count += 1
             if isinstance(seen, str):
                 found.wrong[place] = seen
@@ -208,9 +243,16 @@ def _decode_until(
             return
 
 
-def try_decoding(path: Path | BinaryIO) -> str | tuple[float, float] | None:
+def try_decoding(path: Path | BinaryIO, channels: int = 3) -> str | tuple[float, float] | None:
     """Decode a file. Returns why a file cannot be decoded; or the range of its grey values if it is deep, else None."""
     try:
+        if isinstance(path, Path) and is_stacked(path, channels):
+            with warnings.catch_warnings(), ExitStack() as within:
+                warnings.simplefilter("ignore")
+                stack = open_stack(path, channels, within)
+                if stack is not None:
+                    edges = extremes(stack.read())
+                    return edges if stack.deep else None
         with warnings.catch_warnings(), Image.open(path, formats=readable_formats()) as file:
             warnings.simplefilter("ignore")
             file.draft(None, (1, 1))  # a JPEG at an eighth: all of its bytes are read, in half the time

@@ -4,6 +4,6 @@ Per network: a frozen backbone (backbone.py), a segmenter's encoder (encoder.py)
 """
 
 from lightning_modules.pretrained.reading import SavedWeights, read_weights
-from lightning_modules.pretrained.starting import ONE_SOURCE, StartsFromWeights
+from lightning_modules.pretrained.starting import ADAPTED, ONE_SOURCE, StartsFromWeights
 
-__all__ = ["ONE_SOURCE", "SavedWeights", "StartsFromWeights", "read_weights"]
+__all__ = ["ADAPTED", "ONE_SOURCE", "SavedWeights", "StartsFromWeights", "read_weights"]

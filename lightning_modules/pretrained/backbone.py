@@ -17,7 +17,7 @@ from features.identity import short
 from foundation.hub import hub_or_cache
 from foundation.places import close_to
 from foundation.sizes import Size
-from lightning_modules.pretrained import ONE_SOURCE, read_weights
+from lightning_modules.pretrained import ADAPTED, ONE_SOURCE, read_weights
 from networks.frozen_backbone import FrozenBackbone, full_name
 from networks.timm_features import FINAL, Pooling
 from networks.timm_network import Argument
@@ -116,6 +116,8 @@ class BackboneSettings:
             self._fill_from_file(backbone, self.weights, needed)
         elif self.pretrained:
             backbone.load(self._downloaded(needed).tensors())
+            if self.in_channels != 3:
+                log.info(f"pretrained: {backbone.name}: {ADAPTED} {self.in_channels} channels of this run")
         else:
             log.warning(f"backbone: neither weights nor pretrained is given, the frozen {backbone.name} is random")
         found = hash_tensors(backbone.tensors())

@@ -11,6 +11,7 @@ from lightning_modules.classification import Classifier
 
 log = logging.getLogger(__name__)
 
+ADAPTED = "timm adapted the first layer (its 3 input channels summed, or repeated in turn and scaled) to the"
 ONE_SOURCE = "pretrained and weights: only one of them; add --model.pretrained false to start from {}"
 
 

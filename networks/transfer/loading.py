@@ -18,6 +18,7 @@ from unittest.mock import patch
 
 import timm
 import torch
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from networks.timm_network import classifier_names, input_layer_names, is_inside, resampled_positions
@@ -105,7 +106,7 @@ def transfer(
         frozen: The network outside the head will not be trained, so all of it must be loaded.
 
     Raises:
-        ValueError: Fewer weights fit, or the weights are for another number of image channels.
+        ValueError: Fewer weights fit, or the weights are for another number of image channels, which is not 3.
     """
     heads = classifier_names(network)
     tensors, converted = by_timm_names(network, tensors)
@@ -236,6 +237,7 @@ def _fitting(
     network: nn.Module, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], report: Transfer
 ) -> dict[str, Tensor]:
     values = {}
+    first_layers = {f"{name}.weight" for name in input_layer_names(network)}
     for name, here in own.items():
         there = tensors.get(name)
         if there is None:
@@ -245,9 +247,21 @@ def _fitting(
         elif name == "pos_embed" and (resampled := resampled_positions(network, there)) is not None:
             values[name] = resampled
             report.notes.append(f"pos_embed: resampled from {there.shape[1]} to {here.shape[1]} positions")
+        elif name in first_layers and _only_channels_differ(there, here) and there.shape[1] == 3:
+            values[name] = adapt_input_conv(here.shape[1], there)
+            how = "summed" if here.shape[1] == 1 else f"repeated in turn and scaled by 3/{here.shape[1]}"
+            report.notes.append(
+                f"{name}: its 3 input channels were {how} for the {here.shape[1]} of this run, as timm does"
+            )
         else:
             report.unfitting[name] = tuple(there.shape), tuple(here.shape)
     return values
+
+
+def _only_channels_differ(there: Tensor, here: Tensor) -> bool:
+    """Whether kernels (O, C, H, W) have the same shapes but for their C."""
+    shapes = [(*tensor.shape[:1], *tensor.shape[2:]) for tensor in (there, here)]
+    return there.ndim == here.ndim == 4 and shapes[0] == shapes[1] and there.shape[1] != here.shape[1]
 
 
 def _check_channels(network: nn.Module, report: Transfer) -> None:

@@ -72,12 +72,13 @@ def test_weights_with_three_classes_start_a_run_with_five(tmp_path: Path) -> Non
         ),
         (
             {"in_channels": 1},
-            "conv1.0, the first layer, is for images of 3 channels in the weights and of 1 in this run",
+            "conv1.0, the first layer, is for images of 2 channels in the weights and of 1 in this run",
         ),
     ],
 )
 def test_weights_that_do_not_fit(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
-    path = file_of(build_timm_network("test_resnet", num_classes=5), tmp_path / "weights.safetensors")
+    given = build_timm_network("test_resnet", num_classes=5, in_channels=2 if "in_channels" in settings else 3)
+    path = file_of(given, tmp_path / "weights.safetensors")
     module = ImageClassifier(**{**SETTINGS, **settings}, weights=str(path))
     with pytest.raises(ValueError, match=message) as caught:
         module.give_weights()

@@ -185,9 +185,20 @@ def test_names_of_the_original_release_fit_by_timms_own_conversion(capsys: pytes
 
 def test_error_for_other_channels() -> None:
     with pytest.raises(
-        ValueError, match=r"conv1.0, the first layer, is for images of 3 channels in the weights and of 1 in this run"
+        ValueError, match=r"conv1.0, the first layer, is for images of 2 channels in the weights and of 3 in this run"
     ):
-        transfer(network(in_channels=1), weights())
+        transfer(network(), weights(in_channels=2))
+
+
+@pytest.mark.parametrize(("channels", "how"), [(1, "summed"), (5, "repeated in turn and scaled by 3/5")])
+def test_three_channels_are_adapted_and_it_is_said(channels: int, how: str) -> None:
+    target, tensors = network(in_channels=channels), weights()
+    report = transfer(target, tensors, frozen=True)
+    line = f"conv1.0.weight: its 3 input channels were {how} for the {channels} of this run, as timm does"
+    assert line in report.notes
+    there, here = tensors["conv1.0.weight"], target.state_dict()["conv1.0.weight"]
+    wanted = there.sum(1, keepdim=True) if channels == 1 else there[:, [0, 1, 2, 0, 1]] * 3 / 5
+    torch.testing.assert_close(here, wanted)
 
 
 def test_positions_of_another_grid() -> None:

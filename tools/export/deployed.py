@@ -9,6 +9,7 @@ The text part of a segmenter is not in the file: the vectors of P prompts are co
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 from collections.abc import Callable, Sequence
@@ -181,8 +182,17 @@ def deployed_classifier(module: Classifier, windows: RawWindows | None = None) -
         {0: "batch"},
         [torch.rand(count, *shape, generator=_seeded()) for count in (2, 5, 1)],
         module.logits,
-        _metadata(architecture, {**known, "mean": list(module.mean), "std": list(module.std)}),
+        _metadata(architecture, {**known, **_framing(module), "mean": list(module.mean), "std": list(module.std)}),
     )
+
+
+def _framing(module: Classifier) -> dict[str, object]:
+    """How pictures get to the size of the images, where it is not by cropping."""
+    with contextlib.suppress(ValueError):  # not from a run, or one of an old record
+        reading = getattr(module.transform, "reading", None)
+        if reading is not None and reading.fill is not None:
+            return {"framing": "letterbox", "pad_value": reading.fill}
+    return {}
 
 
 def deployed_segmenter(module: PromptedSegmenter, prompts: Sequence[str] | None = None) -> Deployed:

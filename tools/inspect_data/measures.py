@@ -12,6 +12,8 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,10 +23,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules import DataModule, PromptedSegmentationDataModule
+from datamodules.images.checking import levels_of
 from datamodules.images.class_folders import all_images, duplicate_groups, scan
+from datamodules.images.decoding import Levels
 from datamodules.images.formats import readable_formats
 from datamodules.images.loader import ImageFiles, cores_for_workers
 from datamodules.images.near_duplicates import alike
+from datamodules.images.stacks import is_stacked, open_stack
+from datamodules.images.whole_files import look_at
 from foundation.sizes import sides
 from tools.command_line import watched
 
@@ -112,12 +118,17 @@ def sizes(data: DataModule, samples: Sequence[Sample]) -> Tensor:
         return torch.tensor([[*reversed(sides(data.image_size))]]).expand(len(samples), 2)
     paths = [sample.path for sample in samples if sample.path is not None]
     with ThreadPoolExecutor(THREADS) as pool:
-        headers = pool.map(_size, paths)
+        headers = pool.map(partial(_size, data.in_channels), paths)
         found = [next(headers) for _ in watched("headers", paths, "files")]
     return torch.tensor(found, dtype=torch.int64).view(-1, 2)
 
 
-def _size(path: Path) -> tuple[int, int]:
+def _size(channels: int, path: Path) -> tuple[int, int]:
+    if is_stacked(path, channels):
+        with warnings.catch_warnings(), ExitStack() as within:
+            warnings.simplefilter("ignore")
+            if (stack := open_stack(path, channels, within)) is not None:
+                return stack.size[1], stack.size[0]
     with warnings.catch_warnings(), Image.open(path, formats=readable_formats()) as file:
         warnings.simplefilter("ignore")
         width, height = file.size
@@ -151,7 +162,9 @@ def histogram_of(images: Tensor) -> Tensor:
 
 def _decoded(data: DataModule, samples: Sequence[Sample]) -> Iterator[tuple[Tensor, list[int]]]:
     """Yield batches of images (B, C, S, S), and the indices in ``samples`` of files that cannot be decoded."""
-    files = ImageFiles(Path(), [str(sample.path) for sample in samples], None, data.train_size, data.in_channels)
+    names = [str(sample.path) for sample in samples]
+    levels = stack_levels(data, [sample.path for sample in samples if sample.path is not None])
+    files = ImageFiles(Path(), names, None, data.train_size, data.in_channels, levels=levels)
     batches = torch.arange(len(samples)).split(BATCH)
     workers = data.workers if getattr(data, "workers", None) is not None else cores_for_workers()  # type: ignore[attr-defined]
     loader: DataLoader[Any] = DataLoader(
@@ -164,7 +177,19 @@ def _decoded(data: DataModule, samples: Sequence[Sample]) -> Iterator[tuple[Tens
     decoded = iter(loader)
     for _ in watched(f"decoded {samples[0].split}", batches, f"batches of {BATCH} files"):
         batch = next(decoded)
-        yield batch["image"], batch["unreadable"]
+        yield as_bytes(batch["image"]), batch["unreadable"]
+
+
+def stack_levels(data: DataModule, paths: Sequence[Path]) -> Levels | None:
+    """The levels with which stacks and arrays are read; None for pictures, whose values are counted in 8 bits."""
+    if not any(is_stacked(path, data.in_channels) for path in paths):
+        return None
+    return levels_of(look_at(paths, True, data.in_channels), getattr(data, "levels", None))
+
+
+def as_bytes(images: Tensor) -> Tensor:
+    """Images of 0 to 1 in 8 bits; uint8 unchanged."""
+    return (255 * images).round().clamp(0, 255).to(torch.uint8) if images.is_floating_point() else images
 
 
 def _identity(batch: Any) -> Any:

@@ -8,17 +8,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from callbacks.pictures.image_pixels import image_pixels
 from datamodules import DataModule
-from datamodules.images.decoding import upright
-from datamodules.images.formats import readable_formats
+from datamodules.images.decoding import whole_picture
 from datamodules.images.loader import ImageFiles
 from datamodules.in_memory import seeded_generator
 from datamodules.splitting.stratified import strata
-from tools.inspect_data.measures import classes_of, has_files, names_of
+from tools.inspect_data.measures import as_bytes, classes_of, has_files, names_of, stack_levels
 
 CANDIDATES = 2000  # training samples, in a seeded order, among which samples of different classes are searched
 
@@ -112,12 +110,13 @@ def _from_files(data: DataModule, chosen: Tensor) -> tuple[dict[str, Tensor], li
     labels = split["label"].new_zeros(len(names), *split["label"].shape[1:])
     labels[split["index"]] = split["label"]
     how = data.decoded_as(True, data.train_size)  # type: ignore[attr-defined]
-    files = ImageFiles(folder, names, labels, channels=data.in_channels, **how)
+    levels = stack_levels(data, [folder / names[place] for place in split["index"][chosen].tolist()])
+    files = ImageFiles(folder, names, labels, channels=data.in_channels, levels=levels, **how)
     batch = files.__getitems__(split["index"][chosen].tolist())
     del batch["unreadable"]
     originals = []
     for index in batch["index"].tolist():
-        with Image.open(folder / names[index], formats=readable_formats()) as file:
-            pixels = np.array(upright(file, data.in_channels))
-        originals.append(pixels.reshape(*pixels.shape[:2], data.in_channels))
+        pixels = as_bytes(whole_picture(folder / names[index], data.in_channels, levels))
+        shown = pixels if data.in_channels in (1, 3) else pixels[:1]  # as `image_pixels` does
+        originals.append(shown.permute(1, 2, 0).numpy())
     return batch, originals

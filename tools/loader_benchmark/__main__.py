@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from foundation.sizes import size_text
 from tools.command_line import Parser, run_command, say, start
 from tools.loader_benchmark.search import Progress, busy, choose, grid, overlay, powers_up_to, search, table, waiting
 
@@ -201,7 +202,7 @@ def machine(device: object) -> str:
 def _say_data(data: ImageFolderDataModule, device: object, augmented: bool) -> None:
     what = f"decoded, copied to {device} and augmented" if augmented else "decoded and thrown away"
     images = len(data.splits["train"]["index"])
-    say("data", f"{images:,} training images, batches of {data.batch_size} at {data.train_size} px, {what}")
+    say("data", f"{images:,} training images, batches of {data.batch_size} at {size_text(data.train_size)} px, {what}")
 
 
 class _ProgressLines:
