@@ -39,7 +39,14 @@ def both(place: Path, tmp_path: Path, **settings: Any) -> tuple[Any, ImageFolder
     return one, ImageFolderDataModule(str(place / "images"), **given)
 
 
-@pytest.mark.parametrize("settings", [{}, {"channels": 1, "image_size": 20, "eval_share": 1.0}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"channels": 1, "image_size": 20, "eval_share": 1.0},
+        {"image_size": [12, 20], "framing": "letterbox", "pad_value": 0.0},
+    ],
+)
 def test_the_same_bytes_give_the_same_pixels_labels_and_keys(
     place: Path, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
