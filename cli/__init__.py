@@ -14,6 +14,7 @@ launchers.py        compares the processes of a launcher (torchrun, srun, mpirun
 resume.py           finds checkpoint and configuration of a run, checks which settings a resumed run may change
 processes.py        resume with another number of processes
 out_of_memory.py    out-of-memory message, automatic restart with a smaller batch
+test_time.py        --tta: several views of each image, and the gain
 predictions.py      writes predictions.csv
 load_datamodule.py  builds only the datamodule of a configuration, for tools
 help.py             --help, with every setting of the classes in a configuration

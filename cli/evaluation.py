@@ -19,6 +19,7 @@ import yaml
 from callbacks.progress.lines import is_loss_again
 from cli.resume import RunCheckpoint, describe, flatten, read, read_best
 from cli.run_flags import RunFlags, UsageError
+from cli.test_time import say_gain
 from datamodules import DataModule
 from foundation.atomic_files import write_json
 from lightning_modules import BaseModule
@@ -228,6 +229,7 @@ def report_results(
     data: DataModule,
     run: Path | None,
     target: Path | None,
+    plain: Any = None,
 ) -> None:
     """Print the results of validate or test and write them.
 
@@ -239,11 +241,14 @@ def report_results(
         data: The datamodule.
         run: The run folder, or None.
         target: Folder for the results: ``run``, one of its evaluations, or None to write nothing.
+        plain: What the Trainer returned with one view of each image, if the metrics are of several (``--tta``).
     """
     metrics = {name: value for result in results for name, value in result.items()}
     log.info(f"{command}  {describe(checkpoint)}\n{_listed(metrics, read_best(checkpoint).get('metric', ''))}")
     for name, (was, now) in changed.items():
         log.info("      with {} {} (the run: {})".format(name, *shown_difference(now, was)))
+    of_one_view = {name: value for result in plain or [] for name, value in result.items()}
+    say_gain(of_one_view, metrics)
     if target is None:
         return
     of_run = run is not None and checkpoint.resolve().parent.parent == run.resolve()
@@ -251,6 +256,7 @@ def report_results(
         "checkpoint": checkpoint.name if of_run else str(checkpoint),
         **read_best(checkpoint),
         "metrics": metrics,
+        **({"one_view": of_one_view} if of_one_view else {}),
     }
     _write(target, command, {**content, "data": _describe(command, data, target == run), "overrides": changed})
     if target != run:

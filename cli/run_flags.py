@@ -28,6 +28,11 @@ FLAGS: dict[str, tuple[tuple[str, ...], bool, str]] = {
     "--ckpt": (COMMANDS[1:], True, "best (default), last, or the path of a checkpoint"),
     "--name": (COMMANDS[1:], True, "write the results to RUN_DIR/evaluations/NAME, such as those of other data"),
     "--runtime": (COMMANDS[1:3], True, "torch (default), or packed: ternary weights and integers, on CPU or CUDA"),
+    "--tta": (
+        ("test", "predict"),
+        True,
+        "average over views of each image: flip (if no value is given), flips or shifts",
+    ),
     "--cache": (("predict",), True, "folder of the feature cache that FeatureWriter writes"),
 }
 
@@ -86,7 +91,7 @@ def split_flags(args: list[str]) -> RunFlags:
     """
     flags = RunFlags(command=args[0])
     others: list[str] = []
-    iterator = iter(args[1:])
+    iterator = iter(_with_views(args[1:]))
     for argument in iterator:
         name, equals, value = argument.partition("=")
         if argument in ("-h", "--help"):
@@ -112,6 +117,15 @@ def split_flags(args: list[str]) -> RunFlags:
     # flags override configurations, wherever they are on the command line
     flags.rest = [item for config in flags.configs for item in ("--config", config)] + others
     return flags
+
+
+def _with_views(arguments: list[str]) -> list[str]:
+    """Give ``--tta`` without a value its default, flip."""
+    ends = [*arguments[1:], "--"]
+    return [
+        "--tta=flip" if one == "--tta" and after.startswith("-") else one
+        for one, after in zip(arguments, ends, strict=True)
+    ]
 
 
 def _one_list(arguments: list[str]) -> list[str]:

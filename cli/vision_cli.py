@@ -18,7 +18,7 @@ import datamodules
 import lightning_modules
 from callbacks.find_callbacks import find_callbacks
 from callbacks.run_folder import lock_run
-from cli import evaluation, resume, runtimes
+from cli import evaluation, resume, runtimes, test_time
 from cli.config_files import check_configs, say_dropped
 from cli.messages import readable
 from cli.next_commands import next_commands
@@ -307,11 +307,12 @@ class VisionCLI(LightningCLI):
         target = self._results_folder(datamodule, checkpoint, folder)
         self.run_folder.evaluated = target
         run = runtimes.evaluator(self.trainer, command, self.flags)
-        results = run(model, datamodule=datamodule, ckpt_path=str(checkpoint), weights_only=True, verbose=False)
-        self._report(command, checkpoint, results, folder, target)
+        of = partial(run, model, datamodule=datamodule, ckpt_path=str(checkpoint), weights_only=True, verbose=False)
+        results, plain = test_time.evaluate(of, model, datamodule, self.flags)
+        self._report(command, checkpoint, results, folder, target, plain)
 
     def _results_folder(self, datamodule: Any, checkpoint: Path, folder: Path | None) -> Path | None:
-        name = self.flags.values.get("name")
+        name = test_time.result_name(self.flags, datamodule)
         if folder is None:
             if name is not None:
                 raise UsageError("--name: the results belong to a run; give --run RUN_DIR")
@@ -331,7 +332,8 @@ class VisionCLI(LightningCLI):
         if datamodule.images is not None:
             # a wrong path is refused before a folder is chosen
             given_images(datamodule.images, 3 if getattr(datamodule, "reads_stacks", False) else datamodule.in_channels)
-        name, of_data = self.flags.values.get("name"), datamodule.images is None
+        test_time.use_views(model, datamodule, self.flags)
+        name, of_data = test_time.result_name(self.flags, datamodule), datamodule.images is None
         target = self._results_folder(datamodule, checkpoint, run) if name is not None or of_data else run
         folder, source, kept = evaluation.predictions_folder(run, target, datamodule, name)
         write = self._write_masks if isinstance(model, lightning_modules.PromptedSegmenter) else self._write_classes
@@ -365,11 +367,13 @@ class VisionCLI(LightningCLI):
         resume.read(path)
         return path, None
 
-    def _report(self, command: str, checkpoint: Path, results: Any, folder: Path | None, target: Path | None) -> None:
+    def _report(
+        self, command: str, checkpoint: Path, results: Any, folder: Path | None, target: Path | None, plain: Any = None
+    ) -> None:
         """Print the metrics and write them to ``target``, a folder for results of the run in ``folder``."""
         if not self.trainer.is_global_zero:
             return
-        changed = runtimes.changed(self.flags)
+        changed = runtimes.changed(self.flags) | test_time.changed(self.flags)
         if self.flags.command != "fit":
             changed |= evaluation.changed_settings(self.source, self.config_dict(), checkpoint, self.model, LINKED)
-        evaluation.report_results(command, checkpoint, results, changed, self.datamodule, folder, target)
+        evaluation.report_results(command, checkpoint, results, changed, self.datamodule, folder, target, plain)

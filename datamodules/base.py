@@ -26,6 +26,7 @@ from datamodules.extraction import Extractable, Labelled, views_of
 from datamodules.images.unlabelled import GivenImages, read_images
 from datamodules.in_memory import InMemoryLoader, Keep, beginning, check_enough, num_batches, processes
 from datamodules.in_memory import training_position as position
+from datamodules.splitting.folds import Fold
 from datamodules.splitting.stratified import check_labels, count_classes, stratified_split
 from foundation.sizes import Size
 
@@ -62,6 +63,8 @@ class DataModule(MatchedToCheckpoint, Extractable, ABC):
         images: What predict reads in place of the test split: a folder of image files without labels, subfolders included, a file,
             a pattern such as `photos/*.jpg`, or a list of these; each whole image is resized with antialiasing and converted to
             the size and channels that the network was trained on.
+        fold: `2/5` tests the second of five parts of the training data, by whole groups and stratified by class, and trains on the
+            others; `tools.experiments --folds 5` runs all. A test split of the data stays apart. null: no folds.
 
     Raises:
         ValueError: A setting is out of its range.
@@ -82,12 +85,7 @@ class DataModule(MatchedToCheckpoint, Extractable, ABC):
     _train_size: Size | None = None
 
     fixed_on_resume: ClassVar[tuple[str, ...]] = (
-        "batch_size",
-        "val_fraction",
-        "train_fraction",
-        "split_seed",
-        "drop_last",
-        "sampling",
+        *("batch_size", "val_fraction", "train_fraction", "split_seed", "drop_last", "sampling", "fold"),
     )
     """Settings that must not change when a run is resumed: they determine the length of an epoch and the held-out samples."""
 
@@ -112,6 +110,7 @@ class DataModule(MatchedToCheckpoint, Extractable, ABC):
         shrink: Literal["resize", "crop"] = "resize",
         on_device: bool = False,
         images: str | list[str] | None = None,
+        fold: str | None = None,
     ) -> None:
         super().__init__()
         eval_batch_size = eval_batch_size if eval_batch_size is not None else 2 * batch_size
@@ -139,7 +138,7 @@ class DataModule(MatchedToCheckpoint, Extractable, ABC):
             cutmix_prob=cutmix_prob,
             shrink=shrink,
         )
-        self.images = GivenImages.of(images)
+        self.images, self.fold = GivenImages.of(images), Fold.of(fold)
         self._files: list[str] | None = None
         self.splits: dict[str, Batch] = {}
         self.seen: dict[str, int] = {}  # split -> samples of it that the checkpoint was trained on
@@ -258,7 +257,7 @@ class DataModule(MatchedToCheckpoint, Extractable, ABC):
 
     def _checked_part(self, part: Literal["train", "test"]) -> Batch:
         with self.own_values():
-            data = self.read_part(part)
+            data = self._read_split(part)
             if "label" not in data:  # to be predicted
                 return data
             check_labels(data["label"], len(self.class_names), f"the {part} data")

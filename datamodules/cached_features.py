@@ -23,6 +23,7 @@ from torch import Tensor
 from datamodules.base import Batch, DataModule
 from datamodules.extraction import Labelled
 from datamodules.feature_loader import CachedFeaturesLoader
+from datamodules.folded_cache import FoldedSplit, PooledSplits, check_foldable
 from datamodules.in_memory import InMemoryLoader
 from datamodules.sample_keys import row_keys
 from datamodules.splitting.stratified import count_classes
@@ -55,6 +56,8 @@ class CachedFeaturesDataModule(DataModule):
         images: What predict classifies in place of the test split, through the backbone, whose weights the model reads; as for
             :class:`DataModule`. null: the cached test features.
         backbone: Name of the backbone that must have computed the features; null accepts any.
+        fold: `2/5` tests the second of five parts of all samples of the cache, see :class:`DataModule`; not for a cache that was
+            split by groups or people, which it does not hold. A tenth of the others is for validation.
         weights_hash: Hash of the backbone weights that must have computed the features, as in header.json; null accepts any.
 
     Raises:
@@ -63,7 +66,7 @@ class CachedFeaturesDataModule(DataModule):
         MisconfigurationException: The cache is unfinished, damaged, or from another backbone.
     """
 
-    fixed_on_resume: ClassVar[tuple[str, ...]] = ("batch_size", "drop_last", "sampling")
+    fixed_on_resume: ClassVar[tuple[str, ...]] = ("batch_size", "drop_last", "sampling", "fold")
     """Does not include `cache`: the folder may be moved, because the checkpoint stores the identity of the cache."""
 
     def __init__(
@@ -78,6 +81,7 @@ class CachedFeaturesDataModule(DataModule):
         images: str | list[str] | None = None,
         backbone: str | None = None,
         weights_hash: str | None = None,
+        fold: str | None = None,
     ) -> None:
         super().__init__(
             batch_size=batch_size,
@@ -85,10 +89,11 @@ class CachedFeaturesDataModule(DataModule):
             drop_last=drop_last,
             sampling=sampling,
             images=images,
+            fold=fold,
         )
         self.cache, self.verify, self._resident = Path(cache), verify, on_device
         self._expected = {"backbone": backbone, "weights_hash": weights_hash}
-        self._features: dict[str, CachedSplit] = {}
+        self._features: dict[str, CachedSplit | FoldedSplit] = {}
         self._copies: dict[str, Tensor] = {}
 
     # ---- the header ----
@@ -140,7 +145,7 @@ class CachedFeaturesDataModule(DataModule):
     @property
     def class_counts(self) -> Tensor:
         """Number of training samples of each class, (K,) int64; reads only the header."""
-        return torch.tensor(self.header.splits["train"].class_counts)
+        return torch.tensor(self.header.splits["train"].class_counts) if self.fold is None else super().class_counts
 
     @property
     def image_size(self) -> Size:
@@ -198,9 +203,24 @@ class CachedFeaturesDataModule(DataModule):
         opened = self._open(split)  # type: ignore[arg-type]
         return opened.take(places * opened.views)
 
-    def _open(self, split: Split) -> CachedSplit:
+    @cached_property
+    def _folded(self) -> dict[str, FoldedSplit]:
+        assert self.fold is not None
+        check_foldable(self.cache, self.identity, self.fold)
+        splits: dict[str, CachedSplit] = {
+            split: _readable(CachedSplit, self.cache, self.header, split, verify=self.verify)
+            for split in self.labelled_splits
+        }
+        return PooledSplits(self.cache, splits).parts(self.fold, self.val_fraction, self.split_seed)
+
+    def _opened(self, split: Split) -> CachedSplit | FoldedSplit:
+        if self.fold is not None:
+            return self._folded[split]
+        return _readable(CachedSplit, self.cache, self.header, split, verify=self.verify)
+
+    def _open(self, split: Split) -> CachedSplit | FoldedSplit:
         if split not in self._features:
-            opened = _readable(CachedSplit, self.cache, self.header, split, verify=self.verify)
+            opened = self._opened(split)
             self._features[split] = opened
             self.splits[split] = {"label": self.as_trained(opened.label), "index": opened.index}
             log.info(f"data       {len(opened.index):,} {split} features of width {opened.width} in {self.cache}")

@@ -19,6 +19,7 @@ from torch import Tensor
 from datamodules.augmentation import Augmentation
 from datamodules.images.unlabelled import GivenImages
 from datamodules.in_memory import InMemoryLoader
+from datamodules.splitting.folds import Fold
 from features import data_of_tensors
 
 Labelled = Literal["train", "val", "test"]
@@ -157,7 +158,19 @@ class Extractable(LightningDataModule):
     @property
     def split_settings(self) -> dict[str, Scalar]:
         """Settings that decide which sample is in which split."""
-        return {name: getattr(self, name) for name in ("val_fraction", "train_fraction", "split_seed")}
+        own = {name: getattr(self, name) for name in ("val_fraction", "train_fraction", "split_seed")}
+        return own | self._fold_settings()
+
+    def _read_split(self, part: Literal["train", "test"]) -> dict[str, Tensor]:
+        """Read a part of the data; with a fold, the test part is the fold of the training data."""
+        fold: Fold | None = getattr(self, "fold", None)
+        if fold is None:
+            return self.read_part(part)
+        return fold.part(self.read_part("train"), part, self.split_seed)  # type: ignore[attr-defined]
+
+    def _fold_settings(self) -> dict[str, Scalar]:
+        fold = getattr(self, "fold", None)
+        return {} if fold is None else {"fold": str(fold)}
 
     @property
     def transform_settings(self) -> dict[str, Scalar]:

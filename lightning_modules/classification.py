@@ -18,6 +18,7 @@ from foundation.in_parts import in_parts
 from foundation.sizes import Size, sides, size_of
 from lightning_modules.base import BaseModule, Batch, StageName, StepOutput
 from lightning_modules.losses import balanced_weights, classification_loss, sample_weights, weights_by_name
+from lightning_modules.views import averaged_classes, check_views
 from metrics import ClassificationSums, MetricsByName, Predictions, SetRule
 from metrics.by_name import check_names
 from transforms import normalize
@@ -73,6 +74,10 @@ class Classifier(BaseModule):
     chosen_threshold: float | None = None
     exit_target: float | None = None
     set_rule: SetRule | None = None
+    views: str = "none"
+    """Views of an image whose probabilities are averaged in evaluations, see `lightning_modules.views`."""
+    takes_signals: ClassVar[bool] = False
+    takes_masks: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -202,7 +207,8 @@ class Classifier(BaseModule):
 
     def shared_step(self, batch: Batch, stage: StageName) -> StepOutput:
         """Compute logits and loss of one batch and update the metrics; see :class:`BaseModule`."""
-        return self.evaluated(self(self.inputs(batch)), batch, stage)
+        inputs = self.inputs(batch)
+        return self.evaluated(self(inputs) if stage == "train" else self.viewed(inputs), batch, stage)
 
     def evaluated(self, logits: Tensor, batch: Batch, stage: StageName) -> StepOutput:
         """Compute the loss and update the metrics from logits (B, K); returns the output of the step."""
@@ -257,17 +263,17 @@ class Classifier(BaseModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Predict a batch: logits (B, K), class ids (B,) and the images' indices in their data set (B,)."""
-        logits = self(self.inputs(batch))
+        logits = self.viewed(self.inputs(batch))
         return {"logits": logits, "class": logits.argmax(dim=1), "index": batch["index"]}
 
     @overload
-    def classify(self, images: Tensor) -> Tensor: ...
+    def classify(self, images: Tensor, tta: str = "none") -> Tensor: ...
 
     @overload
-    def classify(self, images: Samples) -> Predictions: ...
+    def classify(self, images: Samples, tta: str = "none") -> Predictions: ...
 
     @torch.no_grad()
-    def classify(self, images: Tensor | Samples) -> Tensor | Predictions:
+    def classify(self, images: Tensor | Samples, tta: str = "none") -> Tensor | Predictions:
         """Classify files, pictures, windows of signals, or a tensor of images, in eval mode.
 
         Probabilities are calibrated: softmax(logits / ``temperature``). A sample exits early if its largest one reaches
@@ -278,6 +284,7 @@ class Classifier(BaseModule):
                 them; of a HAR run windows (S, T) in physical units, or a file of windows. Or a tensor of images as the network
                 sees them before normalisation: (B, C, H, W), or (C, H, W) for one; uint8 in 0 to 255 or floating point in 0 to 1.
                 C and H = W must be those of the run's data. Any device.
+            tta: Views of each image whose probabilities are averaged: ``flip``, ``flips`` or ``shifts``; `lightning_modules.views`.
 
         Returns:
             A list of `Prediction`, one of each sample that can be read, with the attribute ``probabilities``. Of a tensor only the
@@ -287,6 +294,14 @@ class Classifier(BaseModule):
         Raises:
             ValueError: Wrong shape, type or range; nothing can be read; or a setting that is needed is not known to the module.
         """
+        check_views(tta, self)
+        before, self.views = self.views, tta if tta != "none" else self.views
+        try:
+            return self._classified(images)
+        finally:
+            self.views = before
+
+    def _classified(self, images: Tensor | Samples) -> Tensor | Predictions:
         if isinstance(images, Tensor):
             return self.probabilities_of(self.logits(images))
         files: list[str | None] = []
@@ -297,6 +312,12 @@ class Classifier(BaseModule):
         logits = torch.cat(found)
         chances, chosen = self.probabilities_of(logits), self.chosen(logits) if self.several_labels else None
         return Predictions.of(chances, self.class_names, self.chosen_threshold, files, chosen, self.sets_of(logits))
+
+    def viewed(self, inputs: Tensor) -> Tensor:
+        """Logits (B, K) of inputs as the network takes them, averaged over ``views``."""
+        if self.views == "none":
+            return cast(Tensor, self(inputs))
+        return averaged_classes(self.views, inputs, self, self.temperature, self.several_labels)
 
     def chosen(self, logits: Tensor) -> Tensor:
         """Labels (B, K), bool, that logits (B, K) reach, of a network of several labels a sample.
@@ -319,7 +340,7 @@ class Classifier(BaseModule):
     def _logits_of(self, inputs: Tensor) -> Tensor:
         """Logits (B, K) float32 of normalised inputs (B, ...), as many at a time as the memory holds, in eval mode."""
         with self.evaluating():
-            return in_parts(lambda part: cast(Tensor, self(part.to(self.dtype))).float(), inputs)
+            return in_parts(lambda part: self.viewed(part.to(self.dtype)).float(), inputs)
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
@@ -328,7 +349,7 @@ class Classifier(BaseModule):
         images = images.to(self.device)
         images = images if images.ndim >= 4 else images.unsqueeze(0)
         with self.evaluating():
-            return in_parts(lambda part: cast(Tensor, self(self._normalized(part).to(self.dtype))).float(), images)
+            return in_parts(lambda part: self.viewed(self._normalized(part).to(self.dtype)).float(), images)
 
     def _check_images(self, images: Tensor) -> None:
         check_pixels(images, self.in_channels, *(sides(self.image_size) if self.image_size else (None, None)))

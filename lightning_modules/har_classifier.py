@@ -193,6 +193,8 @@ class HARClassifier(StartsFromWeights, FrozenThenTrained, EarlyExitClassifier):
         """Logits of the network: (B, K), or (B, S, K) if each image of a window is classified on its own."""
         return super().forward(inputs)
 
+    takes_signals: ClassVar[bool] = True
+
     def forward(self, image: Tensor) -> Tensor:
         """Logits (B, K) of windows; networks/signal_encoder.py lists the input shapes of normalised images and signals."""
         logits = self.each(image)

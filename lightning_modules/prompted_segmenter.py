@@ -265,7 +265,7 @@ class PromptedSegmenter(SegmentationModule):
 
     def shared_step(self, batch: Batch, stage: StageName) -> StepOutput:
         """Compute the loss of one batch and update the metrics; see :class:`BaseModule`. ``label`` is the masks (N, 1, H, W)."""
-        logits, mask = self(batch["image"], batch["prompt"], batch["image_index"]), batch["mask"]
+        logits, mask = self.viewed(batch["image"], batch["prompt"], batch["image_index"]), batch["mask"]
         # in evaluation per sample, so that the loss depends neither on the size of a batch nor on the number of processes
         number, weight = batch["prompt_number"], None
         if stage == "train" and self.prompt_weights:
@@ -317,7 +317,7 @@ class PromptedSegmenter(SegmentationModule):
         data = getattr(self.trainer, "datamodule", None)
         objects_of = zip(getattr(data, "class_names", []), getattr(data, "synonyms", []), strict=False)
         names = {slug(text): name for name, texts in objects_of for text in texts}
-        logits = self(batch["image"], batch["prompt"], batch["image_index"])
+        logits = self.viewed(batch["image"], batch["prompt"], batch["image_index"])
         objects = [names.get(slug(prompt), prompt) for prompt in batch["prompt"]]
         return {
             "mask": self.marked(logits, objects),

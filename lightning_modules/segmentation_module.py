@@ -15,6 +15,7 @@ from foundation.slug import slug
 from foundation.suggestions import nearest
 from lightning_modules.base import BaseModule, Batch, StageName
 from lightning_modules.classification import Samples
+from lightning_modules.views import averaged_masks
 from metrics import MaskPrediction, SegmentationCounts, SegmentationSums, TolerantSums, choose_thresholds
 from metrics.segmentation import THRESHOLDS, grid_place
 from transforms import normalize
@@ -50,6 +51,10 @@ class SegmentationModule(BaseModule):
     """
 
     own_sizes: ClassVar[bool] = True
+    views: str = "none"
+    """Views of an image whose probabilities are averaged in evaluations, see `lightning_modules.views`."""
+    takes_signals: ClassVar[bool] = False
+    takes_masks: ClassVar[bool] = True
     mean: list[float] | None
     std: list[float] | None
 
@@ -160,8 +165,14 @@ class SegmentationModule(BaseModule):
     def _probabilities_of(self, normalized: Tensor, asked: list[str]) -> Tensor:
         index = torch.arange(len(normalized), device=self.device).repeat_interleave(len(asked))
         with self.evaluating():
-            logits: Tensor = self(normalized.to(self.dtype), asked * len(normalized), index)
+            logits = self.viewed(normalized.to(self.dtype), asked * len(normalized), index)
         return logits.float().sigmoid().view(len(normalized), len(asked), *normalized.shape[-2:])
+
+    def viewed(self, image: Tensor, prompts: Sequence[str], image_index: Tensor) -> Tensor:
+        """Logits (N, 1, H, W) of N prompts on normalised images, in evaluations averaged over ``views``."""
+        if self.views == "none" or self.training:
+            return cast(Tensor, self(image, prompts, image_index))
+        return averaged_masks(self.views, image, lambda view: cast(Tensor, self(view, prompts, image_index)))
 
     @overload
     def masks(self, images: Tensor, prompts: Sequence[str] | None = None) -> Tensor: ...

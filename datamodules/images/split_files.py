@@ -86,6 +86,8 @@ class SplitFiles(DataModule):
         if split == "predict" and self.images is not None:
             return "predict"
         wanted = {"predict": "test"}.get(split, split)
+        if wanted == "test" and self.fold is not None:
+            wanted = "train"
         if not self._parts:
             return "all"
         if wanted == "test" and "test" not in self._parts:
@@ -121,9 +123,12 @@ class SplitFiles(DataModule):
         """
         labels = self._list(self._part_of(part)).labels
         index = torch.arange(len(labels))
-        if not self._parts:
+        if not self._parts or self.fold is not None:
             index = self._drawn()["test"] if part == "test" else torch.cat([self._drawn()[s] for s in ("train", "val")])
         return {"label": labels[index], "index": index}
+
+    def _read_split(self, part: Literal["train", "test"]) -> dict[str, Tensor]:
+        return self.read_part(part)  # the files of a fold are drawn by their groups
 
     def _split_training_data(self) -> None:
         train = self._drawn()["train"]
@@ -151,6 +156,9 @@ class SplitFiles(DataModule):
             groups = source.groups(self.groups, self.group_column)
             own = self.own_class_names
             names = ["no label" if label == len(own) else own[label] for label in strata(source.labels).tolist()]
+            if self.fold is not None:
+                self._held_out = self.fold.parts(names, groups, val, self.split_seed)
+                return self._held_out
             try:
                 split = grouped_split(names, groups, [round(1 - val - test, 12), val, test], self.split_seed)
             except ValueError as error:
@@ -171,7 +179,7 @@ class SplitFiles(DataModule):
     @property
     def labelled_splits(self) -> tuple[Labelled, ...]:
         """The splits that the data has."""
-        has_test = "test" in self._parts if self._parts else self.test_fraction > 0
+        has_test = self.fold is not None or ("test" in self._parts if self._parts else self.test_fraction > 0)
         return ("train", "val", "test") if has_test else ("train", "val")
 
     @property

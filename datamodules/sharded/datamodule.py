@@ -132,6 +132,10 @@ class ShardedImagesDataModule(GivenHeader, DataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(crop_padding=0, shrink="resize", on_device=False, flip=flip, **kwargs)
+        if self.fold is not None:
+            raise ValueError(
+                f"fold {self.fold}: shards are read as they were written, by split; fold the folder of images"
+            )
         check_levels(levels)
         shape: dict[str, Any] = {"canvas": canvas, "eval_share": eval_share, "framing": framing, "pad_value": pad_value}
         self._give_header(image_size, channels, mean, std, **shape)

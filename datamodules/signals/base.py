@@ -74,6 +74,7 @@ class SignalDataModule(SignalHeader):
         channel_dropout: Probability that a signal is replaced by its mean, 0 to 1.
         augment_prob: Probability of each of these augmentations for each window, 0 to 1.
         on_device: Move the windows to the accelerator once instead of a batch at a time (34 MB for UCI HAR).
+        fold: `2/5` tests the second of five parts of the training people, see :class:`DataModule`.
 
     Raises:
         ValueError: A setting is out of its range.
@@ -86,6 +87,7 @@ class SignalDataModule(SignalHeader):
         "split_seed",
         "drop_last",
         "sampling",
+        "fold",
     )
 
     def __init__(
@@ -112,6 +114,7 @@ class SignalDataModule(SignalHeader):
         channel_dropout: float = 0.0,
         augment_prob: float = 1.0,
         on_device: bool = False,
+        fold: str | None = None,
     ) -> None:
         super().__init__(
             batch_size=batch_size,
@@ -120,6 +123,7 @@ class SignalDataModule(SignalHeader):
             drop_last=drop_last,
             sampling=sampling,
             on_device=on_device,
+            fold=fold,
         )
         check_subjects("val_subjects", val_subjects)
         self.val_subjects, self.val_subject_id = val_subjects, val_subject_id
@@ -320,6 +324,7 @@ class SignalDataModule(SignalHeader):
             "val_subjects": as_scalar(self.val_subjects),
             "val_subject_id": self.val_subject_id,
             "split_seed": self.split_seed,
+            **self._fold_settings(),
         }
 
     @property

@@ -50,6 +50,8 @@ class SignalFileDataModule(SignalDataModule):
     ) -> None:
         super().__init__(**kwargs)
         check_subjects("test_subjects", test_subjects)
+        if self.fold is not None and test_file is not None:
+            raise ValueError(f"fold {self.fold}: the people of the file are tested in turn; leave test_file out")
         self.file, self.test_subjects = Path(file), test_subjects
         self.test_file = None if test_file is None else Path(test_file)
 
@@ -179,7 +181,7 @@ class SignalFileDataModule(SignalDataModule):
                 f"{self.file} has no {' and no '.join(missing)}: training needs the label of each window, and the person, by whom "
                 f"the data is split; to predict it, {MAIN} predict --run RUN_DIR --data.test_file {self.file}"
             )
-        return windows if self._whole_test is not None else self._parts[part]
+        return windows if self._whole_test is not None or self.fold is not None else self._parts[part]
 
     def _as_own(self, other: SignalFile) -> Windows:
         """Return the windows of a file with the signals, classes and people of `file`, matched by name."""

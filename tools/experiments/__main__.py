@@ -2,6 +2,7 @@
 
     python -m tools.experiments --list
     python -m tools.experiments --config BASE [--only NAME...] [--jobs N] [--dry_run] [--data.NAME VALUE ...]
+    python -m tools.experiments --config BASE --folds K [--jobs N] ...           cross-validation: tools/experiments/folds.py
 
     OUT/NAME/              run folder of an experiment        OUT/experiments.json       command, exit code and seconds of each
     OUT/NAME.log           output of its process              OUT/compare.{csv,md,png}   comparison of all, by tools.compare
@@ -23,6 +24,7 @@ from pathlib import Path
 from foundation.project import find_config
 from tools.command_line import FAILED, OK, Parser, run_command, start
 from tools.experiments.files import Experiment, choose, files_of, read_experiment, read_header
+from tools.experiments.folds import check_folds, fold_jobs, report_folds
 from tools.experiments.jobs import Job, epochs_of, first_words, run_jobs, state_of
 from tools.experiments.report import Report, check_record, read_record
 
@@ -34,6 +36,7 @@ examples:
   python -m tools.experiments --config configs/prompt_segmentation_light.yaml --data.root FOLDER --jobs 2
   python -m tools.experiments --config configs/cifar_ternary.yaml --only cifar_scenarios --data.root data
   python -m tools.experiments --config configs/digits_ternary.yaml --only baseline seed_1 --dry_run > commands.txt
+  python -m tools.experiments --config configs/digits_ternary.yaml --folds 5
 """
 
 
@@ -64,6 +67,12 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder for the runs (runs/experiments/<config>)")
     parser.add_argument(
         "--jobs", type=int, default=1, metavar="N", help="experiments to run at the same time; they share the cores"
+    )
+    parser.add_argument(
+        "--folds",
+        type=int,
+        metavar="K",
+        help="run the configuration once for each of K folds of its data, in place of experiments",
     )
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--list", action="store_true", help="list the experiments; with --config, also their progress")
@@ -115,7 +124,10 @@ def experiments(options: argparse.Namespace, flags: Sequence[str]) -> int:
         raise ValueError(f"--config {absent[0]}: no such file")
     if wrong := [flag for flag in flags if flag.startswith("--") and not OF_A_FIT.match(flag)]:
         raise ValueError(f"{wrong[0]}: is neither a flag of this command nor a setting of the runs; see --help")
-    out = options.output or Path("runs") / "experiments" / options.config[0].stem
+    ending = "" if options.folds is None else f"_{options.folds}_folds"
+    out = options.output or Path("runs") / "experiments" / f"{options.config[0].stem}{ending}"
+    if options.folds is not None:
+        return _folds(options, flags, out)
     chosen = choose(options.experiments, options.config[0], options.only)
     if options.list:
         _list(options.experiments, chosen, out)
@@ -126,15 +138,42 @@ def experiments(options: argparse.Namespace, flags: Sequence[str]) -> int:
     ]
     check_record(out, jobs)
     if options.dry_run:
-        for job in jobs:
-            if state_of(job.folder) != "finished":
-                print(job.line())
-        return OK
+        return _print_commands(jobs)
     if any(state_of(job.folder) == "new" for job in jobs):
         check_base(options.config, flags)
     out.mkdir(parents=True, exist_ok=True)
     with _locked(out) as lock:
         return _run(out, jobs, options.jobs, lock)
+
+
+def _folds(options: argparse.Namespace, flags: Sequence[str], out: Path) -> int:
+    """Run the folds of a configuration."""
+    if options.folds < 2:
+        raise ValueError(f"--folds: two or more, such as 5, got {options.folds}")
+    if options.only is not None or options.list:
+        flag = "--list" if options.list else "--only"
+        raise ValueError(
+            f"--folds {options.folds}: is of one configuration; leave {flag} out, and give an overlay as --config"
+        )
+    jobs = fold_jobs(options.config, options.folds, out, flags)
+    check_record(out, jobs)
+    if options.dry_run:
+        return _print_commands(jobs)
+    if any(state_of(job.folder) == "new" for job in jobs):
+        check_base(options.config, flags)
+        check_folds(options.config, options.folds, flags)
+    out.mkdir(parents=True, exist_ok=True)
+    with _locked(out) as lock:
+        code = _run(out, jobs, options.jobs, lock)
+        report_folds(out, jobs)
+        return code
+
+
+def _print_commands(jobs: Sequence[Job]) -> int:
+    for job in jobs:
+        if state_of(job.folder) != "finished":
+            print(job.line())
+    return OK
 
 
 def check_base(configs: Sequence[Path], flags: Sequence[str]) -> None:
