@@ -44,7 +44,7 @@ def test_one_run_for_each_fold() -> None:
     ],
 )
 def test_refusals(words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--config", TINY, "--out", str(tmp_path / "out"), *words]) == 2
+    assert main(["--config", TINY, "--output", str(tmp_path / "out"), *words]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.strip().count("\n") == 0
@@ -53,7 +53,7 @@ def test_refusals(words: list[str], message: str, tmp_path: Path, capsys: pytest
 
 def test_masks_have_no_folds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = str(ROOT / "tests" / "conf" / "segmentation_tiny.yaml")
-    assert main(["--config", config, "--out", str(tmp_path / "out"), "--folds", "3", "--data.root", str(tmp_path)]) == 2
+    assert main(["--config", config, "--output", str(tmp_path / "out"), "--folds", "3", "--data.root", str(tmp_path)]) == 2
     assert "--folds 3: PromptedSegmentationDataModule has no folds" in capsys.readouterr().err
 
 
@@ -96,7 +96,7 @@ def test_lines() -> None:
 @pytest.mark.slow
 def test_cross_validation_of_the_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    words = ["--config", TINY, "--folds", "3", "--out", str(out), "--trainer.accelerator", "cpu"]
+    words = ["--config", TINY, "--folds", "3", "--output", str(out), "--trainer.accelerator", "cpu"]
     assert main(words) == 0, capsys.readouterr().out
     with (out / "out_of_fold.csv").open(newline="") as file:
         table = list(csv.DictReader(file))

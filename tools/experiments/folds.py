@@ -107,7 +107,7 @@ def rows(found: Sequence[RunLogits]) -> list[list[str]]:
     column = ""
     for number, one in enumerate(found, start=1):
         if list(one.data.class_names) != names:
-            raise ValueError(f"fold_{number}: its classes are not those of fold_1; give another --out")
+            raise ValueError(f"fold_{number}: its classes are not those of fold_1; give another --output")
         files, subjects = _named(one)
         column = "file" if files else "subject" if subjects else ""
         chances = one.module.probabilities_of(one.logits)
@@ -116,7 +116,7 @@ def rows(found: Sequence[RunLogits]) -> list[list[str]]:
         ):
             if index in made:
                 raise ValueError(
-                    f"fold_{number}: sample {index} is in another fold too; the data has changed, give another --out"
+                    f"fold_{number}: sample {index} is in another fold too; the data has changed, give another --output"
                 )
             best = max(range(len(row)), key=row.__getitem__)
             own = [files[index]] if files else [subjects[place]] if subjects else []
