@@ -45,7 +45,7 @@ def longer_than_run(decay: float, steps: int) -> str:
         A sentence; empty if the half-life is at most as long as the run.
 
     >>> longer_than_run(0.999, 400)
-    'decay 0.999 has a half-life of 693 steps and the run only 400: the average lags behind; decay: 0.97 of EMA fits'
+    'decay 0.999 has a half-life of 693 steps and the run only 400: the average lags; give --trainer.callbacks.EMA.decay 0.97'
     >>> longer_than_run(0.99, 400)
     ''
     """
@@ -54,8 +54,8 @@ def longer_than_run(decay: float, steps: int) -> str:
         return ""
     change = 1 - 0.5 ** (1 / max(1.0, steps / 20))
     return (
-        f"decay {decay:g} has a half-life of {half_life:,.0f} steps and the run only {steps:,}: the average lags behind; "
-        f"decay: {1 - float(f'{change:.1g}'):g} of EMA fits"
+        f"decay {decay:g} has a half-life of {half_life:,.0f} steps and the run only {steps:,}: the average lags; "
+        f"give --trainer.callbacks.EMA.decay {1 - float(f'{change:.1g}'):g}"
     )
 
 

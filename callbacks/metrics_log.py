@@ -105,11 +105,12 @@ class MetricsLog(Callback):
         self._loggers: list[Logger] = []
         self._saved: dict[str, Any] = {}
         self._step = 0
+        self._rates: dict[str, float] = {}  # learning rate and momentum of the latest step
         self._validation: dict[str, float] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the table, truncated to the rows of the resumed checkpoint."""
-        self._step = trainer.global_step
+        self._step, self._rates = trainer.global_step, dict(self._saved.get("rates", {}))
         self._loggers = list(trainer.loggers)
         folder = run_folder(trainer)
         if folder is not None and trainer.is_global_zero:
@@ -117,6 +118,10 @@ class MetricsLog(Callback):
             self.table.cut(self._saved.get("rows", 0), self._saved.get("columns", KEYS))
             if names := {type(one).__name__: name for one in self._loggers if (name := _name_of_run(one)) is not None}:
                 write_json(folder / LOGGERS, names)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Note the learning rate and momentum of this step: schedules change them before the step ends."""
+        self._rates = optimiser_metrics(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -132,7 +137,7 @@ class MetricsLog(Callback):
         # Lightning divides the loss by the number of accumulated batches
         metrics = {
             "train/loss_step": float(outputs["loss"]) * trainer.accumulate_grad_batches,
-            **optimiser_metrics(trainer),
+            **self._rates,
         }
         speed = Speed.of(trainer)
         timing = speed.snapshot() if speed is not None else {}
@@ -161,7 +166,9 @@ class MetricsLog(Callback):
             for c in find_callbacks(trainer, ProgressiveResizing)
             for k, v in c.metrics(trainer.current_epoch).items()
         }
-        self._write(trainer, {**metrics, **self._validation, **optimiser_metrics(trainer), **timing, **stage})
+        # a resume from the end of an epoch ends it again, without a step
+        rates = self._rates or optimiser_metrics(trainer)
+        self._write(trainer, {**metrics, **self._validation, **rates, **timing, **stage})
         self._validation = {}
 
     def _write(self, trainer: Trainer, metrics: dict[str, float]) -> None:
@@ -172,12 +179,14 @@ class MetricsLog(Callback):
             self.table.append({**row, "step": trainer.global_step})
 
     def state_dict(self) -> dict[str, Any]:
-        """Number of rows and columns of the table; the rows and their events are on disk before a checkpoint counts them."""
+        """Rows and columns of the table, rates of the latest step; rows and events are on disk before a checkpoint counts them."""
         if self.table is not None:
             self.table.sync()
             for logger in self._loggers:
                 logger.save()
-        return {"rows": self.table.rows, "columns": self.table.columns} if self.table is not None else {}
+        if self.table is None:
+            return {}
+        return {"rows": self.table.rows, "columns": self.table.columns, "rates": self._rates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember them for ``on_train_start``."""
@@ -243,7 +252,7 @@ def is_validation(name: str) -> bool:
 
 
 def optimiser_metrics(trainer: Trainer) -> dict[str, float]:
-    """Learning rate and momentum that the next optimiser step will use, as ``lr/<group>`` and ``momentum/<group>``."""
+    """Learning rate and momentum that an optimiser step would use now, as ``lr/<group>`` and ``momentum/<group>``."""
     metrics = {}
     for group in (group for optimizer in trainer.optimizers for group in optimizer.param_groups):
         name = group.get("name", "parameters")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate, pairwise
@@ -12,7 +13,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks.dry_run import is_out_of_memory
-from foundation.sizes import Size, in_proportion, pixels_of_size, size_of, size_text
+from foundation.sizes import Size, in_proportion, pixels_of_size, sides, size_of, size_text
+
+log = logging.getLogger(__name__)
 
 ScheduleScope = Literal["per_stage", "whole"]
 SETTINGS = ("train_size", "batch_size", "strength")  # attributes of the datamodule that change between epochs
@@ -123,6 +126,8 @@ def planned(trainer: Trainer, stages: Sequence[ResizingStage], stretch: bool) ->
                 f"ProgressiveResizing: stretch needs trainer.max_epochs, 1 or more, got {trainer.max_epochs}"
             )
         lengths = stretched(lengths, epochs)
+        if text := left_out(stages, lengths):
+            log.warning(text)
     return [
         PlannedStage(
             **{
@@ -137,6 +142,59 @@ def planned(trainer: Trainer, stages: Sequence[ResizingStage], stretch: bool) ->
         for stage, length in zip(stages, lengths, strict=True)
         if length
     ]
+
+
+def left_out(stages: Sequence[ResizingStage], lengths: Sequence[int]) -> str:
+    """Say which stages get no epoch after stretching, and from how many epochs on all get one; empty if all do.
+
+    >>> left_out([ResizingStage(size=size, epochs=epochs) for size, epochs in ((128, 12), (176, 8), (224, 5))], [1, 0, 1])
+    'ProgressiveResizing: 2 epochs are too few for its 3 stages, left out: 176 px; all are trained from --trainer.max_epochs 3 on'
+    """
+    missing = [
+        f"{size_text(size_of(stage.size))} px" for stage, length in zip(stages, lengths, strict=True) if not length
+    ]
+    if not missing:
+        return ""
+    asked, least = [stage.epochs for stage in stages], len(stages)
+    while not all(stretched(asked, least)):
+        least += 1
+    return (
+        f"ProgressiveResizing: {sum(lengths)} epoch{'s are' if sum(lengths) > 1 else ' is'} too few for its {len(stages)} stages, "
+        f"left out: {', '.join(missing)}; all are trained from --trainer.max_epochs {least} on"
+    )
+
+
+def image_size_flag(size: Size) -> str:
+    """A size as the value of a flag.
+
+    >>> image_size_flag(224), image_size_flag((96, 160))
+    ('224', '[96,160]')
+    """
+    return str(size) if isinstance(size, int) else f"[{size[0]},{size[1]}]"
+
+
+def stages_for(stages: Sequence[PlannedStage], size: Size, batch_size: int) -> str:
+    """The stages as YAML, with sizes in proportion to another last size: multiples of 8 pixels where that size is one.
+
+    Args:
+        stages: The planned stages.
+        size: The size of the last stage.
+        batch_size: That of the data; a stage of another one keeps its own.
+
+    >>> made = [PlannedStage(size=s, epochs=e, batch_size=64, strength=x) for s, e, x in ((128, 4, 0.5), (224, 5, 1.0))]
+    >>> stages_for(made, 64, 64)
+    '[{size: 40, epochs: 4, strength: 0.5}, {size: 64, epochs: 5}]'
+    """
+    factor, step = min(sides(size)) / min(sides(stages[-1].size)), 1 if min(sides(size)) % 8 else 8
+    items = []
+    for stage in stages:
+        shorter = max(step, step * round(factor * min(sides(stage.size)) / step))
+        own = size if stage is stages[-1] else in_proportion(shorter, size)
+        values = {"size": image_size_flag(own).replace(",", ", "), "epochs": stage.epochs}
+        values |= {"batch_size": stage.batch_size} if stage.batch_size != batch_size else {}
+        values |= {name: f"{value:g}" for name in ("lr", "strength") if (value := getattr(stage, name)) != 1}
+        items.append("{" + ", ".join(f"{name}: {value}" for name, value in values.items()) + "}")
+    return f"[{', '.join(items)}]"
 
 
 def check_run(trainer: Trainer, stages: Sequence[PlannedStage]) -> list[int]:
@@ -158,7 +216,8 @@ def check_run(trainer: Trainer, stages: Sequence[PlannedStage]) -> list[int]:
     if (last := stages[-1].size) != data.image_size:
         raise MisconfigurationException(
             f"size of stage {len(stages)}: validation and test use the data's {size_text(data.image_size)} px, so the last stage "
-            f"must too, got {size_text(last)}"
+            f"must too, got {size_text(last)}; give --data.image_size {image_size_flag(last)}, or the stages in proportion: "
+            f"--trainer.callbacks.ProgressiveResizing.stages '{stages_for(stages, data.image_size, data.batch_size)}'"
         )
     batches = [_count(trainer, stage, number) for number, stage in enumerate(stages, start=1)]
     every, fewest = trainer.val_check_interval, min(batches)
@@ -200,12 +259,13 @@ def _check_length(trainer: Trainer, epochs: int) -> None:
     if trainer.max_epochs != epochs:
         raise MisconfigurationException(
             f"ProgressiveResizing: the stages have {epochs} epochs together, but trainer.max_epochs is {trainer.max_epochs}; "
-            f"set --trainer.max_epochs {epochs}, other epochs for the stages, or stretch: true"
+            f"set --trainer.max_epochs {epochs}, other epochs for the stages, or "
+            "--trainer.callbacks.ProgressiveResizing.stretch true"
         )
     if trainer.max_steps > 0:
         raise MisconfigurationException(
             "trainer.max_steps: the stages of ProgressiveResizing set the length of the run, leave it out; "
-            f"got {trainer.max_steps}"
+            f"got {trainer.max_steps}; --trainer.max_epochs and --trainer.limit_train_batches make a run shorter"
         )
 
 

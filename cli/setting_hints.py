@@ -18,7 +18,8 @@ LINKED = ("num_classes", "in_channels", "image_size", "mean", "std", "class_name
 """Settings of the model that are taken from the data."""
 SECTIONS = (*BASES, "checkpoint", "non_finite", "progress", "curves")
 LAST_CALLBACK = (
-    "flags set only the last callback of trainer.callbacks, as --trainer.callbacks.SETTING; give the list in a file"
+    "flags set the last callback of trainer.callbacks, as --trainer.callbacks.SETTING, or that of a class, as "
+    "--trainer.callbacks.EMA.decay"
 )
 LISTED = 4  # classes that a message names
 CONFIG = (".yaml", ".yml")
@@ -109,7 +110,7 @@ class Hints:
             if key.startswith(f"{keys[0]}.") and name in names
         ]
         if owners and keys[0] == "trainer.callbacks":
-            return f"{place}: is a setting of {owners[0]}; {LAST_CALLBACK}"
+            return f"{place}: is a setting of {owners[0]}, not of the last callback; give --{place_of(owners[0], name)}"
         return f"{place}: no such setting{nearest(name, known) or '; there are ' + ', '.join(sorted(known))}"
 
     def _other_name(self, name: str) -> str:
@@ -144,7 +145,7 @@ class Hints:
             if key.startswith("trainer.callbacks.") and name in names
         ]
         if of_callback:
-            return f"; the callback {of_callback[0]} in trainer.callbacks has it"
+            return f"; the callback {of_callback[0]} in trainer.callbacks has it: --{place_of(of_callback[0], name)}"
         if not close:
             return ""
         known = {one: key for key in ("trainer", "data", "model") for one in self.settings.get(key, ())}
@@ -182,6 +183,11 @@ class Hints:
     def _sections(self) -> str:
         sections = [one for one in sorted(self.tops) if f"--{one}" not in FLAGS and one not in ("c", "h", "-c", "-h")]
         return f"; there are {', '.join(one for one in sections if not one.startswith('-'))}"
+
+
+def place_of(callback: str, name: str) -> str:
+    """The flag, without dashes, that sets one callback of the list by its class (cli/trainer/callback_flags.py)."""
+    return f"trainer.callbacks.{callback}.{name}"
 
 
 def _is_ours(cls: type) -> bool:

@@ -29,6 +29,7 @@ from cli.resume import RunCheckpoint
 from cli.run_flags import RunFlags, UsageError
 from cli.setting_hints import LINKED
 from cli.trainer.callback_checks import check_callbacks, name_cache
+from cli.trainer.callback_flags import parse_with_callback_flags
 from cli.trainer.checks import check_seed, check_trainer
 from cli.trainer.loggers import prepare_loggers
 from cli.trainer.options import make_trainer
@@ -144,7 +145,7 @@ class VisionCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse ``args``, without Lightning's warning that they differ from ``sys.argv``."""
         try:
-            self.config = parser.parse_args(args)
+            self.config = parse_with_callback_flags(parser, self._subcommand_parsers[self.flags.command], args)
         except UsageError as error:
             raise self._readable_error(error) from error
         check_seed(self.config[self.flags.command].seed_everything)

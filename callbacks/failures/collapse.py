@@ -3,6 +3,7 @@
     warning: no positive pixel predicted for 'segment pothole' in 3 validations: the network has collapsed; change ...
     warning: only class 'cat' was predicted in 3 validations: the network has collapsed; change --model.lr (now 0.1) ...
     warning: val/loss was 549 in 3 validations: the loss has exploded; change --model.lr (now 0.5, try 0.05)
+    warning: --model.lr 0.5 is for the 256 samples of a step in the configuration, here a step has 16: the loss may explode; ...
 
 A line appears when the validations in a row that found the same reach 3, 10, 30, 100, ..., and at the end of a fit if the latest
 validation found something that no line has said yet. With EMA, the averaged weights count. The numbers are in the checkpoint.
@@ -19,6 +20,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from callbacks.find_callbacks import find_callbacks
+from callbacks.learning_rate_finder import LearningRateFinder
+
 log = logging.getLogger(__name__)
 
 FIRST = 3  # validations in a row before the first line
@@ -29,6 +33,8 @@ TEXTS = {
 }
 ALL_LABELS = "every label had a probability above 0.5 in every image"
 NO_LABEL = "no label had a probability of 0.5 in any image"
+SMALLER = 2
+"""A rate is too high for its batch if the configuration file has at least this many times the samples in an optimiser step."""
 EXPLODED = 10.0
 """A classifier's validation loss has exploded above this many times the loss of guessing (ln K; ln 2 with several labels)."""
 IMBALANCED = 1.5
@@ -80,6 +86,11 @@ class WarnOnCollapse(Callback):
         """Restore the counts and texts."""
         self.found = {key: (int(count), str(text)) for key, (count, text) in state_dict["found"].items()}
         self.said = {*state_dict["said"]}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say that the configuration's learning rate is for a larger batch, before the first step."""
+        if trainer.global_step == 0 and (text := rate_of_larger_batch(trainer, pl_module, self.recipe)):
+            log.warning(text)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reset the classes of the previous validation."""
@@ -203,11 +214,33 @@ def lower_rate(trainer: Trainer, pl_module: LightningModule, recipe: tuple[float
     now = float(pl_module.lr)  # type: ignore[arg-type]
     if recipe is not None:
         rate, recipe_batch = recipe
-        size = getattr(getattr(trainer, "datamodule", None), "batch_size", recipe_batch)
-        scaled = rate * size * trainer.world_size * getattr(trainer, "accumulate_grad_batches", 1) / recipe_batch
+        scaled = rate * _samples_of_step(trainer, recipe_batch) / recipe_batch
         if scaled < now:
             return scaled
     return now / 10
+
+
+def rate_of_larger_batch(trainer: Trainer, pl_module: LightningModule, recipe: tuple[float, int] | None) -> str:
+    """Say that SGD trains with the recipe's learning rate on batches of half the recipe's size or less, and which rate fits.
+
+    The step of other optimisers depends less on the batch, and `LearningRateFinder` finds a rate of its own: then it is empty.
+    """
+    if recipe is None or getattr(pl_module, "optimizer_name", "") != "sgd" or float(pl_module.lr) != recipe[0]:  # type: ignore[arg-type]
+        return ""
+    rate, recipe_batch = recipe
+    samples = _samples_of_step(trainer, recipe_batch)
+    if samples * SMALLER > recipe_batch or find_callbacks(trainer, LearningRateFinder):
+        return ""
+    return (
+        f"--model.lr {rate:g} is for the {recipe_batch} samples of a step in the configuration, here a step has {samples}: the "
+        f"loss may explode; give --model.lr {rate * samples / recipe_batch:.3g}, in proportion"
+    )
+
+
+def _samples_of_step(trainer: Trainer, unknown: int) -> int:
+    """Samples of an optimiser step over all processes; ``unknown`` a batch if the data has no batch size."""
+    size = int(getattr(getattr(trainer, "datamodule", None), "batch_size", unknown))
+    return size * trainer.world_size * int(getattr(trainer, "accumulate_grad_batches", 1))
 
 
 def _balanced(data: object) -> bool:

@@ -43,6 +43,7 @@ PANELS = {  # titles
     "speed": "training speed (samples/s)",
 }
 STEP_LOSS = "train/loss_step"
+SHORT, LONGEST = 12, 32  # characters of the names under a panel: two of them fit into a row, and one
 
 
 def epoch_rows(rows: Rows) -> Rows:
@@ -155,9 +156,28 @@ def _draw_groups(axes: Axes, prefix: str, points: Points) -> None:
         lines.setdefault((tuple(epochs), tuple(values)), []).append(name.removeprefix(f"{prefix}/"))
     colours = (PURPLE, SKY, GREEN, ORANGE, BLUE, VERMILION)
     for colour, (line, groups) in zip(cycle(colours), lines.items(), strict=False):
-        axes.plot(*line, color=colour, marker=marker(line[0]), label=", ".join(groups))
-    if len(lines) > 1:  # under the panel, where it covers no line
-        axes.legend(ncols=2, frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+        axes.plot(*line, color=colour, marker=marker(line[0]), label=group_label(groups))
+    if len(lines) > 1:  # under the panel, where it covers no line, and no wider: room at its sides would be empty
+        widest = max(len(group_label(groups)) for groups in lines.values())
+        columns = 2 if widest <= SHORT else 1
+        axes.legend(ncols=columns, frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(-0.02, -0.14))
+
+
+def group_label(groups: list[str]) -> str:
+    """Name the parameter groups of a line in one or two words.
+
+    >>> group_label(["backbone_weights", "backbone_vectors"]), group_label(["weights", "vectors"])
+    ('backbone', 'weights, vectors')
+    >>> group_label(["layer_1_weights", "layer_2_weights", "layer_3_weights"])
+    'layer_1_weights and 2 more'
+    """
+    names = dict.fromkeys(
+        part if {f"{part}_weights", f"{part}_vectors"} <= {*groups} else name
+        for name in groups
+        for part in [name.rpartition("_")[0]]
+    )
+    text = ", ".join(names)
+    return text if len(text) <= LONGEST else f"{next(iter(names))} and {len(names) - 1} more"
 
 
 def _series(points: Points, name: str) -> tuple[list[float], list[float]]:

@@ -23,7 +23,8 @@ def check_callbacks(own: list[Callback]) -> None:
     for callback in ours_of:
         if keys.count(callback.state_key) > 1:
             raise UsageError(
-                f"trainer.callbacks: {type(callback).__name__} is given twice; perhaps in both the experiment and an overlay?"
+                f"trainer.callbacks: {type(callback).__name__} is given twice; perhaps in both the experiment and an "
+                f"overlay? --trainer.callbacks.{type(callback).__name__}.SETTING VALUE changes the one that is there"
             )
 
 

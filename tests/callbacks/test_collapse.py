@@ -119,6 +119,27 @@ def test_the_recipe_is_read_from_the_files_and_not_from_flags(tmp_path: Path) ->
     assert recipe_of([str(overlay)]) is None
 
 
+@pytest.mark.parametrize(
+    ("settings", "samples", "given"),
+    [({}, 16, "0.00625"), ({"batch_size": 64}, 64, "0.025"), ({"batch_size": 65}, 65, None), ({"lr": 0.06}, 16, None),
+     ({"optimizer_name": "adamw"}, 16, None)],
+)  # fmt: skip
+def test_a_rate_of_a_larger_batch_is_said_before_the_first_step(
+    said: pytest.LogCaptureFixture, settings: dict[str, Any], samples: int, given: str | None
+) -> None:
+    fit = Fit(WarnOnCollapse((0.05, 128)), **{"lr": 0.05, "optimizer_name": "sgd", **settings})
+    fit.trainer.callbacks, fit.trainer.global_step = [fit.callback], 0
+    fit.callback.on_train_start(fit.trainer, fit.module)
+    text = (
+        f"--model.lr 0.05 is for the 128 samples of a step in the configuration, here a step has {samples}: the loss may explode; "
+        f"give --model.lr {given}, in proportion"
+    )
+    assert said.messages == ([text] if given else [])
+    fit.trainer.global_step = 1
+    fit.callback.on_train_start(fit.trainer, fit.module)
+    assert len(said.messages) == bool(given), "a run that goes on has been told"
+
+
 def test_lines_come_rarely() -> None:
     assert [count for count in range(1, 2000) if is_due(count)] == [3, 10, 30, 100, 300, 1000]
 

@@ -146,6 +146,21 @@ def test_groups_with_different_learning_rates_have_separate_lines() -> None:
     assert axes.get_legend() is not None
 
 
+@pytest.mark.parametrize(
+    "groups", [("backbone", "head"), ("text_tower", "a_decoder_of_a_long_name"), tuple("abcdefghij")]
+)
+def test_the_names_of_the_groups_are_within_their_panel(groups: tuple[str, ...]) -> None:
+    rates = {f"lr/{name}_{part}": 0.1 + i for i, name in enumerate(groups) for part in ("weights", "vectors")}
+    figure = draw_curves([{"epoch": 1.0, "step": 5.0, **rates, "momentum/a": 0.9, "speed/images_per_s": 5.0}], "run")
+    render(figure)
+    axes = panels(figure)["learning rate"]
+    legend, panel = axes.get_legend(), axes.get_window_extent()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == [*groups]
+    box = legend.get_window_extent()
+    assert panel.x0 - 0.05 * panel.width <= box.x0 <= box.x1 <= panel.x1 + 0.05 * panel.width
+
+
 def test_thin_lines_separate_the_stages() -> None:
     staged = [{**row, "stage/number": 1 + (row["epoch"] > 2)} if "train/loss" in row else row for row in ROWS]
     assert stage_ends(staged) == [2]

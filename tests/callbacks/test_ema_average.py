@@ -52,7 +52,7 @@ def test_a_half_life_longer_than_the_run_is_said(steps: int, fits: float, caplog
         EMA(decay).on_train_start(trainer, module)  # type: ignore[arg-type]
     (record,) = caplog.records
     assert f"the run only {steps}: " in record.getMessage()
-    assert record.getMessage().endswith(f"; decay: {fits:g} of EMA fits")
+    assert record.getMessage().endswith(f"; give --trainer.callbacks.EMA.decay {fits:g}")
     trainer.max_epochs, trainer.global_step = -1, 0
     EMA(0.999).on_train_start(trainer, module)  # type: ignore[arg-type]
     assert len(caplog.records) == 1, "a run without an end has no length"

@@ -30,13 +30,19 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
             STAGES,
             {"max_epochs": 7},
             "the stages have 6 epochs together, but trainer.max_epochs is 7; set --trainer.max_epochs 6, other epochs for the "
-            "stages, or stretch: true",
+            "stages, or --trainer.callbacks.ProgressiveResizing.stretch true",
         ),
-        (STAGES, {"max_steps": 5}, "trainer.max_steps: the stages .* set the length of the run, leave it out; got 5"),
+        (
+            STAGES,
+            {"max_steps": 5},
+            "trainer.max_steps: the stages .* set the length .* leave it out; got 5; --trainer.max_epochs",
+        ),
         (
             STAGES[:2],
             {"max_epochs": 4},
-            "size of stage 2: validation and test use the data's 16 px, so the last stage must too, got 12",
+            r"size of stage 2: validation and test use the data's 16 px, so the last stage must too, got 12; give --data."
+            r"image_size 12, or the stages in proportion: --trainer.callbacks.ProgressiveResizing.stages '\[{size: 8, epochs: 2, "
+            r"batch_size: 32}, {size: 16, epochs: 2, batch_size: 24, lr: 0.5}\]'",
         ),
         (
             STAGES,

@@ -47,7 +47,11 @@ WRONG = [
     (DIGITS, "--trainer.lr 1", "--trainer.lr: no such flag, did you mean 'model.lr'?"),
     (DIGITS, "--lr 0.01", "--lr: no such flag, did you mean 'model.lr'?"),
     (DIGITS, "--epochs 3", "--epochs: no such flag, did you mean 'trainer.max_epochs'?"),
-    (DIGITS, "--decay 0.9", "--decay: no such flag; the callback EMA in trainer.callbacks has it"),
+    (
+        DIGITS,
+        "--decay 0.9",
+        "--decay: no such flag; the callback EMA in trainer.callbacks has it: --trainer.callbacks.EMA.decay",
+    ),
     (DIGITS, "--model.unfreeze_epoch 1", "TernaryClassifier has no such setting; HARClassifier has it (--model CLASS)"),
     (DIGITS, "--model.optimizer.x 3", "model.optimizer.x: no such setting, model.optimizer is one value"),
     (
@@ -55,8 +59,21 @@ WRONG = [
         "--data.sets [{folder:\u00a0a,promts:\u00a0[x]}]",
         "data.sets.promts: no such setting, did you mean 'prompts'?",
     ),
-    (DIGITS, "--trainer.callbacks.decay 0.5", "trainer.callbacks.decay: is a setting of EMA; flags set only the last"),
-    (DIGITS, "--trainer.callbacks.EMA.decay 0.5", "--trainer.callbacks.EMA.decay: flags set only the last callback"),
+    (
+        DIGITS,
+        "--trainer.callbacks.decay 0.5",
+        "is a setting of EMA, not of the last callback; give --trainer.callbacks.EMA.decay",
+    ),
+    (DIGITS, "--trainer.callbacks.ema.decay 0.5", "--trainer.callbacks.EMA.decay"),
+    (DIGITS, "--trainer.callbacks.EMA.decya 0.5", "EMA.decya: no such setting of EMA, did you mean 'decay'?"),
+    (DIGITS, "--trainer.callbacks.EMA.decay", "--trainer.callbacks.EMA.decay: needs a value"),
+    (DIGITS, "--trainer.callbacks.EMA.decay abc", "decay: a number is needed, got 'abc'"),
+    (DIGITS, "--trainer.callbacks.EMA.decay 2", "decay: at least 0 and under 1, got 2.0"),
+    (
+        DIGITS,
+        "--trainer.callbacks.Calibration.bins 5",
+        "no Calibration in trainer.callbacks; there are EMA",
+    ),
     (
         IMAGES,
         "--data DataModule",

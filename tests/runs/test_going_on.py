@@ -32,8 +32,8 @@ def test_flags_win_and_the_schedule_is_that_of_a_run_planned_longer(
     assert "schedule re-annealed: 4 -> 12 steps; from step 4 on it equals the schedule of a run of 12 steps" in printed
     rows = [row for row in read_metrics(folder / "metrics.csv") if "train/loss_step" in row and row["step"] > 4]
     assert rows
-    for row in rows:  # a row holds the lr that the next step will use
-        assert row["lr/weights"] == pytest.approx(0.02 * lr_share(Shape("cosine"), int(row["step"]), 12))
+    for row in rows:  # a row holds the lr of its step
+        assert row["lr/weights"] == pytest.approx(0.02 * lr_share(Shape("cosine"), int(row["step"]) - 1, 12))
     groups = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"][0]["param_groups"]
     assert [group["weight_decay"] for group in groups] == [0.125, 0.0]
     assert (folder / "config.resume-1.yaml").is_file()

@@ -11,7 +11,7 @@ from tools.experiments import __main__ as experiments
 from tools.experiments import jobs as experiment_jobs
 from tools.experiments.__main__ import main
 
-# replaces main.py: writes the files of two epochs; the overlay {first: ok, fail, kill, refuse or wait} sets its behaviour
+# replaces main.py: writes the files of two epochs; the overlay {first: ok, warn, fail, kill, refuse or wait} sets its behaviour
 FAKE = """
 import json, os, signal, sys, time
 from pathlib import Path
@@ -41,6 +41,8 @@ if todo == "wait":
     signal.signal(signal.SIGTERM, stop)
     (folder.parent / "waits").touch()
     time.sleep(60)
+if todo == "warn":
+    print("warning: the loss has exploded\\nepoch 1/2\\nwarning: the loss has exploded\\nwarning: memory")
 if todo == "fail":
     sys.exit(4)
 if todo == "kill":

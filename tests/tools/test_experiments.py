@@ -4,9 +4,11 @@ import csv
 import fcntl
 import json
 import os
+import re
 import signal
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,8 +18,9 @@ from foundation.folder_lock import LOCK, FolderLock
 from tests.runs.killing import TINY
 from tests.tools.fake_main import begun, calls, run, use_fake_main, write
 from tests.tools.test_compare import by_hand, table
+from tools.experiments import report
 from tools.experiments.__main__ import main
-from tools.experiments.jobs import state_of
+from tools.experiments.jobs import Job, state_of
 
 
 @pytest.fixture
@@ -28,7 +31,7 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_finished_runs_are_skipped_and_broken_ones_resumed(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Six experiments: one fails, one is killed half-way, one has an invalid setting, three finish."""
-    for name, todo in (("a", "ok"), ("b", "fail"), ("c", "ok"), ("d", "kill"), ("e", "refuse"), ("f", "ok")):
+    for name, todo in (("a", "ok"), ("b", "fail"), ("c", "warn"), ("d", "kill"), ("e", "refuse"), ("f", "ok")):
         write(base, name, first=todo)
     out = base.parent / "out"
     assert run(base, "--data.x", "1") == 1
@@ -42,6 +45,8 @@ def test_finished_runs_are_skipped_and_broken_ones_resumed(base: Path, capsys: p
     ):
         assert any(line.startswith(f"{name}  ") and words in line for line in output.splitlines()), output
     assert "\n    error: --model.lrr: no such setting\n" in output
+    assert re.search(r"c finished.*\n    warning: the loss has exploded\n    warning: memory\n\d\d:", output), output
+    assert f"c     2 epochs      0:00  finished, 2 warnings: see {out / 'c.log'}" in output
     assert "6/6  f finished" in output, "failures must not stop the others"
     status = {Path(row["run"]).name: row["status"] for row in table(out / "compare.csv")}
     assert status == {"a": "finished", "b": "unfinished", "c": "finished", "d": "unfinished", "f": "finished"}
@@ -60,6 +65,20 @@ def test_finished_runs_are_skipped_and_broken_ones_resumed(base: Path, capsys: p
     assert (out / "compare.md").is_file()
     assert run(base, "--data.x", "1") == 0
     assert not begun(base)
+
+
+def test_the_time_left_goes_down_between_two_epochs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two runs of one epoch: the first epoch ends at 90 s, so 90 s are left, and 30 s later 60 s."""
+    clock, shares = SimpleNamespace(now=0.0), {"a": 0.0, "b": 0.0}
+    monkeypatch.setattr(report.time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(report, "done_share", lambda folder: shares[folder.name])
+    jobs = [Job(name, tmp_path / name, []) for name in shares]
+    told = report.Report(tmp_path, jobs)
+    for clock.now, shares["a"] in ((60.0, 0.0), (90.0, 1.0), (120.0, 1.0), (200.0, 1.0)):
+        told.tell(jobs[:1])
+    assert re.findall(r"a(?:  ETA (\S+))?\n", capsys.readouterr().out) == ["", "1:30", "1:00", ""]
 
 
 def test_the_flags_come_after_the_overlay(base: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from callbacks.ema import EMA, longer_than_run
 from callbacks.failures.disk import FILES
+from callbacks.progress.speed import peak_memory_gb
 from foundation.disk import existing, free_space
 from foundation.sizes import size_text
 from tools.check.rows import Mark, Rows
@@ -68,7 +69,10 @@ def add_memory(rows: Rows, cli: TrialCLI) -> None:
         rows.add("memory", "-", f"{text}; what is free is unknown")
         return
     mark: Mark = "ok" if need.free >= need.needed else "FAIL"
-    rows.add("memory", mark, f"{text}, {need.free / GB:.2g} GB are free")
+    text += f", {need.free / GB:.2g} GB are free"
+    if cli.trainer.strategy.root_device.type == "cpu":
+        text += f"; the whole program took {peak_memory_gb(cli.trainer.strategy.root_device):.2g} GB (mem in the lines of a run)"
+    rows.add("memory", mark, text)
 
 
 def add_time(rows: Rows, cli: TrialCLI) -> None:

@@ -182,8 +182,11 @@ def check_base(configs: Sequence[Path], flags: Sequence[str]) -> None:
     Raises:
         UsageError: A setting or a value is wrong.
     """
+    from cli.app import configure_logging
     from cli.load_datamodule import DataOnlyCLI
     from cli.run_flags import split_flags
+
+    configure_logging()
 
     words = ["fit", *(word for config in configs for word in ("--config", str(config))), *flags]
     DataOnlyCLI(split_flags(words), ["main.py", *words]).run()

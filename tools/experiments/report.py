@@ -12,6 +12,8 @@ from tools.command_line import WRONG_INPUT
 from tools.experiments.jobs import Job, done_share, epochs_of, meaning, state_of, time_left
 
 RECORD = "experiments.json"
+WARNING = "warning: "  # the beginning of a line of a run
+SHOWN = 5  # warnings that are printed when a run has ended
 
 
 def read_record(out: Path) -> dict[str, dict[str, Any]]:
@@ -28,6 +30,19 @@ def read_record(out: Path) -> dict[str, dict[str, Any]]:
     except ValueError as error:
         raise ValueError(f"{path}: is damaged ({error}); delete it") from error
     return content
+
+
+def warnings_in(log: Path, first: int = 0) -> list[str]:
+    """Return the warnings in the output of a run, each once.
+
+    Args:
+        log: File with the output.
+        first: Byte from which on it is read: a run that goes on appends to the file.
+    """
+    if not log.is_file():
+        return []
+    text = log.read_bytes()[first:].decode(encoding="utf-8", errors="replace")
+    return list(dict.fromkeys(line for line in text.splitlines() if line.startswith(WARNING)))
 
 
 def check_record(out: Path, jobs: Sequence[Job]) -> None:
@@ -58,8 +73,10 @@ class Report:
         self.out, self.jobs, self.record = out, jobs, read_record(out)
         self.todo = [job for job in jobs if state_of(job.folder) != "finished"]
         self.codes: dict[str, int] = {}
-        self._done_at_start = self._done()
-        self._began = time.monotonic()
+        self._done_at_start = self._last_done = self._done()
+        self._began = self._last_at = time.monotonic()
+        self._log_sizes: dict[str, int] = {}
+        self._warnings: dict[str, int] = {}
 
     def _done(self) -> float:
         return sum(1.0 if job.name in self.codes else done_share(job.folder) for job in self.todo)
@@ -69,6 +86,7 @@ class Report:
         ended, limit = epochs_of(job.folder)
         verb = "starts" if state_of(job.folder) == "new" else f"resumes after {ended} of {limit} epochs"
         self._print(f"{job.name} {verb}")
+        self._log_sizes[job.name] = job.log.stat().st_size if job.log.is_file() else 0
         self._keep(job, None, 0.0)
 
     def ended(self, job: Job, code: int, seconds: float) -> None:
@@ -77,6 +95,12 @@ class Report:
         self._keep(job, code, seconds)
         what = "finished" if code == 0 else f"failed: {meaning(code)}; see {job.log}"
         self._print(f"{job.name} {what}")
+        warnings = warnings_in(job.log, self._log_sizes.get(job.name, 0))
+        self._warnings[job.name] = len(warnings)
+        for line in warnings[:SHOWN]:
+            print(f"    {line}", flush=True)
+        if len(warnings) > SHOWN:
+            print(f"    and {len(warnings) - SHOWN} more in {job.log}", flush=True)
         if code == WRONG_INPUT:  # the last line of the log is the error message
             print(f"    {job.log.read_text(encoding='utf-8', errors='replace').rstrip().rpartition(chr(10))[2]}")
 
@@ -98,7 +122,12 @@ class Report:
     def _print(self, text: str) -> None:
         from foundation.durations import clock_time
 
-        left = time_left(self._done_at_start, self._done(), len(self.todo), time.monotonic() - self._began)
+        done, now = self._done(), time.monotonic()
+        if done > self._last_done:
+            self._last_done, self._last_at = done, now
+        # between two finished epochs the pace is unknown, and the time left goes down with the clock
+        left = time_left(self._done_at_start, done, len(self.todo), self._last_at - self._began)
+        left = max(0.0, left - (now - self._last_at)) if left else None
         eta = f"  ETA {clock_time(left)}" if left else ""
         skipped = len(self.jobs) - len(self.todo)
         print(f"{time.strftime('%H:%M:%S')} {skipped + len(self.codes)}/{len(self.jobs)}  {text}{eta}", flush=True)
@@ -113,4 +142,6 @@ class Report:
             state = (
                 "skipped: already finished" if code is None else "finished" if code == 0 else f"failed: {meaning(code)}"
             )
+            if count := self._warnings.get(job.name, 0):
+                state += f", {count} warning{'s' * (count > 1)}: see {job.log}"
             yield f"{job.name:{width}}  {epochs_of(job.folder)[0]:4} epochs  {clock_time(seconds):>8}  {state}"

@@ -8,6 +8,7 @@ The metadata is that of the fp32 file (tools/export/onnx.py), and `quantization`
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -108,21 +109,23 @@ def export_int8(deployed: Deployed, splits: Splits, path: Path, settings: Int8Se
         for method, file in files.items():
             batches = [batch.numpy() for batch in splits.calibration]
             quantize(source, file, batches, method, settings.ends, settings.weight_bits)
-        chosen, lines = _chosen(deployed, files, splits)
+        chosen, lines = _chosen(deployed, files, splits, settings.max_drop)
         scores = evaluate(
             {"trained": deployed.logits, "fp32 ONNX": onnx_logits(plain), "int8 ONNX": onnx_logits(files[chosen])},
             splits.test,
         )
         lines += [f"test   {name:10} {score}" for name, score in scores.items()]
         drop = scores["trained"].accuracy - scores["int8 ONNX"].accuracy
+        trained, made = scores["trained"], scores["int8 ONNX"]
         change = f"{abs(drop):.2f} points {'lower' if drop > 0 else 'higher'} than" if drop else "the same as"
         lines.append(
             f"accuracy of the int8 file on the test split: {change} that of the trained network (--max_drop {settings.max_drop:g})"
         )
         if not drop <= settings.max_drop:
             raise VerificationError(
-                f"the int8 file loses {drop:.2f} points of accuracy on the test split ({scores['trained'].accuracy:.2f} -> "
-                f"{scores['int8 ONNX'].accuracy:.2f} %, {chosen}), more than --max_drop {settings.max_drop:g}"
+                f"the int8 file loses {drop:.2f} points of accuracy on the test split ({trained.accuracy:.2f} -> "
+                f"{made.accuracy:.2f} %, {trained.right:,} -> {made.right:,} of {trained.samples:,} right, {chosen}), more than "
+                f"--max_drop {settings.max_drop:g}; {ways_on(settings, drop, trained.samples)}"
             )
         with replace_file(path) as temporary:
             _write(files[chosen], temporary, _record(splits, settings, chosen))
@@ -138,13 +141,59 @@ def export_int8(deployed: Deployed, splits: Splits, path: Path, settings: Int8Se
     ]
 
 
-def _chosen(deployed: Deployed, files: Mapping[Method, Path], splits: Splits) -> tuple[Method, list[str]]:
+def _chosen(
+    deployed: Deployed, files: Mapping[Method, Path], splits: Splits, max_drop: float
+) -> tuple[Method, list[str]]:
     """The best method on the validation split, by accuracy, then by agreement with the trained network, and a line on each."""
     sides: dict[str, Logits] = {"trained": deployed.logits}
     sides |= {method: onnx_logits(file) for method, file in files.items()}
     scores = evaluate(sides, splits.val)
     best = max(files, key=lambda method: (scores[method].right, scores[method].same))
-    return best, [f"val    {name:10} {score}" for name, score in scores.items()]
+    lines = [f"val    {name:10} {score}" for name, score in scores.items()]
+    if (drop := scores["trained"].accuracy - scores[best].accuracy) > max_drop:
+        lines.append(f"note: on validation {best} loses {drop:.2f} points, more than --max_drop {max_drop:g}")
+    return best, lines
+
+
+def ways_on(settings: Int8Settings, drop: float, samples: int) -> str:
+    """What to change after a file has lost too much: the settings that cost accuracy, a larger split, or a larger ``max_drop``.
+
+    Args:
+        settings: Those of the file.
+        drop: Points that it has lost on the test split.
+        samples: Samples of the test split.
+
+    >>> ways_on(Int8Settings(), 6.25, 16)
+    'give --int8_ends none, --weight_bits 8 (for VNNI), or --max_drop 6.25; one of 16 samples is 6.25 points: take a larger split'
+    >>> ways_on(Int8Settings(ends="none", weight_bits=8), 0.254, 10_000)
+    'give --calibrate more samples, or --max_drop 0.26'
+    """
+    flags = ["--int8_ends none"] * (settings.ends != "none") + ["--weight_bits 8 (for VNNI)"] * (
+        settings.weight_bits < 8
+    )
+    enough = math.ceil(100 * drop - 1e-6) / 100
+    text = f"give {', '.join(flags or ['--calibrate more samples'])}, or --max_drop {enough:g}"
+    if (one := 100 / samples) > settings.max_drop:
+        text += f"; one of {samples:,} samples is {one:.2f} points: take a larger split"
+    return text
+
+
+def coarse_split(settings: Int8Settings, samples: int) -> str:
+    """Say before the work that a test split is too small for ``max_drop`` to allow one sample; empty if it is not.
+
+    >>> coarse_split(Int8Settings(), 16)
+    'note: one of 16 test samples is 6.25 points, so --max_drop 0.2 allows to lose none; --max_drop 6.25 allows one'
+    >>> coarse_split(Int8Settings(), 500)
+    ''
+    """
+    one = 100 / samples
+    if one <= settings.max_drop:
+        return ""
+    enough = math.ceil(100 * one - 1e-6) / 100
+    return (
+        f"note: one of {samples:,} test samples is {one:.2f} points, so --max_drop {settings.max_drop:g} allows to lose none; "
+        f"--max_drop {enough:g} allows one"
+    )
 
 
 @torch.inference_mode()

@@ -106,7 +106,7 @@ def run(options: argparse.Namespace) -> None:
         VerificationError: The file loses too much accuracy. Nothing is written.
     """
     import_module("tools.export.onnx")  # says which packages are missing
-    from tools.export.int8 import Int8Settings, export_int8
+    from tools.export.int8 import Int8Settings, coarse_split, export_int8
     from tools.export.int8_timing import time_int8
     from tools.export.split_inputs import data_of, open_splits
     from tools.export.static_quantization import METHODS
@@ -126,6 +126,8 @@ def run(options: argparse.Namespace) -> None:
     splits = open_splits(data, options.calibrate, options.seed)
     methods = tuple(METHODS) if options.method == "auto" else (options.method,)
     settings = Int8Settings(methods, options.int8_ends, options.weight_bits, options.max_drop, options.seed)
+    if note := coarse_split(settings, len(data.splits["test"]["label"])):
+        print(note, flush=True)
     print("\n".join(export_int8(deployed, splits, options.int8, settings)))
     if options.time:
         print("\n".join(time_int8(deployed, options.int8)))
