@@ -295,7 +295,7 @@ class BaseModule(ScheduledModule):
         return dict(trained_batch_norms(self))
 
     def of_one_sample(self, size: Size) -> None:
-        """Run the network on one image of zeros (1, C, H, W)."""
+        """Run the network on one sample of zeros: here an image (1, C, H, W)."""
         self(torch.zeros(1, cast(int, self.in_channels), *sides(size), device=self.device))
 
     # ---- optimiser ----

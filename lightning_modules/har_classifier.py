@@ -212,9 +212,13 @@ class HARClassifier(StartsFromWeights, FrozenThenTrained, EarlyExitClassifier):
         return unused if self.weights or self.pretrained else {**unused, "min_loaded": "no weights"}
 
     def of_one_sample(self, size: Size) -> None:
-        """See :class:`BaseModule`; signals are windows of ``size`` samples."""
+        """See :class:`BaseModule`; one window: signals of ``size`` samples, or all of its images."""
+        data: Any = getattr(self._trainer, "datamodule", None)
+        images = self.signals if self.fusion == "features" else getattr(data, "images_per_window", 1)
         if self.architecture == SIGNAL_NETWORK:
             self(torch.zeros(1, self.in_channels, sides(size)[0], device=self.device))
+        elif images > 1:
+            self(torch.zeros(1, images, self.in_channels, *sides(size), device=self.device))
         else:
             super().of_one_sample(size)
 

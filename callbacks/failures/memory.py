@@ -87,9 +87,8 @@ def memory_need(trainer: Trainer, pl_module: LightningModule) -> MemoryNeed | No
     processes = max(1, trainer.world_size // trainer.num_nodes) if device.type == "cpu" else 1
     free = (free_memory() if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]) // processes
     shapes = _shapes(trainer, data)
-    windows = getattr(data, "images_per_window", 1)
     with trainer.precision_plugin.forward_context():
-        by_size = {size: BEYOND_SAVED * windows * saved_bytes(pl_module, size) for size in {s for _, s in shapes}}
+        by_size = {size: BEYOND_SAVED * saved_bytes(pl_module, size) for size in {s for _, s in shapes}}
     state = STATE * sum(p.numel() * p.element_size() for p in pl_module.parameters() if p.requires_grad)
     batch, size = max(shapes, key=lambda shape: shape[0] * by_size[shape[1]])
     return MemoryNeed(batch, size, by_size[size], state, state + batch * by_size[size], free, len(shapes) > 1)

@@ -2,8 +2,9 @@
 
 plots/segmentation_val.png   segmentation_val.csv      which evaluation: see callbacks/pictures/evaluation.py
 
-Only each image's own prompt is used; images whose true and predicted masks are both empty are skipped. In a fit, predictions use a
-threshold of 0.5, because thresholds are chosen after the validation; validate and test use the checkpoint's thresholds.
+Only each image's own prompt is used; images whose true and predicted masks are both empty are skipped. Masks and their IoU are those
+at the thresholds of `val/iou`. A fit chooses these after the validation, so the images are picked by the thresholds of the validation
+before (in the first validation by the best IoU at any threshold). validate and test use the checkpoint's thresholds.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from callbacks.pictures.evaluation import EvaluationPicture, class_names_of, label_text, write_table
 from callbacks.pictures.image_pixels import MASK_LEGEND, PREDICTED_MASK, TRUE_MASK, image_pixels, overlay
+from metrics.segmentation import THRESHOLDS, counts_at_thresholds, grid_place, image_histograms, probability_bins
 
 SIDE = 192  # pixels of a tile; images are kept at this size, not at full size
 
@@ -32,11 +34,12 @@ class Extremes(NamedTuple):
     """The n images with the lowest or highest IoU so far, most extreme first; missing ones have a score of infinity.
 
     Attributes:
-        score: (n,) float32, IoU for the worst, minus IoU for the best.
+        score: (n,) float32, IoU for the worst, minus IoU for the best, at the threshold by which they are picked.
         place: (n,) int64 index in the data set.
         number: (n,) int64 number of the prompt.
         image: (n, 3, SIDE, SIDE) float32, the network's input, resized.
-        mask: (n, 2, SIDE, SIDE) bool, true and predicted mask.
+        mask: (n, 2, SIDE, SIDE) uint8, the true mask, and the number of thresholds of the grid that the probability reaches.
+        iou: (n, 99) float32 at each threshold of the grid, infinity where both masks are empty.
     """
 
     score: Tensor
@@ -44,6 +47,7 @@ class Extremes(NamedTuple):
     number: Tensor
     image: Tensor
     mask: Tensor
+    iou: Tensor
 
     def first(self, count: int) -> Extremes:
         """Return the ``count`` most extreme ones."""
@@ -52,7 +56,7 @@ class Extremes(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """One mask to draw: image pixels (H, W, 3), true and predicted mask (H, W), prompt, file and IoU."""
+    """One mask to draw: image pixels (H, W, 3), true and predicted mask (H, W), prompt, file, and IoU at a threshold."""
 
     pixels: NDArray[np.uint8]
     truth: NDArray[np.bool_]
@@ -60,6 +64,7 @@ class Drawn(NamedTuple):
     prompt: str
     file: str
     iou: float
+    threshold: float
 
 
 class Masks(NamedTuple):
@@ -102,7 +107,8 @@ class SegmentationPictures(EvaluationPicture[Masks]):
         device = pl_module.device
         none = torch.zeros(0, dtype=torch.int64, device=device)
         image, mask = torch.zeros(0, 3, SIDE, SIDE, device=device), torch.zeros(0, 2, SIDE, SIDE, device=device)
-        self._kept = [Extremes(none.float(), none, none, image, mask.bool())] * 2
+        iou = torch.zeros(0, len(THRESHOLDS), device=device)
+        self._kept = [Extremes(none.float(), none, none, image, mask.byte(), iou)] * 2
 
     def add(
         self, trainer: Trainer, pl_module: LightningModule, logits: Tensor, label: Tensor, batch: dict[str, Any]
@@ -110,19 +116,19 @@ class SegmentationPictures(EvaluationPicture[Masks]):
         """Merge a batch into the extremes so far."""
         own = len(batch["index"])
         number, truth = batch["prompt_number"][:own], label[:own] != 0
-        if trainer.state.fn == "fit":
-            predicted = torch.sigmoid(logits[:own].float()) >= 0.5
+        bins = probability_bins(logits[:own])
+        iou = _iou_at_thresholds(logits[:own], truth)
+        if trainer.state.fn == "fit" and not pl_module.thresholds:
+            picked = iou.masked_fill(iou.isinf(), -1).amax(dim=1)
+            picked = torch.where(truth.any(dim=(1, 2, 3)), picked, torch.inf)
         else:
-            predicted = pl_module.marked(logits[:own], batch["prompt"][:own], number)  # type: ignore[operator]
-        union = (truth | predicted).sum(dim=(1, 2, 3))
-        iou = (truth & predicted).sum(dim=(1, 2, 3)) / union.clamp(min=1)
-        score = torch.where(union > 0, iou, torch.inf)
+            places = torch.tensor(_places(pl_module), device=number.device)[number]
+            picked = iou.gather(1, places[:, None])[:, 0]
         image = F.interpolate(batch["image"].float(), size=(SIDE, SIDE), mode="bilinear", antialias=True)
-        masks = (
-            F.interpolate(torch.cat([truth, predicted], dim=1).float(), size=(SIDE, SIDE), mode="nearest-exact") > 0.5
-        )
+        masks = F.interpolate(torch.cat([truth, bins], dim=1).float(), size=(SIDE, SIDE), mode="nearest-exact").byte()
         for which, sign in enumerate((1, -1)):
-            found = Extremes(torch.where(union > 0, sign * score, torch.inf), batch["index"], number, image, masks)
+            score = torch.where(picked.isfinite(), sign * picked, torch.inf)
+            found = Extremes(score, batch["index"], number, image, masks, iou)
             both = Extremes(*(torch.cat(values) for values in zip(self._kept[which], found, strict=True)))
             self._kept[which] = both.first(self.count)
 
@@ -130,32 +136,15 @@ class SegmentationPictures(EvaluationPicture[Masks]):
         """Combine the extremes of all processes."""
         files = getattr(trainer.datamodule, "predicted_files", lambda: None)()  # type: ignore[attr-defined]
         names = class_names_of(trainer, pl_module, len(pl_module.class_names))  # type: ignore[arg-type]
-        drawn = []
-        for kept in self._kept:
+        drawn, places = [], _places(pl_module)
+        for kind, kept in zip(Masks._fields, self._kept, strict=True):
             if trainer.world_size > 1:
                 gathered = [pl_module.all_gather(values) for values in _filled(kept, self.count)]
                 kept = Extremes(*(values.flatten(0, 1) for values in gathered)).first(self.count)  # type: ignore[union-attr]
             kept = Extremes(*(values[kept.score.isfinite()].cpu() for values in kept))
-            drawn.append(
-                [
-                    Drawn(
-                        image_pixels(image[None], pl_module.mean, pl_module.std)[0],  # type: ignore[arg-type]
-                        mask[0].numpy(),
-                        mask[1].numpy(),
-                        names[number],
-                        files[place] if files else str(place),
-                        abs(score),
-                    )
-                    for score, place, number, image, mask in zip(
-                        kept.score.tolist(),
-                        kept.place.tolist(),
-                        kept.number.tolist(),
-                        kept.image,
-                        kept.mask,
-                        strict=True,
-                    )
-                ]
-            )
+            iou = kept.iou.gather(1, torch.tensor(places)[kept.number][:, None])[:, 0] if len(kept.iou) else kept.score
+            order = iou.argsort(stable=True, descending=kind == "best").tolist()
+            drawn.append([_drawn(kept, at, places, names, files, pl_module) for at in order if iou[at].isfinite()])
         return Masks(*drawn)
 
     def write(self, folder: Path, stage: str, found: Masks) -> None:
@@ -166,6 +155,32 @@ class SegmentationPictures(EvaluationPicture[Masks]):
     def draw(self, found: Masks, title: str) -> Figure | None:
         """Draw the worst and the best masks in two rows each."""
         return draw_masks(found, title) if found.worst else None
+
+
+def _places(pl_module: Any) -> list[int]:
+    """Position on the grid of the threshold of each prompt; 0.5 if none was chosen."""
+    return [grid_place(pl_module.threshold_of(name)) for name in pl_module.class_names]
+
+
+def _iou_at_thresholds(logits: Tensor, truth: Tensor) -> Tensor:
+    """IoU (N, 99) of masks (N, 1, H, W) at each threshold of the grid; infinity where true and predicted mask are empty."""
+    right, wrong, missed, _ = counts_at_thresholds(image_histograms(logits, truth))
+    union = right + wrong + missed
+    return torch.where(union > 0, right / union.clamp(min=1), torch.inf)
+
+
+def _drawn(kept: Extremes, at: int, places: list[int], names: list[str], files: list[str] | None, pl_module: Any) -> Drawn:
+    number, index = int(kept.number[at]), int(kept.place[at])
+    place = places[number]
+    return Drawn(
+        image_pixels(kept.image[at : at + 1], pl_module.mean, pl_module.std)[0],
+        kept.mask[at, 0].bool().numpy(),
+        (kept.mask[at, 1] > place).numpy(),
+        names[number],
+        files[index] if files else str(index),
+        float(kept.iou[at, place]),
+        THRESHOLDS[place],
+    )
 
 
 def _filled(kept: Extremes, count: int) -> Extremes:
@@ -185,7 +200,7 @@ def draw_masks(found: Masks, title: str) -> Figure:
     """
     columns = max(len(found.worst), len(found.best))
     figure = Figure(figsize=(1.0 + 1.75 * columns, 8.6), layout="constrained")
-    figure.suptitle(f"{label_text(title, 200)}\n{MASK_LEGEND}; IoU at the stored size", fontsize=10)
+    figure.suptitle(f"{label_text(title, 200)}\n{MASK_LEGEND}; IoU at the stored size, at the prompt's threshold", fontsize=10)
     grid = figure.subplots(4, columns, squeeze=False)
     for row, (kind, masks) in enumerate((("worst", found.worst), ("best", found.best))):
         for column in range(columns):
@@ -206,4 +221,4 @@ def _draw_pair(axes: Sequence[Axes], mask: Drawn | None) -> None:
     axes[0].imshow(overlay(mask.pixels, mask.truth, TRUE_MASK))
     axes[1].imshow(overlay(mask.pixels, mask.predicted, PREDICTED_MASK))
     file = label_text(mask.file.rpartition("/")[2], 22)
-    axes[0].set_title(f"{file}\n{label_text(mask.prompt, 22)}\nIoU {mask.iou:.3f}", fontsize=7)
+    axes[0].set_title(f"{file}\n{label_text(mask.prompt, 22)}\nIoU {mask.iou:.3f} at {mask.threshold:g}", fontsize=7)

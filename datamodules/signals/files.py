@@ -161,7 +161,8 @@ class SignalFileDataModule(SignalDataModule):
             name = self.test_file or self.file
             raise MisconfigurationException(
                 f"{name} has no labels, which a test compares with the predictions; predict it: {MAIN} predict --run RUN_DIR "
-                f"--data.test_file {name}"
+                f"--data.test_file {name}; or, if the recordings have labels, cut them again with --label COLUMN, "
+                "--segments CSV or {label} in --path of tools.cut_windows"
             )
         super().setup(stage)
 

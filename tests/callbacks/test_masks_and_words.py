@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from callbacks.pictures.image_pixels import PREDICTED_MASK, overlay
 from callbacks.pictures.predicted_masks import mask_names
+from callbacks.pictures.segmentation import Masks, SegmentationPictures
 from callbacks.progress.lines import epoch_metrics
 from cli.evaluation import _listed
 from datamodules import PromptedSegmentationDataModule
@@ -36,6 +37,37 @@ def test_the_outline_is_seen_on_an_object_of_its_own_colour() -> None:
         assert drawn(other)[2, 3].tolist() == other, "no second line where the colour is another"
         assert drawn(other)[3, 3].tolist() == own
     assert (overlay(np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2), bool)) == 0).all()
+
+
+def test_a_picture_of_a_fit_shows_the_masks_at_the_thresholds_that_were_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Probabilities of 0.1 and 0.3: with a threshold of 0.5 all predictions would be empty."""
+    monkeypatch.setattr("callbacks.pictures.segmentation.SIDE", 4)
+    module: Any = SimpleNamespace(class_names=["a"], thresholds={}, mean=[0.5] * 3, std=[0.5] * 3, device="cpu")
+    module.threshold_of = lambda name: module.thresholds.get(name, 0.5)
+    run: Any = SimpleNamespace(state=SimpleNamespace(fn="fit"), world_size=1, datamodule=SimpleNamespace())
+    probability = torch.full((3, 1, 4, 4), 0.01)
+    probability[0, :, :2], probability[0, :, 2] = 0.3, 0.1  # two rows are the object, the third is not
+    probability[1, :, 1:3] = 0.3  # one of the two rows of the object, and another
+    probability[2, :, 0] = 0.1  # an image without the object
+    truth = torch.zeros(3, 1, 4, 4, dtype=torch.uint8)
+    truth[:2, :, :2] = 1
+    batch = {"index": torch.arange(3), "prompt_number": torch.zeros(3, dtype=torch.int64), "image": torch.zeros(3, 3, 4, 4)}
+
+    def shown(state: str, **thresholds: float) -> Masks:
+        run.state.fn, pictures = state, SegmentationPictures(count=2)
+        pictures.begin(run, module)
+        pictures.add(run, module, probability.logit(), truth, batch)
+        module.thresholds = thresholds
+        return pictures.collect(run, module)
+
+    first = shown("fit", a=0.2)
+    assert [(mask.file, round(mask.iou, 4), mask.threshold) for mask in first.best] == [("0", 1.0, 0.2), ("1", 0.3333, 0.2)]
+    assert [mask.file for mask in first.worst] == ["1", "0"]
+    assert first.best[0].predicted[:, 0].tolist() == [True, True, False, False]
+    later = shown("fit", a=0.05)  # picked at 0.2, shown at 0.05
+    assert [(mask.file, round(mask.iou, 4)) for mask in later.best] == [("0", 0.6667), ("1", 0.3333)]
+    tested = shown("test", a=0.05)
+    assert [(mask.file, round(mask.iou, 4)) for mask in tested.worst] == [("2", 0.0), ("1", 0.3333)]
 
 
 def test_an_image_of_two_sets_has_the_name_of_one() -> None:

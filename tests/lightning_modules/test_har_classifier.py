@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from callbacks import WarnOnMemory
+from callbacks.failures.memory import saved_bytes
 from datamodules import HARDataModule
 from datamodules.signals.har_generator import write_generated
 from lightning_modules import HARClassifier
@@ -92,7 +94,7 @@ def trainer(epochs: int = 1, *callbacks: Callback, **settings: Any) -> Trainer:
 )
 def test_fit_test_and_predict_in_every_mode(root: str, mode: str, settings: dict[str, Any]) -> None:
     module, data = HARClassifier(**{**SETTINGS, **settings}), data_of(root, mode)
-    run = trainer()
+    run = trainer(1, WarnOnMemory())
     run.fit(module, datamodule=data)
     metrics = {name: float(value) for name, value in run.callback_metrics.items()}
     assert ("val/acc_image" in metrics) == (mode == "flatten" and not settings)
@@ -106,6 +108,17 @@ def test_fit_test_and_predict_in_every_mode(root: str, mode: str, settings: dict
     label = data.splits["test"]["label"][index]
     assert test["test/acc"] == pytest.approx(float((logits.argmax(1) == label).float().mean()))
     assert test["test/loss"] == pytest.approx(float(F.cross_entropy(logits, label)), rel=1e-5)
+
+
+def test_the_memory_of_a_window_is_that_of_all_its_images() -> None:
+    kept = {}
+    for images in (1, 6):
+        module = HARClassifier(**SETTINGS, signals=images)
+        module._trainer = SimpleNamespace(datamodule=SimpleNamespace(images_per_window=images))  # type: ignore[assignment]
+        kept[images] = saved_bytes(module, 16)
+    assert kept[6] == 6 * kept[1] > 0
+    joined = saved_bytes(HARClassifier(**SETTINGS, signals=6, fusion="features"), 16)
+    assert joined == pytest.approx(kept[6], rel=0.1), "one head in place of six, the same encoder"
 
 
 def test_metrics_of_windows_images_and_people_by_hand() -> None:

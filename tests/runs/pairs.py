@@ -148,7 +148,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         **CLASSES,
         "signals": Setting(("--model.architecture", "signal_resnet", "--data.mode", "signals")),
         "flatten": Setting(("--data.mode", "flatten")),
-        "fusion": Setting(("--model.fusion", "features")),
+        "fusion": Setting(("--data.mode", "flatten", "--model.fusion", "features")),
         "image_loss": Setting(("--model.image_loss", "images")),
         "hidden": Setting(("--model.hidden", "[8]")),
         "dropout": Setting(("--model.dropout", "0.6")),

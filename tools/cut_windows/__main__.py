@@ -86,7 +86,8 @@ def parser() -> argparse.ArgumentParser:
         "--like",
         type=Path,
         metavar="WINDOWS.npz",
-        help="cut as this file was cut: rate, window, overlap, signals, scale, time",
+        help="cut as this file was cut: rate, window, overlap, largest gap, signals, scale, time; not labels and people, "
+        "which --label, --subject or --path give",
     )
     add("--delimiter", help="character between the columns of a CSV file (default: a comma)")
     add("--decimal", help="decimal point in a CSV file (default: a point)")
@@ -158,8 +159,8 @@ def cut_windows(options: argparse.Namespace) -> None:
                 writer.add(name, part)
         for line in lines(counts, cutting):
             print(line)
-        if segments and (unused := segments.unused()):
-            say("warning", f"--segments names recordings that were not read: {', '.join(unused[:5])}")
+        if segments and (unread := segments.unused()):
+            say("warning", f"--segments names recordings that were not read: {', '.join(unread[:5])}")
         check_any(counts)
         if options.without and not counts.left_out:
             say(
@@ -168,7 +169,8 @@ def cut_windows(options: argparse.Namespace) -> None:
             )
         check_labels(writer, labels.names if has_labels else [], bool(options.like))
         named = people.names if recording.subject is not None else []
-        for line in labels_and_people(writer, labels.names if has_labels else [], named, options.without):
+        unused = _unused(next(iter(files.values())), columns)
+        for line in labels_and_people(writer, labels.names if has_labels else [], named, options.without, unused):
             print(line)
         settings = {
             **cutting.plain(),
@@ -261,6 +263,14 @@ def _columns(options: argparse.Namespace, files: dict[str, Path], like: dict[str
         return _with(columns, signals=signals_of(path, columns))
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+
+
+def _unused(path: Path, columns: Columns) -> list[str]:
+    """Columns of a recording that are neither signal, time, label nor person."""
+    from datamodules.signals.recordings.reading import TIME_NAMES, column_names
+
+    read = {*columns.signals.values(), columns.time, columns.label, columns.subject, *TIME_NAMES, "", "index"}
+    return [name for name in column_names(path, columns) if name not in read and not name.startswith("Unnamed: ")]
 
 
 def _with(columns: Columns, **changes: object) -> Columns:

@@ -92,7 +92,7 @@ def check_labels(writer: WindowWriter, names: list[str], predicted: bool) -> Non
 
 
 def labels_and_people(
-    writer: WindowWriter, class_names: list[str], people: list[str], unwanted: list[str]
+    writer: WindowWriter, class_names: list[str], people: list[str], unwanted: list[str], unused: list[str]
 ) -> list[str]:
     """Say how many windows each class and each person has.
 
@@ -101,11 +101,14 @@ def labels_and_people(
         unwanted: Classes that may be without a window.
         class_names: Name of each code of a label.
         people: Name of each code of a person.
+        unused: Columns of the recordings that were not read.
     """
     found = []
     for what, names, codes in (("classes", class_names, "labels"), ("people", people, "subjects")):
         if not names:
-            found.append(f"{what:<10} none given")
+            found.append(f"{what:<10} none given: {_how_to_give(what)}")
+            if what == "classes" and unused:
+                found[-1] += f"; columns that were not read: {', '.join(unused[:12])}"
             continue
         numbers = getattr(writer, codes)
         counts = {name: int((numbers == code).sum()) for code, name in enumerate(names)}
@@ -115,3 +118,10 @@ def labels_and_people(
         if absent := [name for name, count in counts.items() if not count and name not in unwanted]:
             found.append(f"warning    without a window: {', '.join(absent[:12])}")
     return found
+
+
+def _how_to_give(what: str) -> str:
+    """Flags that give labels or people; --like takes none of them over, as new recordings are mostly without."""
+    if what == "people":
+        return "--subject COLUMN or {subject} in --path"
+    return "predict needs none; fit and test do: --label COLUMN, --segments CSV or {label} in --path"
