@@ -2,9 +2,9 @@
 
 plots/segmentation_val.png   segmentation_val.csv      which evaluation: see callbacks/pictures/evaluation.py
 
-Only each image's own prompt is used; images whose true and predicted masks are both empty are skipped. Masks and their IoU are those
-at the thresholds of `val/iou`. A fit chooses these after the validation, so the images are picked by the thresholds of the validation
-before (in the first validation by the best IoU at any threshold). validate and test use the checkpoint's thresholds.
+Only each image's own prompt is used; images whose true and predicted masks are both empty are skipped. Masks and their IoU are
+those at the thresholds of `val/iou`. A fit chooses these after the validation, so the images are picked by the thresholds of the
+validation before (in the first validation by the best IoU at any threshold). validate and test use the checkpoint's thresholds.
 """
 
 from __future__ import annotations
@@ -169,7 +169,9 @@ def _iou_at_thresholds(logits: Tensor, truth: Tensor) -> Tensor:
     return torch.where(union > 0, right / union.clamp(min=1), torch.inf)
 
 
-def _drawn(kept: Extremes, at: int, places: list[int], names: list[str], files: list[str] | None, pl_module: Any) -> Drawn:
+def _drawn(
+    kept: Extremes, at: int, places: list[int], names: list[str], files: list[str] | None, pl_module: Any
+) -> Drawn:
     number, index = int(kept.number[at]), int(kept.place[at])
     place = places[number]
     return Drawn(
@@ -200,7 +202,9 @@ def draw_masks(found: Masks, title: str) -> Figure:
     """
     columns = max(len(found.worst), len(found.best))
     figure = Figure(figsize=(1.0 + 1.75 * columns, 8.6), layout="constrained")
-    figure.suptitle(f"{label_text(title, 200)}\n{MASK_LEGEND}; IoU at the stored size, at the prompt's threshold", fontsize=10)
+    figure.suptitle(
+        f"{label_text(title, 200)}\n{MASK_LEGEND}; IoU at the stored size, at the prompt's threshold", fontsize=10
+    )
     grid = figure.subplots(4, columns, squeeze=False)
     for row, (kind, masks) in enumerate((("worst", found.worst), ("best", found.best))):
         for column in range(columns):

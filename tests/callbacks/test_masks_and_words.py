@@ -51,7 +51,11 @@ def test_a_picture_of_a_fit_shows_the_masks_at_the_thresholds_that_were_chosen(m
     probability[2, :, 0] = 0.1  # an image without the object
     truth = torch.zeros(3, 1, 4, 4, dtype=torch.uint8)
     truth[:2, :, :2] = 1
-    batch = {"index": torch.arange(3), "prompt_number": torch.zeros(3, dtype=torch.int64), "image": torch.zeros(3, 3, 4, 4)}
+    batch = {
+        "index": torch.arange(3),
+        "prompt_number": torch.zeros(3, dtype=torch.int64),
+        "image": torch.zeros(3, 3, 4, 4),
+    }
 
     def shown(state: str, **thresholds: float) -> Masks:
         run.state.fn, pictures = state, SegmentationPictures(count=2)
@@ -61,7 +65,10 @@ def test_a_picture_of_a_fit_shows_the_masks_at_the_thresholds_that_were_chosen(m
         return pictures.collect(run, module)
 
     first = shown("fit", a=0.2)
-    assert [(mask.file, round(mask.iou, 4), mask.threshold) for mask in first.best] == [("0", 1.0, 0.2), ("1", 0.3333, 0.2)]
+    assert [(mask.file, round(mask.iou, 4), mask.threshold) for mask in first.best] == [
+        ("0", 1.0, 0.2),
+        ("1", 0.3333, 0.2),
+    ]
     assert [mask.file for mask in first.worst] == ["1", "0"]
     assert first.best[0].predicted[:, 0].tolist() == [True, True, False, False]
     later = shown("fit", a=0.05)  # picked at 0.2, shown at 0.05

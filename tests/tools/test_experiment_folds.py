@@ -53,7 +53,9 @@ def test_refusals(words: list[str], message: str, tmp_path: Path, capsys: pytest
 
 def test_masks_have_no_folds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = str(ROOT / "tests" / "conf" / "segmentation_tiny.yaml")
-    assert main(["--config", config, "--output", str(tmp_path / "out"), "--folds", "3", "--data.root", str(tmp_path)]) == 2
+    assert (
+        main(["--config", config, "--output", str(tmp_path / "out"), "--folds", "3", "--data.root", str(tmp_path)]) == 2
+    )
     assert "--folds 3: PromptedSegmentationDataModule has no folds" in capsys.readouterr().err
 
 

@@ -72,7 +72,7 @@ def test_the_time_left_goes_down_between_two_epochs(
 ) -> None:
     """Two runs of one epoch: the first epoch ends at 90 s, so 90 s are left, and 30 s later 60 s."""
     clock, shares = SimpleNamespace(now=0.0), {"a": 0.0, "b": 0.0}
-    monkeypatch.setattr(report.time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr("tools.experiments.report.time.monotonic", lambda: clock.now)
     monkeypatch.setattr(report, "done_share", lambda folder: shares[folder.name])
     jobs = [Job(name, tmp_path / name, []) for name in shares]
     told = report.Report(tmp_path, jobs)
