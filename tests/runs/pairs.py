@@ -15,14 +15,19 @@ import math
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import timm
 import torch
 import yaml
+from safetensors.torch import save_file
 
 from callbacks import read_metrics
 from cli import main
 from datamodules.signals.har_generator import write_generated
 from tests.datamodules.pictures import write_classes
 from tests.tools.sweep_cache import write_cache
+
+OWN = "{own}"
+"""In flags: the folder of the configuration."""
 
 
 class Setting(NamedTuple):
@@ -135,6 +140,11 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "focal": Setting(("--model.focal_gamma", "2.0")),
         "balanced sampling": Setting(("--data.sampling", "balanced")),
         "metrics": Setting(("--model.metrics", "[f1, auroc]"), "none"),
+        "height x width": Setting(("--data.image_size", "[24, 40]")),
+        "letterbox": Setting(("--data.framing", "letterbox")),
+        "adapters": Setting(
+            ("--model.architecture", "test_vit", "--model.adapter", "lora", "--model.weights", f"{OWN}/vit.safetensors")
+        ),
     },
     "cached": {
         **COMMON,
@@ -201,6 +211,7 @@ def data_of(system: str, folder: Path) -> dict[str, object]:
     if system == "image":
         root = write_classes(folder / "data", {"cat": 11, "dog": 9, "owl": 7})
         _write_tables(root)
+        save_file(timm.create_model("test_vit", pretrained=False).state_dict(), folder / "vit.safetensors")
         return {"root": str(root)}
     if system == "cached":
         return {"cache": str(write_cache(folder / "cache", ("a", "b", "c"), 27, 12))}
@@ -234,7 +245,7 @@ def write_base(system: str, folder: Path, **data: object) -> Path:
 def run(config: Path, folder: Path, settings: list[Setting]) -> Outcome:
     """Train with settings; the folder is new."""
     printed, error = io.StringIO(), io.StringIO()
-    flags = [flag for setting in settings for flag in setting.flags]
+    flags = [flag.replace(OWN, str(config.parent)) for setting in settings for flag in setting.flags]
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(error):
         code = main(["fit", "--config", str(config), *flags, "--run_dir", str(folder)])
     last, digest, averages, finite = folder / "checkpoints" / "last.ckpt", "", False, False

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.runs.killing import Kill, differences, forked, outcome
-from tests.runs.pairs import data_of, write_base
+from tests.runs.pairs import OWN, data_of, write_base
 from tests.soak.processes import stopped_after
 from tests.soak.rows import OF_SYSTEM, Row, draw
 
@@ -39,7 +39,8 @@ class Verdict(NamedTuple):
 
 def command(row: Row, config: Path, folder: Path) -> list[str]:
     """The first start of a row's run; its canvas cache, if any, is next to `folder`."""
-    flags = [str(folder.parent / "canvases") if flag == "canvases" else flag for flag in row.flags]
+    flags = [flag.replace(OWN, str(config.parent)) for flag in row.flags]
+    flags = [str(folder.parent / "canvases") if flag == "canvases" else flag for flag in flags]
     limit = [] if "max_steps" in row.settings else ["--trainer.max_epochs", "3"]
     return ["fit", "--config", str(config), *limit, *flags, "--run_dir", str(folder)]
 

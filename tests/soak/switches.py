@@ -43,7 +43,9 @@ SWITCHES = {
         "stages",
         "canvas cache",
         "finder",
-        "freeze",
+        "height x width",
+        "letterbox",
+        "adapters",
     ),
     "har": (
         "EMA with batch statistics",
