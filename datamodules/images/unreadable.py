@@ -48,5 +48,7 @@ def report_unreadable(folder: Path | None, wrong: Mapping[str, str], count: int,
         return
     text = unreadable_text(folder, wrong, count)
     if advice is not None or len(wrong) == count:
-        raise MisconfigurationException(f"{text}; {advice or ('give another file' if count == 1 else 'remove them')}")
+        of_setting = all("--data." in reason for reason in wrong.values())
+        last = "set it as the files need" if of_setting else "give another file" if count == 1 else "remove them"
+        raise MisconfigurationException(f"{text}; {last if of_setting else advice or last}")
     log.warning(f"{text}; left out")

@@ -105,17 +105,23 @@ def _draw_sizes(axes: Axes, sizes: Tensor, network_size: Size) -> None:
 def _draw_values(axes: Axes, histogram: Tensor) -> None:
     channels = len(histogram)
     known = (("red", VERMILION), ("green", GREEN), ("blue", BLUE)) if channels == 3 else (("grey", GREY),)
-    many = known if channels == len(known) else tuple((f"channel {i}", ORANGE) for i in range(channels))
+    colours = (BLUE, VERMILION, GREEN, ORANGE, GREY)
+    many = known if channels == len(known) else tuple((f"channel {i}", colours[i % 5]) for i in range(channels))
     shares = histogram.double() / histogram.sum(dim=1, keepdim=True).clamp(min=1)
     for (name, colour), values in zip(many, shares, strict=True):
         axes.plot(range(256), values.numpy(), color=colour, label=name, linewidth=1)
+    for number, line in enumerate(axes.lines):
+        line.set_linestyle(("-", "--", ":", "-.")[number // 5 % 4])
     inner = float(shares[:, 1:-1].max())  # scale without 0 and 255: black and white borders would flatten the rest
     axes.set_ylim(0, 1.1 * inner if inner > 0 else 1)
     axes.set_xlim(0, 255)
     axes.set_title("pixel values of the training images", pad=ABOVE_LEGEND)
     axes.set_xlabel("value")
     axes.set_ylabel("share of the pixels")
-    axes.legend(ncols=channels, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    if channels <= 3:
+        axes.legend(ncols=channels, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    else:
+        axes.legend(ncols=1 + channels // 9, frameon=False, loc="upper right", fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -132,12 +138,14 @@ def draw_samples(tiles: Sequence[Tile], title: str) -> Figure:
         The figure.
     """
     rows = 1 + len(tiles[0].augmented)
-    figure = Figure(figsize=(1.7 * len(tiles) + 0.6, 1.8 * rows + 0.8), layout="constrained")
+    shapes = [[image.shape for image in row] for row in zip(*((t.original, *t.augmented) for t in tiles), strict=True)]
+    heights = [0.1 + 1.7 * min(1.0, max(shape[0] / shape[1] for shape in row)) for row in shapes]
+    figure = Figure(figsize=(1.7 * len(tiles) + 0.6, sum(heights) + 0.8), layout="constrained")
     below = (
         "\nbelow: shares of the classes that mixup or cutmix put into an image" if any(t.mixed for t in tiles) else ""
     )
     figure.suptitle(label_text(title, 200) + below, fontsize=11)
-    grid = figure.subplots(rows, len(tiles), squeeze=False)
+    grid = figure.subplots(rows, len(tiles), squeeze=False, height_ratios=heights)
     for column, tile in enumerate(tiles):
         grid[0, column].set_title(label_text(tile.label, 18), fontsize=9)
         for row, image in enumerate((tile.original, *tile.augmented)):
