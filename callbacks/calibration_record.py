@@ -10,7 +10,7 @@ What is fitted (temperature, penalty of the sets) is fitted to other samples tha
 
     held out     one part is fitted to, the rest is chosen on
     cross_fit    FOLDS parts: each is divided by the temperature of all others, then everything is chosen on all samples; the
-                 temperature that is kept is fitted to all samples
+                 temperature that is kept is fitted to all samples. A penalty is found on one part, the quantile on the others
 """
 
 from __future__ import annotations
@@ -213,19 +213,19 @@ class Parts(NamedTuple):
         return (logits.double() / self.divisor[:, None]).float() if self.folds else logits / self.temperature
 
 
-def chosen_sets(parts: Parts, rules: Rules) -> dict[str, Any] | None:
-    """Choose the rule of prediction sets; returns ``sets`` of a record."""
+def chosen_sets(parts: Parts, rules: Rules, seed: int) -> dict[str, Any] | None:
+    """Choose the rule of prediction sets; returns ``sets`` of a record. A cross-fit takes a penalty from its first part."""
     if rules.sets is None:
         return None
-    logits, label = (
-        (parts.chosen_on.logits.double() / parts.divisor[:, None]).cpu().numpy(),
-        parts.chosen_on.label.cpu(),
-    )
-    penalty, free = 0.0, 1
+    logits, label = (parts.chosen_on.logits.double() / parts.divisor[:, None]).cpu(), parts.chosen_on.label.cpu()
+    penalty, free, kept = 0.0, 1, torch.ones(len(label), dtype=torch.bool)
     if rules.sets == "raps":
-        others = logits if parts.folds else (parts.fitted.logits.double() / parts.temperature).cpu().numpy()
-        penalty, free = tuned_penalty(others, parts.fitted.label.cpu(), rules.set_coverage)
-    rule = set_rule(logits, label, rules.sets, rules.set_coverage, penalty, free)
+        others, of_others = (parts.fitted.logits.double() / parts.temperature).cpu(), parts.fitted.label.cpu()
+        if parts.folds:
+            kept = fold_of(parts.chosen_on.place, seed) > 0
+            others, of_others = logits[~kept], label[~kept]
+        penalty, free = tuned_penalty(others, of_others, rules.set_coverage)
+    rule = set_rule(logits[kept], label[kept], rules.sets, rules.set_coverage, penalty, free)
     found = set_metrics(rule.sets(logits), label)
     return {**rule.as_values(), "size": found.size, "empty": found.empty, "single": found.single}
 
@@ -272,7 +272,7 @@ def calibrate(samples: Samples, rules: Rules, level: float, seed: int) -> tuple[
         level=level,
         coverage=chosen.coverage if chosen is not None else None if rules.target is None else 0.0,
         exit_accuracy=chosen.accuracy if chosen is not None else None,
-        sets=chosen_sets(parts, rules),
+        sets=chosen_sets(parts, rules, seed),
     )
     return record, found._replace(threshold=threshold)
 

@@ -18,7 +18,8 @@ from tools.experiments.jobs import Job, first_words, state_of
 if TYPE_CHECKING:
     from tools.run_logits import RunLogits
 
-POOLED = ("acc", "balanced_acc", "f1", "auroc", "ap", "nll", "brier", "ece")
+BY_NAME = ("balanced_acc", "f1", "auroc", "ap")
+OF_PROBABILITIES = ("nll", "brier", "ece")
 
 
 def fold_jobs(configs: Sequence[Path], folds: int, out: Path, flags: Sequence[str]) -> list[Job]:
@@ -74,14 +75,18 @@ def report_folds(out: Path, jobs: Sequence[Job]) -> None:
     if unfinished := [job.name for job in jobs if state_of(job.folder) != "finished"]:
         print(f"{', '.join(unfinished)}: not finished; run the same command again for the out-of-fold predictions")
         return
+    from cli.app import configure_logging
+    from cli.evaluation import FIRST
     from tools.run_logits import run_logits
 
+    configure_logging()
     found = [run_logits("tools.experiments", job.folder, "test") for job in jobs]
     table = rows(found)
     pooled = _pooled(found)
     write_rows(out / "out_of_fold.csv", table)
     by_fold = [_metrics(job.folder) for job in jobs]
     names = [name for name in by_fold[0] if all(name in one for one in by_fold)]
+    names.sort(key=lambda name: (FIRST.index(of) if (of := name.partition("/")[2]) in FIRST else len(FIRST), of))
     content: dict[str, Any] = {
         "samples": len(table) - 1,
         "folds": {job.name: metrics for job, metrics in zip(jobs, by_fold, strict=True)},
@@ -151,21 +156,21 @@ def write_rows(path: Path, table: Sequence[Sequence[str]]) -> None:
 
 
 def _pooled(found: Sequence[RunLogits]) -> dict[str, float]:
-    """Metrics of all out-of-fold predictions together, each with the temperature of its fold."""
+    """Metrics of all out-of-fold predictions together, named as those of a test; calibrated: with the temperature of each fold."""
     import torch
 
     from metrics import BinnedCalibration, metrics_by_name
 
-    logits = torch.cat([one.logits / one.module.temperature for one in found])
-    label = torch.cat([one.label for one in found])
-    calibration = BinnedCalibration()
-    calibration.update(logits, label)
-    measured = {
-        **metrics_by_name(["balanced_acc", "f1", "auroc", "ap"], logits, label),
-        **calibration.compute().metrics(),
-    }
-    measured["acc"] = float((logits.argmax(dim=1) == label).double().mean())
-    return {name: float(measured[name]) for name in POOLED}
+    logits, label = torch.cat([one.logits for one in found]), torch.cat([one.label for one in found])
+    divided = torch.cat([one.logits / one.module.temperature for one in found])
+    pooled = {"acc": float((logits.argmax(dim=1) == label).double().mean())}
+    pooled |= metrics_by_name(BY_NAME, logits, label)
+    for suffix, values in (("", logits), ("_calibrated", divided)):
+        calibration = BinnedCalibration()
+        calibration.update(values, label)
+        measured = calibration.compute().metrics()
+        pooled |= {f"{name}{suffix}": measured[name] for name in OF_PROBABILITIES}
+    return pooled
 
 
 def _metrics(run: Path) -> dict[str, float]:
