@@ -155,7 +155,8 @@ class Calibration(EvaluationPicture[Evaluation]):
             metrics |= {"set_coverage": sets.coverage, "set_size": sets.size, "set_empty": sets.empty}
         _log(pl_module, {f"{stage}/{name}": value for name, value in metrics.items()})
         if threshold is not None and trainer.is_global_zero and (edge := at_the_edge(metrics["exit_coverage_stored"])):
-            log.info(f"threshold {'never' if math.isinf(threshold) else f'{threshold:g}'} of the checkpoint: {edge}")
+            which = "no exit threshold" if math.isinf(threshold) else f"exit threshold {threshold:g}"
+            log.info(f"the checkpoint has {which}: {edge}")
 
     def _gathered(self, trainer: Trainer, pl_module: LightningModule) -> Samples:
         """Gather logits and labels of all processes, sorted by index; independent of number of processes and batch size."""

@@ -341,10 +341,8 @@ def at_the_edge(coverage: float) -> str | None:
         coverage: Share of the samples that exit, 0 to 1; NaN without samples.
     """
     if coverage == 1:
-        return "every sample exits; it is at the end of the search, a second stage is never needed on data like this"
-    return (
-        "no sample exits; it is at the end of the search, a first stage only adds its cost" if coverage == 0 else None
-    )
+        return "every sample exits, so a second stage is never needed on data like this"
+    return "no sample exits, so a first stage only adds its cost" if coverage == 0 else None
 
 
 def _percent(share: float, digits: int | None = None) -> str:

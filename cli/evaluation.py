@@ -1,7 +1,7 @@
 """Results of validate, test and predict: settings and data that differ from those of the run, and where results are written.
 
 RUN_DIR/test_metrics.json                     the run's own data; overridden settings are listed in it
-RUN_DIR/evaluations/NAME/test_metrics.json    other data, or with --name; plots and tables too
+RUN_DIR/evaluations/NAME/test_metrics.json    other data, another --runtime, or with --name; plots and tables too
 RUN_DIR/predictions.csv, predictions.json     predictions, and what was predicted; those of another source are in evaluations/NAME
 """
 
@@ -120,7 +120,7 @@ def changed_settings(
     return {f"model.{name}": [was[name], now[name]] for name in names if was[name] != now[name]}
 
 
-def results_folder(run: Path, checkpoint: Path, data: DataModule, name: str | None) -> Path:
+def results_folder(run: Path, checkpoint: Path, data: DataModule, name: str | None, runtime: str = "torch") -> Path:
     """Return the folder for the results: the run's own for its checkpoints and data, else one of its evaluations.
 
     Args:
@@ -128,6 +128,7 @@ def results_folder(run: Path, checkpoint: Path, data: DataModule, name: str | No
         checkpoint: The evaluated checkpoint.
         data: The datamodule, matched to the checkpoint.
         name: Value of ``--name``.
+        runtime: Value of ``--runtime``; results of another one than torch have a folder of their own, called as it is.
 
     Raises:
         UsageError: The name is not valid, or that evaluation is of other data.
@@ -135,9 +136,12 @@ def results_folder(run: Path, checkpoint: Path, data: DataModule, name: str | No
     if name is not None and not NAME.fullmatch(name):
         raise UsageError(f"--name {name}: letters, digits, '.', '_', '+' and '-' only, at most 80")
     of_run = checkpoint.resolve().parent.parent == run.resolve()
-    if name is None and of_run and data.is_training_data():
+    other = [] if runtime == "torch" else [runtime]
+    own = name is None and of_run and data.is_training_data()
+    if own and not other:
         return run
     source = data.place_name if of_run else f"{checkpoint.resolve().parent.parent.name}_{checkpoint.stem}"
+    source = "_".join([*([] if own else [source]), *other])
     base = name or _folder_name(source)
     for number in range(1, 1000):
         folder = run / "evaluations" / (base if number == 1 else f"{base}-{number}")

@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from cli.run_flags import RunFlags, UsageError
+from foundation.suggestions import nearest
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ def evaluator(trainer: Trainer, command: str, flags: RunFlags) -> Callable[..., 
     """
     runtime = flags.values.get("runtime", "torch")
     if runtime not in RUNTIMES:
-        raise UsageError(f"--runtime {runtime}: must be one of {', '.join(RUNTIMES)}")
+        raise UsageError(f"--runtime {runtime}: must be one of {', '.join(RUNTIMES)}{nearest(runtime, RUNTIMES)}")
     if runtime != "torch":
         device = trainer.strategy.root_device
         if device.type not in ("cpu", "cuda"):

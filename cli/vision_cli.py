@@ -318,7 +318,9 @@ class VisionCLI(LightningCLI):
             if name is not None:
                 raise UsageError("--name: the results belong to a run; give --run RUN_DIR")
             return None
-        return evaluation.results_folder(folder, checkpoint, datamodule, name)
+        return evaluation.results_folder(
+            folder, checkpoint, datamodule, name, self.flags.values.get("runtime", "torch")
+        )
 
     def predict(self, model: LightningModule, datamodule: Any) -> None:
         """Write predictions.csv for the test split or the folder --data.images, or write masks, or extract features."""

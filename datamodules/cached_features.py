@@ -10,7 +10,7 @@ epoch uses a different one until all have been used.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -193,6 +193,10 @@ class CachedFeaturesDataModule(DataModule):
             count_classes(self.splits["train"]["label"].cpu(), self.class_names)  # raises if a class has no sample
             self.num_train_batches()  # raises if the batch size leaves no full batch
         self._count_seen(stage)
+
+    def check_input(self, splits: Sequence[Labelled]) -> None:
+        """See `DataModule`; the counts have been logged when the splits were opened."""
+        self._check_variety(splits)
 
     def sample_keys(self, split: str) -> Tensor:
         """Keys of a split's samples, (n,) int64: hashes of the features, of the first view."""

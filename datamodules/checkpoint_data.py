@@ -305,8 +305,12 @@ class MatchedToCheckpoint(LightningDataModule):
             )
         known = {name for part in parts for name in self.trained_on.groups.get(part, [])}
         if both := [name for name in self.group_names(split) if name in known]:
+            same = (type(self).__name__, self.place) == (self.trained_on.datamodule, self.trained_on.place)
             log.warning(
-                f"people or groups of the {split} data have the names of some in the checkpoint's {' or '.join(parts)} data: "
+                f"people or groups of the {split} data are in the checkpoint's {' or '.join(parts)} data: {listed(both)}; "
+                "the metrics are not those of new ones"
+                if same
+                else f"people or groups of the {split} data have the names of some in the checkpoint's {' or '.join(parts)} data: "
                 f"{listed(both)}; if they are the same, the metrics are not those of new ones"
             )
         return count

@@ -17,6 +17,7 @@ from torchvision.datasets.utils import check_integrity, download_and_extract_arc
 
 from datamodules.base import DataModule
 from datamodules.cifar_reader import FOLDER, Header, find_folder, read_batch, read_header
+from datamodules.images.labelled import is_root
 from datamodules.images.settings import check_normalisation
 from foundation.places import instead
 
@@ -103,6 +104,11 @@ class CIFAR10DataModule(DataModule):
                 f"no CIFAR-10 in {self.root.absolute()}{instead(self.root, _holds_cifar)}; expected {FOLDER}/ with batches.meta, "
                 "data_batch_1 to data_batch_5 and test_batch; download it with --data.download true, name another folder with "
                 "--data.root, or use the embedded data with --data DigitsDataModule"
+                + (
+                    "; the class folders in it are read with --data ImageFolderDataModule"
+                    if self.root.is_dir() and is_root(self.root)
+                    else ""
+                )
             )
         return folder
 

@@ -227,7 +227,7 @@ class BaseModule(ScheduledModule):
     def use_packed_runtime(self) -> None:
         """Compute the network with integers; only ternary networks can."""
         raise ValueError(
-            f"runtime packed: it needs the ternary weights of a TernaryClassifier; this is a {type(self).__name__}"
+            f"runtime packed: it needs the ternary weights of a TernaryClassifier; this run is of {type(self).__name__}"
         )
 
     @cached_property

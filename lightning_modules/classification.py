@@ -125,7 +125,7 @@ class Classifier(BaseModule):
     def __getattr__(self, name: str) -> Any:
         """Say which method a classifier has instead of ``masks``."""
         if name == "masks":
-            raise AttributeError(f"masks: a {type(self).__name__} gives classes, use .classify(images)")
+            raise AttributeError(f"masks: {type(self).__name__} gives classes, use .classify(images)")
         return super().__getattr__(name)
 
     def configure_losses(self) -> None:
@@ -172,6 +172,8 @@ class Classifier(BaseModule):
             counts = cast(Tensor, self.trainer.datamodule.class_counts)  # type: ignore[attr-defined]
             self.class_weight.copy_(self.balancing_weights(counts))
             listed = ", ".join(f"{weight:.3g}" for weight in self.class_weight.tolist())
+            if counts.unique().numel() == 1:
+                listed = "all 1, each class has as many"
             what = "labels" if self.several_labels else "samples"
             log.info(f"class weights (balanced, from {int(counts.sum())} training {what}): {listed}")
             if getattr(self.trainer.datamodule, "sampling", None) == "balanced":  # type: ignore[attr-defined]

@@ -15,7 +15,7 @@ from foundation.sizes import Size, sides
 from lightning_modules.base import Batch, StageName, StepOutput
 from lightning_modules.early_exit_classifier import EVALUATION_STAGES, EarlyExitClassifier
 from lightning_modules.frozen_then_trained import FrozenThenTrained
-from lightning_modules.pretrained import ONE_SOURCE, StartsFromWeights, read_weights
+from lightning_modules.pretrained import ONE_SOURCE, StartsFromWeights, read_weights, said_of
 from lightning_modules.pretrained.har import backbone_of, downloaded, fill
 from lightning_modules.schedules import ScheduleName
 from metrics import ClassificationSums, GroupSums
@@ -306,7 +306,7 @@ class HARClassifier(StartsFromWeights, FrozenThenTrained, EarlyExitClassifier):
             lines = fill(self.network, saved, self.class_names, self.min_loaded, trains, frozen)
         except ValueError as error:
             raise ValueError(f"{setting}: {source}: {str(error).removeprefix(f'{source}: ')}") from error
-        return [(level, f"{setting}: {source}: {line}") for level, line in lines]
+        return said_of(setting, source, lines)
 
     def _check_signals(self, trained: list[str] | None) -> None:
         """Refuse weights of a run on the same signals in another order; other signals are another task, and allowed."""

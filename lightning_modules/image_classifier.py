@@ -13,7 +13,7 @@ from torch import nn
 
 from foundation.hub import hub_or_cache
 from lightning_modules.adapted_classifier import AdaptedClassifier
-from lightning_modules.pretrained import ADAPTED, ONE_SOURCE, SavedWeights, read_weights
+from lightning_modules.pretrained import ADAPTED, ONE_SOURCE, SavedWeights, read_weights, said_of
 from networks.adapters import is_adapter
 from networks.timm_network import (
     backbone_modules,
@@ -183,7 +183,7 @@ class ImageClassifier(AdaptedClassifier):
             lines.append((logging.WARNING, f"trained on images normalised with {there}; this run uses {here}"))
         if self.weights is None and self.in_channels != 3:
             lines.append((logging.INFO, f"{ADAPTED} {self.in_channels} channels of this run"))
-        return [(level, f"{setting}: {source}: {line}") for level, line in lines]
+        return said_of(setting, source, lines)
 
     def _download(self) -> SavedWeights:
         """Download timm's weights; timm adapts them to channels and grid. The head is left out if the number of classes differs."""

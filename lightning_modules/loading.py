@@ -55,7 +55,7 @@ def load_run(
     hparams = dict(_content_of(file)["hyper_parameters"])
     if weights is not None and not cls.has_frozen_weights(hparams):
         raise ValueError(
-            f"weights: the checkpoint of a {cls.__name__} holds all of its weights; leave weights out, got {weights}"
+            f"weights: the checkpoint of {cls.__name__} holds all of its weights; leave weights out, got {weights}"
         )
     given: dict[str, Any] = {} if weights is None else {"weights": str(weights), "pretrained": False}
     try:
@@ -63,7 +63,7 @@ def load_run(
     except FrozenWeightsError as error:
         raise ValueError(f"{file}: {error}") from error
     except (RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{file}: is not of a {cls.__name__}: {_one_line(error)}") from error
+        raise ValueError(f"{file}: is not of {cls.__name__}: {_one_line(error)}") from error
     module.make_transform = partial(_transform_of, file)
     module.use_runtime(runtime)
     return module.eval()

@@ -85,7 +85,7 @@ class SegmentationModule(BaseModule):
     def __getattr__(self, name: str) -> Any:
         """Say which method a segmenter has instead of ``classify``."""
         if name == "classify":
-            raise AttributeError(f"classify: a {type(self).__name__} gives masks, use .masks(images, prompts)")
+            raise AttributeError(f"classify: {type(self).__name__} gives masks, use .masks(images, prompts)")
         return super().__getattr__(name)
 
     def configure_metrics(self) -> None:

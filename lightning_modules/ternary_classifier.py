@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_modules.base import BaseModule, Batch, StageName
 from lightning_modules.distillation import distillation_loss, load_teacher
-from lightning_modules.pretrained import StartsFromWeights, read_weights
+from lightning_modules.pretrained import StartsFromWeights, other_run, read_weights
 from networks import ResNet, build_resnet, own_names, public_names, ternary_shares, warm_start
 from networks.integer import PackedGpuRuntime, PackedRuntime
 
@@ -97,7 +97,9 @@ class TernaryClassifier(StartsFromWeights):
                 tensors = read_weights(self.init_from, {*names, *public_names(names)}).tensors
                 warm_start(self.network, self._of_this_rule(own_names(tensors)))
             except ValueError as error:
-                raise ValueError(f"init_from: {error}") from error
+                text = str(error).removeprefix(f"{self.init_from}: ")
+                other = other_run(self.init_from, self) if "the weights" in text else ""
+                raise ValueError(f"init_from: {self.init_from}: {text}{other}") from error
         return []
 
     def use_packed_runtime(self) -> None:

@@ -101,8 +101,14 @@ class Parser(argparse.ArgumentParser):
         known = [option for action in self._actions for option in action.option_strings]
         same = [option for option in known if unknown and option.endswith(f".{unknown[1].removeprefix('--')}")]
         hint = nearest(unknown[1], same or known) if unknown else ""
+        if wrong := WRONG_CHOICE.fullmatch(message):
+            close = nearest(wrong[2], [choice.strip("' ") for choice in wrong[4].split(",")])
+            message = f"{wrong[1]}{wrong[2]}'{close} {wrong[3]}{wrong[4]})"
         raise ValueError(f"{message}{hint}; see {self.prog} --help")
 
+
+WRONG_CHOICE = re.compile(r"(.*invalid choice: ')(.*)' (\(choose from )(.*)\)")
+"""What argparse says of a value that is not among the choices: the value, and the choices."""
 
 DECIMAL_COMMA = re.compile(r"0,\d+|\d+,0\d+")
 """One number with a comma for its point; as two values, the first is 0 or the second begins with 0."""

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from datamodules.images.formats import EXTENSIONS, NEEDS, is_array, is_image, missing_package
 from foundation.places import close_to
+from foundation.suggestions import nearest
 
 SPLITS = {"train", "training", "val", "valid", "validation", "test"}
 LAYOUT = "expected FOLDER/CLASS/IMAGE, as in FOLDER/cat/1.jpg and FOLDER/dog/1.jpg"
@@ -183,7 +184,26 @@ def duplicate_groups(
     return sorted((same for same in by_bytes.values() if len(same) > 1), key=lambda same: order[same[0]])
 
 
-def read_groups(table: Path, column: str, images: Sequence[str], file_column: str | None = None) -> list[str]:
+def group_table(given: str | Path, folder: Path) -> Path:
+    """Return the path of a table of groups, which may begin in the working folder or in the folder of the images.
+
+    Raises:
+        FileNotFoundError: There is no such file in either; the message names the closest file, or the tables in the folder.
+    """
+    places = (Path(given), folder / given)
+    if found := next((path for path in places if path.is_file()), None):
+        return found
+    near = next(filter(None, map(close_to, places)), "")
+    there = sorted(path.name for path in folder.glob("*.csv"))
+    has = f"; there is {listed(there)} in {folder}" if there and not near else ""
+    raise FileNotFoundError(
+        f"{given}: no such file, also not in {folder}{near}{has}; expected a CSV of files and groups"
+    )
+
+
+def read_groups(
+    table: Path, column: str, images: Sequence[str], file_column: str | None = None, inside: str = ""
+) -> list[str]:
     """Read which images belong together from a CSV with a header.
 
     A row names an image by its path relative to the folder or by its bare file name where that is unique, both also without the
@@ -194,6 +214,7 @@ def read_groups(table: Path, column: str, images: Sequence[str], file_column: st
         column: Name of the column that holds the group: a person, a place, a film.
         images: Names of the N images, relative to the folder, with forward slashes.
         file_column: Name of the column that holds the file; by default ``file``, or else the first one.
+        inside: Name of the folder, which the paths of rows may begin with, as in ``train/cat/1.jpg``.
 
     Returns:
         The group of each of the N images.
@@ -209,18 +230,21 @@ def read_groups(table: Path, column: str, images: Sequence[str], file_column: st
     known = _names(images)
     groups: dict[int, str] = {}
     with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        rows = csv.DictReader(file, restval="")
+        first = file.readline()
+        file.seek(0)
+        rows = csv.DictReader(file, restval="", delimiter=max(",;\t", key=first.count))
         columns = list(rows.fieldnames or [])
         file_column = file_column or ("file" if "file" in columns else next(iter(columns), "file"))
         for name in (column, file_column):
             if name not in columns:
                 raise ValueError(
-                    f"{table}: there is no column {name!r}; its columns are {', '.join(columns) or 'none'}"
+                    f"{table}: there is no column {name!r}{nearest(name, columns)}; its columns are {', '.join(columns) or 'none'}"
                 )
         for row in rows:
             place = f"{table}, line {rows.line_num}"
             named, group = row[file_column].strip().replace("\\", "/").removeprefix("./"), row[column].strip()
-            found = next((form[named] for form in known if named in form), [])
+            called = (named, named.removeprefix(f"{inside}/"))
+            found = next((form[name] for name in called for form in known if name in form), [])
             if not found:
                 continue
             if len(found) > 1:

@@ -19,6 +19,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
+from datamodules.cifar_reader import find_folder
 from datamodules.images.class_folders import LAYOUT, duplicate_groups, holds_classes, listed, read_groups, scan
 from datamodules.images.formats import is_image
 from datamodules.images.unreadable import DAMAGED, report_unreadable
@@ -63,10 +64,7 @@ class LabelledFiles:
         """
         if table is None or column is None:
             return list(self.names)
-        try:
-            return read_groups(table, column, self.names)
-        except ValueError as error:
-            raise MisconfigurationException(f"--data.groups {error}") from error
+        return groups_of(table, column, self.names, self.folder)
 
     def groups(self, table: Path | None, column: str | None) -> list[str]:
         """Return the group of each file (one group per file without a table); byte-identical files are merged into one group.
@@ -100,6 +98,19 @@ class LabelledFiles:
             report_unreadable(self.folder, wrong, len(self.names), SKIP if unreadable == "refuse" else None)
 
 
+def groups_of(table: Path, column: str, names: Sequence[str], folder: Path) -> list[str]:
+    """Return the group of each of the named files of a folder in a table; see `read_groups`.
+
+    Raises:
+        MisconfigurationException: The table does not match the files.
+    """
+    try:
+        return read_groups(table, column, names, inside=folder.name)
+    except ValueError as error:
+        text = str(error).replace("there is no column", "--data.group_column: there is no column")
+        raise MisconfigurationException(f"--data.groups {text}") from error
+
+
 def find_parts(root: Path, trains: bool = True) -> dict[str, Path]:
     """Return the folders of the splits by the names train, val and test; empty if `root` contains class folders.
 
@@ -126,19 +137,20 @@ def class_folders(folder: Path) -> list[str]:
     """
     names = sorted(path.name for path in _folders(folder))
     if not names:
-        hint = meant(folder, _is_root)
+        hint = meant(folder, is_root)
         raise FileNotFoundError(
-            f"--data.root {folder}: there is no class folder in it{hint or '; ' + LAYOUT}{_tables_there(folder)}"
+            f"--data.root {folder}: there is no class folder in it{hint or '; ' + LAYOUT}{_others_there(folder)}"
         )
-    if len(names) == 1 and ((hint := meant(folder, _is_root)) or not any(map(is_image, folder.rglob("*")))):
+    if len(names) == 1 and ((hint := meant(folder, is_root)) or not any(map(is_image, folder.rglob("*")))):
         raise FileNotFoundError(
             f"--data.root {folder}: its only folder {names[0]!r} is no class, no image is in it{hint or '; ' + LAYOUT}"
+            + _cifar(folder)
         )
     return names
 
 
-def _is_root(folder: Path) -> bool:
-    """Whether a folder is one to give as ``--data.root``: it has class folders, or a train folder that has them."""
+def is_root(folder: Path) -> bool:
+    """Whether an existing folder is one to give as ``--data.root``: it has class folders, or a train folder that has them."""
     return holds_classes(folder) or any(
         (folder / one).is_dir() and holds_classes(folder / one) for one in NAMES_OF["train"]
     )
@@ -148,6 +160,15 @@ def _tables_there(folder: Path) -> str:
     """What to say of a table of labels in a folder, or in the one above."""
     names = [path.name for place in (folder, folder.parent) for path in sorted(place.glob("*.csv"))]
     return f"; to read labels from a table: --data.labels {names[0]}" if names else ""
+
+
+def _others_there(folder: Path) -> str:
+    return _tables_there(folder) + _cifar(folder)
+
+
+def _cifar(folder: Path) -> str:
+    """What to say of data in the layout of CIFAR-10."""
+    return "" if find_folder(folder) is None else "; it holds the layout of CIFAR-10: give --data CIFAR10DataModule"
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -185,7 +206,7 @@ def read_labelled(
     try:
         found = scan(folder)
     except (ValueError, OSError) as error:
-        hint = "" if holds_classes(folder) else meant(folder, _is_root, above=False)
+        hint = "" if holds_classes(folder) else meant(folder, is_root, above=False)
         text = " ".join(str(error).split())
         raise MisconfigurationException(f"--data.root {text}{hint}{_tables_there(folder)}") from error
     unknown = [name for name in found.class_names if name not in class_names]

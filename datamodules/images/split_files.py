@@ -19,14 +19,15 @@ from torch import Tensor
 from datamodules.base import DataModule
 from datamodules.extraction import Labelled
 from datamodules.images.checking import kinds_of
-from datamodules.images.class_folders import listed
+from datamodules.images.class_folders import group_table, listed, scan
 from datamodules.images.decoding import Levels
-from datamodules.images.labelled import LabelledFiles, Unreadable, class_folders, find_parts, read_labelled
+from datamodules.images.labelled import LabelledFiles, Unreadable, class_folders, find_parts, groups_of, read_labelled
 from datamodules.images.table_files import TableFiles
 from datamodules.sample_keys import file_keys
 from datamodules.splitting.grouped import grouped_split
 from datamodules.splitting.stratified import strata, stratified_split
 from features import data_of_files, list_files
+from foundation.project import TOOL
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class SplitFiles(DataModule):
     table: TableFiles | None
     _lists: dict[str, LabelledFiles]  # by folder name: train, val, test, predict, or all
     _held_out: dict[str, Tensor] | None
+    _groups_apart: bool = False
 
     @cached_property
     def class_names(self) -> list[str]:
@@ -70,6 +72,11 @@ class SplitFiles(DataModule):
             return {part: found.folder for part, found in self.table.parts.items() if part != "all"}
         return find_parts(self.root, trains=self.trained_on is None)
 
+    @property
+    def divides_itself(self) -> bool:
+        """Whether splits are drawn here, and not given as folders or in a column of the table."""
+        return not self._parts
+
     def files(self, split: Split) -> list[str]:
         """Names of the files of a data set, relative to `folder`; the sample with `index` i is the i-th. Known after setup."""
         return self._list(self._part_of(split)).names
@@ -81,6 +88,50 @@ class SplitFiles(DataModule):
     def folder(self, split: Split) -> Path:
         """The folder that the names in `files` are relative to."""
         return self._list(self._part_of(split)).folder
+
+    @cached_property
+    def _group_table(self) -> Path | None:
+        try:
+            return None if self.groups is None else group_table(self.groups, self.root)
+        except FileNotFoundError as error:
+            raise MisconfigurationException(f"--data.groups {error}") from error
+
+    def _count_seen(self, stage: str) -> None:
+        """Refuse splits that divide a group, before the samples are counted."""
+        if stage != "predict":
+            self._check_groups()
+        super()._count_seen(stage)
+
+    def _check_groups(self) -> None:
+        """Refuse folders or a column of splits with a group on two sides. No header is read; drawn splits keep groups whole."""
+        if self._group_table is None or len(self._parts) < 2 or self._groups_apart:
+            return
+        assert self.group_column is not None
+        where: dict[str, str] = {}
+        for part, folder in self._parts.items():
+            names: list[str] = (
+                [path.relative_to(folder).as_posix() for path, _ in scan(folder).images]
+                if self.table is None
+                else list(self.table.parts[part].labels)
+            )
+            own = sorted({*groups_of(self._group_table, self.group_column, names, folder)})
+            if torn := [name for name in own if where.setdefault(name, part) != part]:
+                other = where[torn[0]]
+                raise MisconfigurationException(
+                    f"the data leaks: {len(torn):,} group{'s' * (len(torn) > 1)} of {self._group_table} "
+                    f"{'are' if len(torn) > 1 else 'is'} in {other} and in {part}: {listed(torn)}; {self._whole_again()}"
+                )
+        self._groups_apart = True
+
+    def _whole_again(self) -> str:
+        """What to do where the given splits divide a group."""
+        out = "or leave --data.groups and --data.group_column out if these belong in several splits"
+        if self.table is None:
+            split = f"{TOOL}split_folder SOURCE TARGET --groups {shlex.quote(str(self._group_table))}"
+            return f"move its images into one of the folders ({split} divides class folders by groups), {out}"
+        if "all" in self.table.tables and next(iter(self._parts.values())) == self.root:
+            return f"write one split for all its rows in {self.table.tables['all']}, {out}"
+        return f"move its images and their rows into one of the folders, {out}"
 
     def _part_of(self, split: Split) -> str:
         if split == "predict" and self.images is not None:
@@ -153,7 +204,7 @@ class SplitFiles(DataModule):
             source = self._list(self._part_of("train"))
             test = 0.0 if self._parts else self.test_fraction
             val = 0.0 if "val" in self._parts else self.val_fraction
-            groups = source.groups(self.groups, self.group_column)
+            groups = source.groups(self._group_table, self.group_column)
             own = self.own_class_names
             names = ["no label" if label == len(own) else own[label] for label in strata(source.labels).tolist()]
             if self.fold is not None:
@@ -186,7 +237,7 @@ class SplitFiles(DataModule):
     def split_settings(self) -> dict[str, str | int | float | bool | None]:
         """Settings that decide which sample is in which split."""
         tables = {} if self.table is None else {"labels": _contents([*self.table.tables.values()])}
-        table = None if self.groups is None else _contents([self.groups])
+        table = None if self._group_table is None else _contents([self._group_table])
         own = {"test_fraction": self.test_fraction, "groups": table, "group_column": self.group_column}
         return {**super().split_settings, **own, **tables}
 
@@ -202,10 +253,10 @@ class SplitFiles(DataModule):
 
     def group_names(self, split: str) -> list[str]:
         """Names of the groups in a split, from the CSV file `groups`, sorted."""
-        if self.groups is None:
+        if self._group_table is None:
             return []
         listing = self._list(self._part_of(split))  # type: ignore[arg-type]
-        names = listing.group_names(self.groups, self.group_column)
+        names = listing.group_names(self._group_table, self.group_column)
         return sorted({names[i] for i in self.splits[split]["index"].tolist()})
 
     def _fingerprint(self) -> tuple[str, dict[str, int]]:

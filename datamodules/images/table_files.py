@@ -194,8 +194,8 @@ def _joined(folder: Path, table: Table) -> dict[str, Row]:
     images, left_out = all_images(folder)
     if not images:
         raise ValueError(f"{table.path}: there is no image in {folder}")
-    if left_out:
-        reasons = ", ".join(f"{len(paths):,} {reason}" for reason, paths in sorted(left_out.items()))
+    others = {reason: [path for path in paths if not path.samefile(table.path)] for reason, paths in left_out.items()}
+    if reasons := ", ".join(f"{len(paths):,} {reason}" for reason, paths in sorted(others.items()) if paths):
         log.info(f"left out   {reasons}, in {folder}")
     names = [path.relative_to(folder).as_posix() for path in images]
     by_name: dict[str, list[str]] = defaultdict(list)

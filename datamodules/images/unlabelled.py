@@ -12,6 +12,7 @@ from __future__ import annotations
 import glob
 import logging
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from datamodules.images.checking import levels_of
 from datamodules.images.decoding import Levels, central, letterboxed, pixels_of, upright
-from datamodules.images.formats import readable_formats
+from datamodules.images.formats import is_image, readable_formats
 from datamodules.images.labelled import looked_at
 from datamodules.images.unreadable import DAMAGED, report_unreadable
 from foundation.places import close_to
@@ -52,14 +53,29 @@ class GivenImages:
 
     @property
     def source(self) -> str:
-        """The same text for the same images, whatever the working folder is."""
+        """The same text for the same images, whatever the working folder is: a folder, where all of its images are given."""
+        if (folder := self._whole_folder()) is not None:
+            return str(folder)
         return ", ".join(str(Path(one).resolve()) for one in self.given)
+
+    def _whole_folder(self) -> Path | None:
+        """The folder of which all images, and no others, are given, in whatever way; None if there is none."""
+        try:
+            files = {path.resolve() for path in self.paths()}
+        except (FileNotFoundError, MisconfigurationException):
+            return None
+        if len(files) < 2 or not all(map(is_image, files)):
+            return None
+        folder = Path(os.path.commonpath([path.parent for path in files]))
+        return folder if files == {path.resolve() for path in folder.rglob("*") if is_image(path)} else None
 
     @property
     def name(self) -> str:
         """A short name, for a folder of results."""
+        if (folder := self._whole_folder()) is not None:
+            return folder.name
         first = Path(self.given[0]).resolve()
-        return first.parent.name if "*" in first.name else first.stem
+        return first.parent.name if len(self.given) > 1 or glob.has_magic(first.name) else first.stem
 
     def paths(self) -> list[Path]:
         """The folders and files, patterns resolved and sorted.
@@ -78,11 +94,21 @@ class GivenImages:
                 [one] if Path(one).exists() or not glob.has_magic(one) else sorted(glob.glob(one, recursive=True))
             )
             if not matching:
-                raise FileNotFoundError(f"--data.images {one}: no file has such a name")
+                raise FileNotFoundError(f"--data.images {one}: no file has such a name{_endings(one)}")
             found += map(Path, matching)
         if not found:
             raise MisconfigurationException("--data.images: no image is given")
         return found
+
+
+def _endings(pattern: str) -> str:
+    """What to say of the images in the folder of a pattern that fits none of them."""
+    folder = next(above for above in Path(pattern).parents if not glob.has_magic(str(above)))
+    if not folder.is_dir():
+        return f"; there is no folder {folder}{close_to(folder, folder=True)}"
+    counts = Counter(path.suffix for path in folder.iterdir() if is_image(path))
+    there = " and ".join(f"{count:,} {ending}" for ending, count in counts.most_common(3))
+    return f"; {folder} has {there}: give --data.images {folder}" if there else f"; there is no image in {folder}"
 
 
 @dataclass(frozen=True)
@@ -110,6 +136,20 @@ class Reading:
         black, white = map(float, str(levels).split()) if levels else (0.0, 0.0)
         fill = inputs.get("pad_value") if inputs.get("framing") == "letterbox" else None
         return cls(size, channels, inputs.get("eval_share"), (black, white) if levels else None, fill)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """How to do the same without this project, in JSON types; for the metadata of an exported file."""
+        framing = "letterbox" if self.fill is not None else "squeeze" if self.share is None else "crop"
+        return {
+            "size": self.size if self.size is None or isinstance(self.size, int) else list(self.size),
+            "mode": {1: "L", 3: "RGB"}.get(self.channels, f"{self.channels} channels as stored"),
+            "framing": framing,
+            **({"crop": self.share} if framing == "crop" else {}),
+            **({"pad_value": self.fill} if framing == "letterbox" else {}),
+            "resize": f"{'bicubic' if framing == 'squeeze' else 'bilinear'}, antialiased",
+            **({} if self.levels is None else {"levels": list(self.levels)}),
+        }
 
     @property
     def keeps_levels(self) -> bool:
@@ -209,8 +249,10 @@ def given_images(given: Path | GivenImages, in_channels: int = 3) -> tuple[Path,
     for path in paths:
         inside = [path] if path.is_file() else [path / name for name in image_names(path, in_channels)]
         files |= dict.fromkeys(inside)
-    folder = Path(os.path.commonpath([path.parent.absolute() for path in files]))
-    return folder, [path.absolute().relative_to(folder).as_posix() for path in files]
+    # as they are given: a pattern means files with the same paths as its folder does
+    whole = [*files] if len({path.is_absolute() for path in files}) == 1 else [path.absolute() for path in files]
+    folder = Path(os.path.commonpath([path.parent for path in whole]))
+    return folder, [path.relative_to(folder).as_posix() for path in whole]
 
 
 def image_names(folder: Path, in_channels: int) -> list[str]:

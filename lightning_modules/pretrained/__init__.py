@@ -3,7 +3,7 @@
 Per network: a frozen backbone (backbone.py), a segmenter's encoder (encoder.py), the HAR ViT (har.py).
 """
 
-from lightning_modules.pretrained.reading import SavedWeights, read_weights
-from lightning_modules.pretrained.starting import ADAPTED, ONE_SOURCE, StartsFromWeights
+from lightning_modules.pretrained.reading import SavedWeights, other_run, read_weights
+from lightning_modules.pretrained.starting import ADAPTED, ONE_SOURCE, StartsFromWeights, said_of
 
-__all__ = ["ADAPTED", "ONE_SOURCE", "SavedWeights", "StartsFromWeights", "read_weights"]
+__all__ = ["ADAPTED", "ONE_SOURCE", "SavedWeights", "StartsFromWeights", "other_run", "read_weights", "said_of"]

@@ -17,7 +17,7 @@ from features.identity import short
 from foundation.hub import hub_or_cache
 from foundation.places import close_to
 from foundation.sizes import Size
-from lightning_modules.pretrained import ADAPTED, ONE_SOURCE, read_weights
+from lightning_modules.pretrained import ADAPTED, ONE_SOURCE, read_weights, said_of
 from networks.frozen_backbone import FrozenBackbone, full_name
 from networks.timm_features import FINAL, Pooling
 from networks.timm_network import Argument
@@ -131,8 +131,8 @@ class BackboneSettings:
             report = backbone.load(read_weights(weights, backbone.tensors().keys()).tensors)
         except ValueError as error:
             raise ValueError(f"weights: {weights}: {str(error).removeprefix(f'{weights}: ')}; {needed}") from error
-        for line in report.lines():
-            log.info(f"weights: {weights}: {line}")
+        for level, line in said_of("weights", weights, [(logging.INFO, line) for line in report.lines()]):
+            log.log(level, line)
 
     def _downloaded(self, needed: str) -> FrozenBackbone:
         try:

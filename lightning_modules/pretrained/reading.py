@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
+import yaml
 from torch import Tensor
 
 from foundation.checkpoint_files import UNREADABLE, check_sums, is_sealed
@@ -97,6 +98,27 @@ def read_weights(source: str, names: Collection[str]) -> SavedWeights:
     return _said(path, tensors, note)
 
 
+def other_run(source: str, module: Any) -> str:
+    """What to add to a refusal of weights if they are of a run with another model or architecture; else an empty string.
+
+    Args:
+        source: As for `read_weights`.
+        module: The module that should start from them; its class and `architecture` are compared.
+    """
+    path = Path(source)
+    try:
+        config = newest_config(path if path.is_dir() else path.resolve().parent.parent)
+        model = yaml.safe_load(config.read_text(encoding="utf-8"))["model"]
+        there = (model["class_path"].rpartition(".")[2], (model.get("init_args") or {}).get("architecture"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+        return ""
+    here = (type(module).__name__, getattr(module, "architecture", None))
+    if there == here:
+        return ""
+    was, now = (f"{name} with {architecture}" if architecture else name for name, architecture in (there, here))
+    return f"; {source} is a run of {was}, this run is of {now}: give a run of the same architecture"
+
+
 def _state_dicts(content: Mapping[Any, Any], key: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Every dictionary in a file that holds tensors by name, with its key; optimisers hold theirs by number."""
     tensors = {name: tensor for name, tensor in content.items() if isinstance(name, str) and isinstance(tensor, Tensor)}
@@ -165,7 +187,7 @@ def _content(path: Path) -> dict[str, Any]:
             f"{path}: is a Python object of {unknown[0]}, which is never loaded; save its state_dict() instead"
         )
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds no state dict but a {type(content).__name__}")
+        raise ValueError(f"{path}: holds no state dict but data of type {type(content).__name__}")
     return content
 
 

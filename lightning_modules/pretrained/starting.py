@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -13,6 +14,14 @@ log = logging.getLogger(__name__)
 
 ADAPTED = "timm adapted the first layer (its 3 input channels summed, or repeated in turn and scaled) to the"
 ONE_SOURCE = "pretrained and weights: only one of them; add --model.pretrained false to start from {}"
+
+
+def said_of(setting: str, source: str, lines: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
+    """Lines of a report about weights, as (logging level, line): the source is named in the first one and in warnings."""
+    return [
+        (level, f"{setting}: {line}" if number and level < logging.WARNING else f"{setting}: {source}: {line}")
+        for number, (level, line) in enumerate(lines)
+    ]
 
 
 class StartsFromWeights(Classifier):

@@ -194,8 +194,8 @@ def test_a_threshold_at_the_end_of_the_search_is_said() -> None:
     logits[:, 0] = 20.0  # sure and always right: every sample exits
     samples = Samples(logits, torch.zeros(2000, dtype=torch.int64), torch.arange(2000))
     lines = in_words(calibrate(samples, Rules(0.9), 0.01, 0)[0])
-    assert "every sample exits; it is at the end of the search" in lines[-1]
-    assert "end of the search" in str(at_the_edge(0.0))
+    assert "every sample exits, so a second stage is never needed" in lines[-1]
+    assert at_the_edge(0.0) == "no sample exits, so a first stage only adds its cost"
     assert at_the_edge(0.5) is at_the_edge(math.nan) is None
 
 

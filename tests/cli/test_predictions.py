@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from cli.evaluation import predictions_folder, record_predictions
+from cli.evaluation import predictions_folder, record_predictions, results_folder
 from cli.predictions import write_predictions
 
 
@@ -80,3 +80,16 @@ def test_earlier_predictions_that_stay_are_named_once_new_ones_are_written(tmp_p
     folder.mkdir(parents=True)
     record_predictions(folder, source, Path("best.ckpt"), kept)
     assert f"{tmp_path / 'predictions.csv'} is of /mine and stays; this one is in {folder}" in caplog.text
+
+
+def test_another_runtime_does_not_replace_the_runs_own_results(tmp_path: Path) -> None:
+    best, data = tmp_path / "checkpoints" / "best.ckpt", SimpleNamespace(place="/mine", place_name="mine")
+    for own, runtime, folder in (
+        (True, "torch", tmp_path),
+        (True, "packed", tmp_path / "evaluations" / "packed"),
+        (False, "torch", tmp_path / "evaluations" / "mine"),
+        (False, "packed", tmp_path / "evaluations" / "mine_packed"),
+    ):
+        data.is_training_data = lambda own=own: own
+        assert results_folder(tmp_path, best, data, None, runtime) == folder  # type: ignore[arg-type]
+        assert results_folder(tmp_path, best, data, "x", runtime) == tmp_path / "evaluations" / "x"  # type: ignore[arg-type]

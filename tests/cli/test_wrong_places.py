@@ -40,6 +40,8 @@ CASES = [
     ("image_folder", "root", "sets/photos2/cat", "there is no class folder in it, did you mean 'sets/photos2'?"),
     ("image_folder", "root", "sets/notes.txt", "--data.root sets/notes.txt is a file, a folder is needed"),
     ("image_folder", "root", "sets/cifar", "its only folder 'cifar-10-batches-py' is no class, no image is in it; exp"),
+    ("image_folder", "root", "sets/cifar", "it holds the layout of CIFAR-10: give --data CIFAR10DataModule"),
+    ("digits_ternary", "root", "sets/photos2", "the class folders in it are read with --data ImageFolderDataModule"),
     (
         "har",
         "root",

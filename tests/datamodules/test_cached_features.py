@@ -306,3 +306,14 @@ def test_features_written_by_two_processes_are_sorted_by_sample(tmp_path: Path) 
     data = data_of(tmp_path, eval_batch_size=99)
     data.setup("validate")
     check_same(list(data.val_dataloader()), [by_index(VAL)])
+
+
+def test_the_samples_of_a_fit_are_counted_once(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = data_of(cache)
+    with caplog.at_level("INFO"):
+        data.setup("fit")
+        data.check_input(("train", "val"))
+    counts = [record.getMessage() for record in caplog.records if record.getMessage().startswith("data ")]
+    assert counts == [
+        f"data       {n} {split} features of width {WIDTH} in {cache}" for n, split in ((50, "train"), (14, "val"))
+    ]

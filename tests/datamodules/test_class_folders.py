@@ -157,7 +157,7 @@ def test_the_file_column_can_be_set(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("", "there is no column 'who'; its columns are none"),
-        ("file,Who\ncat/a.jpg,x\n", "there is no column 'who'; its columns are file, Who"),
+        ("file,Who\ncat/a.jpg,x\n", r"there is no column 'who', did you mean 'Who'\?; its columns are file, Who"),
         (
             "file,who\na.jpg,x\n",
             r"groups.csv, line 2: 'a.jpg' is the name of 2 images: cat/a.jpg, dog/a.jpg; give the path",
@@ -168,7 +168,7 @@ def test_the_file_column_can_be_set(tmp_path: Path) -> None:
             "line 3: cat/in/b.jpg is in 'y' here and in 'x' above; an image has one group",
         ),
         ("file,who\nb,x\ndog/a.jpg,y\n", "2 of the 4 images are not in its column 'file': cat/a.jpg, dog/c.d.png"),
-        ("who;file\nx;b\n", "there is no column 'who'; its columns are who;file"),
+        ("who;file\nx;b\n", "3 of the 4 images are not in its column 'file'"),
     ],
 )
 def test_errors_for_invalid_tables(tmp_path: Path, text: str, message: str) -> None:

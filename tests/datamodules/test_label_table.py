@@ -122,6 +122,17 @@ def test_a_column_without_test_says_what_to_write(flat: Path, tmp_path: Path) ->
         data.setup("test")
 
 
+def test_the_table_itself_is_no_file_left_out(tmp_path: Path, caplog: Any) -> None:
+    write_images(tmp_path, [f"{n}.png" for n in range(20)])
+    path = table(tmp_path / "labels.csv", "file,label", [f"{n}.png,{LABELS[n % 2]}" for n in range(20)])
+    with caplog.at_level(logging.INFO):
+        labelled(tmp_path, path)
+        assert "left out" not in caplog.text
+        (tmp_path / "notes.txt").touch()
+        labelled(tmp_path, path)
+    assert f"left out   1 not an image, in {tmp_path}" in caplog.text
+
+
 def test_numbers_are_sorted_by_value(flat: Path, tmp_path: Path) -> None:
     data = labelled(flat, table(tmp_path / "t.csv", "file,label", [f"{n:02}.png,{9 + n % 3}" for n in range(30)]))
     assert data.class_names == ["9", "10", "11"]

@@ -246,15 +246,22 @@ def test_files_patterns_and_folders_together(tmp_path: Path, monkeypatch: pytest
         assert images is not None
         return given_images(images, 1)
 
-    assert names("a/1.png") == (tmp_path / "a", ["1.png"])
-    assert names("a/*.png") == (tmp_path / "a", ["1.png", "2.png"])
-    assert names("**/*.png") == (tmp_path, ["a/1.png", "a/2.png", "b/c/4.png"])
-    assert names(["b/c/4.png", "a/2.png", "a/2.png"]) == (tmp_path, ["b/c/4.png", "a/2.png"])
-    assert names(["b", "a/1.png"]) == (tmp_path, ["b/c/4.png", "a/1.png"])
+    assert names("a/1.png") == (Path("a"), ["1.png"])
+    assert names("a/*.png") == (Path("a"), ["1.png", "2.png"])
+    assert names("**/*.png") == (Path(), ["a/1.png", "a/2.png", "b/c/4.png"])
+    assert names(["b/c/4.png", "a/2.png", "a/2.png"]) == (Path(), ["b/c/4.png", "a/2.png"])
+    assert names(["b", "a/1.png"]) == (Path(), ["b/c/4.png", "a/1.png"])
+    assert names(["b/c/4.png", str(tmp_path / "a" / "1.png")]) == (tmp_path, ["b/c/4.png", "a/1.png"])
     assert names("a")[1] == ["1.png", "2.png", "3.txt"]
     assert GivenImages.of(None) is None
-    with pytest.raises(FileNotFoundError, match=r"--data.images a/\*.jpg: no file has such a name"):
-        names("a/*.jpg")
+    for pattern, there in (
+        ("a/*.jpg", "a has 2 .png: give --data.images a"),
+        ("*.jpg", "there is no image in ."),
+        ("aa/*.jpg", "there is no folder aa"),
+    ):
+        with pytest.raises(FileNotFoundError) as error:
+            names(pattern)
+        assert str(error.value).startswith(f"--data.images {pattern}: no file has such a name; {there}")
     with pytest.raises(FileNotFoundError, match=r"--data.images a/9.png: no such folder or image file"):
         names(["a/1.png", "a/9.png"])
     for empty in ([], "", ["a", " "]):
@@ -267,3 +274,23 @@ def test_the_source_is_the_same_from_everywhere(tmp_path: Path, monkeypatch: pyt
     one, other = GivenImages(("a/*.png", "b")), GivenImages((str(tmp_path / "a/*.png"), str(tmp_path / "b")))
     assert one.source == other.source
     assert (str(one), one.name, GivenImages(("a/x.png",)).name) == ("a/*.png and 1 more", "a", "x")
+
+
+def test_the_same_pictures_have_one_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given as a folder, as a pattern or one by one, they are predicted into one folder, which is called as theirs."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("new/1.png", "new/2.png", "old/1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "new" / "notes.txt").touch()
+    given: list[str | list[str]] = ["new", "new/*.png", ["new/1.png", "new/2.png"], str(tmp_path / "new")]
+    for one in given:
+        images = GivenImages.of(one)
+        assert images is not None
+        assert (images.source, images.name) == (str(tmp_path / "new"), "new")
+    part = GivenImages.of(["new/1.png", "old/1.png", "new/2.png"])
+    assert part is not None
+    assert part.name == tmp_path.name, "all pictures below it are given"
+    some = GivenImages.of(["new/2.png"])
+    assert some is not None
+    assert (some.source, some.name) == (str(tmp_path / "new" / "2.png"), "2")

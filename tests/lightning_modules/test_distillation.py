@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shutil
@@ -219,6 +220,24 @@ def test_command_line_error_creates_no_run_folder(finished: Path, tmp_path: Path
         assert forked(["fit", "--config", TINY, "--run_dir", str(tmp_path / "run"), flag, "nowhere"], log=log) == 2
         assert message in log.read_text()
         assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_another_network_is_named(tmp_path: Path) -> None:
+    twin = TernaryClassifier(**SHAPE, quantizer="none")
+    tensors = {name: tensor for name, tensor in twin.network.state_dict().items() if not name.startswith("stem")}
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(
+        {"state_dict": {f"network.{name}": tensor for name, tensor in tensors.items()}, "hyper_parameters": {}},
+        tmp_path / "checkpoints" / "best.ckpt",
+    )
+    there = {"class_path": "lightning_modules.ImageClassifier", "init_args": {"architecture": "mobilenetv2_100"}}
+    (tmp_path / "config.yaml").write_text(json.dumps({"model": there}))
+    with pytest.raises(ValueError, match=r"^init_from: .*: the weights lack 'stem") as error:
+        TernaryClassifier(**SHAPE, init_from=str(tmp_path)).give_weights()
+    assert str(error.value).endswith(
+        f"; {tmp_path} is a run of ImageClassifier with mobilenetv2_100, this run is of TernaryClassifier with resnet20: "
+        "give a run of the same architecture"
+    )
 
 
 @pytest.mark.slow

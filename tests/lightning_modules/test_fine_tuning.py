@@ -54,7 +54,7 @@ def test_weights_with_three_classes_start_a_run_with_five(tmp_path: Path) -> Non
     share = int(1000 * (total - 2 * width) / total) / 10
     assert lines == [
         (logging.INFO, f"weights: {path}: {count - 2} of {count} tensors loaded ({share:.1f} % of the weights)"),
-        (logging.INFO, f"weights: {path}: head: 3 of 5 classes loaded by name (a, b, c); new: d, e"),
+        (logging.INFO, "weights: head: 3 of 5 classes loaded by name (a, b, c); new: d, e"),
         (
             logging.WARNING,
             f"weights: {path}: trained on images normalised with mean [0.5, 0.5, 0.5], std [0.2, 0.2, 0.2]; "

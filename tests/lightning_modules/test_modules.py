@@ -94,6 +94,15 @@ def test_accumulation_equals_a_larger_batch() -> None:
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
 
 
+def test_equal_class_weights_are_not_listed(caplog: pytest.LogCaptureFixture) -> None:
+    for counts, said in (([4] * 10, "all 1, each class has as many"), ([4] * 9 + [8], "1.1, 1.1, ")):
+        module = LinearClassifier(class_weights="balanced", **BASE)
+        module._trainer = SimpleNamespace(datamodule=SimpleNamespace(class_counts=torch.tensor(counts)))  # type: ignore[assignment]
+        with caplog.at_level("INFO"):
+            module.setup("fit")
+        assert f"class weights (balanced, from {sum(counts)} training samples): {said}" in caplog.text
+
+
 def test_balanced_class_weights_equal_scikit_learn() -> None:
     module = fit(64, "balanced", limit_train_batches=1)
     data = DigitsDataModule()

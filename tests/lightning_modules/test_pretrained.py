@@ -173,7 +173,7 @@ BROKEN: list[tuple[Callable[[Path, Path], Path], str]] = [
     (saved(Unsafe()), "is a Python object of .*Unsafe, which is never loaded; save its state_dict"),
     (saved({"model": Runs()}), r"holds no state dict \(it has model\)"),
     (written("a.pth", pickle.dumps(argparse.Namespace(), protocol=2)), "a.pth: cannot be read"),
-    (saved([torch.zeros(1)]), "holds no state dict but a list"),
+    (saved([torch.zeros(1)]), "holds no state dict but data of type list"),
     (saved({"epoch": 1, "lr": 0.1}), r"holds no state dict \(it has epoch, lr\)"),
     (saved({}), r"holds no state dict \(it has nothing\)"),
 ]

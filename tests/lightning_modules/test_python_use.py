@@ -1,6 +1,7 @@
 """`classify` and `transform` of a loaded run: files, folders, patterns, pictures and arrays; tests/paths compares with predict."""
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ def test_all_ways_to_give_pictures(model: Classifier, photos: Path, caplog: pyte
     paths = [photos / name for name in ("a.png", "b.png", "c.png")]
     whole = model.classify(paths)
     assert [one.file for one in whole] == [str(path) for path in paths]
+    relative = os.path.relpath(photos)
+    assert [one.file for one in model.classify(f"{relative}/*.png")] == [f"{relative}/{path.name}" for path in paths]
     assert whole.probabilities.shape == (3, 10)
     assert [one.class_name for one in whole] == [whole.class_names[one.number] for one in whole]
     assert {one.exits for one in whole} == {None}

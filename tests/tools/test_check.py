@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from datamodules import ImageFolderDataModule
 from datamodules.signals.har_generator import write_generated
 from tests.datamodules.pictures import write_class, write_classes
 from tests.datamodules.segmentation_sets import write_pair
@@ -146,6 +147,19 @@ def test_check_and_inspection_find_the_same_look_alikes(tmp_path: Path) -> None:
         {"photo.jpg", "17.png"}
     ], "a copy is no look-alike, it is found by its bytes"
     assert found.hashed == found.total == 20
+
+
+def test_look_alikes_name_a_way_to_keep_them_together(tmp_path: Path) -> None:
+    similar(tmp_path)
+    data = ImageFolderDataModule(str(tmp_path), image_size=8, batch_size=4, workers=0)
+    data.setup("fit")
+    rows = Rows(io.StringIO())
+    add_splits(rows, data, ("train", "val"))
+    row = next(row for row in rows.rows if row.name == "look-alikes")
+    assert row.text.endswith(
+        "; if they show the same, give each such set of images one name in a CSV with the columns file and group, and python -m "
+        "tools.split_folder SOURCE TARGET --groups CSV --group_column group; or move them into one folder"
+    )
 
 
 # ---- planted faults, each with the row that finds it ----

@@ -49,3 +49,12 @@ def test_the_flag_of_the_output_is_named_even_by_tools_that_take_flags_of_main()
         with pytest.raises(ValueError, match="--out: the flag of this tool is --output; see "):
             parser.parse_known_args(given)
     assert Parser("tool", "Does it.").parse_known_args(["--out"])[1] == ["--out"]
+
+
+def test_the_closest_choice_is_named() -> None:
+    parser = Parser("export", "Export.")
+    parser.add_argument("--coding", choices=("trits", "bits2", "entropy"))
+    with pytest.raises(ValueError, match=r"--coding: invalid choice: 'trit', did you mean 'trits'\? \(choose from "):
+        parser.parse_args(["--coding", "trit"])
+    with pytest.raises(ValueError, match=r"--coding: invalid choice: 'zip' \(choose from "):
+        parser.parse_args(["--coding", "zip"])

@@ -54,11 +54,12 @@ def test_unfinished_runs_and_folders_of_runs(tmp_path: Path, capsys: pytest.Capt
         write_run(tmp_path / f"seed{seed}", CLASSIFIER, epochs("val/acc", value), seed=seed)
         for seed, value in enumerate((0.9, 0.7))
     ]
-    assert main([*map(str, [*done, begun, torn, tmp_path, tmp_path / "beg"])]) == 0
+    assert main([*map(str, [*done, tmp_path / "beg"])]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'beg'}: no such run folder, did you mean {str(begun)!r}?\n"
+    assert main([*map(str, [*done, begun, torn, tmp_path])]) == 0
     output = capsys.readouterr().out
     assert output.count("│ unfinished │") == 2
     assert "broken" not in output
     assert "mean of 2 seeds" in output
     assert f"0.8 ± {statistics.stdev([0.9, 0.7]):.2g}" in output  # of the finished ones
-    missing = f"{tmp_path / 'beg'} (does not exist, did you mean {str(begun)!r}?)"
-    assert f"skipped, as they are no runs: {tmp_path}, {missing}; runs are in {tmp_path}/*" in output
+    assert f"skipped, as it is no run: {tmp_path}; runs are in {tmp_path}/*" in output

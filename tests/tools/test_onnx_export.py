@@ -13,6 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from datamodules.images.transform import ImageTransform
+from datamodules.images.unlabelled import Reading
+from foundation.sizes import Size
 from lightning_modules import Classifier, ImageClassifier, TernaryClassifier, load_run
 from networks import ternary_layers
 from tests.runs.linear import LinearClassifier
@@ -67,6 +70,28 @@ def test_metadata_of_several_labels_has_their_thresholds() -> None:
     assert json.loads(metadata["task"]) == "multilabel"
     assert json.loads(metadata["thresholds"]) == pytest.approx([0.5, 0.75])
     assert "temperature" not in metadata, "it is of a softmax"
+    assert "preprocessing" not in metadata, "only a run knows it"
+
+
+def test_metadata_says_how_a_picture_becomes_the_input() -> None:
+    cases: list[tuple[dict[str, Any], Size, dict[str, Any]]] = [
+        ({}, 8, {"size": 8, "framing": "squeeze", "resize": "bicubic, antialiased"}),
+        (
+            {"eval_share": 0.875, "levels": "0 4095"},
+            (8, 12),
+            {"size": [8, 12], "framing": "crop", "crop": 0.875, "resize": "bilinear, antialiased", "levels": [0, 4095]},
+        ),
+        (
+            {"framing": "letterbox", "pad_value": 0.25},
+            8,
+            {"size": 8, "framing": "letterbox", "pad_value": 0.25, "resize": "bilinear, antialiased"},
+        ),
+    ]
+    for inputs, size, expected in cases:
+        module = LinearClassifier(num_classes=3, in_channels=3, image_size=8, mean=[0.5] * 3, std=[0.2] * 3)
+        reading = Reading.of(inputs, size, 3)
+        module.make_transform = lambda _, reading=reading: ImageTransform(reading, [0.5] * 3, [0.2] * 3)
+        assert json.loads(deployed_classifier(module).metadata["preprocessing"]) == {"mode": "RGB", **expected}
 
 
 @pytest.mark.slow

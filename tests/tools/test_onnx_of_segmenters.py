@@ -103,7 +103,7 @@ def test_flags_of_other_runs_are_refused(run: Path, capsys: pytest.CaptureFixtur
         ([], "is a run of PromptedSegmenter, and only a TernaryClassifier has symbols to pack; its weights are in"),
         (["--fp16"], "--fp16: only valid with --onnx FILE"),
         (["--prompts", "crack"], "--prompts: only valid with --onnx FILE"),
-        (["--weights", "w.pt"], "weights: the checkpoint of a PromptedSegmenter holds all of its weights"),
+        (["--weights", "w.pt"], "weights: the checkpoint of PromptedSegmenter holds all of its weights"),
     ):
         assert export([str(run), *flags]) == 2
         error = capsys.readouterr().err

@@ -294,7 +294,8 @@ def test_run_is_not_changed_and_no_temporary_file_is_left(run: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda folder: folder.rmdir(), "no such folder"),
+        (lambda folder: folder.rmdir(), "no such folder; give"),
+        (lambda folder: folder.rename(folder.with_name("runs")), "no such folder, did you mean "),
         (lambda folder: None, "is not a run folder, because it has no config.yaml"),
         (lambda folder: (folder / "config.yaml").write_text("a: ["), "is not valid YAML"),
         (

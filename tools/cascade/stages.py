@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from datamodules import CachedFeaturesDataModule, DataModule
 from datamodules.signals.base import SignalDataModule
+from foundation.places import close_to
 from foundation.sizes import pixels_of_size, sides, size_text
 from lightning_modules import CascadeHead, load_run
 from lightning_modules.classification import Classifier, refuse_several_labels
@@ -62,7 +63,7 @@ class Source(NamedTuple):
                 raise ValueError(f"{self.path}: no such configuration")
             return self.path
         if not self.path.exists():
-            raise ValueError(f"{self.path}: no such run folder or checkpoint")
+            raise ValueError(f"{self.path}: no such run folder or checkpoint{close_to(self.path)}")
         return newest_config(self.path if self.path.is_dir() else self.path.resolve().parent.parent)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
+from foundation.project import TOOL
 from tools.check.rows import Mark, Rows
 
 LEAKED = 0.01  # share of the evaluated samples that are copies of training samples from which a metric is wrong
@@ -69,7 +70,21 @@ def _alike(rows: Rows, data: Any, splits: Sequence[str]) -> None:
     assert other.path is not None
     many = f"{count:,} pair{'s' * (count > 1)} look{'s' * (count == 1)} alike on two sides of a split"
     text = f"{looked}, {many}, such as {one.split} {one.path.name} and {other.split} {other.path.name}"
-    rows.add("look-alikes", "warn", f"{text}; split by groups, or with tools.split_folder")
+    rows.add("look-alikes", "warn", f"{text}; {_how_to_keep_together(data)}")
+
+
+def _how_to_keep_together(data: Any) -> str:
+    """What keeps images that look alike in one split: no tool finds such copies by itself, except for segmentation sets."""
+    if hasattr(data, "near_duplicates"):
+        return "give --data.near_duplicates 2, or list them in a table of groups (`groups` of the set)"
+    if not hasattr(data, "groups"):
+        return "if they show the same, move them into one split"
+    table = "if they show the same, give each such set of images one name in a CSV with the columns file and group"
+    if not data.divides_itself and data.table is not None:
+        return "if they show the same, give them the same split in the table, or move them into one folder"
+    if not data.divides_itself:
+        return f"{table}, and {TOOL}split_folder SOURCE TARGET --groups CSV --group_column group; or move them into one folder"
+    return f"{table}: --data.groups CSV --data.group_column group"
 
 
 def _groups(rows: Rows, data: Any, splits: Sequence[str]) -> None:

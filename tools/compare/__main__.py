@@ -61,7 +61,7 @@ def compare(options: argparse.Namespace) -> None:
         options: Parsed flags, see ``--help``.
 
     Raises:
-        ValueError: None of the folders is a run, or a setting is invalid.
+        ValueError: A folder does not exist, none of them is a run, or a setting is invalid.
         OSError: A file cannot be written.
     """
     if options.price is not None and not options.price >= 0:
@@ -70,6 +70,8 @@ def compare(options: argparse.Namespace) -> None:
         if path is not None and (path.is_dir() or not path.parent.is_dir()):
             raise ValueError(f"{path}: must be a file in a folder that exists")
     folders = list(dict.fromkeys(options.runs))
+    if gone := next((folder for folder in folders if not folder.exists()), None):
+        raise ValueError(f"{gone}: no such run folder{close_to(gone, folder=True)}")
     runs = [read_run(folder, options.metric) for folder in folders if is_run(folder)]
     others = [folder for folder in folders if not is_run(folder)]
     if not runs:
@@ -101,10 +103,7 @@ def compare(options: argparse.Namespace) -> None:
 
 def _named(paths: Sequence[Path]) -> str:
     more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
-    return (
-        ", ".join(f"{path}{'' if path.exists() else f' (does not exist{close_to(path)})'}" for path in paths[:NAMED])
-        + more
-    )
+    return ", ".join(map(str, paths[:NAMED])) + more
 
 
 def _inside(paths: Sequence[Path]) -> str:

@@ -19,6 +19,7 @@ import torch
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
+from datamodules.images.transform import ImageTransform
 from foundation.sizes import sides
 from lightning_modules import Classifier, PromptedSegmenter
 from lightning_modules.multilabel import MultiLabelClassifier
@@ -182,16 +183,18 @@ def deployed_classifier(module: Classifier, windows: RawWindows | None = None) -
         {0: "batch"},
         [torch.rand(count, *shape, generator=_seeded()) for count in (2, 5, 1)],
         module.logits,
-        _metadata(architecture, {**known, **_framing(module), "mean": list(module.mean), "std": list(module.std)}),
+        _metadata(
+            architecture, {**known, "mean": list(module.mean), "std": list(module.std), **_preprocessing(module)}
+        ),
     )
 
 
-def _framing(module: Classifier) -> dict[str, object]:
-    """How pictures get to the size of the images, where it is not by cropping."""
+def _preprocessing(module: Classifier) -> dict[str, object]:
+    """How image files become the input of the file, where the run knows it."""
     with contextlib.suppress(ValueError):  # not from a run, or one of an old record
-        reading = getattr(module.transform, "reading", None)
-        if reading is not None and reading.fill is not None:
-            return {"framing": "letterbox", "pad_value": reading.fill}
+        transform = module.transform if module.make_transform is not None else None
+        if isinstance(transform, ImageTransform):
+            return {"preprocessing": transform.reading.description}
     return {}
 
 

@@ -6,7 +6,8 @@ and operations are float16, and the file is half as large; input, normalisation 
 
 The metadata has `mean` and `std` (JSON) and `architecture`; of a classifier also `class_names` and `temperature`, or with several
 labels an image `class_names`, `task` (multilabel) and `thresholds`, the probabilities (sigmoid of a logit) from which labels are
-predicted; of a segmenter `prompts`, their `thresholds` and `side`.
+predicted; of a run on images `preprocessing`, how a file becomes `images` (`Reading.description`); of a segmenter `prompts`, their
+`thresholds` and `side`.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from torch import Tensor
 from callbacks.learning_rate_finder import FoundRate, found_rate
 from callbacks.metrics_log import read_metrics
 from callbacks.pictures.curves import epoch_rows
+from foundation.places import close_to
 
 STAGES = {"test": "Test", "validate": "Validation of a checkpoint", "val": "Validation during training"}
 EPOCH_LINE = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) epoch (\d+)/(\d+|\?) ")
@@ -80,7 +81,9 @@ def read_run(folder: Path) -> Run:
         ValueError: The folder is not a run folder, or a file in it is damaged.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder; give the folder of a run, such as runs/NAME/DATE-TIME")
+        raise ValueError(
+            f"{folder}: no such folder{close_to(folder, folder=True)}; give the folder of a run, such as runs/NAME/DATE-TIME"
+        )
     configs = sorted(folder.glob("config.resume-*.yaml"), key=lambda path: int(re.sub(r"\D", "", path.stem) or 0))
     configs = [path for path in (folder / "config.yaml", *configs) if path.is_file()]
     if not configs:

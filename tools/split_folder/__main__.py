@@ -172,12 +172,13 @@ def _check_target(source: Path, target: Path) -> None:
 
 def _groups(options: argparse.Namespace, folder: ImageFolder, files: list[str]) -> tuple[list[str], set[int]]:
     """Determine the group of each image, with groups joined that share a file, and the indices of the images to drop."""
-    from datamodules.images.class_folders import duplicate_groups, listed, read_groups
+    from datamodules.images.class_folders import duplicate_groups, group_table, listed, read_groups
     from datamodules.splitting.grouped import join_groups
 
     groups = list(files)
     if options.groups:
-        groups = read_groups(options.groups, options.group_column, files, options.file_column)
+        table = group_table(options.groups, options.source)
+        groups = read_groups(table, options.group_column, files, options.file_column)
         sizes = Counter(groups)
         largest, size = max(sizes.items(), key=lambda item: item[1])
         of = f"{options.group_column} in {options.groups}"

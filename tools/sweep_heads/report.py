@@ -93,14 +93,12 @@ def table(settings: Sequence[Setting], monitor: str, rows: int = 10) -> list[str
     """Format the best settings as lines of text."""
     shown = list(dict.fromkeys([monitor, *settings[0].outcomes[0].best]))
     width = max(len(str(setting.value("hidden"))) for setting in settings)
-    header = (
-        f"{'lr':>9}  {'decay':>8}  {'dropout':>7}  {'hidden':>{max(6, width)}}  {'seeds':>5}  {monitor + ' (std)':>20}"
-    )
+    header = f"{'lr':>9}  {'weight_decay':>12}  {'dropout':>7}  {'hidden':>{max(6, width)}}  {'seeds':>5}  {monitor + ' (std)':>20}"
     lines = [header + "".join(f"  {name:>12}" for name in shown[1:]) + f"  {'best epoch':>10}"]
     for setting in settings[:rows]:
         head, outcomes = setting.outcomes[0].head, setting.outcomes
         text = (
-            f"{head.lr:>9.3g}  {head.weight_decay:>8.3g}  {head.dropout:>7.3g}  {typed(head.hidden):>{max(6, width)}}"
+            f"{head.lr:>9.3g}  {head.weight_decay:>12.3g}  {head.dropout:>7.3g}  {typed(head.hidden):>{max(6, width)}}"
         )
         text += f"  {len(outcomes):>5}"
         if math.isnan(setting.mean):

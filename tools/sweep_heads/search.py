@@ -140,6 +140,7 @@ def train_winner(output: Path, arguments: list[str], plan: Plan, winner: Setting
         unknown = "" if plan.data.header.weights_from else " --model.weights FILE"
         say(
             "final run",
-            f"{MAIN} fit --config configs/cascade_train.yaml --config {shlex.quote(str(final))} --data.root FOLDER{unknown}",
+            f"{MAIN} fit --config configs/cascade_train.yaml --config {shlex.quote(str(final))} --data.root FOLDER{unknown}"
+            "   (FOLDER: the images that the cache was made from)",
         )
     return 0
