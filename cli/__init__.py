@@ -20,6 +20,9 @@ load_datamodule.py  builds only the datamodule of a configuration, for tools
 help.py             --help, with every setting of the classes in a configuration
 """
 
-from cli.app import main
+from foundation.interrupts import one_line_if_interrupted
+
+with one_line_if_interrupted():
+    from cli.app import main
 
 __all__ = ["main"]

@@ -188,6 +188,7 @@ NOT_FOR_USERS = (
     "(?s).*instantiate_classes",
     "The number of training batches .* is smaller than the logging interval",
     "It is recommended to use `self.log.*sync_dist=True",  # our logged metrics are already reduced over all processes
+    "torch.distributed.nn.functional.* is deprecated",  # Lightning's all_gather calls it
     "Be aware that when using `ckpt_path`, callbacks used to create the checkpoint need to be provided",
 )
 

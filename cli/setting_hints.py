@@ -87,7 +87,9 @@ class Hints:
                 return f"{place}: {cls.__name__} has no such setting; {instead}"
             found = self._elsewhere(name)
             if found and "checkpoint." not in found and "non_finite." not in found:
-                return f"{place}: no such setting{found}"
+                others = self._other_classes(keys[0], name)
+                of = f" of {cls.__name__}; {others} (--{keys[0]} CLASS)" if others else ""
+                return f"{place}: no such setting{of}{found}"
             if another := self._other_name(name):
                 return f"{place}: {cls.__name__} has no such setting{another}"
             if name in LINKED and keys[0] == "data":
@@ -157,7 +159,7 @@ class Hints:
 
     def _other_classes(self, section: str, name: str) -> str:
         classes = [cls for cls in below(BASES[section]) if cls is not BASES[section] and _is_ours(cls)]
-        there = list(dict.fromkeys(cls.__name__ for cls in classes if name in accepted_settings(cls) - set(LINKED)))
+        there = sorted({cls.__name__ for cls in classes if name in accepted_settings(cls) - set(LINKED)})
         if not there or len(there) > 2 * LISTED:
             return ""
         more = (

@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from foundation.naming import first_names
 from foundation.suggestions import nearest
 
-NAMED = 5  # names that a message lists
 LOOKED_AT = 200  # folders that are looked into for the one that was meant
 Fits = Callable[[Path], bool]
 
@@ -32,8 +32,7 @@ def absence(path: Path, file: bool = False) -> str:
         return f"does not exist{close}"
     names = [one.name for one in _visible(above)]
     where = "the working folder" if above == Path() else str(above)
-    listed = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED:,} more" if len(names) > NAMED else "")
-    return f"does not exist; {where} {f'has {listed}' if names else 'is empty'}"
+    return f"does not exist; {where} {f'has {first_names(names)}' if names else 'is empty'}"
 
 
 def close_to(path: Path, folder: bool = False) -> str:

@@ -294,7 +294,12 @@ class HARClassifier(StartsFromWeights, FrozenThenTrained, EarlyExitClassifier):
     def give_weights(self) -> list[tuple[int, str]]:
         """Load ``weights`` or timm's pretrained weights; see :class:`StartsFromWeights`."""
         if self.weights is None and not self.pretrained:
-            warning = "freeze: backbone without weights or pretrained: the frozen encoder is random"
+            ways = "--model.weights FILE" + (
+                ", or --model.pretrained true" if self.architecture != SIGNAL_NETWORK else ""
+            )
+            warning = (
+                f"freeze: backbone without weights: the frozen encoder is random; give {ways}, or --model.freeze none"
+            )
             return [(logging.WARNING, warning)] if self.freeze_part == "backbone" else []
         setting, source = ("weights", self.weights) if self.weights else ("pretrained", f"timm's {self.architecture}")
         try:

@@ -157,7 +157,8 @@ class ImageClassifier(AdaptedClassifier):
         elif self.pretrained:
             saved = self._download()
         else:
-            warning = "freeze: backbone without weights or pretrained: the frozen backbone is random"
+            ways = "--model.weights FILE, or --model.pretrained true, or --model.freeze none"
+            warning = f"freeze: backbone without weights: the frozen backbone is random; give {ways}"
             return [(logging.WARNING, warning)] if self.freeze_part == "backbone" else []
         source = self.weights or f"timm's {self.architecture}"
         try:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
+from foundation.naming import first_names
 from lightning_modules.base import BaseModule, Batch, StageName, StepOutput
 from lightning_modules.losses.multilabel import multilabel_loss, positive_weights
 from lightning_modules.pretrained import StartsFromWeights
@@ -152,9 +153,7 @@ class MultiLabelClassifier(StartsFromWeights):
         names = self.class_names or [str(k) for k in range(self.num_classes)]
         if absent := [name for name, one in zip(names, found.labels, strict=True) if not one.positives]:
             log.warning(
-                f"none of the {samples:,} {stage} images has {', '.join(absent[:5])}"
-                + (f" and {len(absent) - 5} more" if len(absent) > 5 else "")
-                + ": they count in neither ap nor auroc"
+                f"none of the {samples:,} {stage} images has {first_names(absent)}: they count in neither ap nor auroc"
             )
 
     # ---- checkpoint ----

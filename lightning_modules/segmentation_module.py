@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from foundation.in_parts import in_parts
+from foundation.naming import first_names
 from foundation.slug import slug
 from foundation.suggestions import nearest
 from lightning_modules.base import BaseModule, Batch, StageName
@@ -230,10 +231,9 @@ class SegmentationModule(BaseModule):
         self._unknown |= {*unknown.values()}
         named = [f"{prompt!r}{nearest(words.replace('_', ' '), known.values())}" for prompt, words in unknown.items()]
         trained = sorted(known.values(), key=lambda name: name not in self.class_names)
-        more = f" and {len(trained) - NAMED} more" if len(trained) > NAMED else ""
         log.warning(
             f"prompts not used in training: {'; '.join(named)}; they use the threshold 0.5, and their masks are reliable only if "
-            f"the text network knows the words; trained: {', '.join(map(repr, trained[:NAMED]))}{more}"
+            f"the text network knows the words; trained: {first_names([*map(repr, trained)], NAMED)}"
         )
 
     # ---- metrics of an epoch ----
@@ -277,9 +277,10 @@ class SegmentationModule(BaseModule):
         if (area := absent.overall(thresholds)).negatives:
             metrics["negative_area"] = area.negative_area
         metrics |= self._boundary_metrics(stage)
-        if (
-            stage in ("val", "test") and self.trainer.state.fn != "fit"
-        ):  # a fit has read the masks before its first step
+        # a fit has read the masks before its first step, also those of a test after it
+        data: Any = getattr(self.trainer, "datamodule", None)
+        said = self.trainer.state.fn == "fit" or f"masks {stage}" in getattr(data, "said", ())
+        if stage in ("val", "test") and not said:
             self._say_masks(own, stage)
         if stage == "test":
             metrics |= {f"nothing_{name}": value for name, value in own.of_nothing().items()}

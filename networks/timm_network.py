@@ -21,6 +21,7 @@ from foundation.sizes import Size, sides
 Argument = bool | int | float | str | None
 
 # arguments of create_model that the user must not pass, and where their value comes from
+NEAREST = 5  # similar names that a message lists
 _RESERVED = {
     "model_name": "it is the setting architecture",
     "num_classes": "it is taken from the data",
@@ -108,13 +109,25 @@ def check_architecture(architecture: str) -> None:
             f"architecture: a name of timm.list_models() is needed, no address or path, got {architecture}"
         )
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.5)
-        nearest = f"; the nearest are {', '.join(near)}" if near else ""
+        nearest = f"; the nearest are {', '.join(near)}" if (near := _nearest(name)) else ""
         raise ValueError(f"architecture: timm has no {name}{nearest} (all: timm.list_models())")
     tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{name}.*")]
     if tag and tag not in tags:
         there = ", ".join(tags) or "none"
         raise ValueError(f"architecture: timm has no weights {tag} of {name} (there: {there})")
+
+
+def _nearest(name: str) -> list[str]:
+    """Up to five networks of timm with the most similar names; first those that begin with it, with digits for look-alike letters.
+
+    >>> _nearest("resnet1O")[:2]
+    ['resnet10t', 'resnet101']
+    """
+    digits = re.sub(r"(?<=\d)[lI]", "1", re.sub(r"(?<=\d)[oO]", "0", name)).lower()
+    known = timm.list_models()
+    longer = sorted((one for one in known if one.startswith(digits)), key=len)
+    near = [*longer[:NEAREST], *difflib.get_close_matches(digits, known, n=NEAREST, cutoff=0.5)]
+    return list(dict.fromkeys(near))[:NEAREST]
 
 
 def _size_switches(architecture: str, image_size: Size | None) -> Iterator[dict[str, Any]]:

@@ -18,3 +18,10 @@ Shared modules: command_line.py (argument parser, exit codes, progress lines), r
 Tools may import every other package; only tests and benchmarks import tools. Exit codes: 0 success; 1 the result failed its check
 and was deleted, or a run that the tool started failed; 2 wrong input, reported in one line, nothing written; 130 interrupted.
 """
+
+import sys
+
+from foundation.interrupts import end_in_one_line
+
+if sys.argv[:1] == ["-m"]:  # `python -m tools.NAME` is about to import the tool
+    end_in_one_line()

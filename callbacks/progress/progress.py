@@ -250,7 +250,7 @@ class Progress(ProgressBar):
             f"epoch {of_total(epoch, epochs)}",
             f"{self._stage} {of_total(done, total)}",
             self._metrics(trainer),
-            f"eta {clock_time(eta.epoch)} (run {clock_time(eta.run)})",
+            f"eta epoch {clock_time(eta.epoch)}, run {clock_time(eta.run)}",
             done=batches.total.ready,
             total=batches.total.ready + left if math.isfinite(left) else None,
         )

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datamodules.images.formats import EXTENSIONS, NEEDS, is_array, is_image, missing_package
+from foundation.naming import first_names
 from foundation.places import close_to
 from foundation.suggestions import nearest
 
 SPLITS = {"train", "training", "val", "valid", "validation", "test"}
 LAYOUT = "expected FOLDER/CLASS/IMAGE, as in FOLDER/cat/1.jpg and FOLDER/dog/1.jpg"
-NAMED = 5  # names that a message lists
 END = 1024  # bytes at the end of a file: of compressed data, no two are alike by chance
 HIDDEN, OTHER, BROKEN, EMPTY = "hidden", "not an image", "broken link", "image of 0 bytes"
 ARRAYS = "array next to pictures"
@@ -277,5 +277,4 @@ def _names(images: Sequence[str]) -> list[dict[str, list[int]]]:
 
 def listed(names: Sequence[str]) -> str:
     """The first names, and how many more there are."""
-    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
+    return first_names(names)

@@ -37,7 +37,6 @@ from datamodules.segmentation.image_names import ImageNames
 from datamodules.segmentation.notes import Notes
 from datamodules.segmentation.polygons import Contour, Shape
 from datamodules.segmentation.prompt_sets import THREADS, Pair, PromptSet, check_formats, size_of
-from foundation.places import close_to
 
 NUMBER = (int, str)
 NEEDED: dict[str, dict[str, tuple[type, ...]]] = {
@@ -84,12 +83,6 @@ def _read(table: Path) -> dict[str, list[Entry]]:
     try:
         status = table.stat()
         return _parsed(table, status.st_mtime_ns, status.st_size)
-    except FileNotFoundError as error:
-        inner = sorted(path.relative_to(table.parent).as_posix() for path in table.parent.glob(f"*/{table.name}"))
-        hint = f" (there are {listed(inner)}: to keep this split, split: shipped)" if inner else ""
-        raise MisconfigurationException(
-            f"{table}: no such file{close_to(table)}; expected annotations in COCO's format{hint}"
-        ) from error
     except (OSError, ValueError) as error:
         raise MisconfigurationException(f"{table}: cannot be read as JSON ({' '.join(str(error).split())})") from error
 

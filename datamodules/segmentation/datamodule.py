@@ -197,6 +197,7 @@ class PromptedSegmentationDataModule(ListedPromptSets):
         self.canvas_cache = CanvasCache.of(canvas_cache, verify_canvases, self.root, canvas_quality)
         self._cached: CanvasFiles | None = None
         self._named: set[Path] = set()  # masks with unexpected values that have been reported in a warning
+        self.said: set[str] = set()  # lines about the splits, and splits whose masks a line has described
         self._notes = Notes(held=True)
         self._predicted: list[Pair] = []
         self._predicted_looks: list[Look] = []

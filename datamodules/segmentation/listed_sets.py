@@ -38,6 +38,7 @@ class ListedPromptSets(DescribedPromptSets):
     levels: Levels | None
     _notes: Notes
     _named: set[Path]
+    said: set[str]
 
     @property
     def synonyms(self) -> list[list[str]]:
@@ -136,7 +137,9 @@ class ListedPromptSets(DescribedPromptSets):
         super().setup(stage)
         of_stage = {"fit": ("train", "val"), "validate": ("val",)}.get(stage, ("test",))
         counts = " and ".join(self._counted(split) for split in of_stage)
-        log.info(f"data       {counts} of {listed([repr(name) for name in self.class_names])} in {self.root}")
+        if counts not in self.said and log.isEnabledFor(logging.INFO):  # a test after a fit sets its split up twice
+            log.info(f"data       {counts} of {listed([repr(name) for name in self.class_names])} in {self.root}")
+            self.said.add(counts)
 
     def _counted(self, split: str) -> str:
         """Number of images of a split, and of their masks if an image has masks of several objects."""
@@ -160,3 +163,4 @@ class ListedPromptSets(DescribedPromptSets):
             split: [self.pairs[place] for place in found] for split, found in places.items()
         }
         self._named |= check_masks(self.root, pairs, self.class_names)
+        self.said |= {f"masks {split}" for split in splits}

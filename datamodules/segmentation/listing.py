@@ -16,8 +16,10 @@ from datamodules.segmentation.mask_files import read_set
 from datamodules.segmentation.notes import Notes
 from datamodules.segmentation.prompt_sets import Pair, PromptSet
 from datamodules.segmentation.yolo import read_yolo
-from foundation.places import close_to
+from foundation.naming import first_names
+from foundation.places import absence, close_to
 
+FORMS = (".json", ".yaml", ".yml")
 EXPORT = "export again as COCO, YOLO segmentation or masks (or convert: datum convert -if FORMAT -f coco -i IN -o OUT)"
 
 
@@ -37,6 +39,8 @@ def read_pairs(root: Path, one: PromptSet, prompt: int, notes: Notes | None = No
     if one.annotations is None:
         return read_set(root, one, prompt, notes)
     place = root / one.annotations
+    if not place.exists():
+        raise MisconfigurationException(f"sets: {one.folder}: annotations: {_absent(place)}")
     if place.suffix.lower() in (".yaml", ".yml"):
         return read_yolo(root, one, prompt, notes)
     if place.is_dir():
@@ -52,11 +56,26 @@ def read_pairs(root: Path, one: PromptSet, prompt: int, notes: Notes | None = No
         raise MisconfigurationException(f"{place}: give the folder of YOLO's .txt files, not one of them")
     if place.suffix.lower() in (".xml", ".csv", ".ndjson", ".zip"):
         raise MisconfigurationException(f"{place}: {place.suffix} files are not read; {EXPORT}")
-    if not place.exists() and place.suffix.lower() != ".json":
-        raise MisconfigurationException(
-            f"{place}: no such file or folder{close_to(place)}; expected annotations, see docs/segmentation.md"
-        )
     return read_coco(root, one, prompt, notes)
+
+
+def _absent(place: Path) -> str:
+    """What to say of annotations that are not there."""
+    kind, hint = place.suffix.lower(), ""
+    wanted = {
+        ".json": "annotations in COCO's format",
+        ".yaml": "YOLO's data.yaml, or the folder of its .txt files",
+        ".yml": "YOLO's data.yaml, or the folder of its .txt files",
+    }.get(kind, "annotations, see docs/segmentation.md")
+    inner = sorted(path.relative_to(place.parent).as_posix() for path in place.parent.glob(f"*/{place.name}"))
+    if inner and kind == ".json":
+        hint = f" (there are {listed(inner)}: to keep this split, split: shipped)"
+    why = absence(place, file=bool(kind))
+    if not close_to(place) and place.parent.is_dir():  # its images are no candidates
+        paths = place.parent.iterdir()
+        there = sorted(one.name for one in paths if one.suffix.lower() in FORMS or (not kind and one.is_dir()))
+        why = f"does not exist; {place.parent} has {first_names(there) if there else 'no ' + ' or '.join(FORMS)}"
+    return f"{place} {why}; expected {wanted}{hint}"
 
 
 def check_once(root: Path, listings: Sequence[Sequence[Pair]], names: Sequence[str]) -> None:

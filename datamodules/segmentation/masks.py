@@ -27,6 +27,7 @@ from datamodules.images.formats import readable_formats
 from datamodules.in_memory import seeded_generator
 from datamodules.segmentation.polygons import shapes_mask
 from datamodules.segmentation.prompt_sets import THREADS, Pair, Value
+from foundation.naming import first_names
 
 WHITE = 127  # grey values above it count as the object
 GREY = 16  # largest difference of red, green and blue of a grey pixel
@@ -206,9 +207,8 @@ def _check_palette(image: Image.Image) -> None:
     shares = [
         f"{index} ({count / counts.sum():.1%})" for index, count in zip(indices.tolist(), counts.tolist(), strict=True)
     ]
-    more = f" and {len(shares) - NAMED} more" if len(shares) > NAMED else ""
     raise MaskError(
-        f"it is a palette image of the indices {', '.join(shares[:NAMED])}{more}, whose colours are not black and white; "
+        f"it is a palette image of the indices {first_names(shares, NAMED)}, whose colours are not black and white; "
         f"which index is the object? name it in the set, as in values: [{max(indices[indices < 255].tolist(), default=1)}], or "
         f"write (indices == OBJECT) * 255 as a grey PNG"
     )

@@ -74,7 +74,7 @@ def divide(
             assignment[place] = s
     images = [pair.image for listing in listings for pair in listing]
     if shipped:
-        _say(root, sets, assignment, missing if drawn else [], notes)
+        _say(root, sets, images, assignment, missing if drawn else [], notes)
         _say_torn(root, "images of one group, or identical or similar ones", groups, assignment, notes)
         _say_alike(root, dict(zip(images, assignment, strict=True)), notes)
     _say_torn(root, "copies of one picture by Roboflow", [_source(path) for path in images], assignment, notes)
@@ -99,9 +99,17 @@ def check_parts(root: Path, drawn: Mapping[str, Tensor], stage: str) -> None:
 
 
 def _say(
-    root: Path, sets: Sequence[PromptSet], assignment: Sequence[int], missing: Sequence[str], notes: Notes
+    root: Path,
+    sets: Sequence[PromptSet],
+    images: Sequence[Path],
+    assignment: Sequence[int],
+    missing: Sequence[str],
+    notes: Notes,
 ) -> None:
-    counts = ", ".join(f"{assignment.count(s):,} {part}" for s, part in enumerate(PARTS))
+    of_part = [
+        len({image for image, part in zip(images, assignment, strict=True) if part == s}) for s in range(len(PARTS))
+    ]
+    counts = ", ".join(f"{count:,} {part}" for count, part in zip(of_part, PARTS, strict=True)) + " images"
     names = listed(list(dict.fromkeys(one.folder for one in sets if one.split is not None)))
     drawn = f"; {' and '.join(missing)} drawn from its training images" if missing else ""
     notes.inform("split", root, f"as shipped ({names}): {counts}{drawn}")

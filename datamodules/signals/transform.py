@@ -63,12 +63,12 @@ class WindowTransform(RunTransform):
             inputs = signals if self.images.mode == "signals" else self.images(signals, self._size)
             yield names[start : start + rows], inputs
 
-    def _windows(self, samples: Any) -> tuple[list[str | None], Tensor]:
-        """Names and windows (N, S, T) float32 of whatever was given."""
+    def _windows(self, samples: Any, several: bool = False) -> tuple[list[str | None], Tensor]:
+        """Names and windows (N, S, T) float32 of whatever was given; with ``several`` files, a name begins with its file."""
         if isinstance(samples, str | Path):
-            return self._of_file(Path(samples))
+            return self._of_file(Path(samples), several)
         if isinstance(samples, Sequence):
-            parts = [self._windows(one) for one in samples]
+            parts = [self._windows(one, len(samples) > 1) for one in samples]
             if not parts:
                 raise ValueError("windows: none is given")
             return [name for names, _ in parts for name in names], torch.cat([windows for _, windows in parts])
@@ -91,7 +91,7 @@ class WindowTransform(RunTransform):
             raise ValueError("windows: a value is not a finite number; repair or remove the window")
         return [None] * len(windows), windows
 
-    def _of_file(self, path: Path) -> tuple[list[str | None], Tensor]:
+    def _of_file(self, path: Path, several: bool) -> tuple[list[str | None], Tensor]:
         try:
             content = read_signal_file(path, None)
             matching = SignalMatching.of(DescribedSignals.of(content, str(path)), self._own)
@@ -99,5 +99,7 @@ class WindowTransform(RunTransform):
             raise ValueError(str(error)) from None
         windows = matching.in_order(content.windows["signal"])
         matching.check_scale(windows, self._mean[:, 0], self._std[:, 0], str(path))
+        if content.sources and not several:  # the column `file` of predictions.csv
+            return [*content.sources], windows
         where = content.sources or [f"window {number}" for number in range(len(windows))]
         return [f"{path}: {one}" for one in where], windows

@@ -119,7 +119,10 @@ class BackboneSettings:
             if self.in_channels != 3:
                 log.info(f"pretrained: {backbone.name}: {ADAPTED} {self.in_channels} channels of this run")
         else:
-            log.warning(f"backbone: neither weights nor pretrained is given, the frozen {backbone.name} is random")
+            log.warning(
+                f"backbone: neither weights nor pretrained is given, the frozen {backbone.name} is random; give "
+                "--model.weights FILE, or --model.pretrained true"
+            )
         found = hash_tensors(backbone.tensors())
         log.info(f"backbone   {backbone.name}: {backbone.feature_width} features, weights {short(found)}")
         return found

@@ -49,13 +49,13 @@ def test_exact_plain_lines(clock: Clock, tmp_path: Path, capsys: pytest.CaptureF
     trainer.fit(Module(clock), Loader(24), Loader(8))
     # a step takes 1 s, a validation 8 x 0.5 s; the next line is printed 10 s after the last
     assert printed(capsys) == [
-        "epoch 1/2 step 10/24 train/loss 5.5 lr 0.00195 eta 0:14 (run 0:38)",
-        "epoch 1/2 step 20/24 train/loss 10.5 lr 1.91e-06 eta 0:04 (run 0:28)",
+        "epoch 1/2 step 10/24 train/loss 5.5 lr 0.00195 eta epoch 0:14, run 0:38",
+        "epoch 1/2 step 20/24 train/loss 10.5 lr 1.91e-06 eta epoch 0:04, run 0:28",
         # the validation ends at 28 s; its duration is unknown before
         "epoch 1/2 train/loss 12.5 val/acc 0.5 lr 1.19e-07",
-        f"epoch 2/2 step 2/24 train/loss {smoothed(26):.4g} lr 2.98e-08 eta 0:26 (run 0:26)",
-        f"epoch 2/2 step 12/24 train/loss {smoothed(36):.4g} lr 2.91e-11 eta 0:16 (run 0:16)",
-        f"epoch 2/2 step 22/24 train/loss {smoothed(46):.4g} lr 2.84e-14 eta 0:06 (run 0:06)",
+        f"epoch 2/2 step 2/24 train/loss {smoothed(26):.4g} lr 2.98e-08 eta epoch 0:26, run 0:26",
+        f"epoch 2/2 step 12/24 train/loss {smoothed(36):.4g} lr 2.91e-11 eta epoch 0:16, run 0:16",
+        f"epoch 2/2 step 22/24 train/loss {smoothed(46):.4g} lr 2.84e-14 eta epoch 0:06, run 0:06",
         "epoch 2/2 train/loss 36.5 val/acc 0.75 lr 7.11e-15",
     ]
 
@@ -64,11 +64,11 @@ def test_lines_of_a_long_validation(clock: Clock, tmp_path: Path, capsys: pytest
     trainer_of(tmp_path, Progress(every_s=3.0), max_epochs=2).fit(Module(clock), Loader(2), Loader(8))
     assert [line for line in printed(capsys) if "validation" in line] == [
         # 1 s of the first validation is over, for 2 of 8 batches: 3 s left, and 2 s + 4 s for the second epoch
-        "epoch 1/2 validation 2/8 train/loss 1.5 lr 0.5 eta 0:03 (run 0:09)",
-        "epoch 1/2 validation 8/8 train/loss 1.5 lr 0.5 eta 0:00 (run 0:06)",
+        "epoch 1/2 validation 2/8 train/loss 1.5 lr 0.5 eta epoch 0:03, run 0:09",
+        "epoch 1/2 validation 8/8 train/loss 1.5 lr 0.5 eta epoch 0:00, run 0:06",
         # 4 s of validation per epoch, as measured in the first; 1 s of it is over
-        "epoch 2/2 validation 2/8 train/loss 2.5 lr 0.125 eta 0:03 (run 0:03)",
-        "epoch 2/2 validation 8/8 train/loss 2.5 lr 0.125 eta 0:00 (run 0:00)",
+        "epoch 2/2 validation 2/8 train/loss 2.5 lr 0.125 eta epoch 0:03, run 0:03",
+        "epoch 2/2 validation 8/8 train/loss 2.5 lr 0.125 eta epoch 0:00, run 0:00",
     ]
 
 
@@ -82,8 +82,8 @@ def test_validation_and_other_callbacks_count_as_pauses(
     trainer_of(tmp_path, Progress(every_s=1.0), Slow(), max_epochs=3).fit(Module(clock), Loader(4), Loader(8))
     lines = printed(capsys)
     # each epoch has 4 s of validation and 20 s of the other callback, which do not count as step time
-    assert "epoch 2/3 step 1/4 train/loss 3 lr 0.0625 eta 0:27 (run 0:55)" in lines
-    assert "epoch 3/3 step 4/4 train/loss 6.5 lr 0.000488 eta 0:24 (run 0:24)" in lines
+    assert "epoch 2/3 step 1/4 train/loss 3 lr 0.0625 eta epoch 0:27, run 0:55" in lines
+    assert "epoch 3/3 step 4/4 train/loss 6.5 lr 0.000488 eta epoch 0:24, run 0:24" in lines
 
 
 def test_epoch_lines_show_the_updated_best_score_and_patience(
@@ -214,18 +214,26 @@ def test_values_are_read_from_the_device_only_when_shown(
 @pytest.mark.parametrize(
     ("settings", "loader", "line"),
     [
-        ({"max_epochs": 3}, Endless, "epoch 1/3 step 4 train/loss 2.5 lr 0.125 eta --:-- (run --:--)"),
-        ({"max_epochs": -1, "max_steps": 16}, Loader, "epoch 1 step 4/8 train/loss 2.5 lr 0.125 eta 0:04 (run 0:12)"),
-        ({"max_epochs": 3, "max_steps": 6}, Loader, "epoch 1/3 step 4/8 train/loss 2.5 lr 0.125 eta 0:02 (run 0:02)"),
+        ({"max_epochs": 3}, Endless, "epoch 1/3 step 4 train/loss 2.5 lr 0.125 eta epoch --:--, run --:--"),
+        (
+            {"max_epochs": -1, "max_steps": 16},
+            Loader,
+            "epoch 1 step 4/8 train/loss 2.5 lr 0.125 eta epoch 0:04, run 0:12",
+        ),
+        (
+            {"max_epochs": 3, "max_steps": 6},
+            Loader,
+            "epoch 1/3 step 4/8 train/loss 2.5 lr 0.125 eta epoch 0:02, run 0:02",
+        ),
         (
             {"max_epochs": 2, "limit_train_batches": 5},
             Loader,
-            "epoch 1/2 step 4/5 train/loss 2.5 lr 0.125 eta 0:01 (run 0:06)",
+            "epoch 1/2 step 4/5 train/loss 2.5 lr 0.125 eta epoch 0:01, run 0:06",
         ),
         (
             {"max_epochs": 1, "overfit_batches": 5},
             Loader,
-            "epoch 1/1 step 4/5 train/loss 2.5 lr 0.125 eta 0:01 (run 0:01)",
+            "epoch 1/1 step 4/5 train/loss 2.5 lr 0.125 eta epoch 0:01, run 0:01",
         ),
     ],
 )
@@ -243,7 +251,7 @@ def test_limits_and_unknown_lengths(
 
 def test_the_first_step_gives_no_estimate(clock: Clock, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trainer_of(tmp_path, Progress(every_s=1.0)).fit(Train(clock), Loader(3))
-    assert printed(capsys)[0] == "epoch 1/1 step 1/3 train/loss 1 lr 1 eta --:-- (run --:--)"
+    assert printed(capsys)[0] == "epoch 1/1 step 1/3 train/loss 1 lr 1 eta epoch --:--, run --:--"
 
 
 def test_fast_dev_run_writes_no_file(clock: Clock, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """A run whose devices are not the processes of its launcher is refused in one line; left-over variables raise no false alarm."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from cli import main
+from cli.app import NOT_FOR_USERS
 from cli.launchers import check_launcher
 from cli.run_flags import UsageError
 from tests.runs.killing import ROOT, TINY
@@ -180,3 +182,9 @@ def test_torchrun(devices: str, code: int, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "training_summary.json").is_file() == (code == 0)
     assert done.stderr.count("error: torchrun started 2 processes, but the run is told 1 device") == code
     assert (tmp_path / "run").exists() == (code == 0)
+
+
+def test_a_deprecation_inside_lightning_is_hidden() -> None:
+    """Several processes on a CPU gather by a function of torch that nobody but Lightning can replace."""
+    text = "torch.distributed.nn.functional.all_gather is deprecated, use torch.distributed._functional_collectives"
+    assert any(re.match(message, text) for message in NOT_FOR_USERS)

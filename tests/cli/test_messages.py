@@ -95,6 +95,12 @@ WRONG = [
     (HAR, "--model.drop 0.1", "model.drop: HARClassifier has no such setting, did you mean 'model.dropout'?"),
     (SEGMENTS, "--model.drop 0.1", "model.drop: no such setting of PromptedSegmenter; for all settings: "),
     (SEGMENTS, "--model.backbone x", "PromptedSegmenter has no such setting, did you mean 'model.encoder'?"),
+    (
+        SEGMENTS,
+        "--data.encoder line_plot",
+        "data.encoder: no such setting of PromptedSegmentationDataModule; HARDataModule, SignalFileDataModule have it "
+        "(--data CLASS), did you mean 'model.encoder'?",
+    ),
     (IMAGES, "--model.backbone x", "ImageClassifier has no such setting, did you mean 'model.architecture'?"),
     (IMAGES, "--model.model x", "model.model: ImageClassifier has no such setting, did you mean 'model.architecture'?"),
     (IMAGES, "--data.num_workers 1", "ImageFolderDataModule has no such setting, did you mean 'data.workers'?"),

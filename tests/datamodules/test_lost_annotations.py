@@ -153,7 +153,9 @@ def test_yolo_texts_of_another_encoding(tmp_path: Path) -> None:
     with pytest.raises(MisconfigurationException, match=r"give the folder of YOLO's \.txt files, not one of them"):
         read_pairs(tmp_path, one, 0)
     one.annotations = "s/none.yaml"
-    with pytest.raises(MisconfigurationException, match=r"none\.yaml: no such file; expected YOLO's data\.yaml"):
+    with pytest.raises(
+        MisconfigurationException, match=r"none\.yaml does not exist; .* has .*; expected YOLO's data\.yaml"
+    ):
         read_pairs(tmp_path, one, 0)
 
 
@@ -235,8 +237,9 @@ def test_a_stored_mask_of_another_size_than_its_box(tmp_path: Path) -> None:
         ("x", "s/x: its .xml files are not read; export again as COCO, YOLO segmentation or masks"),
         ("c", "none of its .json files is labelme's (with imagePath and shapes); instances.json looks like COCO's: give that file"),
         ("p.json", "annotations[0] has no 'category_id', or it has the wrong type; this is COCO's panoptic form: export instances"),
-        ("none", "s/none: no such file or folder; expected annotations"),
-        ("t.json/none", "no such file or folder"),
+        ("none", "s has c, p.json, t.json, x; expected annotations, see docs/segmentation.md"),
+        ("t.json/none", "t.json is a file, a folder is needed; expected annotations, see docs/segmentation.md"),
+        ("t.jsn", "sets: s: annotations: "),
     ],
 )  # fmt: skip
 def test_files_of_other_forms(tmp_path: Path, annotations: str, message: str) -> None:

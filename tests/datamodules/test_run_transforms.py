@@ -57,6 +57,16 @@ def test_a_file_of_windows_is_matched_by_name(har: Path, tmp_path: Path) -> None
     ((files, found),) = transform.batches(tmp_path / "new.npz")
     assert files == [f"{tmp_path / 'new.npz'}: window 0", f"{tmp_path / 'new.npz'}: window 1"]
     assert torch.equal(found, inputs(transform, windows))
+    cut: dict[str, Any] = {
+        "recordings": np.array(["a.csv"]),
+        "recording": np.zeros(2, int),
+        "start": np.array([0.0, 1.28]),
+    }
+    np.savez(tmp_path / "cut.npz", signal=windows, signal_names=names, **cut)
+    ((files, _),) = transform.batches(tmp_path / "cut.npz")
+    assert files == ["a.csv at 0.00 s", "a.csv at 1.28 s"], "as the column file of predictions.csv"
+    ((files, _),) = transform.batches([tmp_path / "cut.npz", tmp_path / "new.npz"])
+    assert files[0] == f"{tmp_path / 'cut.npz'}: a.csv at 0.00 s", "of several files, which one"
     np.savez(tmp_path / "other.npz", signal=windows, signal_names=np.array([f"{name}_2" for name in names]))
     assert isinstance(transform, WindowTransform)
     for wrong, message in (

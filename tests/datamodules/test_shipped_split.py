@@ -11,6 +11,8 @@ from PIL import Image
 
 from datamodules import PromptedSegmentationDataModule, PromptSet
 from datamodules.segmentation.masks import mask_of
+from datamodules.segmentation.notes import Notes
+from datamodules.segmentation.splits import _say
 from tests.datamodules.pictures import picture
 from tests.datamodules.test_export_layouts import H, W, masks, save_image, write_table
 
@@ -42,14 +44,24 @@ SHIPPED = PromptSet("walls", ["crack"], annotations="walls/_annotations.coco.jso
 def test_a_shipped_split_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture, val: str) -> None:
     write_shipped(tmp_path, **{"train": 6, val: 3, "test": 2})
     with caplog.at_level("INFO"):
-        parts = parts_of(data_of(tmp_path, SHIPPED, split_seed=3))
+        parts = parts_of(data := data_of(tmp_path, SHIPPED, split_seed=3))
     assert parts == {
         "train": [f"walls/train/train{n}.png" for n in range(6)],
         "val": [f"walls/{val}/{val}{n}.png" for n in range(3)],
         "test": [f"walls/test/test{n}.png" for n in range(2)],
     }
     assert "as shipped (walls/" in caplog.text
-    assert ": 6 train, 3 val, 2 test" in caplog.text
+    with caplog.at_level("INFO"):
+        data.setup("test")
+    assert caplog.text.count("2 test images of 'crack'") == 1, "said once, although a test after a fit sets up twice"
+    assert ": 6 train, 3 val, 2 test images" in caplog.text
+
+
+def test_an_image_with_masks_of_two_objects_is_counted_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    images, parts = [Path(name) for name in "aabbcdd"], [0, 0, 0, 0, 1, 2, 2]
+    with caplog.at_level("INFO"):
+        _say(tmp_path, [PromptSet("w", split="train")], images, parts, [], Notes())
+    assert "as shipped (w): 2 train, 1 val, 1 test images" in caplog.text
 
 
 def test_missing_parts_are_drawn_from_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -58,7 +70,7 @@ def test_missing_parts_are_drawn_from_training(tmp_path: Path, caplog: pytest.Lo
         parts = parts_of(data_of(tmp_path, SHIPPED))
     assert {part: len(files) for part, files in parts.items()} == {"train": 6, "val": 3, "test": 2}
     assert all("/valid/" in name for name in parts["val"])
-    assert "6 train, 3 val, 2 test; test drawn from its training images" in caplog.text
+    assert "6 train, 3 val, 2 test images; test drawn from its training images" in caplog.text
 
 
 def test_sets_with_and_without_a_split(tmp_path: Path) -> None:

@@ -87,7 +87,9 @@ def test_weights_that_do_not_fit(settings: dict[str, Any], message: str, tmp_pat
 
 def test_random_frozen_backbone_logs_a_warning() -> None:
     lines = ImageClassifier(**SETTINGS, freeze="backbone").give_weights()
-    assert lines == [(logging.WARNING, "freeze: backbone without weights or pretrained: the frozen backbone is random")]
+    ways = "give --model.weights FILE, or --model.pretrained true, or --model.freeze none"
+    warning = f"freeze: backbone without weights: the frozen backbone is random; {ways}"
+    assert lines == [(logging.WARNING, warning)]
     assert ImageClassifier(**SETTINGS).give_weights() == []
 
 

@@ -356,7 +356,9 @@ def test_weights_that_do_not_fit_and_no_weights(tmp_path: Path) -> None:
         ValueError, match=r"weights: .*a.safetensors: nearly no tensor fits: .* only 0.0 % of the network"
     ):
         module.give_weights()
-    assert "the frozen encoder is random" in given(HARClassifier(**SETTINGS, freeze="backbone"))
+    assert "is random; give --model.weights FILE, or --model.pretrained true, or --model.freeze none" in given(
+        HARClassifier(**SETTINGS, freeze="backbone")
+    )
 
 
 def test_failed_download_raises(monkeypatch: pytest.MonkeyPatch) -> None:

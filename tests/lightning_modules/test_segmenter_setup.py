@@ -74,3 +74,17 @@ def test_other_sizes_in_evaluation_than_in_training_are_said(
     set_up([1.0] * len(NAMES), settings=settings, **data)
     assert text in caplog.text
     assert bool(text) == bool(caplog.messages)
+
+
+@pytest.mark.parametrize(("said", "lines"), [(set(), ["test"]), ({"masks test"}, [])])
+def test_masks_are_described_once(said: set[str], lines: list[str]) -> None:
+    """A test after a fit comes after a look at all masks, whose line has said the same."""
+    module: Any = module_of()
+    state = SimpleNamespace(fn="test")
+    module._trainer = SimpleNamespace(state=state, sanity_checking=False, datamodule=SimpleNamespace(said=said))
+    found: list[str] = []
+    module.log_dict, module._say_masks = lambda _: None, lambda own, stage: found.append(stage)
+    module.sums["test_sums"].update(torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4), torch.zeros(1, dtype=torch.int64))
+    module.losses["test_loss"].update(torch.tensor(1.0))
+    module.log_epoch("test")
+    assert found == lines

@@ -23,6 +23,7 @@ from networks.timm_network import (
 SETTINGS: dict[str, Any] = {"num_classes": 5, "image_size": 64}
 BAD: list[tuple[str, dict[str, Any], str]] = [
     ("resnet51", {}, r"architecture: timm has no resnet51; the nearest are .*resnet50.* \(all: timm.list_models\(\)\)"),
+    ("resnet1O", {}, r"timm has no resnet1O; the nearest are resnet10t, resnet101, "),
     ("x" * 40, {}, r"timm has no x{40} \(all: timm"),
     ("resnet18.foo", {}, r"architecture: timm has no weights foo of resnet18 \(there: a1_in1k, "),
     (

@@ -174,6 +174,8 @@ def test_terminal_table(runs: list[Path], capsys: pytest.CaptureFixture[str]) ->
     output = capsys.readouterr().out
     assert "0.9 (2) *" in output
     assert "3 runs; best value (epoch)" in output
+    header = [cell.strip() for line in output.splitlines()[1:4] for cell in line.strip("┃").split("┃")]
+    assert {"val/", "acc", "device_hours"} <= {*header}, "names as in files and flags, in lines of their parts"
     assert output.endswith(f"skipped, as it is no run: {runs[0] / 'config.yaml'}\n")
 
 
@@ -212,7 +214,7 @@ def test_settings_are_flattened_to_flag_names() -> None:
 
 def test_data_sets_are_flattened_by_their_folders() -> None:
     """One readable value with all folders; the settings of a set have a name of their own, whatever their place in the list."""
-    cracks = {"folder": "cracks", "prompts": ["crack"], "masks": None}
+    cracks = {"folder": "cracks", "prompts": ["crack"], "masks": None, "group_column": "group"}
     joints = {"folder": "joints", "prompts": ["tape"], "values": [2]}
     before, after = (
         dict(flat({"data": {"sets": sets}})) for sets in ([cracks, joints], [joints, {**cracks, "split": "train"}])
@@ -220,6 +222,7 @@ def test_data_sets_are_flattened_by_their_folders() -> None:
     assert before["data.sets"] == "cracks, joints"
     assert before["data.sets.cracks.prompts"] == after["data.sets.cracks.prompts"] == '["crack"]'
     assert set(after) - set(before) == {"data.sets.cracks.split"}
+    assert "data.sets.cracks.group_column" not in before, "a default, which nobody has set"
     again = dict(flat({"data": {"sets": [joints, {**joints, "values": [3]}]}}))
     assert [again[f"data.sets.{name}.values"] for name in ("joints", "joints(2)")] == ["[2]", "[3]"]
 

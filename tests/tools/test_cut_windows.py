@@ -89,7 +89,14 @@ def test_new_recordings_are_cut_like_the_others(
         assert {"label", "subject"}.isdisjoint(new.files)
         assert json.loads(str(new["cutting"])) == json.loads(str(cut["cutting"]))
     held_out = tmp_path / "held_out.npz"
-    assert " predict --run RUN_DIR" in capsys.readouterr().out.splitlines()[-1]
+    lines = capsys.readouterr().out.splitlines()
+    assert " predict --run RUN_DIR" in lines[-1]
+    (classes,) = [
+        line for line in lines if line.startswith("classes    none given: predict needs none; fit and test do: ")
+    ]
+    assert "--label COLUMN, --segments CSV or {label} in --path; columns that were not read: " in classes
+    assert SIGNALS[1] in classes.rpartition(": ")[2]
+    assert "people     none given: --subject COLUMN or {subject} in --path" in lines
     assert main([str(folder), str(held_out), "--like", str(first), *PATTERN]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.endswith(f" test --run RUN_DIR --data.test_file {held_out}"), "labelled windows are tested"

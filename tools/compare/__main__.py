@@ -16,6 +16,7 @@ from pathlib import Path
 
 from callbacks.progress.console import Console
 from foundation.atomic_files import write_text
+from foundation.naming import first_names
 from foundation.places import close_to
 from foundation.plotting import render, write_png
 from tools.command_line import Parser, run_command, start
@@ -102,8 +103,7 @@ def compare(options: argparse.Namespace) -> None:
 
 
 def _named(paths: Sequence[Path]) -> str:
-    more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
-    return ", ".join(map(str, paths[:NAMED])) + more
+    return first_names([str(path) for path in paths], NAMED)
 
 
 def _inside(paths: Sequence[Path]) -> str:

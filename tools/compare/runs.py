@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from callbacks import read_metrics
 from callbacks.learning_rate_finder import FoundRate, found_rate
 from callbacks.summary import best_metrics, read_best
 from cli.evaluation import ONLY_SPEED, shown_difference
+from datamodules.segmentation.prompt_sets import PromptSet
 from lightning_modules.loading import newest_config
 from metrics import direction_of
 
@@ -28,6 +29,7 @@ EVALUATIONS = ("validate", "test")
 LEFT_OUT = (SEED, *ONLY_SPEED)
 # a head is trained on cached features of the images that another network is trained on
 SAME_IMAGES = {"CachedFeaturesDataModule": "ImageFolderDataModule", "SignalFileDataModule": "HARDataModule"}
+UNSET = {one.name: one.default for one in fields(PromptSet) if one.default is not MISSING}  # defaults of a data set
 FINISHED, UNFINISHED, BROKEN = "finished", "unfinished", "broken"
 
 
@@ -191,13 +193,13 @@ def flat(value: Any, name: str = "") -> Iterator[tuple[str, Value]]:
 
 
 def _data_sets(sets: Sequence[Mapping[str, Any]], name: str) -> Iterator[tuple[str, Value]]:
-    """Flatten data sets: one entry with all folders, and those of each set by its folder, without settings that are null."""
+    """Flatten data sets: one entry with all folders, and those of each set by its folder, without settings at their default."""
     folders = [str(one["folder"]) for one in sets]
     yield name, ", ".join(folders)
     for number, (folder, one) in enumerate(zip(folders, sets, strict=True)):
         again = folders[:number].count(folder) + 1  # a folder may be listed again with other categories
         label = folder if again == 1 else f"{folder}({again})"
-        settings = {key: inner for key, inner in one.items() if key != "folder" and inner is not None}
+        settings = {key: inner for key, inner in one.items() if key != "folder" and inner != UNSET.get(key)}
         yield from flat(settings, f"{name}.{label}")
 
 

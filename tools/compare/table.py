@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -226,7 +227,8 @@ def terminal_table(runs: Sequence[Run], price: float | None) -> Table:
     table.add_column("run", overflow="fold")
     shown = _filled(runs, columns_of(runs, price, SETTINGS, METRICS))
     for column in shown:
-        title = column.title.removeprefix("model.").replace("_", " ")  # spaces let rich wrap the title
+        # lines of their own for the parts of a name: narrow, and each part is written as in the flag
+        title = re.sub(r"(?<=[./])(?=.)", "\n", column.title.removeprefix("model."))
         table.add_column(escape(title), justify="right" if column.metric else "left", overflow="fold")
     for row in _rows(groups, shown):
         mean = row[0].text.startswith("mean of ")

@@ -20,6 +20,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from foundation.naming import first_names
 from tools.command_line import Parser, run_command, say, start, watched
 
 if TYPE_CHECKING:  # imported inside the functions: the package imports torch, which would delay --help
@@ -258,9 +259,8 @@ def table(split: GroupedSplit) -> list[str]:
     off, label, s = split.largest_deviation()
     lines += ["", f"largest deviation from the shares: {off:.1f} images ({printable(label)} in {SPLITS[s]})"]
     if absent := split.absent():
-        named = ", ".join(f"{printable(label)} in {SPLITS[s]}" for label, s in absent[:5])
-        more = f" and {len(absent) - 5:,} more" if len(absent) > 5 else ""
-        lines.append(f"warning: classes without an image: {named}{more}; they have too few images or groups")
+        named = first_names([f"{printable(label)} in {SPLITS[s]}" for label, s in absent])
+        lines.append(f"warning: classes without an image: {named}; they have too few images or groups")
     return lines
 
 
