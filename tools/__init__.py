@@ -23,5 +23,5 @@ import sys
 
 from foundation.interrupts import end_in_one_line
 
-if sys.argv[:1] == ["-m"]:  # `python -m tools.NAME` is about to import the tool
+if "".join(sys.argv[:1]).startswith(("-m", "vision-recipes")):  # this process is about to import a tool and run it
     end_in_one_line()

@@ -198,7 +198,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(
         MisconfigurationException,
-        match=r"^sets: walls: annotations: .*coco.json does not exist; .*walls has no .json or .* expected annotations in COCO's format",
+        match=r"^sets: walls: annotations: .*coco.json does not exist; .*walls has no .json or .* expected annotations",
     ):
         data_of(tmp_path, CRACK).setup("fit")
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from foundation.atomic_files import replace_file
 from networks import ternary_layers
+from tools.command_line import say
 from tools.export.deployed import Deployed, VerificationError
 from tools.export.onnx import LARGEST, largest_difference, write_onnx
 from tools.export.quantized_weights import described, read_integers
@@ -106,7 +107,9 @@ def export_int8(deployed: Deployed, splits: Splits, path: Path, settings: Int8Se
         if not rounded and not (difference := largest_difference(deployed, plain)) <= LARGEST:
             raise VerificationError(f"the logits of the fp32 file differ by {difference:.2g} of the largest logit")
         files = {method: Path(folder) / f"{method}.onnx" for method in settings.methods}
-        for method, file in files.items():
+        for number, (method, file) in enumerate(files.items(), start=1):
+            count = sum(map(len, splits.calibration))
+            say("int8", f"{method}, {number} of {len(files)}: calibrated on {count:,} samples, without progress")
             batches = [batch.numpy() for batch in splits.calibration]
             quantize(source, file, batches, method, settings.ends, settings.weight_bits)
         chosen, lines = _chosen(deployed, files, splits, settings.max_drop)

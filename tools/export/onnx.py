@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from foundation.atomic_files import replace_file
 from networks import ternary_layers
+from tools.command_line import say
 from tools.export.deployed import Deployed
 
 if missing := [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]:
@@ -92,6 +93,7 @@ def write_onnx(deployed: Deployed, path: Path) -> list[str]:
     Returns:
         Names of the nodes that come before the network: the normalisation, and the encoder of a HAR run.
     """
+    say("onnx", "torch traces the network: seconds to minutes, without progress")
     program = torch.onnx.export(
         nn.Sequential(OrderedDict(before=deployed.before, network=deployed.network)).eval(),
         (deployed.examples[0],),
@@ -122,6 +124,7 @@ def largest_difference(deployed: Deployed, path: Path) -> float:
     """
     import onnxruntime
 
+    say("onnx", f"compared with torch in onnxruntime on {len(deployed.examples)} inputs")
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     shares = []
     for inputs in deployed.examples:
