@@ -139,9 +139,10 @@ def _build_encoder(name: str, given: dict[str, Argument], pretrained: bool) -> n
             break
     if any(argument in str(problem) for switch in switches for argument in switch):
         raise ValueError(f"encoder: {name} takes images of one size only") from problem
+    other = "; leave them out, --model.network_args null, or give an encoder that takes them" if given else ""
     raise ValueError(
         f"encoder: timm cannot build feature maps of {name}{f' with network_args {given}' if given else ''}: "
-        f"{' '.join(str(problem).split())[:200]}"
+        f"{' '.join(str(problem).split())[:200]}{other}"
     ) from problem
 
 

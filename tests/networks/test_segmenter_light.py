@@ -221,7 +221,10 @@ def test_an_encoder_of_hooks_gives_logits_and_takes_weights_of_the_whole_network
         ({"encoder": "halonet_h1"}, "encoder: halonet_h1 does not take images of 32 x 64 pixels: AssertionError$"),
         ({"encoder": "mobilenetv2_10"}, "encoder: timm has no mobilenetv2_10; the nearest are .*mobilenetv2_100"),
         ({"encoder": "mixer_s32_224"}, "encoder: mixer_s32_224 takes images of one size only"),
-        ({"network_args": {"pad_typ": "same"}}, "encoder: timm cannot build .*network_args.*pad_typ"),
+        (
+            {"network_args": {"pad_typ": "same"}},
+            "encoder: timm cannot build .*pad_typ.*; leave them out, --model.network_args null",
+        ),
         ({"network_args": {"in_chans": 1}}, "network_args: in_chans cannot be given here, images have 3 channels"),
         ({"width": 9}, "width: an even number of channels is needed, got 9"),
     ],
