@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 Size: TypeAlias = int | tuple[int, int]
 """Side of a square, or height and width, in pixels; see `size_of`."""
+OFF = 0.06  # by which a rounded side may differ from the exact one
 LARGEST_STEP = 32  # stride of most networks; sizes need not be multiples of more
 
 
@@ -63,16 +64,18 @@ def in_proportion(shorter: int, of: Size) -> Size:
     Args:
         shorter: Its shorter side in pixels.
         of: The other size. The longer side becomes a multiple of the largest power of two, at most 32, that divides both sides of
-            `of` and the shorter side, so that a network with strides or patches takes it.
+            `of` and the shorter side, so that a network with strides or patches takes it, and keeps the proportions within 6 %.
 
     >>> in_proportion(48, (96, 160)), in_proportion(64, (160, 96)), in_proportion(64, 224)
-    ((48, 80), (96, 64), 64)
+    ((48, 80), (112, 64), 64)
     """
     height, width = sides(of)
-    step = LARGEST_STEP
-    while height % step or width % step or shorter % step:
+    exact, step = shorter * max(height, width) / min(height, width), LARGEST_STEP
+    while step > 1 and (
+        height % step or width % step or shorter % step or abs(round(exact / step) * step - exact) > OFF * exact
+    ):
         step //= 2
-    longer = max(shorter, round(shorter * max(height, width) / (min(height, width) * step)) * step)
+    longer = max(shorter, round(exact / step) * step)
     return size_of((shorter, longer) if height <= width else (longer, shorter))
 
 

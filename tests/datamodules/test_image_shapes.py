@@ -182,6 +182,7 @@ def test_cached_images_of_prediction_are_letterboxed_as_recorded(tmp_path: Path)
 
 def test_sizes_in_proportion_keep_the_steps_of_a_network() -> None:
     assert in_proportion(96, (96, 160)) == (96, 160)
-    assert in_proportion(64, (96, 160)) == (64, 96)
+    assert in_proportion(64, (96, 160)) == (64, 112)
+    assert in_proportion(32, (64, 96)) == (32, 48)
     assert in_proportion(50, (100, 150)) == (50, 76)
     assert in_proportion(100, (100, 150)) == (100, 150)
