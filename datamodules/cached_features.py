@@ -153,6 +153,11 @@ class CachedFeaturesDataModule(DataModule):
         return self.identity.image_size
 
     @property
+    def reads_stacks(self) -> bool:
+        """Whether the images were of a folder, whose files may have any number of channels."""
+        return not {"eval_share", "framing"}.isdisjoint(self.identity.transform)
+
+    @property
     def in_channels(self) -> int:
         """Channels of the backbone's input images."""
         return len(self.identity.mean)
