@@ -121,7 +121,7 @@ def split_flags(args: list[str]) -> RunFlags:
 
 def _with_views(arguments: list[str]) -> list[str]:
     """Give ``--tta`` without a value its default, flip."""
-    ends = [*arguments[1:], "--"]
+    ends = [*arguments[1:], "--"][: len(arguments)]  # there may be no argument
     return [
         "--tta=flip" if one == "--tta" and after.startswith("-") else one
         for one, after in zip(arguments, ends, strict=True)

@@ -119,7 +119,7 @@ def test_order_and_skipped_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert names == ["a.png", "b/10.png", "b/2.png"]
     assert images[:, 0, 0, 0].tolist() == [20, 10, 0]
     assert warnings == [f"4 of the 7 files in {tmp_path} cannot be read as images: "
-                    "b.png (no image), b/float.tif (its grey values have no known range; say which are black and white with "
+                    "b.png (damaged), b/float.tif (its grey values have no known range; say which are black and white with "
                     "--data.levels), drawing.eps (no image), notes.txt (no image); left out"]  # fmt: skip
 
 

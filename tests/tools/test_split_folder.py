@@ -149,7 +149,7 @@ def prepare_link(folder: Path) -> None:
         (None, ["source", "target", "--mode", "move"], "argument --mode: invalid choice: 'move' (choose from"),
         (None, ["source", "target", "--groups", "g.csv"], "--groups and --group_column: give both, a CSV and its column"),
         (None, ["source", "target", "--group_column", "g"], "--groups and --group_column: give both"),
-        (None, ["source", "target", "--groups", "g.csv", "--group_column", "g"], "g.csv: no such file; expected a CSV with"),
+        (None, ["source", "target", "--groups", "g.csv", "--group_column", "g"], "g.csv: no such file, also not in source; exp"),
         (None, ["source"], "the following arguments are required: TARGET; see python -m tools.split_folder --help"),
         (None, ["source", "target", "--sed", "1"], "unrecognized arguments: --sed 1, did you mean '--seed'?; see"),
     ],
