@@ -159,7 +159,7 @@ class Hints:
 
     def _other_classes(self, section: str, name: str) -> str:
         classes = [cls for cls in below(BASES[section]) if cls is not BASES[section] and _is_ours(cls)]
-        there = sorted({cls.__name__ for cls in classes if name in accepted_settings(cls) - set(LINKED)})
+        there = list(dict.fromkeys(cls.__name__ for cls in classes if name in accepted_settings(cls) - set(LINKED)))
         if not there or len(there) > 2 * LISTED:
             return ""
         more = (

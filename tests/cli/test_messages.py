@@ -98,7 +98,7 @@ WRONG = [
     (
         SEGMENTS,
         "--data.encoder line_plot",
-        "data.encoder: no such setting of PromptedSegmentationDataModule; HARDataModule, SignalFileDataModule have it "
+        "data.encoder: no such setting of PromptedSegmentationDataModule; SignalFileDataModule, HARDataModule have it "
         "(--data CLASS), did you mean 'model.encoder'?",
     ),
     (IMAGES, "--model.backbone x", "ImageClassifier has no such setting, did you mean 'model.architecture'?"),
