@@ -203,6 +203,7 @@ class Checkpoints(Checkpoint):
         self._step = trainer.global_step
         self._stopped_in_epoch = False
         if self.best_score is not None and self.folder is not None:
+            self._set_aside_best(trainer, self.folder)
             self._complete_best(self.folder)
         if self.folder is None:
             return
@@ -223,6 +224,20 @@ class Checkpoints(Checkpoint):
             log_line(folder.parent, f"{reason}; kept as last.ckpt.damaged, the run goes on from {resumed.name}")
         with replace_file(last) as temporary:
             shutil.copyfile(resumed, temporary)
+
+    def _set_aside_best(self, trainer: Trainer, folder: Path) -> None:
+        """Forget a best epoch whose checkpoint is damaged: the end of the run could not read it."""
+        best = folder / "best.ckpt"
+        reason = why_damaged(best) if trainer.is_global_zero and best.is_file() else None
+        if (reason := trainer.strategy.broadcast(reason)) is None:
+            return
+        if trainer.is_global_zero:
+            best.replace(folder / "best.ckpt.damaged")
+            (folder / "best.json").unlink(missing_ok=True)
+        self.best_score = self.best_loss = self.best_epoch = None
+        log.warning(
+            f"{reason}; kept as best.ckpt.damaged: the choice starts again, the next epoch with a value is the best"
+        )
 
     def _complete_best(self, folder: Path) -> None:
         """Forget a best epoch that was chosen by another metric or direction; add the loss that an older version did not save."""

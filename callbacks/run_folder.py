@@ -13,6 +13,7 @@ training_summary.json               best and final metrics, epochs, settings, ti
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import platform
@@ -88,6 +89,19 @@ def _git(root: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return result.stdout.strip()
+
+
+def number_of(folder: Path) -> int:
+    """Number of a run among those of its experiment, from 1 in the order of their starts; 0 for a run of an older version."""
+    try:
+        return int(json.loads((folder / "environment.json").read_text(encoding="utf-8"))["number"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def next_number(folder: Path) -> int:
+    """Number of a new run: one more than the highest in the same folder of runs. It tells their order if the clock was set."""
+    return 1 + max((number_of(path.parent) for path in folder.parent.glob("*/environment.json")), default=0)
 
 
 def lock_run(folder: Path) -> FolderLock | None:
@@ -228,7 +242,8 @@ class RunFolder(Callback):
             self.resumes = 1 + len(list(self.path.glob("config.resume-*.yaml")))
             name = f"config.resume-{self.resumes}.yaml"
         write_text(self.path / name, self.config)
-        write_json(self.path / "environment.json", environment(trainer, self.seed, self.command))
+        about = environment(trainer, self.seed, self.command)
+        write_json(self.path / "environment.json", {**about, "number": number_of(self.path) or next_number(self.path)})
 
     @property
     def begun(self) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from callbacks.checkpoints import EPOCH
+from callbacks.run_folder import number_of
 from cli.changed_values import differences
 from cli.run_flags import RunFlags, UsageError
 from datamodules import TrainedOn
@@ -120,7 +121,9 @@ def _newest_run_hint(path: Path) -> str:
 def _runs_in(folder: Path) -> list[Path]:
     """The runs in a folder of runs, or of folders of runs, the newest last."""
     files = [*folder.glob("*/config.yaml"), *folder.glob("*/*/config.yaml")] if folder.is_dir() else []
-    return [file.parent for file in sorted(files, key=lambda file: (file.stat().st_mtime, str(file)))]
+    by_time = [file.parent for file in sorted(files, key=lambda file: (file.stat().st_mtime, str(file)))]
+    # runs of one experiment by their numbers, since clocks are set; those of several by time
+    return sorted(by_time, key=number_of) if len({run.parent for run in by_time}) == 1 else by_time
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -95,6 +97,22 @@ def test_a_resume_from_the_one_before_ends_like_the_unbroken_run(finished: Path,
     assert forked(["fit", "--resume", str(folder)], log=log) == 0, log.read_text()
     assert f"takes the one before, last.ckpt.bak (step {steps[0]})" in log.read_text()
     assert not differences(outcome(finished), outcome(folder))
+
+
+def test_a_damaged_best_is_set_aside_in_a_resume(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its score is forgotten, or a run without a better epoch would end without a best.ckpt that can be read."""
+    strategy = SimpleNamespace(broadcast=lambda reason: reason)
+    trainer: Any = SimpleNamespace(is_global_zero=True, strategy=strategy)
+    checkpoints = Checkpoints()
+    checkpoints.best_score, checkpoints.best_epoch = 0.75, 2
+    checkpoints._set_aside_best(trainer, tmp_path)  # there is none
+    assert checkpoints.best_score == 0.75
+    (tmp_path / "best.ckpt").write_bytes(b"PK\3\4 half")
+    (tmp_path / "best.json").write_text("{}")
+    checkpoints._set_aside_best(trainer, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["best.ckpt.damaged"]
+    assert checkpoints.state_dict()["best_score"] is checkpoints.state_dict()["best_epoch"] is None
+    assert "kept as best.ckpt.damaged: the choice starts again" in caplog.text
 
 
 def test_a_damaged_last_is_set_aside_and_noted(tmp_path: Path) -> None:

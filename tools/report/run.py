@@ -221,7 +221,8 @@ def epoch_seconds(run: Run) -> list[float]:
             continue
         at, epoch = datetime.strptime(found[1], "%Y-%m-%d %H:%M:%S"), int(found[2])
         if last is not None and epoch == last[1] + 1:
-            seconds.append((at - last[0]).total_seconds())
+            passed = (at - last[0]).total_seconds()
+            seconds += [passed] if passed >= 0 else []  # else the clock was set back
         last = (at, epoch)
     return seconds
 
