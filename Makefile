@@ -8,7 +8,7 @@ PY ?= 3.13
 N ?= 100
 SEED ?= 0
 
-.PHONY: help setup fit test test-all test-oldest test-newest test-prerelease soak lint format bench clean
+.PHONY: help setup fit test test-all test-oldest test-newest test-prerelease soak fuzz lint format bench clean
 
 help:  ## print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 17
@@ -49,6 +49,9 @@ test-prerelease: $(filter .uv/bin/uv,$(UV))  ## run the default tests on the new
 
 soak: setup  ## stop N random runs at random moments and resume them; each must end like the unbroken run (100: 30 minutes)
 	$(RUN) python -m tests.soak --runs $(N) --seed $(SEED)
+
+fuzz: setup  ## read N mutated inputs of each format; each must be read, or refused in one line, within limits of time and memory
+	$(RUN) python -m tests.fuzz --inputs $(N) --seed $(SEED)
 
 lint: setup  ## run ruff and mypy
 	$(RUN) ruff check .

@@ -14,6 +14,7 @@ from __future__ import annotations
 import csv
 import errno
 import io
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,9 +37,20 @@ GROUPS = ("train", "val", "val_raw", "lr", "momentum", "stage", "speed", "memory
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Read the rows of a metrics.csv as numbers; blank cells are left out."""
-    with path.open(newline="") as file:
-        return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
+    """Read the rows of a metrics.csv as numbers; blank cells are left out.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is damaged.
+    """
+    try:
+        with path.open(newline="") as file:
+            rows = [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
+        if not all(math.isfinite(row.get(key, 0)) for row in rows for key in KEYS):
+            raise TypeError("a number of an epoch or a step is not finite")
+        return rows
+    except (TypeError, csv.Error) as error:  # a row has more cells than the header, or one is too long
+        raise ValueError(f"{path}: is damaged ({error})") from error
 
 
 def column_order(name: str) -> tuple[int, str]:

@@ -26,6 +26,7 @@ from cli.system_faults import in_words
 from cli.trainer.checks import of_lightning
 from cli.vision_cli import VisionCLI
 from foundation.allocator import keep_freed_memory
+from foundation.bounded.messages import one_line
 from foundation.checkpoint_files import DamagedFileError
 from foundation.closed_pipe import with_open_end
 from foundation.project import COMMAND
@@ -89,7 +90,7 @@ def _outcome(cli: VisionCLI) -> int | RunFlags:
         if late and (text := in_words(error, cli.run_dir, cli.has_begun)) is not None:
             return _fail(cli, text)
         if cli.has_begun:  # a file that was damaged or removed since; what is written stays
-            _print_error(f"error: {error}")
+            _print_error(f"error: {one_line(str(error))}")
             _print_resume_command(cli)
             return FAILED
         cli.discard()
@@ -124,7 +125,7 @@ def _outcome(cli: VisionCLI) -> int | RunFlags:
 
 
 def _reject(error: Exception) -> int:
-    _print_error(f"error: {error}")
+    _print_error(f"error: {one_line(str(error))}")
     return WRONG_INPUT
 
 

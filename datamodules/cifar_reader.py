@@ -13,11 +13,15 @@ accepts nothing else. Arrays are built here from their bytes, so that numpy neve
 
 import pickle
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from foundation.bounded.messages import one_line
+from foundation.bounded.stream import BoundedStream
+
+MOST_VALUES = 1 << 30  # in a row: an image of 18,918 x 18,918 pixels
 FOLDER = "cifar-10-batches-py"
 
 
@@ -80,7 +84,14 @@ _KNOWN = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):  # type: ignore[misc,name-defined]
+    """The unpickler of the standard library that is written in Python.
+
+    That in C cannot be told what to refuse.
+    """
+
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
+
     def find_class(self, module_name: str, global_name: str) -> Any:
         try:
             return _KNOWN[module_name, global_name]
@@ -88,8 +99,29 @@ class _Unpickler(pickle.Unpickler):
             raise pickle.UnpicklingError(f"it references {module_name}.{global_name}, which is not allowed") from None
 
 
+def _with_plain_keys(opcode: bytes, first: int) -> None:
+    """Let a dict have keys of text, bytes and numbers only; its keys are every second value on the stack from `first`."""
+    load = _Unpickler.dispatch[opcode[0]]
+
+    def checked(self: Any) -> None:
+        if not all(isinstance(key, str | bytes | int) for key in self.stack[first::2]):
+            raise pickle.UnpicklingError("a dict has keys that are neither text nor numbers")
+        load(self)
+
+    _Unpickler.dispatch[opcode[0]] = checked
+
+
+def _refused(self: Any) -> None:
+    raise pickle.UnpicklingError("it holds sets, which are not read")
+
+
+for _opcode, _first in ((pickle.SETITEM, -2), (pickle.SETITEMS, 0), (pickle.DICT, 0)):
+    _with_plain_keys(_opcode, _first)
+_Unpickler.dispatch |= dict.fromkeys((pickle.ADDITEMS[0], pickle.FROZENSET[0]), _refused)
+
+
 def _text(value: Any) -> Any:
-    return value.decode() if isinstance(value, bytes) else value
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
@@ -102,7 +134,8 @@ def read_pickle(path: Path) -> dict[str, Any]:
         FileNotFoundError: There is no such file.
         MisconfigurationException: The file is damaged, or contains any other type of object.
     """
-    with path.open("rb") as file:
+    with path.open("rb") as opened:
+        file = BoundedStream(opened)
         try:
             content = _Unpickler(file, encoding="bytes").load()
             if not isinstance(content, dict):
@@ -110,7 +143,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
             return {_text(key): value.value if isinstance(value, _Array) else value for key, value in content.items()}
         except Exception as error:  # damaged bytes can raise nearly anything, see the docs of pickle.UnpicklingError
             raise MisconfigurationException(
-                f"{path} is damaged or not a batch file of the CIFAR-10 layout: {error}"
+                f"{path} is damaged or not a batch file of the CIFAR-10 layout: {one_line(str(error))[:300]}"
             ) from error
 
 
@@ -140,16 +173,20 @@ def read_header(folder: Path) -> Header:
     """
     path = folder / "batches.meta"
     meta = read_pickle(path)
-    if not meta.get("label_names"):
+    names = meta.get("label_names")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str | bytes) for name in names):
         raise MisconfigurationException(f"{path} has no label_names, the list of the class names")
     row = meta.get("num_vis")
     if row is None:
         path = folder / "data_batch_1"
         row = _rows(path)[0].shape[1]
-    size = round((row / 3) ** 0.5)
-    if 3 * size * size != row:
-        raise MisconfigurationException(f"{path}: {row} values do not form a square image with three channels")
-    return Header([str(_text(name)) for name in meta["label_names"]], size)
+    known = isinstance(row, int) and 0 < row <= MOST_VALUES
+    size = round((row / 3) ** 0.5) if known else 0
+    if not known or 3 * size * size != row:
+        raise MisconfigurationException(
+            f"{path}: {one_line(str(row))[:40]} values do not form a square image with three channels"
+        )
+    return Header([str(_text(name)) for name in names], size)
 
 
 def read_batch(path: Path, header: Header) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

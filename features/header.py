@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from features.identity import CacheError, Identity, Split, are, is_a, json_hash, short
+from foundation.bounded.text import content_of, parse_json
 from foundation.project import MAIN
 
 SCHEMA = 1
@@ -116,7 +117,7 @@ def _with_checksum(content: dict[str, Any]) -> bytes:
 def _load(path: Path) -> dict[str, Any]:
     """Read a JSON file, check its version and checksum, and return the rest of its content."""
     try:
-        content = json.loads(path.read_bytes().decode())
+        content = parse_json(content_of(path))
         checksum = content.pop("checksum", None) if isinstance(content, dict) else None
         right = json_hash(
             content

@@ -18,6 +18,7 @@ import mmap
 import os
 import pickle
 import struct
+import zipfile
 import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +27,10 @@ import torch
 
 BACKUP = ".bak"
 """Ending of the copy of last.ckpt before the last one."""
-UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError, LookupError, AttributeError)
+UNREADABLE = (
+    *(RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError, LookupError, AttributeError, TypeError),
+    *(AssertionError, OverflowError, struct.error, zipfile.BadZipFile),
+)
 """What torch.load raises for truncated files and files that torch did not write."""
 MARK = b"lvr1 "
 SEAL_BYTES = len(MARK) + 32
@@ -36,6 +40,7 @@ HEADER, ENTRY, END = (
     22,
 )  # bytes of a zip archive: a member's header and entry of the table before its name, the end
 MOST = 0xFFFFFFFF
+MOST_OBJECTS = 256 << 20  # bytes of a checkpoint without its tensors
 PART = 1 << 22  # bytes that are read at a time
 
 _checked: set[tuple[str, int, int, int]] = set()
@@ -128,7 +133,11 @@ def _members(content: mmap.mmap) -> list[_Member]:
         skipped = sum(struct.unpack_from("<26xHH", content, begin))
         found.append(_Member(content[position + ENTRY : after], begin + HEADER + skipped, size, crc))
         position = after + extra + comment
-    return sorted(found, key=lambda member: member.begin)
+    found.sort(key=lambda member: member.begin)
+    ends = [0, *(member.begin + member.size for member in found)]
+    if any(member.begin < before for member, before in zip(found, ends, strict=False)) or ends[-1] > end:
+        raise ValueError("its members do not follow each other within the file")
+    return found
 
 
 def _hash(content: mmap.mmap, members: list[_Member], end: int) -> str:
@@ -163,16 +172,33 @@ def read_checkpoint(path: Path) -> Any:
         DamagedFileError: It is damaged, or no file of ``torch.save``.
         FileNotFoundError: There is no such file.
     """
-    with path.open("rb") as file:
-        zipped = file.read(4) == b"PK\3\4"
-    if zipped:
-        check_sums(path)
+    check_sums(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        check_pickle(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except UNREADABLE as error:
         if isinstance(error, OSError) and error.errno is not None:  # no fault of the file's content
             raise
         raise DamagedFileError(f"{path}: cannot be read, it is cut short or no checkpoint") from error
+
+
+def check_pickle(path: Path) -> None:
+    """Refuse a file of ``torch.save`` that is not as torch.save writes it.
+
+    Raises:
+        ValueError: Its objects are larger than `MOST_OBJECTS`, or one of them is made by a call that is not expected.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.compress_type != zipfile.ZIP_STORED:
+                raise ValueError("it is compressed, which torch.save does not do")
+            if member.filename.endswith("/data.pkl"):
+                if member.file_size > MOST_OBJECTS:
+                    raise ValueError(f"it describes its objects in {member.file_size:,} bytes")
+                if b"bytearray" in archive.read(member):
+                    raise ValueError("it makes an object by a call that is not expected")
 
 
 def keep_before(path: Path) -> None:

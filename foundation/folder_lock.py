@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
+from foundation.bounded.text import read_json
+
 try:
     import fcntl
 except ImportError:  # on Windows: only the beats
@@ -205,7 +207,7 @@ def _is_same_file(path: Path, descriptor: int) -> bool:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Iterable
 
 SHORTEST = 3  # characters of an abbreviation
+LONGEST = 200  # characters of a name; a comparison takes time as the square of them
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -16,7 +17,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     >>> nearest("aug", ["augmentation_strength", "lr"])
     ", did you mean 'augmentation_strength'?"
     """
-    names = list(known)
+    name, names = name[:LONGEST], list(known)
     longer = [one for one in names if len(name) >= SHORTEST and one.startswith(name)]
     found = longer if len(longer) == 1 else difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f", did you mean {found[0]!r}?" if found else ""

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import NoReturn, TypeVar
 
+from foundation.bounded.messages import one_line
 from foundation.closed_pipe import with_open_end
 from foundation.launchers import outer_launcher
 from foundation.made_folders import forget_made_folders, remove_made_folders
@@ -155,7 +156,7 @@ def run_command(
             raise
         remove_made_folders()
         text = str(error) if parser is None else own_flag_first(str(error), parser())
-        print(f"error: {' '.join(text.split())}", file=sys.stderr)
+        print(f"error: {one_line(' '.join(text.split()))}", file=sys.stderr)
         return WRONG_INPUT
 
 

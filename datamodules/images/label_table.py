@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import difflib
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,9 @@ class Table(NamedTuple):
 def in_order(names: Sequence[str]) -> list[str]:
     """Sort class names: whole numbers by their value, else by their text."""
     unique = sorted({*names})
-    return sorted(unique, key=int) if all(name.isascii() and name.isdigit() for name in unique) else unique
+    # by value; int() refuses texts of thousands of digits
+    by_value = lambda name: (len(name.lstrip("0")), name.lstrip("0"))  # noqa: E731
+    return sorted(unique, key=by_value) if all(name.isascii() and name.isdigit() for name in unique) else unique
 
 
 def read_table(path: Path, columns: Columns) -> Table:
@@ -134,7 +137,7 @@ def _cells(path: Path) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
     (_, names), *rows = found
     if names[0].lower().endswith(tuple(EXTENSIONS)):
         raise ValueError(f"{path}: its first line is {names[0]!r}, ..; it must name the columns, as in file,label")
-    if twice := [name for name in names if names.count(name) > 1]:
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(f"{path}: two columns are called {twice[0]!r}; rename one")
     for line, row in rows:
         if len(row) != len(names):

@@ -229,7 +229,7 @@ def read_labelled(
 
 def unknown_class(place: str, name: str, class_names: Sequence[str]) -> str:
     """What to say of a class that training does not have; `place` is the folder or table that has it."""
-    near = difflib.get_close_matches(name, class_names, n=1)
+    near = difflib.get_close_matches(name[:200], class_names, n=1)
     meant = f" (did you mean {near[0]!r}?)" if near else ""
     return f"{place}: there is no class {name!r} in training{meant}; the classes are {listed(list(class_names))}"
 

@@ -258,7 +258,7 @@ def _same(path: Path, before: Row, row: Row) -> None:
 
 def _not_found(folder: Path, table: Table, lost: Sequence[Row], names: Sequence[str]) -> str:
     bare = lost[0].file.rpartition("/")[2]
-    near = difflib.get_close_matches(bare, [name.rpartition("/")[2] for name in names], n=1)
+    near = difflib.get_close_matches(bare[:200], [name.rpartition("/")[2] for name in names], n=1)
     nearest = f" (nearest name: {near[0]!r})" if near else f" (its files are such as {names[0]!r})"
     advice = (
         "is --data.root the folder of the images?" if len(lost) == len(table.rows) else "correct or remove these rows"

@@ -11,7 +11,6 @@ annotation without a mask, as exports of boxes have them, is refused unless the 
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -37,6 +36,7 @@ from datamodules.segmentation.image_names import ImageNames
 from datamodules.segmentation.notes import Notes
 from datamodules.segmentation.polygons import Contour, Shape
 from datamodules.segmentation.prompt_sets import THREADS, Pair, PromptSet, check_formats, size_of
+from foundation.bounded.text import LIST_BYTES, read_json
 
 NUMBER = (int, str)
 NEEDED: dict[str, dict[str, tuple[type, ...]]] = {
@@ -89,7 +89,7 @@ def _read(table: Path) -> dict[str, list[Entry]]:
 
 @lru_cache(maxsize=1)  # several sets with other categories read the same file
 def _parsed(table: Path, changed: int, size: int) -> dict[str, list[Entry]]:
-    content = json.loads(table.read_text(encoding="utf-8-sig"))
+    content = read_json(table, LIST_BYTES)
     for name, keys in NEEDED.items():
         entries = content.get(name) if isinstance(content, dict) else None
         if not isinstance(entries, list):

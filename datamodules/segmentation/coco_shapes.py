@@ -14,6 +14,7 @@ from datamodules.segmentation.polygons import Contour, Shape, uncompressed
 
 Entry = dict[str, Any]
 BOXES = "annotations are boxes; the masks are the filled boxes"
+MOST_CORNERS, FARTHEST, LONGEST_OUTLINE = 100_000, 1_000_000, 50_000_000
 NAMED = 3  # annotations whose faults a message gives
 
 
@@ -84,7 +85,25 @@ def box_shape(box: Any) -> Shape:
     if values is None or len(values) != 4 or min(values[2:]) <= 0:
         raise ShapeError(f"a box must be x, y, width, height, the last two above 0, got {str(box)[:60]}")
     x, y, width, height = values.tolist()
-    return np.array([[x, y], [x + width, y], [x + width, y + height], [x, y + height]])
+    return bounded(np.array([[x, y], [x + width, y], [x + width, y + height], [x, y + height]]))
+
+
+def bounded(points: Shape) -> Shape:
+    """Return corners (K, 2) in pixels, if they can be drawn in a reasonable time.
+
+    Raises:
+        ShapeError: There are more than `MOST_CORNERS`, one is farther than `FARTHEST` pixels away, or the outline is longer than
+            `LONGEST_OUTLINE` pixels.
+    """
+    if len(points) > MOST_CORNERS:
+        raise ShapeError(f"a shape has at most {MOST_CORNERS:,} corners, got {len(points):,}")
+    if len(points) and not np.abs(points).max() <= FARTHEST:
+        raise ShapeError(
+            f"a corner is more than {FARTHEST:,} pixels away: {points[np.abs(points).max(1).argmax()].tolist()}"
+        )
+    if np.abs(np.diff(points, axis=0)).sum() > LONGEST_OUTLINE:
+        raise ShapeError(f"its outline is longer than {LONGEST_OUTLINE:,} pixels")
+    return points
 
 
 def is_empty(segmentation: Any) -> bool:
@@ -118,7 +137,8 @@ def shapes_of(given: Any, height: int, width: int, contour: bool) -> list[Shape 
         if points is None or len(points) % 2 or len(points) < (2 if contour else 6):
             advice = "; a contour of a line one pixel wide has such an outline: polygons: contour" if few else ""
             raise ShapeError(f"a polygon must be a flat list of 3 or more x, y pairs, got {str(part)[:60]}{advice}")
-        found.append(Contour(points.reshape(-1, 2)) if contour else points.reshape(-1, 2))
+        corners = bounded(points.reshape(-1, 2))
+        found.append(Contour(corners) if contour else corners)
     return found
 
 

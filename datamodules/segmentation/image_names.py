@@ -17,6 +17,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from datamodules.images.class_folders import listed
 from datamodules.images.formats import is_image
 
+LONGEST = 4096
+"""Characters of a path, or of a URL with one."""
+
 
 class ImageNames:
     """The image files of a data set, by the names in its annotations.
@@ -39,11 +42,13 @@ class ImageNames:
         Raises:
             MisconfigurationException: Several files could be meant.
         """
+        if len(name) > LONGEST:
+            return None
         for form in _forms(name):
             parts = [part for part in PurePosixPath(form).parts if part not in ("/", ".", "..")]
             for start in range(len(parts)):
                 for place in self.places:
-                    if (path := place.joinpath(*parts[start:])).is_file():
+                    if is_file(path := place.joinpath(*parts[start:])):
                         return path
             if parts and (found := self._named(parts[-1])):
                 if len(found) > 1:
@@ -71,6 +76,14 @@ class ImageNames:
             for path in self.folder.rglob("*")
             if is_image(path) and path not in known
         )
+
+
+def is_file(path: Path) -> bool:
+    """Whether a path is that of a file; a name that no file can have is not."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _forms(name: str) -> Iterator[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import math
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -23,15 +22,18 @@ from PIL import Image, ImageDraw
 from datamodules.images.class_folders import listed
 from datamodules.images.formats import EXTENSIONS
 from datamodules.images.unreadable import NO_IMAGE, report_unreadable
-from datamodules.segmentation.coco_shapes import Faults, ShapeError
+from datamodules.segmentation.coco_shapes import Faults, ShapeError, bounded
 from datamodules.segmentation.doubtful_shapes import say_doubtful
-from datamodules.segmentation.image_names import ImageNames
+from datamodules.segmentation.image_names import ImageNames, is_file
 from datamodules.segmentation.notes import Notes
 from datamodules.segmentation.polygons import Contour, Shape, runs_of
 from datamodules.segmentation.prompt_sets import THREADS, Pair, PromptSet, check_formats, size_of
+from foundation.bounded.text import read_json
 
 LINE, RADIUS = 10, 5  # pixels: width of a line, and radius of a point
 CORNERS = {"rectangle": 2, "circle": 2, "line": 2, "point": 1}  # shapes with a fixed number of points
+
+IMAGE_BYTES = 512 << 20  # of a file, which may hold the image as text
 
 
 def read_labelme(root: Path, one: PromptSet, prompt: int, notes: Notes | None = None) -> list[Pair]:
@@ -112,7 +114,7 @@ def read_labelme(root: Path, one: PromptSet, prompt: int, notes: Notes | None = 
 def _read(path: Path) -> dict[str, Any] | None:
     """Content of one of labelme's files; None if it is another JSON file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = read_json(path, IMAGE_BYTES)
     except (OSError, ValueError) as error:
         raise MisconfigurationException(f"{path}: cannot be read as JSON ({' '.join(str(error).split())})") from error
     shapes = content.get("shapes") if isinstance(content, dict) else None
@@ -120,7 +122,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _keys(path: Path) -> set[str]:
-    content = json.loads(path.read_text(encoding="utf-8-sig"))
+    content = read_json(path, IMAGE_BYTES)
     return {*content} if isinstance(content, dict) else set()
 
 
@@ -129,7 +131,7 @@ def _image(known: ImageNames, path: Path, content: dict[str, Any]) -> Path | Non
     name = content.get("imagePath")
     if isinstance(name, str):
         own = path.parent / name.replace("\\", "/")
-        found = own if own.is_file() and own.parent == path.parent else known.find(name)
+        found = own if own.parent == path.parent and is_file(own) else known.find(name)
         if found is not None:
             return found
     endings = (ending for one in EXTENSIONS for ending in (one, one.upper()))
@@ -158,9 +160,10 @@ def _check_sizes(
 
 def _shape(shape: dict[str, Any], height: int, width: int, area: bool) -> Shape | Contour:
     """A shape as labelme draws it."""
-    kind, points = shape.get("shape_type") or "polygon", _points(shape.get("points"))
+    kind, points = str(shape.get("shape_type") or "polygon")[:60], _points(shape.get("points"))
     if points is None or len(points) != CORNERS.get(kind, len(points)) or len(points) == 0:
         raise ShapeError(f"a {kind} has other points than these: {str(shape.get('points'))[:60]}")
+    points = bounded(points)
     if kind in ("polygon", "oriented_rectangle"):
         if len(points) < 3:
             raise ShapeError(f"a polygon needs 3 or more points, got {str(shape['points'])[:60]}")
@@ -195,8 +198,12 @@ def _mask(shape: dict[str, Any], points: Shape, height: int, width: int) -> np.n
     """A stored mask, a PNG of the box between two points, on the whole image."""
     try:
         with Image.open(io.BytesIO(base64.b64decode(shape["mask"])), formats=["PNG"]) as file:
+            if file.width > width or file.height > height:  # before memory for its pixels is taken
+                raise ShapeError(f"its mask of {file.width}x{file.height} pixels is larger than the image")
             inside = np.asarray(file.convert("L")) > 0
-    except (KeyError, TypeError, ValueError, OSError) as error:
+    except (MemoryError, ShapeError):
+        raise
+    except Exception as error:  # damaged bytes can make a decoder raise anything
         raise ShapeError("its mask cannot be read") from error
     (left, top), *_ = corners = points.astype(np.int64).tolist()
     found = np.zeros((height, width), dtype=np.uint8)

@@ -11,7 +11,6 @@ outline is part of the object. cv2.findContours traces masks so, and labelme dra
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -19,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+LONGEST_RUN = 60  # bits of a run length; no image has more pixels
+AT_ONCE = 8_000_000  # pairs of a row and an edge that are compared at once
 Shape = NDArray[np.float64]
 
 
@@ -49,14 +50,18 @@ def polygon_mask(points: Shape, height: int, width: int) -> NDArray[np.uint8]:
     if top >= bottom:
         return mask
     centres = np.arange(top, bottom) + 0.5
-    # a corner at the height of a pixel centre counts only for the edge below it
-    row, edge = np.nonzero((y <= centres[:, None]) != (y_next <= centres[:, None]))
-    along = (centres[row] - y[edge]) / (y_next[edge] - y[edge])
-    crossing = x[edge] + along * (x_next[edge] - x[edge])
-    # the first pixel whose centre is not left of the crossing
-    first = np.ceil(crossing - 0.5).clip(0, width).astype(np.int64)
     turns = np.zeros((bottom - top, width + 1), dtype=np.int64)
-    np.add.at(turns, (row, first), 1)
+    step = max(1, AT_ONCE // len(centres))
+    for begin in range(0, len(points), step):
+        part = slice(begin, begin + step)
+        # a corner at the height of a pixel centre counts only for the edge below it
+        row, edge = np.nonzero((y[part] <= centres[:, None]) != (y_next[part] <= centres[:, None]))
+        edge += begin
+        along = (centres[row] - y[edge]) / (y_next[edge] - y[edge])
+        crossing = x[edge] + along * (x_next[edge] - x[edge])
+        # the first pixel whose centre is not left of the crossing
+        first = np.ceil(crossing - 0.5).clip(0, width).astype(np.int64)
+        np.add.at(turns, (row, first), 1)
     mask[top:bottom] = turns.cumsum(axis=1)[:, :width] & 1
     return mask
 
@@ -123,10 +128,7 @@ def uncompressed(text: str | bytes) -> Shape | None:
     True
     """
     if isinstance(text, str) and text[:2] in ("b'", 'b"') and text[-1] == text[1]:  # quotes are not in the alphabet
-        try:
-            text = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            return None
+        text = text[2:-1].replace("\\\\", "\\")
     codes = [code - 48 for code in (text.encode("latin-1", "replace") if isinstance(text, str) else text)]
     runs: list[int] = []
     value = shift = 0
@@ -135,6 +137,8 @@ def uncompressed(text: str | bytes) -> Shape | None:
             return None
         value |= (code & 0x1F) << shift
         shift += 5
+        if shift > LONGEST_RUN:
+            return None
         if code & 0x20:
             continue
         if code & 0x10:  # negative

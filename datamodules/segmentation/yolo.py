@@ -9,11 +9,11 @@ height).
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import yaml
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules.images.class_folders import listed
@@ -24,9 +24,11 @@ from datamodules.segmentation.doubtful_shapes import say_doubtful
 from datamodules.segmentation.notes import Notes
 from datamodules.segmentation.polygons import Contour, Shape
 from datamodules.segmentation.prompt_sets import THREADS, Pair, PromptSet, check_formats, size_of
+from foundation.bounded.text import content_of, parse_yaml
 from foundation.places import close_to
 
 TABLES = ("data.yaml", "classes.txt", "obj.names")  # of YOLO, of Label Studio, of CVAT
+NUMBER = re.compile("[0-9]{1,9}")
 BOX = 5  # numbers in the line of a box
 
 
@@ -93,7 +95,7 @@ def read_yolo(root: Path, one: PromptSet, prompt: int, notes: Notes | None = Non
 
 def _content(text: Path) -> str:
     try:
-        return text.read_text(encoding="utf-8-sig")
+        return content_of(text).decode("utf-8-sig")
     except ValueError as error:
         raise MisconfigurationException(f"{text}: is no text ({' '.join(str(error).split())})") from error
 
@@ -134,8 +136,8 @@ def category_names(place: Path, needed: bool) -> dict[int, str]:
         lines = [name.strip() for name in _content(table).splitlines()]
         return {number: name for number, name in enumerate(lines) if name}
     try:
-        content = yaml.safe_load(_content(table))
-    except yaml.YAMLError:
+        content = parse_yaml(_content(table))
+    except ValueError:
         content = None
     given = content.get("names") if isinstance(content, dict) else None
     if isinstance(content, dict) and "kpt_shape" in content:
@@ -145,7 +147,8 @@ def category_names(place: Path, needed: bool) -> dict[int, str]:
     pairs = (
         list(given.items()) if isinstance(given, dict) else list(enumerate(given)) if isinstance(given, list) else []
     )
-    if (needed and not pairs) or not all(str(number).isdecimal() for number, _ in pairs):
+    plain = all(isinstance(one, str | int | float) for pair in pairs for one in pair)
+    if (needed and not pairs) or not plain or not all(NUMBER.fullmatch(str(number)) for number, _ in pairs):
         raise MisconfigurationException(f"{table}: has no list of `names`, as YOLO's data.yaml has")
     return {int(number): str(name) for number, name in pairs}
 

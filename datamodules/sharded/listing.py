@@ -84,11 +84,26 @@ def read_indices(addresses: Sequence[str], how: Reading, turn: int = 0, turns: i
     return [found[address] for address in addresses]
 
 
+MOST_CLASSES = 100_000
+"""Classes that labels can number; a name is made for each number up to the largest."""
+
+
 def names_of_labels(indices: Sequence[ShardIndex]) -> list[str]:
-    """Return the class names that labels give: the numbers 0 to the largest, or sorted names."""
+    """Return the class names that labels give: the numbers 0 to the largest, or sorted names.
+
+    Raises:
+        MisconfigurationException: A number is far too large for one of a class.
+    """
     texts = {label for index in indices for label in index.labels}
     if all(_is_number(text) for text in texts):
-        return [str(number) for number in range(max(map(int, texts)) + 1)]
+        largest = max(texts, key=lambda text: (len(text.lstrip("0")), text.lstrip("0")))
+        if len(largest.lstrip("0")) > 18 or int(largest) >= MOST_CLASSES:
+            where = next(index for index in indices if largest in index.labels)
+            raise MisconfigurationException(
+                f"{where.address}: the label of {where.names[where.labels.index(largest)]} is {largest[:40]}, but classes are "
+                f"numbered from 0, and there are at most {MOST_CLASSES:,}"
+            )
+        return [str(number) for number in range(int(largest) + 1)]
     return sorted(texts)
 
 
@@ -203,7 +218,7 @@ def _no_class(index: ShardIndex, place: int, class_names: Sequence[str], numbers
     start = f"{index.address}: the label of {index.names[place]} is {text[:60]!r}, but "
     if numbers:
         return f"{start}must be 0 to {len(class_names) - 1}: there are {len(class_names):,} classes"
-    near = difflib.get_close_matches(text, class_names, n=1)
+    near = difflib.get_close_matches(text[:200], class_names, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     return f"{start}there is no such class{hint}; the classes are {listed(list(class_names))}"
 

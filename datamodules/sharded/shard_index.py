@@ -26,6 +26,7 @@ from datamodules.sharded.cache import ShardCache
 from datamodules.sharded.store import ShardError, Version
 from datamodules.sharded.tar_members import Place, read_members
 from foundation.atomic_files import replace_file
+from foundation.bounded.arrays import read_arrays
 
 SCHEMA = 1
 DEEP, GREY = 1, 2  # bits of `kind`
@@ -153,9 +154,9 @@ def _writer() -> tuple[str, int, int]:
 def _read(path: Path, address: str, version: Version) -> ShardIndex | None:
     """Read an index; None if there is none, or it is damaged or of another version."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            columns: list[NDArray[Any]] = [arrays[name] for name in ("offset", "size", "key", "kind")]
-            text, checksum = arrays["text"].tobytes(), arrays["checksum"].tobytes()
+        arrays = read_arrays(path)
+        columns: list[NDArray[Any]] = [arrays[name] for name in ("offset", "size", "key", "kind")]
+        text, checksum = arrays["text"].tobytes(), arrays["checksum"].tobytes()
         if checksum != _checksum(text, *(column.tobytes() for column in columns)):
             return None
         schema, of, size, tag, names, labels, wrong = json.loads(text.decode("utf-8", "surrogatepass"))
@@ -164,5 +165,21 @@ def _read(path: Path, address: str, version: Version) -> ShardIndex | None:
     if (schema, of, size, tag) != (SCHEMA, address, *version):
         return None
     offset, length, key, kind = columns
+    shapes = [(column.dtype.str, column.shape) for column in columns]
+    if (
+        not _are_texts(names)
+        or not _are_texts(labels)
+        or not isinstance(wrong, dict)
+        or not _are_texts([*wrong.values()])
+    ):
+        return None
+    if not all(place.isdecimal() and int(place[:9]) < len(names) for place in wrong):
+        return None
+    if shapes != [*[("<i8", (len(names),))] * 3, ("|u1", (len(names),))] or len(labels) != len(names):
+        return None
     wrong = {int(place): why for place, why in wrong.items()}
     return ShardIndex(address, version, offset, length, key, kind, names, labels, wrong)
+
+
+def _are_texts(values: object) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)

@@ -14,10 +14,13 @@ import json
 import re
 import tarfile
 from collections import defaultdict
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
 from datamodules.images.formats import EXTENSIONS
 from datamodules.sharded.store import ShardError
+from foundation.bounded.messages import one_line
+from foundation.bounded.stream import BoundedStream
+from foundation.bounded.text import parse_json
 
 KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
 META = re.compile(r"__[^/]*__($|/)")
@@ -112,6 +115,7 @@ def read_places(file: BinaryIO, address: str) -> list[Place]:
     Raises:
         ShardError: The tar is cut off or damaged, or is none.
     """
+    file = cast(BinaryIO, BoundedStream(file))
     file.seek(0)
     start = file.read(512)
     if not start:
@@ -132,9 +136,11 @@ def read_places(file: BinaryIO, address: str) -> list[Place]:
                 if member.isreg():
                     places.append(Place(member.name, member.offset_data, member.size))
             end = tar.offset
-    except (tarfile.TarError, OSError, ValueError) as error:
+    except (tarfile.TarError, OSError, ValueError, RecursionError, LookupError, OverflowError) as error:
         what = "is cut off or damaged" if places else "is no tar, or damaged"
-        raise ShardError(f"{address}: {what} after {len(places):,} members ({error}); fetch it again") from None
+        raise ShardError(
+            f"{address}: {what} after {len(places):,} members ({one_line(str(error))[:200]}); fetch it again"
+        ) from None
     file.seek(end)
     mark = file.read(512)
     if len(mark) < 512:
@@ -171,8 +177,8 @@ def _label(file: BinaryIO, key: str, members: dict[str, Place], address: str, fi
     place = members[ending]
     file.seek(place.offset)
     try:
-        text = file.read(min(place.size, LONGEST_LABEL)).decode()
-        label = text.strip() if field is None else _of_json(json.loads(text), field)
+        content = file.read(min(place.size, LONGEST_LABEL))
+        label = content.decode().strip() if field is None else _of_json(parse_json(content), field)
     except KeyError:
         raise ShardError(f"{address}: {place.name} has no field {field!r} (--data.label_field)") from None
     except (ValueError, RecursionError) as error:

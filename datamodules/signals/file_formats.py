@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules.signals.table_format import BLANK, are_numbers, read_table
 from datamodules.signals.windows import NOBODY, Windows
+from foundation.bounded.arrays import array_names, read_arrays
 from foundation.places import absence
 from foundation.project import TOOL
 
@@ -28,6 +29,8 @@ Array = np.ndarray[Any, Any]
 RECORDINGS = (".csv", ".parquet", ".npz")
 """Endings of the files of recordings."""
 OPTIONAL = frozenset({"label", "subject"})
+MOST_CLASSES = 100_000
+"""Classes that labels can number; a name is made for each number up to the largest."""
 KNOWN = OPTIONAL | {"signal", "class_names", "signal_names", "signal_units", "rate", "recording", "recordings", "start"}
 
 
@@ -182,13 +185,17 @@ def _classes(path: Path, labels: Array, given: Array | None, part: bool) -> tupl
         names = [str(name) for name in given]
     elif numbered:
         there = np.unique(labels).tolist()
-        names = [str(number) for number in range(int(labels.max()) + 1)]
+        names = [str(number) for number in range(min(int(labels.max()), MOST_CLASSES) + 1)]
         if there != list(range(len(names))) and not part:
             absent = min({*range(len(names))} - {*there}, default=there[0])
             shown = ", ".join(map(str, there[:10])) + (" ..." if len(there) > 10 else "")
             raise MisconfigurationException(
                 f"{path}: the labels are {shown}: there is no window of class {absent}; number the classes from "
                 "0 without a gap, or name all of them in class_names (.npz) or by text labels"
+            )
+        if there[-1] >= MOST_CLASSES:
+            raise MisconfigurationException(
+                f"{path}: there is a label {there[-1]}, but classes are numbered from 0, and there are at most {MOST_CLASSES:,}"
             )
     else:
         names = sorted({str(label) for label in labels})
@@ -201,18 +208,7 @@ def _classes(path: Path, labels: Array, given: Array | None, part: bool) -> tupl
 
 
 def _read_arrays(path: Path) -> dict[str, Array]:
-    with np.load(path, allow_pickle=False) as file:
-        if "signal" not in file.files:
-            raise ValueError(f"it has no signal, only {', '.join(file.files)}")
-        arrays: dict[str, Array] = {}
-        for name in [name for name in file.files if name in KNOWN]:
-            try:
-                arrays[name] = file[name]
-            except ValueError as error:
-                if "allow_pickle" not in str(error):
-                    raise
-                raise ValueError(
-                    f"{name} is an array of Python objects, which is not read; save it as texts or numbers, such as "
-                    f"np.array({name}, dtype=str)"
-                ) from error
-        return arrays
+    arrays = read_arrays(path, KNOWN)
+    if "signal" not in arrays:
+        raise ValueError(f"it has no signal, only {', '.join(array_names(path)[:10])}")
+    return arrays

@@ -62,7 +62,13 @@ def read_activities(folder: Path) -> list[str]:
         MisconfigurationException: The lines are not numbered 1, 2, 3, ...
     """
     path = folder / "activity_labels.txt"
-    lines = [line.split(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise MisconfigurationException(
+            f"{path}: is no text in UTF-8 ({error.reason} in byte {error.start})"
+        ) from error
+    lines = [line.split(maxsplit=1) for line in text.splitlines() if line.strip()]
     if not lines or [line[0] for line in lines] != [str(i + 1) for i in range(len(lines))] or min(map(len, lines)) < 2:
         raise MisconfigurationException(f"{path}: expected lines such as `1 WALKING`, numbered from 1")
     return [line[1].strip() for line in lines]

@@ -23,6 +23,8 @@ OWN_COLUMNS = ("window", "time", "label", "subject")
 NEEDED = ("window", "time")
 BLANK = ("", "nan", "<na>", "n/a")
 """Texts, in lower case, by which tools write that a value is missing; `none` and `null` are names of classes, too."""
+MOST_COLUMNS = 10_000
+SMALL, MOST_RATIO = 1 << 24, 6  # bytes that all lines may take if each were as long as the longest
 GAP = 5.0  # a step this many times the median step ends a recording
 Array = np.ndarray[Any, Any]
 
@@ -39,7 +41,12 @@ def read_table(path: Path) -> dict[str, Array]:
     """
     with path.open(newline="", encoding="utf-8-sig") as file:
         lines = csv.reader(file)
-        header, first_line = [name.strip() for name in next(lines, [])], next(lines, None)
+        try:
+            header, first_line = [name.strip() for name in next(lines, [])], next(lines, None)
+        except csv.Error as error:
+            raise ValueError(f"it cannot be read as a CSV file ({error})") from error
+    if len(header) > MOST_COLUMNS:
+        raise ValueError(f"it has {len(header):,} columns; a table has at most {MOST_COLUMNS:,}")
     if missing := [name for name in NEEDED if name not in header]:
         raise ValueError(
             f"its first line has no column {', '.join(missing)}; it has {', '.join(header)}; a raw recording is cut into windows "
@@ -74,6 +81,7 @@ def read_table(path: Path) -> dict[str, Array]:
         values = columns(["time", *signal_names], np.float64)
     except ValueError as error:
         raise ValueError(f"{error}; every column but {', '.join(OWN_COLUMNS)} is a signal") from error
+    _check_lines(path)
     owned: list[str] = [name for name in ("window", "label", "subject") if name in header]
     text = np.char.strip(columns(owned, str))
     _check_given(text, owned)
@@ -108,6 +116,18 @@ def read_table(path: Path) -> dict[str, Array]:
         "time_step": np.array(np.median(np.diff(values[order, 0].reshape(shape), axis=1)) if shape[1] > 1 else 0.0),
         **{name: _whole(owners[:, 0, place]) for place, name in enumerate(owned[1:])},
     }
+
+
+def _check_lines(path: Path) -> None:
+    """Refuse a line that is far longer than the others: texts of all lines take the memory of the longest."""
+    count, longest, size = 0, 0, path.stat().st_size
+    with path.open("rb") as file:
+        for line in file:
+            count, longest = count + 1, max(longest, len(line))
+    if count * longest > max(SMALL, MOST_RATIO * size):
+        raise ValueError(
+            f"a line has {longest:,} bytes, while a usual one has {size // max(1, count):,}: it is damaged"
+        )
 
 
 def _whole(values: Array) -> Array:

@@ -15,7 +15,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from foundation.checkpoint_files import UNREADABLE, check_sums, is_sealed
+from foundation.checkpoint_files import UNREADABLE, check_pickle, check_sums, is_sealed
 from foundation.places import close_to
 from lightning_modules.loading import load_run, named_checkpoint, newest_config
 from lightning_modules.pretrained.folders import is_weights_folder, read_folder, read_safetensors
@@ -168,7 +168,12 @@ def _content(path: Path) -> dict[str, Any]:
     zipped = zipfile.is_zipfile(path)
     if is_sealed(path):
         check_sums(path)
-    if zipped and any("/code/" in name for name in zipfile.ZipFile(path).namelist()):
+    try:
+        check_pickle(path)
+        inside = zipfile.ZipFile(path).namelist() if zipped else []
+    except UNREADABLE as error:
+        raise ValueError(f"{path}: cannot be read: it is truncated or not a weights file") from error
+    if any("/code/" in name for name in inside):
         raise ValueError(f"{path}: is a TorchScript program, which is never run; save its state_dict() instead")
     try:
         # trainers save their settings (Namespace, Path, enumerations) together with the weights; none of it is needed

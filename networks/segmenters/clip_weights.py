@@ -5,6 +5,7 @@ Only a model name on the hub needs network access. transformers is imported lazi
 
 import gzip
 import re
+import zlib
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ RANDOM: dict[str, dict[str, Any]] = {
 START, END = "<|startoftext|>", "<|endoftext|>"
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # OWNER/NAME, or a name of the hub itself
 MERGES = 49_152 - 256 - 2  # merges in CLIP's vocabulary; the file holds more
+
+LONGEST = 16 << 20  # bytes of a vocabulary; CLIP's has 3 million
 
 
 def load_clipseg(weights: str, vocabulary: str | None = None, seed: int = 0) -> tuple[Any, Any]:
@@ -67,9 +70,12 @@ def read_merges(path: str) -> list[tuple[str, str]]:
         ValueError: The file does not exist or has another content.
     """
     try:
-        content = Path(path).read_bytes()
-        text = (gzip.decompress(content) if path.endswith(".gz") else content).decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+        with gzip.open(path) if path.endswith(".gz") else Path(path).open("rb") as file:
+            content = file.read(LONGEST + 1)  # a few bytes can unpack to thousands of times as many
+        if len(content) > LONGEST:
+            raise ValueError(f"it is longer than {LONGEST:,} bytes")
+        text = content.decode("utf-8")
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise ValueError(f"vocabulary: {path} cannot be read ({error})") from error
     lines = text.split("\n")[1 : MERGES + 1]  # the first line is a comment
     found = [line.split() for line in lines if line.strip()]

@@ -160,7 +160,7 @@ def _validations(run: Path) -> int:
     try:
         with (run / "metrics.csv").open(encoding="utf-8", newline="") as file:
             return max(1, sum(bool(row.get("val/loss")) for row in csv.DictReader(file)))
-    except OSError:
+    except (OSError, ValueError, csv.Error):
         return 1
 
 

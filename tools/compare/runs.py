@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from callbacks.learning_rate_finder import FoundRate, found_rate
 from callbacks.summary import best_metrics, read_best
 from cli.evaluation import ONLY_SPEED, shown_difference
 from datamodules.segmentation.prompt_sets import PromptSet
+from foundation.bounded.text import read_json
 from lightning_modules.loading import newest_config
 from metrics import direction_of
 
@@ -103,7 +105,7 @@ def read_run(folder: Path, metric: str | None = None) -> Run:
         except FileNotFoundError:
             if name != "training_summary.json":
                 problems.append(f"no {name}")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error, yaml.YAMLError) as error:
             problems.append(f"{name} cannot be read ({' '.join(str(error).split())[:80] or type(error).__name__})")
     if problems == ["no metrics.csv"] and not (folder / "training_summary.json").is_file():
         problems = []  # it has begun, and no epoch has ended yet
@@ -140,7 +142,7 @@ def _read_table(run: Run, folder: Path, metric: str | None) -> None:
 
 
 def _read_summary(run: Run, folder: Path, metric: str | None) -> None:
-    content = json.loads((folder / "training_summary.json").read_text(encoding="utf-8"))
+    content = read_json(folder / "training_summary.json")
     seconds, devices = content["time"]["seconds"], content["environment"]["devices"]
     run.device_hours = float(seconds) * int(devices) / 3600
     run.status = FINISHED
@@ -156,7 +158,7 @@ def _read_evaluations(run: Run, folder: Path, metric: str | None) -> None:
 
 def _read_evaluation(run: Run, name: str, path: Path, other: str) -> None:
     """Read the results of validate or test; ``other`` is the name of an evaluation on other data, empty for the run's own."""
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path)
     # the metrics of validate are also named val/...; the prefix separates them from those of training
     prefix = "".join(f"{part}:" for part in (other, "" if name == "test" else name) if part)
     run.evaluated |= {f"{prefix}{key}": float(value) for key, value in content["metrics"].items()}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from foundation.bounded.text import read_json
 from tools.command_line import WRONG_INPUT
 from tools.experiments.jobs import Job, done_share, epochs_of, meaning, state_of, time_left
 
@@ -26,7 +26,10 @@ def read_record(out: Path) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         return {}
     try:
-        content: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, dict[str, Any]] = read_json(path)
+        entries = list(content.values()) if isinstance(content, dict) else [None]
+        if not all(isinstance(one, dict) and isinstance(one.get("words", []), list) for one in entries):
+            raise ValueError("it is no table of experiments")
     except ValueError as error:
         raise ValueError(f"{path}: is damaged ({error}); delete it") from error
     return content

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 import statistics
 from dataclasses import dataclass
@@ -12,12 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml
 from torch import Tensor
 
 from callbacks.learning_rate_finder import FoundRate, found_rate
 from callbacks.metrics_log import read_metrics
 from callbacks.pictures.curves import epoch_rows
+from foundation.bounded.text import parse_yaml, read_json
 from foundation.places import close_to
 
 STAGES = {"test": "Test", "validate": "Validation of a checkpoint", "val": "Validation during training"}
@@ -124,15 +123,15 @@ def read_run(folder: Path) -> Run:
 
 def _yaml(text: str, path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        content = parse_yaml(text)
+    except ValueError as error:
         raise ValueError(f"{path}: is not valid YAML: {error}") from error
     return content if isinstance(content, dict) else {}
 
 
 def _json(path: Path, missing: list[str]) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except FileNotFoundError:
         missing.append(path.name)
         return {}
@@ -144,7 +143,10 @@ def _json(path: Path, missing: list[str]) -> dict[str, Any]:
 def read_table(path: Path) -> list[list[str]]:
     """Read header and rows of a CSV file; bytes that are not valid UTF-8 are shown as escapes."""
     with path.open(newline="", encoding="utf-8", errors="backslashreplace") as file:
-        return [row for row in csv.reader(file) if row]
+        try:
+            return [row for row in csv.reader(file) if row]
+        except csv.Error as error:
+            raise ValueError(f"{path}: cannot be read as a CSV file ({error})") from error
 
 
 def read_confusion(folder: Path, stage: str) -> tuple[Tensor, list[str]] | None:

@@ -54,5 +54,7 @@ def decode(data: NDArray[np.uint8], target: NDArray[Any]) -> None:
         OSError: It is damaged.
     """
     with Image.open(io.BytesIO(data.data), formats=["JPEG"]) as file:
+        if file.size != (target.shape[1], target.shape[0]):  # before memory for its pixels is taken
+            raise OSError(f"it is {file.width} x {file.height} pixels, not {target.shape[1]} x {target.shape[0]}")
         pixels = np.asarray(file)
     target[:] = pixels.reshape(target.shape)

@@ -24,6 +24,7 @@ from features import Shard, data_of_files
 from features.fingerprint import file_changes, file_lines, read_files
 from features.identity import are, is_a, json_hash, short
 from foundation.atomic_files import replace_file
+from foundation.bounded.text import content_of, parse_json
 from foundation.sizes import Size, pixels_of_size, sides
 
 SCHEMA = 1
@@ -238,7 +239,7 @@ def read_header(folder: Path, wanted: Recipe, files: Mapping[str, int]) -> Heade
 def _parsed(path: Path) -> Header:
     damaged = f"{path}: the header is damaged; delete the folder {path.parent}, it is written again"
     try:
-        content = json.loads(path.read_bytes().decode())
+        content = parse_json(content_of(path))
         checksum = content.pop("checksum", None) if isinstance(content, dict) else None
         right = json_hash(content)
     except OSError as error:
@@ -268,7 +269,13 @@ def _is_sound(header: Header, finished: bool) -> bool:
     """Whether numbers and shards of a header belong together; what a checksum cannot show."""
     if not are((header.rows, header.recipe.count), int) or min(header.rows, header.recipe.count) < 1:
         return False
-    return not finished or _names(header.shards) == [(shard_name(k), n) for k, n in enumerate(header.counts())]
+    if not isinstance(header.recipe.versions, dict) or not isinstance(header.recipe.data, str):
+        return False
+    if not finished:
+        return True
+    if -(-header.recipe.count // header.rows) != len(header.shards):  # before as many numbers are listed
+        return False
+    return _names(header.shards) == [(shard_name(k), n) for k, n in enumerate(header.counts())]
 
 
 def _names(shards: Sequence[Shard]) -> list[tuple[str, int]]:

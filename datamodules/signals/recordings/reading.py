@@ -23,6 +23,7 @@ from datamodules.signals.file_formats import RECORDINGS
 from datamodules.signals.matching import without_unit
 from datamodules.signals.recordings.recording import Codes, Recording
 from datamodules.signals.recordings.resampling import rate_of
+from foundation.bounded.arrays import read_arrays
 from foundation.suggestions import nearest
 
 Array = np.ndarray[Any, Any]
@@ -30,6 +31,8 @@ TIME_NAMES = ("time", "timestamp", "Time", "Timestamp", "seconds_elapsed")
 """Columns that are time stamps if nothing else is said, and never signals by default."""
 UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 PLAUSIBLE = (0.2, 50_000.0)  # Hz: other rates mean another unit of time
+ARROW_ERRORS = (ValueError, TypeError, LookupError, NotImplementedError, OSError, MemoryError, RuntimeError)
+"""What pyarrow's errors derive from; a damaged file can make it ask for any amount of memory, which is not there."""
 BLOCK = 1 << 22  # bytes of a CSV file that are parsed at once
 NO_TIME = np.iinfo(np.int64).min
 """Marks a missing whole number among time stamps."""
@@ -228,21 +231,22 @@ def _opened(path: Path, columns: Columns, wanted: Sequence[str]) -> _Table:
 def _npz(path: Path, wanted: Sequence[str]) -> _Table:
     found: dict[str, Array] = {}
     names: list[str] = []
-    with np.load(path, allow_pickle=False) as file:
-        for name in file.files:
-            values = file[name]
-            if values.ndim == 2:
-                found |= (columns := {f"{name}_{number}": values[:, number] for number in range(values.shape[1])})
-                names += columns
-            elif values.ndim == 1:
-                found[name] = values
-                names.append(name)
+    for name, values in read_arrays(path).items():
+        if values.ndim == 2:
+            found |= (columns := {f"{name}_{number}": values[:, number] for number in range(values.shape[1])})
+            names += columns
+        elif values.ndim == 1:
+            found[name] = values
+            names.append(name)
     return _Table(names, iter([{name: found[name] for name in wanted if name in found}]))
 
 
 def _parquet(path: Path, columns: Columns, wanted: Sequence[str]) -> _Table:
     parquet = import_module("pyarrow.parquet")
-    file = parquet.ParquetFile(path)
+    try:
+        file = parquet.ParquetFile(path)
+    except ARROW_ERRORS as error:
+        raise ValueError(f"it is no whole Parquet file ({' '.join(str(error).split())[:200]})") from error
     raw = {name.strip(): name for name in file.schema_arrow.names}
     names = [name.strip() for name in file.schema_arrow.names]
     batches = file.iter_batches(columns=[raw[name] for name in wanted if name in raw]) if wanted else iter(())
@@ -255,7 +259,7 @@ def _csv(path: Path, columns: Columns, wanted: Sequence[str]) -> _Table:
     reading = csv.ReadOptions(block_size=BLOCK)
     try:
         first = csv.open_csv(path, reading, parse, csv.ConvertOptions(decimal_point=columns.decimal))
-    except arrow.ArrowInvalid as error:
+    except ARROW_ERRORS as error:
         raise ValueError(f"{error}; is another character between the columns? Give --delimiter") from error
     names = [name.strip() for name in first.schema.names]
     if len(names) == 1 and ";" in names[0] and columns.delimiter == ",":
@@ -276,7 +280,7 @@ def _csv(path: Path, columns: Columns, wanted: Sequence[str]) -> _Table:
     )
     try:  # the first block is converted at once
         batches = csv.open_csv(path, reading, parse, convert)
-    except arrow.ArrowInvalid as error:
+    except ARROW_ERRORS as error:
         raise ValueError(_readable(str(error), names)) from error
     return _Table(names, _arrays(batches, names, columns.time))
 
@@ -307,7 +311,7 @@ def _arrays(batches: Any, names: Sequence[str] = (), time: str | None = None) ->
         for batch in chain(iterator):
             columns = zip(batch.schema.names, batch.columns, strict=True)
             yield {name.strip(): _array(column, name.strip() == time) for name, column in columns}
-    except import_module("pyarrow").ArrowInvalid as error:
+    except ARROW_ERRORS as error:
         raise ValueError(_readable(str(error), names)) from error
 
 

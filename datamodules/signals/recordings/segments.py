@@ -42,6 +42,15 @@ class Segments:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        try:
+            self._read(path)
+        except csv.Error as error:
+            raise ValueError(f"--segments {path}: cannot be read as a CSV file ({error})") from error
+        if not self.rows:
+            raise ValueError(f"--segments {path}: it has no rows")
+        self.used: set[int] = set()
+
+    def _read(self, path: Path) -> None:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             names = [name.strip() for name in reader.fieldnames or []]
@@ -52,10 +61,7 @@ class Segments:
                 Segment(line, *((row.get(name) or "").strip() for name in ("recording", *COLUMNS)))
                 for line, row in enumerate(reader, start=2)
             ]
-        if not self.rows:
-            raise ValueError(f"--segments {path}: it has no rows")
         self.names_recordings = "recording" in names
-        self.used: set[int] = set()
 
     def of(self, name: str) -> list[Segment]:
         """Return the rows of a recording: those with its path, its file name, or its file name without the ending."""

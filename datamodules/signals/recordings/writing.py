@@ -18,6 +18,8 @@ import numpy as np
 
 from datamodules.signals.recordings.cutting import Part
 from foundation.atomic_files import replace_file
+from foundation.bounded.arrays import read_arrays
+from foundation.bounded.text import parse_json
 
 Array = np.ndarray[Any, Any]
 
@@ -125,8 +127,9 @@ def stored_cutting(path: Path) -> dict[str, Any]:
         ValueError: The file was not written by `WindowWriter`.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            found = json.loads(str(file["cutting"]))
+        found = parse_json(str(read_arrays(path, ("cutting",))["cutting"]).encode())
+        if not isinstance(found, dict):
+            raise ValueError("its array cutting is no table of settings")
     except (KeyError, ValueError, OSError) as error:
         raise ValueError(
             f"--like {path}: a file of windows that tools.cut_windows wrote is needed ({error})"
