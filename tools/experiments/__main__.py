@@ -3,12 +3,13 @@
     python -m tools.experiments --list
     python -m tools.experiments --config BASE [--only NAME...] [--jobs N] [--dry_run] [--data.NAME VALUE ...]
     python -m tools.experiments --config BASE --folds K [--jobs N] ...           cross-validation: tools/experiments/folds.py
+    python -m tools.experiments --config BASE --launcher submitit --gpus 1 ...   on a cluster: tools/experiments/launchers.py
 
     OUT/NAME/              run folder of an experiment        OUT/experiments.json       command, exit code and seconds of each
     OUT/NAME.log           output of its process              OUT/compare.{csv,md,png}   comparison of all, by tools.compare
 
 Each experiment runs in its own process, so that a failure does not affect the others. --dry_run prints their commands, one per
-line, for the scheduler of a cluster.
+line.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from tools.command_line import FAILED, OK, Parser, run_command, start
 from tools.experiments.files import Experiment, choose, files_of, read_experiment, read_header
 from tools.experiments.folds import check_folds, fold_jobs, report_folds
 from tools.experiments.jobs import Job, epochs_of, first_words, run_jobs, state_of
+from tools.experiments.launchers import Launcher, add_flags, make_launcher, run_launched
 from tools.experiments.report import Report, check_record, read_record
 
 OF_A_FIT = re.compile(
@@ -66,7 +68,10 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder for the runs (runs/experiments/<config>)")
     parser.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help="experiments to run at the same time; they share the cores"
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="experiments at the same time (1; they share the cores. On a cluster: all)",
     )
     parser.add_argument(
         "--folds",
@@ -74,6 +79,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="K",
         help="run the configuration once for each of K folds of its data, in place of experiments",
     )
+    add_flags(parser)
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--list", action="store_true", help="list the experiments; with --config, also their progress")
     choice.add_argument(
@@ -113,7 +119,7 @@ def experiments(options: argparse.Namespace, flags: Sequence[str]) -> int:
         ValueError: A setting is invalid, or an experiment that has begun was started with other arguments.
         OSError: A file cannot be read or written.
     """
-    if options.jobs < 1:
+    if options.jobs is not None and options.jobs < 1:
         raise ValueError(f"--jobs: must be 1 or more, got {options.jobs}")
     if options.config is None:
         if not options.list:
@@ -139,11 +145,12 @@ def experiments(options: argparse.Namespace, flags: Sequence[str]) -> int:
     check_record(out, jobs)
     if options.dry_run:
         return _print_commands(jobs)
+    launcher = make_launcher(options, out)
     if any(state_of(job.folder) == "new" for job in jobs):
         check_base(options.config, flags)
     out.mkdir(parents=True, exist_ok=True)
     with _locked(out) as lock:
-        return _run(out, jobs, options.jobs, lock)
+        return _run(out, jobs, options.jobs, launcher, lock)
 
 
 def _folds(options: argparse.Namespace, flags: Sequence[str], out: Path) -> int:
@@ -159,12 +166,13 @@ def _folds(options: argparse.Namespace, flags: Sequence[str], out: Path) -> int:
     check_record(out, jobs)
     if options.dry_run:
         return _print_commands(jobs)
+    launcher = make_launcher(options, out)
     if any(state_of(job.folder) == "new" for job in jobs):
         check_base(options.config, flags)
         check_folds(options.config, options.folds, flags)
     out.mkdir(parents=True, exist_ok=True)
     with _locked(out) as lock:
-        code = _run(out, jobs, options.jobs, lock)
+        code = _run(out, jobs, options.jobs, launcher, lock)
         report_folds(out, jobs)
         return code
 
@@ -238,9 +246,12 @@ def _locked(out: Path) -> Iterator[int]:
         yield file.fileno()
 
 
-def _run(out: Path, jobs: Sequence[Job], at_once: int, lock: int) -> int:
+def _run(out: Path, jobs: Sequence[Job], at_once: int | None, launcher: Launcher | None, lock: int) -> int:
     report = Report(out, jobs)
-    run_jobs(report.todo, at_once, report.began, report.ended, report.tell, [lock])
+    if launcher is not None:
+        run_launched(report, launcher, at_once)
+    else:
+        run_jobs(report.todo, at_once or 1, report.began, report.ended, report.tell, [lock])
     print("\n".join(report.rows()), flush=True)
     _compare(out, [job.folder for job in jobs])
     return FAILED if any(report.codes.values()) else OK

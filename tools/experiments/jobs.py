@@ -192,11 +192,8 @@ def run_jobs(
 
 
 def _start(job: Job, place: int, at_once: int, inherited: Sequence[int]) -> Running:
-    found = job.words() is job.first and job.folder.is_dir() and any(job.folder.iterdir())
-    if (
-        found and holder_of(job.folder) is None
-    ):  # a run that has only just begun elsewhere keeps its folder, and the new one ends
-        _move_aside(job.folder)
+    if job.words() is job.first:
+        set_aside(job)
     with job.log.open("ab") as log:
         process = subprocess.Popen(
             [*PROGRAM, *job.words()],
@@ -210,12 +207,16 @@ def _start(job: Job, place: int, at_once: int, inherited: Sequence[int]) -> Runn
     return Running(job, process, place, time.monotonic())
 
 
-def _move_aside(folder: Path) -> None:
-    """Rename a folder without a checkpoint to ``<name>.broken-<number>``, to keep its content."""
-    number = 1
-    while (other := folder.with_name(f"{folder.name}.broken-{number}")).exists():
-        number += 1
-    folder.rename(other)
+def set_aside(job: Job) -> None:
+    """Rename the folder of a new run that is not empty to ``<name>.broken-<number>``, to keep its content.
+
+    A run that has only just begun elsewhere keeps its folder, and the new one ends.
+    """
+    folder, number = job.folder, 1
+    if folder.is_dir() and any(folder.iterdir()) and holder_of(folder) is None:
+        while (other := folder.with_name(f"{folder.name}.broken-{number}")).exists():
+            number += 1
+        folder.rename(other)
 
 
 def _stop(running: Sequence[Running]) -> None:
