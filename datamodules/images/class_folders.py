@@ -228,12 +228,12 @@ def read_groups(
             f"{table}: no such file{close_to(table)}; expected a CSV with the columns {file_column or 'file'} and {column}"
         )
     try:
-        return _read_groups(table, column, images, file_column)
+        return _read_groups(table, column, images, file_column, inside)
     except csv.Error as error:
         raise ValueError(f"{table}: cannot be read as a CSV file ({error})") from error
 
 
-def _read_groups(table: Path, column: str, images: Sequence[str], file_column: str | None) -> list[str]:
+def _read_groups(table: Path, column: str, images: Sequence[str], file_column: str | None, inside: str) -> list[str]:
     known = _names(images)
     groups: dict[int, str] = {}
     with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
