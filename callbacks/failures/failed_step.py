@@ -51,13 +51,9 @@ def non_finite_rows(values: Tensor) -> list[int]:
 def bad_inputs(batch: dict[str, Any], names: list[str]) -> list[str]:
     """The samples whose input is not finite, each as ``image of FILE``; at most the first eight."""
     found = []
-    image_of = batch["image_index"].tolist() if isinstance(batch.get("image_index"), Tensor) else []
     for key, values in batch.items():
         for row in non_finite_rows(values) if isinstance(values, Tensor) else []:
-            # several prompts may share an image
-            sample = image_of.index(row) if key == "image" and row in image_of else row
-            known = len(names) == len(image_of or values)
-            name = names[sample] if known else f"row {row} of the batch"
+            name = names[row] if len(names) == len(values) else f"row {row} of the batch"
             found.append(f"{key} of {'sample ' if name.isdigit() else ''}{name}")
     return found[:NAMED]
 

@@ -93,7 +93,14 @@ def replay(run: Path, weights: str | None = None) -> Replay:
 def _compute(module: BaseModule, batch: dict[str, Any], found: Replay) -> None:
     """Forward pass, backward pass, and the loss of each sample; fills in what is found."""
     outputs: list[Any] = []
-    hooks = [module.register_forward_hook(lambda _, __, output: outputs.append(output))]
+    hooks = []
+    output_of, method = getattr(module, _method(module)), _method(module)
+
+    def remember(*inputs: Any) -> Any:
+        outputs.append(output_of(*inputs))
+        return outputs[-1]
+
+    setattr(module, method, remember)
 
     def watch(name: str, layer: nn.Module) -> None:
         def look(_: nn.Module, inputs: Any, output: Any) -> None:
@@ -110,6 +117,7 @@ def _compute(module: BaseModule, batch: dict[str, Any], found: Replay) -> None:
     seed_generators(found.kept["seed"])
     with context:
         loss = module.training_step(batch, found.kept["batch_number"] - 1)["loss"]
+    delattr(module, method)
     for hook in hooks:
         hook.remove()
     found.loss = loss.item()
@@ -118,7 +126,16 @@ def _compute(module: BaseModule, batch: dict[str, Any], found: Replay) -> None:
     found.gradients = [name for name, grad in gradients if grad is not None and not grad.isfinite().all()]
     if len(outputs) == 1 and isinstance(outputs[0], Tensor):
         with context, torch.no_grad():
+            found.kept["names"] = _rows(batch, found.kept["names"])
             found.sample_losses = _sample_losses(module, batch, outputs[0].detach(), len(found.kept["names"]))
+
+
+def _rows(batch: dict[str, Any], names: list[str]) -> list[str]:
+    """Names of the samples that have a loss: in segmentation an image has one for each of its prompts."""
+    if "image_index" not in batch:
+        return names
+    pairs = zip(batch["image_index"].tolist(), batch["prompt"], strict=True)
+    return [f"{names[image]} {prompt!r}" for image, prompt in pairs]
 
 
 def _sample_losses(module: BaseModule, batch: dict[str, Any], output: Tensor, count: int) -> list[float]:
@@ -132,12 +149,17 @@ def _sample_losses(module: BaseModule, batch: dict[str, Any], output: Tensor, co
             for name, one in batch.items()
         }
         of_sample = output[number * rows : (number + 1) * rows]
-        module.forward = lambda *_, of_sample=of_sample: of_sample  # type: ignore[method-assign]
+        setattr(module, _method(module), lambda *_, of_sample=of_sample: of_sample)
         try:
             losses.append(float(module.shared_step(part, "train")["loss"]))
         finally:
-            del module.forward
+            delattr(module, _method(module))
     return losses
+
+
+def _method(module: BaseModule) -> str:
+    """The method that a step of the module gets its logits from: HAR's keeps those of each image of a window."""
+    return "each" if hasattr(module, "each") else "forward"
 
 
 def _tensors(values: Any) -> list[Tensor]:
