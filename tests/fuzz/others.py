@@ -151,7 +151,7 @@ def _coco(folder: Path) -> list[Path]:
 
 def _read_coco(folder: Path) -> None:
     for polygons in (None, "contour"):
-        one = PromptSet(".", ["crack"], annotations="c.json", boxes="fill", polygons=polygons)  # type: ignore[arg-type]
+        one = PromptSet(".", ["crack"], annotations="c.json", boxes="fill", polygons=polygons)
         _draw(read_coco(folder, one, 0))
 
 
@@ -208,7 +208,7 @@ def _labels(folder: Path) -> list[Path]:
 def _read_labels(folder: Path) -> None:
     table = TableFiles(folder / "images", str(folder / "labels.csv"), LabelColumns())
     for part in table.parts:
-        table.listing(part, table.class_names, "skip", False)
+        table.listing(part, table.class_names, "skip", False, 3)
 
 
 def _read_groups(folder: Path) -> None:

@@ -57,7 +57,8 @@ def test_the_lengths_in_a_checkpoint_are_within_it(tmp_path: Path) -> None:
 def test_canvases_are_counted_before_they_are_listed(tmp_path: Path) -> None:
     recipe = recipe_of({"a.png": 3}, size=8, channels=3)
     content = {"schema": 1, **recipe.content(), "rows": 1, "shards": []}
-    for change in ({"count": 10**15}, {"versions": []}, {"data": {}}):
+    changes: list[dict[str, object]] = [{"count": 10**15}, {"versions": []}, {"data": {}}]
+    for change in changes:
         (tmp_path / "header.json").write_bytes(mended_header(json.dumps(content | change).encode()))
         with pytest.raises(CanvasError, match="the header is damaged"):
             read_header(tmp_path, recipe, {"a.png": 3})
@@ -83,7 +84,7 @@ def test_a_cell_that_is_too_long_is_said_in_every_table(tmp_path: Path) -> None:
     path.write_text(f"file,group,start,end,label\na.png,{LONG},0,1,x\n")
     for read in (lambda: read_groups(path, "group", ["a.png"]), lambda: Segments(path), lambda: read_metrics(path)):
         with pytest.raises(ValueError, match="field larger than field limit"):
-            read()  # type: ignore[no-untyped-call]
+            read()
 
 
 def test_numbers_of_thousands_of_digits_are_sorted() -> None:

@@ -323,10 +323,13 @@ def test_folders_without_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main([str(tmp_path / "runs")]) == 2
     assert f"a run folder has a config.yaml; runs are in {tmp_path / 'runs'}/*/*" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "runs")
-    assert main([str(tmp_path), str(tmp_path / "none")]) == 2
+    (tmp_path / "other").mkdir()
+    assert main([str(tmp_path), str(tmp_path / "other")]) == 2
     assert capsys.readouterr().err == (
-        f"error: no run among the 2 given ({tmp_path}, {tmp_path / 'none'}): a run folder has a config.yaml\n"
+        f"error: no run among the 2 given ({tmp_path}, {tmp_path / 'other'}): a run folder has a config.yaml\n"
     )
+    assert main([str(tmp_path), str(tmp_path / "none")]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'none'}: no such run folder\n"
 
 
 def write_found(folder: Path, lr: float, configured: float, in_config: bool = True) -> None:
