@@ -84,13 +84,13 @@ _KNOWN = {
 }
 
 
-class _Unpickler(pickle._Unpickler):  # type: ignore[misc,name-defined]
+class _Unpickler(pickle._Unpickler):
     """The unpickler of the standard library that is written in Python.
 
     That in C cannot be told what to refuse.
     """
 
-    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
 
     def find_class(self, module_name: str, global_name: str) -> Any:
         try:

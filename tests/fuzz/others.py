@@ -11,6 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -267,12 +268,10 @@ def _recording() -> bytes:
 
 
 def _parquet() -> bytes:
-    import pyarrow
-    import pyarrow.parquet
-
+    arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     stream = io.BytesIO()
     values = {"time": np.arange(10) / 50, "x": np.arange(10.0), "activity": ["walk"] * 10}
-    pyarrow.parquet.write_table(pyarrow.table(values), stream)
+    parquet.write_table(arrow.table(values), stream)
     return stream.getvalue()
 
 
