@@ -267,7 +267,8 @@ class VisionCLI(LightningCLI):
             else:
                 go_on_with(self.trainer, datamodule, self.source, self.config_dict())
                 log.info(
-                    f"resuming {self.source.checkpoint} ({self.source.epoch} epochs, {self.source.step} steps done)"
+                    f"resuming {self.source.checkpoint} ({self.source.epoch} epoch{'s' * (self.source.epoch != 1)}, "
+                    f"{self.source.step} steps done)"
                 )
         # a run killed while writing its summary has finished training, but some files are still missing
         if not (done and (self.source.folder / "training_summary.json").is_file()):  # type: ignore[union-attr]
