@@ -6,8 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from foundation.naming import first_names
-from foundation.suggestions import nearest
+from foundation.suggestions import first_names, nearest
 
 LOOKED_AT = 200  # folders that are looked into for the one that was meant
 Fits = Callable[[Path], bool]

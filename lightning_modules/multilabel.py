@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
-from foundation.naming import first_names
+from foundation.suggestions import first_names
 from lightning_modules.base import BaseModule, Batch, StageName, StepOutput
 from lightning_modules.losses.multilabel import multilabel_loss, positive_weights
 from lightning_modules.pretrained import StartsFromWeights

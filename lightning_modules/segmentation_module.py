@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from foundation.in_parts import in_parts
-from foundation.naming import first_names
 from foundation.slug import slug
-from foundation.suggestions import nearest
+from foundation.suggestions import first_names, nearest
 from lightning_modules.base import BaseModule, Batch, StageName
 from lightning_modules.classification import Samples
 from lightning_modules.views import averaged_masks

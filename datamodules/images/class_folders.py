@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datamodules.images.formats import EXTENSIONS, NEEDS, is_array, is_image, missing_package
-from foundation.naming import first_names
 from foundation.places import close_to
-from foundation.suggestions import nearest
+from foundation.suggestions import first_names, nearest
 
 SPLITS = {"train", "training", "val", "valid", "validation", "test"}
 LAYOUT = "expected FOLDER/CLASS/IMAGE, as in FOLDER/cat/1.jpg and FOLDER/dog/1.jpg"

@@ -16,8 +16,8 @@ from datamodules.segmentation.mask_files import read_set
 from datamodules.segmentation.notes import Notes
 from datamodules.segmentation.prompt_sets import Pair, PromptSet
 from datamodules.segmentation.yolo import read_yolo
-from foundation.naming import first_names
 from foundation.places import absence, close_to
+from foundation.suggestions import first_names
 
 FORMS = (".json", ".yaml", ".yml")
 EXPORT = "export again as COCO, YOLO segmentation or masks (or convert: datum convert -if FORMAT -f coco -i IN -o OUT)"

@@ -27,7 +27,7 @@ from datamodules.images.formats import readable_formats
 from datamodules.in_memory import seeded_generator
 from datamodules.segmentation.polygons import shapes_mask
 from datamodules.segmentation.prompt_sets import THREADS, Pair, Value
-from foundation.naming import first_names
+from foundation.suggestions import first_names
 
 WHITE = 127  # grey values above it count as the object
 GREY = 16  # largest difference of red, green and blue of a grey pixel

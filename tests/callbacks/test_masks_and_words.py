@@ -86,7 +86,7 @@ def of_pairs(root: str, *images: str) -> Any:
 
 
 def test_files_of_a_set_outside_of_the_root_stay_inside_the_folder_of_masks() -> None:
-    names = PromptedSegmentationDataModule.predicted_files
+    names = PromptedSegmentationDataModule.files
     assert names(of_pairs("data", "data/walls/images/1.png")) == ["walls/images/1.png"]
     assert names(of_pairs("data", "data/a/1.png", "data/../b/2.png")) == ["data/a/1.png", "b/2.png"]
     assert names(of_pairs("data", "/there/images/1.png")) == ["1.png"]

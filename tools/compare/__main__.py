@@ -16,9 +16,9 @@ from pathlib import Path
 
 from callbacks.progress.console import Console
 from foundation.atomic_files import write_text
-from foundation.naming import first_names
 from foundation.places import close_to
 from foundation.plotting import render, write_png
+from foundation.suggestions import first_names
 from tools.command_line import Parser, run_command, start
 from tools.compare.picture import draw
 from tools.compare.runs import by_kind, grouped, is_run, read_run, runs_below

@@ -20,7 +20,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from foundation.naming import first_names
+from foundation.suggestions import first_names
 from tools.command_line import Parser, run_command, say, start, watched
 
 if TYPE_CHECKING:  # imported inside the functions: the package imports torch, which would delay --help
