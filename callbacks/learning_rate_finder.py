@@ -11,7 +11,6 @@ that the run uses, so whatever reads it (a resume, report, compare, the summary)
 from __future__ import annotations
 
 import csv
-import json
 import logging
 import math
 import time
@@ -26,6 +25,7 @@ from callbacks.find_callbacks import find_callbacks
 from callbacks.lr_curve import RULES, Answer, Rule, at_border, draw_sweep, ladder, smooth, suggest
 from callbacks.run_folder import RunFolder, run_folder
 from foundation.atomic_files import replace_file, write_json
+from foundation.bounded.text import read_json
 from foundation.plotting import render, write_png
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def found_rate(folder: Path, config: dict[str, Any]) -> FoundRate | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         lr, configured, rule = float(content["lr"]), float(content["lr_configured"]), str(content["rule"])
         reason = content.get("reason", "" if content["suggestions"] else "the loss never fell")
     except (ValueError, KeyError, TypeError) as error:
@@ -172,7 +172,7 @@ class LearningRateFinder(Callback):
                 configured = saved["lr"]
             folder = run_folder(trainer)
             if folder is not None and trainer.is_global_zero and (folder / RECORD).is_file():
-                content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+                content = read_json(folder / RECORD)
                 write_json(folder / RECORD, {**content, "in_config": True})
         if configured != saved["lr"]:
             log.info(

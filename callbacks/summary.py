@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from callbacks.learning_rate_finder import found_rate
 from callbacks.metrics_log import read_metrics
 from callbacks.run_folder import RunFolder
 from foundation.atomic_files import replace_file, write_json
+from foundation.bounded.text import read_json
 from foundation.checkpoint_files import read_checkpoint
 from metrics.directions import direction_of, is_better, tie_breaker
 
@@ -59,8 +59,10 @@ def best_metrics(rows: list[dict[str, float]], chosen: Mapping[str, Any] | None 
 def read_best(folder: Path) -> dict[str, Any]:
     """Return the content of best.json of a run folder, empty if there is none."""
     path = folder / "checkpoints" / "best.json"
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return content
+    try:
+        return dict(read_json(path)) if path.is_file() else {}
+    except TypeError:
+        raise ValueError(f"{path}: is no table of a metric") from None
 
 
 def best_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
@@ -169,5 +171,5 @@ class RunSummary(Callback):
         if smaller := smaller_batches(run.path):
             content["out_of_memory"] = smaller
         content["time"] = {"seconds": round(run.elapsed(), 1), "finished": time.strftime("%Y-%m-%d %H:%M:%S")}
-        content["environment"] = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))
+        content["environment"] = read_json(run.path / "environment.json")
         return content

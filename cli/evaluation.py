@@ -7,7 +7,6 @@ RUN_DIR/predictions.csv, predictions.json     predictions, and what was predicte
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from cli.run_flags import RunFlags, UsageError
 from cli.test_time import say_gain
 from datamodules import DataModule
 from foundation.atomic_files import write_json
+from foundation.bounded.text import read_json
 from lightning_modules import BaseModule
 
 log = logging.getLogger(__name__)
@@ -199,7 +199,7 @@ def _predicted_in(folder: Path) -> str | None:
     if not (folder / "predictions.csv").is_file():
         return None
     try:
-        return str(json.loads((folder / "predictions.json").read_text(encoding="utf-8"))["source"])
+        return str(read_json(folder / "predictions.json")["source"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""
 
@@ -220,7 +220,7 @@ def record_predictions(folder: Path, source: str, checkpoint: Path, kept: str = 
 
 def _place_of(path: Path) -> str | None:
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["data"]["place"])
+        return str(read_json(path)["data"]["place"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -302,7 +302,7 @@ def _write(folder: Path, command: str, content: dict[str, Any]) -> None:
     """Write COMMAND_metrics.json, and say if the data has changed since the last time."""
     path = folder / f"{command}_metrics.json"
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))["data"]
+        before = dict(read_json(path)["data"])
     except (OSError, ValueError, KeyError, TypeError):
         before = {}
     if before.get("fingerprint", content["data"]["fingerprint"]) != content["data"]["fingerprint"]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import logging
 from dataclasses import dataclass
 from importlib import import_module
@@ -17,6 +16,7 @@ from callbacks.run_folder import number_of
 from cli.changed_values import differences
 from cli.run_flags import RunFlags, UsageError
 from datamodules import TrainedOn
+from foundation.bounded.text import read_json
 from foundation.checkpoint_files import DamagedFileError, last_or_before, read_checkpoint
 from lightning_modules.loading import newest_config
 from metrics import direction_of
@@ -149,8 +149,10 @@ def read_best(checkpoint: Path) -> dict[str, Any]:
     """Return the content of best.json for best.ckpt; for other checkpoints their epoch, step and kind of weights."""
     path = checkpoint.with_name("best.json")
     if checkpoint.name == "best.ckpt" and path.is_file():
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return content
+        try:
+            return dict(read_json(path))
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"{path}: is damaged ({error}); delete it") from error
     content = read(checkpoint)
     epoch = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
     return {"epoch": epoch, "step": content["global_step"], "weights": "ema" if "ema" in content else "raw"}

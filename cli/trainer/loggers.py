@@ -6,7 +6,6 @@ goes on in it.
 
 from __future__ import annotations
 
-import json
 import shlex
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +18,7 @@ from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
 from callbacks.metrics_log import LOGGERS
 from cli.resume import RunCheckpoint
 from cli.run_flags import RunFlags, UsageError
+from foundation.bounded.text import read_json
 
 NEEDS = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}
 """Class of a logger -> the package that it needs, and the extra of this project that installs it."""
@@ -70,7 +70,7 @@ def _set(settings: Any, name: str, value: str | None) -> None:
 def _known(folder: Path) -> dict[str, str]:
     """What the run in a folder was called by its loggers."""
     try:
-        return dict(json.loads((folder / LOGGERS).read_text(encoding="utf-8")))
+        return dict(read_json(folder / LOGGERS))
     except (OSError, ValueError, TypeError):
         return {}
 

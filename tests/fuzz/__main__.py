@@ -11,18 +11,26 @@ goes on with the next one. The exit code is 1 if there is any fault.
 from __future__ import annotations
 
 import argparse
-import json
+import multiprocessing
 import os
 import resource
-import select
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+import torch
+
+from tests.fuzz.formats import ROWS
+from tests.fuzz.rows import mutated
+from tests.fuzz.running import inputs
+from tests.fuzz.watching import Watch
+
+FORK = multiprocessing.get_context("fork")  # children need not import all again
 
 SILENCE_S = 60.0  # without a word of a child
 REPORT_EVERY = 0.2  # seconds between two reports of a child
@@ -30,30 +38,30 @@ EVERY_S = 10.0  # seconds between two lines of progress
 SHOWN = 20  # faults that are printed of each format
 
 
-def child(name: str, first: int, count: int, told: Path) -> None:
-    """Read inputs, and report on the standard output; `told` has the seed that is read."""
-    from tests.fuzz.formats import ROWS
-    from tests.fuzz.running import inputs
-    from tests.fuzz.watching import Watch
-
-    out = os.fdopen(os.dup(1), "w")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # readers print nothing
+def child(name: str, first: int, count: int, told: Path, answers: Connection) -> None:
+    """Read inputs in a process of its own; answers faults and sums, and writes the seed that is read to `told`."""
+    silent = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silent, 1)  # readers, and libraries of images, print nothing
+    os.dup2(silent, 2)
     totals: Counter[str] = Counter()
     slowest, base, said = 0.0, 0, time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        marker = os.open(told, os.O_WRONLY | os.O_CREAT)
-        for seed, one in inputs(ROWS[name], Path(folder), first, count, Watch.of_process()):
-            base = base or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            os.pwrite(marker, f"{seed + 1:>20}".encode(), 0)
-            slowest = max(slowest, one.seconds)
-            totals[one.kind if one.kind in ("read", "refused") else "faults"] += 1
-            if one.kind not in ("read", "refused"):
-                print(json.dumps({"seed": seed, "fault": f"{one.kind}: {one.message:.200}"}), file=out, flush=True)
-            if time.monotonic() - said > REPORT_EVERY or seed == first + count - 1:
-                said = time.monotonic()
-                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base
-                report = {**totals, "slowest": slowest, "peak": peak / 1024}
-                print(json.dumps({"next": seed + 1, "sums": report}), file=out, flush=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=told.parent) as folder:
+            marker = os.open(told, os.O_WRONLY | os.O_CREAT)
+            for seed, one in inputs(ROWS[name], Path(folder), first, count, Watch.of_process()):
+                base = base or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+                os.pwrite(marker, f"{seed + 1:>20}".encode(), 0)
+                slowest = max(slowest, one.seconds)
+                totals[one.kind if one.kind in ("read", "refused") else "faults"] += 1
+                if one.kind not in ("read", "refused"):
+                    answers.send({"seed": seed, "fault": f"{one.kind}: {one.message:.200}"})
+                if time.monotonic() - said > REPORT_EVERY or seed == first + count - 1:
+                    said = time.monotonic()
+                    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base
+                    answers.send({"next": seed + 1, "sums": {**totals, "slowest": slowest, "peak": peak / 1024}})
+        answers.send({"done": ""})
+    except Exception as error:
+        answers.send({"done": f"{type(error).__name__}: {error}"})
 
 
 class Format:
@@ -66,7 +74,11 @@ class Format:
         self.faults: list[tuple[int, str]] = []
 
     def run(self, folder: Path, begun: float) -> None:
-        """Read all inputs, with lines of progress."""
+        """Read all inputs, with lines of progress.
+
+        Raises:
+            RuntimeError: The good files of the format are not read.
+        """
         place, self.seconds = self.first, time.monotonic()
         while place < self.first + self.count:
             place = self._child(place, folder, begun)
@@ -75,39 +87,39 @@ class Format:
     def _child(self, place: int, folder: Path, begun: float) -> int:
         told = folder / "told"
         told.write_text(f"{place:>20}")
-        left = self.first + self.count - place
-        words = [sys.executable, "-m", "tests.fuzz", "--child", self.name, str(place), str(left), str(told)]
-        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        assert process.stderr is not None
+        ours, theirs = FORK.Pipe(duplex=False)
+        words = (self.name, place, self.first + self.count - place, told, theirs)
+        process = FORK.Process(target=child, args=words)
+        process.start()
+        theirs.close()
         last: dict[str, Any] = {}
-        shown, hung = time.monotonic(), False
-        while True:
-            ready, _, _ = select.select([process.stdout], [], [], SILENCE_S)
-            if not ready:
+        shown, done, hung = time.monotonic(), None, False
+        while done is None:
+            if hung := not ours.poll(SILENCE_S):
                 process.kill()
-                hung = True
                 break
-            if not (line := process.stdout.readline()):
+            try:
+                content = ours.recv()
+            except EOFError:
                 break
-            content = json.loads(line)
+            done = content.get("done")
             if "fault" in content:
                 self.faults.append((content["seed"], content["fault"]))
-            else:
+            elif "sums" in content:
                 last = content["sums"]
                 if time.monotonic() - shown > EVERY_S:
                     shown = time.monotonic()
                     self._progress(content["next"], shown - begun)
-        code = process.wait()
-        text = process.stderr.read().strip()
+        process.join()
         self.slowest, self.peak = max(self.slowest, last.pop("slowest", 0)), max(self.peak, last.pop("peak", 0))
         self.sums.update(last)
-        if code == 0:
+        if done:
+            raise RuntimeError(f"{self.name}: {done}")
+        if done is not None:
             return self.first + self.count
-        if code > 0:
-            raise RuntimeError(f"{self.name}: {text.splitlines()[-1] if text else code}")
+        code = -(process.exitcode or 0)
+        reason = f"no answer in {SILENCE_S:.0f} s" if hung else f"the process ended with {signal.Signals(code).name}"
         seed = int(told.read_text())
-        reason = f"no answer in {SILENCE_S:.0f} s" if hung else f"the process ended with {signal.Signals(-code).name}"
         self.faults.append((seed, reason))
         self.sums["faults"] += 1
         return seed + 1
@@ -123,10 +135,6 @@ class Format:
 
 def main() -> int:
     """Run the formats and print the table."""
-    if sys.argv[1:2] == ["--child"]:
-        name, first, count, told = sys.argv[2:]
-        child(name, int(first), int(count), Path(told))
-        return 0
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--inputs", type=int, default=1000, help="inputs of each format")
     parser.add_argument(
@@ -135,9 +143,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", help="formats; all by default")
     parser.add_argument("--keep", type=Path, help="write the input of the seed to this file, and read nothing")
     given = parser.parse_args()
-    from tests.fuzz.formats import ROWS
-    from tests.fuzz.rows import mutated
-
+    torch.set_num_threads(1)
     names = given.only or list(ROWS)
     if unknown := [name for name in names if name not in ROWS]:
         parser.error(f"{unknown[0]}: no such format; there are {', '.join(ROWS)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import gzip
 import io
 import json
@@ -21,6 +22,7 @@ from PIL import Image
 from callbacks import read_metrics
 from datamodules.cifar_reader import read_pickle
 from datamodules.images.canvases import CanvasError
+from datamodules.images.canvases.coding import coded, decode
 from datamodules.images.canvases.header import read_header, recipe_of
 from datamodules.images.class_folders import read_groups
 from datamodules.images.label_table import in_order
@@ -31,13 +33,17 @@ from datamodules.segmentation.labelme import _shape
 from datamodules.segmentation.polygons import polygon_mask, uncompressed
 from datamodules.segmentation.prompt_sets import PromptSet
 from datamodules.segmentation.yolo import category_names
+from datamodules.sharded.listing import names_of_labels
+from datamodules.sharded.shard_index import _read, _write
 from datamodules.sharded.store import ShardError
 from datamodules.sharded.tar_members import read_members
 from datamodules.signals.file_formats import read_signal_file
+from datamodules.signals.har_reader import read_activities
+from datamodules.signals.recordings.reading import Columns, column_names
 from datamodules.signals.recordings.segments import Segments
 from foundation.checkpoint_files import DamagedFileError, read_checkpoint, seal
 from networks.segmenters.clip_weights import read_merges
-from tests.fuzz.own import mended_header
+from tests.fuzz.own import _index, mended_header
 from tools.experiments.report import read_record
 
 LONG = "x" * 200_000
@@ -172,3 +178,46 @@ def test_records_of_experiments_are_tables(tmp_path: Path) -> None:
         (tmp_path / "experiments.json").write_text(content)
         with pytest.raises(ValueError, match="is damaged"):
             read_record(tmp_path)
+
+
+def test_an_index_of_other_types_is_built_again(tmp_path: Path) -> None:
+    path, good = tmp_path / "a.npz", _index()
+    for change in ({"names": 3}, {"labels": ["0"]}, {"wrong": {5: "x"}}, {"offset": np.zeros(3, np.int64)}):
+        _write(path, dataclasses.replace(good, **change))  # type: ignore[arg-type]
+        assert _read(path, good.address, good.version) is None
+    _write(path, good)
+    assert _read(path, good.address, good.version) is not None
+
+
+def test_metrics_are_rows_of_numbers(tmp_path: Path) -> None:
+    for rows in ("1,2,3,4", "inf,2,3", "1,nan,3"):
+        (tmp_path / "metrics.csv").write_text(f"epoch,step,train/loss\n{rows}\n")
+        with pytest.raises(ValueError, match="is damaged"):
+            read_metrics(tmp_path / "metrics.csv")
+
+
+def test_names_of_activities_are_text(tmp_path: Path) -> None:
+    (tmp_path / "activity_labels.txt").write_bytes(b"1 WALK\xff\n")
+    with pytest.raises(MisconfigurationException, match="is no text in UTF-8"):
+        read_activities(tmp_path)
+
+
+def test_a_broken_parquet_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"PAR1" + bytes(30) + (30).to_bytes(4, "little") + b"PAR1")
+    with pytest.raises(ValueError, match=r"^it is no whole Parquet file \([^\n]*\)$"):
+        column_names(tmp_path / "a.parquet", Columns({}))
+
+
+def test_a_coded_canvas_has_the_size_of_its_set() -> None:
+    data = np.frombuffer(coded(torch.zeros(3, 16, 16, dtype=torch.uint8), 90), np.uint8)
+    decode(data, np.zeros((16, 16, 3), np.uint8))
+    with pytest.raises(OSError, match="it is 16 x 16 pixels, not 8 x 8"):
+        decode(data, np.zeros((8, 8, 3), np.uint8))
+
+
+def test_numbers_of_labels_in_shards_are_those_of_classes() -> None:
+    with pytest.raises(
+        MisconfigurationException, match=r"the label of 2.png is 99999999999, but classes are numbered from 0"
+    ):
+        names_of_labels([dataclasses.replace(_index(), labels=["0", "99999999999"])])
+    assert names_of_labels([dataclasses.replace(_index(), labels=["00", "02"])]) == ["0", "1", "2"]

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from foundation.bounded.text import read_json
 from tools.command_line import Parser, run_command, say, start, watched
 
 if TYPE_CHECKING:  # imported inside the functions: the package imports torch, which would delay --help
@@ -225,8 +226,8 @@ def _check_folder(out: Path, record: dict[str, object]) -> None:
     if PLAN not in there:
         raise ValueError(f"--output {out}: holds other files ({there[0]}); give an empty folder")
     try:
-        before = json.loads((out / PLAN).read_text(encoding="utf-8"))
-    except ValueError:
+        before = dict(read_json(out / PLAN))
+    except (ValueError, TypeError):
         before = {}
     if differs := [name for name in record if before.get(name) != record[name]]:
         what = (
