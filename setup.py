@@ -14,7 +14,7 @@ setup(
         **{f"{PACKAGE}.{name}": name.replace(".", "/") for name in inner},
     },
     package_data={
-        f"{PACKAGE}.configs": ["*.yaml", "*/*.yaml", "*/*.txt"],
+        f"{PACKAGE}.configs": ["*.yaml", "*/*.yaml", "*/*.txt", "*/*.sbatch"],
         f"{PACKAGE}.networks.integer": ["kernel/*"],
         f"{PACKAGE}.tools.report": ["*.jinja"],
     },

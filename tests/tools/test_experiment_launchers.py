@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -218,6 +219,9 @@ def until(true: Callable[[], bool], seconds: float = 240.0) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # of submitit's Popen, which it does not wait for
 @pytest.mark.skipif(find_spec("submitit") is None, reason="needs the extra `submitit`")
 def test_submitit_on_this_machine(
     base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -250,6 +254,9 @@ def test_submitit_on_this_machine(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # of submitit's Popen, which it does not wait for
 @pytest.mark.skipif(find_spec("submitit") is None, reason="needs the extra `submitit`")
 def test_submitit_jobs_outlive_the_command(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Ctrl-C, then the same command; the second time the job is killed, and the run is resumed."""
@@ -285,8 +292,22 @@ def test_submitit_jobs_outlive_the_command(base: Path, capsys: pytest.CaptureFix
 @pytest.fixture
 def ray_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Job server of a Ray cluster of one machine, two cores, started for a test."""
-    folder, address = Path("/tmp") / f"ray_{os.getpid()}", "http://127.0.0.1:18265"  # sockets have short paths
-    ports = ("--port", "16399", "--dashboard-port", "18265", "--dashboard-host", "127.0.0.1", "--num-cpus", "2")
+    folder = Path("/tmp") / f"ray_{os.getpid()}"  # sockets have short paths
+    with socket.socket() as one, socket.socket() as other:
+        one.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", 0))
+        port, dashboard = one.getsockname()[1], other.getsockname()[1]
+    address = f"http://127.0.0.1:{dashboard}"
+    ports = (
+        "--port",
+        str(port),
+        "--dashboard-port",
+        str(dashboard),
+        "--node-ip-address",
+        "127.0.0.1",
+        "--num-cpus",
+        "2",
+    )
     program = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", "--head", "--block"]
     log = tmp_path_factory.mktemp("ray") / "log"
     with log.open("wb") as file:

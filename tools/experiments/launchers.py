@@ -113,7 +113,7 @@ def make_launcher(options: argparse.Namespace, out: Path) -> Launcher | None:
     if name == "ray" and (own := {"--hours", "--partition"} & set(set_flags)):
         raise ValueError(f"{min(own)}: Ray has no such limit; it is of --launcher submitit")
     others = {one: entry for one, entry in read_submitted(out).items() if entry["launcher"] != name}
-    if others and not options.dry_run:
+    if others:
         one, entry = next(iter(others.items()))
         raise ValueError(
             f"--launcher {name}: {one} was submitted as job {entry['id']} with --launcher {entry['launcher']}; go on with that, "
