@@ -362,3 +362,36 @@ def test_a_local_ray(base: Path, ray_address: str, capsys: pytest.CaptureFixture
     assert run(base, *flags) == 0
     assert begun(base) == {"b": "resume", "c": "resume"}
     assert all(state_of(out / name) == "finished" for name in "abc")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("submitit") is None, reason="needs the extra `submitit`")
+def test_what_slurm_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins for sbatch, srun and sacct: the settings of a job, its states, and the code of a job without a result."""
+    from tools.experiments import submitit_jobs
+
+    (tmp_path / "bin").mkdir()
+    for name, text in {
+        "srun": "exit 1",
+        "sbatch": f'cp "$1" {tmp_path}/script; echo "Submitted batch job 12"',
+        "sacct": f'echo "JobID|State|NodeList"; echo "12|$(cat {tmp_path}/state)|node1"',
+    }.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    options = {"account": "vision", "mem_gb": 32}
+    launcher = submitit_jobs.SubmititLauncher(Resources(2, 8, 1.5, "gpu", options), tmp_path / "out")
+    number = launcher.submit(Job("a", tmp_path / "out" / "a", ["fit"]))
+    asked = (tmp_path / "script").read_text()
+    for line in ("account=vision", "cpus-per-task=8", "gpus-per-node=2", "mem=32GB", "partition=gpu", "time=90"):
+        assert f"#SBATCH --{line}\n" in asked, asked
+    assert f"--signal=USR2@{submitit_jobs.DELAY_S}" in asked
+    assert number == "12"
+    assert launcher.commands(["12", "13"]) == ("squeue --jobs 12,13", "scancel 12 13")
+    job = launcher._jobs[number]
+    monkeypatch.setattr(type(job), "_results_timeout_s", 0)
+    for state, expected in (("PENDING", "waits"), ("RUNNING", "runs"), ("OUT_OF_MEMORY", -9)):
+        (tmp_path / "state").write_text(state)
+        job.watcher.update()
+        assert launcher.status(number) == expected
+    assert "ended as OUT_OF_MEMORY" in launcher.message(number)
