@@ -14,7 +14,7 @@ from tests.cli.test_lists import parsed
 from tests.cli.test_mistakes import TINY, refuse
 
 DIGITS, IMAGES, HAR, SEGMENTS, CACHED = "digits_ternary", "image_folder", "har", "segmentation", "cascade_cached"
-NO_DATA = "DigitsDataModule has no such setting; CIFAR10DataModule, HARDataModule, ImageFolderDataModule"
+NO_DATA = "DigitsDataModule has no such setting; CIFAR10DataModule, ImageFolderDataModule"
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +41,7 @@ WRONG = [
     (
         IMAGES,
         "--data.mode signals",
-        "data.mode: ImageFolderDataModule has no such setting; HARDataModule, SignalFileDataModule",
+        "data.mode: ImageFolderDataModule has no such setting; SignalFileDataModule, HARDataModule",
     ),
     (DIGITS, "--data.lr 1", "data.lr: no such setting, did you mean 'model.lr'?"),
     (DIGITS, "--trainer.lr 1", "--trainer.lr: no such flag, did you mean 'model.lr'?"),

@@ -183,7 +183,7 @@ def test_records_of_experiments_are_tables(tmp_path: Path) -> None:
 def test_an_index_of_other_types_is_built_again(tmp_path: Path) -> None:
     path, good = tmp_path / "a.npz", _index()
     for change in ({"names": 3}, {"labels": ["0"]}, {"wrong": {5: "x"}}, {"offset": np.zeros(3, np.int64)}):
-        _write(path, dataclasses.replace(good, **change))  # type: ignore[arg-type]
+        _write(path, dataclasses.replace(good, **change))
         assert _read(path, good.address, good.version) is None
     _write(path, good)
     assert _read(path, good.address, good.version) is not None
