@@ -243,8 +243,13 @@ def _decode_until(
             return
 
 
+FEW_PIXELS = 1 << 20
+"""Pixels for which there is memory, unless there is none for anything."""
+
+
 def try_decoding(path: Path | BinaryIO, channels: int = 3) -> str | tuple[float, float] | None:
     """Decode a file. Returns why a file cannot be decoded; or the range of its grey values if it is deep, else None."""
+    pixels = 0
     try:
         if isinstance(path, Path) and is_stacked(path, channels):
             with warnings.catch_warnings(), ExitStack() as within:
@@ -255,6 +260,7 @@ def try_decoding(path: Path | BinaryIO, channels: int = 3) -> str | tuple[float,
                     return edges if stack.deep else None
         with warnings.catch_warnings(), Image.open(path, formats=readable_formats()) as file:
             warnings.simplefilter("ignore")
+            pixels = file.width * file.height
             file.draft(None, (1, 1))  # a JPEG at an eighth: all of its bytes are read, in half the time
             file.load()
             if not is_deep(file.mode):
@@ -262,7 +268,9 @@ def try_decoding(path: Path | BinaryIO, channels: int = 3) -> str | tuple[float,
             values = np.asarray(file)
             return float(values.min()), float(values.max())
     except MemoryError:
-        raise
+        if pixels > FEW_PIXELS:
+            raise
+        return DAMAGED  # a part of the file claims a length of gigabytes
     except OSError as error:
         return error.strerror or DAMAGED
     except Exception:  # a damaged file can make a decoder raise anything

@@ -39,6 +39,8 @@ def read_pairs(root: Path, one: PromptSet, prompt: int, notes: Notes | None = No
     if one.annotations is None:
         return read_set(root, one, prompt, notes)
     place = root / one.annotations
+    if place.suffix.lower() in (".xml", ".csv", ".ndjson", ".zip"):
+        raise MisconfigurationException(f"{place}: {place.suffix} files are not read; {EXPORT}")
     if not place.exists():
         raise MisconfigurationException(f"sets: {one.folder}: annotations: {_absent(place)}")
     if place.suffix.lower() in (".yaml", ".yml"):
@@ -54,8 +56,6 @@ def read_pairs(root: Path, one: PromptSet, prompt: int, notes: Notes | None = No
         raise MisconfigurationException(f"{place}: has neither labelme's .json files nor YOLO's .txt files")
     if place.suffix.lower() == ".txt":
         raise MisconfigurationException(f"{place}: give the folder of YOLO's .txt files, not one of them")
-    if place.suffix.lower() in (".xml", ".csv", ".ndjson", ".zip"):
-        raise MisconfigurationException(f"{place}: {place.suffix} files are not read; {EXPORT}")
     return read_coco(root, one, prompt, notes)
 
 

@@ -6,6 +6,7 @@ A damaged archive raises errors of many kinds; here every fault is a ValueError.
 from __future__ import annotations
 
 import math
+import sys
 import zipfile
 from collections.abc import Collection
 from pathlib import Path
@@ -85,7 +86,15 @@ def _read(file: IO[bytes], size: int, names: Collection[str] | None) -> dict[str
                 _check(name, stream, member.file_size)
         file.seek(0)
         with np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in members}
+            found = {name: arrays[name] for name in members}
+    for name, values in found.items():
+        if values.dtype.kind == "U" and values.size and int(_codes(values).max()) > sys.maxunicode:
+            raise _RefusedError(f"{name} is damaged: it holds codes of no character")
+    return found
+
+
+def _codes(values: Array) -> NDArray[np.uint32]:
+    return np.ascontiguousarray(values.astype(values.dtype.newbyteorder("="))).view(np.uint32)
 
 
 def _check(name: str, stream: IO[bytes], size: int) -> None:

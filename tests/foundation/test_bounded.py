@@ -64,6 +64,8 @@ def archive(shape: str, content: bytes, kind: str = "|u1") -> bytes:
         (archive("(4000000000,)", b"", "<U0"), "its shape does not fit"),
         (archive("(80000000,)", bytes(80_000_000)), "would unpack to 80,000,0.., more than 200 times as many"),
         (archive("(1,)", b"abcdefgh", "|O"), "an array of Python objects, which is not read"),
+        (archive("(1,)", b"\xff\xff\xff\x7f", "<U1"), "it holds codes of no character"),
+        (archive("(1,)", b"\x7f\xff\xff\xff", ">U1"), "it holds codes of no character"),
         (archive("(3,)", b"abc")[:-30], "no whole .npz file"),
         (b"", "no whole .npz file"),
     ],

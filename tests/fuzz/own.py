@@ -9,7 +9,7 @@ import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -194,9 +194,8 @@ def _features(folder: Path) -> list[Path]:
 
 def _read_features(folder: Path) -> None:
     header = read_features(folder)
-    for split in ("train", "val", "test"):
-        if split in header.splits:
-            CachedSplit(folder, header, split, verify=False).whole()
+    for split in header.splits:
+        CachedSplit(folder, header, cast(Any, split), verify=False).whole()
 
 
 def _change_cache(data: bytes, draw: Any) -> bytes:

@@ -26,6 +26,7 @@ from datamodules.images.canvases.coding import coded, decode
 from datamodules.images.canvases.header import read_header, recipe_of
 from datamodules.images.class_folders import read_groups
 from datamodules.images.label_table import in_order
+from datamodules.images.whole_files import try_decoding
 from datamodules.segmentation.coco import read_coco
 from datamodules.segmentation.coco_shapes import ShapeError, bounded
 from datamodules.segmentation.image_names import ImageNames
@@ -44,6 +45,7 @@ from datamodules.signals.recordings.segments import Segments
 from foundation.checkpoint_files import DamagedFileError, read_checkpoint, seal
 from networks.segmenters.clip_weights import read_merges
 from tests.fuzz.own import _index, mended_header
+from tools.compare.runs import read_run
 from tools.experiments.report import read_record
 
 LONG = "x" * 200_000
@@ -63,7 +65,7 @@ def test_the_lengths_in_a_checkpoint_are_within_it(tmp_path: Path) -> None:
 def test_canvases_are_counted_before_they_are_listed(tmp_path: Path) -> None:
     recipe = recipe_of({"a.png": 3}, size=8, channels=3)
     content = {"schema": 1, **recipe.content(), "rows": 1, "shards": []}
-    changes: list[dict[str, object]] = [{"count": 10**15}, {"versions": []}, {"data": {}}]
+    changes: list[dict[str, Any]] = [{"count": 10**15}, {"versions": []}, {"data": {}}]
     for change in changes:
         (tmp_path / "header.json").write_bytes(mended_header(json.dumps(content | change).encode()))
         with pytest.raises(CanvasError, match="the header is damaged"):
@@ -221,3 +223,23 @@ def test_numbers_of_labels_in_shards_are_those_of_classes() -> None:
     ):
         names_of_labels([dataclasses.replace(_index(), labels=["0", "99999999999"])])
     assert names_of_labels([dataclasses.replace(_index(), labels=["00", "02"])]) == ["0", "1", "2"]
+
+
+def test_a_small_picture_that_asks_for_gigabytes_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", none_left)
+    for side, wrong in ((8, True), (2000, False)):
+        Image.new("1", (side, side)).save(tmp_path / "a.png")
+        if wrong:
+            assert isinstance(try_decoding(tmp_path / "a.png"), str)
+        else:
+            with pytest.raises(MemoryError):
+                try_decoding(tmp_path / "a.png")
+
+
+def test_a_run_with_numbers_beyond_floats_is_broken(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("seed_everything: 1\n")
+    (tmp_path / "training_summary.json").write_text('{"time": {"seconds": 1}, "environment": {"devices": 1e999}}')
+    assert "training_summary.json cannot be read" in read_run(tmp_path).status

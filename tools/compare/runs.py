@@ -105,7 +105,16 @@ def read_run(folder: Path, metric: str | None = None) -> Run:
         except FileNotFoundError:
             if name != "training_summary.json":
                 problems.append(f"no {name}")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error, yaml.YAMLError) as error:
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+            csv.Error,
+            yaml.YAMLError,
+        ) as error:
             problems.append(f"{name} cannot be read ({' '.join(str(error).split())[:80] or type(error).__name__})")
     if problems == ["no metrics.csv"] and not (folder / "training_summary.json").is_file():
         problems = []  # it has begun, and no epoch has ended yet
