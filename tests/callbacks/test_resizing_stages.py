@@ -84,7 +84,7 @@ def test_pixels_and_description() -> None:
     ("settings", "message"),
     [
         ({"stages": []}, "stages: one or more, got none"),
-        ({"stages": [sized(0, 8, 1)]}, "size of stage 1: 1 pixel or more, or [HEIGHT, WIDTH], got 0"),
+        ({"stages": [sized(0, 8, 1)]}, r"size of stage 1: 1 pixel or more, or \[HEIGHT, WIDTH\], got 0"),
         ({"stages": [A, sized(8, 0, 1)]}, "batch_size of stage 2: 1 or more, got 0"),
         ({"stages": [ResizingStage(size=8, epochs=2, lr=-1.0)]}, r"lr of stage 1: a factor over 0, got -1\.0"),
         ({"stages": [sized(8, 8, 0)]}, "epochs of stage 1: 1 or more, got 0"),

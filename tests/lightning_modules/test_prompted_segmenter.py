@@ -228,7 +228,7 @@ def test_the_method_of_the_other_kind_of_module_is_named() -> None:
         module = kind.__new__(kind)
         torch.nn.Module.__init__(module)
         assert not hasattr(module, name)
-        with pytest.raises(AttributeError, match=f"{name}: a {kind.__name__} gives {instead}"):
+        with pytest.raises(AttributeError, match=f"{name}: {kind.__name__} gives {instead}"):
             getattr(module, name)
 
 
