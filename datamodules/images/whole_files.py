@@ -116,9 +116,14 @@ def _look_at_stack(path: Path, levels: bool, channels: int) -> Look | None:
     except ValueError as error:
         return Look(str(error))
     except OSError as error:
-        return Look(error.strerror or NO_IMAGE)
+        return Look(error.strerror or _why_not(path))
     except Exception:  # a damaged file can make a decoder raise anything
-        return Look(NO_IMAGE)
+        return Look(_why_not(path))
+
+
+def _why_not(path: Path) -> str:
+    with path.open("rb") as stream:
+        return _why(stream, path.stat().st_size)
 
 
 def _why(stream: BinaryIO, size: int) -> str:

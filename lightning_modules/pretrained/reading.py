@@ -169,11 +169,13 @@ def _content(path: Path) -> dict[str, Any]:
     if is_sealed(path):
         check_sums(path)
     try:
-        check_pickle(path)
         inside = zipfile.ZipFile(path).namelist() if zipped else []
+        is_program = any("/code/" in name for name in inside)
+        if not is_program:
+            check_pickle(path)
     except UNREADABLE as error:
         raise ValueError(f"{path}: cannot be read: it is truncated or not a weights file") from error
-    if any("/code/" in name for name in inside):
+    if is_program:
         raise ValueError(f"{path}: is a TorchScript program, which is never run; save its state_dict() instead")
     try:
         # trainers save their settings (Namespace, Path, enumerations) together with the weights; none of it is needed

@@ -331,7 +331,7 @@ def test_a_memory_limit_is_met_before_stage_one_begins(
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
-        ([{**STAGES[0], "size": 0}], "size of stage 1: 1 pixel or more, got 0"),
+        ([{**STAGES[0], "size": 0}], "size of stage 1: 1 pixel or more, or [HEIGHT, WIDTH], got 0"),
         ([{"batch_size": 16, "epochs": 2}], "size"),
         ([{**STAGES[2], "pixels": 8}], "pixels"),
         (
