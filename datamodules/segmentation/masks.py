@@ -293,4 +293,4 @@ def _look(pair: Pair) -> tuple[int, int, str | None] | str | None:
         raise
     except Exception:  # a damaged file can make a decoder raise anything
         return None
-    return (0, 0, None) if mask is None else (int(mask.count_nonzero()), mask.numel(), reason)
+    return (0, 0, None) if mask is None else (int(np.count_nonzero(mask.numpy())), mask.numel(), reason)

@@ -299,6 +299,7 @@ def test_a_skipped_backward_pass_is_left_to_lightning(tmp_path: Path) -> None:
     check_same(tmp_path, Small, steps=14, makers=[Skipping])
 
 
+@pytest.mark.slow
 def test_a_step_that_returns_none_has_lightnings_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Closure, "warning_cache", WarningCache())  # it warns once per process
     with pytest.warns(UserWarning, match="`training_step` returned `None`"):

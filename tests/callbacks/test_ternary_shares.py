@@ -60,6 +60,7 @@ def test_names_with_slashes() -> None:
     assert list(layers_of(metrics(**{"head/a": 0.5, "head/b": 0.5}))) == ["head/a", "head/b"]
 
 
+@pytest.mark.slow
 def test_bars_are_as_long_as_the_shares() -> None:
     figure = draw_shares(LAYERS, [], "run")
     minus, zero, plus = bars(figure, 0)
@@ -87,6 +88,7 @@ def test_labels() -> None:
 
 @pytest.mark.draws
 @pytest.mark.parametrize("count", [1, 20, 54])
+@pytest.mark.slow
 def test_labels_of_many_layers_do_not_overlap(count: int) -> None:
     layers = {
         f"stages.{number // 18}.blocks.{number % 18}.convolution": Layer(0.3, 0.4, 0.3, 0.1) for number in range(count)

@@ -83,6 +83,7 @@ def test_other_numbers_are_refused(tmp_path: Path, was: int, now: int, settings:
         go_on(tmp_path, was, now, **settings)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_two_processes_goes_on_in_one(finished: Path, tmp_path: Path, caplog: Any) -> None:
     """The counters of the loops count the batches of both; the run ends like one of two processes."""
     from cli import main

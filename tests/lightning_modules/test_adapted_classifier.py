@@ -146,6 +146,7 @@ def test_averaged_weights_of_a_checkpoint(source: Path, tmp_path: Path) -> None:
     assert all(torch.equal(state[name], tensor) for name, tensor in average.items())
 
 
+@pytest.mark.slow
 def test_frozen_weights_that_have_moved_or_are_others(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,6 +65,7 @@ def batch(seed: int = 0) -> dict[str, torch.Tensor]:
     return {"image": torch.randn(6, 1, 8, 8, generator=generator), "label": label}
 
 
+@pytest.mark.slow
 def test_teacher_contributes_to_the_training_loss_but_not_to_the_state_dict(finished: Path) -> None:
     without_teacher = started(finished, dropout=0.0)
     taught = started(finished, dropout=0.0, teacher=str(finished), distill_share=0.25, distill_temperature=3.0)

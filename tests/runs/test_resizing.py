@@ -232,6 +232,7 @@ def test_stages_that_are_done_or_begun_may_not(
     assert f"{stage} of ProgressiveResizing: cannot change in a resumed run after 4 epochs have begun" in error
 
 
+@pytest.mark.slow
 def test_a_run_begun_without_stages_cannot_get_them(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

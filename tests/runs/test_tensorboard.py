@@ -59,6 +59,7 @@ def test_an_uninterrupted_run(finished: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_run_that_is_shorter_than_log_every_n_steps_has_its_learning_rate(tmp_path: Path) -> None:
     folder, log = tmp_path / "run", tmp_path / "log"
     short = ["--trainer.max_epochs", "1", "--trainer.log_every_n_steps", "50", "--trainer.callbacks", "[]"]

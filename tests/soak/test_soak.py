@@ -13,10 +13,10 @@ from tests.soak.rows import OF_SYSTEM, draw
 
 
 def test_rows_follow_from_the_seed_and_reach_every_system() -> None:
-    rows = [draw(seed) for seed in range(200)]
-    assert rows == [draw(seed) for seed in range(200)]
+    rows = [draw(seed) for seed in range(60)]
+    assert rows == [draw(seed) for seed in range(60)]
     assert {row.system for row in rows} == set(OF_SYSTEM)
-    assert len({(row.settings, row.kills) for row in rows}) > 190
+    assert len({(row.settings, row.kills) for row in rows}) > 55
     for row in rows:
         assert 2 <= len(row.settings) <= 4
         compatible = {frozenset(pair) for pair in pairs.pairs_of(OF_SYSTEM[row.system])}

@@ -32,6 +32,7 @@ def objective(
 
 
 @pytest.mark.parametrize("classes", [2, 5])
+@pytest.mark.slow
 def test_objective_and_classes_equal_scikit_learn(classes: int) -> None:
     x, y = problem(classes)
     held = torch.randn(400, D, generator=torch.Generator().manual_seed(9)) * torch.logspace(0, -2, D) + 1.0

@@ -70,6 +70,7 @@ def test_signals_of_har(har: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.draws
 @pytest.mark.parametrize("mode", [*(pytest.param(m, marks=pytest.mark.slow) for m in ("flatten", "grid")), "channels"])
+@pytest.mark.slow
 def test_images_of_har(mode: str, har: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--data.mode", mode, "--data.image_size", "36"]
     inspected([*config("har_vit"), "--data.root", str(har), *flags])
@@ -175,6 +176,7 @@ def test_masks_of_several_classes_are_one_line(capsys: pytest.CaptureFixture[str
     assert line.endswith(reason)
 
 
+@pytest.mark.slow
 def test_a_set_smaller_than_the_batch() -> None:
     write_classes(Path("few"), {"cat": 10, "dog": 10})
     found = inspected([*config("image_standard"), "--data.root", "few", "--data.image_size", "32"])
