@@ -48,7 +48,7 @@ def parse(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) ->
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         raise Parsed(options, [])
 
-    name = f"{module}.__main__" if module.startswith("tools.") else module
+    name = f"{module}.__main__" if find_spec(f"{module}.__main__") is not None else module
     with monkeypatch.context() as patch:
         patch.setattr(argparse.ArgumentParser, "parse_known_args", known)
         patch.setattr(argparse.ArgumentParser, "parse_args", every)

@@ -60,6 +60,9 @@ NOT_RUN = {
     "python -m tools.cascade runs/NAME/SMALL runs/NAME/LARGE --threshold 0.9": "bf16 and CIFAR-10",
     "python main.py fit --config EXPERIMENT --config configs/with/wandb.yaml": "tests/cli/test_loggers.py runs it",
     "python main.py fit --config EXPERIMENT --config configs/with/mlflow.yaml": "tests/cli/test_loggers.py runs it",
+    "python -m tests.soak": "takes minutes; tests/soak/ runs rows of it",
+    "python -m tests.fuzz": "takes minutes; tests/fuzz/ runs a short one",
+    "python -m tools.replay": "needs a failed step; tests/runs/test_non_finite.py runs it",
     "python -m benchmarks.": "tests/benchmarks/ runs them on small data",
 }
 """Commands that are only parsed, by their beginning, and the reason."""

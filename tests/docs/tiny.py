@@ -10,6 +10,7 @@ import glob
 import os
 import shutil
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from PIL import Image
 from cli import main
 from datamodules.signals.har_generator import write_generated
 from tests.datamodules.cifar_layout import write_cifar
-from tests.datamodules.pictures import write_classes
+from tests.datamodules.pictures import write_class, write_classes
 from tests.datamodules.raw_recordings import write_recordings
 from tests.datamodules.segmentation_sets import write_pair
 from tests.docs.commands import Command
@@ -30,7 +31,7 @@ from tools.write_shards.__main__ import main as write_shards
 
 RUN = "runs/NAME/DATE-TIME"
 BACKBONE = "test_vit-5.pt"
-RUN_WORDS = ("RUN_DIR", "HAR_RUN_DIR", "runs/RUN", "runs/head", "runs/photos", RUN)
+RUN_WORDS = ("RUN_DIR", "HAR_RUN_DIR", "HEAD_RUN", "runs/RUN", "runs/head", "runs/photos", RUN)
 PAGES = {
     "adapters.md": "image",
     "har_data.md": "har",
@@ -106,6 +107,10 @@ SHORT = {
 }
 
 
+TABLES = {"train.csv": "kaggle", "_classes.csv": "roboflow", "labels.csv": "labelled"}
+"""Folder of each table of labels; see `_write_tables`."""
+
+
 def system_of(command: Command) -> str:
     """Return the system that a command trains: digits, image, har, segmentation, or head (on a frozen backbone)."""
     configs = [Path(word).name for word in command.words if word.startswith("configs/") and "/with/" not in word]
@@ -144,11 +149,15 @@ class Workplace:
         self._add_caches(command)
         if command.module == "tools.cut_windows" and len(command.arguments) > 1:
             (self.folder / command.arguments[1]).unlink(missing_ok=True)  # it writes this file
+        table = next((word for before, word in pairwise(command.arguments) if before == "--data.labels"), None)
+        labelled = TABLES.get(Path(table or "").name)
         for word in command.arguments:
             name = next((name for name in RUN_WORDS if word == name or word.startswith(f"{name}/")), None)
             if word == "FILE" or word.startswith("mobilenetv2"):
                 self.copy_run("image", "runs/image")
                 found.append("runs/image/weights.safetensors")
+            elif labelled is not None and word.partition("/")[0] == "FOLDER":
+                found.append(word.replace("FOLDER", labelled))
             elif word in ("runs/NAME/SMALL", "runs/NAME/LARGE", "runs/NAME/*", "runs/OTHER/*"):
                 found += self._two_runs(word)
             elif name is not None and "--run_dir" not in command.arguments:
@@ -181,6 +190,8 @@ class Workplace:
     def _kind(self, command: Command, name: str, system: str) -> str:
         if name == "HAR_RUN_DIR":
             return "har"
+        if name == "HEAD_RUN":
+            return "head"
         if name in ("runs/RUN", "runs/head", "runs/photos") or any(
             word.endswith("image_finetune.yaml") for word in command.words
         ):
@@ -233,7 +244,22 @@ def write_data(folder: Path) -> None:
     (folder / "segmentation" / "stairs").symlink_to(folder / "other_masks" / "stairs")
     write_generated(folder / "data", subjects=range(1, 7), test_subjects=(2,), windows=2)
     _write_recordings(folder)
+    _write_tables(folder)
     _extract(folder, weights_file(folder))
+
+
+def _write_tables(folder: Path) -> None:
+    """Write images with labels in tables: Kaggle's, Roboflow's, and one with the paths of images in a folder."""
+    for root in ("kaggle/train", "roboflow/train", "roboflow/valid", "labelled"):
+        write_class(folder / root, 40)
+    stems = [f"{number:03}" for number in range(40)]
+    kaggle = [f"{stem},{'cat' if number % 2 else 'dog'}" for number, stem in enumerate(stems)]
+    roboflow = [f"{stem}.png,{number % 2},{1 - number % 2}" for number, stem in enumerate(stems)]
+    (folder / "kaggle" / "train.csv").write_text("\n".join(["id,label", *kaggle]) + "\n")
+    for split in ("train", "valid"):
+        (folder / "roboflow" / split / "_classes.csv").write_text("\n".join(["filename,cat,dog", *roboflow]) + "\n")
+    paths = [line.replace(",", ".png,") for line in kaggle]
+    (folder / "labelled" / "labels.csv").write_text("\n".join(["image,label", *paths]) + "\n")
 
 
 def _extract(folder: Path, weights: str) -> None:

@@ -133,7 +133,7 @@ class Format:
         )
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run the formats and print the table."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--inputs", type=int, default=1000, help="inputs of each format")
@@ -142,7 +142,7 @@ def main() -> int:
     )
     parser.add_argument("--only", nargs="+", help="formats; all by default")
     parser.add_argument("--keep", type=Path, help="write the input of the seed to this file, and read nothing")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     names = given.only or list(ROWS)
     if unknown := [name for name in names if name not in ROWS]:
