@@ -223,7 +223,7 @@ class Curves(Picture):
         rows = read_metrics(path) if path.exists() else []
         best = next(iter(find_callbacks(trainer, Checkpoints)), None)
         epoch, monitored = (None, None) if best is None else (best.best_epoch, best.monitor)
-        return draw_curves(rows, f"{folder.parent.name}/{folder.name}", epoch, monitored) if rows else None
+        return draw_curves(rows, "/".join(folder.absolute().parts[-2:]), epoch, monitored) if rows else None
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Redraw if due; send new chart layouts and, if requested, weight histograms to TensorBoard."""

@@ -126,4 +126,4 @@ class TernaryShares(Picture):
         if not layers:
             return None
         path = folder / "metrics.csv"
-        return draw_shares(layers, read_metrics(path) if path.exists() else [], f"{folder.parent.name}/{folder.name}")
+        return draw_shares(layers, read_metrics(path) if path.exists() else [], "/".join(folder.absolute().parts[-2:]))

@@ -275,11 +275,18 @@ def unreadable_headers(data: DataModule, samples: Sequence[Sample]) -> tuple[lis
         listed = {folder / name for split in data.splits if data.folder(split) == folder for name in data.files(split)}  # type: ignore[attr-defined]
         table = getattr(data, "table", None)
         if table is not None:
-            images, others = table.files_in(folder), all_images(folder)[1]
+            tables = {path.resolve() for path in table.tables.values()}
+            images, others = (
+                table.files_in(folder),
+                {
+                    reason: [path for path in paths if path.resolve() not in tables]
+                    for reason, paths in all_images(folder)[1].items()
+                },
+            )
         else:
             found = scan(folder)
             images, others = [path for path, _ in found.images], found.left_out
         missing += [path for path in images if path not in listed]
         for reason, paths in others.items():
             left_out[reason] += len(paths)
-    return missing, dict(left_out)
+    return missing, {reason: count for reason, count in left_out.items() if count}

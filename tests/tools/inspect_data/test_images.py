@@ -333,3 +333,4 @@ def test_several_labels_an_image_are_counted(tmp_path: Path, capsys: pytest.Capt
     counts = report(tmp_path / "out")["counts"]
     totals = {name: sum(counts[split][name] for split in counts) for name in ("cat", "dog", "owl")}
     assert totals == {"cat": 8, "dog": 8, "owl": 4}
+    assert "left out" not in capsys.readouterr().out, "the table is no file that was left out"
