@@ -33,7 +33,7 @@ test-all: setup  ## run all tests, including the slow ones, under 30 minutes
 # `uv pip` and not `uv sync`, which would resolve uv.lock for these versions too. It prints what was installed.
 define in_versions
 	$(UV) venv --quiet --clear --python $(2) .venvs/$(1)
-	$(UV) pip install --quiet --python .venvs/$(1) $(3) --editable . --group dev
+	$(UV) pip install --quiet --python .venvs/$(1) $(3) --editable . --group dev --group bucket
 	@$(UV) pip list --quiet --python .venvs/$(1) --format freeze | tee .venvs/$(1).txt
 	.venvs/$(1)/bin/python -m pytest -q -n auto --dist loadfile
 endef

@@ -285,7 +285,8 @@ def doubt(record: Record) -> str | None:
     advice = "the probabilities are not calibrated; use more validation samples"
     if record["temperature"] in (LOWEST, HIGHEST):
         return f"{where} is at the end of its range ({LOWEST:g} to {HIGHEST:g}): {advice}"
-    if (record["target"] is not None or record.get("folds")) and record["nll_after"] > WORSE * record["nll_before"]:
+    apart = record["target"] is not None or record.get("folds") or record.get("sets")
+    if apart and record["nll_after"] > WORSE * record["nll_before"]:
         change = f"from {record['nll_before']:.4f} to {record['nll_after']:.4f}"
         return f"{where} raises the NLL of samples that it was not fitted to {change}: {advice}"
     return None

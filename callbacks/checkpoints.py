@@ -204,12 +204,13 @@ class Checkpoints(Checkpoint):
         self._stopped_in_epoch = False
         if self.best_score is not None and self.folder is not None:
             self._set_aside_best(trainer, self.folder)
-            self._complete_best(self.folder)
+            if self.best_score is not None:
+                self._complete_best(self.folder)
         if self.folder is None:
             return
         if trainer.is_global_zero and trainer.ckpt_path is not None:
             self._mend_last(self.folder, Path(trainer.ckpt_path))
-        if not (self.folder / LAST).exists():
+        if not trainer.strategy.broadcast((self.folder / LAST).exists()):  # the first process decides: it alone mends
             self.save_last(trainer)
 
     def _mend_last(self, folder: Path, resumed: Path) -> None:

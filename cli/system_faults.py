@@ -15,7 +15,7 @@ from foundation.checkpoint_files import DamagedFileError
 from foundation.disk import free_space
 
 SHARED_MEMORY = Path("/dev/shm")
-NO_SHARED_MEMORY = re.compile(r"shared memory|/dev/shm|</?torch_\d+|Bus error", re.IGNORECASE)
+NO_SHARED_MEMORY = re.compile(r"shared memory|/dev/shm/(?:torch_|pym-|sem\.)|</?torch_\d+|Bus error", re.IGNORECASE)
 NO_HANDLES = re.compile(r"Too many open files|received \d+ items of ancdata", re.IGNORECASE)
 NO_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)(?: is killed by signal: (\w+))?")
 NO_SPACE = "No space left on device"

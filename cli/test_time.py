@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -50,7 +51,9 @@ def result_name(flags: RunFlags, data: Any) -> str | None:
     """Name of the evaluation: ``--name``, or one of the views, so that the results of one view stay."""
     if "tta" not in flags.values or "name" in flags.values:
         return flags.values.get("name")
-    return "tta" if data.images is None else f"tta_{data.images.name}"
+    own = [] if data.images is None else [re.sub(r"[^\w.+-]+", "_", data.images.name).strip(".")[:60]]
+    runtime = flags.values.get("runtime", "torch")
+    return "_".join(["tta", *own, *([] if runtime == "torch" else [runtime])])
 
 
 def changed(flags: RunFlags) -> dict[str, Any]:

@@ -316,7 +316,7 @@ class VisionCLI(LightningCLI):
     def _results_folder(self, datamodule: Any, checkpoint: Path, folder: Path | None) -> Path | None:
         name = test_time.result_name(self.flags, datamodule)
         if folder is None:
-            if name is not None:
+            if "name" in self.flags.values:
                 raise UsageError("--name: the results belong to a run; give --run RUN_DIR")
             return None
         return evaluation.results_folder(

@@ -140,7 +140,7 @@ class CachedFeaturesDataModule(DataModule):
     def labelled_splits(self) -> tuple[Labelled, ...]:
         """The splits that the cache has; reads only the header."""
         splits: tuple[Labelled, ...] = ("train", "val", "test")
-        return tuple(split for split in splits if split in self.header.splits)
+        return splits if self.fold is not None else tuple(split for split in splits if split in self.header.splits)
 
     @property
     def class_counts(self) -> Tensor:
@@ -218,7 +218,8 @@ class CachedFeaturesDataModule(DataModule):
         check_foldable(self.cache, self.identity, self.fold)
         splits: dict[str, CachedSplit] = {
             split: _readable(CachedSplit, self.cache, self.header, split, verify=self.verify)
-            for split in self.labelled_splits
+            for split in ("train", "val", "test")
+            if split in self.header.splits
         }
         return PooledSplits(self.cache, splits).parts(self.fold, self.val_fraction, self.split_seed)
 

@@ -285,7 +285,7 @@ class Classifier(BaseModule):
             images: What ``transform`` takes: a file, a folder, a pattern, a PIL image, an array (H, W, C) of uint8, or a list of
                 them; of a HAR run windows (S, T) in physical units, or a file of windows. Or a tensor of images as the network
                 sees them before normalisation: (B, C, H, W), or (C, H, W) for one; uint8 in 0 to 255 or floating point in 0 to 1.
-                C and H = W must be those of the run's data. Any device.
+                C, H and W must be those of the run's data. Any device.
             tta: Views of each image whose probabilities are averaged: ``flip``, ``flips`` or ``shifts``; `lightning_modules.views`.
 
         Returns:

@@ -42,7 +42,7 @@ def draw_boxes(
         smallest: Least height and width of a box that fits, in pixels.
         largest: Greatest height and width of a box that fits, in pixels, at most the canvas's.
         fallback: Height and width of the centred box that is used if no try fits; (B,) if they differ between samples.
-        aspect: (B,) float32 width / height of the original pictures, if they were squeezed to a square canvas; ratios then refer to
+        aspect: (B,) float32 width / height of the original pictures, if they were squeezed to the canvas; ratios then refer to
             the original pictures.
 
     Returns:

@@ -103,7 +103,7 @@ def crop_boxes(
     """
     check_ranges(scale, ratio)
     down, across = sides(size)
-    wide, high = across * height, down * width  # their ratio: the proportions of the result on the images
+    wide, high = across * width, down * height  # their ratio: the proportions of the result on the images
     if aspect is not None and wide != high:
         aspect = aspect * (high / wide)
     elif aspect is None and down != across:

@@ -177,6 +177,8 @@ class ImageFolderDataModule(GivenHeader, SplitFiles):
         self.groups, self.group_column = Path(groups) if groups else None, group_column
         self.workers, self.prefetch, self.unreadable = workers, prefetch, unreadable
         self.persistent_workers, self.pin_memory = persistent_workers, pin_memory
+        if canvas_cache is not None and self.fold is not None:
+            canvas_cache = f"{canvas_cache}/fold-{self.fold.number}-of-{self.fold.count}"  # other files in each split
         self.canvas_cache = CanvasCache.of(canvas_cache, verify_canvases, self.root, canvas_quality)
         self._lists, self._held_out = {}, None
 

@@ -187,7 +187,13 @@ def _samples(stream: BinaryIO, head: bytes, channels: int) -> Stack | None:
     if samples != channels:
         raise ValueError(f"a TIFF of {samples} channels, but --data.channels is {channels}")
     starts, lengths, bits = tags.get(STARTS, ()), tags.get(LENGTHS, ()), {*tags.get(BITS, (1,))}
-    if tags.get(COMPRESSION, 1) != 1 or not starts or len(bits) != 1 or next(iter(bits)) not in (8, 16, 32, 64):
+    if (
+        tags.get(COMPRESSION, 1) != 1
+        or not starts
+        or len(lengths) != len(starts)
+        or len(bits) != 1
+        or next(iter(bits)) not in (8, 16, 32, 64)
+    ):
         raise ValueError(
             "a TIFF of several samples a pixel that is compressed or tiled; write its channels as pages, or as .npy"
         )

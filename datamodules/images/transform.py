@@ -16,6 +16,7 @@ from torch import Tensor
 from datamodules.images.checking import levels_of
 from datamodules.images.decoding import FULL, Levels, is_deep
 from datamodules.images.labelled import looked_at
+from datamodules.images.stacks import NO_RANGE
 from datamodules.images.unlabelled import GivenImages, Reading, given_images
 from datamodules.images.unreadable import DAMAGED, report_unreadable
 from foundation.in_parts import samples_of_part
@@ -65,6 +66,10 @@ class ImageTransform(RunTransform):
                 Path(), [str(path) for path in paths], self.reading.levels is not None, self.reading.channels
             )
             levels = levels_of([*looks.values()], self.reading.levels)
+            if self.reading.levels is None and any(
+                isinstance(one, np.ndarray) and one.dtype.kind not in "ub" for one in pictures
+            ):
+                raise ValueError(f"images: {NO_RANGE}")
             if any(isinstance(one, np.ndarray) and one.dtype not in (np.uint8, bool) for one in pictures):
                 levels = levels or self.reading.levels or FULL
             if any(isinstance(one, Image.Image) and is_deep(one.mode) for one in pictures):

@@ -67,7 +67,7 @@ class GivenImages:
         if len(files) < 2 or not all(map(is_image, files)):
             return None
         folder = Path(os.path.commonpath([path.parent for path in files]))
-        return folder if files == {path.resolve() for path in folder.rglob("*") if is_image(path)} else None
+        return None if any(path.resolve() not in files for path in folder.rglob("*") if is_image(path)) else folder
 
     @property
     def name(self) -> str:

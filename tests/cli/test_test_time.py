@@ -25,6 +25,21 @@ def test_value_of_the_flag(words: list[str], views: str) -> None:
     assert split_flags(["test", "--run", "runs/a", *words]).values["tta"] == views
 
 
+@pytest.mark.parametrize(
+    ("words", "images", "name"),
+    [
+        (["--tta"], None, "tta"),
+        (["--tta", "--runtime", "packed"], None, "tta_packed"),
+        (["--tta"], "my photos (2)", "tta_my_photos_2_"),
+        (["--tta", "--name", "mine"], "photos", "mine"),
+    ],
+)
+def test_name_of_the_results(words: list[str], images: str | None, name: str) -> None:
+    data = SimpleNamespace(images=None if images is None else SimpleNamespace(name=images))
+    flags = SimpleNamespace(values=split_flags(["test", "--run", "runs/a", *words]).values)
+    assert result_name(flags, data) == name  # type: ignore[arg-type]
+
+
 def test_only_evaluations_have_views() -> None:
     with pytest.raises(UsageError, match=r"--tta: is a flag of test, predict, not of fit"):
         split_flags(["fit", "--tta"])

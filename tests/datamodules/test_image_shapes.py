@@ -124,6 +124,9 @@ def test_crops_have_the_proportions_of_the_result() -> None:
     boxes = crop_boxes(60, 60, random, (0.1, 0.3), (1.0, 1.0), pictures, SIZE)
     ratio = 2.0 * boxes[:, 3] / boxes[:, 2]
     assert ratio.mean().item() == pytest.approx(20 / 12, rel=0.01)
+    boxes = crop_boxes(60, 100, random, (0.1, 0.3), (1.0, 1.0), pictures, SIZE)
+    ratio = 2.0 * (boxes[:, 3] / 100) / (boxes[:, 2] / 60)
+    assert ratio.mean().item() == pytest.approx(20 / 12, rel=0.01)
     letterbox = crop_boxes(60, 100, random, (0.1, 0.3), (1.0, 1.0), None, SIZE)
     assert (letterbox[:, 3] / letterbox[:, 2]).mean().item() == pytest.approx(20 / 12, rel=0.01)
 

@@ -76,6 +76,8 @@ def test_each_fault_in_words(error: Exception, said: str) -> None:
 def test_other_errors_keep_their_traceback() -> None:
     for error in (RuntimeError("shapes do not match"), ValueError(28), FileNotFoundError(errno.ENOENT, "no", "/d/x")):
         assert in_words(error, Path("RUN"), begun=False) is None
+    missing = FileNotFoundError(errno.ENOENT, "No such file or directory", "/dev/shm/data/a.png")
+    assert in_words(missing, Path("RUN"), begun=False) is None, "data may lie on that disk"
 
 
 def test_a_full_temporary_folder_is_named() -> None:

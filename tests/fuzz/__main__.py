@@ -118,7 +118,8 @@ class Format:
         if done is not None:
             return self.first + self.count
         code = -(process.exitcode or 0)
-        reason = f"no answer in {SILENCE_S:.0f} s" if hung else f"the process ended with {signal.Signals(code).name}"
+        ended = signal.Signals(code).name if code > 0 else f"exit code {process.exitcode}"
+        reason = f"no answer in {SILENCE_S:.0f} s" if hung else f"the process ended with {ended}"
         seed = int(told.read_text())
         self.faults.append((seed, reason))
         self.sums["faults"] += 1

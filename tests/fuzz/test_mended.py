@@ -42,7 +42,7 @@ from datamodules.signals.file_formats import read_signal_file
 from datamodules.signals.har_reader import read_activities
 from datamodules.signals.recordings.reading import Columns, column_names
 from datamodules.signals.recordings.segments import Segments
-from foundation.checkpoint_files import DamagedFileError, read_checkpoint, seal
+from foundation.checkpoint_files import DamagedFileError, read_checkpoint
 from networks.segmenters.clip_weights import read_merges
 from tests.fuzz.own import _index, mended_header
 from tools.compare.runs import read_run

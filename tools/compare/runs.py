@@ -17,7 +17,7 @@ from callbacks.learning_rate_finder import FoundRate, found_rate
 from callbacks.summary import best_metrics, read_best
 from cli.evaluation import ONLY_SPEED, shown_difference
 from datamodules.segmentation.prompt_sets import PromptSet
-from foundation.bounded.text import read_json
+from foundation.bounded.text import content_of, parse_yaml, read_json
 from lightning_modules.loading import newest_config
 from metrics import direction_of
 
@@ -126,7 +126,7 @@ def read_run(folder: Path, metric: str | None = None) -> Run:
 def _read_config(run: Run, folder: Path, metric: str | None) -> None:
     if not (folder / "config.yaml").is_file():
         raise FileNotFoundError
-    config = yaml.safe_load(newest_config(folder).read_text(encoding="utf-8"))
+    config = parse_yaml(content_of(newest_config(folder)).decode("utf-8"))
     run.found = found_rate(folder, config)
     seed = config.get(SEED)
     run.seed = seed if isinstance(seed, int) else None

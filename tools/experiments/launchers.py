@@ -247,7 +247,7 @@ def run_launched(report: Report, launcher: Launcher, at_once: int | None) -> Non
                 report.tell(running)
                 if len(running) < len(submitted):
                     print(f"    and {len(submitted) - len(running)} wait for the cluster", flush=True)
-    except KeyboardInterrupt:
+    except BaseException:
         _say_left(launcher, submitted, waiting)
         raise
 

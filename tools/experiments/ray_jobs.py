@@ -73,10 +73,10 @@ class RayLauncher:
         """State of a job by its id."""
         try:
             info = self._client.get_job_info(number)
-        except RuntimeError as error:  # the cluster was started again
-            if "404" in str(error) or "does not exist" in str(error):
+        except (RuntimeError, OSError) as error:
+            if "404" in str(error) or "does not exist" in str(error):  # the cluster was started again
                 return 143
-            raise ValueError(f"--launcher ray: {self.address}: {error}") from error
+            return "waits"  # it does not answer now
         state = str(getattr(info.status, "value", info.status))
         if state in ("PENDING", "RUNNING"):
             return "waits" if state == "PENDING" else "runs"
@@ -90,7 +90,7 @@ class RayLauncher:
         """What Ray says about a job that has ended without an exit code of its run."""
         try:
             info = self._client.get_job_info(number)
-        except RuntimeError:
+        except (RuntimeError, OSError):
             return "the cluster does not know it any more"
         known = info.driver_exit_code is not None or getattr(info.status, "value", "") == "SUCCEEDED"
         return "" if known else " ".join((info.message or "").split())[:300]

@@ -168,8 +168,11 @@ class SubmititLauncher:
 
     def submit(self, job: Job) -> str:
         """Submit an experiment; returns the id of its job: that of SLURM, or the process on this machine."""
-        with _reachable():
-            made = self._executor(self.folder).submit(Run(job, jobs.PROGRAM, str(Path.cwd()), self.threads))
+        try:
+            with _reachable():
+                made = self._executor(self.folder).submit(Run(job, jobs.PROGRAM, str(Path.cwd()), self.threads))
+        except RuntimeError as error:  # what sbatch says, such as a limit on jobs
+            raise OSError(f"--launcher submitit: {next(iter(str(error).splitlines()), 'sbatch failed')}") from error
         self._jobs[made.job_id] = made
         return str(made.job_id)
 

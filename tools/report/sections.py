@@ -6,10 +6,8 @@ import shlex
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from callbacks.calibration_record import in_words as in_words_of
@@ -20,6 +18,7 @@ from callbacks.pictures.curves import draw_curves
 from callbacks.summary import best_metrics, hyperparameters
 from cli.evaluation import shown_difference
 from foundation.atomic_files import replace_file
+from foundation.checkpoint_files import read_checkpoint
 from foundation.durations import in_words
 from foundation.plotting import render, write_png
 from foundation.project import MAIN
@@ -200,10 +199,10 @@ def calibration(run: Run) -> list[Section]:
     """Section with what the best checkpoint's calibration fitted and chose: temperature, exit threshold, prediction sets."""
     path = run.folder / "checkpoints" / "best.ckpt"
     try:
-        record = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("calibration")
-    except (OSError, RuntimeError, UnpicklingError, AttributeError, ValueError, EOFError):
+        record = read_checkpoint(path).get("calibration")
+        lines = in_words_of(record) if record else []
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return []
-    lines = in_words_of(record) if record else []
     return [Section("Calibration", [Text(f"Of {path.name}: {line}.") for line in lines])] if lines else []
 
 

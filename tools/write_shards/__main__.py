@@ -32,7 +32,7 @@ BLOCK = tarfile.BLOCKSIZE
 FEWEST = 20  # shards of a split from which whole shards are held out for another
 EXAMPLES = """\
 examples:
-  python -m tools.write_shards --data.root FOLDER --output my_shards
+  python -m tools.write_shards --data.root FOLDER --output shards
   python main.py fit --config configs/image_standard.yaml --config configs/with/shards.yaml --data.shards shards
 """
 

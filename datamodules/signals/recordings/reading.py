@@ -32,7 +32,7 @@ TIME_NAMES = ("time", "timestamp", "Time", "Timestamp", "seconds_elapsed")
 UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 PLAUSIBLE = (0.2, 50_000.0)  # Hz: other rates mean another unit of time
 ARROW_ERRORS = (ValueError, TypeError, LookupError, NotImplementedError, OSError, MemoryError, RuntimeError)
-"""What pyarrow's errors derive from; a damaged file can make it ask for any amount of memory, which is not there."""
+"""What pyarrow's errors derive from, for damaged files."""
 BLOCK = 1 << 22  # bytes of a CSV file that are parsed at once
 NO_TIME = np.iinfo(np.int64).min
 """Marks a missing whole number among time stamps."""
