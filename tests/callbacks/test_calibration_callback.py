@@ -240,6 +240,7 @@ def test_classify_and_predictions_are_calibrated(run: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("command", ["test", "validate"])
+@pytest.mark.slow
 def test_an_evaluation_uses_the_checkpoints_record(run: Path, tmp_path: Path, command: str) -> None:
     record = read(run / "checkpoints" / "best.ckpt")["calibration"]
     again = trainer(tmp_path / "run")

@@ -243,6 +243,7 @@ GENERATED = ["--data.generate", "true"]
         ),
     ],
 )
+@pytest.mark.slow
 def test_a_collapsed_run_says_so(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

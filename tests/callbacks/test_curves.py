@@ -281,6 +281,7 @@ def test_the_plot_of_a_run_and_of_its_resume(tmp_path: Path, monkeypatch: pytest
     assert (np.round(picture * 255) == render(draw_curves(rows, title, best_epoch))).all()
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_layout_histograms_and_plot(tmp_path: Path) -> None:
     fit(tmp_path, Curves(histograms=True), logger=TensorBoardLogger(tmp_path, name="", version=""))
     events = EventAccumulator(str(tmp_path), {"histograms": 0, "tensors": 0, "images": 0}).Reload()

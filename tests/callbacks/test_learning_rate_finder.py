@@ -250,6 +250,7 @@ def state(trainer: Any, module: Any) -> Any:
         pytest.param({"precision": "bf16-mixed"}, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_the_sweep_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]) -> None:
     seen: list[Any] = []
     sweep = LearningRateFinder._sweep

@@ -112,6 +112,7 @@ def test_labels_of_a_tile() -> None:
 
 @pytest.mark.draws
 @pytest.mark.parametrize("count", [1, 3, 8, 25])
+@pytest.mark.slow
 def test_tiles_do_not_overlap(count: int) -> None:
     capitals = "THE QUICK BROWN FOX JUMPS OVER THE LAZY DOG"
     names = {"true": capitals, "predicted": capitals, "file": f"some/folder/{capitals}.JPEG"}

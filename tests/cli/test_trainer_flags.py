@@ -45,6 +45,7 @@ def _run_in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "name", [name if name in DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in FLAGS]
 )
+@pytest.mark.slow
 def test_flag(name: str) -> None:
     flags, steps, validations = FLAGS[name]
     assert main([*RUN, *flags]) == 0

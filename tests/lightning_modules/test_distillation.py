@@ -212,6 +212,7 @@ def test_a_file_of_another_network_cannot_teach(tmp_path: Path) -> None:
         module.setup("fit")
 
 
+@pytest.mark.slow
 def test_command_line_error_creates_no_run_folder(finished: Path, tmp_path: Path) -> None:
     for flag, message in (
         ("--model.teacher", "teacher: nowhere: no such run folder or checkpoint"),

@@ -177,6 +177,7 @@ def test_fastai_body_is_matched_by_shape_and_order(tmp_path: Path) -> None:
         torch.testing.assert_close(network.forward_features(images), body(images), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_numbered_names_of_another_network_are_refused(tmp_path: Path) -> None:
     _, file = fastai_file(tmp_path)
     for architecture in ("resnet34", "resnet50"):

@@ -70,6 +70,7 @@ def test_classify_equals_the_output_of_predict(copied: Path, images: Tensor, tmp
     assert found == written
 
 
+@pytest.mark.slow
 def test_load_a_checkpoint_file_and_the_last_checkpoint(copied: Path) -> None:
     path = copied / "checkpoints" / "last.ckpt"
     content = torch.load(path, weights_only=True)

@@ -215,6 +215,7 @@ def test_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, com
 
 
 @needs_kernel
+@pytest.mark.slow
 def test_run_with_the_packed_runtime(finished: Path, tmp_path: Path) -> None:
     from datamodules import DigitsDataModule
 

@@ -42,6 +42,7 @@ def small(network_args: dict[str, Any] | None = None, **settings: Any) -> TimmFe
 # ---- the layout of Pix2Seq ----
 
 
+@pytest.mark.slow
 def test_parameter_count_of_vit_b8() -> None:
     encoder = build_encoder("vit_base_patch8_224", in_channels=3, image_size=224, network_args=PIX2SEQ)
     assert isinstance(encoder, TimmFeatures)

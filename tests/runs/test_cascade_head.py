@@ -36,6 +36,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, command: list[str]) -> Pat
 
 
 @pytest.mark.parametrize("kill", [Kill("backward", 7), pytest.param(Kill("val", 2), marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_resumed_to_the_bit(trained: Path, command: list[str], tmp_path: Path, kill: Kill) -> None:
     folder, log = tmp_path / "run", tmp_path / "log"
     assert forked([*command, "--run_dir", str(folder)], kill, log) == -9, log.read_text()

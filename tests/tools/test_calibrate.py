@@ -25,6 +25,7 @@ def record_of(run: Path, name: str = "best") -> dict[str, object]:
     return found
 
 
+@pytest.mark.slow
 def test_sets_are_stored_and_used(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
     assert main([str(run), "--sets", "raps", "--coverage", "0.8", "--cross_fit"]) == 0

@@ -261,6 +261,7 @@ def test_small_run_in_this_process(tmp_path: Path, capsys: pytest.CaptureFixture
     assert not Path(jobs[1]["batch"]).exists()  # the temporary folder of the processes is deleted
 
 
+@pytest.mark.slow
 def test_a_step_of_a_real_run_is_measured(tmp_path: Path) -> None:
     real: list[Result] = []
 

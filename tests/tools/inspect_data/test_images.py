@@ -135,6 +135,7 @@ def folder_config(tmp_path: Path) -> list[str]:
     return [*CIFAR, "--config", "mine.yaml", *FOLDER]
 
 
+@pytest.mark.slow
 def test_data_in_files(photos: Path, folder_config: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*folder_config, "--data.root", "photos", "--output", "here"]) == 0
     found, (output, logged) = report(Path("here")), capsys.readouterr()

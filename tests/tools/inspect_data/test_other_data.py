@@ -136,6 +136,7 @@ def test_features(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.draws
+@pytest.mark.slow
 def test_masks(capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("joints", "walls"):
         for number in range(8):
