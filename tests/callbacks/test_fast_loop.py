@@ -269,6 +269,7 @@ def test_accumulation_that_ends_during_the_fit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
+@pytest.mark.slow
 def test_a_callback_may_change_the_clipping_in_any_step(tmp_path: Path, algorithm: str) -> None:
     class ClipsSome(Callback):
         def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:

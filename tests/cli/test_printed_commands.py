@@ -14,6 +14,7 @@ from tests.runs.killing import TINY
 FOLDER = Path("my runs", "it's one")
 
 
+@pytest.mark.slow
 def test_commands_of_a_finished_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -85,6 +85,7 @@ def test_load_a_checkpoint_file_and_the_last_checkpoint(copied: Path) -> None:
     assert not torch.equal(best["network.classifier.bias"], expected["network.classifier.bias"])
 
 
+@pytest.mark.slow
 def test_old_checkpoint_without_class_names(copied: Path) -> None:
     content = torch.load(copied / "checkpoints" / "best.ckpt", weights_only=True)
     del content["hyper_parameters"]["class_names"]

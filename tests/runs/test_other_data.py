@@ -338,6 +338,7 @@ def __getattr__(name: str) -> Any:
     return Shifted
 
 
+@pytest.mark.slow
 def test_predictions_of_files_and_of_a_split_name_the_files(images: Path, tmp_path: Path) -> None:
     run = shutil.copytree(images / "run", tmp_path / "run", ignore=shutil.ignore_patterns("evaluations"))
     test = images / "data" / "test"

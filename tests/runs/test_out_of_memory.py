@@ -111,6 +111,7 @@ def test_memory_gives_out_twice(train: Train, memory: dict[int, int], capsys: py
     assert capsys.readouterr().out.count("warning: out of memory at step ") == 2
 
 
+@pytest.mark.slow
 def test_it_is_recorded(train: Train, memory: dict[int, int], capsys: pytest.CaptureFixture[str]) -> None:
     memory[0] = 8
     folder = train("run", 16, 1, *ON, "--data.eval_batch_size", "10", "--test_after_fit")

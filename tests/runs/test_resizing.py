@@ -219,6 +219,7 @@ def test_a_stretched_run_goes_on_in_its_last_stage(
         ({1: {"epochs": 1}}, "stage 2"),
     ],
 )
+@pytest.mark.slow
 def test_stages_that_are_done_or_begun_may_not(
     halfway: Path,
     place: Path,

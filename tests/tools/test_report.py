@@ -265,6 +265,7 @@ def test_run_without_validation(run: Path) -> None:
         "confusion_test.csv",
     ],
 )
+@pytest.mark.slow
 def test_missing_files_are_left_out(run: Path, name: str) -> None:
     path = run / name
     shutil.rmtree(path) if path.is_dir() else path.unlink()

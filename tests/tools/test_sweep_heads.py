@@ -78,6 +78,7 @@ def test_each_head_equals_its_own_run(cache: Path, tmp_path: Path, flags: list[s
 
 
 @pytest.mark.draws
+@pytest.mark.slow
 def test_files_winner_and_metrics(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     grid = ["--lr", "1e-3", "1e-2", "--weight_decay", "0", "0.1", "--hidden", "none", "8", "--seeds", "0", "1"]
     words = ["--cache", str(cache), "--config", TINY, *grid, "--epochs", "3", "--price", "2", "--output", "found"]
