@@ -1,4 +1,4 @@
-"""Benchmark: adapters (LoRA) beside training the head only and all weights: memory and time of a step, and a small accuracy check.
+"""Benchmark: adapters (LoRA) against training of the head or of all weights: memory and time of a step, and a small accuracy check.
 
     python -m benchmarks.adapters [--architecture vit_small_patch16_224] [--size 224] [--batch_size 16] [--json FILE]
     python -m benchmarks.adapters --digits [--few 20] [--seeds 3] [--json FILE]
@@ -182,7 +182,7 @@ def on_digits(few: int, seeds: int, epochs: Mapping[str, int]) -> list[dict[str,
 
 def main(args: list[str] | None = None) -> dict[str, Any]:
     """Measure, print the table and return the results."""
-    parser = measuring.arguments("Adapters (LoRA) beside training the head only and all weights.")
+    parser = measuring.arguments("Adapters (LoRA) against training of the head only and of all weights.")
     parser.add_argument("--architecture", default="vit_small_patch16_224", help="timm network of the steps")
     parser.add_argument("--size", type=int, default=224, help="height and width of the images of the steps")
     parser.add_argument("--batch_size", type=int, default=16, help="images of a step")

@@ -210,7 +210,9 @@ class Checkpoints(Checkpoint):
             return
         if trainer.is_global_zero and trainer.ckpt_path is not None:
             self._mend_last(self.folder, Path(trainer.ckpt_path))
-        if not trainer.strategy.broadcast((self.folder / LAST).exists()):  # the first process decides: it alone mends
+        if not trainer.strategy.broadcast(
+            (self.folder / LAST).exists()
+        ):  # the first process decides, as no other mends the file
             self.save_last(trainer)
 
     def _mend_last(self, folder: Path, resumed: Path) -> None:

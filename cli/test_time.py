@@ -27,7 +27,7 @@ def use_views(model: Any, data: Any, flags: RunFlags) -> bool:
         raise UsageError(f"--{error}") from error
     if data.feature_width is not None and data.images is None:
         raise UsageError(
-            "--tta: the data are cached features, of which there are no other views; give images: predict --data.images FOLDER"
+            "--tta: the data are cached features, which have one view only; give images: predict --data.images FOLDER"
         )
     model.views = flags.values["tta"]
     return True

@@ -80,5 +80,5 @@ def in_proportion(shorter: int, of: Size) -> Size:
 
 
 def plain_size(size: Size) -> int | list[int]:
-    """A size as it stands in JSON and YAML."""
+    """A size as written in JSON and YAML."""
     return size if isinstance(size, int) else [*size]

@@ -82,7 +82,7 @@ def averaged_classes(
         ValueError: There are no images but features.
     """
     if image.ndim != 4:
-        raise ValueError("tta: needs images, and these are cached features, of which there are no other views")
+        raise ValueError("tta: needs images, and these are cached features, which have one view only")
     found = torch.stack([logits_of(view.apply(image)).float() for view in views_of(name)])
     if several_labels:
         return _mean_of_sigmoids(found)

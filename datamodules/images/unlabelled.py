@@ -59,7 +59,7 @@ class GivenImages:
         return ", ".join(str(Path(one).resolve()) for one in self.given)
 
     def _whole_folder(self) -> Path | None:
-        """The folder of which all images, and no others, are given, in whatever way; None if there is none."""
+        """The folder whose images are all given, and no others, in whatever way; None if there is none."""
         try:
             files = {path.resolve() for path in self.paths()}
         except (FileNotFoundError, MisconfigurationException):

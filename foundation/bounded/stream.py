@@ -1,4 +1,4 @@
-"""A file of which no read asks for more than is there."""
+"""A file whose reads never ask for more bytes than it has left."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Reads JSON and YAML that others made: at most so many bytes, levels and, through references, values; every fault is a ValueError.
 
-The parsers alone raise errors of several kinds.
+The parsers raise errors of several kinds.
 """
 
 from __future__ import annotations
