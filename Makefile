@@ -26,7 +26,7 @@ fit: setup  ## train CONFIG (default: a ternary network on real digits, 2 minute
 test: setup  ## run the default tests, under 4 minutes on 2 cores
 	$(RUN) pytest -q -n auto --dist loadfile
 
-test-all: setup  ## run all tests, including the slow ones, under 30 minutes
+test-all: setup  ## run all tests, including the slow ones
 	$(RUN) pytest -q -n auto --dist loadfile -m "slow or not slow"
 
 # An environment of its own in .venvs/NAME with other versions, and the default tests in it: $(call in_versions,NAME,PYTHON,FLAGS).
