@@ -200,7 +200,8 @@ def test_a_file_that_loses_too_much_is_not_kept(tmp_path: Path) -> None:
     splits.calibration[:] = [images * 0.01 for images in splits.calibration]  # scales that fit no real image
     with pytest.raises(
         VerificationError,
-        match=r"loses \d+\.\d\d points of accuracy .*\(100.00 -> .* --max_drop 0.2; give --int8_ends none, --weight_bits 8, or",
+        match=r"loses \d+\.\d\d points of accuracy .*\(100.00 -> .* --max_drop 0.2; give --int8_ends none, "
+        r"--weight_bits 8 \(for VNNI\), or",
     ):
         export_int8(deployed_classifier(module), splits, path, Int8Settings(("minmax",)))
     assert path.read_text() == "the one before"
