@@ -78,7 +78,8 @@ def renew_batch_statistics(trainer: Trainer, pl_module: LightningModule, samples
         layer.training = True
     try:
         for images in _images(trainer, pl_module.device, samples):
-            with trainer.precision_plugin.forward_context():
+            # not compiled: these are a few batches, and a graph for them took a minute to build, with warnings of its own
+            with trainer.precision_plugin.forward_context(), torch.compiler.set_stance("force_eager"):
                 pl_module(images)
     finally:
         for name, layer in layers.items():

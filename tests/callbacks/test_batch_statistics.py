@@ -100,6 +100,16 @@ def test_frozen_layers_keep_their_statistics() -> None:
     assert all(torch.equal(buffer, before[name]) for name, buffer in net.frozen.named_buffers())
 
 
+def test_a_compiled_network_is_not_compiled_for_the_statistics() -> None:
+    graphs: list[Any] = []
+    net = Net().eval()
+    net.compile(backend=lambda graph, inputs: graphs.append(graph) or graph.forward)  # type: ignore[func-returns-value]
+    net(torch.ones(2, 3, 5, 5))
+    assert len(graphs) == 1
+    renew_batch_statistics(trainer(Data()), net, 8)  # type: ignore[arg-type]
+    assert len(graphs) == 1
+
+
 def test_networks_and_data_without_renewable_statistics_are_refused() -> None:
     with pytest.raises(
         MisconfigurationException, match=r"EMA.batch_statistics: no batch norm is trained in this network; set it to 0"
