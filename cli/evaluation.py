@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ FIRST = ("loss", "acc", "balanced_acc", "iou", "dice", "f1", "auroc", "ap", "aur
 """Metrics that are printed before the others, but after the one that chose the checkpoint; the others follow by name."""
 ON_A_LINE = 4
 """Up to four metrics are printed in one line, more of them in a table."""
+IN_A_COLUMN = 12
+"""Up to twelve metrics are printed in one column, more of them in two, read from top to bottom."""
 SHORT = 160  # characters of a setting that are shown
 SPLITS = {"validate": "val", "test": "test"}
 ONLY_SPEED = (
@@ -281,7 +284,10 @@ def _listed(metrics: dict[str, float], monitored: str) -> str:
     if len(ordered) <= ON_A_LINE:
         return " " * 6 + "  ".join(f"{name} {metrics[name]:.6g}" for name in ordered)
     width = max(map(len, ordered))
-    return "\n".join(f"      {name:{width}}  {metrics[name]:.6g}" for name in ordered)
+    rows = [f"{name:{width}}  {metrics[name]:<12.6g}" for name in ordered]
+    half = len(rows) if len(rows) <= IN_A_COLUMN else (len(rows) + 1) // 2
+    columns = zip_longest(rows[:half], rows[half:], fillvalue="")
+    return "\n".join(f"      {left}  {right}".rstrip() for left, right in columns)
 
 
 def _describe(command: str, data: DataModule, own: bool) -> dict[str, Any]:

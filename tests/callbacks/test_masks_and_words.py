@@ -123,6 +123,15 @@ def test_the_nll_of_calibration_is_not_printed_next_to_an_equal_loss() -> None:
     assert "val/nll 1.6" in _listed({**metrics, "val/nll": 1.6}, "val/acc")
 
 
+def test_many_metrics_are_printed_in_two_columns() -> None:
+    metrics = {f"test/m{number:02d}": float(number) for number in range(13)}
+    shown = [line.split() for line in _listed(metrics, "val/acc").splitlines()]
+    assert len(shown) == 7
+    assert shown[0] == ["test/m00", "0", "test/m07", "7"]
+    assert shown[6] == ["test/m06", "6"]
+    assert len(_listed(dict(list(metrics.items())[:12]), "val/acc").splitlines()) == 12
+
+
 def test_shares_of_mixed_images() -> None:
     target = torch.tensor([[0.25, 0.75], [1.0, 0.0]])
     assert shares_of(target, ["cat", "dog"]) == ["75 % dog, 25 % cat", ""]
