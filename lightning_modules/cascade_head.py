@@ -190,6 +190,11 @@ class CascadeHead(EarlyExitClassifier):
         assert self.network.backbone is not None
         return nn.Sequential(self.network.backbone.features, self.network.head)
 
+    @property
+    def explained_network(self) -> nn.Module:
+        """See :class:`Explainable`."""
+        return self.deployed_network
+
     def unused_settings(self) -> dict[str, str]:
         """See :class:`BaseModule`."""
         return {**super().unused_settings(), **({} if self.hidden else {"dropout": "hidden []"})}

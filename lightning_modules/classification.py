@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from foundation.in_parts import in_parts
 from foundation.sizes import Size, sides, size_of
-from lightning_modules.base import BaseModule, Batch, StageName, StepOutput
+from lightning_modules.base import Batch, StageName, StepOutput
+from lightning_modules.explanations import Explainable
 from lightning_modules.losses import balanced_weights, classification_loss, sample_weights, weights_by_name
 from lightning_modules.views import averaged_classes, check_views
 from metrics import ClassificationSums, MetricsByName, Predictions, SetRule
@@ -32,7 +33,7 @@ Samples = Sample | Sequence[Sample | Tensor]
 EVALUATION_STAGES = ("val", "val_raw", "test")
 
 
-class Classifier(BaseModule):
+class Classifier(Explainable):
     """Step, loss and metrics of a classifier; a subclass builds the network.
 
     The training loss uses label smoothing and class weights. Validation and test loss are plain cross-entropy, so that runs with
@@ -76,7 +77,6 @@ class Classifier(BaseModule):
     set_rule: SetRule | None = None
     views: str = "none"
     """Views of an image whose probabilities are averaged in evaluations, see `lightning_modules.views`."""
-    takes_signals: ClassVar[bool] = False
     takes_masks: ClassVar[bool] = False
 
     def __init__(

@@ -169,9 +169,16 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, K) of images (B, C, H, W) of any size; typical sizes are 8x8 and 32x32."""
-        x = self.stages(self.stem(images))  # (B, widths[-1], H', W'), halved once by every stage except the first
-        x = F.adaptive_avg_pool2d(x, 1).flatten(1)  # (B, widths[-1])
-        logits: Tensor = self.classifier(self.dropout(x))
+        return self.forward_head(self.forward_features(images))
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Last map (B, widths[-1], H', W') of images (B, C, H, W); the sides are halved once by every stage except the first."""
+        features: Tensor = self.stages(self.stem(images))
+        return features
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Logits (B, K) of the last map."""
+        logits: Tensor = self.classifier(self.dropout(F.adaptive_avg_pool2d(features, 1).flatten(1)))
         return logits
 
 

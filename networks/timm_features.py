@@ -66,7 +66,15 @@ class TimmFeatures(nn.Module):
         network: Any = self.network
         if self.layers != FINAL:
             return torch.cat(self._of_layers(image), dim=1).float()
-        features = network.forward_features(image)
+        return self.pooled(network.forward_features(image))
+
+    def pooled(self, features: Any) -> Tensor:
+        """Features (B, D) float32 of the network's final output, what its `forward_features` gives; for `layers` (-1,).
+
+        Raises:
+            ValueError: As for `forward`.
+        """
+        network: Any = self.network
         if self.pooling == "native":
             vector: Tensor = network.forward_head(features, pre_logits=True)
             return vector.flatten(1).float()

@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -39,3 +41,18 @@ class RunTransform(ABC):
         if sum(map(len, found)) != 1:
             raise ValueError(f"one sample is needed, got {sum(map(len, found))}; take transform.batches(samples)")
         return found[0][0]
+
+    def on_sample(self, sample: Any, values: Tensor) -> NDArray[np.float32]:
+        """Bring values on the network's input of one picture back onto the picture.
+
+        Args:
+            sample: What the input was made of.
+            values: (H, W) of the input's size, float32, on the CPU.
+
+        Returns:
+            (height, width) of the picture; 0 where the network does not see it.
+
+        Raises:
+            ValueError: The sample is no picture.
+        """
+        raise ValueError(f"a {type(self).__name__} prepares no pictures")

@@ -109,7 +109,7 @@ class EvaluationPicture(Callback, ABC, Generic[Found]):
         self._checkpoint_epoch: int | None = None
         self._waiting: Shown[Found] | None = None  # a validation that is not yet compared with the best
         self._undrawn: Shown[Found] | None = None
-        self._pixels: NDArray[np.uint8] | None = None
+        self._pixels: dict[str, NDArray[np.uint8]] = {}  # of the latest plots, by name
 
     one_label: ClassVar[str] = "it compares the predicted class with the true one"
     """Why it needs one label an image."""
@@ -137,6 +137,10 @@ class EvaluationPicture(Callback, ABC, Generic[Found]):
     @abstractmethod
     def draw(self, found: Found, title: str) -> Figure | None:
         """Draw the plot; None if there is nothing to show."""
+
+    def draw_more(self, found: Found, title: str) -> dict[str, Figure | None]:
+        """Draw further plots by name; None removes an older one. None by default."""
+        return {}
 
     # ---- hooks ----
 
@@ -272,7 +276,7 @@ class EvaluationPicture(Callback, ABC, Generic[Found]):
         self.write(folder, stage, found)
         epoch, self._checkpoint_epoch = self._checkpoint_epoch, None
         weights = "" if epoch is None else f", weights of epoch {epoch}" if epoch else ", untrained weights"
-        self._undrawn, self._pixels = Shown(found, stage + weights), None
+        self._undrawn, self._pixels = Shown(found, stage + weights), {}
         self._draw(trainer)
         self._to_loggers(trainer)
 
@@ -281,20 +285,18 @@ class EvaluationPicture(Callback, ABC, Generic[Found]):
         folder = evaluation_folder(trainer)
         if shown is None or folder is None:
             return
-        path = self._path(trainer, folder)
-        figure = self.draw(shown.found, f"{_named(folder)} · {shown.title}")
-        self._pixels = None if figure is None else render(figure)
-        if self._pixels is None:
-            path.unlink(missing_ok=True)  # an older plot would contradict the new result
-        else:
-            write_png(path, self._pixels)
+        title = f"{_named(folder)} · {shown.title}"
+        figures = {self.name: self.draw(shown.found, title), **self.draw_more(shown.found, title)}
+        self._pixels = {name: render(figure) for name, figure in figures.items() if figure is not None}
+        for name in figures:
+            path = folder / "plots" / f"{name}_{stage_of(trainer)}.png"
+            if name in self._pixels:
+                write_png(path, self._pixels[name])
+            else:
+                path.unlink(missing_ok=True)  # an older plot would contradict the new result
         self._drawn = monotonic()
-
-    def _path(self, trainer: Trainer, folder: Path) -> Path:
-        return folder / "plots" / f"{self.name}_{stage_of(trainer)}.png"
 
     def _to_loggers(self, trainer: Trainer) -> None:
         """Send the final plot only, because TensorBoard keeps every plot."""
-        if self._pixels is None:
-            return
-        send_picture(trainer, f"plots/{self.name}_{stage_of(trainer)}", self._pixels)
+        for name, pixels in self._pixels.items():
+            send_picture(trainer, f"plots/{name}_{stage_of(trainer)}", pixels)

@@ -1,6 +1,7 @@
 """The WorstMistakes callback: plots and lists the wrongly classified images with the highest confidence.
 
     plots/mistakes_test.png   mistakes_test.csv       which evaluation: see callbacks/pictures/evaluation.py
+    plots/mistakes_heat_test.png                      heat maps of the first of them, after test and validate
 
 Such images reveal wrong labels and classes that are hard to tell apart. Only the ``count`` worst images so far are kept, on the
 device and without synchronising with it. Several processes combine theirs at the end.
@@ -14,20 +15,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from torch import Tensor
 
 from callbacks.pictures.evaluation import EvaluationPicture, class_names_of, label_text, stage_of, write_table
 from callbacks.pictures.image_pixels import image_pixels
+from callbacks.pictures.mistake_heat import NAME_LENGTH, Mistake, draw_heat
 
 log = logging.getLogger(__name__)
-
-NAME_LENGTH = 20  # letters of a class name that fit into the width of a tile
 
 
 class Worst(NamedTuple):
@@ -46,17 +44,6 @@ class Worst(NamedTuple):
     predicted: Tensor
     place: Tensor
     image: Tensor
-
-
-class Mistake(NamedTuple):
-    """A wrongly classified image: uint8 pixels (H, W, C), true and predicted class, its probability in 0..1, index and file."""
-
-    pixels: NDArray[np.uint8]
-    true: str
-    predicted: str
-    probability: float
-    place: int
-    file: str | None
 
 
 class Mistakes(NamedTuple):
@@ -124,10 +111,7 @@ def _draw_mistake(axes: Axes, mistake: Mistake) -> None:
     one_line = f"{true} \N{RIGHTWARDS ARROW} {predicted}  {mistake.probability:.0%}"
     two_lines = f"{true}\n\N{RIGHTWARDS ARROW} {predicted}  {mistake.probability:.0%}"
     axes.set_xlabel(one_line if len(one_line) <= NAME_LENGTH else two_lines, fontsize=8.5)
-    place = (
-        Path(mistake.file).name if mistake.file is not None else f"no. {mistake.place}" if mistake.place >= 0 else ""
-    )
-    axes.set_title(label_text(place, 26), fontsize=7, color="#555555", pad=2)
+    axes.set_title(mistake.place_text, fontsize=7, color="#555555", pad=2)
 
 
 class WorstMistakes(EvaluationPicture[Mistakes]):
@@ -135,18 +119,24 @@ class WorstMistakes(EvaluationPicture[Mistakes]):
 
     If there are no mistakes, a message is logged and no file is written.
 
+    After ``test`` and ``validate``, not in a fit, ``plots/mistakes_heat_test.png`` shows the worst of them with what speaks for the
+    predicted and for the true class (Grad-CAM). This takes one more pass of these images.
+
     Args:
         count: Images to show, 1 to 400.
+        heat_maps: Images to show with heat maps, 0 to 400; 0: no such plot.
         every_s: Seconds between two drawings during training; the end of training is always drawn.
     """
 
     name: ClassVar[str] = "mistakes"
 
-    def __init__(self, count: int = 25, every_s: float = 10.0) -> None:
+    def __init__(self, count: int = 25, heat_maps: int = 8, every_s: float = 10.0) -> None:
         super().__init__(every_s)
         if not 1 <= count <= 400:
             raise ValueError(f"count: 1 to 400 images, got {count}")
-        self.count = count
+        if not 0 <= heat_maps <= 400:
+            raise ValueError(f"heat_maps: 0 to 400 images, got {heat_maps}")
+        self.count, self.heat_maps = count, heat_maps
         self._worst: Worst | None = None
         self._classes = 0
 
@@ -172,6 +162,7 @@ class WorstMistakes(EvaluationPicture[Mistakes]):
             parts = [pl_module.all_gather(values) for values in padded]  # (processes, n, ...)
             worst = first_of(Worst(*(values.flatten(0, 1) for values in parts)), self.count)  # type: ignore[union-attr]
         worst = Worst(*(values[worst.odds > -math.inf].cpu() for values in worst))
+        heat = self._heat(trainer, pl_module, worst)
         data = getattr(trainer, "datamodule", None)
         mean, std = ((getattr(pl_module, name, None) or getattr(data, name, None)) for name in ("mean", "std"))
         list_files = getattr(data, "files", None)
@@ -185,12 +176,31 @@ class WorstMistakes(EvaluationPicture[Mistakes]):
             worst.place.tolist(),
             strict=True,
         )
-        return Mistakes(
-            [
-                Mistake(pixels, names[label], names[other], chance, index, files[index] if files is not None else None)
-                for pixels, label, other, chance, index in rows
-            ]
-        )
+        found = [
+            Mistake(pixels, names[label], names[other], chance, index, files[index] if files is not None else None)
+            for pixels, label, other, chance, index in rows
+        ]
+        found[: len(heat)] = [one._replace(heat=maps.numpy()) for one, maps in zip(found, heat, strict=False)]
+        return Mistakes(found)
+
+    def _heat(self, trainer: Trainer, pl_module: LightningModule, worst: Worst) -> Sequence[Tensor]:
+        """Heat (2, H, W) of the predicted and the true class of the first mistakes; none in a fit, or if it is not known."""
+        count = min(self.heat_maps, self.count, len(worst.place))
+        if not count or stage_of(trainer) == "val":
+            return []
+        heat_maps = getattr(pl_module, "heat_maps", None)
+        try:
+            if heat_maps is None:
+                raise ValueError(f"a {type(pl_module).__name__} has no heat_maps")
+            maps: Tensor = heat_maps(worst.image[:count], torch.stack([worst.predicted, worst.label], dim=1)[:count])
+        except (ValueError, RuntimeError) as error:  # the results of the evaluation must not be lost for a picture
+            reason = " ".join(str(error).split())[:300].removeprefix("heat maps: ")
+            log.log(
+                logging.INFO if isinstance(error, ValueError) else logging.WARNING,
+                f"mistakes   shown without heat maps: {reason}",
+            )
+            return []
+        return list(maps.cpu())
 
     def write(self, folder: Path, stage: str, found: Mistakes) -> None:
         """Write a row for each image, worst first."""
@@ -210,6 +220,11 @@ class WorstMistakes(EvaluationPicture[Mistakes]):
     def draw(self, found: Mistakes, title: str) -> Figure | None:
         """Draw the grid."""
         return draw_mistakes(found.worst, f"{title} · most confident mistakes") if found.worst else None
+
+    def draw_more(self, found: Mistakes, title: str) -> dict[str, Figure | None]:
+        """Draw the heat maps, if there are any."""
+        shown = [one for one in found.worst if one.heat is not None]
+        return {"mistakes_heat": draw_heat(shown, f"{title} · most confident mistakes") if shown else None}
 
 
 def _padded(values: Tensor, count: int, fill: float) -> Tensor:

@@ -153,10 +153,8 @@ def central(path: Path | BinaryIO, size: Size, channels: int, share: float, leve
 
     image = _decoded(path, channels, levels, smallest)
     height, width = image.shape[1:]
-    # the largest part: as high or as wide as the picture
-    largest = (height, height * wide / tall) if height * wide <= width * tall else (width * tall / wide, width)
-    rows, columns = (max(1, round(share * side)) for side in largest)
-    return resized_box(image, ((height - rows) // 2, (width - columns) // 2, rows, columns), size)
+    top, left, rows, columns = central_box((height, width), (tall, wide), share)
+    return resized_box(image, (top, left, rows, columns), size)
 
 
 def letterboxed(path: Path | BinaryIO, size: Size, channels: int, fill: float, levels: Levels | None = None) -> Tensor:
@@ -181,13 +179,27 @@ def letterboxed(path: Path | BinaryIO, size: Size, channels: int, fill: float, l
 
     image = _decoded(path, channels, levels, smallest)
     height, width = image.shape[1:]
-    scale = min(tall / height, wide / width)
-    rows, columns = (min(most, max(1, round(scale * side))) for most, side in ((tall, height), (wide, width)))
+    top, left, rows, columns = letterbox((height, width), (tall, wide))
     value = round(255 * fill) if image.dtype == torch.uint8 else fill
     out = torch.full((tall, wide, channels), value, dtype=image.dtype).permute(2, 0, 1)
-    top, left = (tall - rows) // 2, (wide - columns) // 2
     out[:, top : top + rows, left : left + columns] = resized_box(image, (0, 0, height, width), (rows, columns))
     return out
+
+
+def central_box(picture: tuple[int, int], result: tuple[int, int], share: float) -> tuple[int, int, int, int]:
+    """Top, left, height and width of the central part of a picture (height, width); see `central`."""
+    (height, width), (tall, wide) = picture, result
+    # the largest part: as high or as wide as the picture
+    largest = (height, height * wide / tall) if height * wide <= width * tall else (width * tall / wide, width)
+    rows, columns = (max(1, round(share * side)) for side in largest)
+    return (height - rows) // 2, (width - columns) // 2, rows, columns
+
+
+def letterbox(picture: tuple[int, int], result: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Top, left, height and width that a picture (height, width) has in the result; see `letterboxed`."""
+    scale = min(most / side for most, side in zip(result, picture, strict=True))
+    rows, columns = (min(most, max(1, round(scale * side))) for most, side in zip(result, picture, strict=True))
+    return (result[0] - rows) // 2, (result[1] - columns) // 2, rows, columns
 
 
 def whole_picture(path: Path | BinaryIO, channels: int, levels: Levels | None = None) -> Tensor:

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
 from datamodules.images.checking import levels_of
-from datamodules.images.decoding import FULL, Levels, is_deep
+from datamodules.images.decoding import FULL, Levels, is_deep, whole_picture
 from datamodules.images.labelled import looked_at
 from datamodules.images.stacks import NO_RANGE
 from datamodules.images.unlabelled import GivenImages, Reading, given_images
@@ -81,6 +82,23 @@ class ImageTransform(RunTransform):
             self._report(wrong, pictures)
         except (MisconfigurationException, FileNotFoundError) as error:
             raise ValueError(str(error)) from None
+
+    def on_sample(self, sample: Any, values: Tensor) -> NDArray[np.float32]:
+        """See :class:`RunTransform`; a picture is upright, and of a tensor the values are returned as they are."""
+        pictures = self._listed(sample)
+        if len(pictures) != 1:
+            raise ValueError(f"one picture is needed, got {len(pictures)}")
+        (one,) = pictures
+        if isinstance(one, Image.Image):
+            width, height = ImageOps.exif_transpose(one).size
+        elif isinstance(one, Path):
+            height, width = whole_picture(one, self.reading.channels, self.reading.levels).shape[1:]
+        else:
+            height, width = values.shape if isinstance(one, Tensor) else one.shape[:2]
+        if isinstance(one, Tensor):
+            return values.numpy()
+        placed: NDArray[np.float32] = self.reading.on_picture(values, (height, width)).numpy()
+        return placed
 
     @staticmethod
     def _report(wrong: dict[str, str], pictures: Sequence[Picture]) -> None:

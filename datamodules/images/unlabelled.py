@@ -20,12 +20,13 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 from torch import Tensor
 
 from datamodules.images.checking import levels_of
-from datamodules.images.decoding import Levels, central, letterboxed, pixels_of, upright
+from datamodules.images.decoding import Levels, central, central_box, letterbox, letterboxed, pixels_of, upright
 from datamodules.images.formats import is_image, readable_formats
 from datamodules.images.labelled import looked_at
 from datamodules.images.unreadable import DAMAGED, report_unreadable
@@ -179,6 +180,29 @@ class Reading:
             image = upright(opened, self.channels).resize((wide, high), Image.Resampling.BICUBIC)
         values = np.asarray(image).reshape(high, wide, self.channels)
         return torch.from_numpy(values.transpose(2, 0, 1).copy())
+
+    def on_picture(self, values: Tensor, picture: tuple[int, int]) -> Tensor:
+        """Bring values on the network's input back onto the picture, bilinear; 0 where the network does not see it.
+
+        Args:
+            values: (H, W) of the input's size, float.
+            picture: Height and width of the picture, upright.
+
+        Returns:
+            (height, width) of the picture.
+        """
+        size = (values.shape[0], values.shape[1])
+        box = (0, 0, *picture)  # of the picture
+        if self.size is not None and self.fill is not None:
+            top, left, rows, columns = letterbox(picture, size)
+            values = values[top : top + rows, left : left + columns]
+        elif self.size is not None and self.share is not None:
+            box = central_box(picture, size, self.share)
+        top, left, rows, columns = box
+        out = torch.zeros(picture, dtype=values.dtype)
+        resized = F.interpolate(values[None, None], (rows, columns), mode="bilinear", align_corners=False)
+        out[top : top + rows, left : left + columns] = resized[0, 0]
+        return out
 
 
 def read_images(

@@ -28,7 +28,12 @@ from tools.report.run import STAGES, Run, class_report, epoch_seconds, read_conf
 LONG = 40  # a table with more rows is folded
 MOST = 200  # rows shown of a CSV file
 DRAWN = ("confusion", "per_class")  # CSV files and pictures that the report draws itself
-CAPTIONS = {"mistakes": "the most confident mistakes", "reliability": "reliability", "lr_find": "learning-rate sweep"}
+CAPTIONS = {
+    "mistakes_heat": "what speaks for the predicted and for the true class of the most confident mistakes",
+    "mistakes": "the most confident mistakes",
+    "reliability": "reliability",
+    "lr_find": "learning-rate sweep",
+}
 
 
 def sections(run: Run, target: Path) -> list[Section]:
