@@ -154,7 +154,8 @@ def _heat(body: nn.Module, leaf: Tensor, gradients: Tensor, size: tuple[int, int
         weights = torch.stack(
             [_as_map(body, one, size, prefix).mean(dim=(2, 3)) for one in gradients], dim=1
         )  # (B, n, D)
-        return torch.einsum("bnd,bdhw->bnhw", weights, maps).relu()
+        heat: Tensor = torch.einsum("bnd,bdhw->bnhw", weights, maps).relu()
+        return heat
 
 
 def _as_map(body: nn.Module, features: Tensor, size: tuple[int, int], prefix: int) -> Tensor:

@@ -99,6 +99,7 @@ def test_heat_equals_finite_differences(kind: str) -> None:
     assert found.shape[2:] == ((2, 1) if kind == "last axis" else (3, 2))  # in the proportions of the image
     assert expected.any()
     torch.testing.assert_close(found.flatten(2).double(), expected, rtol=1e-4, atol=1e-6)
+    assert not any(module._forward_pre_hooks for module in network.modules())
 
 
 def test_nothing_changes_and_frozen_weights_and_inference_mode_work() -> None:
@@ -116,7 +117,6 @@ def test_nothing_changes_and_frozen_weights_and_inference_mode_work() -> None:
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in network.parameters())
     assert torch.equal(torch.get_rng_state(), state)
-    assert not any(module._forward_pre_hooks for module in network.modules())
 
 
 def test_scaled_heat() -> None:
