@@ -70,7 +70,7 @@ class Explainable(BaseModule):
                 f"heat maps: the runtime {self._runtime} has no gradients; load the run with runtime torch"
             )
         with self.evaluating():
-            heat = grad_cam(self.explained_network, images.to(self.device, self.dtype), classes)
+            heat = grad_cam(self.explained_network, images.to(self.device, next(self.parameters()).dtype), classes)
         return scaled_heat(heat, (images.shape[2], images.shape[3]))
 
     @torch.no_grad()

@@ -163,7 +163,8 @@ def _as_map(body: nn.Module, features: Tensor, size: tuple[int, int], prefix: in
     if features.ndim == 4:
         return features.permute(0, 3, 1, 2) if getattr(body, "output_fmt", "NCHW") == "NHWC" else features
     patches = features[:, prefix:]
-    return patches.transpose(1, 2).unflatten(2, _grid(body, patches.shape[1], size))
+    placed: Tensor = patches.transpose(1, 2).unflatten(2, _grid(body, patches.shape[1], size))
+    return placed
 
 
 def _grid(body: nn.Module, count: int, size: tuple[int, int]) -> tuple[int, int]:

@@ -20,7 +20,8 @@ from torch import Tensor, tensor
 from callbacks.pictures import worst_mistakes as mistakes
 from callbacks.pictures.confusion_matrix import ConfusionMatrix
 from callbacks.pictures.image_pixels import image_pixels
-from callbacks.pictures.worst_mistakes import Mistake, Worst, WorstMistakes, draw_mistakes, merged, worst_mistakes
+from callbacks.pictures.mistake_heat import Mistake
+from callbacks.pictures.worst_mistakes import Worst, WorstMistakes, draw_mistakes, merged, worst_mistakes
 from callbacks.run_folder import RunFolder
 from foundation.plotting import render
 from tests.runs.killing import forked

@@ -37,7 +37,8 @@ def test_explain_a_picture_of_any_size(model: Classifier, photo: Path) -> None:
     (answer,) = model.classify(photo)
     assert (found.class_name, found.number) == (answer.class_name, answer.number)
     assert found.probability == pytest.approx(answer.probability)
-    assert (found.heat.shape, found.heat.dtype) == ((20, 31), np.float32)
+    assert found.heat.shape == (20, 31)
+    assert found.heat.dtype == np.float32
     assert 0 <= found.heat.min() <= found.heat.max() <= 1
     assert found.heat.any()
     same = [model.explain(one) for one in (str(photo), Image.open(photo), np.asarray(Image.open(photo)))]
@@ -135,7 +136,7 @@ def test_signals_and_the_packed_runtime_are_refused(model: Classifier, photo: Pa
     ids=["squeeze", "crop", "letterbox"],
 )
 def test_values_return_to_their_place_in_the_picture(
-    tmp_path: Path, framing: dict[str, float], seen: tuple[int, int, int, int]
+    tmp_path: Path, framing: dict[str, Any], seen: tuple[int, int, int, int]
 ) -> None:
     pixels = np.zeros((60, 40), np.uint8)
     pixels[22:30, 24:32] = 255
