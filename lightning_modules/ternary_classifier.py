@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -13,6 +15,8 @@ from lightning_modules.distillation import distillation_loss, load_teacher
 from lightning_modules.pretrained import StartsFromWeights, other_run, read_weights
 from networks import ResNet, build_resnet, own_names, public_names, ternary_shares, warm_start
 from networks.integer import PackedGpuRuntime, PackedRuntime
+
+log = logging.getLogger(__name__)
 
 LIKE_TEACHER = ("num_classes", "class_names", "in_channels", "image_size", "mean", "std")
 """Settings in which a teacher must equal the run."""
@@ -100,6 +104,12 @@ class TernaryClassifier(StartsFromWeights):
                 text = str(error).removeprefix(f"{self.init_from}: ")
                 other = other_run(self.init_from, self) if "the weights" in text else ""
                 raise ValueError(f"init_from: {self.init_from}: {text}{other}") from error
+            source = Path(self.init_from).resolve()
+            if source.is_file() and not any((folder / "config.yaml").is_file() for folder in source.parents[:2]):
+                log.info(
+                    "init_from: a file does not tell which images it was trained on; if the validation images are among them, "
+                    "val metrics are too good and the best epoch is an early one: then use the last (test --ckpt last)"
+                )
         return []
 
     def use_packed_runtime(self) -> None:

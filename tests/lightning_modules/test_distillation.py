@@ -111,18 +111,24 @@ def test_class_weights_count_for_the_teachers_part_too() -> None:
 
 
 @pytest.mark.parametrize("source", ["", "checkpoints/best.ckpt", "weights.safetensors"])
-def test_init_from_a_run_loads_its_averaged_weights(finished: Path, source: str) -> None:
+def test_init_from_a_run_loads_its_averaged_weights(
+    finished: Path, source: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     state = started(finished, init_from=str(finished / source)).network.state_dict()
     weights = load_file(finished / "weights.safetensors")
     assert state.keys() == weights.keys()
     assert all(torch.equal(state[name], weights[name]) for name in weights)
+    assert "does not tell" not in caplog.text  # a run has the same validation images
 
 
-def test_ternary_network_starts_from_its_full_precision_twin(tmp_path: Path) -> None:
+def test_ternary_network_starts_from_its_full_precision_twin(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     torch.manual_seed(5)
     twin = TernaryClassifier(**SHAPE, quantizer="none").network.state_dict()
     save_file({name: tensor.contiguous() for name, tensor in twin.items()}, tmp_path / "twin.safetensors")
     network = started(tmp_path, init_from=str(tmp_path / "twin.safetensors")).network
+    assert "a file does not tell which images it was trained on" in caplog.text
     for name, layer in ternary_layers(network).items():
         assert torch.equal(layer.weight, twin[f"{name}.weight"])
         positive = layer.ternary().positive
