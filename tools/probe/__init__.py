@@ -1,0 +1,1 @@
+"""Compares frozen backbones on a data set by a kNN and a linear probe; see docs/probe.md."""
