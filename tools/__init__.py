@@ -8,6 +8,8 @@ experiments       runs and resumes named overlays on a configuration, and compar
 export            writes a ternary run as a packed file, and verifies the file                (docs/export.md)
 inspect_data      checks and describes a data set before training                             (docs/tools.md)
 loader_benchmark  finds the fastest number of workers and prefetch, writes an overlay         (docs/tools.md)
+outliers          scores how far images are from what a run knows: energy, AUROC            (docs/outliers.md)
+probe             compares frozen backbones on a data set by a kNN and a linear probe         (docs/probe.md)
 profile_model     measures time, memory and the best batch size of a configuration            (docs/profile_model.md)
 replay            computes the failed step of a run again: what is not finite first           (docs/reliability.md)
 report            writes the report of a run as Markdown and as one HTML file                 (docs/report.md)

@@ -14,6 +14,7 @@ import shlex
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import takewhile
 from typing import Any
 
 import pytest
@@ -75,6 +76,18 @@ SHORT_OF_TOOL = {
     "tools.signal_pictures": "--data 'data/UCI HAR Dataset' --number 3",
 }
 """Flags that are appended to a tool's."""
+PROBE = [
+    "--data.image_size",
+    "32",
+    "--data.workers",
+    "0",
+    "--data.batch_size",
+    "8",
+    "--k",
+    "3",
+    "--trainer.accelerator",
+    "cpu",
+]
 
 
 def is_run(command: Command) -> bool:
@@ -93,6 +106,8 @@ def runs_by_default(command: Command) -> bool:
         "sweep_heads",
         "calibrate",
         "experiments",
+        "outliers",
+        "probe",
     )
     dear = any(word in command.words for word in ("HAR_RUN_DIR", "configs/cifar_ternary.yaml", "--model.weights"))
     return command.place.startswith("README.md") and command.module.removeprefix("tools.") not in slow and not dear
@@ -174,6 +189,9 @@ def test_command_runs(command: Command, workplace: Workplace, monkeypatch: pytes
         added = ["--data.batch_size", "8", "--c", "0.1", "1"]
     if "--budget" in arguments:  # the two tiny networks cost the same
         added = ["--budget", "1.5"]
+    if command.module == "tools.probe":  # nothing is downloaded
+        names = list(takewhile(lambda word: not word.startswith("-"), arguments[arguments.index("--backbones") + 1 :]))
+        added = [*PROBE, "--weights", *(f"{name}=random" for name in names)]
     tool = import_module(f"{command.module}.__main__")
     assert code_of(lambda: tool.main([*arguments, *added])) == 0
 

@@ -153,7 +153,7 @@ class Workplace:
         labelled = TABLES.get(Path(table or "").name)
         for word in command.arguments:
             name = next((name for name in RUN_WORDS if word == name or word.startswith(f"{name}/")), None)
-            if word == "FILE" or word.startswith("mobilenetv2"):
+            if word == "FILE" or (word.startswith("mobilenetv2") and word.endswith(".safetensors") and "=" not in word):
                 self.copy_run("image", "runs/image")
                 found.append("runs/image/weights.safetensors")
             elif labelled is not None and word.partition("/")[0] == "FOLDER":

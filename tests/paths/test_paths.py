@@ -36,6 +36,7 @@ CHEAP = {
     "tools.profile_model": ["--batch_sizes", "2", "--steps", "1", "--device", "cpu", "--output", "profile"],
     "tools.cascade": ["--repeats", "1", "--output", "cascade"],
     "tools.inspect_data": ["--output", "inspected"],
+    "tools.probe": ["--k", "3", "--data.image_size", "32", "--data.workers", "0", "--output", "probed"],
     "tools.sweep_heads": ["--config", str(TINY / "cascade_cached_tiny.yaml"), "--epochs", "1", "--output", "SWEEP"],
 }
 """Flags that make a tool quick, or its output go into the test's folder."""

@@ -106,8 +106,6 @@ class _ExtractionCLI(VisionCLI):
     def _of_data(self, name: str, data: Any) -> Any:
         self._common = True
         value = super()._of_data(name, data)
-        if absent := [split for split in self.wanted if split not in data.labelled_splits]:
-            raise CommonError(f"the data has no {absent[0]} split; there are {', '.join(data.labelled_splits)}")
         self._common = False
         return value
 
@@ -117,7 +115,8 @@ class _ExtractionCLI(VisionCLI):
 
     def predict(self, model: LightningModule, datamodule: Any) -> None:
         """Extract what is missing, then measure the network, unless an earlier start did on the same device."""
-        self._common = False
+        if absent := [split for split in self.wanted if split not in datamodule.labelled_splits]:
+            raise CommonError(f"the data has no {absent[0]} split; there are {', '.join(datamodule.labelled_splits)}")
         super().predict(model, datamodule)
         device = self.trainer.strategy.root_device
         about = model.backbone_identity()  # type: ignore[operator]
