@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     add("--backbones", nargs="+", required=True, metavar="NAME", help="networks of timm, such as resnet50.a1_in1k")
     add("--config", action="append", metavar="FILE", help=f"configuration of the data, and overlays ({DEFAULT})")
     add("--weights", nargs="+", default=[], metavar="NAME=FILE", help="a file of weights; NAME=random for random ones")
-    add("--overlay", nargs="+", default=[], metavar="NAME=FILE", help="settings of one backbone alone, a YAML file")
+    add("--overlay", nargs="+", default=[], metavar="NAME=FILE", help="settings of one backbone, a YAML file")
     add("--k", type=int, default=20, help="neighbours of the kNN probe (default: 20)")
     add("--temperature", type=float, default=0.07, metavar="T", help="of the votes of the neighbours (default: 0.07)")
     add(

@@ -2,7 +2,7 @@
 
 --backbones NAME ...        networks of timm, with or without a tag of weights: resnet50.a1_in1k
 --weights NAME=FILE         its weights from a file; NAME=random takes random ones, which the table says
---overlay NAME=FILE.yaml    settings of this backbone alone, such as its padding and normalisation
+--overlay NAME=FILE.yaml    settings of this backbone only, such as its padding and normalisation
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Backbone:
     Args:
         name: As given.
         weights: ``pretrained``, ``random``, or the path of a file.
-        overlay: Configuration with settings of this backbone alone.
+        overlay: Configuration with settings of this backbone only.
     """
 
     name: str

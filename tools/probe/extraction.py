@@ -42,7 +42,7 @@ class Cost:
         device: Name of the device.
         precision: Precision of the Trainer.
         shape: Shape of the timed batch.
-        ms_per_image: Milliseconds per image of the network alone, median over batches.
+        ms_per_image: Milliseconds per image of the network without its loader, median over batches.
         parameters: Number of weights of the network without its classifier.
     """
 
@@ -87,7 +87,8 @@ class _Lines(Callback):
 class _ExtractionCLI(VisionCLI):
     """``main.py predict`` with the feature writer and progress lines as its only callbacks."""
 
-    name, record, wanted = "", Path(), ()
+    name, record = "", Path()
+    wanted: tuple[str, ...] = ()
     cost: Cost
 
     def run(self) -> None:
@@ -154,7 +155,7 @@ def device_name(device: torch.device) -> str:
 
 
 def milliseconds(model: Any, device: torch.device, shape: Sequence[int], trainer: Trainer) -> float:
-    """Median time of an image in ms: the network alone on a batch of random images, after two batches of warm-up."""
+    """Median time of an image in ms: the network on a batch of random images, after two batches of warm-up."""
     model.to(device)
     draw = torch.Generator().manual_seed(0)
     image = torch.randn(*shape, generator=draw).to(device)
