@@ -41,8 +41,8 @@ class _ImagesCLI(VisionCLI):
         given_images(datamodule.images, channels)  # a wrong path is refused before the network is loaded
         outputs = self.trainer.predict(model, datamodule=datamodule, ckpt_path=str(checkpoint), weights_only=True) or []
         names = datamodule.predicted_files()
-        self.logits = torch.cat([batch["logits"].float().cpu() for batch in outputs])  # type: ignore[index, call-overload]
-        self.files = [names[place] for batch in outputs for place in batch["index"].tolist()]  # type: ignore[index, call-overload]
+        self.logits = torch.cat([batch["logits"].float().cpu() for batch in outputs])  # type: ignore[call-overload]
+        self.files = [names[place] for batch in outputs for place in batch["index"].tolist()]  # type: ignore[call-overload]
 
 
 def image_logits(

@@ -31,7 +31,7 @@ def auroc(known: Scores, others: Scores) -> float:
         others: Scores (M,) of others, at least one.
     """
     ranked = np.sort(others)
-    below, up_to = (np.searchsorted(ranked, known, side=side) for side in ("left", "right"))  # type: ignore[call-overload]
+    below, up_to = (np.searchsorted(ranked, known, side=side) for side in ("left", "right"))
     return float((below + up_to).mean() / (2 * len(others)))
 
 
