@@ -154,7 +154,7 @@ def outliers(options: argparse.Namespace, flags: Sequence[str]) -> int:
     )
     write_png(
         output / "outliers.png",
-        render(histogram(known, others, threshold, (f"{options.split} split", options.images), title)),
+        render(histogram(known, others, threshold, (f"{options.split} split", given.name), title)),
     )
     write_json(
         output / "outliers.json",
