@@ -154,8 +154,9 @@ class Workplace:
         for word in command.arguments:
             name = next((name for name in RUN_WORDS if word == name or word.startswith(f"{name}/")), None)
             if word == "FILE" or (word.startswith("mobilenetv2") and word.endswith(".safetensors") and "=" not in word):
-                self.copy_run("image", "runs/image")
-                found.append("runs/image/weights.safetensors")
+                kind = "twin" if any("cifar_ternary" in word for word in command.words) else "image"
+                self.copy_run(kind, f"runs/{kind}")
+                found.append(f"runs/{kind}/weights.safetensors")
             elif labelled is not None and word.partition("/")[0] == "FOLDER":
                 found.append(word.replace("FOLDER", labelled))
             elif word in ("runs/NAME/SMALL", "runs/NAME/LARGE", "runs/NAME/*", "runs/OTHER/*"):
