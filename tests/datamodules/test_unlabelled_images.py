@@ -4,6 +4,7 @@ import csv
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from PIL import Image
 
 from cli import main
 from datamodules import DigitsDataModule
-from datamodules.images.unlabelled import GivenImages, given_images, read_images
+from datamodules.images.unlabelled import GivenImages, Reading, given_images, read_images
+from tests.docs.commands import ROOT, blocks_of
 from tests.runs.killing import forked
 
 
@@ -55,6 +57,21 @@ def test_the_whole_image_is_resized_with_antialiasing(tmp_path: Path) -> None:
     expected = F.interpolate(values, (16, 16), mode="bicubic", antialias=True, align_corners=False)[0]
     found = read_one(tmp_path / "wide", 16, 3)
     assert (found - expected.clamp(0, 255)).abs().max() <= 1.5
+
+
+@pytest.mark.parametrize(("name", "size", "crop"), [("a.png", 33, 0.875), ("a.jpg", 24, 0.9), ("a.jpg", 64, 1.0)])
+def test_the_recipe_for_an_onnx_file_reads_the_pixels_of_predict(
+    tmp_path: Path, name: str, size: int, crop: float
+) -> None:
+    blocks = blocks_of(ROOT / "docs" / "using_a_run.md")
+    (recipe,) = (block.text for block in blocks if "def network_input(" in block.text)
+    namespace: dict[str, Any] = {}
+    exec(recipe, namespace)
+    exif = Image.Exif()
+    exif[274] = 6  # turned by 90 degrees
+    Image.fromarray(picture((33, 50, 3))).resize((301, 200)).save(tmp_path / name, exif=exif, quality=95)
+    expected = Reading(size, 3, crop).pixels(tmp_path / name)
+    assert np.abs(namespace["network_input"](tmp_path / name, size, crop) * 255 - expected.numpy()).max() < 1.01
 
 
 def test_orientation_of_a_photograph(tmp_path: Path) -> None:
