@@ -31,11 +31,16 @@ def check_renewable(trainer: Trainer, pl_module: LightningModule, setting: str) 
     """
     if not trained_batch_norms(pl_module):
         raise MisconfigurationException(f"{setting}: no batch norm is trained in this network; set it to 0")
-    if _training_split(trainer) is None:
+    if not in_memory(trainer):
         name = type(trainer.datamodule).__name__  # type: ignore[attr-defined]
         raise MisconfigurationException(
             f"{setting}: needs training data in memory, as CIFAR10DataModule provides, not {name}; set it to 0"
         )
+
+
+def in_memory(trainer: Trainer) -> bool:
+    """Whether the training samples are in memory, so that `renew_batch_statistics` can read them."""
+    return _training_split(trainer) is not None
 
 
 def _training_split(trainer: Trainer) -> dict[str, Tensor] | None:

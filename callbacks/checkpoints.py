@@ -32,6 +32,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from callbacks.early_stopping import EarlyStopping, check_monitored
 from callbacks.ema import EMA
 from callbacks.failures.disk import check_space
+from callbacks.failures.explosion import way_on
 from callbacks.failures.non_finite import NonFiniteError
 from callbacks.find_callbacks import find_callbacks
 from callbacks.run_folder import log_line, run_folder
@@ -338,9 +339,9 @@ class Checkpoints(Checkpoint):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.folder))
         for key, tensor in trainer.lightning_module.state_dict().items():
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                raise NonFiniteError(
-                    f"weights became non-finite by step {trainer.global_step}: {key}; {name} was not written"
-                )
+                what = f"weights became non-finite by step {trainer.global_step}: {key}; {name} was not written"
+                way = way_on(trainer, trainer.lightning_module, self.folder.parent)
+                raise NonFiniteError("\n".join((what, "; ".join(way))))
         trainer.save_checkpoint(self.folder / name)
         return self.folder / name
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from callbacks.failures.explosion import absurd_result, exploded_in, guessing_loss
 from callbacks.progress.lines import is_loss_again
 from cli.resume import RunCheckpoint, describe, flatten, read, read_best
 from cli.run_flags import RunFlags, UsageError
@@ -210,6 +211,8 @@ def _predicted_in(folder: Path) -> str | None:
 def record_predictions(folder: Path, source: str, checkpoint: Path, kept: str = "") -> None:
     """Write predictions.json, after predictions.csv: what that is of and the checkpoint; print `kept`.
 
+    Warns of a checkpoint whose validation loss had exploded.
+
     Args:
         folder: The folder of the predictions, as the next and the last value from :func:`predictions_folder`.
         source: What they are of.
@@ -217,6 +220,11 @@ def record_predictions(folder: Path, source: str, checkpoint: Path, kept: str = 
         kept: Which earlier predictions stay.
     """
     write_json(folder / "predictions.json", {"source": source, "checkpoint": checkpoint.name})
+    if (loss := exploded_in(read(checkpoint))) is not None:
+        log.warning(
+            f"the loss of {checkpoint} had exploded (val/loss {loss:.3g}): its predictions mean little; train a new run with a "
+            "lower --model.lr"
+        )
     if kept:
         log.info(kept)
 
@@ -233,6 +241,7 @@ def report_results(
     checkpoint: Path,
     results: Any,
     changed: dict[str, Any],
+    model: object,
     data: DataModule,
     run: Path | None,
     target: Path | None,
@@ -245,6 +254,7 @@ def report_results(
         checkpoint: The evaluated checkpoint.
         results: What the Trainer returned: metrics by name, for each loader.
         changed: Result of :func:`overrides`.
+        model: The evaluated module.
         data: The datamodule.
         run: The run folder, or None.
         target: Folder for the results: ``run``, one of its evaluations, or None to write nothing.
@@ -252,6 +262,10 @@ def report_results(
     """
     metrics = {name: value for result in results for name, value in result.items()}
     log.info(f"{command}  {describe(checkpoint)}\n{_listed(metrics, read_best(checkpoint).get('metric', ''))}")
+    name = f"{SPLITS[command]}/loss"
+    loss = float(metrics.get(name, 0.0))
+    if text := absurd_result(name, loss, guessing_loss(model, data.num_classes)):
+        log.warning(text)
     for name, (was, now) in changed.items():
         log.info("      with {} {} (the run: {})".format(name, *shown_difference(now, was)))
     of_one_view = {name: value for result in plain or [] for name, value in result.items()}

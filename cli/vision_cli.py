@@ -380,4 +380,6 @@ class VisionCLI(LightningCLI):
         changed = runtimes.changed(self.flags) | test_time.changed(self.flags)
         if self.flags.command != "fit":
             changed |= evaluation.changed_settings(self.source, self.config_dict(), checkpoint, self.model, LINKED)
-        evaluation.report_results(command, checkpoint, results, changed, self.datamodule, folder, target, plain)
+        evaluation.report_results(
+            command, checkpoint, results, changed, self.model, self.datamodule, folder, target, plain
+        )

@@ -2,11 +2,13 @@
 
     warning: no positive pixel predicted for 'segment pothole' in 3 validations: the network has collapsed; change ...
     warning: only class 'cat' was predicted in 3 validations: the network has collapsed; change --model.lr (now 0.1) ...
-    warning: val/loss was 549 in 3 validations: the loss has exploded; change --model.lr (now 0.5, try 0.05)
+    warning: val/loss was 63.7 to 549 in 3 validations: the loss has exploded; change --model.lr (now 0.5, try 0.05)
+    warning: val/loss was 1.04e+19: the loss has exploded; change --model.lr (now 0.5, try 0.0312)
     warning: --model.lr 0.5 is for the 256 samples of a step in the configuration, here a step has 16: the loss may explode; ...
 
 A line appears when the validations in a row that found the same reach 3, 10, 30, 100, ..., and at the end of a fit if the latest
-validation found something that no line has said yet. With EMA, the averaged weights count. The numbers are in the checkpoint.
+validation found something that no line has said yet; an absurd loss is said at once
+(callbacks/failures/explosion.py). With EMA, the averaged weights count. The numbers are in the checkpoint.
 Classes are counted here; masks are counted by the module, which chooses the thresholds (lightning_modules/segmentation_module.py).
 """
 
@@ -20,6 +22,15 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from callbacks.failures.explosion import (
+    ABSURD,
+    EXPLODED,
+    guessing_loss,
+    is_over,
+    lower_rate,
+    only_in_validation,
+    samples_of_step,
+)
 from callbacks.find_callbacks import find_callbacks
 from callbacks.learning_rate_finder import LearningRateFinder
 
@@ -35,8 +46,6 @@ ALL_LABELS = "every label had a probability above 0.5 in every image"
 NO_LABEL = "no label had a probability of 0.5 in any image"
 SMALLER = 2
 """A rate is too high for its batch if the configuration file has at least this many times the samples in an optimiser step."""
-EXPLODED = 10.0
-"""A classifier's validation loss has exploded above this many times the loss of guessing (ln K; ln 2 with several labels)."""
 IMBALANCED = 1.5
 """Class weights are named if the largest class has more than this many times the training samples of the smallest one."""
 # settings of the data and of the module, each with a value that makes a network predict more of what it lacks
@@ -66,12 +75,18 @@ class WarnOnCollapse(Callback):
     Attributes:
         found: Validations in a row and the latest one's text, by prompt, or ``classes``, ``labels`` or ``loss``.
         said: Entries of ``found`` that a line has said.
+        losses: Lowest and highest loss of the validations in a row that found an exploded one.
+        exploded: The latest validation's loss if it had exploded, else None.
     """
 
     def __init__(self, recipe: tuple[float, int] | None = None) -> None:
         self.recipe = recipe
         self.found: dict[str, tuple[int, str]] = {}
         self.said: set[str] = set()
+        self.losses: list[float] = []
+        self.exploded: float | None = None
+        self._train_loss: Tensor | None = None  # sum over the steps of the epoch, on the device
+        self._train_steps = 0
         # the lowest predicted class, minus the highest one; the same of the true classes; with several labels, of the logits and
         # of the 0 and 1 of the truth
         self._extremes: Tensor | None = None
@@ -79,18 +94,32 @@ class WarnOnCollapse(Callback):
         self._several = False
 
     def state_dict(self) -> dict[str, Any]:
-        """The counts and texts."""
-        return {"found": {key: list(entry) for key, entry in self.found.items()}, "said": sorted(self.said)}
+        """The counts and texts, and an exploded loss."""
+        found = {key: list(entry) for key, entry in self.found.items()}
+        return {"found": found, "said": sorted(self.said), "losses": self.losses, "exploded": self.exploded}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the counts and texts."""
+        """Restore them; older checkpoints have no losses."""
         self.found = {key: (int(count), str(text)) for key, (count, text) in state_dict["found"].items()}
         self.said = {*state_dict["said"]}
+        self.losses, self.exploded = [*state_dict.get("losses", ())], state_dict.get("exploded")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say that the configuration's learning rate is for a larger batch, before the first step."""
         if trainer.global_step == 0 and (text := rate_of_larger_batch(trainer, pl_module, self.recipe)):
             log.warning(text)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the training loss of the previous epoch."""
+        self._train_loss, self._train_steps = None, 0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Add the loss of a step, on its device."""
+        loss = outputs["loss"].detach()
+        self._train_loss = loss.clone() if self._train_loss is None else self._train_loss + loss
+        self._train_steps += 1
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reset the classes of the previous validation."""
@@ -126,9 +155,12 @@ class WarnOnCollapse(Callback):
         }
         self.found = {key: (self.found.get(key, (0, ""))[0] + 1, text) for key, text in texts.items()}
         self.said &= self.found.keys()
+        absurd = is_over(self._loss(trainer), ABSURD, self._guessing(pl_module))
         for key, (count, text) in self.found.items():
             if is_due(count):
                 self._say(key, f"{text} in {count} validations", trainer, pl_module, collapsed=True)
+            elif key == "loss" and absurd and key not in self.said:
+                self._say(key, text if count == 1 else f"{text} in {count} validations", trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what the latest validation found, unless a line has said it."""
@@ -138,18 +170,24 @@ class WarnOnCollapse(Callback):
                 self._say(key, f"{text} in the last {last}", trainer, pl_module)
 
     def _of_classes(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, str]:
-        """What this validation found of classes or labels, else of the loss."""
-        found = self._only_class(trainer, pl_module)
-        return found or ({"loss": f"val/loss was {self._loss(trainer):.3g}"} if self._exploded(trainer) else {})
+        """What this validation found of an absurd loss, else of classes or labels, else of an exploded loss."""
+        loss, guessing = self._loss(trainer), self._guessing(pl_module)
+        self.exploded = loss if is_over(loss, EXPLODED, guessing) else None
+        found = {} if is_over(loss, ABSURD, guessing) else self._only_class(trainer, pl_module)
+        if found or self.exploded is None:
+            self.losses = []
+            return found
+        ordered = sorted([*self.losses, loss], key=lambda value: (math.isnan(value), value))
+        self.losses = [ordered[0], ordered[-1]]
+        return {"loss": f"val/loss was {' to '.join(dict.fromkeys(f'{value:.3g}' for value in self.losses))}"}
 
     @staticmethod
     def _loss(trainer: Trainer) -> float:
         return float(getattr(trainer, "callback_metrics", {}).get("val/loss", 0.0))
 
-    def _exploded(self, trainer: Trainer) -> bool:
-        """Whether the validation loss of a classifier is far above that of guessing, or not finite."""
-        loss, outputs = self._loss(trainer), 2 if self._several else self._outputs
-        return outputs > 1 and not loss <= EXPLODED * math.log(outputs)  # not finite: no comparison holds
+    def _guessing(self, pl_module: LightningModule) -> float | None:
+        """Loss of guessing, in nats; None where it is not known."""
+        return math.log(2) if self._several else guessing_loss(pl_module, self._outputs)
 
     def _only_class(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, str]:
         if self._extremes is None:
@@ -170,11 +208,15 @@ class WarnOnCollapse(Callback):
     def _say(self, key: str, text: str, trainer: Trainer, pl_module: LightningModule, collapsed: bool = False) -> None:
         self.said.add(key)
         lacking = not text.startswith((TEXTS["all"], ALL_LABELS))
-        exploded = self._exploded(trainer)
-        changes = remedies(trainer, pl_module, lacking, exploded, self.recipe)
         why = ": the network has collapsed" if collapsed else ""
-        if exploded:
-            why = ": the loss has exploded" + ("" if key == "loss" else f" (val/loss {self._loss(trainer):.3g})")
+        if self.exploded is not None:
+            mean = None if self._train_loss is None else float(self._train_loss) / self._train_steps
+            fits = not rate_of_larger_batch(trainer, pl_module, self.recipe)
+            if fits and (cause := only_in_validation(trainer, pl_module, mean, self._guessing(pl_module))):
+                log.warning(f"{text}: {cause}")
+                return
+            why = ": the loss has exploded" + ("" if key == "loss" else f" (val/loss {self.exploded:.3g})")
+        changes = remedies(trainer, pl_module, lacking, self.exploded is not None, self.recipe)
         log.warning(f"{text}{why}; change {', '.join(changes)}")
 
 
@@ -204,20 +246,9 @@ def remedies(
         if now is not None and now != better and not (name == "class_weights" and _balanced(owners["data"])):
             found.append(f"--{part}.{name} (now {now}, try {better})")
     if exploded:
-        return [f"--model.lr (now {pl_module.lr:g}, try {lower_rate(trainer, pl_module, recipe):g})", *found]
+        return [f"--model.lr (now {pl_module.lr:g}, try {lower_rate(trainer, pl_module, recipe):.3g})", *found]
     epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else "no limit"
     return [*found, f"--model.lr (now {pl_module.lr:g})", f"--trainer.max_epochs (now {epochs})"]
-
-
-def lower_rate(trainer: Trainer, pl_module: LightningModule, recipe: tuple[float, int] | None) -> float:
-    """The recipe's learning rate in proportion to the batch, if that is lower than the rate now; else a tenth of the rate now."""
-    now = float(pl_module.lr)  # type: ignore[arg-type]
-    if recipe is not None:
-        rate, recipe_batch = recipe
-        scaled = rate * _samples_of_step(trainer, recipe_batch) / recipe_batch
-        if scaled < now:
-            return scaled
-    return now / 10
 
 
 def rate_of_larger_batch(trainer: Trainer, pl_module: LightningModule, recipe: tuple[float, int] | None) -> str:
@@ -228,19 +259,13 @@ def rate_of_larger_batch(trainer: Trainer, pl_module: LightningModule, recipe: t
     if recipe is None or getattr(pl_module, "optimizer_name", "") != "sgd" or float(pl_module.lr) != recipe[0]:  # type: ignore[arg-type]
         return ""
     rate, recipe_batch = recipe
-    samples = _samples_of_step(trainer, recipe_batch)
+    samples = samples_of_step(trainer, recipe_batch)
     if samples * SMALLER > recipe_batch or find_callbacks(trainer, LearningRateFinder):
         return ""
     return (
         f"--model.lr {rate:g} is for the {recipe_batch} samples of a step in the configuration, here a step has {samples}: the "
         f"loss may explode; give --model.lr {rate * samples / recipe_batch:.3g}, in proportion"
     )
-
-
-def _samples_of_step(trainer: Trainer, unknown: int) -> int:
-    """Samples of an optimiser step over all processes; ``unknown`` a batch if the data has no batch size."""
-    size = int(getattr(getattr(trainer, "datamodule", None), "batch_size", unknown))
-    return size * trainer.world_size * int(getattr(trainer, "accumulate_grad_batches", 1))
 
 
 def _balanced(data: object) -> bool:

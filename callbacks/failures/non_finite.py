@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from callbacks.failures.explosion import way_on
 from callbacks.failures.failed_step import NAMED, bad_inputs, keep_step, names_of
 from callbacks.run_folder import run_folder
 from foundation.project import as_typed
@@ -94,11 +95,10 @@ class StopOnNonFinite(Callback):
             lines.append(f"its input is not finite: {', '.join(inputs)}")
         if kept is not None and folder is not None:
             lines.append(f"the step is kept: {as_typed(f'python -m tools.replay {shlex.quote(str(folder))}')}")
-        last = f"last good checkpoint: {folder / 'checkpoints' / 'last.ckpt'}" if folder else "nothing was saved"
+        last, advice = way_on(trainer, pl_module, folder)
         again = (
             "" if kept is not None or folder is None else "; --resume with --non_finite.check_every 1 keeps the step"
         )
-        advice = "try a lower --model.lr, --model.warmup_epochs 1 or --trainer.gradient_clip_val 1.0"
         lines.append(f"{last}{again}" if inputs else f"{last}{again}; {advice}")
         raise NonFiniteError("\n".join(lines))
 

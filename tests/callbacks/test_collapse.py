@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from callbacks import WarnOnCollapse
+from callbacks import EMA, WarnOnCollapse
 from callbacks.failures.collapse import is_due
 from cli import main
 from cli.trainer.run_callbacks import recipe_of
@@ -70,7 +70,7 @@ def said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> p
         (3.0, None, [5, 5, 5], "the network has collapsed; change --model.lr (now 0.1), --trainer.max_epochs (now 7)"),
         (3.0, None, [9, 5, 5], "the network has collapsed; change --model.class_weights (now none, try balanced), --model.lr (now"),
         (12.0, None, [5, 5, 5], "the loss has exploded (val/loss 12); change --model.lr (now 0.1, try 0.01)"),
-        (float("nan"), (0.1, 128), [5, 5, 5], "the loss has exploded (val/loss nan); change --model.lr (now 0.1, try 0.0125)"),
+        (99.0, (0.1, 128), [5, 5, 5], "the loss has exploded (val/loss 99); change --model.lr (now 0.1, try 0.0125)"),
         (12.0, (0.1, 16), [9, 5, 5], "exploded (val/loss 12); change --model.lr (now 0.1, try 0.01), --model.class_weights"),
     ],
 )  # fmt: skip
@@ -90,6 +90,72 @@ def test_an_exploded_loss_of_several_predicted_classes(said: pytest.LogCaptureFi
     assert said.messages == [
         "val/loss was 11.1 in 3 validations: the loss has exploded; change --model.lr (now 0.1, try 0.01)"
     ]
+
+
+def test_an_absurd_loss_is_said_at_the_first_validation_and_its_range_later(said: pytest.LogCaptureFixture) -> None:
+    fit = Fit(WarnOnCollapse((0.1, 128)), loss=1099.0)  # a thousand times ln 3 is 1,098.6
+    change = ": the loss has exploded; change --model.lr (now 0.1, try 0.0125)"
+    fit.validate([1, 1])
+    assert said.messages == [f"val/loss was 1.1e+03{change}"]
+    fit.trainer.callback_metrics["val/loss"] = torch.tensor(63.75)
+    fit.validate([1, 2])
+    fit.trainer.callback_metrics["val/loss"] = torch.tensor(float("nan"))
+    second = WarnOnCollapse((0.1, 128))
+    second.load_state_dict(fit.callback.state_dict())  # a resumed run
+    fit.callback = second
+    fit.validate([1, 2])
+    fit.end()
+    assert said.messages[1:] == [f"val/loss was 63.8 to nan in 3 validations{change}"]
+    assert str(second.state_dict()["exploded"]) == "nan"
+    fit.trainer.callback_metrics["val/loss"] = torch.tensor(1.0)
+    fit.validate([1, 2])
+    assert (second.losses, second.exploded) == ([], None)
+
+
+def test_masks_with_an_absurd_loss(said: pytest.LogCaptureFixture) -> None:
+    Fit(WarnOnCollapse(), loss=3000.0, collapsed={}, pos_weight=1.0).validate()
+    (line,) = said.messages
+    assert line.startswith("val/loss was 3e+03: the loss has exploded; change --model.lr (now 0.1, try 0.01)")
+
+
+class Normed(torch.nn.Module):
+    """A module with a batch norm."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(2)
+        for name, value in {"lr": 0.1, "class_names": ["cat", "dog", "emu"], **settings}.items():
+            setattr(self, name, value)
+
+
+@pytest.mark.parametrize(
+    ("train_loss", "average", "settings", "changes"),
+    [
+        (3.2, None, {}, "not --model.lr, but more --trainer.max_epochs (now 7), a larger --data.batch_size (now 16)"),
+        (3.2, None, {"freeze_part": "none", "weights": "a.ckpt"}, "--data.batch_size (now 16), --model.freeze norm_statistics"),
+        (3.2, EMA(0.99), {}, "those of the averaged weights (val_raw/loss 1.1); not --model.lr, but a lower "
+                             "--trainer.callbacks.EMA.decay (now 0.99), more --trainer.max_epochs"),
+        (3.4, None, {}, "the loss has exploded; change --model.lr (now 0.1, try 0.01)"),
+    ],
+)  # fmt: skip
+def test_a_loss_that_explodes_in_validation_only(
+    said: pytest.LogCaptureFixture, train_loss: float, average: EMA | None, settings: dict[str, Any], changes: str
+) -> None:
+    fit = Fit(WarnOnCollapse(), loss=190.6)  # three times ln 3 is 3.3
+    fit.module = Normed(**settings)
+    fit.trainer.callbacks, fit.trainer.global_step = [fit.callback, *([average] if average else [])], 24
+    fit.trainer.callback_metrics["val_raw/loss"] = torch.tensor(1.1 if average else 99.0)
+    fit.callback.on_train_epoch_start(fit.trainer, fit.module)
+    for part in (0.5, 1.5):
+        fit.callback.on_train_batch_end(fit.trainer, fit.module, {"loss": torch.tensor(part * train_loss)}, {}, 0)
+    fit.validate([1, 2], times=2)
+    fit.end()
+    (line,) = said.messages
+    assert changes in line
+    cause = (
+        f"the loss has exploded in validation only (train/loss {train_loss:g}): after 24 steps of 16 samples the batch"
+    )
+    assert (cause in line) == (train_loss < 3.3)
 
 
 @pytest.mark.parametrize(
