@@ -76,7 +76,7 @@ class VisionCLI(LightningCLI):
         folder = self.run_dir
         if self.flags.command != "fit" or folder is None or not (folder / "checkpoints" / "last.ckpt").is_file():
             return None
-        tested = " --test_after_fit" if self.flags.values.get("test_after_fit") else ""
+        tested = " --test_after_fit" if "test_after_fit" in self.flags.values else ""  # its value is empty
         return f"{MAIN} fit --resume {shlex.quote(str(folder))}{tested}"
 
     @property

@@ -29,11 +29,12 @@ def test_commands_of_a_finished_fit(
     assert message.rstrip().endswith(f"continue its run with --resume {shlex.quote(str(FOLDER))}")
 
 
-def test_command_that_resumes(tmp_path: Path) -> None:
-    cli = VisionCLI(split_flags(["fit", "--config", TINY]), [])
+@pytest.mark.parametrize("flags", [[], ["--test_after_fit"]])
+def test_command_that_resumes(tmp_path: Path, flags: list[str]) -> None:
+    cli = VisionCLI(split_flags(["fit", "--config", TINY, *flags]), [])
     folder = tmp_path / FOLDER
     (folder / "checkpoints").mkdir(parents=True)
     cli.run_folder = SimpleNamespace(path=folder)  # type: ignore[assignment]
     assert cli.resume_command is None
     (folder / "checkpoints" / "last.ckpt").touch()
-    assert shlex.split(str(cli.resume_command)) == ["python", "main.py", "fit", "--resume", str(folder)]
+    assert shlex.split(str(cli.resume_command)) == ["python", "main.py", "fit", "--resume", str(folder), *flags]
