@@ -50,6 +50,9 @@ class TableFiles:
 
     def __init__(self, root: Path, table: str, columns: Columns, trains: bool = True) -> None:
         self.root, self.table, self.columns, self.trains = root, table, columns, trains
+        self._refused: dict[
+            bool, MisconfigurationException
+        ] = {}  # by `trains`; the command line asks again after an error
 
     @cached_property
     def parts(self) -> dict[str, Part]:
@@ -58,10 +61,13 @@ class TableFiles:
         Raises:
             MisconfigurationException: The table cannot be read, or does not fit the files.
         """
+        if (before := self._refused.get(self.trains)) is not None:
+            raise before
         try:
             return self._parts()
         except ValueError as error:
-            raise MisconfigurationException(f"--data.labels {error}") from error
+            refused = self._refused[self.trains] = MisconfigurationException(f"--data.labels {error}")
+            raise refused from error
 
     @cached_property
     def class_names(self) -> list[str]:

@@ -234,6 +234,20 @@ def test_messages(case: str, flat: Path, tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_an_error_says_once_what_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("datamodules"), "propagate", True)
+    caplog.set_level(logging.INFO)
+    root = write_images(tmp_path, ["1.png", "2.png"])
+    (root / "notes.txt").touch()
+    data = ImageFolderDataModule(root=str(root), labels=table(root / "t.csv", "file,label", ["1,cat", "3,dog"]))
+    for _ in range(3):  # the command line asks for classes and size, one after the other
+        with pytest.raises(MisconfigurationException, match="1 of its 2 rows name no image"):
+            data.class_names  # noqa: B018
+    assert caplog.messages == [f"left out   1 not an image, in {root}"]
+
+
 def test_a_name_in_two_folders(tmp_path: Path) -> None:
     root = write_images(tmp_path / "data", ["a/1.png", "b/1.png", "b/2.png"])
     path = table(tmp_path / "t.csv", "file,label", ["1,cat", "2,dog"])
