@@ -281,15 +281,24 @@ def doubt(record: Record) -> str | None:
     """Why the temperature should not be relied on; None if nothing speaks against it, or if there is none."""
     if not record["fitted"]:
         return None
-    where = f"temperature {record['temperature']:.3f}, fitted to {record['fitted']:,} validation samples,"
     advice = "the probabilities are not calibrated; use more validation samples"
     if record["temperature"] in (LOWEST, HIGHEST):
-        return f"{where} is at the end of its range ({LOWEST:g} to {HIGHEST:g}): {advice}"
+        return f"{_fit_of(record)}, is at the end of its range ({LOWEST:g} to {HIGHEST:g}): {advice}"
+    reason = no_gain(record)
+    return f"{reason}: {advice}" if reason and record["nll_after"] > WORSE * record["nll_before"] else None
+
+
+def no_gain(record: Record) -> str | None:
+    """Say that the temperature does not lower the NLL of samples that it was not fitted to; None if it does, or none are known."""
     apart = record["target"] is not None or record.get("folds") or record.get("sets")
-    if apart and record["nll_after"] > WORSE * record["nll_before"]:
-        change = f"from {record['nll_before']:.4f} to {record['nll_after']:.4f}"
-        return f"{where} raises the NLL of samples that it was not fitted to {change}: {advice}"
-    return None
+    before, after = record["nll_before"], record["nll_after"]
+    if not record["fitted"] or not apart or record["temperature"] == 1 or not after >= before:
+        return None
+    return f"{_fit_of(record)}, raises the NLL of samples that it was not fitted to from {before:.4f} to {after:.4f}"
+
+
+def _fit_of(record: Record) -> str:
+    return f"temperature {record['temperature']:.3f}, fitted to {record['fitted']:,} validation samples"
 
 
 def in_words(record: Record) -> list[str]:

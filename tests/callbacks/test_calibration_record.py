@@ -19,6 +19,7 @@ from callbacks.calibration_record import (
     held_out,
     in_words,
     next_level,
+    no_gain,
 )
 
 Floats = NDArray[np.float64]
@@ -187,6 +188,11 @@ def test_a_temperature_without_evidence_is_doubted() -> None:
     worse: Record = {**usual, "target": 0.9, "nll_before": 0.9, "nll_after": 1.2}
     assert "raises the NLL of samples that it was not fitted to from 0.9000 to 1.2000" in (doubt(worse) or "")
     assert doubt({**worse, "fitted": 0}) is None
+    slightly: Record = {**worse, "nll_after": 0.91}
+    assert doubt(slightly) is None, "by chance, in a fit"
+    assert "from 0.9000 to 0.9100" in (no_gain(slightly) or ""), "tools.calibrate does not store it"
+    assert no_gain({**slightly, "nll_after": 0.89}) is None
+    assert no_gain({**slightly, "target": None}) is None, "these samples were fitted to"
 
 
 def test_a_threshold_at_the_end_of_the_search_is_said() -> None:

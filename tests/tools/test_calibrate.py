@@ -3,6 +3,7 @@
 import csv
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -80,3 +81,41 @@ def test_too_few_samples_for_the_sets_leave_the_checkpoint(run: Path, capsys: py
     assert main([str(run), "--sets", "aps", "--coverage", "0.9999"]) == 2
     assert "at least 9,999 are needed; nothing is stored" in capsys.readouterr().err
     assert (run / "checkpoints" / "best.ckpt").read_bytes() == before
+
+
+def stub_logits(monkeypatch: pytest.MonkeyPatch, logits: torch.Tensor, label: torch.Tensor, checkpoint: Path) -> None:
+    """The logits of the validation split, without computing them."""
+    data = SimpleNamespace(seen={}, split_seed=0)
+    found = SimpleNamespace(
+        data=data, logits=logits, label=label, index=torch.arange(len(label)), checkpoint=checkpoint
+    )
+    monkeypatch.setattr("tools.run_logits.run_logits", lambda *given: found)
+
+
+@pytest.mark.parametrize(
+    ("flags", "stored", "warns"),
+    [([], 1.0, True), (["--temperature", "fit"], 1.278, True), (["--temperature", "none"], 1.0, False)],
+)
+def test_a_temperature_that_does_harm_is_not_stored(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    stored: float,
+    warns: bool,
+) -> None:
+    path = tmp_path / "checkpoints" / "best.ckpt"
+    path.parent.mkdir()
+    torch.save({"state_dict": {}}, path)
+    random = torch.Generator().manual_seed(1)
+    logits = 2 * torch.randn(16, 4, generator=random)
+    label = torch.multinomial((logits / 1.1).softmax(dim=1), 1, generator=random)[:, 0]
+    stub_logits(monkeypatch, logits, label, path)
+    assert main([str(tmp_path), "--target_exit_accuracy", "0.7", "--cross_fit", *flags]) == 0
+    printed = capsys.readouterr().out
+    record = record_of(tmp_path)
+    assert record["temperature"] == pytest.approx(stored, abs=0.005)
+    assert ("raises the NLL of samples that it was not fitted to" in printed) == warns
+    assert ("1 is stored in its place" in printed) == (warns and stored == 1)
+    assert ("temperature 1, as asked for" in printed) == (not warns)
+    assert bool(record["fitted"]) == (stored != 1)

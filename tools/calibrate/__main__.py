@@ -1,10 +1,11 @@
 """The command that calibrates a finished run on its validation split and stores the result in the checkpoint.
 
     python -m tools.calibrate RUN_DIR [--ckpt best] [--target_exit_accuracy 0.99] [--sets raps --coverage 0.9] [--cross_fit]
-                              [--data.NAME VALUE ...]
+                              [--temperature auto|fit|none] [--data.NAME VALUE ...]
 
-The record replaces the one that the callback ``Calibration`` left in the checkpoint, if it has one; docs/calibration.md describes
-what it holds and which commands use it.
+A temperature that does not lower the NLL of samples that it was not fitted to is not stored. The record replaces the one that the
+callback ``Calibration`` left in the checkpoint, if it has one; docs/calibration.md describes what it holds and which commands use
+it.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ from foundation.project import MAIN
 from tools.command_line import OK, Parser, run_command, start
 
 OF_AN_EVALUATION = re.compile(r"--(data|trainer|model)\.")
+NOT_STORED = "1 is stored in its place, the probabilities stay those of the network; --temperature fit stores it"
 EXAMPLES = """\
 examples:
   python -m tools.calibrate runs/NAME/DATE-TIME --sets raps --coverage 0.9
   python -m tools.calibrate runs/NAME/DATE-TIME --target_exit_accuracy 0.95 --cross_fit
+  python -m tools.calibrate runs/NAME/DATE-TIME --temperature none            # removes a temperature
 """
 
 
@@ -50,6 +53,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--confidence", type=float, help="of the threshold (default: as in the checkpoint, or 0.95)")
     made.add_argument("--holdout", type=float, help="share of the samples that threshold and sets are chosen on (0.5)")
     made.add_argument("--cross_fit", action="store_true", help="hold nothing out; for small validation sets")
+    made.add_argument(
+        "--temperature",
+        choices=("auto", "fit", "none"),
+        default="auto",
+        help="auto: store it unless it raises the NLL of samples that it was not fitted to; fit: always; none: store 1",
+    )
     return made
 
 
@@ -87,7 +96,7 @@ def calibrate_run(options: argparse.Namespace, flags: Sequence[str]) -> int:
     _check(options, flags)
     if not options.run.is_dir():
         raise ValueError(f"{options.run}: no such run folder")
-    from callbacks.calibration_record import Samples, calibrate, doubt, in_words, next_level
+    from callbacks.calibration_record import Samples, calibrate, doubt, in_words, next_level, no_gain
     from callbacks.run_folder import lock_run
     from cli.app import configure_logging
     from tools.run_logits import run_logits
@@ -105,8 +114,17 @@ def calibrate_run(options: argparse.Namespace, flags: Sequence[str]) -> int:
         # the best epoch was chosen by these samples: as in the callback, each validation of the run gets a share of the error
         level = next_level(1 - rules.confidence, 0.0, _validations(options.run))
         samples = Samples(found.logits, found.label, found.index)
-        record, _ = calibrate(samples, rules, level, getattr(found.data, "split_seed", 0))
-        lines = in_words(record)
+        seed = getattr(found.data, "split_seed", 0)
+        record, _ = calibrate(samples, rules, level, seed)
+        lines, warning = in_words(record), doubt(record) or no_gain(record)
+        if options.temperature == "auto" and (reason := no_gain(record)):
+            record, _ = calibrate(samples, rules._replace(temperature=False), level, seed)
+            lines, warning = [lines[0], *in_words(record)], f"{reason}: {NOT_STORED}"
+        elif not rules.temperature:
+            lines = [
+                "temperature 1, as asked for (--temperature none): the probabilities are those of the network",
+                *lines,
+            ]
         if record["sets"] is not None and record["sets"]["quantile"][0] == inf:
             raise ValueError(f"--coverage {rules.set_coverage:g}: {lines[-1]}; nothing is stored")
         _store(found.checkpoint, {**content, "calibration": dict(record)})
@@ -114,8 +132,8 @@ def calibrate_run(options: argparse.Namespace, flags: Sequence[str]) -> int:
         if lock is not None:
             lock.release()
     print("\n".join(lines))
-    if reason := doubt(record):
-        print(f"warning: {reason}")
+    if warning:
+        print(f"warning: {warning}")
     print(
         f"stored in {found.checkpoint}; used by test, predict, load_run and the report: {MAIN} test --run {options.run}"
     )
@@ -149,6 +167,7 @@ def _rules(options: argparse.Namespace, before: dict[str, Any]) -> Any:
         target=target,
         confidence=options.confidence or before.get("confidence", 0.95),
         holdout=options.holdout or 0.5,
+        temperature=options.temperature != "none",
         cross_fit=options.cross_fit,
         sets=None if options.sets == "none" else options.sets,
         set_coverage=options.coverage or 0.9,
