@@ -11,7 +11,7 @@ import pytest
 from tests.tools.test_cascade_tool import write_stage
 from tools.cascade.__main__ import main
 from tools.cascade.measures import Evaluated, sweep
-from tools.cascade.notes import edge_note, goal_note, order_note
+from tools.cascade.notes import edge_note, goal_note, order_note, size_notes
 
 
 def test_the_order_of_the_stages() -> None:
@@ -19,6 +19,14 @@ def test_the_order_of_the_stages() -> None:
     assert str(order_note([6.0, 3.0], ["a", "b"])).startswith(
         "the costly stage comes first: a takes 2 times the operat"
     )
+
+
+def test_images_that_are_shrunk() -> None:
+    assert size_notes((96, 96), [96, None]) == []
+    (note,) = size_notes((96, 96), [64, 96])
+    assert note.startswith("stage 1 gets images of 96 px shrunk to 64 px; test reads them at 64 px")
+    (note,) = size_notes((96, 160), [(96, 160), (48, 80)])
+    assert note.startswith("stage 2 gets images of 96 x 160 px shrunk to 48 x 80 px; ")
 
 
 def test_an_end_of_the_search() -> None:

@@ -32,7 +32,7 @@ from foundation.atomic_files import write_json, write_text
 from foundation.measuring import Spread, interleave, machine, table
 from foundation.plotting import render, write_png
 from tools.cascade import measures
-from tools.cascade.notes import edge_note, goal_note, order_note
+from tools.cascade.notes import edge_note, goal_note, order_note, size_notes
 from tools.cascade.overlap import seen_by
 from tools.cascade.picture import Point, draw
 from tools.cascade.stages import Samples, Source, Stage, open_split, open_stages, read_samples
@@ -166,6 +166,8 @@ def cascade(options: argparse.Namespace) -> None:
     )
     left_out, notes = _seen(options, data, options.split)
     samples = read_samples(data, options.split, options.limit, options.seed, left_out)
+    high, wide = samples.image.shape[-2:]
+    notes += size_notes((high, wide), [stage.module.image_size for stage in stages])
     temperature = stages[0].module.temperature
     flops = [stage.flops(samples.image) for stage in stages]
     evaluated = measures.evaluate(stages, samples, options.batch_size, temperature)

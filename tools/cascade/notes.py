@@ -1,9 +1,10 @@
-"""What is said aloud of a cascade: the costly stage comes first, a threshold at the end of the search, a goal that is not met."""
+"""What is said aloud of a cascade: costly stage first, threshold at the end of the search, missed goal, images that are shrunk."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from foundation.sizes import Size, sides, size_of, size_text
 from tools.cascade.measures import Sweep
 
 
@@ -22,6 +23,21 @@ def order_note(flops: Sequence[float], names: Sequence[str]) -> str | None:
         f"the costly stage comes first: {names[0]} takes {flops[0] / flops[1]:.3g} times the operations of {names[1]}, so no "
         "threshold can save any; give the cheap stage first"
     )
+
+
+def size_notes(read: tuple[int, int], taken: Sequence[Size | None]) -> list[str]:
+    """Say which stages get smaller images than are read: their accuracy may differ from that of `test`, which reads at their size.
+
+    Args:
+        read: Height and width of the images that are read once for both stages, in pixels.
+        taken: Sizes that the stages take; None: any.
+    """
+    return [
+        f"stage {number} gets images of {size_text(size_of(read))} px shrunk to {size_text(size)} px; test reads them at "
+        f"{size_text(size)} px, so its accuracy there may differ a little"
+        for number, size in enumerate(taken, start=1)
+        if size is not None and sides(size) != read
+    ]
 
 
 def edge_note(swept: Sweep, place: int) -> str | None:
