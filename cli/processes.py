@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -21,9 +22,13 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from callbacks import ProgressiveResizing
 from callbacks.find_callbacks import find_callbacks
 from cli.resume import STEP, RunCheckpoint, flatten
-from cli.run_flags import UsageError
+from cli.run_flags import RunFlags, UsageError
+from foundation.launchers import outer_launcher
 
 log = logging.getLogger(__name__)
+
+ONE = {"devices": 1, "strategy": "auto", "num_nodes": 1}
+"""The settings of the Trainer with which `predict` runs, which works with one process only."""
 
 COUNTED = ("limit_train_batches", "val_check_interval")
 """Settings of the Trainer that count training batches of a process, or give a share of them."""
@@ -56,6 +61,30 @@ def go_on_with(trainer: Trainer, datamodule: Any, source: RunCheckpoint, config:
             f"processes {was} -> {now}: every optimiser step keeps its {was * batch * accumulate:,} samples"
             + (f"; each process takes the batches of {was // now} in turn" if datamodule.turns > 1 else "")
         )
+
+
+def predict_with_one(config: Any, flags: RunFlags) -> None:
+    """Let `predict` of a run of several processes take one device, unless the command line says something else; a line says so.
+
+    Args:
+        config: The parsed configuration of this command, changed in place.
+        flags: The command line. Processes that a launcher has started are left as they are.
+    """
+    names = {argument.removeprefix("--").partition("=")[0] for argument in flags.rest}
+    names |= {name for path in flags.configs for name in flatten(yaml.safe_load(Path(path).read_text("utf-8")) or {})}
+    launcher = outer_launcher()
+    writes_cache = "FeatureWriter" in str(config.trainer.callbacks)
+    if writes_cache or names & {f"trainer.{name}" for name in ONE} or (launcher is not None and launcher.processes > 1):
+        return
+    was = {name: config.trainer[name] for name in ONE}
+    for name, one in ONE.items():
+        config.trainer[name] = one
+    if differing := [
+        f"{name} {getattr(was[name], 'class_path', was[name])}"
+        for name, one in ONE.items()
+        if was[name] not in (one, str(one), "auto")
+    ]:
+        log.info(f"devices    predict takes one, with strategy auto (the run: {', '.join(differing)})")
 
 
 def _take_turns(trainer: Trainer, datamodule: Any, source: RunCheckpoint, turns: int, synchronised: bool) -> None:

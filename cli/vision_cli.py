@@ -24,7 +24,7 @@ from cli.messages import readable
 from cli.next_commands import next_commands
 from cli.parser import Parser, add_run_settings, check_nulls
 from cli.predictions import write_predictions
-from cli.processes import go_on_with
+from cli.processes import go_on_with, predict_with_one
 from cli.resume import RunCheckpoint
 from cli.run_flags import RunFlags, UsageError
 from cli.setting_hints import LINKED
@@ -192,6 +192,8 @@ class VisionCLI(LightningCLI):
         elif self.source is None:
             check_nulls(self.config[self.subcommand])
             say_dropped(self.flags.configs)
+        if self.source is not None and self.subcommand == "predict":
+            predict_with_one(self.config[self.subcommand], self.flags)
         if self.subcommand != "predict" and self.config[self.subcommand].data.get("init_args.images") is not None:
             raise UsageError(f"data.images: is a setting of predict, {self.subcommand} does not read it; leave it out")
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, StrategyRegistry
 
-from cli.processes import go_on_with
+from cli.processes import go_on_with, predict_with_one
 from cli.resume import RunCheckpoint
-from cli.run_flags import UsageError
+from cli.run_flags import UsageError, split_flags
 from cli.trainer.checks import check_trainer
 
 
@@ -48,6 +49,26 @@ def go_on(
 def test_fewer_processes_take_turns(tmp_path: Path, was: int, now: int, turns: int) -> None:
     made, data = go_on(tmp_path, was, now, limit_train_batches=10)
     assert (data.turns, made.accumulate_grad_batches, made.limit_train_batches) == (turns, turns, 10 * turns)
+
+
+@pytest.mark.parametrize(
+    ("given", "devices", "said"),
+    [
+        ([], 1, "devices    predict takes one, with strategy auto (the run: devices 2, strategy ddp)"),
+        (["--trainer.devices", "2"], 2, ""),
+    ],
+)
+def test_predict_takes_one_device(
+    given: list[str], devices: int, said: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WORLD_SIZE", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    config = Namespace(trainer=Namespace(devices=2, strategy="ddp", num_nodes=1, callbacks=None))
+    with caplog.at_level("INFO"):
+        predict_with_one(config, split_flags(["predict", *given]))
+    assert (config.trainer.devices, config.trainer.strategy) == ((1, "auto") if devices == 1 else (2, "ddp"))
+    assert caplog.text.strip().endswith(said)
+    assert bool(caplog.text) == bool(said)
 
 
 @pytest.mark.parametrize(("was", "now", "start"), [(1, 2, (32, 1)), (3, 2, (96, 1)), (3, 2, (48, 2)), (4, 1, (256, 1))])
