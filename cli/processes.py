@@ -76,15 +76,14 @@ def predict_with_one(config: Any, flags: RunFlags) -> None:
     writes_cache = "FeatureWriter" in str(config.trainer.callbacks)
     if writes_cache or names & {f"trainer.{name}" for name in ONE} or (launcher is not None and launcher.processes > 1):
         return
-    was = {name: config.trainer[name] for name in ONE}
+    differing = [name for name, one in ONE.items() if config.trainer[name] not in (one, str(one), "auto")]
+    if differing:
+        was = ", ".join(
+            f"{name} {getattr(config.trainer[name], 'class_path', config.trainer[name])}" for name in differing
+        )
+        log.info(f"devices    predict takes one, with strategy auto (the run: {was})")
     for name, one in ONE.items():
         config.trainer[name] = one
-    if differing := [
-        f"{name} {getattr(was[name], 'class_path', was[name])}"
-        for name, one in ONE.items()
-        if was[name] not in (one, str(one), "auto")
-    ]:
-        log.info(f"devices    predict takes one, with strategy auto (the run: {', '.join(differing)})")
 
 
 def _take_turns(trainer: Trainer, datamodule: Any, source: RunCheckpoint, turns: int, synchronised: bool) -> None:
