@@ -50,6 +50,18 @@ def test_the_one_thing_that_differs_is_named(pictures: Path, tmp_path: Path, mon
         opened(moved, cache)
 
 
+def test_another_split_is_told_from_other_files(tmp_path: Path) -> None:
+    (tmp_path / "b.png").write_bytes(b"123")
+    before, now = {"a.png": 1, "b.png": 3}, {"a.png": 1, "c.png": 3}
+    told = header._other_split(before, now, tmp_path)
+    assert told.startswith(
+        "another split of the same data: 1 of its 2 files are in another part now, such as 'b.png'; --data.sets"
+    )
+    for other in ({"b.png": 4}, {"d.png": 1}):  # another size, and not there
+        assert header._other_split(before | other, now, tmp_path) == ""
+    assert header._other_split(before, now | {"a.png": 2}, tmp_path) == ""
+
+
 def test_an_unfinished_set_refuses_too(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(writer, "write_shard", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))

@@ -201,13 +201,14 @@ def write_file(path: Path, data: bytes) -> None:
         ) from error
 
 
-def read_header(folder: Path, wanted: Recipe, files: Mapping[str, int]) -> Header | None:
+def read_header(folder: Path, wanted: Recipe, files: Mapping[str, int], images: Path | None = None) -> Header | None:
     """Read the header of a set, finished (with shards) or unfinished (without), and check that it fits.
 
     Args:
         folder: Folder of the set.
         wanted: How the canvases must have been made.
         files: The files of `wanted`, to name what differs.
+        images: Folder that their names are relative to, to tell another split from other files; None if it is not known.
 
     Returns:
         The header; None if there is none.
@@ -228,12 +229,28 @@ def read_header(folder: Path, wanted: Recipe, files: Mapping[str, int]) -> Heade
             key = min(key for key in found.keys() | here.keys() if found.get(key) != here.get(key))
             name, found, here = f"{name}.{key}", found.get(key, "not there"), here.get(key, "not there")
         elif name == "data" and (before := read_files(folder / FILES)) is not None:
-            detail = f" ({file_changes(before, files)})"
+            detail = f" ({_other_split(before, files, images) or file_changes(before, files)})"
         raise CanvasError(
             f"{folder}: {name} is {short(found)} in the canvas cache, but {short(here)} here{detail}; delete this folder to "
             "write it again, or give another --data.canvas_cache"
         )
     return header
+
+
+def _other_split(before: Mapping[str, int], now: Mapping[str, int], images: Path | None) -> str:
+    """Says that only the split is another: files that have left the set are still there as they were; else empty."""
+    gone = sorted(before.keys() - now.keys())
+    if not gone or images is None or any(before[name] != now[name] for name in before.keys() & now.keys()):
+        return ""
+    try:
+        if any((images / name).stat().st_size != before[name] for name in gone):
+            return ""
+    except OSError:
+        return ""
+    return (
+        f"another split of the same data: {len(gone):,} of its {len(before):,} files are in another part now, such as {gone[0]!r}; "
+        "--data.sets, split_seed, groups, fold or a fraction has changed"
+    )
 
 
 def _parsed(path: Path) -> Header:

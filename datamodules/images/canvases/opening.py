@@ -177,10 +177,10 @@ def open_canvases(
     def complete() -> bool:
         if not (folder / HEADER).is_file():
             return False
-        header = read_header(folder, recipe, source.files)
+        header = read_header(folder, recipe, source.files, source.folder)
         return header is not None and all((folder / shard.file).is_file() for shard in header.shards)
 
-    read_header(folder, recipe, source.files)  # refused before anything is waited for
+    read_header(folder, recipe, source.files, source.folder)  # refused before anything is waited for
     if not complete():
         lock = _turn_to_write(folder, complete, patience_s)
         if lock is not None:
@@ -188,7 +188,7 @@ def open_canvases(
                 write_canvases(folder, recipe, source, workers, shard_bytes)
             finally:
                 lock.release()
-    header = read_header(folder, recipe, source.files)
+    header = read_header(folder, recipe, source.files, source.folder)
     if header is None:
         raise CanvasError(f"{folder}: was removed while it was opened")
     return Canvases(folder, header, verify)

@@ -78,7 +78,7 @@ def write_canvases(
         CanvasError: The folder has canvases of other files or settings, or damaged ones; there is too little space on the disk; a
             file cannot be opened, or has changed.
     """
-    begun = read_header(folder, recipe, source.files)
+    begun = read_header(folder, recipe, source.files, source.folder)
     if begun is None:
         if any(folder.glob("*.safetensors")):
             raise CanvasError(f"{folder}: holds shards but no {UNFINISHED}; delete this folder, it is written again")
