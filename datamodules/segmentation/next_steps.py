@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 from datamodules.images.class_folders import listed
 from datamodules.segmentation.prompt_sets import PromptSet
 from foundation.places import absence, close_to, near
 from foundation.slug import slug
-from foundation.suggestions import nearest
 
 COCO = ("_annotations.coco.json", "instances_default.json", "result.json")  # of Roboflow, CVAT, Label Studio
 PARTS = ("train", "valid", "val")
+MISSPELT = 0.75  # likeness of two names, 0 to 1, from which one is taken for the other with a slip
 
 
 def no_sets(root: Path, sets: Sequence[PromptSet]) -> str:
@@ -20,10 +21,14 @@ def no_sets(root: Path, sets: Sequence[PromptSet]) -> str:
     if not root.is_dir():
         return f"--data.root {root} {absence(root)}; expected {listed([one.folder for one in sets])} in it"
     absent = [root / one.folder for one in sets]
-    text = f"--data.root {root}: none of the data sets exists: {listed([f'{folder}{close_to(folder)}' for folder in absent])}"
+    hint = _hint_of_root(root, sets)
+    there = [path.name for path in root.iterdir() if path.is_dir()]
+    # the closest name can be that of other data, as circles for cracks: only a misspelt one is named
+    names = [f"{one}{close_to(one) if get_close_matches(one.name, there, 1, MISSPELT) else ''}" for one in absent]
+    text = f"--data.root {root}: none of the data sets exists: {listed(names)}"
     if right := near(root, lambda folder: any((folder / one.folder).is_dir() for one in sets)):
         return f"{text}; {right} has them: give --data.root {right}"
-    return f"{text}; {_hint_of_root(root, sets) or 'set --data.root, or use synthetic images with --data.generate 40'}"
+    return f"{text}; {hint or 'set --data.root, or use synthetic images with --data.generate 40'}"
 
 
 def _hint_of_root(root: Path, sets: Sequence[PromptSet]) -> str:
@@ -38,8 +43,8 @@ def _hint_of_root(root: Path, sets: Sequence[PromptSet]) -> str:
 
 
 def _prompts_of(folder: str, sets: Sequence[PromptSet]) -> str:
-    """The prompts of the set whose folder is misspelt, or a placeholder: the prompts of other data would be wrong."""
-    meant = [one for one in sets if nearest(one.folder, [folder])]
+    """The prompts of the set whose folder differs in capitals or separators only, or a placeholder."""
+    meant = [one for one in sets if slug(one.folder) == slug(folder)]
     return ", ".join(meant[0].prompts) if meant else _placeholder(folder)
 
 

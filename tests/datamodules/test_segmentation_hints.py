@@ -78,12 +78,14 @@ def test_a_root_that_is_itself_a_set(tmp_path: Path) -> None:
             data_of(root, PromptSet("walls", ["crack"])).setup("fit")
         assert f'give --data.sets "[{{folder: {folder}, prompts: [segment plain]}}]"' in str(caught.value)
     write(tmp_path, name="thin_wires")
-    with pytest.raises(FileNotFoundError, match=r"none of the data sets exists") as caught:
-        data_of(tmp_path, PromptSet("plane", ["segment field"])).setup("fit")
-    assert str(caught.value).endswith(
-        'has the sets plain, thin_wires: give --data.sets "[{folder: plain, prompts: [segment field]}, '
-        '{folder: thin_wires, prompts: [segment thin wires]}]", with prompts of yours'
-    ), "a misspelt set keeps its prompts; the others get their own names"
+    for folder, prompt in (("plaster", "segment plain"), ("Plain", "segment field")):
+        with pytest.raises(FileNotFoundError, match=r"none of the data sets exists") as caught:
+            data_of(tmp_path, PromptSet(folder, ["segment field"])).setup("fit")
+        assert ("did you mean" in str(caught.value)) is (folder == "Plain")
+        assert str(caught.value).endswith(
+            f'has the sets plain, thin_wires: give --data.sets "[{{folder: plain, prompts: [{prompt}]}}, '
+            '{folder: thin_wires, prompts: [segment thin wires]}]", with prompts of yours'
+        ), "a set of another name is other data, with prompts of its own"
     data = checked(tmp_path / "plain", PromptSet(".", ["crack"]))
     assert len(data.pairs) == 8
     assert (data.place, data.place_name) == (str(tmp_path / "plain"), "plain")
