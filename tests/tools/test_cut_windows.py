@@ -81,13 +81,22 @@ def test_new_recordings_are_cut_like_the_others(
     flags = ["--rate", "25", "--window", "2", "--overlap", "0.25", "--signals", f"z={SIGNALS[2]}", f"x={SIGNALS[0]}"]
     assert main([str(folder), str(first), *flags, *PATTERN]) == 0
     one = folder / "jog_4" / "sub_3.csv"
-    assert main([str(one), str(second), "--like", str(first)]) == 0
+    assert main([str(one), str(second), "--like", str(first), "--rate", "25"]) == 0
     with np.load(first) as cut, np.load(second) as new:
         assert new["signal_names"].tolist() == ["z", "x"]
         there = cut["recordings"][cut["recording"]] == "jog_4/sub_3.csv"
         np.testing.assert_array_equal(new["signal"], cut["signal"][there])
         assert {"label", "subject"}.isdisjoint(new.files)
         assert json.loads(str(new["cutting"])) == json.loads(str(cut["cutting"]))
+    for contradiction, told in (
+        (["--rate", "50"], "windows.npz has 25 Hz, --rate says 50: leave the flag out, or --like"),
+        (["--window", "3"], "has windows of 2 s, --window says 3"),
+        (["--signals", f"x={SIGNALS[0]}"], "has the signals z, x, --signals says x"),
+    ):
+        assert main([str(one), str(tmp_path / "refused.npz"), "--like", str(first), *contradiction]) == 2
+        assert told in capsys.readouterr().err
+    second.unlink()
+    assert main([str(one), str(second), "--like", str(first)]) == 0
     held_out = tmp_path / "held_out.npz"
     lines = capsys.readouterr().out.splitlines()
     assert " predict --run RUN_DIR" in lines[-1]

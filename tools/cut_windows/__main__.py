@@ -141,6 +141,7 @@ def cut_windows(options: argparse.Namespace) -> None:
     if segments:
         segments.check(list(files))
     like = stored_cutting(options.like) if options.like else {}
+    _check_like(options, like)
     columns = _columns(options, files, like)
     scale = factors_of(options.scale, like.get("scale", {}), list(columns.signals))
     labels, people, counts = Codes(), Codes(), Counts()
@@ -190,6 +191,21 @@ def cut_windows(options: argparse.Namespace) -> None:
         )
     else:
         print(f"predict    {MAIN} predict --run RUN_DIR --data.test_file {options.target}")
+
+
+def _check_like(options: argparse.Namespace, like: dict[str, Any]) -> None:
+    """Refuse flags that contradict --like in what windows of one run must share; overlap, scale, gap and time may differ."""
+    rate, samples = like.get("rate"), like.get("samples")
+    wrong = []
+    if rate and options.rate not in (None, rate):
+        wrong.append(f"has {rate:g} Hz, --rate says {options.rate:g}")
+    elif rate and samples and options.window is not None and round(options.window * rate) != samples:
+        wrong.append(f"has windows of {samples / rate:g} s, --window says {options.window:g}")
+    names = [text.partition("=")[0] for text in options.signals or []]
+    if like and names and names != list(like.get("signals", {})):
+        wrong.append(f"has the signals {', '.join(like.get('signals', {}))}, --signals says {', '.join(names)}")
+    if wrong:
+        raise ValueError(f"--like {options.like} {'; '.join(wrong)}: leave the flag out, or --like")
 
 
 def _check_target(target: Path) -> None:
