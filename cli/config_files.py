@@ -166,3 +166,22 @@ def say_dropped(paths: Iterable[str]) -> None:
                         "is to stay"
                     )
                 earlier[key] = (path, value)
+
+
+def weights_win(config: Any, words: Iterable[str]) -> None:
+    """Let ``--model.weights FILE`` on the command line switch off a ``pretrained: true`` of a configuration; a line says so.
+
+    Args:
+        config: The parsed configuration of a command without a run, changed in place.
+        words: The arguments of the command line; with ``--model.pretrained`` among them too, nothing changes.
+    """
+    given = {word.removeprefix("--model.").removeprefix("init_args.").partition("=")[0] for word in words}
+    settings = config.model.get("init_args") or {}
+    if (
+        "weights" in given
+        and "pretrained" not in given
+        and settings.get("weights")
+        and settings.get("pretrained") is True
+    ):
+        settings["pretrained"] = False
+        log.info(f"weights    model.pretrained is false, since --model.weights {settings['weights']} is given")

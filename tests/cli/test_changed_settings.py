@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 import yaml
+from jsonargparse import Namespace
 
+from cli.config_files import weights_win
 from cli.resume import RunCheckpoint, check_changes
 from cli.run_flags import RunFlags, UsageError
 
@@ -48,3 +50,22 @@ def test_settings_that_came_later_have_their_default_unless_they_are_given(tmp_p
     check_changes(source, new, RunFlags("fit"))
     with pytest.raises(UsageError, match=r"--data.split_seed: cannot change in a resumed run \(was None, now 0\)"):
         check_changes(source, new, RunFlags("fit", rest=["--data.split_seed", "0"]))
+
+
+@pytest.mark.parametrize(
+    ("words", "pretrained"),
+    [
+        (["--model.weights", "w.pt"], False),
+        (["--model.init_args.weights=w.pt"], False),
+        (["--model.weights", "w.pt", "--model.pretrained", "true"], True),
+        ([], True),
+    ],
+)
+def test_weights_of_the_command_line_replace_pretrained_ones_of_a_configuration(
+    words: list[str], pretrained: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = Namespace(model=Namespace(init_args=Namespace(pretrained=True, weights="w.pt")))
+    with caplog.at_level("INFO"):
+        weights_win(given, words)
+    assert given.model.init_args.pretrained is pretrained
+    assert ("model.pretrained is false, since --model.weights w.pt is given" in caplog.text) is not pretrained
