@@ -84,14 +84,24 @@ def overrides(source: RunCheckpoint, now: dict[str, Any]) -> dict[str, Any]:
 
 
 def shown_difference(one: Any, other: Any) -> tuple[str, str]:
-    """The two values of a setting in short: of two lists only the items that differ, of items what is not null.
+    """The two values of a setting in short: of two lists only the items that differ, of items what is not null or alike in all.
 
     >>> shown_difference([{"folder": "a", "groups": None}, {"folder": "b"}], [{"folder": "b"}, {"folder": "c"}])
+    ('[{folder: a}]', '[{folder: c}]')
+    >>> shown_difference([{"folder": "a", "group_column": "g"}], [{"folder": "c", "group_column": "g"}])
     ('[{folder: a}]', '[{folder: c}]')
     """
     if isinstance(one, list) and isinstance(other, list) and len(one) and len(other):
         differ = [[item for item in items if item not in others] for items, others in ((one, other), (other, one))]
         one, other = differ if all(differ) else (one, other)
+        items = [*one, *other]
+        if all(isinstance(item, dict) for item in items):
+            alike = {
+                key for key, value in items[0].items() if all(key in item and item[key] == value for item in items)
+            }
+            one, other = (
+                [{key: item[key] for key in item if key not in alike} for item in part] for part in (one, other)
+            )
     return _short(one), _short(other)
 
 

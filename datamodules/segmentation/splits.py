@@ -13,6 +13,7 @@ from datamodules.images.class_folders import listed
 from datamodules.images.near_duplicates import alike
 from datamodules.segmentation.notes import Notes
 from datamodules.segmentation.prompt_sets import Pair, PromptSet
+from datamodules.segmentation.shipped import SHIPPED
 from datamodules.splitting.grouped import grouped_split
 
 PARTS = ("train", "val", "test")
@@ -110,9 +111,15 @@ def _say(
         len({image for image, part in zip(images, assignment, strict=True) if part == s}) for s in range(len(PARTS))
     ]
     counts = ", ".join(f"{count:,} {part}" for count, part in zip(of_part, PARTS, strict=True)) + " images"
-    names = listed(list(dict.fromkeys(one.folder for one in sets if one.split is not None)))
+    own = {one.folder: one.split for one in sets if one.split is not None}
+    shipped = all(
+        any(part == split and Path(folder).name.lower() in names for split, names in SHIPPED.items())
+        for folder, part in own.items()
+    )
+    names = listed([folder if shipped else f"{folder}: {part}" for folder, part in own.items()])
     drawn = f"; {' and '.join(missing)} drawn from its training images" if missing else ""
-    notes.inform("split", root, f"as shipped ({names}): {counts}{drawn}")
+    how = "as shipped" if shipped else "by `split` in the sets"
+    notes.inform("split", root, f"{how} ({names}): {counts}{drawn}")
 
 
 def _source(path: Path) -> str:

@@ -60,8 +60,11 @@ def test_a_shipped_split_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixtur
 def test_an_image_with_masks_of_two_objects_is_counted_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     images, parts = [Path(name) for name in "aabbcdd"], [0, 0, 0, 0, 1, 2, 2]
     with caplog.at_level("INFO"):
-        _say(tmp_path, [PromptSet("w", split="train")], images, parts, [], Notes())
-    assert "as shipped (w): 2 train, 1 val, 1 test images" in caplog.text
+        _say(tmp_path, [PromptSet("w/Train", split="train")], images, parts, [], Notes())
+    assert "as shipped (w/Train): 2 train, 1 val, 1 test images" in caplog.text
+    with caplog.at_level("INFO"):
+        _say(tmp_path, [PromptSet("w", split="test")], images, parts, [], Notes())
+    assert "by `split` in the sets (w: test): 2 train" in caplog.text, "nothing was shipped"
 
 
 def test_missing_parts_are_drawn_from_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
