@@ -26,6 +26,9 @@ if TYPE_CHECKING:  # imported inside the functions: the packages import torch, w
     from tools.check.rows import Rows
     from tools.check.trial import TrialCLI, Warnings
 
+SHORT = 100  # characters of a line about the data that are one row; the parts of a longer one are rows of their own
+STARTED = time.monotonic()  # of the process, before the packages that take most of its start are imported
+
 EXAMPLES = """\
 examples:
   python -m tools.check --config configs/digits_ternary.yaml
@@ -80,12 +83,12 @@ def check(arguments: list[str], find_lr: bool = False, table: Path | None = None
     Raises:
         UsageError: No configuration is given, or a flag is wrong.
     """
+    begun = STARTED if __name__ == "__main__" else time.monotonic()
     from cli.run_flags import UsageError, split_flags
     from foundation.atomic_files import write_json
     from foundation.project import MAIN
     from tools.check.rows import EndOfCheckError, Rows
 
-    begun = time.monotonic()
     flags = split_flags(["fit", *arguments])
     if not flags.configs or "resume" in flags.values:
         raise UsageError(f"--config: a check is of a new run; give --config FILE, as for {MAIN} fit")
@@ -189,7 +192,9 @@ def _data(rows: Rows, data: Any, tested: bool, wrong: tuple[type[Exception], ...
         data.check_input(splits)
     data.check_input = lambda _: None  # the trial need not read all again
     lines = [line for line in log.lines[seen[0] :] if not line.startswith("baseline")]
-    rows.add("data", "ok", "; ".join(line.removeprefix("data ").strip() for line in lines))
+    for line in lines or ["read and checked"]:
+        for part in line.split("; ") if len(line) > SHORT else [line]:
+            rows.add("data", "ok", part.removeprefix("data ").strip())
     for line in log.warnings[seen[1] :]:
         rows.add("data", "warn", line)
     del log.warnings[:]
