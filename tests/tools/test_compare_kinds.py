@@ -26,7 +26,7 @@ def test_a_table_for_each_kind_of_data(tmp_path: Path, capsys: pytest.CaptureFix
     assert main([str(first), str(images), str(segmenter), str(cached)]) == 0
     digits, folder, segments = capsys.readouterr().out.split("\n\n")
     assert digits.strip().startswith("DigitsDataModule")
-    assert folder.startswith("ImageFolderDataModule")
+    assert folder.startswith("ImageFolderDataModule, CachedFeaturesDataModule\n")
     assert segments.startswith("Prompted\n")
     assert "0.9 (2)" in digits
     assert "*" not in digits

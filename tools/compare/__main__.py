@@ -22,7 +22,7 @@ from foundation.suggestions import first_names
 from tools.command_line import Parser, run_command, start
 from tools.compare.picture import draw
 from tools.compare.runs import by_kind, grouped, is_run, read_run, runs_below
-from tools.compare.table import caption, csv_table, markdown_table, metric_names, terminal_table, title_of
+from tools.compare.table import caption, csv_table, markdown_table, metric_names, short_names, terminal_table, title_of
 
 NAMED = 5  # folders that a line lists
 WIDTH = 100_000  # largest width if the output is no terminal: lines are as long as they need, and no word is broken
@@ -91,10 +91,11 @@ def compare(options: argparse.Namespace) -> None:
     if options.plot is not None:
         write_png(options.plot, render(draw(grouped(runs))))
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    short = short_names([run.name for run in runs])
     for table in tables:
         if len(tables) > 1:
             print(f"\n{title_of(table)}")
-        console.print(terminal_table(table, options.price))
+        console.print(terminal_table(table, options.price, short))
     print(caption(tables))
     if others:
         print(

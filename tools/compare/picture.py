@@ -10,10 +10,11 @@ from matplotlib.figure import Figure
 
 from callbacks.pictures.evaluation import label_text
 from foundation.plotting import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, epoch_axis, marker
-from tools.compare.runs import Run
+from tools.compare.runs import Curve, Run
 
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, GREY)
 STYLES = ("-", "--", ":", "-.")
+SAME = 0.01  # share of the range of a panel; curves that are closer hide each other
 LISTED = 14  # largest number of legend entries
 LINE = 40  # longest line of a legend entry
 
@@ -34,28 +35,49 @@ def draw(groups: Sequence[Sequence[Run]]) -> Figure:
         return figure
     kinds = {kind for kind, _ in panels}
     for axes, (kind, metric) in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels, strict=True):
-        entries, last = 0, 1.0
+        entries, last, before = 0, 1.0, list[Curve]()
+        everything = [value for group in groups for run in group if run.main == metric for _, value in run.curve]
+        near = SAME * (max(everything) - min(everything))
         for number, group in enumerate(groups):
             drawn = [run for run in group if (run.kind, run.main) == (kind, metric) and run.curve]
             colour, style = COLOURS[number % len(COLOURS)], STYLES[number // len(COLOURS) % len(STYLES)]
             for run in drawn:
+                below = sum(
+                    _same(run.curve, other, near) for other in before
+                )  # what it would hide is seen through its gaps
+                before.append(run.curve)
                 epochs, values = zip(*run.curve, strict=True)
                 last = max(last, *epochs)
                 label = _label(group) if run is drawn[0] and entries < LISTED else None
                 entries += run is drawn[0]
                 axes.plot(
-                    epochs, values, color=colour, linestyle=style, marker=marker(epochs), label=label, linewidth=1.3
+                    epochs,
+                    values,
+                    color=colour,
+                    linestyle=(0, (4, 2 + 4 * below)) if below else style,
+                    marker=marker(epochs),
+                    markersize=None if not below else max(0.5, 1.6 - 0.6 * below),
+                    label=label,
+                    linewidth=1.3,
                 )
                 best = run.best[metric]
-                axes.plot([best["epoch"]], [best["value"]], "o", color=colour, markersize=6)
+                axes.plot([best["epoch"]], [best["value"]], "o", color=colour, markersize=max(1.5, 6.5 - 2.5 * below))
         epoch_axis(axes, last)
         axes.set_ylabel(metric)
-        of_kind = f", {kind or 'data not known'}" if len(kinds) > 1 else ""
+        names = dict.fromkeys(run.datamodule for group in groups for run in group if run.kind == kind)
+        of_kind = f", {', '.join(filter(None, names)) or 'data not known'}" if len(kinds) > 1 else ""
         axes.set_title(f"{metric} of each run{of_kind}; a large dot is its best epoch", fontsize=10)
         title = f"{entries - LISTED} more not listed" if entries > LISTED else None
         legend = axes.legend(frameon=False, fontsize=8, title=title, loc="center left", bbox_to_anchor=(1.0, 0.5))
         legend.get_title().set_fontsize(8)
     return figure
+
+
+def _same(one: Curve, other: Curve, near: float) -> bool:
+    """Whether a curve would hide another: they have epochs in common, and no two values of an epoch differ by more than `near`."""
+    values = dict(other)
+    both = [(value, values[epoch]) for epoch, value in one if epoch in values]
+    return bool(both) and all(abs(a - b) <= near for a, b in both)
 
 
 def _label(group: Sequence[Run]) -> str:

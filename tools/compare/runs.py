@@ -76,8 +76,12 @@ class Run:
     @property
     def kind(self) -> str:
         """The kind of its data: metrics of runs of different kinds cannot be compared. Empty if it is not known."""
-        name = str(self.settings.get("data", ""))
-        return SAME_IMAGES.get(name, name)
+        return SAME_IMAGES.get(self.datamodule, self.datamodule)
+
+    @property
+    def datamodule(self) -> str:
+        """Class of its data; empty if it is not known."""
+        return str(self.settings.get("data", ""))
 
 
 def is_run(folder: Path) -> bool:

@@ -6,7 +6,7 @@ import csv
 import io
 import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,6 +65,11 @@ def _tested(runs: Sequence[Run]) -> list[str]:
     return [f"test/{run.main.partition('/')[2]}" for run in runs if run.main]
 
 
+def _is_of_all(name: str, split: str) -> bool:
+    """Whether a metric is of all samples of a split, and not of one prompt or class, such as val/dice/dark_line."""
+    return name.startswith(split) and name.count("/") == 1
+
+
 def _rank(name: str) -> int:
     """Place of a metric among those that people look for first."""
     metric = name.partition("/")[2]
@@ -90,10 +95,10 @@ def columns_of(
         price: Price of one hour of one device; None for no cost column.
         settings: Largest number of settings that differ; None for all.
         metrics: Largest number of training metrics, and of evaluation metrics; None for all. With a limit, only validation and
-            test metrics and the main metric of the first run are shown.
+            test metrics of all samples (of no single prompt) and the main metric of the first run are shown.
     """
-    found = [name for name in metric_names(runs) if metrics is None or name.startswith("val/") or name == runs[0].main]
-    evaluated = [name for name in _evaluated(runs) if metrics is None or name.startswith("test/")][:metrics]
+    found = [name for name in metric_names(runs) if metrics is None or _is_of_all(name, "val/") or name == runs[0].main]
+    evaluated = [name for name in _evaluated(runs) if metrics is None or _is_of_all(name, "test/")][:metrics]
     chosen = [name for name in evaluated if name in _tested(runs)]
     tests = [Column(name, lambda run, name=name: run.evaluated.get(name), metric=True) for name in evaluated]  # type: ignore[misc]
     return [
@@ -146,11 +151,13 @@ def caption(tables: Sequence[Sequence[Run]]) -> str:
 # ---- cells ----
 
 
-def _rows(groups: Sequence[Sequence[Run]], columns: Sequence[Column]) -> list[list[Cell]]:
+def _rows(
+    groups: Sequence[Sequence[Run]], columns: Sequence[Column], short: Mapping[str, str] | None = None
+) -> list[list[Cell]]:
     """Build a row for each run; several finished runs of a group are followed by their mean and standard deviation."""
     runs = [run for group in groups for run in group]
     best = {column.title: best_of(_numbers(runs, column), column.title) for column in columns if column.metric}
-    short = short_names([run.name for run in runs])
+    short = short or short_names([run.name for run in runs])
     rows = []
     for group in groups:
         for run in group:
@@ -220,8 +227,14 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
 # ---- output ----
 
 
-def terminal_table(runs: Sequence[Run], price: float | None) -> Table:
-    """The table of runs of one kind for the terminal, without columns that are empty for all of them."""
+def terminal_table(runs: Sequence[Run], price: float | None, short: Mapping[str, str] | None = None) -> Table:
+    """The table of runs of one kind for the terminal, without columns that are empty for all of them.
+
+    Args:
+        runs: The runs.
+        price: As for `columns_of`.
+        short: Name that is shown of each run, one rule for all tables; None: `short_names` of these runs.
+    """
     groups = grouped(runs)
     table = Table(header_style="bold", pad_edge=False)
     table.add_column("run", overflow="fold")
@@ -230,7 +243,7 @@ def terminal_table(runs: Sequence[Run], price: float | None) -> Table:
         # lines of their own for the parts of a name: narrow, and each part is written as in the flag
         title = re.sub(r"(?<=[./])(?=.)", "\n", column.title.removeprefix("model."))
         table.add_column(escape(title), justify="right" if column.metric else "left", overflow="fold")
-    for row in _rows(groups, shown):
+    for row in _rows(groups, shown, short):
         mean = row[0].text.startswith("mean of ")
         cells = [f"[bold green]{escape(cell.text)} *[/]" if cell.best else escape(cell.text) for cell in row]
         table.add_row(*cells, style="italic" if mean else None, end_section=mean)
@@ -240,11 +253,12 @@ def terminal_table(runs: Sequence[Run], price: float | None) -> Table:
 def markdown_table(tables: Sequence[Sequence[Run]], price: float | None) -> str:
     """The tables of all kinds of data in Markdown, each below the name of its kind if there are several."""
     texts = []
+    short = short_names([run.name for runs in tables for run in runs])
     for runs in tables:
         columns = _filled(runs, columns_of(runs, price))
         header = ["run", *(column.title for column in columns)]
         lines = [header, ["---"] * len(header)]
-        for row in _rows(grouped(runs), columns):
+        for row in _rows(grouped(runs), columns, short):
             cells = [cell.text.replace("|", "\\|") for cell in row]
             lines.append([f"**{text}**" if cell.best else text for cell, text in zip(row, cells, strict=True)])
         title = f"## {title_of(runs)}\n\n" if len(tables) > 1 else ""
@@ -253,8 +267,8 @@ def markdown_table(tables: Sequence[Sequence[Run]], price: float | None) -> str:
 
 
 def title_of(runs: Sequence[Run]) -> str:
-    """Title of the table of runs of one kind."""
-    return runs[0].kind or "data not known"
+    """Title of the table of runs of one kind: their datamodules."""
+    return ", ".join(dict.fromkeys(name for run in runs if (name := run.datamodule))) or "data not known"
 
 
 def _filled(runs: Sequence[Run], columns: Sequence[Column]) -> list[Column]:
