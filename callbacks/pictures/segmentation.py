@@ -68,7 +68,7 @@ class Drawn(NamedTuple):
 
 
 class Masks(NamedTuple):
-    """The masks with the lowest and with the highest IoU, most extreme first."""
+    """The masks with the lowest and with the highest IoU, most extreme first; a mask is in one of the lists only."""
 
     worst: list[Drawn]
     best: list[Drawn]
@@ -136,7 +136,7 @@ class SegmentationPictures(EvaluationPicture[Masks]):
         """Combine the extremes of all processes."""
         files = getattr(trainer.datamodule, "predicted_files", lambda: None)()  # type: ignore[attr-defined]
         names = class_names_of(trainer, pl_module, len(pl_module.class_names))  # type: ignore[arg-type]
-        drawn, places = [], _places(pl_module)
+        drawn, places = list[dict[tuple[int, int], Drawn]](), _places(pl_module)
         for kind, kept in zip(Masks._fields, self._kept, strict=True):
             if trainer.world_size > 1:
                 gathered = [pl_module.all_gather(values) for values in _filled(kept, self.count)]
@@ -144,8 +144,14 @@ class SegmentationPictures(EvaluationPicture[Masks]):
             kept = Extremes(*(values[kept.score.isfinite()].cpu() for values in kept))
             iou = kept.iou.gather(1, torch.tensor(places)[kept.number][:, None])[:, 0] if len(kept.iou) else kept.score
             order = iou.argsort(stable=True, descending=kind == "best").tolist()
-            drawn.append([_drawn(kept, at, places, names, files, pl_module) for at in order if iou[at].isfinite()])
-        return Masks(*drawn)
+            drawn.append(
+                {
+                    (int(kept.place[at]), int(kept.number[at])): _drawn(kept, at, places, names, files, pl_module)
+                    for at in order
+                    if iou[at].isfinite()
+                }
+            )
+        return each_once(*drawn)
 
     def write(self, folder: Path, stage: str, found: Masks) -> None:
         """Write a row for each mask that is drawn."""
@@ -155,6 +161,20 @@ class SegmentationPictures(EvaluationPicture[Masks]):
     def draw(self, found: Masks, title: str) -> Figure | None:
         """Draw the worst and the best masks in two rows each."""
         return draw_masks(found, title) if found.worst else None
+
+
+def each_once(worst: dict[tuple[int, int], Drawn], best: dict[tuple[int, int], Drawn]) -> Masks:
+    """Divide the masks into worst and best; if there are so few that some are both, the lower half by IoU is the worst.
+
+    Args:
+        worst: The masks with the lowest IoU by place and prompt, lowest first.
+        best: Those with the highest IoU, highest first.
+    """
+    if worst.keys().isdisjoint(best):
+        return Masks([*worst.values()], [*best.values()])
+    by_iou = sorted({**worst, **best}.values(), key=lambda mask: mask.iou)
+    half = (len(by_iou) + 1) // 2
+    return Masks(by_iou[:half], by_iou[half:][::-1])
 
 
 def _places(pl_module: Any) -> list[int]:
@@ -202,8 +222,10 @@ def draw_masks(found: Masks, title: str) -> Figure:
     """
     columns = max(len(found.worst), len(found.best))
     figure = Figure(figsize=(1.0 + 1.75 * columns, 8.6), layout="constrained")
+    once = f"{len(found.worst)} worst and {len(found.best)} best, each mask once"
     figure.suptitle(
-        f"{label_text(title, 200)}\n{MASK_LEGEND}; IoU at the stored size, at the prompt's threshold", fontsize=10
+        f"{label_text(title, 200)}\n{once}; {MASK_LEGEND}; IoU at the stored size, at the prompt's threshold",
+        fontsize=10,
     )
     grid = figure.subplots(4, columns, squeeze=False)
     for row, (kind, masks) in enumerate((("worst", found.worst), ("best", found.best))):

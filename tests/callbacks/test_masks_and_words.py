@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from callbacks.pictures.image_pixels import PREDICTED_MASK, overlay
 from callbacks.pictures.predicted_masks import mask_names
-from callbacks.pictures.segmentation import Masks, SegmentationPictures
+from callbacks.pictures.segmentation import Masks, SegmentationPictures, draw_masks
 from callbacks.progress.lines import epoch_metrics
 from cli.evaluation import _listed
 from datamodules import PromptedSegmentationDataModule
@@ -65,16 +65,15 @@ def test_a_picture_of_a_fit_shows_the_masks_at_the_thresholds_that_were_chosen(m
         return pictures.collect(run, module)
 
     first = shown("fit", a=0.2)
-    assert [(mask.file, round(mask.iou, 4), mask.threshold) for mask in first.best] == [
-        ("0", 1.0, 0.2),
-        ("1", 0.3333, 0.2),
-    ]
-    assert [mask.file for mask in first.worst] == ["1", "0"]
+    assert [(mask.file, round(mask.iou, 4), mask.threshold) for mask in first.best] == [("0", 1.0, 0.2)]
+    assert [mask.file for mask in first.worst] == ["1"], "of two masks each is shown once, as the worst or as the best"
     assert first.best[0].predicted[:, 0].tolist() == [True, True, False, False]
     later = shown("fit", a=0.05)  # picked at 0.2, shown at 0.05
-    assert [(mask.file, round(mask.iou, 4)) for mask in later.best] == [("0", 0.6667), ("1", 0.3333)]
+    assert [(mask.file, round(mask.iou, 4)) for mask in (*later.best, *later.worst)] == [("0", 0.6667), ("1", 0.3333)]
     tested = shown("test", a=0.05)
     assert [(mask.file, round(mask.iou, 4)) for mask in tested.worst] == [("2", 0.0), ("1", 0.3333)]
+    assert [mask.file for mask in tested.best] == ["0"]
+    assert "2 worst and 1 best, each mask once" in draw_masks(tested, "test").get_suptitle()
 
 
 def test_an_image_of_two_sets_has_the_name_of_one() -> None:
