@@ -139,12 +139,20 @@ class Reading:
         return cls(size, channels, inputs.get("eval_share"), (black, white) if levels else None, fill)
 
     @property
+    def mode(self) -> str:
+        """Mode of the pictures as Pillow names it, or the number of their channels."""
+        return {1: "L", 3: "RGB"}.get(self.channels, f"{self.channels} channels as stored")
+
+    @property
     def description(self) -> dict[str, Any]:
         """How to do the same without this project, in JSON types; for the metadata of an exported file."""
+        if self.size is None:
+            described: dict[str, Any] = {"size": None, "mode": self.mode, "framing": "own size"}
+            return described | ({} if self.levels is None else {"levels": list(self.levels)})
         framing = "letterbox" if self.fill is not None else "squeeze" if self.share is None else "crop"
         return {
-            "size": self.size if self.size is None or isinstance(self.size, int) else list(self.size),
-            "mode": {1: "L", 3: "RGB"}.get(self.channels, f"{self.channels} channels as stored"),
+            "size": self.size if isinstance(self.size, int) else list(self.size),
+            "mode": self.mode,
             "framing": framing,
             **({"crop": self.share} if framing == "crop" else {}),
             **({"pad_value": self.fill} if framing == "letterbox" else {}),

@@ -152,7 +152,7 @@ def test_logits_batches_and_metadata(tmp_path: Path) -> None:
         "mean": "[0.2, 0.7]",
         "std": "[0.5, 0.25]",
     }
-    assert set(metadata) == {"architecture", "class_names", "mean", "std", "temperature", "quantization"}
+    assert set(metadata) == {"architecture", "class_names", "input", "mean", "std", "temperature", "quantization"}
     assert json.loads(metadata["quantization"]) == {
         "method": "percentile",
         "calibration_samples": 64,

@@ -71,6 +71,7 @@ def test_metadata_of_several_labels_has_their_thresholds() -> None:
     assert json.loads(metadata["thresholds"]) == pytest.approx([0.5, 0.75])
     assert "temperature" not in metadata, "it is of a softmax"
     assert "preprocessing" not in metadata, "only a run knows it"
+    assert "the file itself subtracts mean and divides by std" in metadata["input"]
 
 
 def test_metadata_says_how_a_picture_becomes_the_input() -> None:
@@ -87,6 +88,7 @@ def test_metadata_says_how_a_picture_becomes_the_input() -> None:
             {"size": 8, "framing": "letterbox", "pad_value": 0.25, "resize": "bilinear, antialiased"},
         ),
     ]
+    assert Reading.of({}, None, 3).description == {"size": None, "mode": "RGB", "framing": "own size"}
     for inputs, size, expected in cases:
         module = LinearClassifier(num_classes=3, in_channels=3, image_size=8, mean=[0.5] * 3, std=[0.2] * 3)
         reading = Reading.of(inputs, size, 3)

@@ -31,6 +31,13 @@ from tools.export.windows import RawWindows
 IMAGES = ((2, 3, 75, 107), (1, 3, 64, 64), (3, 3, 33, 130))  # images of a segmenter in the test of the file: B, C, H, W
 
 
+PIXELS = "images (batch, channels, height, width), float32 in 0..1; the file itself subtracts mean and divides by std"
+WINDOWS = (
+    "windows (batch, signals, samples), float32 in physical units; the file itself subtracts mean and divides by std"
+)
+"""The metadata's `input`: nobody need normalise a second time because mean and std are there."""
+
+
 class VerificationError(Exception):
     """A written file does not reproduce the network."""
 
@@ -164,7 +171,7 @@ def deployed_classifier(module: Classifier, windows: RawWindows | None = None) -
         known = {"class_names": names, "task": module.task, "thresholds": module.label_probabilities}
     if windows is not None:
         mean, std = (part.flatten().tolist() for part in (windows.mean, windows.std))
-        known |= {"mean": mean, "std": std, "signal_names": windows.signal_names}
+        known |= {"input": WINDOWS, "mean": mean, "std": std, **windows.description}
         examples = [windows.examples(count, _seeded()) for count in (2, 5, 1)]
         return Deployed(
             windows,
@@ -184,12 +191,13 @@ def deployed_classifier(module: Classifier, windows: RawWindows | None = None) -
         [torch.rand(count, *shape, generator=_seeded()) for count in (2, 5, 1)],
         module.logits,
         _metadata(
-            architecture, {**known, "mean": list(module.mean), "std": list(module.std), **_preprocessing(module)}
+            architecture,
+            {**known, "input": PIXELS, "mean": list(module.mean), "std": list(module.std), **_preprocessing(module)},
         ),
     )
 
 
-def _preprocessing(module: Classifier) -> dict[str, object]:
+def _preprocessing(module: Classifier | PromptedSegmenter) -> dict[str, object]:
     """How image files become the input of the file, where the run knows it."""
     with contextlib.suppress(ValueError):  # not from a run, or one of an old record
         transform = module.transform if module.make_transform is not None else None
@@ -220,9 +228,11 @@ def deployed_segmenter(module: PromptedSegmenter, prompts: Sequence[str] | None 
     known = {
         "prompts": asked,
         "thresholds": [module.threshold_of(prompt) for prompt in asked],
+        "input": PIXELS,
         "mean": list(module.mean),
         "std": list(module.std),
         "side": module.side,
+        **_preprocessing(module),
     }
     return Deployed(
         Normalisation(module.mean, module.std),

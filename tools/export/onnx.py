@@ -4,10 +4,11 @@ tools/export/deployed.py states what a file computes for each kind of run. A ter
 of -1, 0 or +1 times a scale, so the file is as large as the file of the full-precision twin. With ``half`` the network's weights
 and operations are float16, and the file is half as large; input, normalisation and logits stay float32.
 
-The metadata has `mean` and `std` (JSON) and `architecture`; of a classifier also `class_names` and `temperature`, or with several
-labels an image `class_names`, `task` (multilabel) and `thresholds`, the probabilities (sigmoid of a logit) from which labels are
-predicted; of a run on images `preprocessing`, how a file becomes `images` (`Reading.description`); of a segmenter `prompts`, their
-`thresholds` and `side`.
+The metadata has `input` (shape, range, and that the file normalises), `mean` and `std` (JSON) and `architecture`; of a classifier
+also `class_names` and `temperature`, or with several labels an image `class_names`, `task` (multilabel) and `thresholds`, the
+probabilities (sigmoid of a logit) from which labels are predicted; of a run on images `preprocessing`, how a file becomes
+`images` (`Reading.description`); of a segmenter `prompts`, their `thresholds` and `side`; of a HAR run `signal_names`,
+`signal_units`, `sampling_rate` (Hz) and `window_length`.
 """
 
 from __future__ import annotations

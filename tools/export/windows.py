@@ -29,6 +29,8 @@ class RawWindows(nn.Module):
         image_size: Height and width of an image in pixels; not used in mode `signals`.
         window_length: T, samples of a window.
         signal_names: Names of the S signals.
+        signal_units: Their units; None if the training data does not give them.
+        sampling_rate: Sampling rate of the windows in Hz; None if the training data does not give it.
     """
 
     mean: Tensor
@@ -42,12 +44,25 @@ class RawWindows(nn.Module):
         image_size: int,
         window_length: int,
         signal_names: list[str],
+        signal_units: list[str] | None = None,
+        sampling_rate: float | None = None,
     ) -> None:
         super().__init__()
         self.register_buffer("mean", mean.float()[:, None])
         self.register_buffer("std", std.float()[:, None])
         self.images, self.image_size = images, image_size
         self.window_length, self.signal_names = window_length, signal_names
+        self.signal_units, self.sampling_rate = signal_units, sampling_rate
+
+    @property
+    def description(self) -> dict[str, object]:
+        """What a window must be, in JSON types; for the metadata of the file. What the training data does not say is null."""
+        return {
+            "signal_names": self.signal_names,
+            "signal_units": self.signal_units,
+            "sampling_rate": self.sampling_rate,
+            "window_length": self.window_length,
+        }
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -87,4 +102,5 @@ def raw_windows(run: Path, checkpoint: str) -> RawWindows:
     names = own.get("signal_names") or data.signal_names
     length = own.get("window_length") or data.window_length
     size = data.signal_images.image_size
-    return RawWindows(state.mean, state.std, data.signal_images, size, length, list(names))
+    given = own.get("signal_units"), own.get("sampling_rate")
+    return RawWindows(state.mean, state.std, data.signal_images, size, length, list(names), *given)
