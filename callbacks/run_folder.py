@@ -195,8 +195,9 @@ class RunFolder(Callback):
         return self.lock
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let the datamodule check its input; then broadcast the path to all processes, and rank zero creates the folder."""
+        """Let the datamodule say and check its input; then broadcast the path to all processes, and rank zero creates the folder."""
         if stage != "fit":
+            self._say_data(trainer, stage)
             return
         self._check_input(trainer)
         if self.path is None:
@@ -230,6 +231,12 @@ class RunFolder(Callback):
         if self.tested:
             data.setup("test")
         data.check_input(("train", "val", "test") if self.tested else ("train", "val"))
+
+    def _say_data(self, trainer: Trainer, stage: str) -> None:
+        """Let data that says nothing in its own setup say what it evaluates; after a fit, that has been said."""
+        data, split = trainer.datamodule, {"validate": "val", "test": "test"}.get(stage)  # type: ignore[attr-defined]
+        if split is not None and not self._begun and getattr(data, "said_by_check", False):
+            data.check_input((split,))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the configuration and the environment, after all checks and before the first batch."""

@@ -84,6 +84,8 @@ class DataModule(MatchedToCheckpoint, Extractable, ABC):
 
     _train_size: Size | None = None
 
+    said_by_check: ClassVar[bool] = False  # whether `check_input` is quick and logs the counts that setup does not
+    sample_unit: ClassVar[str] = "img"  # what a sample is, in lines of the speed
     fixed_on_resume: ClassVar[tuple[str, ...]] = (
         *("batch_size", "val_fraction", "train_fraction", "split_seed", "drop_last", "sampling", "fold"),
     )

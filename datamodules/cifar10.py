@@ -7,7 +7,7 @@ order of their numbers. A seeded part of them is held out for validation. The te
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -50,6 +50,8 @@ class CIFAR10DataModule(DataModule):
         FileNotFoundError: The data is missing (raised at the first access to the data, headers included).
         MisconfigurationException: A file is damaged or does not fit the others.
     """
+
+    said_by_check: ClassVar[bool] = True
 
     def __init__(
         self,

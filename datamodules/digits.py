@@ -5,7 +5,7 @@ in milliseconds. scikit-learn contains only the test set of the original data, s
 test split.
 """
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ class DigitsDataModule(DataModule):
         flip: Mirror each training image left to right with probability one half; most mirrored digits are not valid digits.
         **kwargs: Settings of every datamodule, see `DataModule`.
     """
+
+    said_by_check: ClassVar[bool] = True
 
     def __init__(self, crop_padding: int = 1, flip: bool = False, **kwargs: Any) -> None:
         super().__init__(crop_padding=crop_padding, flip=flip, **kwargs)

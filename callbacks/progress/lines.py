@@ -57,8 +57,8 @@ def of_total(number: int, total: float) -> str:
     return f"{number}/{total:.0f}" if math.isfinite(total) else f"{number}"
 
 
-def speed_text(values: Mapping[str, float]) -> str:
-    """Format the values of ``Speed.snapshot``.
+def speed_text(values: Mapping[str, float], unit: str = "img") -> str:
+    """Format the values of ``Speed.snapshot``; ``unit`` is what a sample is.
 
     Example:
         >>> speed_text({"speed/images_per_s": 811.6, "speed/data_share": 0.06, "memory/gb": 1.23})
@@ -67,7 +67,7 @@ def speed_text(values: Mapping[str, float]) -> str:
     parts = []
     if "speed/images_per_s" in values:
         speed = values["speed/images_per_s"]
-        parts.append(f"{speed:.{0 if speed >= 10 else 2}f} img/s")
+        parts.append(f"{speed:.{0 if speed >= 10 else 2}f} {unit}/s")
     if "speed/data_share" in values:
         parts.append(f"data {100 * values['speed/data_share']:.0f} %")
     if "memory/gb" in values:

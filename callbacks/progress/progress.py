@@ -260,7 +260,9 @@ class Progress(ProgressBar):
         loss = [] if self._loss is None else [f"train/loss {self._loss.item() * trainer.accumulate_grad_batches:.4g}"]
         lr = [] if self._lr is None else [f"lr {float(self._lr):.3g}"]
         speed = Speed.of(trainer)
-        return " ".join([*loss, *lr, speed_text(speed.snapshot() if speed is not None else {})]).rstrip()
+        return " ".join(
+            [*loss, *lr, speed_text(speed.snapshot() if speed is not None else {}, _unit(trainer))]
+        ).rstrip()
 
     def _evaluation_view(self, trainer: Trainer, now: float) -> View:
         batches = {
@@ -273,7 +275,8 @@ class Progress(ProgressBar):
         eta = estimate(done, total, total - done, self._pace.step_s).epoch
         known = total if math.isfinite(total) else None
         seconds = now - self._images_from
-        metrics = speed_text({"speed/images_per_s": self._images / seconds}) if self._images and seconds > 0 else ""
+        rate = {"speed/images_per_s": self._images / seconds} if self._images and seconds > 0 else {}
+        metrics = speed_text(rate, _unit(trainer))
         return View(self._stage, f"step {of_total(done, total)}", metrics, f"eta {clock_time(eta)}", done, known)
 
     def _write_epoch(self, trainer: Trainer) -> None:
@@ -314,3 +317,8 @@ class Progress(ProgressBar):
 def limit(number: int | None) -> float:
     """Convert a limit of the Trainer to a number: -1 and None mean no limit."""
     return math.inf if number is None or number < 0 else number
+
+
+def _unit(trainer: Trainer) -> str:
+    """What a sample of the data is, in the lines of the speed."""
+    return getattr(getattr(trainer, "datamodule", None), "sample_unit", "img")

@@ -192,7 +192,7 @@ class ShardedImagesDataModule(GivenHeader, DataModule):
         if missing := [address for address in addresses if address not in self._read]:
             how = Reading(self._cache, self.label_field, self.levels is not None)
             rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-            self._read.update(zip(missing, read_indices(missing, how, rank, world), strict=True))
+            self._read.update(zip(missing, read_indices(missing, how, rank, world, split), strict=True))
         return [self._read[address] for address in addresses]
 
     def _labelling(self) -> list[ShardIndex]:
@@ -300,7 +300,7 @@ class ShardedImagesDataModule(GivenHeader, DataModule):
         count = sum(len(self.samples(split)) for split in splits)
         shards = sum(len(self.samples(split).indices) for split in splits)
         log.info(
-            f"checked    header and end of {count:,} images in {shards:,} shards; the others are decoded when they are read"
+            f"checked    header and end of {count:,} images in {shards:,} shards; their pixels are decoded in the epochs"
         )
         self._check_variety(splits)
 

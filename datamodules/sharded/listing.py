@@ -44,7 +44,9 @@ class Reading(NamedTuple):
     levels: bool
 
 
-def read_indices(addresses: Sequence[str], how: Reading, turn: int = 0, turns: int = 1) -> list[ShardIndex]:
+def read_indices(
+    addresses: Sequence[str], how: Reading, turn: int = 0, turns: int = 1, split: str = ""
+) -> list[ShardIndex]:
     """Read the indices of shards; build those that are missing.
 
     Args:
@@ -52,6 +54,7 @@ def read_indices(addresses: Sequence[str], how: Reading, turn: int = 0, turns: i
         how: How shards are read.
         turn: Number of this process; each begins with other shards, so that processes share the work.
         turns: Number of processes.
+        split: Name of the split, for the log.
 
     Raises:
         ShardError: A shard is missing, damaged or cannot be read.
@@ -69,7 +72,7 @@ def read_indices(addresses: Sequence[str], how: Reading, turn: int = 0, turns: i
             found[address], built = index, built + new
             if time.monotonic() - told > EVERY_S:
                 told = time.monotonic()
-                log.info(f"shards     {len(found):,} of {count:,} indexed")
+                log.info(f"shards     {len(found):,} of {count:,} {split}".rstrip() + " indexed")
 
     with ThreadPoolExecutor(THREADS) as pool:
         waiting = [pool.submit(read, address) for address in [*addresses[begin:], *addresses[:begin]]]
@@ -80,7 +83,11 @@ def read_indices(addresses: Sequence[str], how: Reading, turn: int = 0, turns: i
             pool.shutdown(cancel_futures=True)
             raise
     if built:
-        log.info(f"shards     {built:,} of {count:,} read and indexed" + "; the others were known" * (built < count))
+        log.info(
+            f"shards     {built:,} of {count:,} {split}".rstrip()
+            + " read and indexed"
+            + "; the others were known" * (built < count)
+        )
     return [found[address] for address in addresses]
 
 

@@ -80,6 +80,8 @@ class SignalDataModule(SignalHeader):
         ValueError: A setting is out of its range.
     """
 
+    said_by_check: ClassVar[bool] = True
+    sample_unit: ClassVar[str] = "windows"
     fixed_on_resume: ClassVar[tuple[str, ...]] = (
         "batch_size",
         "val_subjects",

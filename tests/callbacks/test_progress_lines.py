@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import math
-from typing import SupportsFloat
+from types import SimpleNamespace
+from typing import Any, SupportsFloat, cast
 
 import pytest
 from rich.console import Console
 from torch import tensor
 
+from callbacks import RunFolder
 from callbacks.progress.lines import View, epoch_line, epoch_metrics, of_total, speed_text
+from datamodules import HARDataModule
 
 VIEW = View("epoch 4/18", "step 120/352", "train/loss 2.31 lr 0.41", "eta epoch 0:43, run 2:10", done=1176, total=6336)
 
@@ -75,6 +78,22 @@ def test_of_total() -> None:
 )
 def test_speed_text(values: dict[str, float], text: str) -> None:
     assert speed_text(values) == text
+    assert speed_text(values, "windows") == text.replace("img/s", "windows/s")
+
+
+@pytest.mark.parametrize(
+    ("stage", "begun", "said"),
+    [("test", False, [("test",)]), ("validate", False, [("val",)]), ("test", True, []), ("predict", False, [])],
+)
+def test_an_evaluation_says_its_data_once(stage: str, begun: bool, said: list[tuple[str]]) -> None:
+    """HAR and the small image sets log counts in their check only; a test after a fit has them already."""
+    seen: list[Any] = []
+    data: Any = SimpleNamespace(said_by_check=HARDataModule.said_by_check, check_input=seen.append)
+    folder = RunFolder(None, "")
+    folder._begun = begun
+    trainer: Any = SimpleNamespace(datamodule=data)
+    folder.setup(trainer, cast(Any, None), stage)
+    assert seen == said
 
 
 METRICS: dict[str, SupportsFloat] = {
