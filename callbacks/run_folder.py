@@ -195,7 +195,7 @@ class RunFolder(Callback):
         return self.lock
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let the datamodule say and check its input; then broadcast the path to all processes, and rank zero creates the folder."""
+        """Let the datamodule check or say its input; then broadcast the path to all processes, and rank zero creates the folder."""
         if stage != "fit":
             self._say_data(trainer, stage)
             return

@@ -59,6 +59,7 @@ def read_indices(
     Raises:
         ShardError: A shard is missing, damaged or cannot be read.
     """
+    of_split = f" {split}" if split else ""
     count, built, told, lock = len(addresses), 0, time.monotonic(), threading.Lock()
     found: dict[str, ShardIndex] = {}
     begin = turn * count // turns
@@ -72,7 +73,7 @@ def read_indices(
             found[address], built = index, built + new
             if time.monotonic() - told > EVERY_S:
                 told = time.monotonic()
-                log.info(f"shards     {len(found):,} of {count:,} {split}".rstrip() + " indexed")
+                log.info(f"shards     {len(found):,} of {count:,}{of_split} indexed")
 
     with ThreadPoolExecutor(THREADS) as pool:
         waiting = [pool.submit(read, address) for address in [*addresses[begin:], *addresses[:begin]]]
