@@ -12,6 +12,7 @@ import inspect
 import re
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
@@ -64,6 +65,12 @@ class Source:
                         return f" ({config}:{number})"
         return ""
 
+    def typed(self, key: str, value: str) -> str:
+        """The value of a flag as it was typed, where YAML reads a word such as ``yes`` as another value; else the value."""
+        words = [word for argument in self.flags.rest for word in argument.split("=", 1)]
+        after = [word for flag, word in pairwise(words) if flag == f"--{key}"]
+        return after[-1] if after and value in ("True", "False", "None") else value
+
 
 def readable(message: str, parser: ArgumentParser, flags: RunFlags, configs: list[str]) -> str:
     """Rewrite an error message of jsonargparse as one readable line.
@@ -108,6 +115,12 @@ def _item(message: str) -> str | None:
         return None
     first = list(inspect.signature(getattr(import_module(found[1]), found[2])).parameters)[:2]
     return f"{{{', '.join(f'{name}: ...' for name in first)}}}"
+
+
+def _of_set(message: str) -> str:
+    """`` of the set 'FOLDER'`` if an error is about a setting of one item of ``data.sets``: the first that was not read."""
+    found = re.search(r"Given value: \[.*?\{[^{}]*'folder': '([^']*)'", message) if _item(message) else None
+    return f" (the set {found[1]!r})" if found else ""
 
 
 def _quoted(message: str) -> str | None:
@@ -159,6 +172,7 @@ def _unknown_setting(message: str, option: str, hints: Hints, source: Source) ->
 def _wrong_value(message: str, source: Source) -> str:
     """The message for a value of a wrong type, that is no choice, or that names no class."""
     name, value = _setting_name(message), _given_value(message)
+    value = source.typed(name, value)
     if found := re.search(r"Expected a dot import path string: (\S+)", message):
         if item := _item(message):
             return f"{name}: each item is written {item}, got {_short(found[1])}{source.location(name)}"
@@ -168,7 +182,7 @@ def _wrong_value(message: str, source: Source) -> str:
         return f"{name}: no class {found[1]!r}{nearest(found[1], classes)}{source.location(name, found[1])}"
     if "Got value: NestedArg" in message:
         return f"{name}: no such setting, {name.rpartition('.')[0]} is one value"
-    where = source.location(name)
+    where = _of_set(message) + source.location(name)
     if found := re.search(r"Unable to load config '(.*?)'\n", message):
         return f"{name}: settings are needed, as in --{name}.SETTING VALUE, got {_short(found[1])}{where}"
     groups = re.findall(r"Literal\[([^\]]*)\]", message) if "Expected a" in message else []

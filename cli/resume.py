@@ -18,6 +18,7 @@ from cli.run_flags import RunFlags, UsageError
 from datamodules import TrainedOn
 from foundation.bounded.text import read_json
 from foundation.checkpoint_files import DamagedFileError, last_or_before, read_checkpoint
+from foundation.suggestions import nearest
 from lightning_modules.loading import newest_config
 from metrics import direction_of
 
@@ -80,10 +81,13 @@ def find(target: str, flags: RunFlags) -> RunCheckpoint:
     return RunCheckpoint(folder, checkpoint, config, progress["processed"], step, stop, processes, trained_on, note)
 
 
+CHOICES = ("best", "last")  # values of --ckpt that are no file
+
+
 def _checkpoint_path(folder: Path, wanted: str) -> Path:
-    if wanted not in ("best", "last"):
+    if wanted not in CHOICES:
         if not Path(wanted).is_file():
-            raise UsageError(f"--ckpt {wanted}: neither best, nor last, nor an existing file")
+            raise UsageError(f"--ckpt {wanted}: neither best, nor last, nor an existing file{nearest(wanted, CHOICES)}")
         return Path(wanted)
     path = folder / "checkpoints" / f"{wanted}.ckpt"
     if path.is_file():

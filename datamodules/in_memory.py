@@ -62,7 +62,8 @@ def check_enough(num_samples: int, world_size: int, batch_size: int = 1, batches
         devices = f" shared by {world_size} devices" if world_size > 1 else ""
         raise MisconfigurationException(
             f"--data.batch_size {batch_size} is larger than the training set of {num_samples} samples{devices}, so no batch is "
-            f"full; the largest value that works is {num_samples // world_size}; with SGD lower --model.lr in proportion"
+            f"full; the largest value that works is {num_samples // world_size}; a smaller batch needs a lower --model.lr, "
+            "with SGD in proportion, with Adam and AdamW about as its square root"
         )
 
 

@@ -64,7 +64,7 @@ def read_coco(root: Path, one: PromptSet, prompt: int, notes: Notes | None = Non
     table = root / one.annotations
     content = _read(table)
     notes = Notes() if notes is None else notes
-    wanted = _categories(table, content["categories"], one.categories)
+    wanted = _categories(table, content["categories"], one)
     if one.categories is None:
         used = {entry["category_id"] for entry in content["annotations"]}
         names = [str(entry["name"]) for entry in content["categories"] if entry["id"] in used]
@@ -131,14 +131,16 @@ def _lacking(entry: Any, keys: dict[str, tuple[type, ...]], name: str) -> str | 
     return lacking[0] if lacking else None
 
 
-def _categories(table: Path, known: list[Entry], names: list[str] | None) -> set[Any]:
+def _categories(table: Path, known: list[Entry], one: PromptSet) -> set[Any]:
+    names = one.categories
     there = [entry["name"] for entry in known]
     if twice := [entry for entry, count in Counter(entry["id"] for entry in known).items() if count > 1]:
         same = [repr(entry["name"]) for entry in known if entry["id"] == twice[0]]
         raise MisconfigurationException(f"{table}: the categories {listed(same)} have the same id, {twice[0]!r}")
     if absent := [name for name in names or () if name not in there]:
         raise MisconfigurationException(
-            f"{table}: there is no category {listed([repr(name) for name in absent])}; there are {', '.join(there) or 'none'}"
+            f"sets: {one.folder}: categories: {table}: there is no category {listed([repr(name) for name in absent])}; "
+            f"there are {', '.join(there) or 'none'}"
         )
     return {entry["id"] for entry in known if names is None or entry["name"] in names}
 

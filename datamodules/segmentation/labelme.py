@@ -68,7 +68,8 @@ def read_labelme(root: Path, one: PromptSet, prompt: int, notes: Notes | None = 
         notes.merged(place, one.prompts[0], list(labels))
     if absent := [name for name in one.categories or () if name not in labels]:
         raise MisconfigurationException(
-            f"{place}: there is no label {listed([repr(name) for name in absent])}; there are {', '.join(labels) or 'none'}"
+            f"sets: {one.folder}: categories: {place}: there is no label {listed([repr(name) for name in absent])}; "
+            f"there are {', '.join(labels) or 'none'}"
         )
     known = ImageNames(root / one.folder, place)
     found = {path: _image(known, path, content) for path, content in contents.items()}

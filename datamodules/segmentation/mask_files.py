@@ -148,9 +148,11 @@ def _images(folder: Path, one: PromptSet, notes: Notes) -> list[Path]:
 def _image_files(folder: Path, one: PromptSet) -> list[Path]:
     """List the image files directly in a folder, sorted."""
     if not folder.is_dir():
+        needs = f"{one.folder}/images and {one.folder}/masks"
+        if one.masks is not None and folder.name == Path(_pattern(one.masks)[0]).name:
+            needs = f"the folder that `masks: {one.masks}` of the set {one.folder} names"
         raise MisconfigurationException(
-            f"{folder}: no such folder{close_to(folder)}; prompt {one.prompts[0]!r} needs {one.folder}/images and "
-            f"{one.folder}/masks"
+            f"{folder}: no such folder{close_to(folder)}; prompt {one.prompts[0]!r} needs {needs}"
         )
     files = [path for path in folder.iterdir() if is_image(path) and not path.name.startswith(".")]
     if not files and (folder.name == "images" or one.masks is not None):

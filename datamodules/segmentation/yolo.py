@@ -48,7 +48,7 @@ def read_yolo(root: Path, one: PromptSet, prompt: int, notes: Notes | None = Non
     notes = Notes() if notes is None else notes
     place, folder = root / one.annotations, root / one.folder
     names = category_names(place, one.categories is not None)
-    wanted = None if one.categories is None else _wanted(place, names, one.categories)
+    wanted = None if one.categories is None else _wanted(place, names, one.folder, one.categories)
     images = folder / "images" if (folder / "images").is_dir() else folder
     paths = sorted(path for path in images.rglob("*") if is_image(path))
     if not paths:
@@ -153,12 +153,12 @@ def category_names(place: Path, needed: bool) -> dict[int, str]:
     return {int(number): str(name) for number, name in pairs}
 
 
-def _wanted(place: Path, names: dict[int, str], chosen: list[str]) -> set[int]:
-    """Numbers of the categories of these names; a number names itself."""
+def _wanted(place: Path, names: dict[int, str], folder: str, chosen: list[str]) -> set[int]:
+    """Numbers of the categories of these names, chosen for the set of this folder; a number names itself."""
     known = {name: number for number, name in names.items()}
     if absent := [name for name in chosen if name not in known and not name.isdecimal()]:
         raise MisconfigurationException(
-            f"{place}: there is no category {listed([repr(name) for name in absent])}; "
+            f"sets: {folder}: categories: {place}: there is no category {listed([repr(name) for name in absent])}; "
             f"there are {', '.join(known) or 'none'} (or give numbers)"
         )
     return {known[name] if name in known else int(name) for name in chosen}

@@ -157,6 +157,7 @@ WRONG = [
     (DIGITS, "--config", "--config: needs a file"),
     (DIGITS, "--model.lr 0.1 0.2", "0.2: belongs to no flag, each takes one value; a list is written [A, B]"),
     (DIGITS, "configs/with/quick.yaml", "a configuration is given with its flag, --config configs/with/quick.yaml"),
+    (HAR, "--data.rotation yes", "data.rotation: a number is needed, got 'yes'"),
     # ranges, with the section in front
     (DIGITS, "--model.momentum 2", "error: model.momentum: a value of at least 0 and under 1, got 2.0"),
     (IMAGES, "--data.image_size 0", "error: data.image_size is 0 but must be 1 pixel or more"),

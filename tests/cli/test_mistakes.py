@@ -232,6 +232,7 @@ def test_resume_target_does_not_exist(finished: Path, capsys: pytest.CaptureFixt
     assert "neither best, nor last, nor an existing file" in refuse(
         ["test", "--run", str(finished), "--ckpt", "first"], capsys
     )
+    assert "did you mean 'best'?" in refuse(["test", "--run", str(finished), "--ckpt", "bets"], capsys)
 
 
 FIXED = [

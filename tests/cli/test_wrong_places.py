@@ -90,7 +90,10 @@ def test_names_of_sets_that_are_close(places: dict[str, list[str]], capsys: pyte
     )
     for given, expected in (
         ("[walls]", "data.sets: each item is written {folder: ..., prompts: ...}, got 'walls'"),
-        ("[{folder: walls, prompts: a b}]", "data.sets.prompts: a list, written [a b], is needed, got 'a b'\n"),
+        (
+            "[{folder: walls, prompts: a b}]",
+            "data.sets.prompts: a list, written [a b], is needed, got 'a b' (the set 'walls')\n",
+        ),
         ("[{prompts: [a]}]", "data.sets: each item needs folder, as in [{folder: ..., prompts: ...}]"),
     ):
         assert expected in refuse(["fit", *places["segmentation"], *sets, given], capsys)

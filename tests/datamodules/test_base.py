@@ -84,7 +84,7 @@ def test_number_of_training_batches(drop_last: bool, world_size: int, batch_size
 def test_error_for_a_too_large_batch_names_the_largest_valid_size() -> None:
     message = (
         r"--data\.batch_size 1296 is larger than the training set of 1295 samples, so no batch is full; "
-        r"the largest value that works is 1295; with SGD lower --model\.lr in proportion"
+        r"the largest value that works is 1295; a smaller batch needs a lower --model\.lr, with SGD in proportion"
     )
     with pytest.raises(MisconfigurationException, match=message):
         digits(batch_size=1296).setup("fit")

@@ -281,6 +281,23 @@ def test_names_in_the_legend_are_whole(tmp_path: Path) -> None:
     assert max(map(len, lines)) <= 40
 
 
+def test_equal_curves_are_both_seen() -> None:
+    curve, other = [(1.0, 0.5), (2.0, 0.9)], [(1.0, 0.5), (2.0, 0.7)]
+    best = {"val/acc": {"value": 0.9, "epoch": 2}}
+    runs = [Run(str(n), main="val/acc", curve=one, best=best) for n, one in enumerate((curve, other, curve, curve))]
+    lines = draw([[run] for run in runs]).axes[0].get_lines()
+    assert [line.get_linestyle() for line in lines[::2]] == ["-", "-", "--", "--"], "the one below is seen in the gaps"
+    sizes = [line.get_markersize() for line in lines[1::2]]
+    assert sizes[0] == sizes[1] > sizes[2] > sizes[3], "and around the large dot"
+
+
+def test_metrics_of_single_prompts_are_in_the_files_only() -> None:
+    names = ("val/iou", "val/iou/crack", "val/iou/tape", "train/loss")
+    run = Run("a", main="val/iou", best={name: {"value": 0.5, "epoch": 1} for name in names})
+    assert [column.title for column in columns_of([run], None, 4, 4) if column.metric] == ["val/iou"]
+    assert {column.title for column in columns_of([run], None) if column.metric} == {*names}
+
+
 def curves(figure: Figure) -> list[tuple[str, list[str]]]:
     legends = [(axes.get_ylabel(), axes.get_legend()) for axes in figure.axes]
     return [(label, [text.get_text() for text in legend.get_texts()] if legend else []) for label, legend in legends]

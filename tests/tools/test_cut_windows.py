@@ -96,6 +96,8 @@ def test_new_recordings_are_cut_like_the_others(
         assert main([str(one), str(tmp_path / "refused.npz"), "--like", str(first), *contradiction]) == 2
         assert told in capsys.readouterr().err
     second.unlink()
+    assert main([f"{folder}s", str(second), "--like", str(first)]) == 2
+    assert f"no such file or folder, did you mean {str(folder)!r}?" in capsys.readouterr().err
     assert main([str(one), str(second), "--like", str(first)]) == 0
     held_out = tmp_path / "held_out.npz"
     lines = capsys.readouterr().out.splitlines()

@@ -19,6 +19,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+from foundation.places import close_to
 from foundation.project import MAIN
 from tools.command_line import OK, Parser, run_command, start
 
@@ -95,7 +96,7 @@ def calibrate_run(options: argparse.Namespace, flags: Sequence[str]) -> int:
     """
     _check(options, flags)
     if not options.run.is_dir():
-        raise ValueError(f"{options.run}: no such run folder")
+        raise ValueError(f"{options.run}: no such run folder{close_to(options.run, folder=True)}")
     from callbacks.calibration_record import Samples, calibrate, doubt, in_words, next_level, no_gain
     from callbacks.run_folder import lock_run
     from cli.app import configure_logging

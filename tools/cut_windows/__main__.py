@@ -14,6 +14,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from foundation.places import close_to
 from foundation.project import MAIN
 from tools.command_line import Parser, run_command, say, start, watched
 
@@ -229,7 +230,7 @@ def _files(options: argparse.Namespace, pattern: PathPattern | None) -> dict[str
         own = [path.resolve() for path in (options.segments, options.like) if path]
         found = {path.relative_to(source).as_posix(): path for path in paths if path.resolve() not in own}
     else:
-        raise ValueError(f"SOURCE {source}: there is no such file or folder")
+        raise ValueError(f"SOURCE {source}: there is no such file or folder{close_to(source)}")
     if not found:
         raise ValueError(f"SOURCE {source} has no recordings: files that end in {', '.join(RECORDINGS)}")
     if pattern is None:

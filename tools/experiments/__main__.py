@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from foundation.places import close_to
 from foundation.project import find_config
 from tools.command_line import FAILED, OK, Parser, run_command, start
 from tools.experiments.files import Experiment, choose, files_of, read_experiment, read_header
@@ -127,7 +128,7 @@ def experiments(options: argparse.Namespace, flags: Sequence[str]) -> int:
         _list(options.experiments, None, None)
         return OK
     if absent := [path for path in options.config if not path.is_file()]:
-        raise ValueError(f"--config {absent[0]}: no such file")
+        raise ValueError(f"--config {absent[0]}: no such file{close_to(absent[0])}")
     if wrong := [flag for flag in flags if flag.startswith("--") and not OF_A_FIT.match(flag)]:
         raise ValueError(f"{wrong[0]}: is neither a flag of this command nor a setting of the runs; see --help")
     ending = "" if options.folds is None else f"_{options.folds}_folds"

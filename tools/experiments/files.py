@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from foundation.places import close_to
 from foundation.project import config_folders
 
 DEFAULT = Path("configs", "experiments")
@@ -89,7 +90,8 @@ def files_of(folder: Path | None, ending: str) -> dict[str, Path]:
         ValueError: The folder does not exist.
     """
     if folder is not None and not folder.is_dir():
-        raise ValueError(f"--experiments {folder}: no such folder; expected a folder with one overlay per experiment")
+        near = close_to(folder, folder=True)
+        raise ValueError(f"--experiments {folder}: no such folder{near}; expected a folder with one overlay for each")
     folders = config_folders("experiments") if folder is None else [folder]
     found = {path.stem: path for one in reversed(folders) for path in one.glob(f"*.{ending}")}
     return dict(sorted(found.items()))

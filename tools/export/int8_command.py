@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from foundation.allocator import keep_freed_memory
+from foundation.places import close_to
 from lightning_modules import Classifier, HARClassifier, load_run
 from lightning_modules.loading import newest_config
 from tools.export.deployed import deployed_classifier
@@ -95,7 +96,7 @@ def check_flags(options: argparse.Namespace) -> None:
     if not options.int8.parent.is_dir() or options.int8.is_dir():
         raise ValueError(f"--int8 {options.int8}: must be a file in a folder that exists")
     if options.data is not None and not options.data.is_file():
-        raise ValueError(f"--data {options.data}: no such configuration")
+        raise ValueError(f"--data {options.data}: no such configuration{close_to(options.data)}")
 
 
 def run(options: argparse.Namespace) -> None:
