@@ -133,3 +133,9 @@ def test_merged_categories_are_named(tmp_path: Path, caplog: pytest.LogCaptureFi
     with caplog.at_level("INFO"):
         checked(tmp_path, *(PromptSet(name, ["damage"], annotations=f"{name}/coco.json") for name in ("s", "again")))
     assert caplog.text.count("to choose") == 1, "the parts of an export say it once"
+
+
+def test_a_wrong_folder_of_masks_names_the_setting(tmp_path: Path) -> None:
+    write(tmp_path, name="s")
+    with pytest.raises(MisconfigurationException, match=r"did you mean '.*masks'.*`masks: mask` of the set s names"):
+        data_of(tmp_path, PromptSet("s", ["hole"], masks="mask")).setup("fit")

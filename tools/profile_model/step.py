@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 import callbacks as ours
 from callbacks import is_out_of_memory
 from cli.app import configure_logging
+from cli.config_files import weights_win
 from cli.run_flags import UsageError, split_flags
 from cli.vision_cli import VisionCLI
 from foundation.atomic_files import write_json
@@ -91,6 +92,7 @@ class ProfileCLI(VisionCLI):
         init_args = Namespace(**served)  # type: ignore[no-untyped-call]
         data = Namespace(class_path="tools.profile_model.batches.ServedBatch", init_args=init_args)  # type: ignore[no-untyped-call]
         self.config[self.subcommand].data = data
+        weights_win(self.config[self.subcommand], self.flags.rest)
         settings = self.config[self.subcommand].model.init_args
         if settings.get("schedule") == "plateau":  # follows a validation, which there is none of, and costs nothing
             settings.schedule = "none"
