@@ -43,7 +43,8 @@ def check_windows(splits: Mapping[str, Windows], class_names: Sequence[str], sig
         signal_names: The S names.
     """
     counts = ", ".join(
-        f"{len(one['label']):,} {split} of {(people := len(subjects_of(one)))} {'person' if people == 1 else 'people'}"
+        f"{len(one['label']):,} {split}"
+        + (f" of {people} {'person' if people == 1 else 'people'}" if (people := len(subjects_of(one))) else "")
         for split, one in splits.items()
     )
     labels = torch.cat([one["label"] for one in splits.values()]).bincount(minlength=len(class_names)).tolist()
