@@ -136,17 +136,17 @@ def class_folders(folder: Path) -> list[str]:
         FileNotFoundError: There is no such folder, or no class folder in it.
     """
     names = sorted(path.name for path in _folders(folder))
-    if not names:
-        hint = meant(folder, is_root)
-        raise FileNotFoundError(
-            f"--data.root {folder}: there is no class folder in it{hint or '; ' + LAYOUT}{_others_there(folder)}"
-        )
-    if len(names) == 1 and ((hint := meant(folder, is_root)) or not any(map(is_image, folder.rglob("*")))):
-        raise FileNotFoundError(
-            f"--data.root {folder}: its only folder {names[0]!r} is no class, no image is in it{hint or '; ' + LAYOUT}"
-            + _cifar(folder)
-        )
-    return names
+    if len(names) > 1:
+        return names
+    inside = sum(map(is_image, (folder / names[0]).rglob("*"))) if names else 0
+    in_class = any(map(is_image, folder.iterdir())) or not inside  # otherwise the folder is no class of the one above
+    hint = meant(folder, is_root, above=in_class and not any(folder.glob("*.csv")))
+    if inside and not hint and not any(folder.glob("*.csv")):
+        return names
+    why = f"its only folder {names[0]!r} is no class, no image is in it" if names else "there is no class folder in it"
+    if inside:
+        why = f"its only folder {names[0]!r} has {inside:,} images, and two classes are needed"
+    raise FileNotFoundError(f"--data.root {folder}: {why}{hint or '; ' + LAYOUT}{_tables_there(folder)}{_cifar(folder)}")
 
 
 def is_root(folder: Path) -> bool:
@@ -157,13 +157,12 @@ def is_root(folder: Path) -> bool:
 
 
 def _tables_there(folder: Path) -> str:
-    """What to say of a table of labels in a folder, or in the one above."""
-    names = [path.name for place in (folder, folder.parent) for path in sorted(place.glob("*.csv"))]
-    return f"; to read labels from a table: --data.labels {names[0]}" if names else ""
-
-
-def _others_there(folder: Path) -> str:
-    return _tables_there(folder) + _cifar(folder)
+    """What to say of a table of labels in a folder, or in the one above; of several, those that are called after labels come first."""
+    inside, above = sorted(folder.glob("*.csv")), sorted(folder.parent.glob("*.csv"))
+    names = [path.name for path in inside] or [str(path) for path in above]
+    first = sorted(names, key=lambda name: "label" not in Path(name).stem.lower())
+    others = f" (or {listed(first[1:])})" if first[1:] else ""
+    return f"; to read labels from a table: --data.labels {first[0]}{others}" if first else ""
 
 
 def _cifar(folder: Path) -> str:

@@ -284,3 +284,14 @@ def test_images_without_classes_point_to_the_table(flat: Path, tmp_path: Path) -
         match=r"there is no class folder in it.*; to read labels from a table: --data.labels labels.csv",
     ):
         ImageFolderDataModule(root=str(root)).setup("fit")
+
+
+def test_one_folder_of_images_next_to_its_table_points_to_the_table(tmp_path: Path) -> None:
+    write_images(tmp_path, ["a/1.png", "b/1.png"])  # the folder above has classes, but is not meant
+    root = write_images(tmp_path / "data", ["pics/1.png", "pics/2.png"])
+    for name in ("contra.csv", "labels.csv"):
+        table(root / name, "file,label", ["1.png,cat"])
+    wanted = r"only folder 'pics' has 2 images.*CLASS/IMAGE.*; to read labels from a table: --data.labels labels.csv \(or con"
+    with pytest.raises(FileNotFoundError, match=wanted) as caught:
+        ImageFolderDataModule(root=str(root)).setup("fit")
+    assert "did you mean" not in str(caught.value)
