@@ -123,7 +123,9 @@ def own_flag_first(message: str, parser: argparse.ArgumentParser) -> str:
     """A message of main.py about an unknown flag, with the tool's own flag if one is close: it is meant before one of main.py."""
     unknown = re.match(r"(--[^\s=:.]+): no such flag", message)
     known = [option for action in parser._actions for option in action.option_strings]
-    hint = nearest(unknown[1], known) if unknown else ""
+    meant = re.search(r"did you mean '\w+\.(\w+)'", message)
+    same = f"--{meant[1]}" if meant and f"--{meant[1]}" in known else ""  # what other programs call a flag of the tool
+    hint = f", did you mean {same!r}?" if same else nearest(unknown[1], known) if unknown else ""
     return f"{unknown[1]}: no such flag{hint}; see {parser.prog} --help" if unknown and hint else message
 
 

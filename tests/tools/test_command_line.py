@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tools.command_line import Parser
+from tools.command_line import Parser, own_flag_first
 
 
 def parser() -> Parser:
@@ -58,3 +58,9 @@ def test_the_closest_choice_is_named() -> None:
         parser.parse_args(["--coding", "trit"])
     with pytest.raises(ValueError, match=r"--coding: invalid choice: 'zip' \(choose from "):
         parser.parse_args(["--coding", "zip"])
+
+
+def test_a_flag_of_the_tool_is_named_before_a_setting_of_main() -> None:
+    message = "--learning_rate: no such flag, did you mean 'model.lr'?"
+    assert own_flag_first(message, parser()).startswith("--learning_rate: no such flag, did you mean '--lr'?; see ")
+    assert own_flag_first("--decay_x: no such flag, did you mean 'model.decay'?", parser()).endswith("'model.decay'?")
