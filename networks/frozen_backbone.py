@@ -146,4 +146,4 @@ class FrozenBackbone(nn.Module):
         Raises:
             ValueError: A tensor of the backbone would stay random, or the weights are for another number of image channels.
         """
-        return transfer(self.features.network, tensors, frozen=True)
+        return transfer(self.features.network, tensors, frozen=True, setting="backbone")

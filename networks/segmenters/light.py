@@ -89,7 +89,7 @@ class LightSegmenter(PairSegmenter):
         Raises:
             ValueError: Fewer weights fit, or the weights are for another number of image channels.
         """
-        return transfer(self.encoder_network, tensors, min_loaded=min_loaded)
+        return transfer(self.encoder_network, tensors, min_loaded=min_loaded, setting="encoder")
 
     @property
     def encoder_network(self) -> nn.Module:

@@ -94,6 +94,7 @@ def transfer(
     classes: Sequence[str] | None = None,
     min_loaded: float = 0.0,
     frozen: bool = False,
+    setting: str = "architecture",
 ) -> Transfer:
     """Load all tensors that fit into a timm network; after an error the network is unchanged.
 
@@ -104,6 +105,7 @@ def transfer(
         classes: Class names of the network; None if unknown.
         min_loaded: Minimum fraction, 0 to 1, of the network's weights outside the head that must be loaded.
         frozen: The network outside the head will not be trained, so all of it must be loaded.
+        setting: The setting of the model that names the network; for messages.
 
     Raises:
         ValueError: Fewer weights fit, or the weights are for another number of image channels, which is not 3.
@@ -133,7 +135,8 @@ def transfer(
         wanted = "a frozen backbone needs all of it" if frozen else f"min_loaded requires {percent(min_loaded)}"
         there = [name for name in tensors if not name.endswith(COUNTER)]
         strange = report.backbone_share < STRANGE
-        lead = "nearly no tensor fits: these look like the weights of another architecture; give the name of theirs: "
+        other = f"these look like the weights of another architecture; give its name with --model.{setting}"
+        lead = f"nearly no tensor fits: {other}: "
         listed = 1 if strange else LISTED
         raise ValueError(
             f"{lead if strange else ''}only {percent(report.backbone_share)} of the network outside its head could be filled, and "

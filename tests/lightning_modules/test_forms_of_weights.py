@@ -188,7 +188,10 @@ def test_numbered_names_of_another_network_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"only 0\.0 % of the network outside its head could be filled") as caught:
             module.give_weights()
         text = str(caught.value)
-        assert "nearly no tensor fits: these look like the weights of another architecture; give the name of" in text
+        assert (
+            "nearly no tensor fits: these look like the weights of another architecture; give its name with --model.arch"
+            in text
+        )
         assert len(text.splitlines()) == 1
         assert len(text.partition("nearly")[2]) < 500, "five lines of names hide the cause"
         assert all(torch.equal(before[name], tensor) for name, tensor in module.network.state_dict().items())
