@@ -93,9 +93,7 @@ def _checkpoint_path(folder: Path, wanted: str) -> Path:
     if path.is_file():
         return path
     if not (folder / "checkpoints").is_dir() and (runs := _runs_in(folder)):
-        more = f" and {len(runs) - RUNS_NAMED} older" if len(runs) > RUNS_NAMED else ""
-        listed = ", ".join(str(run) for run in reversed(runs[-RUNS_NAMED:]))
-        raise UsageError(f"{folder}: is a folder of runs, not a run; in it are {listed}{more}")
+        raise UsageError(f"{folder}: is a folder of runs, not a run; in it are {_newest_first(runs)}")
     there = ", ".join(sorted(file.name for file in (folder / "checkpoints").glob("*.ckpt"))) or "none"
     raise UsageError(f"{folder}: has no checkpoint {path.name} (there: {there})")
 
@@ -119,7 +117,14 @@ def _newest_run_hint(path: Path) -> str:
         return f"; the newest run in {parent.with_name(close[0])} is {there[-1]}" if there else ""
     runs = [run for run in _runs_in(parent) if run.parent == parent]
     close = difflib.get_close_matches(path.name, [run.name for run in runs], n=1)
-    return f"; did you mean {parent / close[0]}?" if close else ""
+    if close or not runs:
+        return f"; did you mean {parent / close[0]}?" if close else ""
+    return f"; in {parent} are {_newest_first(runs)}"
+
+
+def _newest_first(runs: list[Path]) -> str:
+    more = f" and {len(runs) - RUNS_NAMED} older" if len(runs) > RUNS_NAMED else ""
+    return f"{', '.join(str(run) for run in reversed(runs[-RUNS_NAMED:]))}{more}"
 
 
 def _runs_in(folder: Path) -> list[Path]:

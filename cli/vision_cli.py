@@ -20,6 +20,7 @@ from callbacks.find_callbacks import find_callbacks
 from callbacks.run_folder import lock_run
 from cli import evaluation, resume, runtimes, test_time
 from cli.config_files import check_configs, say_dropped, weights_win
+from cli.given_weights import check_given_weights
 from cli.messages import readable
 from cli.next_commands import next_commands
 from cli.parser import Parser, add_run_settings, check_nulls
@@ -191,6 +192,7 @@ class VisionCLI(LightningCLI):
             resume.check_changes(self.source, self.config_dict(), self.flags)
         elif self.source is None:
             check_nulls(self.config[self.subcommand])
+            check_given_weights(self.flags, self.config[self.subcommand])
             say_dropped(self.flags.configs)
             weights_win(self.config[self.subcommand], self.flags.rest)
         if self.source is not None and self.subcommand == "predict":
@@ -366,11 +368,7 @@ class VisionCLI(LightningCLI):
     def _checkpoint(self) -> tuple[Path, Path | None]:
         if self.source is not None:
             return self.source.checkpoint, self.source.folder
-        if (given := self.flags.values.get("ckpt")) is None or given in ("best", "last"):
-            raise UsageError(
-                f"{self.flags.command}: which weights? give --run RUN_DIR, or --config FILE and --ckpt PATH"
-            )
-        path = Path(given)
+        path = Path(self.flags.values["ckpt"])  # see cli/given_weights.py
         resume.read(path)
         return path, None
 

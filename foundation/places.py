@@ -6,9 +6,11 @@ import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from foundation.project import ROOT
 from foundation.suggestions import first_names, nearest
 
 LOOKED_AT = 200  # folders that are looked into for the one that was meant
+OF_PROJECT = ("benchmarks", "configs", "docs", "findings", "tests")
 Fits = Callable[[Path], bool]
 
 
@@ -29,7 +31,8 @@ def absence(path: Path, file: bool = False) -> str:
         return f"does not exist, {above} is a file{'' if file else ', a folder is needed'}"
     if close := close_to(path, folder=not file):
         return f"does not exist{close}"
-    names = [one.name for one in _visible(above)]
+    inside = _visible(above)
+    names = [one.name for one in ([one for one in inside if file or one.is_dir()] or inside)]
     where = "the working folder" if above == Path() else str(above)
     return f"does not exist; {where} {f'has {first_names(names)}' if names else 'is empty'}"
 
@@ -49,6 +52,19 @@ def close_to(path: Path, folder: bool = False) -> str:
         return ""
     whole = above.joinpath(close, *rest[1:])
     return f", did you mean {str(whole if whole.exists() else above / close)!r}?"
+
+
+def near_or_there(path: Path, folder: bool = False) -> str:
+    """What to add to a path that does not exist: the closest one, or what there is in its folder; may be empty.
+
+    Args:
+        path: A path that does not exist.
+        folder: Only folders are meant.
+    """
+    above = path.parent
+    inside = _visible(above) if above.is_dir() and above != Path() else []
+    names = [one.name for one in inside if one.is_dir() or not folder]
+    return close_to(path, folder) or (f"; {above} has {first_names(names)}" if names else "")
 
 
 def instead(path: Path, fits: Fits) -> str:
@@ -98,8 +114,14 @@ def _around(path: Path, above: bool) -> Iterator[Path]:
 
 
 def _visible(folder: Path) -> list[Path]:
-    """What lies in a folder without hidden names, sorted."""
+    """What lies in a folder without hidden names and this project's code, sorted."""
     try:
-        return sorted(one for one in folder.iterdir() if not one.name.startswith((".", "__")))
+        found = sorted(one for one in folder.iterdir() if not one.name.startswith((".", "__")))
+        return [one for one in found if not _is_code(one)]
     except OSError:
         return []
+
+
+def _is_code(path: Path) -> bool:
+    """Whether a path is a package of code, or another of the folders that the project itself consists of."""
+    return (path / "__init__.py").is_file() or (path.name in OF_PROJECT and path.parent.resolve() == ROOT)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import yaml
 
 from foundation.checkpoint_files import last_or_before, read_checkpoint
-from foundation.places import close_to
+from foundation.places import near_or_there
 from lightning_modules.base import BaseModule
 from transforms.run_transform import RunTransform
 
@@ -48,7 +48,7 @@ def load_run(
     """
     path = Path(run)
     if not path.exists():
-        raise ValueError(f"{path}: no such run folder or checkpoint{close_to(path)}")
+        raise ValueError(f"{path}: no such run folder or checkpoint{near_or_there(path)}")
     folder = path if path.is_dir() else path.resolve().parent.parent
     cls = model_class(newest_config(folder))
     file = path if path.is_file() else named_checkpoint(folder, checkpoint)

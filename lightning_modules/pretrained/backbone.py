@@ -15,9 +15,8 @@ from typing import Any
 from features import hash_tensors
 from features.identity import short
 from foundation.hub import hub_or_cache
-from foundation.places import close_to
 from foundation.sizes import Size
-from lightning_modules.pretrained import ADAPTED, ONE_SOURCE, read_weights, said_of
+from lightning_modules.pretrained import ADAPTED, ONE_SOURCE, absent, read_weights, said_of
 from networks.frozen_backbone import FrozenBackbone, full_name
 from networks.timm_features import FINAL, Pooling
 from networks.timm_network import Argument
@@ -129,7 +128,7 @@ class BackboneSettings:
 
     def _fill_from_file(self, backbone: FrozenBackbone, weights: str, needed: str) -> None:
         if not Path(weights).exists():
-            raise ValueError(f"weights: {weights} does not exist{close_to(Path(weights))}; {needed}")
+            raise ValueError(f"weights: {absent(Path(weights))}; {needed}")
         try:
             report = backbone.load(read_weights(weights, backbone.tensors().keys()).tensors)
         except ValueError as error:

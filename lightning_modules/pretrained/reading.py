@@ -16,7 +16,7 @@ import yaml
 from torch import Tensor
 
 from foundation.checkpoint_files import UNREADABLE, check_pickle, check_sums, is_sealed
-from foundation.places import close_to
+from foundation.places import near_or_there
 from lightning_modules.loading import load_run, named_checkpoint, newest_config
 from lightning_modules.pretrained.folders import is_weights_folder, read_folder, read_safetensors
 from networks.adapters import is_adapter
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 PREFIXES = ("module.", "network.", "_orig_mod.", "model.")
 # share of the network's names that a prefix must give; all but the head's if the names are of another library
 LEAST, ALL = 0.25, 0.9
+FILES = (".safetensors", ".pt", ".pth", ".bin")
 AVERAGED = re.compile(r"(?<![a-z])(ema|swa)(?![a-z])|teacher|averag|momentum", re.IGNORECASE)
 
 
@@ -65,7 +66,7 @@ def read_weights(source: str, names: Collection[str]) -> SavedWeights:
     """
     path = Path(source)
     if not path.exists():
-        raise ValueError(f"{path}: no such run folder or checkpoint{close_to(path)}")
+        raise ValueError(absent(path))
     if path.is_dir() and is_weights_folder(path):
         folder = read_folder(path, _content)
         about: dict[str, Any] = {"class_names": folder.class_names, "mean": folder.mean, "std": folder.std}
@@ -96,6 +97,12 @@ def read_weights(source: str, names: Collection[str]) -> SavedWeights:
     if any(key != chosen and other.keys() & tensors.keys() for key, (other, _) in found.items()):
         log.info(f"weights: {path}: {chosen} is taken of {', '.join(found)}")
     return _said(path, tensors, note)
+
+
+def absent(path: Path) -> str:
+    """What to say of a source of weights that does not exist."""
+    what = "file of weights" if path.suffix in FILES else "run folder, checkpoint or file of weights"
+    return f"{path}: no such {what}{near_or_there(path)}"
 
 
 def other_run(source: str, module: Any) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from foundation.places import LOOKED_AT, absence, close_to, instead, meant, near
+from foundation.project import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +26,7 @@ def _tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("set/photos2/cat", False, "does not exist, did you mean 'sets/photos2/cat'?"),
         ("set/other", False, "does not exist, did you mean 'sets'?"),
         ("sets/note.txt", True, "does not exist, did you mean 'sets/notes.txt'?"),
-        ("sets/note.txt", False, "does not exist; sets has notes.txt, photos2"),
+        ("sets/note.txt", False, "does not exist; sets has photos2"),
         ("sets/notes.txt", False, "is a file, a folder is needed"),
         ("sets/notes.txt/cat", False, "does not exist, sets/notes.txt is a file, a folder is needed"),
         ("sets/photos2", True, "is a folder, a file is needed"),
@@ -69,3 +70,10 @@ def test_instead() -> None:
     assert instead(Path("sets/notes.txt"), has_cat) == (
         ", which is a file, a folder is needed, did you mean 'sets/photos2'?"
     )
+
+
+def test_the_code_of_the_project_is_never_meant(tmp_path: Path) -> None:
+    (tmp_path / "datamodules").mkdir()
+    (tmp_path / "datamodules" / "__init__.py").touch()
+    assert absence(tmp_path / "data") == f"does not exist; {tmp_path} has sets"
+    assert absence(ROOT / "docz").partition(";")[0] == "does not exist"

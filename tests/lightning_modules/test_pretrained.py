@@ -164,7 +164,7 @@ def written(name: str, content: bytes) -> Callable[[Path, Path], Path]:
 
 
 BROKEN: list[tuple[Callable[[Path, Path], Path], str]] = [
-    (lambda run, target: target / "gone", "gone: no such run folder or checkpoint"),
+    (lambda run, target: target / "gone", "gone: no such run folder, checkpoint or file of weights"),
     (lambda run, target: target, "is not a run folder, it has no config.yaml"),
     (cut, "moved.ckpt: cannot be read: it is truncated or not a weights file"),
     (written("a.pth", b""), "a.pth: cannot be read: it is truncated or not a weights file"),
@@ -250,7 +250,7 @@ def test_folded_batch_norms_raise_unless_their_statistics_are_frozen(tmp_path: P
 def test_source_is_not_read_when_a_checkpoint_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ImageClassifier(**SETTINGS, weights="gone")
     module.setup("fit")
-    with pytest.raises(MisconfigurationException, match="weights: gone: no such run folder or checkpoint"):
+    with pytest.raises(MisconfigurationException, match="weights: gone: no such run folder, checkpoint or file of"):
         module.configure_optimizers()
     module.on_load_checkpoint({"state_dict": {}})
     monkeypatch.setattr(ImageClassifier, "give_weights", lambda self: pytest.fail("a resumed run has its own weights"))

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from datamodules import CachedFeaturesDataModule, DataModule
 from datamodules.signals.base import SignalDataModule
-from foundation.places import close_to
+from foundation.places import near_or_there
 from foundation.sizes import pixels_of_size, sides, size_text
 from lightning_modules import CascadeHead, load_run
 from lightning_modules.classification import Classifier, refuse_several_labels
@@ -63,7 +63,7 @@ class Source(NamedTuple):
                 raise ValueError(f"{self.path}: no such configuration")
             return self.path
         if not self.path.exists():
-            raise ValueError(f"{self.path}: no such run folder or checkpoint{close_to(self.path)}")
+            raise ValueError(f"{self.path}: no such run folder or checkpoint{near_or_there(self.path)}")
         return newest_config(self.path if self.path.is_dir() else self.path.resolve().parent.parent)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from callbacks.progress.console import Console
 from foundation.atomic_files import write_text
-from foundation.places import close_to
+from foundation.places import near_or_there
 from foundation.plotting import render, write_png
 from foundation.suggestions import first_names
 from tools.command_line import Parser, run_command, start
@@ -72,7 +72,7 @@ def compare(options: argparse.Namespace) -> None:
             raise ValueError(f"{path}: must be a file in a folder that exists")
     folders = list(dict.fromkeys(options.runs))
     if gone := next((folder for folder in folders if not folder.exists()), None):
-        raise ValueError(f"{gone}: no such run folder{close_to(gone, folder=True)}")
+        raise ValueError(f"{gone}: no such run folder{near_or_there(gone, folder=True)}")
     runs = [read_run(folder, options.metric) for folder in folders if is_run(folder)]
     others = [folder for folder in folders if not is_run(folder)]
     if not runs:

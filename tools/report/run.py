@@ -17,7 +17,7 @@ from callbacks.learning_rate_finder import FoundRate, found_rate
 from callbacks.metrics_log import read_metrics
 from callbacks.pictures.curves import epoch_rows
 from foundation.bounded.text import parse_yaml, read_json
-from foundation.places import close_to
+from foundation.places import near_or_there
 
 STAGES = {"test": "Test", "validate": "Validation of a checkpoint", "val": "Validation during training"}
 EPOCH_LINE = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) epoch (\d+)/(\d+|\?) ")
@@ -81,7 +81,7 @@ def read_run(folder: Path) -> Run:
     """
     if not folder.is_dir():
         raise ValueError(
-            f"{folder}: no such folder{close_to(folder, folder=True)}; give the folder of a run, such as runs/NAME/DATE-TIME"
+            f"{folder}: no such folder{near_or_there(folder, folder=True)}; give the folder of a run, such as runs/NAME/DATE-TIME"
         )
     configs = sorted(folder.glob("config.resume-*.yaml"), key=lambda path: int(re.sub(r"\D", "", path.stem) or 0))
     configs = [path for path in (folder / "config.yaml", *configs) if path.is_file()]

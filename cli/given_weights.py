@@ -1,0 +1,37 @@
+"""Checks of the weights that a command starts from, before any data is read: which they are, and that they exist."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cli.run_flags import RunFlags, UsageError
+from foundation.places import near_or_there
+from lightning_modules.pretrained import absent
+
+SOURCES = ("weights", "init_from", "teacher")  # settings of models that name a run, a checkpoint or a file of weights
+
+
+def check_given_weights(flags: RunFlags, config: Any) -> None:
+    """Check the weights of a command without ``--run`` and ``--resume``.
+
+    Args:
+        flags: The command line.
+        config: The parsed settings of the command.
+
+    Raises:
+        UsageError: An evaluation has no checkpoint, or the checkpoint or the weights to start from do not exist.
+    """
+    listed = config.trainer.get("callbacks") or []
+    writes = any("FeatureWriter" in one.class_path for one in (listed if isinstance(listed, list) else [listed]))
+    if flags.command != "fit" and not writes:
+        given = flags.values.get("ckpt")
+        if given in (None, "best", "last"):
+            raise UsageError(f"{flags.command}: which weights? give --run RUN_DIR, or --config FILE and --ckpt PATH")
+        if not Path(given).is_file():
+            raise UsageError(f"--ckpt {given}: no such checkpoint{near_or_there(Path(given))}")
+        return
+    for name in SOURCES:
+        source = config.model.get(f"init_args.{name}")
+        if isinstance(source, str) and not Path(source).exists():
+            raise UsageError(f"model.{name}: {absent(Path(source))}")
