@@ -23,6 +23,7 @@ from cli.config_files import missing_experiment
 from cli.named_classes import BASES, below, named_classes
 from cli.run_flags import RunFlags, UsageError
 from cli.setting_hints import Hints, with_section
+from cli.trainer.callback_messages import OF_CALLBACKS, with_callback, with_run_section
 from foundation.suggestions import nearest
 
 KINDS = {
@@ -31,6 +32,7 @@ KINDS = {
     "bool": "true or false",
     "str": "text",
     "list": "a list",
+    "collections.abc.Sequence": "a list",
     "dict": "a dictionary, written {NAME: VALUE},",
 }
 SHOWN = 80  # characters of a wrong value
@@ -105,7 +107,11 @@ def readable(message: str, parser: ArgumentParser, flags: RunFlags, configs: lis
             name = _setting_name(message)
             return f"{name}: each item needs {found[1]}, as in [{item}]{source.location(name)}"
         return f"{name}: needs {found[1]}{source.location('class_path', name)}"
-    return with_section(_wrong_value(message, source), classes)
+    text = _wrong_value(message, source)
+    if OF_CALLBACKS in message:
+        return with_callback(text, classes, flags.rest)
+    named = with_section(text, classes)
+    return with_run_section(text, classes, flags.rest) if named == text else named
 
 
 def _item(message: str) -> str | None:
@@ -190,7 +196,7 @@ def _wrong_value(message: str, source: Source) -> str:
     if choices:
         named = ", or '{NAME: NUMBER, ..}' in quotes" if "dict[str, float]]" in message else ""
         return f"{name}: got {_short(value)}{nearest(value, choices)}; one of {', '.join(choices)}{named}{where}"
-    found_kinds = dict.fromkeys(re.findall(r"Expected an? <class '([\w.]+)'>", message))
+    found_kinds = dict.fromkeys(re.findall(r"Expected (?:an? )?<class '([\w.]+)'>", message))
     kinds = [one for one in found_kinds if one != "NoneType" and not (one == "int" and "float" in found_kinds)]
     if telling := _telling(message):
         return f"{telling}{where}" if name == "a setting" else f"{name}: {telling}{where}"
@@ -208,6 +214,7 @@ def _wrong_value(message: str, source: Source) -> str:
 
 
 ITEMS = {"int": " of whole numbers", "float": " of numbers"}
+EXAMPLES = {"int": "[256,128]", "float": "[0.1,0.2]"}
 
 
 def _as_list(message: str, value: str) -> str:
@@ -220,14 +227,24 @@ def _as_list(message: str, value: str) -> str:
     plain = plain.strip("[]() ")
     if item and item[1] in ITEMS:  # without spaces, so that a shell passes it on as one word
         numbers = re.findall(r"\d+", plain) if re.fullmatch(r"\d+(?:[-x;/|\s]+\d+)+", plain) else plain.split(",")
-        return f"{ITEMS[item[1]]}, written [{','.join(part.strip() for part in numbers) or 'A,B'}],"
+        written = ",".join(part.strip() for part in numbers)
+        if not re.fullmatch(r"-?[\d.]+(?:e-?\d+)?(?:,-?[\d.]+(?:e-?\d+)?)*", written):
+            return f"{ITEMS[item[1]]}, such as {EXAMPLES[item[1]]},"
+        return f"{ITEMS[item[1]]}, written [{written}],"
     parts = ", ".join(part.strip() for part in plain.split(","))
     return f", written [{parts or 'A, B'}],"
 
 
 def _telling(message: str) -> str | None:
     """A sentence of ours, or of a type of jsonargparse, among a list of possible errors; None if there is none."""
-    noise = ("Expected a", "Not a valid subclass of", "Does not validate against", 'Parser key "', "Problem with")
+    noise = (
+        "Expected a",
+        "Expected <class",
+        "Not a valid subclass of",
+        "Does not validate against",
+        'Parser key "',
+        "Problem with",
+    )
     entries = [line.strip().removeprefix("- ") for line in message.splitlines() if line.strip().startswith("- ")]
     telling = [one for one in entries if not one.startswith(noise) and not re.match(r"a (class path|dict)", one)]
     return telling[0] if telling and not telling[0].endswith((":", "{", "[")) else None

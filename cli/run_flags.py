@@ -37,6 +37,17 @@ FLAGS: dict[str, tuple[tuple[str, ...], bool, str]] = {
 }
 
 
+# what does the work of a flag in another command; "": in every other one
+INSTEAD = {
+    ("--cache", ""): "--data.cache CACHE reads a feature cache (configs/cascade_cached.yaml)",
+    ("--run", "fit"): "--resume RUN_DIR continues a run",
+    ("--ckpt", "fit"): "--resume CHECKPOINT continues a run",
+    ("--name", "fit"): "--run_dir DIR names the folder of a run",
+    ("--resume", ""): "--run RUN_DIR takes a run",
+    ("--run_dir", ""): "--run RUN_DIR takes a run, --name NAME keeps its results in a folder of their own",
+}
+
+
 @dataclass
 class RunFlags:
     """A command line, split into the project's own flags, configuration files and arguments for the parser.
@@ -99,7 +110,10 @@ def split_flags(args: list[str]) -> RunFlags:
         elif name in FLAGS:
             commands, takes_value, _ = FLAGS[name]
             if flags.command not in commands:
-                raise UsageError(f"{name}: is a flag of {', '.join(commands)}, not of {flags.command}")
+                instead = INSTEAD.get((name, flags.command), INSTEAD.get((name, "")))
+                raise UsageError(
+                    f"{name}: is a flag of {', '.join(commands)}, not of {flags.command}{f'; {instead}' if instead else ''}"
+                )
             if takes_value and not equals:
                 value = next(iterator, "")
             if takes_value and (not value or value.startswith("--")):

@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Iterable, Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from cli.named_classes import BASES, accepted_settings, below
@@ -46,7 +47,8 @@ class Hints:
         if not argument.startswith("-"):
             if argument.endswith(CONFIG):
                 return f"{argument}: a configuration is given with its flag, --config {argument}"
-            return f"{argument}: belongs to no flag, each takes one value; a list is written [A, B]"
+            stray = f"{argument}: belongs to no flag"
+            return f"{stray}{self._place_for(argument) or ', each takes one value; a list is written [A, B]'}"
         flag = argument.partition("=")[0]
         typed = next((one for one in self.flags.rest if one.partition("=")[0].endswith(f"callbacks.{name}")), None)
         if typed is not None:
@@ -58,6 +60,15 @@ class Hints:
             return f"{flag}: no such setting as {top!r}{found}"
         hint = self._other_name(last) or self._elsewhere(last) or self._close(top, inner)
         return f"{flag}: no such flag{hint or self._elsewhere(last, close=True) or self._all()}"
+
+    def _place_for(self, argument: str) -> str:
+        """The flag that an existing path is meant for, if the chosen classes have one."""
+        path, of_data = Path(argument), self.settings.get("data", frozenset())
+        if (path / "config.yaml").is_file() or path.suffix == ".ckpt":
+            return f"; a run is given as {'--resume' if self.flags.command == 'fit' else '--run'} {argument}"
+        names = ("images",) if self.flags.command == "predict" else ("root", "cache") if path.is_dir() else ("file",)
+        there = next((name for name in names if name in of_data), None) if path.exists() else None
+        return f"; is --data.{there} {argument} meant?" if there else ""
 
     def unknown_key(self, key: str) -> str:
         """The message for a key outside of the settings of a class, such as a section that does not exist."""

@@ -20,6 +20,7 @@ FLAG = re.compile(
 )  # a class begins with a capital letter
 
 ADD = "--trainer.callbacks+"
+PAIRS = 2  # settings of an item that an example shows
 
 
 class OfCallback(NamedTuple):
@@ -115,4 +116,17 @@ def _set(listed: list[Any], one: OfCallback) -> None:
         value = yaml.safe_load(one.value)
     except yaml.YAMLError:
         value = one.value
+    before = (entry.get("init_args") or {}).get(one.setting)
+    if isinstance(before, list) and before:
+        _check_list(one, value, before[0])
     entry["init_args"] = {**(entry.get("init_args") or {}), one.setting: value}
+
+
+def _check_list(one: OfCallback, value: Any, item: Any) -> None:
+    """Refuse what is no list in place of a list whose first item is ``item``, or a list of other things than dictionaries."""
+    of_dicts = isinstance(item, dict)
+    if isinstance(value, list) and (not of_dicts or all(isinstance(each, dict) for each in value)):
+        return
+    pairs = [f"{name}: {inner}" for name, inner in item.items() if inner is not None][:PAIRS] if of_dicts else []
+    shown = f"{{{', '.join(pairs)}}}" if of_dicts else str(item)
+    raise UsageError(f"{one.flag.removeprefix('--')}: a list, such as '[{shown}]', is needed, got {one.value!r}")

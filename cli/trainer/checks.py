@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
+
+from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 
 from cli.run_flags import UsageError
 
@@ -21,6 +24,8 @@ SMALLEST: dict[str, float] = {
     "overfit_batches": 0,
     "reload_dataloaders_every_n_epochs": 0,
 }
+NO_DEVICE = re.compile(r"No supported gpu backend|torch_xla|Accelerator. can not run on your system")
+"""What Lightning says of an accelerator that the machine does not have."""
 SPLITTING = ("fsdp", "deepspeed", "modelparallel")  # starts of names of strategies, in small letters and without "_"
 COPYING = ("spawn", "fork", "notebook")  # parts of such names, and values of DDPStrategy's start_method
 SEEDS = 2**32  # numpy's range
@@ -67,8 +72,16 @@ def trainer_error(error: Exception, options: Mapping[str, Any]) -> UsageError:
     given = {name: value for name, value in options.items() if isinstance(value, str | int | float)}
     by_value = [name for name, value in given.items() if isinstance(value, str) and repr(value) in text]
     by_name = [name for name in given if f"`{name}`" in text or f"{name}=" in text]
+    if "accelerator" in given and NO_DEVICE.search(text):
+        right = " or ".join(["auto", *_available()])
+        return UsageError(f"trainer.accelerator: this machine has no {given['accelerator']}; give {right}")
     found = list(dict.fromkeys(by_name if len(by_name) == 1 else by_value))
     return UsageError(f"trainer.{found[0]}: {text}" if len(found) == 1 else f"trainer: {text}")
+
+
+def _available() -> list[str]:
+    """Names of the accelerators that this machine has."""
+    return ["cpu", *(name for name, one in (("cuda", CUDAAccelerator), ("mps", MPSAccelerator)) if one.is_available())]
 
 
 def of_lightning(error: BaseException) -> bool:

@@ -56,7 +56,7 @@ def make_trainer(
         options["logger"] = False
     try:
         trainer = Trainer(**{**options, **kwargs})
-    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
         raise trainer_error(error, options) from None
     check_launcher(trainer)
     if fast:

@@ -146,7 +146,9 @@ def class_folders(folder: Path) -> list[str]:
     why = f"its only folder {names[0]!r} is no class, no image is in it" if names else "there is no class folder in it"
     if inside:
         why = f"its only folder {names[0]!r} has {inside:,} images, and two classes are needed"
-    raise FileNotFoundError(f"--data.root {folder}: {why}{hint or '; ' + LAYOUT}{_tables_there(folder)}{_cifar(folder)}")
+    raise FileNotFoundError(
+        f"--data.root {folder}: {why}{hint or '; ' + LAYOUT}{_tables_there(folder)}{_cifar(folder)}"
+    )
 
 
 def is_root(folder: Path) -> bool:
@@ -157,7 +159,7 @@ def is_root(folder: Path) -> bool:
 
 
 def _tables_there(folder: Path) -> str:
-    """What to say of a table of labels in a folder, or in the one above; of several, those that are called after labels come first."""
+    """What to say of a table of labels in a folder, or in the one above; those called after labels come first."""
     inside, above = sorted(folder.glob("*.csv")), sorted(folder.parent.glob("*.csv"))
     names = [path.name for path in inside] or [str(path) for path in above]
     first = sorted(names, key=lambda name: "label" not in Path(name).stem.lower())

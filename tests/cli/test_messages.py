@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from cli import main
-from cli.run_flags import split_flags
-from tests.cli.test_lists import parsed
+from cli.run_flags import UsageError, split_flags
+from cli.trainer.checks import trainer_error
+from tests.cli.test_lists import STAGES, parsed
 from tests.cli.test_mistakes import TINY, refuse
 
 DIGITS, IMAGES, HAR, SEGMENTS, CACHED = "digits_ternary", "image_folder", "har", "segmentation", "cascade_cached"
@@ -68,7 +69,20 @@ WRONG = [
     (DIGITS, "--trainer.callbacks.EMA.decya 0.5", "EMA.decya: no such setting of EMA, did you mean 'decay'?"),
     (DIGITS, "--trainer.callbacks.EMA.decay", "--trainer.callbacks.EMA.decay: needs a value"),
     (DIGITS, "--trainer.callbacks.EMA.decay abc", "decay: a number is needed, got 'abc'"),
-    (DIGITS, "--trainer.callbacks.EMA.decay 2", "decay: at least 0 and under 1, got 2.0"),
+    (DIGITS, "--trainer.callbacks.EMA.decay 2", "error: trainer.callbacks.EMA.decay: at least 0 and under 1, got 2.0"),
+    (
+        IMAGES,
+        "--trainer.callbacks+=WorstMistakes --trainer.callbacks.count 0",
+        "error: trainer.callbacks.WorstMistakes.count",
+    ),
+    (HAR, "--progress.every_s 0", "error: progress.every_s: more than 0 seconds"),
+    (SEGMENTS, "--checkpoint.every_n_epochs -1", "error: checkpoint.every_n_epochs: 0 or more"),
+    (CACHED, "--model.hidden wide", "model.hidden: a list of whole numbers, such as [256,128], is needed, got 'wide'"),
+    (CACHED, "--cache x", "--cache: is a flag of predict, not of fit; --data.cache CACHE reads a feature cache"),
+    (DIGITS, "--trainer.accelerator tpu", "trainer.accelerator: this machine has no tpu; give auto or "),
+    (IMAGES, "--model.weights no.safetensors", "error: model.weights: no.safetensors: no such file of weights"),
+    (CACHED, ".", "error: .: belongs to no flag; is --data.cache . meant?"),
+    (SEGMENTS, ".", "error: .: belongs to no flag; is --data.root . meant?"),
     (
         DIGITS,
         "--trainer.callbacks.Calibration.bins 5",
@@ -162,7 +176,7 @@ WRONG = [
     (DIGITS, "--model.momentum 2", "error: model.momentum: a value of at least 0 and under 1, got 2.0"),
     (IMAGES, "--data.image_size 0", "error: data.image_size is 0 but must be 1 pixel or more"),
     (SEGMENTS, "--model.width 0", "error: model.width: an even number of channels is needed, got 0"),
-    (IMAGES, "--model.weights nowhere", "error: model.weights: nowhere: no such run folder or checkpoint"),
+    (IMAGES, "--model.weights nowhere", "error: model.weights: nowhere: no such run folder, checkpoint or file"),
     (DIGITS, "--seed_everything -3", "seed_everything: 0 to 4294967295 is needed, got -3"),
     (DIGITS, "--trainer.accumulate_grad_batches 0", "trainer.accumulate_grad_batches: 1 or more is needed, got 0"),
     (DIGITS, "--trainer.gradient_clip_val -1", "trainer.gradient_clip_val: 0 or more is needed, got -1"),
@@ -290,7 +304,29 @@ def test_run_that_is_none(finished: Path, capsys: pytest.CaptureFixture[str]) ->
     message = refuse(["test", "--run", "runs"], capsys)
     assert "runs: is a folder of runs, not a run; in it are runs/" in message
     assert all(run in message for run in ("runs/har/first", "runs/har/second", "runs/digits/third"))
+    message = refuse(["test", "--run", "runs/har/ninth"], capsys)
+    assert "; in runs/har are runs/har/" in message
     assert "give its run, runs/har/first" in refuse(["test", "--run", "runs/har/first/checkpoints"], capsys)
     assert "is no checkpoint; give its run, runs/har/first" in refuse(
         ["test", "--run", "runs/har/first/config.yaml"], capsys
     )
+
+
+def test_an_evaluation_asks_for_its_weights_before_its_data(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("test", "validate", "predict"):
+        assert f"error: {command}: which weights? give --run RUN_DIR" in refuse([command, "--config", TINY], capsys)
+    assert "--ckpt no.ckpt: no such checkpoint" in refuse(["test", "--config", TINY, "--ckpt", "no.ckpt"], capsys)
+
+
+def test_an_accelerator_that_the_machine_lacks() -> None:
+    for text in ("No supported gpu backend found!", "`MPSAccelerator` can not run on your system since"):
+        found = str(trainer_error(ValueError(text), {"accelerator": "gpu", "devices": "auto"}))
+        assert found.startswith("trainer.accelerator: this machine has no gpu; give auto or cpu")
+
+
+def test_a_list_of_a_callback_that_is_none() -> None:
+    for wrong in ("64", "[64]"):
+        with pytest.raises(
+            UsageError, match=r"callbacks.ProgressiveResizing.stages: a list, such as '\[{size: 128, epochs: 12}"
+        ):
+            parsed(*STAGES, "--trainer.callbacks.ProgressiveResizing.stages", wrong)
