@@ -124,8 +124,8 @@ def missing_experiment(paths: list[str], named: Iterable[str]) -> str | None:
     if not paths:
         listed = f" (there: {', '.join(there)})" if there else ""
         return f"no {' and no '.join(missing)}: give --config FILE{listed}{_class_flag(missing)}"
-    overlay = next((path for path in reversed(paths) if _experiments_of(path)), paths[0])
-    known = _experiments_of(overlay)
+    overlay = next((path for path in reversed(paths) if experiments_of(path)), paths[0])
+    known = experiments_of(overlay)
     given = " ".join(f"--config {path}" for path in paths)
     what = " and no ".join(missing)
     if known:
@@ -140,7 +140,7 @@ def _class_flag(missing: list[str]) -> str:
     return f"; name its class with --{missing[0]} CLASS" if len(missing) == 1 else ""
 
 
-def _experiments_of(path: str) -> list[str]:
+def experiments_of(path: str) -> list[str]:
     """Experiments that the comments of an overlay name, the first one first."""
     lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.startswith("#")]
     return list(dict.fromkeys(re.findall(r"\bconfigs/\w+\.yaml", "\n".join(lines))))

@@ -46,6 +46,13 @@ def named_classes(flags: RunFlags) -> dict[str, type]:
     return classes | {"trainer": Trainer}
 
 
+def callbacks_in(content: dict[str, Any]) -> list[str]:
+    """Names of the classes in ``trainer.callbacks`` and ``trainer.callbacks+`` of a configuration, without their modules."""
+    trainer = _table(content.get("trainer"))
+    listed = [_class_path(one) for key in ("callbacks", "callbacks+") for one in _listed(trainer.get(key))]
+    return [name.rpartition(".")[2] for name in listed if name]
+
+
 def below(base: type) -> list[type]:
     """Return a class and all its imported subclasses."""
     direct: list[type] = base.__subclasses__()

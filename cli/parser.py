@@ -108,7 +108,8 @@ def check_nulls(config: Namespace) -> None:
     ]:
         if isinstance(entry, Namespace) and (settings := entry.get("init_args")):
             module, _, name = entry.class_path.rpartition(".")
-            _check_nulls(part, getattr(import_module(module), name), vars(settings))
+            place = part if part in ("model", "data") else f"{part}.{name}"
+            _check_nulls(place, getattr(import_module(module), name), vars(settings))
 
 
 def _check_nulls(part: str, cls: Any, settings: Mapping[str, Any]) -> None:

@@ -29,7 +29,7 @@ from cli.processes import go_on_with, predict_with_one
 from cli.resume import RunCheckpoint
 from cli.run_flags import RunFlags, UsageError
 from cli.setting_hints import LINKED
-from cli.trainer.callback_checks import check_callbacks, name_cache
+from cli.trainer.callback_checks import check_callbacks, check_given_once, name_cache
 from cli.trainer.callback_flags import parse_with_callback_flags
 from cli.trainer.checks import check_seed, check_trainer
 from cli.trainer.loggers import prepare_loggers
@@ -192,6 +192,7 @@ class VisionCLI(LightningCLI):
             resume.check_changes(self.source, self.config_dict(), self.flags)
         elif self.source is None:
             check_nulls(self.config[self.subcommand])
+            check_given_once(self.config[self.subcommand].trainer.get("callbacks"), self.flags.configs)
             check_given_weights(self.flags, self.config[self.subcommand])
             say_dropped(self.flags.configs)
             weights_win(self.config[self.subcommand], self.flags.rest)
@@ -235,7 +236,7 @@ class VisionCLI(LightningCLI):
         quiet = bool(options.get("fast_dev_run"))
         given = options.get("callbacks") or []
         own = given if isinstance(given, list) else [given]
-        check_callbacks(own)
+        check_callbacks(own, self.flags.configs)
         check_trainer(options)
         self.run_folder = self._make_run_folder(quiet)
         folder = self.run_folder.path

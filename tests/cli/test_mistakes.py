@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cli import main
+from foundation.project import find_config
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TINY = str(ROOT / "tests" / "conf" / "digits_ternary_tiny.yaml")
@@ -117,9 +118,13 @@ OVERLAYS = [
     ("trainer:\n  max_epochs: [1,\n", "is no valid YAML", 3),
     (CALLBACK.format(plus="+", name="EarlyStoping"), "no class 'EarlyStoping', did you mean 'EarlyStopping'?", 3),
     (CALLBACK.format(plus="+", name="EarlyStopping"), "EarlyStopping: needs monitor", 3),
-    (CALLBACK.format(plus="+", name="EMA"), "trainer.callbacks: EMA is given twice", None),
+    (CALLBACK.format(plus="+", name="EMA"), "trainer.callbacks: EMA is given twice: ", None),
     (WITH.format(plus="", name="EMA", setting="decai: 0.9"), "decai: no such setting, did you mean 'decay'?", 5),
-    (WITH.format(plus="", name="EMA", setting="decay: null"), "trainer.callbacks.decay: null is no value of it", None),
+    (
+        WITH.format(plus="", name="EMA", setting="decay: null"),
+        "trainer.callbacks.EMA.decay: null is no value of it",
+        None,
+    ),
     (WITH.format(plus="", name="EMA", setting="decay: big"), "decay: a number is needed, got 'big'", 5),
     (WITH.format(plus="", name="EMA", setting="decay: 2"), "decay: at least 0 and under 1, got 2.0", None),
     (
@@ -142,6 +147,18 @@ def test_wrong_overlay(text: str, expected: str, line: int | None, capsys: pytes
     assert expected in message
     if line is not None:
         assert f"overlay.yaml:{line}" in message
+
+
+def test_an_overlay_that_the_experiment_contains_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    for experiment, overlay, base in (
+        ("cascade_cached", "calibration", ""),
+        ("cascade_train", "calibration", ""),
+        ("image_progressive", "flowers_cpu_progressive", ", or give it on configs/image_standard.yaml"),
+    ):
+        given = f"configs/{experiment}.yaml", f"configs/with/{overlay}.yaml"
+        message = refuse(["fit", *(word for path in given for word in ("--config", path))], capsys)
+        there = [find_config(path) for path in given]
+        assert f"{there[0]} has it already, and {there[1]} adds it; leave out --config {there[1]}{base}; " in message
 
 
 @pytest.mark.filterwarnings("ignore")
