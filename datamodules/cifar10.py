@@ -5,6 +5,8 @@ order of their numbers. A seeded part of them is held out for validation. The te
 `datamodules.cifar_reader` describes the layout.
 """
 
+import logging
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -15,11 +17,13 @@ from torch import Tensor
 from torchvision import datasets
 from torchvision.datasets.utils import check_integrity, download_and_extract_archive
 
-from datamodules.base import DataModule
+from datamodules.base import DataModule, Labelled
 from datamodules.cifar_reader import FOLDER, Header, find_folder, read_batch, read_header
 from datamodules.images.labelled import is_root
 from datamodules.images.settings import check_normalisation
 from foundation.places import instead
+
+log = logging.getLogger(__name__)
 
 OFFICIAL = Header(
     ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"], image_size=32
@@ -135,6 +139,12 @@ class CIFAR10DataModule(DataModule):
         files = [*archive.train_list, *archive.test_list, (archive.meta["filename"], archive.meta["md5"])]
         own = folder.name != FOLDER or read_header(folder) != OFFICIAL
         return own or all(check_integrity(folder / name, md5) for name, md5 in files)
+
+    def check_input(self, splits: Sequence[Labelled]) -> None:
+        """Log the samples of these splits, and the folder that they are read from where ``root`` is not it or just above it."""
+        super().check_input(splits)
+        if (folder := self._folder()) not in (self.root, self.root / FOLDER):
+            log.info(f"data       read from {folder}")
 
     def read_part(self, part: Literal["train", "test"]) -> dict[str, Tensor]:
         """Read the data batches or the test batch; see `DataModule.read_part`."""

@@ -181,6 +181,7 @@ class ImageFolderDataModule(GivenHeader, SplitFiles):
             canvas_cache = f"{canvas_cache}/fold-{self.fold.number}-of-{self.fold.count}"  # other files in each split
         self.canvas_cache = CanvasCache.of(canvas_cache, verify_canvases, self.root, canvas_quality)
         self._lists, self._held_out = {}, None
+        self._said: list[tuple[str, ...]] = []
 
     # ---- the header ----
 
@@ -208,7 +209,9 @@ class ImageFolderDataModule(GivenHeader, SplitFiles):
         evaluated = ("train", "val") if self.extraction else ("val",)
         of_stage = {"fit": ("train", "val"), "validate": evaluated}.get(stage, ("test",))
         counts = " and ".join(f"{len(self.splits[split]['index']):,} {split}" for split in of_stage)
-        log.info(f"data       {counts} images of {self.num_classes} classes in {self.root}")
+        if of_stage not in self._said:  # a test after the fit has said it at its start
+            self._said.append(of_stage)
+            log.info(f"data       {counts} images of {self.num_classes} classes in {self.root}")
 
     def check_input(self, splits: Sequence[Labelled]) -> None:
         """Judge the image files of these splits, and log one line of what was checked; see `datamodules.images.whole_files`.

@@ -44,7 +44,10 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
     )
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="output folder, empty or from an earlier call (inspect/<config>)"
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="output folder, empty or from an earlier call (inspect/<config>/<data folder>)",
     )
     return parser
 
@@ -72,7 +75,7 @@ def inspect_data(arguments: list[str], out: Path | None) -> None:
 
     Args:
         arguments: Arguments as for ``main.py fit``.
-        out: Output folder; None means inspect/<config>.
+        out: Output folder; None means inspect/<config>/<name of the data's folder or file>.
 
     Raises:
         UsageError: The configuration is invalid.
@@ -97,7 +100,7 @@ def inspect_data(arguments: list[str], out: Path | None) -> None:
             "with --data ImageFolderDataModule --data.root FOLDER (a fit says which shards, labels and images are wrong)"
         )
     name = split_flags(["fit", *arguments]).experiment
-    out = out or Path("inspect") / name
+    out = out or Path("inspect") / name / _place(data)
     check_out(out)
     _set_up(data)
     samples = measures.samples_of(data)
@@ -156,6 +159,12 @@ def check_out(out: Path) -> None:
         raise ValueError(
             f"--output {out}: contains other files ({others[0]}) and nothing is overwritten; give another folder"
         )
+
+
+def _place(data: object) -> str:
+    """Name of the folder or file that the data is read from; empty for data that is not."""
+    given = next(filter(None, (getattr(data, name, None) for name in ("file", "root", "cache"))), None)
+    return "" if given is None else Path(given).resolve().name
 
 
 def _set_up(data: DataModule) -> None:

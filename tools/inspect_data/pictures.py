@@ -18,6 +18,7 @@ from tools.inspect_data.samples import Tile
 
 COLOURS = {"train": BLUE, "val": VERMILION, "test": GREEN}
 WITH_NAMES = 40  # largest number of classes with names on the axis
+SHARES = 3  # classes of a mixed image that are named below it
 ABOVE_LEGEND = 26  # points between a panel and its title
 POINTS = 5_000  # largest number of points in the panel of sizes
 
@@ -151,10 +152,15 @@ def draw_samples(tiles: Sequence[Tile], title: str) -> Figure:
         for row, image in enumerate((tile.original, *tile.augmented)):
             _draw_image(grid[row, column], image)
             if row and len(tile.mixed) >= row and tile.mixed[row - 1]:
-                grid[row, column].set_xlabel(label_text(tile.mixed[row - 1], 26), fontsize=7)
+                grid[row, column].set_xlabel(_in_lines(tile.mixed[row - 1]), fontsize=7)
     for row in range(rows):
         grid[row, 0].set_ylabel("file" if row == 0 else f"epoch {row}", fontsize=9)
     return figure
+
+
+def _in_lines(shares: str) -> str:
+    """Each class with its share in a line of its own, the largest shares first."""
+    return "\n".join(label_text(one, 26) for one in shares.split(", ")[:SHARES])
 
 
 def _draw_image(axes: Axes, image: NDArray[np.uint8]) -> None:
