@@ -14,6 +14,12 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+DAY = 24 * 3600.0  # seconds
+SMALLER = {
+    "TernaryClassifier": "configs/with/quick.yaml",
+    "ImageClassifier": "configs/with/flowers_cpu.yaml",
+}
+"""Overlay that makes the recipe of a model small enough for a CPU."""
 # weight of the past in the moving average of the step time; each measurement covers a few seconds of training
 MEMORY = 0.7
 
@@ -186,3 +192,20 @@ class Pace:
         step_s = (until - self._from - self._excluded) / self._steps
         self.step_s = step_s if self.step_s is None else MEMORY * self.step_s + (1 - MEMORY) * step_s
         self._from, self._steps, self._excluded = until, 0, 0.0
+
+
+def long_run(seconds: float | None, model: str) -> str | None:
+    """What to say of a run on a CPU that is estimated to take longer than a day, and what makes it shorter; None of others.
+
+    Args:
+        seconds: Estimated time left in the run; None if unknown.
+        model: Name of the model's class.
+
+    >>> long_run(2 * DAY, "TernaryClassifier")
+    'long run   about 48 hours on this CPU; shorter: --config configs/with/quick.yaml, fewer --trainer.max_epochs, or a GPU'
+    >>> long_run(3600.0, "TernaryClassifier")
+    """
+    if seconds is None or seconds <= DAY:
+        return None
+    overlay = f"--config {SMALLER[model]}, " if model in SMALLER else ""
+    return f"long run   about {seconds / 3600:,.0f} hours on this CPU; shorter: {overlay}fewer --trainer.max_epochs, or a GPU"

@@ -21,7 +21,7 @@ from callbacks.checkpoints import EPOCH, Checkpoints
 from callbacks.early_stopping import stopped_early
 from callbacks.find_callbacks import find_callbacks
 from callbacks.progress.console import Console
-from callbacks.progress.eta import Pace, estimate, later_epochs, steps_left
+from callbacks.progress.eta import Pace, estimate, later_epochs, long_run, steps_left
 from callbacks.progress.lines import View, epoch_line, epoch_metrics, of_total, speed_text
 from callbacks.progress.live_bar import LiveBar
 from callbacks.progress.speed import Speed
@@ -47,6 +47,7 @@ class Progress(ProgressBar):
                 raise ValueError(f"{name}: more than 0 seconds, got {value}")
         self.every_s, self.refresh_s = every_s, refresh_s
         self._enabled = True
+        self._estimated = False  # whether the length of the run has been estimated once
         self._bar: LiveBar | None = None
         self._pace = Pace()
         self._due = 0.0
@@ -246,6 +247,11 @@ class Progress(ProgressBar):
         if pause_s is None:  # extrapolate the first validation; before it, the pause is unknown
             pause_s = paused_s * total / done if validating and math.isfinite(total) else 0.0
         eta = estimate(step, steps, left, pace.step_s, pause_s, paused_s, later)
+        if eta.run is not None and not self._estimated:
+            self._estimated = True
+            on_cpu = trainer.strategy.root_device.type == "cpu"
+            if on_cpu and (text := long_run(eta.run, type(trainer.lightning_module).__name__)) is not None:
+                self._write(trainer, text)
         return View(
             f"epoch {of_total(epoch, epochs)}",
             f"{self._stage} {of_total(done, total)}",
