@@ -17,8 +17,9 @@ from torch import Tensor
 from torchvision import datasets
 from torchvision.datasets.utils import check_integrity, download_and_extract_archive
 
-from datamodules.base import DataModule, Labelled
+from datamodules.base import DataModule
 from datamodules.cifar_reader import FOLDER, Header, find_folder, read_batch, read_header
+from datamodules.extraction import Labelled
 from datamodules.images.labelled import is_root
 from datamodules.images.settings import check_normalisation
 from foundation.places import instead

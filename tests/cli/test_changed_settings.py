@@ -64,7 +64,7 @@ def test_settings_that_came_later_have_their_default_unless_they_are_given(tmp_p
 def test_weights_of_the_command_line_replace_pretrained_ones_of_a_configuration(
     words: list[str], pretrained: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    given = Namespace(model=Namespace(init_args=Namespace(pretrained=True, weights="w.pt")))
+    given = Namespace(model=Namespace(init_args=Namespace(pretrained=True, weights="w.pt")))  # type: ignore[no-untyped-call]
     with caplog.at_level("INFO"):
         weights_win(given, words)
     assert given.model.init_args.pretrained is pretrained

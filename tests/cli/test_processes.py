@@ -63,7 +63,7 @@ def test_predict_takes_one_device(
 ) -> None:
     for name in ("WORLD_SIZE", "RANK"):
         monkeypatch.delenv(name, raising=False)
-    config = Namespace(trainer=Namespace(devices=2, strategy="ddp", num_nodes=1, callbacks=None))
+    config = Namespace(trainer=Namespace(devices=2, strategy="ddp", num_nodes=1, callbacks=None))  # type: ignore[no-untyped-call]
     with caplog.at_level("INFO"):
         predict_with_one(config, split_flags(["predict", *given]))
     assert (config.trainer.devices, config.trainer.strategy) == ((1, "auto") if devices == 1 else (2, "ddp"))
