@@ -88,7 +88,7 @@ class Explainable(BaseModule):
             ValueError: As for `heat_maps`; or the picture cannot be read, is more than one, or there is no such class.
         """
         chosen = None if class_name is None else self._class_number(class_name)
-        inputs = self.transform(image)[None]
+        inputs = self.transform(image)[None].to(self.device)
         chances = self.probabilities_of(self._logits_of(inputs))[0]  # type: ignore[operator]
         number = int(chances.argmax()) if chosen is None else chosen
         heat = self.heat_maps(inputs, torch.tensor([[number]]))[0, 0].cpu()

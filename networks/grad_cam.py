@@ -161,7 +161,13 @@ def _heat(body: nn.Module, leaf: Tensor, gradients: Tensor, size: tuple[int, int
 def _as_map(body: nn.Module, features: Tensor, size: tuple[int, int], prefix: int) -> Tensor:
     """Final features or tokens as a map (B, D, h, w)."""
     if features.ndim == 4:
-        return features.permute(0, 3, 1, 2) if getattr(body, "output_fmt", "NCHW") == "NHWC" else features
+        width = getattr(
+            body, "num_features", None
+        )  # the blocks of some networks, such as VOLO, have their channels last
+        last = getattr(body, "output_fmt", "NCHW") == "NHWC" or (
+            width == features.shape[3] and width != features.shape[1]
+        )
+        return features.permute(0, 3, 1, 2) if last else features
     patches = features[:, prefix:]
     placed: Tensor = patches.transpose(1, 2).unflatten(2, _grid(body, patches.shape[1], size))
     return placed

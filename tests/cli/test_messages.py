@@ -72,7 +72,7 @@ WRONG = [
     (DIGITS, "--trainer.callbacks.EMA.decay 2", "error: trainer.callbacks.EMA.decay: at least 0 and under 1, got 2.0"),
     (
         IMAGES,
-        "--trainer.callbacks+=WorstMistakes --trainer.callbacks.count 0",
+        "--trainer.callbacks.WorstMistakes.count 0",
         "error: trainer.callbacks.WorstMistakes.count",
     ),
     (HAR, "--progress.every_s 0", "error: progress.every_s: more than 0 seconds"),

@@ -264,7 +264,7 @@ def test_encoder_starts_from_a_file(tmp_path: Path) -> None:
     fill_encoder(network, "test_resnet", None, str(tmp_path / "weights.safetensors"), pretrained=False)
     for name, tensor in source.encoder.state_dict().items():
         assert torch.equal(network.encoder.state_dict()[name], tensor)
-    with pytest.raises(ValueError, match=r"weights: .*none.safetensors: no such run folder or checkpoint"):
+    with pytest.raises(ValueError, match=r"weights: .*none.safetensors: no such file of weights, did you mean"):
         fill_encoder(network, "test_resnet", None, str(tmp_path / "none.safetensors"), pretrained=False)
 
 

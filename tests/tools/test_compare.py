@@ -346,7 +346,7 @@ def test_folders_without_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str
         f"error: no run among the 2 given ({tmp_path}, {tmp_path / 'other'}): a run folder has a config.yaml\n"
     )
     assert main([str(tmp_path), str(tmp_path / "none")]) == 2
-    assert capsys.readouterr().err == f"error: {tmp_path / 'none'}: no such run folder\n"
+    assert capsys.readouterr().err == f"error: {tmp_path / 'none'}: no such run folder; {tmp_path} has other\n"
 
 
 def write_found(folder: Path, lr: float, configured: float, in_config: bool = True) -> None:

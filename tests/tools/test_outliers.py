@@ -37,7 +37,8 @@ def test_auroc_equals_pairs_and_scikit_learn_with_ties() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "share", "place"), [(100, 0.95, 5), (20, 0.95, 1), (19, 0.95, 0), (10, 1.0, 0), (30, 0.9, 3)]
+    ("count", "share", "place"),
+    [(100, 0.95, 5), (20, 0.95, 1), (19, 0.95, 0), (10, 1.0, 0), (30, 0.9, 3), (4, 1e-12, 3)],
 )
 def test_threshold_keeps_the_share(count: int, share: float, place: int) -> None:
     scores = np.random.default_rng(1).permutation(count).astype(float)

@@ -27,13 +27,13 @@ OVERLAY = "configs/with/mobilenetv2_features.yaml"
 
 
 def votes_by_hand(train: Any, label: Any, query: Any, classes: int, k: int, temperature: float) -> NDArray[np.float64]:
-    """A loop over the queries: sort by similarity, the earlier of equal ones first, and add exp(s / T) of the first k."""
+    """Sort by similarity, the earlier of equal ones first, and add exp((s - largest) / T) of the first k."""
     unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (train.double().numpy(), query.double().numpy())]
     found = np.zeros((len(query), classes))
     for row, one in enumerate(unit[1]):
         similarity = unit[0] @ one
         for place in sorted(range(len(train)), key=lambda i: (-round(similarity[i], 6), i))[:k]:
-            found[row, label[place]] += np.exp(similarity[place] / temperature)
+            found[row, label[place]] += np.exp((similarity[place] - similarity.max()) / temperature)
     return found
 
 
@@ -46,6 +46,13 @@ def test_votes_equal_a_loop_with_ties(k: int) -> None:
     found = knn_votes(train, label, query, 3, k, 0.5)
     assert np.allclose(found.numpy(), votes_by_hand(train, label, query, 3, k, 0.5), rtol=1e-5)
     assert found.dtype == torch.float64
+
+
+def test_votes_of_a_low_temperature_are_finite() -> None:
+    train, label = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([1, 0])
+    votes = knn_votes(train, label, torch.tensor([[2.0, 1.0]]), 2, 2, 1e-4)
+    assert votes.isfinite().all()
+    assert votes.argmax(dim=1).tolist() == [1]
 
 
 def test_votes_do_not_depend_on_the_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,6 +119,10 @@ def test_the_best_is_the_fastest_of_equal_ones() -> None:
         ("resnet18 --weights resnet18", "--weights resnet18: must be NAME=FILE, with a name of --backbones"),
         (f"mobilenetv2_100 --overlay mobilenetv2_100={OVERLAY}", "give --weights mobilenetv2_100=FILE too"),
         (f"resnet18 --overlay resnet18={OVERLAY}", "its model.backbone is mobilenetv2_100"),
+        (
+            "mobilenetv2_100 --weights mobilenetv2_100=random --overlay mobilenetv2_100=full/OWN.yaml",
+            "OWN.yaml names the weights own.pth; give one of them",
+        ),
         ("resnet18 --overlay resnet18=gone.yaml", "--overlay gone.yaml: no such file"),
         ("resnet18 --config gone.yaml", "--config gone.yaml: no such file"),
         ("resnet18 --k 0", "--k: 1 or more neighbours, got 0"),
@@ -130,6 +141,7 @@ def test_refusals_are_one_line(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("kept")
+    (tmp_path / "full" / "OWN.yaml").write_text("model: {init_args: {weights: own.pth}}")
     assert main(["--data.root", "photos", "--backbones", *words.split()]) == 2
     error = capsys.readouterr().err
     assert message in error

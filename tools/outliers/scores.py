@@ -44,7 +44,7 @@ def threshold_keeping(known: Scores, share: float) -> float:
     """
     ranked = np.sort(known)
     dropped = int(np.floor((1 - share) * len(ranked) + 1e-9))
-    return float(ranked[dropped])
+    return float(ranked[min(dropped, len(ranked) - 1)])
 
 
 def false_positive_rate(known: Scores, others: Scores, share: float = 0.95) -> float:

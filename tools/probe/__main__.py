@@ -158,18 +158,24 @@ def probe(options: argparse.Namespace, flags: Sequence[str]) -> int:
         if number < len(backbones):
             left = (time.monotonic() - begun) / number * (len(backbones) - number)
             say("probed", f"{number} of {len(backbones)} backbones, {clock_time(left)} left")
-    best = choose(rows, options.select)
+    best, untested = choose(rows, options.select), ""
     if best is not None:
         best.best = True
         if options.test:
             chosen = next(one for one in backbones if one.name == best.backbone)
-            best.test_acc, best.test_balanced_acc = _tested(chosen, data, output, heads[best.backbone])
+            try:
+                best.test_acc, best.test_balanced_acc = _tested(chosen, data, output, heads[best.backbone])
+            except Exception as error:  # what was probed must not be lost
+                untested = reason(error, best.backbone)
     print()
     print_table(rows, options.select)
     print()
     for row in rows:
         if row.failed:
             say("failed", f"{row.backbone}: {row.failed}")
+    if best is None and (output / "probe.csv").exists():
+        say("kept", f"{output / 'probe.csv'} of an earlier probe, since no backbone of this one ended")
+        return FAILED
     write_csv(output / "probe.csv", rows, options.select)
     if best is not None:
         write_png(output / "probe.png", render(picture(rows, Path(place).name, options.k)))
@@ -180,7 +186,9 @@ def probe(options: argparse.Namespace, flags: Sequence[str]) -> int:
         if best.test_acc is not None:
             say("test", f"linear probe of {best.backbone}: {_both(best.test_acc, best.test_balanced_acc)}")
     say("written", f"{output / 'probe.csv'}{'' if best is None else ', probe.png'}; features in {output / 'caches'}")
-    return FAILED if any(row.failed for row in rows) else OK
+    if untested:
+        say("failed", f"the test of the best backbone: {untested}")
+    return FAILED if untested or any(row.failed for row in rows) else OK
 
 
 def _probe_one(backbone: Backbone, data: Data, options: argparse.Namespace, output: Path, row: Row) -> Linear:
@@ -193,6 +201,11 @@ def _probe_one(backbone: Backbone, data: Data, options: argparse.Namespace, outp
     found = extract(backbone, data, ("train", "val"), output, wanted)
     classes = len(found.header.identity.class_names)
     (train, label), (held, truth) = (read_split(found, split) for split in ("train", "val"))
+    if absent := sorted(set(range(classes)) - set(label.tolist())):
+        names = ", ".join(found.header.identity.class_names[number] for number in absent[:5])
+        raise CommonError(
+            f"{len(absent)} of {classes} classes have no training sample: {names}; a probe needs one of each"
+        )
     try:
         votes = knn_votes(train, label, held, classes, options.k, options.temperature)
     except ValueError as error:
@@ -212,11 +225,12 @@ def _probe_one(backbone: Backbone, data: Data, options: argparse.Namespace, outp
 def _tested(backbone: Backbone, data: Data, output: Path, head: Linear) -> tuple[float, float]:
     """Accuracy and balanced accuracy of a linear probe on the test split, whose features are extracted now."""
     from tools.probe.extraction import extract, read_split
-    from tools.probe.measures import accuracies
+    from tools.probe.measures import accuracies, exact_products
 
     found: Extracted = extract(backbone, data, ("test",), output, ("test",))
     features, label = read_split(found, "test")
-    return accuracies(features @ head.weight.float().T + head.bias.float(), label)
+    with exact_products():
+        return accuracies(features @ head.weight.float().T + head.bias.float(), label)
 
 
 def reason(error: Exception, name: str) -> str:

@@ -67,7 +67,7 @@ def backbones_of(names: Sequence[str], weights: Sequence[str], overlays: Sequenc
     made = []
     for name in names:
         overlay = find_config(own[name]) if name in own else None
-        place = files.get(name) or _weights_in(overlay, name)
+        place = _weights_of(name, files.get(name), overlay)
         if place not in (None, RANDOM) and not Path(str(place)).exists():
             raise ValueError(f"--weights {name}={place}: no such file{close_to(Path(str(place)))}")
         config = _timm_config(name, wants_weights=place is None)
@@ -94,18 +94,25 @@ def _by_name(flag: str, given: Sequence[str], names: Sequence[str]) -> dict[str,
     return pairs
 
 
-def _weights_in(overlay: Path | None, name: str) -> str | None:
-    """The file of weights that an overlay names; ``None``: it leaves timm's.
+def _weights_of(name: str, given: str | None, overlay: Path | None) -> str | None:
+    """The file of weights of ``--weights`` or else of the overlay, or ``random``; ``None``: timm's weights.
 
     Raises:
-        ValueError: The overlay cannot be read, is of another backbone, or turns timm's weights off and names none.
+        ValueError: The overlay cannot be read, is of another backbone, turns timm's weights off and none are given, or names
+            weights though random ones are wanted.
     """
     if overlay is None:
-        return None
+        return given
     settings = _section(_content("--overlay", overlay), "model")
     other = settings.get("backbone", name)
     if full_name(str(other)) != full_name(name):
         raise ValueError(f"--overlay {name}={overlay}: its model.backbone is {other}; give the overlay of {name}")
+    if given == RANDOM and settings.get("weights") is not None:
+        raise ValueError(
+            f"--weights {name}={RANDOM}: {overlay} names the weights {settings['weights']}; give one of them"
+        )
+    if given is not None:
+        return given
     if settings.get("weights") is None and settings.get("pretrained") is False:
         raise ValueError(f"--overlay {name}={overlay}: has pretrained: false; give --weights {name}=FILE too")
     return str(settings["weights"]) if settings.get("weights") is not None else None

@@ -158,7 +158,7 @@ def milliseconds(model: Any, device: torch.device, shape: Sequence[int], trainer
     """Median time of an image in ms: the network on a batch of random images, after two batches of warm-up."""
     model.to(device)
     draw = torch.Generator().manual_seed(0)
-    image = torch.randn(*shape, generator=draw).to(device)
+    image = trainer.precision_plugin.convert_input(torch.randn(*shape, generator=draw).to(device))
     if model.channels_last and image.ndim == 4:
         image = image.contiguous(memory_format=torch.channels_last)
     times: list[float] = []

@@ -63,7 +63,7 @@ def knn_votes(
         temperature: Above 0; a smaller one gives the nearest ones more weight.
 
     Returns:
-        (Q, K) float64.
+        (Q, K) float64, where a vote of the nearest sample is 1.
 
     Raises:
         ValueError: k is out of its range.
@@ -79,7 +79,10 @@ def knn_votes(
             nearer, equal = similarity > last, similarity == last
             free = k - nearer.sum(dim=1, keepdim=True)
             chosen = nearer | (equal & (equal.cumsum(dim=1) <= free))
-            found.append((similarity.double() / temperature).exp().mul(chosen) @ classes)
+            closeness = (
+                similarity - similarity.amax(dim=1, keepdim=True)
+            ).double() / temperature  # 0 or less: no overflow
+            found.append(closeness.exp().mul(chosen) @ classes)
     return torch.cat(found)
 
 
