@@ -71,7 +71,10 @@ def test_callbacks_of_other_classes_take_over_no_setting_of_the_same_name(tmp_pa
     base = given_as("overlay", "trainer.callbacks", listed(["ConfusionMatrix"], every_s=77.0), tmp_path)
     own = given_as("flag", "trainer.callbacks", listed(["WorstMistakes"], count=3), tmp_path)
     (mistakes,) = parsed(*CIFAR, *base, *own)["trainer"]["callbacks"]
-    assert mistakes == {"class_path": "callbacks.WorstMistakes", "init_args": {"count": 3, "every_s": 10.0}}
+    assert mistakes == {
+        "class_path": "callbacks.WorstMistakes",
+        "init_args": {"count": 3, "heat_maps": 8, "every_s": 10.0},
+    }
 
 
 @WAYS

@@ -69,8 +69,11 @@ def test_top_five_of_seven_classes_and_ties_in_class_order(tmp_path: Path) -> No
     assert [row[3], *row[5::2]] == [f"{chance / whole:.6f}" for chance in chances]
 
 
-def test_earlier_predictions_that_stay_are_named_once_new_ones_are_written(tmp_path: Path, caplog: Any) -> None:
+def test_earlier_predictions_that_stay_are_named_once_new_ones_are_written(
+    tmp_path: Path, caplog: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     caplog.set_level(logging.INFO)
+    monkeypatch.setattr("cli.evaluation.read", lambda checkpoint: {})
     (tmp_path / "predictions.csv").touch()
     record_predictions(tmp_path, "/mine", Path("best.ckpt"))
     data: Any = SimpleNamespace(images=SimpleNamespace(source="/others", name="others"))

@@ -184,7 +184,7 @@ def test_the_first_difference_is_named(name: str) -> None:
 
 
 def test_missing_weights_file(tmp_path: Path, runs: dict[str, Any]) -> None:
-    needed = r"weights: gone.pt does not exist; the weights of test_vit with hash \w{12} are needed"
+    needed = r"weights: gone.pt: no such file of weights; the weights of test_vit with hash \w{12} are needed"
     with pytest.raises(MisconfigurationException, match=needed):
         evaluate(tmp_path, live_head("gone.pt"), photos(), runs["live"][1])
 

@@ -116,7 +116,8 @@ def test_errors(tmp_path: Path, weights: str) -> None:
     with pytest.raises(ValueError, match="in_channels: needed"):
         extractor(weights, in_channels=None)
     with pytest.raises(
-        MisconfigurationException, match=r"weights: .*gone.pt does not exist; the weights of test_vit are needed$"
+        MisconfigurationException,
+        match=r"weights: .*gone.pt: no such file of weights; the weights of test_vit are needed$",
     ):
         quiet(tmp_path).predict(extractor(str(tmp_path / "gone.pt")), datamodule=photos())
     with pytest.raises(MisconfigurationException, match="FeatureExtractor has nothing to train"):

@@ -82,7 +82,7 @@ def test_choose_by_list_and_by_file(base: Path) -> None:
         (["--job", "2"], "--job: is neither a flag of this command nor a setting of the runs; see --help"),
         (["--resume", "x"], "--resume: is neither a flag of this command nor a setting of the runs"),
         (["--jobs", "0"], "--jobs: must be 1 or more, got 0"),
-        (["--experiments", "nowhere"], "--experiments nowhere: no such folder; expected a folder with one overlay per"),
+        (["--experiments", "nowhere"], "--experiments nowhere: no such folder, did you mean"),
         (["--config", "nowhere.yaml"], "--config nowhere.yaml: no such file"),
         (["--list", "--dry_run"], "not allowed with argument --list"),
     ],
