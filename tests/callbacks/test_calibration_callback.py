@@ -180,6 +180,7 @@ def test_a_resumed_run_has_the_same_records(run: Path, tmp_path: Path) -> None:
         assert (run / name).read_text() == (folder / name).read_text()
 
 
+@pytest.mark.slow
 def test_nothing_is_logged_twice_and_checkpoints_can_monitor_nll(tmp_path: Path) -> None:
     fit = trainer(tmp_path / "run", ConfusionMatrix(), max_epochs=1)
     checkpoints = cast(Checkpoints, fit.checkpoint_callback)

@@ -107,6 +107,7 @@ def test_every_panel_shows_its_values() -> None:
     assert shown["training speed (samples/s)"].get_ylim() == pytest.approx((0, 1320))
 
 
+@pytest.mark.slow
 def test_a_segmenter_shows_iou_and_dice_but_not_each_prompt() -> None:
     one = {"epoch": 1.0, "step": 5.0, "train/iou": 0.25, "val/iou": 0.5, "val/dice": 0.75, "val/iou/segment_crack": 0.1}
     shown = panels(draw_curves([one], "run"))

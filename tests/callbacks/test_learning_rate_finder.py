@@ -267,6 +267,7 @@ def test_the_sweep_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert seen[0] == seen[1]
 
 
+@pytest.mark.slow
 def test_a_crash_in_the_sweep_leaves_nothing(
     with_finder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,7 @@ def test_what_is_gone_counts_as_changed() -> None:
     assert first_difference({"Gone.advance": "0" * 12}) == "Gone.advance"
 
 
+@pytest.mark.slow
 def test_with_another_lightning_its_own_loop_trains_and_a_line_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -88,6 +88,7 @@ def test_cosine_warms_up_in_the_first_stage_only(root: Path) -> None:
     assert watch.rates[9] == 0.1 * 0.01
 
 
+@pytest.mark.slow
 def test_one_schedule_over_the_whole_run(root: Path) -> None:
     stages = [sized(cast(int, stage.size), stage.batch_size, 2) for stage in STAGES]
     _, _, watch = run(root, [ProgressiveResizing(stages, schedule="whole")])

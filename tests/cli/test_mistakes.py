@@ -197,6 +197,7 @@ def test_run_folder_not_empty(capsys: pytest.CaptureFixture[str]) -> None:
     assert Path("full/thesis.txt").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_empty_run_folder_made_by_the_user_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
     Path("mine").mkdir()
     refuse(["fit", "--config", TINY, "--run_dir", "mine", "--checkpoint.monitor", "nothing"], capsys)

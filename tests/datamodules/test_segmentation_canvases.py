@@ -103,6 +103,7 @@ def test_a_finished_cache_is_read_without_the_files(two: Path, tmp_path: Path, m
     equal(expected, list(again.train_dataloader()))
 
 
+@pytest.mark.slow
 def test_the_one_thing_that_differs_is_named(tmp_path: Path) -> None:
     root, cache = write_two(tmp_path / "in"), tmp_path / "cache"
     folder(root, cache)

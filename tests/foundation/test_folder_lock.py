@@ -63,6 +63,7 @@ def holder(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
         process.stdout.close()
 
 
+@pytest.mark.slow
 def test_second_process_is_refused_and_told_by_whom(
     tmp_path: Path, holder: Callable[..., "subprocess.Popen[str]"]
 ) -> None:

@@ -142,6 +142,7 @@ def test_ternary_network_starts_from_its_full_precision_twin(tmp_path: Path, cap
 
 
 @pytest.mark.parametrize("rule", ["twn", "learned_threshold", "none"])
+@pytest.mark.slow
 def test_init_from_another_rule_loads_only_the_weights(finished: Path, rule: str) -> None:
     module = TernaryClassifier(**SHAPE, quantizer=rule)  # type: ignore[arg-type]
     fresh = TernaryClassifier(**SHAPE, quantizer=rule, init_from=str(finished))  # type: ignore[arg-type]

@@ -59,6 +59,7 @@ def test_resnet20_computes_the_same(rule: Any, scale: Any, full_precision: list[
 
 
 @pytest.mark.parametrize("rule", ["twn", "ttq"])
+@pytest.mark.slow
 def test_resnet18_with_projection_shortcuts_computes_the_same(rule: Any) -> None:
     network = resnet("resnet18", quantizer=rule, full_precision=[])
     with torch.no_grad():

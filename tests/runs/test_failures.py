@@ -27,6 +27,7 @@ def test_out_of_memory_prints_a_hint(
     assert len(message.splitlines()) <= 3
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_checkpoint_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

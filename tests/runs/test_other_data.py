@@ -246,6 +246,7 @@ ORDER = [2, 0, 1]
         ({"signal": lambda c: c["signal"][..., :8]}, 2, "windows of 8 samples"),
     ],
 )
+@pytest.mark.slow
 def test_other_recordings(
     signals: Path,
     tmp_path: Path,

@@ -291,6 +291,7 @@ def test_out_of_memory_within_a_stage_names_it(
 
 
 @pytest.mark.parametrize(("batch_size", "code"), [pytest.param(4, 0, marks=pytest.mark.slow), (100, 3)])
+@pytest.mark.slow
 def test_a_memory_limit_is_met_before_stage_one_begins(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int, code: int
 ) -> None:

@@ -236,6 +236,7 @@ def test_stage_from_a_plain_weights_file(tmp_path: Path) -> None:
     torch.testing.assert_close(made.logits(images), expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_stage_from_a_run_reproduces_its_test_accuracy(finished: Path) -> None:
     (stage, _), data = open_stages([Source.of(str(finished))] * 2, finished / "config.yaml", None, CPU, False)
     samples = read_samples(data, "test", None, 0)

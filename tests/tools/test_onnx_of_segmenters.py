@@ -70,6 +70,7 @@ def test_masks_in_python_are_those_of_predict(run: Path, tmp_path: Path) -> None
     assert marked
 
 
+@pytest.mark.slow
 def test_thresholds_of_synonyms_and_unknown_prompts(run: Path) -> None:
     module = segmenter(run)
     first = module.class_names[0]

@@ -84,6 +84,7 @@ def test_tiles_of_a_window() -> None:
     assert pixels[::2, ::2].tolist() == [[0.0, 0.5, 1.0], [1.0, 0.0, 1.0]]  # the last tile is empty and white
 
 
+@pytest.mark.slow
 def test_windows_of_a_file(capsys: pytest.CaptureFixture[str]) -> None:
     draw = np.random.default_rng(0)
     signal = draw.normal(size=(12, 2, 16)).astype(np.float32)
@@ -109,6 +110,7 @@ def test_windows_of_a_file(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.draws
+@pytest.mark.slow
 def test_features(capsys: pytest.CaptureFixture[str]) -> None:
     about = identity(class_names=("cat", "dog"), feature_width=3)
     writer = CacheWriter(Path("cache"), about, shard_bytes=2**20)
