@@ -48,7 +48,8 @@ def parse(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) ->
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         raise Parsed(options, [])
 
-    name = f"{module}.__main__" if find_spec(f"{module}.__main__") is not None else module
+    found = find_spec(module)
+    name = f"{module}.__main__" if found is not None and found.submodule_search_locations is not None else module
     with monkeypatch.context() as patch:
         patch.setattr(argparse.ArgumentParser, "parse_known_args", known)
         patch.setattr(argparse.ArgumentParser, "parse_args", every)
