@@ -31,7 +31,7 @@ from tools.write_shards.__main__ import main as write_shards
 
 RUN = "runs/NAME/DATE-TIME"
 BACKBONE = "test_vit-5.pt"
-RUN_WORDS = ("RUN_DIR", "HAR_RUN_DIR", "HEAD_RUN", "runs/RUN", "runs/head", "runs/photos", RUN)
+RUN_WORDS = ("RUN_DIR", "HAR_RUN_DIR", "SEGMENTER_RUN_DIR", "HEAD_RUN", "runs/RUN", "runs/head", "runs/photos", RUN)
 PAGES = {
     "adapters.md": "image",
     "har_data.md": "har",
@@ -189,8 +189,8 @@ class Workplace:
         }.get(word, word)
 
     def _kind(self, command: Command, name: str, system: str) -> str:
-        if name == "HAR_RUN_DIR":
-            return "har"
+        if name in ("HAR_RUN_DIR", "SEGMENTER_RUN_DIR"):
+            return "har" if name.startswith("HAR") else "segmentation"
         if name == "HEAD_RUN":
             return "head"
         if name in ("runs/RUN", "runs/head", "runs/photos") or any(
