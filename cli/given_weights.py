@@ -24,19 +24,18 @@ def check_given_weights(flags: RunFlags, config: Any) -> None:
     """
     listed = config.trainer.get("callbacks") or []
     writes = any("FeatureWriter" in one.class_path for one in (listed if isinstance(listed, list) else [listed]))
-    if (
-        flags.command != "fit" and not writes and "cache" not in flags.values
-    ):  # the run itself refuses --cache without a writer
+    evaluates = flags.command != "fit" and not writes
+    if evaluates and "cache" not in flags.values:  # --cache without a writer is refused later
         given = flags.values.get("ckpt")
         if given in (None, "best", "last"):
             raise UsageError(f"{flags.command}: which weights? give --run RUN_DIR, or --config FILE and --ckpt PATH")
         if not Path(given).is_file():
             raise UsageError(f"--ckpt {given}: no such checkpoint{near_or_there(Path(given))}")
         return
-    of_a_hub = (
-        ("weights",) if config.model.get("init_args.network") == "clipseg" else ()
-    )  # a name on the hub is no file
-    for name in sorted({*SOURCES}.difference(of_a_hub)):
+    on_hub = (
+        config.model.get("init_args.network") == "clipseg"
+    )  # its weights may be a name on the hub, which is no file
+    for name in SOURCES[1:] if on_hub else SOURCES:
         source = config.model.get(f"init_args.{name}")
         if isinstance(source, str) and not Path(source).exists():
             raise UsageError(f"model.{name}: {absent(Path(source))}")

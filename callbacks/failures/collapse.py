@@ -210,7 +210,9 @@ class WarnOnCollapse(Callback):
         lacking = not text.startswith((TEXTS["all"], ALL_LABELS))
         why = ": the network has collapsed" if collapsed else ""
         if self.exploded is not None:
-            mean = None if self._train_loss is None else float(self._train_loss) / self._train_steps
+            # Lightning divides the loss by the number of accumulated batches
+            share = int(getattr(trainer, "accumulate_grad_batches", 1))
+            mean = None if self._train_loss is None else float(self._train_loss) * share / self._train_steps
             fits = not rate_of_larger_batch(trainer, pl_module, self.recipe)
             if fits and (cause := only_in_validation(trainer, pl_module, mean, self._guessing(pl_module))):
                 log.warning(f"{text}: {cause}")

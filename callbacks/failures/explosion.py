@@ -80,7 +80,7 @@ def exploded_in(checkpoint: Any) -> float | None:
     callbacks = checkpoint.get("callbacks") if isinstance(checkpoint, dict) else None
     record = callbacks.get(RECORD) if isinstance(callbacks, dict) else None
     value = record.get("exploded") if isinstance(record, dict) else None
-    return None if value is None else float(value)
+    return float(value) if isinstance(value, int | float) else None
 
 
 def way_on(trainer: Trainer, pl_module: LightningModule, folder: Path | None) -> tuple[str, str]:

@@ -193,9 +193,7 @@ class WorstMistakes(EvaluationPicture[Mistakes]):
             if heat_maps is None:
                 raise ValueError(f"a {type(pl_module).__name__} has no heat_maps")
             maps: Tensor = heat_maps(worst.image[:count], torch.stack([worst.predicted, worst.label], dim=1)[:count])
-        except (
-            Exception
-        ) as error:  # of any network of timm; the results of the evaluation must not be lost for a picture
+        except Exception as error:  # of any network: the results of the evaluation must not be lost for a picture
             reason = " ".join(str(error).split())[:300].removeprefix("heat maps: ")
             log.log(
                 logging.INFO if isinstance(error, ValueError) else logging.WARNING,

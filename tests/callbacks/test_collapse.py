@@ -158,6 +158,19 @@ def test_a_loss_that_explodes_in_validation_only(
     assert (cause in line) == (train_loss < 3.3)
 
 
+def test_the_training_loss_is_that_of_a_batch_not_of_its_share_in_an_accumulated_step(
+    said: pytest.LogCaptureFixture,
+) -> None:
+    fit = Fit(WarnOnCollapse(), loss=190.6)
+    fit.module = Normed()
+    fit.trainer.callbacks, fit.trainer.global_step, fit.trainer.accumulate_grad_batches = [fit.callback], 24, 4
+    fit.callback.on_train_epoch_start(fit.trainer, fit.module)
+    fit.callback.on_train_batch_end(fit.trainer, fit.module, {"loss": torch.tensor(8.0 / 4)}, {}, 0)
+    fit.validate([1, 2], times=2)
+    fit.end()
+    assert "the loss has exploded; change --model.lr" in said.messages[0]  # 8 is over three times ln 3
+
+
 @pytest.mark.parametrize(
     ("logits", "loss", "text"),
     [

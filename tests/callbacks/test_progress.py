@@ -254,6 +254,17 @@ def test_the_first_step_gives_no_estimate(clock: Clock, tmp_path: Path, capsys: 
     assert printed(capsys)[0] == "epoch 1/1 step 1/3 train/loss 1 lr 1 eta epoch --:--, run --:--"
 
 
+@pytest.mark.parametrize(("epochs", "count"), [(1000, 0), (1_000_000, 1)])
+def test_a_run_of_days_on_a_cpu_is_said_once(
+    epochs: int, count: int, clock: Clock, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = Train(clock)
+    module.fails_at = 12
+    with pytest.raises(RuntimeError, match="broken"):
+        trainer_of(tmp_path, Progress(every_s=1.0), max_epochs=epochs).fit(module, Loader(8))
+    assert sum(line.startswith("long run ") for line in printed(capsys)) == count
+
+
 def test_fast_dev_run_writes_no_file(clock: Clock, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trainer = trainer_of(tmp_path, Progress(), RunFolder(None), fast_dev_run=True)
     trainer.fit(Module(clock), Loader(3), Loader(3))

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.grad_cam import NoMapError, grad_cam, scaled_heat
+from networks.grad_cam import NoMapError, _as_map, grad_cam, scaled_heat
 from networks.mlp_head import MLPHead
 from networks.resnet import ResNet, build_resnet
 from networks.timm_features import TimmFeatures
@@ -163,3 +163,12 @@ def test_networks_without_a_map_are_refused(network: Callable[[], nn.Module], me
     with pytest.raises(NoMapError, match=message) as caught:
         grad_cam(network().eval(), images(), CLASSES)
     assert "\n" not in str(caught.value)
+
+
+def test_blocks_with_their_channels_last_give_a_map_of_the_image() -> None:
+    body: Any = nn.Identity()
+    body.num_features = 5  # as VOLO, whose blocks work on (B, H, W, C) and whose body has no output_fmt
+    features = torch.randn(1, 2, 3, 5)
+    assert torch.equal(_as_map(body, features, (32, 48), 0), features.permute(0, 3, 1, 2))
+    planes = torch.randn(1, 5, 2, 3)
+    assert torch.equal(_as_map(body, planes, (32, 48), 0), planes)
