@@ -1,10 +1,11 @@
 """Augmentation pipeline for training batches of images: the order of crop, flip, policy, erasing, mixup and cutmix on the device.
 
     images of one size:  uint8: policy -> random crop -> flip -> resize;      float32: normalise -> erasing -> mixup or cutmix
-    canvases of files:   uint8: random resized crop -> flip -> policy;        float32: normalise -> erasing -> mixup or cutmix
+    canvases of files:   uint8: random resized crop -> flip -> turn -> policy -> colour;
+                         float32: normalise -> erasing -> mixup or cutmix
 
-The pipeline is a pure function of the batch and its random numbers. A `mask` gets the same crop, flip and resizing as its image,
-with the same random numbers and nearest-neighbour interpolation. A policy works on uint8, since its operations (posterise,
+The pipeline is a pure function of the batch and its random numbers. A `mask` gets the same crop, flip, turn and resizing as its
+image, with the same random numbers and nearest-neighbour interpolation. A policy works on uint8, since its operations (posterise,
 solarise, equalise) are defined there. Crop and flip only move pixels, which costs a quarter on bytes. Mixup averages images, which
 must not be rounded. The random numbers of an image are a function of seed, epoch and the image's index (`transforms.SampleRandom`):
 they are the same after a resume and do not depend on the other images of the batch.
@@ -42,6 +43,8 @@ class Augmentation:
     shrink: Literal["resize", "crop"] = "resize"
     crop_scale: float | None = None  # None: images of one size, no resized crop
     crop_ratio: float = 4 / 3
+    turn: bool = False  # with a resized crop only
+    color_jitter: float = 0.0  # likewise
 
     def __post_init__(self) -> None:
         for name, good, wanted in (
@@ -57,6 +60,7 @@ class Augmentation:
             ("erasing_prob", 0 <= self.erasing_prob <= 1, "0 to 1"),
             ("crop_scale", self.crop_scale is None or 0 < self.crop_scale <= 1, "above 0, up to 1"),
             ("crop_ratio", self.crop_ratio >= 1, "1 or more"),
+            ("color_jitter", 0 <= self.color_jitter <= 1, "0 to 1"),
         ):
             if not good:
                 raise ValueError(f"{name} is {getattr(self, name)!r} but must be {wanted}")
@@ -143,7 +147,8 @@ class Augmentation:
         if self.crop_scale is not None:
             scale, ratio = (self.crop_scale, 1.0), (1 / self.crop_ratio, self.crop_ratio)
             images = transforms.random_resized_crop(images, size, random, scale, ratio, batch.get("aspect"))
-            return self._policy(self._flip(images, random, overwrite=True), random)
+            images = self._policy(self._turn(self._flip(images, random, overwrite=True), random), random)
+            return transforms.color_jitter(images, random, self.color_jitter) if self.color_jitter else images
         images = self._policy(images, random)
         window = size if self.shrink == "crop" and _is_smaller(size, images) else None
         if self.crop_padding or window:
@@ -157,7 +162,7 @@ class Augmentation:
         if self.crop_scale is not None:
             scale, ratio = (self.crop_scale, 1.0), (1 / self.crop_ratio, self.crop_ratio)
             boxes = transforms.crop_boxes(height, width, random, scale, ratio, aspect, size)
-            return self._flip(transforms.nearest_resized(masks, size, boxes), random)
+            return self._turn(self._flip(transforms.nearest_resized(masks, size, boxes), random), random)
         window = size if self.shrink == "crop" and _is_smaller(size, masks) else None
         if self.crop_padding or window:
             masks = transforms.random_crop(masks, self.crop_padding, random, size=window)
@@ -166,6 +171,9 @@ class Augmentation:
 
     def _flip(self, images: Tensor, random: transforms.SampleRandom, overwrite: bool = False) -> Tensor:
         return transforms.random_flip(images, random, overwrite=overwrite) if self.flip else images
+
+    def _turn(self, images: Tensor, random: transforms.SampleRandom) -> Tensor:
+        return transforms.random_turn(images, random) if self.turn else images
 
     def _policy(self, images: Tensor, random: transforms.SampleRandom) -> Tensor:
         if self.policy != "none" and images.is_floating_point():  # of files with more grey levels than 8 bits, 0 to 1

@@ -46,6 +46,7 @@ class PromptedSegmenter(SegmentationModule):
             CIDAS/clipseg-rd64-refined from the hub.
         encoder_lr: Factor on the learning rate of the light segmenter's encoder, above 0.
         width: Channels of the decoder, an even number; null: 48 (light) or 64 (high_resolution).
+        text_rows: Rows of the light network's table of word parts, 1 or more; fewer save weights. null: 2048.
         decoder: clipseg: ``clipseg``, the pretrained decoder, or ``high_resolution``, a new one for thin structures; null: clipseg.
         vocabulary: clipseg: CLIP's bpe_simple_vocab_16e6.txt.gz, for weights without a tokeniser.
         pixel: Pixel loss: ``bce``, ``focal`` or ``none``.
@@ -79,6 +80,7 @@ class PromptedSegmenter(SegmentationModule):
         "network_args",
         "encoder_lr",
         "width",
+        "text_rows",
         "decoder",
     )
     network: LightSegmenter | CLIPSegmenter
@@ -93,6 +95,7 @@ class PromptedSegmenter(SegmentationModule):
         weights: str | None = None,
         encoder_lr: float = 1.0,
         width: int | None = None,
+        text_rows: int | None = None,
         decoder: DecoderName | None = None,
         vocabulary: str | None = None,
         pixel: PixelLoss = "bce",
@@ -121,11 +124,13 @@ class PromptedSegmenter(SegmentationModule):
             raise ValueError(ONE_SOURCE.format(weights))
         if encoder_lr <= 0:
             raise ValueError(f"encoder_lr: a factor over 0, got {encoder_lr}")
+        if text_rows is not None and text_rows < 1:
+            raise ValueError(f"text_rows: 1 row or more, or null, got {text_rows}")
         if side is not None and side < 1:
             raise ValueError(f"side: pixels, 1 or more, or null, got {side}")
         self.kind, self.encoder, self.network_args = network, encoder, network_args
         self.pretrained, self.weights, self.encoder_lr, self.width = pretrained, weights, encoder_lr, width
-        self.decoder, self.vocabulary = decoder, vocabulary
+        self.decoder, self.vocabulary, self.text_rows = decoder, vocabulary, text_rows
         self.in_channels, self.image_size, self.mean, self.std = in_channels, image_size, mean, std
         self._check_kind()
         self.side, self.tiling = side, Tiling(tile) if tile is not None else None
@@ -151,7 +156,9 @@ class PromptedSegmenter(SegmentationModule):
 
     def _check_kind(self) -> None:
         """Raise an error for settings that only the other network uses."""
-        light = {"encoder": "mobilenetv2_100", "network_args": None, "pretrained": False, "encoder_lr": 1.0}
+        light = {
+            "encoder": "mobilenetv2_100", "network_args": None, "pretrained": False, "encoder_lr": 1.0, "text_rows": None
+        }  # fmt: skip
         unused: dict[str, Any] = {"decoder": None, "vocabulary": None} if self.kind == "light" else light
         if self.kind == "clipseg" and self.decoder != "high_resolution":
             unused = {**unused, "width": None}
@@ -172,7 +179,10 @@ class PromptedSegmenter(SegmentationModule):
         """Build the network. The light one reads and downloads nothing; CLIPSeg loads its weights."""
         if self.kind == "light":
             self.network = LightSegmenter(
-                self.encoder, network_args=self.network_args, width=48 if self.width is None else self.width
+                self.encoder,
+                network_args=self.network_args,
+                width=48 if self.width is None else self.width,
+                text_rows=2048 if self.text_rows is None else self.text_rows,
             )
         else:
             self.network = CLIPSegmenter(

@@ -17,6 +17,7 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 
 from foundation.sizes import Size, sides
+from networks.depthwise import keep_in_float32
 
 Argument = bool | int | float | str | None
 
@@ -94,6 +95,7 @@ def build_timm_network(
         raise ValueError(f"architecture: {architecture} has no classifier in timm, it only gives features")
     if image_size is not None:
         _check_patches(network, image_size)
+    keep_in_float32(network)
     return network
 
 

@@ -19,6 +19,7 @@ Random draws are named `transform/quantity`; no two transforms share a name. A t
 same random numbers twice.
 """
 
+from transforms.color import color_jitter
 from transforms.geometric import random_crop, random_flip
 from transforms.mix import mix
 from transforms.nearest import nearest_resized
@@ -33,6 +34,7 @@ from transforms.signal_image import Encoder, Mode, arrange, check_signals, encod
 from transforms.signal_line_plot import line_plot
 from transforms.signal_recurrence import recurrence_plot
 from transforms.signal_segments import log_spectrogram, segment_stack
+from transforms.turn import random_turn
 
 __all__ = [
     "Encoder",
@@ -42,6 +44,7 @@ __all__ = [
     "auto_augment",
     "channel_dropout",
     "check_signals",
+    "color_jitter",
     "crop_boxes",
     "encode",
     "gramian_angular_field",
@@ -57,6 +60,7 @@ __all__ = [
     "random_erasing",
     "random_flip",
     "random_resized_crop",
+    "random_turn",
     "recurrence_plot",
     "resize",
     "resized_box",

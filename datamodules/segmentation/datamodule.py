@@ -53,7 +53,7 @@ from datamodules.segmentation.prompt_sets import (
     check_sets,
     size_of,
 )
-from foundation.sizes import Size
+from foundation.sizes import Size, sides
 from foundation.slug import slug
 
 log = logging.getLogger(__name__)
@@ -76,6 +76,9 @@ class PromptedSegmentationDataModule(ListedPromptSets):
         crop_scale: Smallest share of the image area that the random resized crop covers, above 0, up to 1.
         crop_ratio: Largest ratio of the crop's longer side to its shorter side, 1 or more.
         flip: Mirror each training image left to right with probability one half.
+        turn: Turn each square training crop by 0, 90, 180 or 270 degrees, equally likely; for pictures without up and down.
+        color_jitter: Strength x of random brightness, contrast and saturation, each a factor of 1 - x to 1 + x, and of a tint
+            within a quarter of that, 0 to 1.
         negatives: Probability that a training image also gets a negative prompt: the object of another set, with an empty mask as
             target. If above 0, each validation and test image gets one negative prompt. Objects whose sets have the image, or a
             copy of it, are left out. Valid only if no image shows an object of a set that it is not in; otherwise set it to 0.
@@ -132,6 +135,8 @@ class PromptedSegmentationDataModule(ListedPromptSets):
         crop_scale: float = 0.35,
         crop_ratio: float = 4 / 3,
         flip: bool = True,
+        turn: bool = False,
+        color_jitter: float = 0.0,
         negatives: float = 0.25,
         positive_share: float = 0.5,
         near_duplicates: int | None = None,
@@ -187,9 +192,16 @@ class PromptedSegmentationDataModule(ListedPromptSets):
         else:
             self.root, self.sets = Path(root), [part for one in sets for part in by_object(one)]
         check_sets(self.sets)
-        self.augmentation = replace(self.augmentation, crop_scale=crop_scale, crop_ratio=crop_ratio)
+        self.augmentation = replace(
+            self.augmentation, crop_scale=crop_scale, crop_ratio=crop_ratio, turn=turn, color_jitter=color_jitter
+        )
         self.generate, self.canvas, self._mean, self._std = generate, canvas, mean, std
         self._image_size = checked_size(image_size)
+        if turn and not isinstance(self._image_size, int):
+            down, across = sides(self._image_size)
+            raise ValueError(
+                f"turn: quarter turns need square crops, and image_size is {down} x {across}; leave one of them out"
+            )
         self.negatives, self.positive_share = negatives, positive_share
         self.near_duplicates, self.test_fraction = near_duplicates, test_fraction
         self.prompts, self.workers, self.prefetch = prompts, workers, prefetch

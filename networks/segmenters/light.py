@@ -16,6 +16,7 @@ import torch
 from timm.models import FeatureHookNet
 from torch import Tensor, nn
 
+from networks.depthwise import keep_in_float32
 from networks.segmenters.parts import PairSegmenter, PromptedDecoder
 from networks.segmenters.text import HashedTextEncoder
 from networks.timm_network import Argument, check_architecture
@@ -41,6 +42,7 @@ class LightSegmenter(PairSegmenter):
         pretrained: Load timm's weights into the encoder, which may be downloaded.
         width: Channels of the decoder, an even number; its last level has half of them.
         text_width: Length of a prompt's vector.
+        text_rows: Rows of the table that the n-grams of prompts are hashed into, 1 or more.
 
     Raises:
         ValueError: timm has no such encoder, it has no feature maps, or an argument or the width does not fit.
@@ -54,6 +56,7 @@ class LightSegmenter(PairSegmenter):
         pretrained: bool = False,
         width: int = 48,
         text_width: int = 64,
+        text_rows: int = 2048,
     ) -> None:
         super().__init__()
         self.encoder = _build_encoder(encoder, dict(network_args or {}), pretrained)
@@ -61,7 +64,7 @@ class LightSegmenter(PairSegmenter):
         channels, strides = info.channels(), info.reduction()
         self.multiple = math.lcm(2, *strides)
         self._channels_last = _gives_channels_last(self.encoder, self.multiple, channels, encoder)
-        self.text = HashedTextEncoder(text_width)
+        self.text = HashedTextEncoder(text_width, text_rows)
         self.decoder = PromptedDecoder(channels, strides, text_width, width)
 
     def vectors(self, prompts: Sequence[str]) -> Tensor:
@@ -121,6 +124,7 @@ def _build_encoder(name: str, given: dict[str, Argument], pretrained: bool) -> n
             encoder: nn.Module = timm.create_model(
                 name, features_only=True, pretrained=pretrained, **{**switch, **given}
             )
+            keep_in_float32(encoder)
             return encoder
         except TypeError as error:
             problem = error

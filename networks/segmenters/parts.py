@@ -11,6 +11,7 @@ to this form.
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -65,11 +66,20 @@ def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
 class PairSegmenter(nn.Module):
     """Base of the segmenters: pairs of an image and a prompt, each image and each text computed once.
 
-    A subclass defines ``multiple``, ``vectors``, ``features`` and ``decoded``.
+    A subclass defines ``multiple``, ``vectors``, ``features``, ``decoded`` and ``decoder``, and ``encoder`` if it is trained.
     """
 
     multiple: int
     """Number of pixels that divides both sides of the images that ``features`` and ``decoded`` take."""
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile encoder and decoder with the arguments of `torch.compile`.
+
+        Not the whole network: texts are no tensors, so a graph would be built for every list of prompts, until torch gives up.
+        """
+        for name in ("encoder", "decoder"):
+            if isinstance(part := getattr(self, name, None), nn.Module):
+                part.compile(*args, **kwargs)
 
     def forward(self, image: Tensor, prompts: Sequence[str], image_index: Tensor | None = None) -> Tensor:
         """Logits for pairs of an image and a prompt.

@@ -20,7 +20,7 @@ from datamodules.segmentation.masks import read_mask
 from datamodules.segmentation.prompt_sets import Pair
 from tests.datamodules.pictures import picture as smooth_picture
 from tests.datamodules.segmentation_sets import TWO, write_two
-from transforms import SampleRandom
+from transforms import SampleRandom, color_jitter
 
 
 def data_of(root: Path, sets: list[PromptSet] | None = None, **settings: Any) -> PromptedSegmentationDataModule:
@@ -63,6 +63,7 @@ def grid(height: int, width: int) -> tuple[Tensor, Tensor]:
         {"crop_scale": 0.2, "crop_ratio": 1.0, "flip": False},
         {"crop_scale": 0.2, "crop_ratio": 2.0, "flip": True},
         {"crop_scale": 0.2, "crop_ratio": 2.0, "flip": True, "canvas": 400},  # enlarged, with another aspect ratio
+        {"crop_scale": 0.2, "crop_ratio": 2.0, "flip": True, "turn": True},
     ],
 )
 def test_masks_move_with_their_images(tmp_path: Path, settings: dict[str, Any]) -> None:
@@ -85,6 +86,31 @@ def test_masks_move_with_their_images(tmp_path: Path, settings: dict[str, Any]) 
     if settings["flip"]:
         mirrored = column[:, :, 0] > column[:, :, -1]
         assert 0 < mirrored[:, 0].sum() < 12, "some are mirrored and some are not"
+    # of an image that stands upright, all rows of a column have the same red
+    turned = (column[:, 0] - column[:, -1]).abs().mean(dim=1) > 1
+    assert (0 < turned.sum() < 12) if settings.get("turn") else not turned.any()
+
+
+def test_colours_of_the_image_change_and_its_mask_does_not(tmp_path: Path) -> None:
+    image, mask = grid(40, 40)
+    (tmp_path / "joints").mkdir()
+    plain, changed = (
+        data_of(tmp_path, image_size=40, mean=[0.0] * 3, std=[1.0] * 3, crop_scale=1.0, crop_ratio=1.0, color_jitter=x)
+        for x in (0.0, 0.4)
+    )
+    batch = {"image": image[None], "mask": mask[None], "label": torch.zeros(1, dtype=torch.int64)}
+    batch |= {"index": torch.tensor([3]), "aspect": torch.ones(1)}
+    before, after = (data.augment(dict(batch), 2) for data in (plain, changed))
+    assert torch.equal(before["mask"], after["mask"])
+    expected = color_jitter((before["image"] * 255).round().to(torch.uint8), SampleRandom(0, 2, batch["index"]), 0.4)
+    torch.testing.assert_close(after["image"], expected / 255)
+    assert not torch.equal(before["image"], after["image"])
+
+
+def test_quarter_turns_need_square_crops(tmp_path: Path) -> None:
+    (tmp_path / "joints").mkdir()
+    with pytest.raises(ValueError, match="turn: quarter turns need square crops, and image_size is 16 x 32"):
+        data_of(tmp_path, image_size=[16, 32], turn=True)
 
 
 def test_evaluation_uses_the_stored_size_in_batches_of_one_size(tmp_path: Path) -> None:
