@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 import timm
 import torch
+import yaml
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 from networks.segmenters.light import LightSegmenter
 from networks.segmenters.parts import PromptedDecoder, decoder_strides, pad_to_multiple, pairs
@@ -261,3 +263,25 @@ def test_real_mobilenet_and_its_size() -> None:
     net = LightSegmenter("mobilenetv2_100", network_args={"pad_type": "same"})
     assert net.fill_encoder(load_file(MOBILENET)).share == 1
     assert sum(parameter.numel() for parameter in net.parameters()) < 2_050_000
+
+
+def test_the_recipe_has_less_than_two_million_weights() -> None:
+    given = yaml.safe_load(Path("configs/prompt_segmentation_light.yaml").read_text(encoding="utf-8"))["model"][
+        "init_args"
+    ]
+    net = LightSegmenter(given["encoder"], network_args=given["network_args"], text_rows=given["text_rows"])
+    assert len(net.text.table) == 512
+    assert 1_980_000 < sum(parameter.numel() for parameter in net.parameters()) < 2_000_000
+
+
+def test_compiled_parts_are_not_compiled_again_for_other_prompts() -> None:
+    net, plain = small().eval(), small().eval()
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    net.compile(backend=counter)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        for prompts in (["crack", "tape"], ["wall crack", "joint tape"], ["seam", "crack"]):
+            assert torch.equal(net(images, prompts), plain(images, prompts))
+    assert counter.frame_count == 2  # the encoder and the decoder, once each
+    assert [*net.state_dict()] == [*plain.state_dict()]
