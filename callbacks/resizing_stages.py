@@ -31,7 +31,7 @@ class ResizingStage:
         epochs: Number of epochs.
         batch_size: Training samples per batch and process; None: the data's own ``batch_size``.
         lr: Factor on the peak learning rate; other values than 1 need the ``per_stage`` schedule.
-        strength: Factor on RandAugment's magnitude and on the probabilities of MixUp, CutMix and erasing.
+        strength: Factor on RandAugment's magnitude, the probabilities of MixUp, CutMix and erasing, and the colour changes.
     """
 
     size: int | list[int]

@@ -71,10 +71,10 @@ class Augmentation:
         return self.mixup_prob + self.cutmix_prob > 0
 
     def at(self, strength: float) -> "Augmentation":
-        """Return a copy whose RandAugment magnitude, mixing and erasing probabilities are multiplied by a factor.
+        """Return a copy whose RandAugment magnitude, mixing and erasing probabilities and colour changes are multiplied by a factor.
 
         Args:
-            strength: 0 or more; the magnitude is rounded and stays at most 30, probabilities at most 1.
+            strength: 0 or more; the magnitude is rounded and stays at most 30, the others at most 1.
         """
         if strength == 1:
             return self
@@ -84,6 +84,7 @@ class Augmentation:
             mixup_prob=min(1.0, self.mixup_prob * strength),
             cutmix_prob=min(1.0, self.cutmix_prob * strength),
             erasing_prob=min(1.0, self.erasing_prob * strength),
+            color_jitter=min(1.0, self.color_jitter * strength),
         )
 
     def __call__(

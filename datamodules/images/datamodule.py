@@ -30,7 +30,7 @@ from datamodules.images.header import EVAL_SHARE, MEAN, STD, Framing, GivenHeade
 from datamodules.images.label_table import Columns
 from datamodules.images.labelled import LabelledFiles, readable
 from datamodules.images.loader import ImageFileLoader, ImageFiles, cores_for_workers
-from datamodules.images.settings import check, check_levels, check_workers, loading
+from datamodules.images.settings import check, check_levels, check_turn_and_colours, check_workers, loading
 from datamodules.images.split_files import Split, SplitFiles
 from datamodules.images.table_files import TableFiles
 from datamodules.images.unlabelled import given_images
@@ -57,6 +57,9 @@ class ImageFolderDataModule(GivenHeader, SplitFiles):
         eval_share: Side of the central square used in evaluation, as a share of the image's shorter side, above 0, up to 1; of
             [HEIGHT, WIDTH]: both sides, as a share of the largest part of these proportions. Only for `crop`.
         flip: Mirror each training image left to right with probability one half.
+        turn: Turn each square training image by 0, 90, 180 or 270 degrees, equally likely; for pictures without up and down.
+        color_jitter: Strength x of random brightness, contrast and saturation, each a factor of 1 - x to 1 + x, and of a tint
+            within a quarter of that, 0 to 1.
         erasing_prob: Probability of random erasing for each training image, 0 to 1 (arXiv:1708.04896).
         test_fraction: Share of every class held out for testing if `root` directly contains the class folders, 0 to below 1.
         labels: CSV file with the labels of the images, one row an image; its path may begin in `root`. Or the name of a CSV in each
@@ -114,6 +117,8 @@ class ImageFolderDataModule(GivenHeader, SplitFiles):
         crop_ratio: float = 4 / 3,
         eval_share: float = EVAL_SHARE,
         flip: bool = True,
+        turn: bool = False,
+        color_jitter: float = 0.0,
         erasing_prob: float = 0.0,
         test_fraction: float = 0.1,
         labels: str | None = None,
@@ -162,8 +167,14 @@ class ImageFolderDataModule(GivenHeader, SplitFiles):
         )
         if (groups is None) != (group_column is None):
             raise ValueError("groups and group_column must be set together: a CSV file, and its column with the group")
+        check_turn_and_colours(turn, color_jitter, self.image_size, channels)
         self.augmentation = replace(
-            self.augmentation, erasing_prob=erasing_prob, crop_scale=crop_scale, crop_ratio=crop_ratio
+            self.augmentation,
+            erasing_prob=erasing_prob,
+            crop_scale=crop_scale,
+            crop_ratio=crop_ratio,
+            turn=turn,
+            color_jitter=color_jitter,
         )
         columns = Columns(file_column, label_column, split_column, label_separator)
         if labels is None and (

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from datamodules.images.loader import cores_for_workers
+from foundation.sizes import Size, sides
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Check = tuple[str, object, bool, str]  # setting, its value, whether that is valid, description of the valid range
@@ -56,6 +57,29 @@ def check_levels(levels: list[float] | None) -> None:
         ValueError: See :func:`check`.
     """
     check(("levels", levels, levels is None or (len(levels) == 2 and levels[0] < levels[1]), "[BLACK, WHITE], or null"))
+
+
+def check_turn_and_colours(turn: bool, color_jitter: float, size: Size, channels: int = 3) -> None:
+    """Check that training images of a size and number of channels can be turned by quarters, and their colours changed.
+
+    Raises:
+        ValueError: See :func:`check`.
+    """
+    down, across = sides(size)
+    check(
+        (
+            "turn",
+            turn,
+            not turn or down == across,
+            f"false with image_size [{down}, {across}]: quarter turns need a square",
+        ),
+        (
+            "color_jitter",
+            color_jitter,
+            not color_jitter or channels == 3,
+            f"0 with channels {channels}: it knows only RGB",
+        ),
+    )
 
 
 def loading(

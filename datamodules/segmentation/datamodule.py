@@ -32,6 +32,7 @@ from datamodules.images.settings import (
     check,
     check_levels,
     check_normalisation,
+    check_turn_and_colours,
     check_workers,
     loading,
 )
@@ -53,7 +54,7 @@ from datamodules.segmentation.prompt_sets import (
     check_sets,
     size_of,
 )
-from foundation.sizes import Size, sides
+from foundation.sizes import Size
 from foundation.slug import slug
 
 log = logging.getLogger(__name__)
@@ -197,11 +198,7 @@ class PromptedSegmentationDataModule(ListedPromptSets):
         )
         self.generate, self.canvas, self._mean, self._std = generate, canvas, mean, std
         self._image_size = checked_size(image_size)
-        if turn and not isinstance(self._image_size, int):
-            down, across = sides(self._image_size)
-            raise ValueError(
-                f"turn: quarter turns need square crops, and image_size is {down} x {across}; leave one of them out"
-            )
+        check_turn_and_colours(turn, color_jitter, self._image_size)
         self.negatives, self.positive_share = negatives, positive_share
         self.near_duplicates, self.test_fraction = near_duplicates, test_fraction
         self.prompts, self.workers, self.prefetch = prompts, workers, prefetch

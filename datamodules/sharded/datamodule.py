@@ -26,7 +26,7 @@ from datamodules.images.decoding import FULL, Levels
 from datamodules.images.header import EVAL_SHARE, Framing, GivenHeader
 from datamodules.images.labelled import LabelledFiles, Unreadable, readable
 from datamodules.images.loader import ImageFileLoader, ImageFiles
-from datamodules.images.settings import check, check_levels, check_workers, loading
+from datamodules.images.settings import check, check_levels, check_turn_and_colours, check_workers, loading
 from datamodules.images.unlabelled import given_images
 from datamodules.in_memory import InMemoryLoader
 from datamodules.sharded.cache import ShardCache
@@ -70,6 +70,9 @@ class ShardedImagesDataModule(GivenHeader, DataModule):
         crop_ratio: Largest ratio of the crop's longer side to its shorter side, 1 or more.
         eval_share: As for `ImageFolderDataModule`.
         flip: Mirror each training image left to right with probability one half.
+        turn: Turn each square training image by 0, 90, 180 or 270 degrees, equally likely; for pictures without up and down.
+        color_jitter: Strength x of random brightness, contrast and saturation, each a factor of 1 - x to 1 + x, and of a tint
+            within a quarter of that, 0 to 1.
         erasing_prob: Probability of random erasing for each training image, 0 to 1 (arXiv:1708.04896).
         unreadable: Handling of images that cannot be read: `skip` logs and leaves them out, `refuse` aborts the run.
         channels: 3 reads images as RGB, 1 as grey.
@@ -119,6 +122,8 @@ class ShardedImagesDataModule(GivenHeader, DataModule):
         crop_ratio: float = 4 / 3,
         eval_share: float = EVAL_SHARE,
         flip: bool = True,
+        turn: bool = False,
+        color_jitter: float = 0.0,
         erasing_prob: float = 0.0,
         unreadable: Unreadable = "skip",
         channels: Literal[1, 3] = 3,
@@ -151,8 +156,14 @@ class ShardedImagesDataModule(GivenHeader, DataModule):
             ("patience_s", patience_s, patience_s >= 0, "0 or more"),
             ("label_field", label_field, label_field is None or bool(label_field), "the name of a field, or null"),
         )
+        check_turn_and_colours(turn, color_jitter, self.image_size, channels)
         self.augmentation = replace(
-            self.augmentation, erasing_prob=erasing_prob, crop_scale=crop_scale, crop_ratio=crop_ratio
+            self.augmentation,
+            erasing_prob=erasing_prob,
+            crop_scale=crop_scale,
+            crop_ratio=crop_ratio,
+            turn=turn,
+            color_jitter=color_jitter,
         )
         self._shards = ShardSettings(shards, val_shards, test_shards, self.val_fraction, test_fraction, self.split_seed)
         self.test_fraction, self.classes, self.label_field = test_fraction, classes, label_field

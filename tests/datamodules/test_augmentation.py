@@ -123,6 +123,22 @@ def test_a_smaller_train_size_may_be_a_window_of_the_padded_image() -> None:
     assert torch.equal(data.augment(batch, 1)["image"], digits(crop_padding=1, flip=True).augment(batch, 1)["image"])
 
 
+def test_canvases_are_cropped_flipped_turned_and_coloured_in_this_order() -> None:
+    images = torch.randint(0, 256, (8, 3, 20, 20), dtype=torch.uint8)
+    batch = {"image": images, "label": torch.arange(8), "mask": images[:, :1] > 100}
+    random = transforms.SampleRandom(0, 0, torch.arange(8))
+    kinds: dict[str, Any] = {"num_classes": 8, "mean": [0.5] * 3, "std": [0.2] * 3, "size": 16}
+    crops = transforms.random_resized_crop(images, 16, random, (0.4, 1.0), (1.0, 1.0))
+    turned = transforms.random_turn(transforms.random_flip(crops, random), random)
+    coloured = transforms.color_jitter(turned, random, 0.4)
+    settings = Augmentation(flip=True, crop_scale=0.4, crop_ratio=1.0, turn=True, color_jitter=0.4)
+    result = settings(dict(batch), random, **kinds)
+    assert torch.equal(result["image"], transforms.normalize(coloured, [0.5] * 3, [0.2] * 3))
+    boxes = transforms.crop_boxes(20, 20, random, (0.4, 1.0), (1.0, 1.0))
+    masks = transforms.random_flip(transforms.nearest_resized(batch["mask"], 16, boxes), random)
+    assert torch.equal(result["mask"], transforms.random_turn(masks, random))
+
+
 def test_erasing_is_between_normalisation_and_mixing() -> None:
     batch = {"image": torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8), "label": torch.arange(8)}
     random = transforms.SampleRandom(0, 0, torch.arange(8))
@@ -173,12 +189,15 @@ def test_masks_with_policy_or_mixing_are_an_error() -> None:
 
 
 def test_strength_multiplies_magnitude_and_probabilities() -> None:
-    whole = Augmentation(randaugment_magnitude=9, mixup_prob=0.8, cutmix_prob=0.2, erasing_prob=0.25, flip=True)
+    whole = Augmentation(
+        randaugment_magnitude=9, mixup_prob=0.8, cutmix_prob=0.2, erasing_prob=0.25, color_jitter=0.3, flip=True
+    )
     assert whole.at(1.0) is whole
     half = whole.at(0.5)
     assert (half.randaugment_magnitude, half.mixup_prob, half.cutmix_prob, half.erasing_prob) == (4, 0.4, 0.1, 0.125)
     much = whole.at(4.0)
     assert (much.randaugment_magnitude, much.mixup_prob, much.cutmix_prob, much.erasing_prob) == (30, 1.0, 0.8, 1.0)
+    assert (half.color_jitter, much.color_jitter) == (0.15, 1.0)
     assert (half.flip, half.mixup_alpha) == (True, whole.mixup_alpha)
     data = digits(mixup_prob=1.0, crop_padding=0)
     data.strength = 0.0

@@ -109,7 +109,9 @@ def test_colours_of_the_image_change_and_its_mask_does_not(tmp_path: Path) -> No
 
 def test_quarter_turns_need_square_crops(tmp_path: Path) -> None:
     (tmp_path / "joints").mkdir()
-    with pytest.raises(ValueError, match="turn: quarter turns need square crops, and image_size is 16 x 32"):
+    with pytest.raises(
+        ValueError, match=r"turn is True but must be false with image_size \[16, 32\]: quarter turns need a square"
+    ):
         data_of(tmp_path, image_size=[16, 32], turn=True)
 
 
