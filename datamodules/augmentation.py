@@ -71,7 +71,7 @@ class Augmentation:
         return self.mixup_prob + self.cutmix_prob > 0
 
     def at(self, strength: float) -> "Augmentation":
-        """Return a copy whose RandAugment magnitude, mixing and erasing probabilities and colour changes are multiplied by a factor.
+        """Return a copy with RandAugment magnitude, mixing and erasing probabilities and colour changes multiplied by a factor.
 
         Args:
             strength: 0 or more; the magnitude is rounded and stays at most 30, the others at most 1.
