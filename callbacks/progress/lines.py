@@ -1,8 +1,8 @@
 """Formats the text of the progress line and of the epoch line: metrics, learning rate, speed, memory, best score, patience.
 
-epoch 4/18 ━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━ step 120/352 eta epoch 0:43, run 2:10     on a terminal
+epoch 4/18 ━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━ batch 120/352 eta epoch 0:43, run 2:10     on a terminal
 train/loss 2.31 lr 0.41 812 img/s data 6 % mem 1.2 GB
-epoch 4/18 step 120/352 train/loss 2.31 lr 0.41 812 img/s data 6 % mem 1.2 GB eta epoch 0:43, run 2:10     elsewhere
+epoch 4/18 batch 120/352 train/loss 2.31 lr 0.41 812 img/s data 6 % mem 1.2 GB eta epoch 0:43, run 2:10     elsewhere
 epoch 4/18 train/loss 2.28 val/acc 0.481 lr 0.41 best val/acc 0.49 (epoch 3) patience 1/10      after an epoch
 """
 

@@ -80,7 +80,7 @@ class Progress(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reset the state of an earlier fit."""
-        self._open("step")
+        self._open("batch")
         self._loss, self._losses, self._lr = None, 0, None
         self._worked, self._validated, self._ended = False, False, None
 
@@ -91,7 +91,7 @@ class Progress(ProgressBar):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Remember the learning rate of this step: schedulers change it before the step ends."""
         self._pace.resume(perf_counter())
-        self._stage = "step"
+        self._stage = "batch"
         self._lr = trainer.optimizers[0].param_groups[0]["lr"] if trainer.optimizers else None
 
     def on_train_batch_end(
@@ -283,7 +283,7 @@ class Progress(ProgressBar):
         seconds = now - self._images_from
         rate = {"speed/images_per_s": self._images / seconds} if self._images and seconds > 0 else {}
         metrics = speed_text(rate, _unit(trainer))
-        return View(self._stage, f"step {of_total(done, total)}", metrics, f"eta {clock_time(eta)}", done, known)
+        return View(self._stage, f"batch {of_total(done, total)}", metrics, f"eta {clock_time(eta)}", done, known)
 
     def _write_epoch(self, trainer: Trainer) -> None:
         """Print and log the line of the epoch that has ended, once."""

@@ -49,13 +49,13 @@ def test_exact_plain_lines(clock: Clock, tmp_path: Path, capsys: pytest.CaptureF
     trainer.fit(Module(clock), Loader(24), Loader(8))
     # a step takes 1 s, a validation 8 x 0.5 s; the next line is printed 10 s after the last
     assert printed(capsys) == [
-        "epoch 1/2 step 10/24 train/loss 5.5 lr 0.00195 eta epoch 0:14, run 0:38",
-        "epoch 1/2 step 20/24 train/loss 10.5 lr 1.91e-06 eta epoch 0:04, run 0:28",
+        "epoch 1/2 batch 10/24 train/loss 5.5 lr 0.00195 eta epoch 0:14, run 0:38",
+        "epoch 1/2 batch 20/24 train/loss 10.5 lr 1.91e-06 eta epoch 0:04, run 0:28",
         # the validation ends at 28 s; its duration is unknown before
         "epoch 1/2 train/loss 12.5 val/acc 0.5 lr 1.19e-07",
-        f"epoch 2/2 step 2/24 train/loss {smoothed(26):.4g} lr 2.98e-08 eta epoch 0:26, run 0:26",
-        f"epoch 2/2 step 12/24 train/loss {smoothed(36):.4g} lr 2.91e-11 eta epoch 0:16, run 0:16",
-        f"epoch 2/2 step 22/24 train/loss {smoothed(46):.4g} lr 2.84e-14 eta epoch 0:06, run 0:06",
+        f"epoch 2/2 batch 2/24 train/loss {smoothed(26):.4g} lr 2.98e-08 eta epoch 0:26, run 0:26",
+        f"epoch 2/2 batch 12/24 train/loss {smoothed(36):.4g} lr 2.91e-11 eta epoch 0:16, run 0:16",
+        f"epoch 2/2 batch 22/24 train/loss {smoothed(46):.4g} lr 2.84e-14 eta epoch 0:06, run 0:06",
         "epoch 2/2 train/loss 36.5 val/acc 0.75 lr 7.11e-15",
     ]
 
@@ -82,8 +82,8 @@ def test_validation_and_other_callbacks_count_as_pauses(
     trainer_of(tmp_path, Progress(every_s=1.0), Slow(), max_epochs=3).fit(Module(clock), Loader(4), Loader(8))
     lines = printed(capsys)
     # each epoch has 4 s of validation and 20 s of the other callback, which do not count as step time
-    assert "epoch 2/3 step 1/4 train/loss 3 lr 0.0625 eta epoch 0:27, run 0:55" in lines
-    assert "epoch 3/3 step 4/4 train/loss 6.5 lr 0.000488 eta epoch 0:24, run 0:24" in lines
+    assert "epoch 2/3 batch 1/4 train/loss 3 lr 0.0625 eta epoch 0:27, run 0:55" in lines
+    assert "epoch 3/3 batch 4/4 train/loss 6.5 lr 0.000488 eta epoch 0:24, run 0:24" in lines
 
 
 def test_epoch_lines_show_the_updated_best_score_and_patience(
@@ -188,7 +188,7 @@ def test_the_loss_is_averaged_and_not_divided_by_accumulation(
     clock: Clock, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trainer_of(tmp_path, Progress(every_s=119.0), accumulate_grad_batches=4).fit(Train(clock), Loader(120))
-    assert f"step 119/120 train/loss {smoothed(119):.4g} " in printed(capsys)[0]
+    assert f"batch 119/120 train/loss {smoothed(119):.4g} " in printed(capsys)[0]
 
 
 def test_values_are_read_from_the_device_only_when_shown(
@@ -214,26 +214,26 @@ def test_values_are_read_from_the_device_only_when_shown(
 @pytest.mark.parametrize(
     ("settings", "loader", "line"),
     [
-        ({"max_epochs": 3}, Endless, "epoch 1/3 step 4 train/loss 2.5 lr 0.125 eta epoch --:--, run --:--"),
+        ({"max_epochs": 3}, Endless, "epoch 1/3 batch 4 train/loss 2.5 lr 0.125 eta epoch --:--, run --:--"),
         (
             {"max_epochs": -1, "max_steps": 16},
             Loader,
-            "epoch 1 step 4/8 train/loss 2.5 lr 0.125 eta epoch 0:04, run 0:12",
+            "epoch 1 batch 4/8 train/loss 2.5 lr 0.125 eta epoch 0:04, run 0:12",
         ),
         (
             {"max_epochs": 3, "max_steps": 6},
             Loader,
-            "epoch 1/3 step 4/8 train/loss 2.5 lr 0.125 eta epoch 0:02, run 0:02",
+            "epoch 1/3 batch 4/8 train/loss 2.5 lr 0.125 eta epoch 0:02, run 0:02",
         ),
         (
             {"max_epochs": 2, "limit_train_batches": 5},
             Loader,
-            "epoch 1/2 step 4/5 train/loss 2.5 lr 0.125 eta epoch 0:01, run 0:06",
+            "epoch 1/2 batch 4/5 train/loss 2.5 lr 0.125 eta epoch 0:01, run 0:06",
         ),
         (
             {"max_epochs": 1, "overfit_batches": 5},
             Loader,
-            "epoch 1/1 step 4/5 train/loss 2.5 lr 0.125 eta epoch 0:01, run 0:01",
+            "epoch 1/1 batch 4/5 train/loss 2.5 lr 0.125 eta epoch 0:01, run 0:01",
         ),
     ],
 )
@@ -251,7 +251,7 @@ def test_limits_and_unknown_lengths(
 
 def test_the_first_step_gives_no_estimate(clock: Clock, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trainer_of(tmp_path, Progress(every_s=1.0)).fit(Train(clock), Loader(3))
-    assert printed(capsys)[0] == "epoch 1/1 step 1/3 train/loss 1 lr 1 eta epoch --:--, run --:--"
+    assert printed(capsys)[0] == "epoch 1/1 batch 1/3 train/loss 1 lr 1 eta epoch --:--, run --:--"
 
 
 @pytest.mark.parametrize(("epochs", "count"), [(1000, 0), (1_000_000, 1)])
@@ -275,17 +275,21 @@ def test_fast_dev_run_writes_no_file(clock: Clock, tmp_path: Path, capsys: pytes
 @pytest.mark.parametrize(
     ("verb", "seconds", "lines"),
     [
-        ("validate", VALIDATION, ["validate step 4/10 8.00 img/s eta 0:03", "validate step 8/10 8.00 img/s eta 0:01"]),
+        (
+            "validate",
+            VALIDATION,
+            ["validate batch 4/10 8.00 img/s eta 0:03", "validate batch 8/10 8.00 img/s eta 0:01"],
+        ),
         (
             "test",
             STEP,
             [
-                "test step 2/10 4.00 img/s eta 0:08",
-                "test step 4/10 4.00 img/s eta 0:06",
-                "test step 6/10 4.00 img/s eta 0:04",
+                "test batch 2/10 4.00 img/s eta 0:08",
+                "test batch 4/10 4.00 img/s eta 0:06",
+                "test batch 6/10 4.00 img/s eta 0:04",
             ],
         ),
-        ("predict", STEP, ["predict step 2/10 4.00 img/s eta 0:08", "predict step 4/10 4.00 img/s eta 0:06"]),
+        ("predict", STEP, ["predict batch 2/10 4.00 img/s eta 0:08", "predict batch 4/10 4.00 img/s eta 0:06"]),
     ],
 )
 def test_evaluation_outside_of_a_fit(

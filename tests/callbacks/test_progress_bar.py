@@ -89,7 +89,7 @@ def test_one_bar_that_leaves_nothing_behind(terminal: io.StringIO, clock: Clock,
     trainer = trainer_of(tmp_path, Progress(refresh_s=0.5), screens, max_epochs=2, num_sanity_val_steps=1)
     trainer.fit(Module(clock), Loader(4), Loader(2))
     first, second = screens.seen["step 3"]
-    assert re.fullmatch("epoch 1/2 [━╸╺ ]+ step 3/4 eta epoch 0:01, run 0:05", first)
+    assert re.fullmatch("epoch 1/2 [━╸╺ ]+ batch 3/4 eta epoch 0:01, run 0:05", first)
     assert len(first) == WIDTH
     assert second == "train/loss 2 lr 0.25"
     *above, first, second = screens.seen["validation 8"]
@@ -135,7 +135,7 @@ def test_other_output_appears_above_the_bar(
     log.removeHandler(handler)
     lines = ["a module speaks", "a print speaks", "a logger speaks"]
     assert screens.seen["step 3"][:3] == lines
-    assert "step 3/3" in screens.seen["step 3"][3]
+    assert "batch 3/3" in screens.seen["step 3"][3]
     assert screen(terminal.getvalue()) == [*lines, "epoch 1/1 train/loss 2 lr 0.25"]
     assert handler.stream is terminal
 
@@ -146,7 +146,7 @@ def test_a_bar_for_an_evaluation(terminal: io.StringIO, clock: Clock, tmp_path: 
     trainer = trainer_of(tmp_path, Progress())
     keywords: dict[str, Any] = {"return_predictions": False} if verb == "predict" else {"verbose": False}
     getattr(trainer, verb)(Module(clock), Loader(5), **keywords)
-    assert re.search(f"{verb} [━╸╺ ]+ step 4/5 eta {clock_time(seconds)}", terminal.getvalue())
+    assert re.search(f"{verb} [━╸╺ ]+ batch 4/5 eta {clock_time(seconds)}", terminal.getvalue())
     assert screen(terminal.getvalue()) == [""]
 
 
@@ -163,7 +163,7 @@ def test_an_exception_leaves_a_clean_terminal(terminal: io.StringIO, clock: Cloc
 def test_the_cursor_stays_visible_while_the_bar_is_shown(terminal: io.StringIO, clock: Clock, tmp_path: Path) -> None:
     trainer_of(tmp_path, Progress()).fit(Train(clock), Loader(4))
     hidden, shown = (terminal.getvalue().index(f"\x1b[?25{code}") for code in "lh")
-    assert hidden < shown < terminal.getvalue().index("step 1/4")  # visible before the bar is first drawn
+    assert hidden < shown < terminal.getvalue().index("batch 1/4")  # visible before the bar is first drawn
 
 
 def test_a_dumb_terminal_gets_plain_lines(
@@ -172,4 +172,4 @@ def test_a_dumb_terminal_gets_plain_lines(
     settings: dict[str, Any] = {"force_terminal": True, "_environ": {"TERM": "dumb"}}
     monkeypatch.setattr(progress, "Console", partial(Console, **settings))
     trainer_of(tmp_path, Progress(every_s=2.0)).fit(Train(clock), Loader(2))
-    assert printed(capsys)[0] == "epoch 1/1 step 2/2 train/loss 1.5 lr 0.5 eta epoch 0:00, run 0:00"
+    assert printed(capsys)[0] == "epoch 1/1 batch 2/2 train/loss 1.5 lr 0.5 eta epoch 0:00, run 0:00"

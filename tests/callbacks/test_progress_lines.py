@@ -15,12 +15,12 @@ from callbacks import RunFolder
 from callbacks.progress.lines import View, epoch_line, epoch_metrics, of_total, speed_text
 from datamodules import HARDataModule
 
-VIEW = View("epoch 4/18", "step 120/352", "train/loss 2.31 lr 0.41", "eta epoch 0:43, run 2:10", done=1176, total=6336)
+VIEW = View("epoch 4/18", "batch 120/352", "train/loss 2.31 lr 0.41", "eta epoch 0:43, run 2:10", done=1176, total=6336)
 
 
 def test_line() -> None:
-    assert VIEW.line() == "epoch 4/18 step 120/352 train/loss 2.31 lr 0.41 eta epoch 0:43, run 2:10"
-    assert VIEW._replace(values="").line() == "epoch 4/18 step 120/352 eta epoch 0:43, run 2:10"
+    assert VIEW.line() == "epoch 4/18 batch 120/352 train/loss 2.31 lr 0.41 eta epoch 0:43, run 2:10"
+    assert VIEW._replace(values="").line() == "epoch 4/18 batch 120/352 eta epoch 0:43, run 2:10"
 
 
 def drawn(view: View, width: int) -> list[str]:
@@ -31,7 +31,7 @@ def drawn(view: View, width: int) -> list[str]:
 
 def test_the_bar_fills_the_rest_of_the_first_line() -> None:
     first, second = drawn(VIEW, 80)
-    texts = "epoch 4/18 ", "step 120/352 eta epoch 0:43, run 2:10"
+    texts = "epoch 4/18 ", "batch 120/352 eta epoch 0:43, run 2:10"
     assert first.startswith(texts[0])
     assert first.rstrip().endswith(texts[1])
     assert len(first) == 80
