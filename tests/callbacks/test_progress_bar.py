@@ -111,7 +111,7 @@ def test_the_bar_covers_the_whole_run(terminal: io.StringIO, clock: Clock, tmp_p
     trainer_of(tmp_path, Progress(), screens, max_epochs=4).fit(Train(clock), Loader(10))
     shares = {}
     for step in (10, 20, 39):
-        bar = next(line for line in screens.seen[f"step {step}"] if "step" in line)
+        bar = next(line for line in screens.seen[f"step {step}"] if "batch" in line)
         shares[step] = bar.count("━") / (WIDTH - len(re.sub("[━╸╺]|  +", "", bar)))
     assert shares == {step: pytest.approx(step / 40, abs=0.05) for step in (10, 20, 39)}
 
