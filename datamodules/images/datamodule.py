@@ -212,6 +212,7 @@ class ImageFolderDataModule(GivenHeader, SplitFiles):
                 self._files, none = list(looks), torch.full((len(looks),), -1)
                 self._lists["predict"] = LabelledFiles(folder, self._files, none, [*looks.values()])
                 self.splits["predict"] = {"index": torch.arange(len(looks))}
+                log.info(f"data       {len(looks):,} pictures, {self.framed}")
             return
         super().setup(stage)
         if stage == "predict" and self.extraction is not None:
@@ -222,7 +223,7 @@ class ImageFolderDataModule(GivenHeader, SplitFiles):
         counts = " and ".join(f"{len(self.splits[split]['index']):,} {split}" for split in of_stage)
         if of_stage not in self._said:  # a test after the fit has said it at its start
             self._said.append(of_stage)
-            log.info(f"data       {counts} images of {self.num_classes} classes in {self.root}")
+            log.info(f"data       {counts} images of {self.num_classes} classes in {self.root}, {self.framed}")
 
     def check_input(self, splits: Sequence[Labelled]) -> None:
         """Judge the image files of these splits, and log one line of what was checked; see `datamodules.images.whole_files`.

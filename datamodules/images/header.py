@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from datamodules.images.settings import IMAGENET_MEAN, IMAGENET_STD, check, check_normalisation
-from foundation.sizes import Size, size_of, times
+from foundation.sizes import Size, sides, size_of, times
 
 Framing = Literal["crop", "letterbox"]
 MEAN, STD = 0.5, 0.25
@@ -102,6 +102,15 @@ class GivenHeader:
         if self.fill is None:
             return {"eval_share": self.eval_share}
         return {"framing": "letterbox", "pad_value": self.fill}
+
+    @property
+    def framed(self) -> str:
+        """What the network sees of a picture outside of training, for a line of the log."""
+        down, across = sides(self._image_size)
+        if self.fill is not None:
+            return f"evaluated on whole pictures in a border, {down} x {across} px"
+        whole = "--data.framing letterbox shows whole pictures"
+        return f"evaluated on the middle, {self.eval_share:.3g} of the shorter side, {down} x {across} px ({whole})"
 
     def decoded_as(self, training: bool, train_size: Size) -> dict[str, Any]:
         """How `ImageFiles` decodes training images, as canvases of crops, or images in evaluation: size, share and fill."""

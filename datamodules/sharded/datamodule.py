@@ -296,6 +296,7 @@ class ShardedImagesDataModule(GivenHeader, DataModule):
                 looks = readable(folder, names, self.unreadable, self.levels is not None)
                 self._given = LabelledFiles(folder, list(looks), torch.full((len(looks),), -1), [*looks.values()])
                 self.splits["predict"] = {"index": torch.arange(len(looks))}
+                log.info(f"data       {len(looks):,} pictures, {self.framed}")
             return
         super().setup(stage)
         if stage == "predict" and self.extraction is not None:
@@ -304,7 +305,7 @@ class ShardedImagesDataModule(GivenHeader, DataModule):
         evaluated = ("train", "val") if self.extraction else ("val",)
         of_stage = {"fit": ("train", "val"), "validate": evaluated}.get(stage, ("test",))
         counts = " and ".join(f"{len(self.splits[split]['index']):,} {split}" for split in of_stage)
-        log.info(f"data       {counts} images of {self.num_classes} classes in {self.place}")
+        log.info(f"data       {counts} images of {self.num_classes} classes in {self.place}, {self.framed}")
 
     def check_input(self, splits: Sequence[Labelled]) -> None:
         """Log what was checked when the shards were indexed, and what an epoch leaves out; see `DataModule`."""

@@ -313,3 +313,20 @@ def test_a_folder_without_read_permission(tmp_path: Path, monkeypatch: pytest.Mo
 def test_invalid_settings_are_errors(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         folder(Path("x"), **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "seen"),
+    [
+        (
+            {},
+            "evaluated on the middle, 0.875 of the shorter side, 32 x 32 px (--data.framing letterbox shows whole pictures)",
+        ),
+        ({"eval_share": 1.0, "image_size": [32, 48]}, "evaluated on the middle, 1 of the shorter side, 32 x 48 px"),
+        ({"framing": "letterbox"}, "evaluated on whole pictures in a border, 32 x 32 px"),
+    ],
+)
+def test_a_line_says_what_the_network_sees(classes: Path, caplog: Any, settings: dict[str, Any], seen: str) -> None:
+    caplog.set_level("INFO")
+    folder(classes, **{"image_size": 32, **settings}).setup("fit")
+    assert f" classes in {classes}, {seen}" in caplog.text
