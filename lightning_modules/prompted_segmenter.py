@@ -45,6 +45,8 @@ class PromptedSegmenter(SegmentationModule):
             on the Hugging Face hub, a folder of ``save_pretrained``, ``random_tiny`` or ``random_rd64``; null:
             CIDAS/clipseg-rd64-refined from the hub.
         encoder_lr: Factor on the learning rate of the light segmenter's encoder, above 0.
+        frozen_stages: Number of the light encoder's stages, from the image on, that keep their initial weights; saves time and
+            memory. Without weights all are trained.
         width: Channels of the decoder, an even number; null: 48 (light) or 64 (high_resolution).
         text_rows: Rows of the light network's table of word parts, 1 or more; fewer save weights. null: 2048.
         decoder: clipseg: ``clipseg``, the pretrained decoder, or ``high_resolution``, a new one for thin structures; null: clipseg.
@@ -79,6 +81,7 @@ class PromptedSegmenter(SegmentationModule):
         "encoder",
         "network_args",
         "encoder_lr",
+        "frozen_stages",
         "width",
         "text_rows",
         "decoder",
@@ -94,6 +97,7 @@ class PromptedSegmenter(SegmentationModule):
         pretrained: bool = False,
         weights: str | None = None,
         encoder_lr: float = 1.0,
+        frozen_stages: int = 0,
         width: int | None = None,
         text_rows: int | None = None,
         decoder: DecoderName | None = None,
@@ -124,6 +128,8 @@ class PromptedSegmenter(SegmentationModule):
             raise ValueError(ONE_SOURCE.format(weights))
         if encoder_lr <= 0:
             raise ValueError(f"encoder_lr: a factor over 0, got {encoder_lr}")
+        if frozen_stages < 0:
+            raise ValueError(f"frozen_stages: a number of stages, 0 or more, got {frozen_stages}")
         if text_rows is not None and text_rows < 1:
             raise ValueError(f"text_rows: 1 row or more, or null, got {text_rows}")
         if side is not None and side < 1:
@@ -131,6 +137,7 @@ class PromptedSegmenter(SegmentationModule):
         self.kind, self.encoder, self.network_args = network, encoder, network_args
         self.pretrained, self.weights, self.encoder_lr, self.width = pretrained, weights, encoder_lr, width
         self.decoder, self.vocabulary, self.text_rows = decoder, vocabulary, text_rows
+        self.frozen_stages = frozen_stages
         self.in_channels, self.image_size, self.mean, self.std = in_channels, image_size, mean, std
         self._check_kind()
         self.side, self.tiling = side, Tiling(tile) if tile is not None else None
@@ -157,7 +164,8 @@ class PromptedSegmenter(SegmentationModule):
     def _check_kind(self) -> None:
         """Raise an error for settings that only the other network uses."""
         light = {
-            "encoder": "mobilenetv2_100", "network_args": None, "pretrained": False, "encoder_lr": 1.0, "text_rows": None
+            "encoder": "mobilenetv2_100", "network_args": None, "pretrained": False, "encoder_lr": 1.0, "text_rows": None,
+            "frozen_stages": 0,
         }  # fmt: skip
         unused: dict[str, Any] = {"decoder": None, "vocabulary": None} if self.kind == "light" else light
         if self.kind == "clipseg" and self.decoder != "high_resolution":
@@ -184,6 +192,8 @@ class PromptedSegmenter(SegmentationModule):
                 width=48 if self.width is None else self.width,
                 text_rows=2048 if self.text_rows is None else self.text_rows,
             )
+            if self.frozen_stages and self._starts_with_weights:
+                self.network.freeze_stages(self.frozen_stages)
         else:
             self.network = CLIPSegmenter(
                 self.weights or HUB_WEIGHTS,
@@ -191,6 +201,10 @@ class PromptedSegmenter(SegmentationModule):
                 vocabulary=self.vocabulary,
                 width=64 if self.width is None else self.width,
             )
+
+    @property
+    def _starts_with_weights(self) -> bool:
+        return self.pretrained or self.weights is not None
 
     def forward(  # type: ignore[override]
         self, image: Tensor, prompts: Sequence[str], image_index: Tensor | None = None
@@ -232,6 +246,10 @@ class PromptedSegmenter(SegmentationModule):
         data: Any = getattr(self.trainer, "datamodule", None)
         if stage != "fit" or not hasattr(data, "longer_side"):
             return
+        if self.frozen_stages and not self._starts_with_weights:
+            log.info(
+                f"encoder    all stages are trained, as they start without weights (frozen_stages {self.frozen_stages})"
+            )
         if self.over == "auto":
             self._choose_sums(data.object_shares)
         trained = data.training_scale * data.longer_side  # the longer side at which objects are as large as in training

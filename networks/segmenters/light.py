@@ -9,7 +9,7 @@ With `mobilenetv2_100` it has 2.0 million parameters. The caller normalises the 
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import timm
 import torch
@@ -66,6 +66,8 @@ class LightSegmenter(PairSegmenter):
         self._channels_last = _gives_channels_last(self.encoder, self.multiple, channels, encoder)
         self.text = HashedTextEncoder(text_width, text_rows)
         self.decoder = PromptedDecoder(channels, strides, text_width, width)
+        self.stages = len(channels)
+        self._frozen: list[nn.Module] = []
 
     def vectors(self, prompts: Sequence[str]) -> Tensor:
         """See :class:`PairSegmenter`: of hashed n-grams."""
@@ -93,6 +95,47 @@ class LightSegmenter(PairSegmenter):
             ValueError: Fewer weights fit, or the weights are for another number of image channels.
         """
         return transfer(self.encoder_network, tensors, min_loaded=min_loaded, setting="encoder")
+
+    def freeze_stages(self, count: int) -> None:
+        """Stop training the first stages of the encoder: all weights that its first feature maps depend on.
+
+        Their gradients are never computed, and their batch norms keep to the stored statistics. The beginning of a pretrained
+        encoder serves any images, and has the largest maps: of a MobileNetV2 at 256 px, two stages are nearly half of a step.
+
+        Args:
+            count: Number of feature maps, finest first, from 0 to `stages`.
+
+        Raises:
+            ValueError: The encoder has fewer stages.
+        """
+        if not 0 <= count <= self.stages:
+            raise ValueError(f"frozen_stages: 0 to {self.stages}, the stages of this encoder, got {count}")
+        self.encoder.requires_grad_(True)
+        self._frozen = []
+        if count == 0:
+            return
+        weights = [*self.encoder.parameters()]
+        was_training = self.encoder.training
+        with torch.enable_grad():
+            image = torch.zeros(
+                1, 3, self.multiple, 2 * self.multiple, device=weights[0].device, dtype=weights[0].dtype
+            )
+            maps = self.encoder.eval()(image)[:count]
+            used = torch.autograd.grad([one.sum() for one in maps], weights, allow_unused=True)
+        frozen = {id(weight) for weight, gradient in zip(weights, used, strict=True) if gradient is not None}
+        for weight in weights:
+            weight.requires_grad_(id(weight) not in frozen)
+        own = ((module, [*module.parameters(recurse=False)]) for module in self.encoder.modules())
+        self._frozen = [module for module, held in own if held and all(id(weight) in frozen for weight in held)]
+        self.encoder.train(was_training)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode, of all but the frozen modules."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
 
     @property
     def encoder_network(self) -> nn.Module:

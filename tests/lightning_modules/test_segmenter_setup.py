@@ -37,6 +37,20 @@ def test_sums_run_over_a_prompt_if_most_images_are_empty(shares: list[float], se
     assert set_up(shares, "validate", settings).loss.over in ("sample", settings.get("over"))
 
 
+def test_stages_are_frozen_only_if_they_start_with_weights(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    bare = set_up([1.0, 1.0], settings={"frozen_stages": 1})
+    assert all(parameter.requires_grad for parameter in bare.network.parameters())
+    assert "all stages are trained, as they start without weights (frozen_stages 1)" in caplog.text
+    caplog.clear()
+    given = set_up([1.0, 1.0], settings={"frozen_stages": 1, "weights": "FILE"})
+    frozen = [name for name, parameter in given.network.named_parameters() if not parameter.requires_grad]
+    assert frozen
+    assert "without weights" not in caplog.text
+    groups = {id(parameter) for group in given.parameter_groups() for parameter in group["params"]}
+    assert groups == {id(parameter) for parameter in given.network.parameters() if parameter.requires_grad}
+
+
 def test_evaluation_uses_sums_per_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     """In training, the two masks of the same prompt are judged together."""
     module = set_up([1.0, 0.1], settings={"pixel": "none"})

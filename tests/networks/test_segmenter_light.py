@@ -285,3 +285,46 @@ def test_compiled_parts_are_not_compiled_again_for_other_prompts() -> None:
             assert torch.equal(net(images, prompts), plain(images, prompts))
     assert counter.frame_count == 2  # the encoder and the decoder, once each
     assert [*net.state_dict()] == [*plain.state_dict()]
+
+
+@pytest.mark.parametrize("encoder", ["test_efficientnet", "test_resnet", "test_vit"])
+def test_frozen_stages_are_those_of_the_first_feature_maps(encoder: str) -> None:
+    net = small(encoder).eval()
+    net.freeze_stages(1)
+    frozen = {name for name, parameter in net.named_parameters() if not parameter.requires_grad}
+    assert frozen
+    assert all(name.startswith("encoder.") for name in frozen)
+    image = torch.randn(1, 3, net.multiple, net.multiple)
+    before = net.features(image)
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if name.startswith("encoder.") and name not in frozen:
+                parameter += 1
+    after = net.features(image)
+    assert torch.equal(after[0], before[0])
+    if len(after) > 1:  # the others are trained
+        assert not torch.equal(after[-1], before[-1])
+
+
+def test_frozen_stages_get_no_gradient_and_keep_their_statistics() -> None:
+    net = small("test_efficientnet").train()
+    net.freeze_stages(2)
+    statistics = {name: value.clone() for name, value in net.named_buffers() if "running" in name}
+    net(torch.randn(2, 3, 32, 32), ["crack", "tape"]).sum().backward()
+    for name, parameter in net.named_parameters():
+        assert (parameter.grad is None) == (not parameter.requires_grad), name
+    changed = {
+        name for name, value in net.named_buffers() if "running" in name and not torch.equal(value, statistics[name])
+    }
+    trained = {name.rpartition(".")[0] for name, parameter in net.named_parameters() if parameter.requires_grad}
+    assert changed == {name for name in statistics if name.rpartition(".")[0] in trained}
+    assert 0 < len(changed) < len(statistics)
+    net.freeze_stages(0)
+    assert all(parameter.requires_grad for parameter in net.parameters())
+    assert all(module.training for module in net.modules())
+
+
+def test_an_encoder_has_so_many_stages() -> None:
+    net = small("test_efficientnet")
+    with pytest.raises(ValueError, match=f"frozen_stages: 0 to {net.stages}, the stages of this encoder, got 9"):
+        net.freeze_stages(9)

@@ -6,7 +6,9 @@ import signal
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 
 from callbacks import read_metrics
 from tests.runs.killing import ROOT, Kill, differences, forked, outcome
@@ -62,6 +64,24 @@ def test_a_killed_run_with_a_cache_equals_one_without_and_may_lose_it(unbroken: 
     shutil.rmtree(cache)
     assert forked(["fit", "--resume", str(folder), "--data.canvas_cache", "null"], log=log) == 0, log.read_text()
     assert not differences(outcome(unbroken), outcome(folder))
+
+
+@pytest.mark.slow
+def test_a_killed_run_with_turns_colours_and_frozen_stages_is_resumed_to_the_bit(tmp_path: Path) -> None:
+    log, unbroken, broken, file = (tmp_path / name for name in ("log", "unbroken", "broken", "weights.safetensors"))
+    torch.manual_seed(0)
+    initial = timm.create_model("test_efficientnet", num_classes=0).state_dict()
+    save_file(initial, file)
+    flags = ["--data.turn", "true", "--data.color_jitter", "0.3", "--model.frozen_stages", "2"]
+    flags += ["--model.encoder", "test_efficientnet", "--model.weights", str(file)]
+    assert forked(command(unbroken, *flags), log=log) == 0, log.read_text()
+    assert forked(command(broken, *flags), Kill("backward", 6), log) == -signal.SIGKILL, log.read_text()
+    assert forked(["fit", "--resume", str(broken)], log=log) == 0, log.read_text()
+    assert not differences(outcome(unbroken), outcome(broken))
+    kept = torch.load(broken / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    for name in ("conv_stem.weight", "bn1.weight", "bn1.running_mean"):
+        assert torch.equal(kept[f"network.encoder.{name}"], initial[name]), name
+    assert not torch.equal(kept["network.encoder.blocks.4.0.conv_pw.weight"], initial["blocks.4.0.conv_pw.weight"])
 
 
 @pytest.mark.slow
