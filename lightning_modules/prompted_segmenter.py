@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal, cast
@@ -259,6 +260,12 @@ class PromptedSegmenter(SegmentationModule):
                 f"objects are {evaluated / trained:.2g} times as large in evaluation (longer side {evaluated} px) as in training "
                 f"(as at {trained:.0f} px on average): set --model.side {trained:.0f}, or another --data.image_size"
             )
+
+    def on_fit_start(self) -> None:
+        """See :class:`BaseModule`."""
+        super().on_fit_start()
+        if self.frozen_stages:  # Lightning warns of modules in eval mode, which is intended here
+            warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
 
     def _choose_sums(self, shares: list[float]) -> None:
         rare = {name: share for name, share in zip(self.class_names, shares, strict=True) if share < MOSTLY_EMPTY}

@@ -113,6 +113,7 @@ class LightSegmenter(PairSegmenter):
         self.encoder.requires_grad_(True)
         self._frozen = []
         if count == 0:
+            self.train(self.training)
             return
         weights = [*self.encoder.parameters()]
         was_training = self.encoder.training
