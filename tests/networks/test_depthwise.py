@@ -39,7 +39,10 @@ def test_gradients_are_those_of_float32() -> None:
     plain(x).square().sum().backward()
     with torch.autocast("cpu", torch.bfloat16):
         kept(x).square().sum().backward()
-    assert torch.equal(kept.weight.grad, plain.weight.grad)
+    gradient = plain.weight.grad
+    assert gradient is not None
+    assert kept.weight.grad is not None
+    assert torch.equal(kept.weight.grad, gradient)
 
 
 def test_without_autocast_nothing_changes() -> None:

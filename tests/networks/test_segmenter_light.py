@@ -299,7 +299,7 @@ def test_frozen_stages_are_those_of_the_first_feature_maps(encoder: str) -> None
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             if name.startswith("encoder.") and name not in frozen:
-                parameter += 1
+                parameter.add_(1)
     after = net.features(image)
     assert torch.equal(after[0], before[0])
     if len(after) > 1:  # the others are trained
