@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import clipseg
+from benchmarks.segmentation import clipseg
 
 
 def test_sides_compute_the_same() -> None:

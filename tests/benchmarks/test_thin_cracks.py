@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.thin_cracks import main, write_images
+from benchmarks.segmentation.thin_cracks import main, write_images
 
 
 def test_the_share_of_images_with_a_crack(tmp_path: Path) -> None:

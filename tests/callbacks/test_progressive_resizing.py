@@ -164,7 +164,7 @@ def test_the_time_left_counts_the_pixels_of_later_stages(
 
     monkeypatch.setattr(progress, "Pace", Second)
     run(root, [ProgressiveResizing(STAGES), Progress(every_s=1e-9)], limit_val_batches=0, enable_progress_bar=True)
-    times = re.findall(r"epoch (\d)/6 step (\d)/(\d) .*, run (\S+)", capsys.readouterr().out)
+    times = re.findall(r"epoch (\d)/6 batch (\d)/(\d) .*, run (\S+)", capsys.readouterr().out)
     # 4 batches left, 5 in the next epoch, 12 at 24 * 144 / (32 * 64) times the cost, and 18 at twice the cost
     assert times[0] == ("1", "1", "5", clock_time(4 + 5 + 12 * 1.6875 + 18 * 2))
     assert times[12] == ("3", "3", "6", clock_time(3 + 6 + 18 * 2 / 1.6875))

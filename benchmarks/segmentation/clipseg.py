@@ -1,6 +1,7 @@
 """Benchmark: our CLIPSeg against transformers' CLIPSeg for several prompts per image, with the same weights.
 
-    python -m benchmarks.clipseg [--repeats 5] [--size 352] [--prompts TEXT ...] [--batch 1] [--threads N] [--json FILE]
+    python -m benchmarks.segmentation.clipseg [--repeats 5] [--size 352] [--prompts TEXT ...] [--batch 1]
+        [--threads N] [--json FILE]
 
 Weights are random, with the size of CLIPSeg rd64-refined; neither speed nor equality depends on their values. The sides:
 

@@ -1,6 +1,7 @@
 """Benchmark: does the light segmenter collapse on thin, rare cracks? Trains it with several seeds on generated images.
 
-    python -m benchmarks.thin_cracks [--seeds 10] [--images 320] [--share 0.25] [--weights FILE] [--output DIR] [settings of fit]
+    python -m benchmarks.segmentation.thin_cracks [--seeds 10] [--images 320] [--share 0.25] [--weights FILE] [--output DIR]
+        [settings of fit]
 
 Images of datamodules/segmentation/generator.py, 96 px: dark random walks of 1 to 4 px on a noisy wall. Only a share of the images
 shows a crack; the masks of the others are empty, so that an empty mask is right for most images. A run has collapsed if its IoU

@@ -1,0 +1,1 @@
+"""Benchmarks of the prompted segmenters: speed beside transformers, and rare, thin objects."""
