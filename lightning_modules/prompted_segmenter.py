@@ -193,7 +193,7 @@ class PromptedSegmenter(SegmentationModule):
                 width=48 if self.width is None else self.width,
                 text_rows=2048 if self.text_rows is None else self.text_rows,
             )
-            if self.frozen_stages and self._starts_with_weights:
+            if self.frozen_stages > self.network.stages or (self.frozen_stages and self._starts_with_weights):
                 self.network.freeze_stages(self.frozen_stages)
         else:
             self.network = CLIPSegmenter(

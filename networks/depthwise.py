@@ -26,7 +26,7 @@ def keep_in_float32(network: nn.Module) -> int:
     strided = [
         module
         for module in network.modules()
-        if isinstance(module, nn.Conv2d) and module.groups > 1 and max(module.stride) > 1
+        if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1 and max(module.stride) > 1
     ]
     for convolution in strided:
         convolution.forward = types.MethodType(_forward_in_float32, convolution)  # type: ignore[method-assign]

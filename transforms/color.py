@@ -45,8 +45,11 @@ def color_jitter(images: Tensor, random: SampleRandom, strength: float) -> Tenso
     if strength == 0:
         return images
     pixels = images.permute(0, 2, 3, 1).flatten(1, 2).float()  # (B, H W, 3)
-    matrix, offset = color_map(pixels.mean(dim=1), random, strength)
-    changed = torch.baddbmm(offset.unsqueeze(1), pixels, matrix.mT)
+    # in float64, where the sum of bytes is exact, so that the mean does not depend on the other images of the batch
+    matrix, offset = color_map(pixels.double().mean(dim=1).float(), random, strength)
+    # sums of single products, since an accelerator may round a matrix product to TF32
+    red, green, blue = (pixels[..., k : k + 1] * matrix[:, :, k].unsqueeze(1) for k in range(3))
+    changed = red.add_(green).add_(blue).add_(offset.unsqueeze(1))
     largest = 255.0 if images.dtype == torch.uint8 else 1.0
     changed = changed.clamp_(0, largest)
     if images.dtype == torch.uint8:
@@ -76,5 +79,5 @@ def color_map(mean: Tensor, random: SampleRandom, strength: float) -> tuple[Tens
     gain = brightness.unsqueeze(1) * tint  # (B, 3)
     own = (contrast * saturation).view(-1, 1, 1) * torch.eye(3, device=mean.device)
     mixed = (contrast * (1 - saturation)).view(-1, 1, 1) * grey.expand(3, 3)
-    offset = gain * ((1 - contrast) * (mean @ grey)).unsqueeze(1)
+    offset = gain * ((1 - contrast) * (mean * grey).sum(dim=1)).unsqueeze(1)
     return gain.unsqueeze(2) * (own + mixed), offset

@@ -56,6 +56,7 @@ def test_a_stride_of_1_and_full_convolutions_stay() -> None:
     _, kept = networks(stride=1)
     assert "forward" not in vars(kept)
     assert keep_in_float32(nn.Conv2d(6, 6, 3, stride=2)) == 0
+    assert keep_in_float32(nn.Conv2d(6, 6, 3, stride=2, groups=2)) == 0  # wider groups, as in a ResNeXt
 
 
 def test_a_copy_computes_with_its_own_weights() -> None:

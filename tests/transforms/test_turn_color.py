@@ -63,6 +63,8 @@ def test_colours_are_those_of_torchvision_in_the_same_order(memory_format: torch
     result = color_jitter(images, random, strength)
     torch.testing.assert_close(result, torch.stack(expected).clamp(0, 1), atol=2e-5, rtol=0)
     assert result.is_contiguous(memory_format=memory_format)
+    alone = color_jitter(images[7:8], SampleRandom(0, 0, torch.tensor([107])), strength)
+    assert torch.equal(alone, result[7:8])
     # bytes are the rounded values
     as_bytes = color_jitter((images * 255).round().to(torch.uint8), random, strength)
     assert as_bytes.dtype == torch.uint8
