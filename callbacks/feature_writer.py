@@ -242,6 +242,15 @@ class FeatureWriter(Callback):
             for split, count in counts.items()
         }
 
+    @staticmethod
+    def _names(datamodule: Any) -> dict[str, dict[int, str]] | None:
+        """Names of the samples by index, by split; None if they are no files."""
+        if not hasattr(datamodule, "files"):
+            return None
+        indices = {split: datamodule.splits[split]["index"].tolist() for split in datamodule.extraction.splits}
+        files = {split: datamodule.files(split) for split in indices}
+        return {split: {place: files[split][place] for place in places} for split, places in indices.items()}
+
     def _finish(self, trainer: Trainer, writer: CacheWriter, unreadable: dict[Split, int]) -> None:
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         limit = trainer.limit_predict_batches
@@ -254,7 +263,7 @@ class FeatureWriter(Callback):
         wanted: dict[str, int] = {
             split: len(datamodule.splits[split]["index"]) - count for split, count in unreadable.items()
         }
-        self.header = read_header(writer.folder) if whole else writer.finish(wanted)
+        self.header = read_header(writer.folder) if whole else writer.finish(wanted, self._names(datamodule))
         counts = ", ".join(f"{entry.count:,} {split}" for split, entry in self.header.splits.items())
         size = sum(shard.bytes for entry in self.header.splits.values() for shard in entry.shards)
         done = "was already complete" if whole else f"{self._new:,} new samples in this process"

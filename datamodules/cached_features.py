@@ -27,7 +27,17 @@ from datamodules.folded_cache import FoldedSplit, PooledSplits, check_foldable
 from datamodules.in_memory import InMemoryLoader
 from datamodules.sample_keys import row_keys
 from datamodules.splitting.stratified import count_classes
-from features import MEANING, CachedSplit, CacheError, Header, Identity, check_fits, read_header
+from features import (
+    MEANING,
+    CachedSplit,
+    CacheError,
+    Header,
+    Identity,
+    check_fits,
+    names_by_index,
+    read_header,
+    read_names,
+)
 from features.header import HEADER, UNFINISHED
 from foundation.memory import free_memory
 from foundation.places import absence, meant
@@ -202,6 +212,24 @@ class CachedFeaturesDataModule(DataModule):
     def check_input(self, splits: Sequence[Labelled]) -> None:
         """See `DataModule`; the counts have been logged when the splits were opened."""
         self._check_variety(splits)
+
+    @cached_property
+    def _names(self) -> dict[str, dict[int, str]]:
+        """Names of the samples by index, by split; empty if the cache has none."""
+        return read_names(self.cache) or {}
+
+    def files(self, split: Split) -> list[str] | None:
+        """Names that the images of a split had in the extraction; the sample with `index` i has place i, other places hold "".
+
+        None if the samples were no files, or the cache is of a version that did not store them.
+        """
+        pooled = {index: name for names in self._names.values() for index, name in names.items()}
+        names = self._names.get(split, {}) if self.fold is None else pooled
+        return names_by_index(self._open(split).index, names)
+
+    def predicted_files(self) -> list[str] | None:
+        """See `DataModule`; those of the test split as `files` names them."""
+        return self.files("test") if self.images is None else super().predicted_files()
 
     def sample_keys(self, split: str) -> Tensor:
         """Keys of a split's samples, (n,) int64: hashes of the features, of the first view."""

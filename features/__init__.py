@@ -4,6 +4,7 @@
     DIR/train-r000-00000.safetensors     shards of bounded size: features, label, index; here split train, process 0
     DIR/val-r001-00002.safetensors       ...
     DIR/files.jsonl                      names and sizes of the images, if the data set consists of files
+    DIR/names.jsonl                      name of each sample, if the data set consists of files; for tables of predictions
     DIR/unfinished.json                  replaces the header while the extraction runs or after it was interrupted
 
 The contract:
@@ -24,12 +25,14 @@ fingerprint.py   hashes of weights, tensors and lists of files: `hash_tensors`, 
 shards.py        writes and reads one safetensors file
 writer.py        `CacheWriter`: appends samples, continues an interrupted extraction, finishes a cache
 reader.py        `CachedSplit`: the shards of a split as one matrix
+sample_names.py  names of the samples: `read_names`
 """
 
 from features.fingerprint import data_of_files, data_of_tensors, hash_tensors, list_files
 from features.header import Header, Shard, SplitEntry, read_header
 from features.identity import MEANING, CacheError, Identity, check_fits, difference
 from features.reader import CachedSplit
+from features.sample_names import names_by_index, read_names
 from features.writer import CacheWriter
 
 __all__ = [
@@ -47,5 +50,7 @@ __all__ = [
     "difference",
     "hash_tensors",
     "list_files",
+    "names_by_index",
     "read_header",
+    "read_names",
 ]

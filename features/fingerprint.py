@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from foundation.bounded.text import LIST_BYTES, content_of
+
 THREADS = 8  # reading the size of a file waits for the disk
 
 
@@ -91,7 +93,7 @@ def file_lines(files: Mapping[str, int]) -> bytes:
 def read_files(path: str | Path) -> dict[str, int] | None:
     """Reads the output of `file_lines`; returns None if the file is missing or damaged."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = content_of(Path(path), LIST_BYTES).decode().splitlines()
         return {str(name): int(size) for name, size in map(json.loads, lines)}
     except (OSError, ValueError, TypeError, RecursionError):
         return None

@@ -35,6 +35,7 @@ from features.header import (
     unfinished_bytes,
 )
 from features.identity import CacheError, Identity, Split, check_fits
+from features.sample_names import NAMES, name_lines
 from features.shards import (
     AGAIN,
     DTYPES,
@@ -221,11 +222,12 @@ class CacheWriter:
             if count := self.held(split):
                 self._write(split, count)
 
-    def finish(self, counts: Mapping[str, int]) -> Header:
+    def finish(self, counts: Mapping[str, int], names: Mapping[str, Mapping[int, str]] | None = None) -> Header:
         """Reads the shards of all processes, compares their checksums, and writes the header.
 
         Args:
             counts: Required number of samples of each split; a split that is not listed must have no samples.
+            names: Name of each sample by its index, by split, for tables of predictions; None if the samples have no names.
 
         Returns:
             The header of the cache, which is now complete.
@@ -245,6 +247,8 @@ class CacheWriter:
             if split in entries or counts.get(split):
                 splits[split] = self._entry(split, entries.get(split, []), counts.get(split, 0))
         header = Header(self.identity, splits, self._weights_from)
+        if names is not None:
+            write_file(self.folder / NAMES, name_lines(names), self._writer)
         write_file(self.folder / HEADER, header_bytes(header), self._writer)
         (self.folder / UNFINISHED).unlink(missing_ok=True)
         for leftover in self.folder.glob(".*.r*.tmp"):

@@ -280,13 +280,17 @@ class ShardedImagesDataModule(GivenHeader, DataModule):
         missed = torch.tensor(sorted(self.samples(split).missed))
         return int(torch.isin(self.splits[split]["index"], missed).sum())
 
+    def files(self, split: Labelled) -> list[str]:
+        """Shard and name in it of each sample; the sample with `index` i is the i-th."""
+        samples = self.samples(split)
+        return [samples.name(place) for place in range(len(samples))]
+
     def predicted_files(self) -> list[str]:
         """Files that predict serves; of the test split, shard and name in it."""
         if self.images is not None:
             assert self._given is not None
             return self._given.names
-        samples = self.samples("test")
-        return [samples.name(place) for place in range(len(samples))]
+        return self.files("test")
 
     def setup(self, stage: str) -> None:
         """Index and split the shards that the stage needs, once; no image is decoded."""

@@ -134,9 +134,9 @@ def rows(found: Sequence[RunLogits]) -> list[list[str]]:
 
 def _named(one: RunLogits) -> tuple[list[str], list[str]]:
     """Files by index, and people by place; each may be empty."""
-    files = getattr(one.data, "files", None)
-    if files is not None:
-        return list(files("test")), []
+    list_files = getattr(one.data, "files", None)
+    if list_files is not None and (files := list_files("test")) is not None:
+        return list(files), []
     test = one.data.splits["test"]
     if "subject" not in test:
         return [], []

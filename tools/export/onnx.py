@@ -77,7 +77,7 @@ def export_onnx(deployed: Deployed, path: Path, half: bool = False) -> str:
         if not difference <= allowed:
             advice = "leave out --fp16" if half else "another version of onnxruntime may help"
             raise ValueError(
-                f"{path}: not written, onnxruntime's logits differ from torch's by {difference:.2g} of the largest logit "
+                f"{path}: not written, onnxruntime's logits differ from torch's by {difference:.3g} of the largest logit "
                 f"(allowed: {allowed:g}); {advice}"
             )
         size = temporary.stat().st_size

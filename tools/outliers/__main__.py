@@ -188,9 +188,8 @@ def outliers(options: argparse.Namespace, flags: Sequence[str]) -> int:
 
 def _files_of(found: RunLogits, split: Split) -> list[str]:
     """File of each sample of a split, or its position in the data if the samples are no files."""
-    from datamodules.images.split_files import SplitFiles
-
-    names = found.data.files(split) if isinstance(found.data, SplitFiles) else None
+    list_files = getattr(found.data, "files", None)
+    names = list_files(split) if list_files is not None else None
     return [str(place) if names is None else names[place] for place in found.index.tolist()]
 
 
