@@ -219,6 +219,8 @@ def check_run(trainer: Trainer, stages: Sequence[PlannedStage]) -> list[int]:
             f"must too, got {size_text(last)}; give --data.image_size {image_size_flag(last)}, or the stages in proportion: "
             f"--trainer.callbacks.ProgressiveResizing.stages '{stages_for(stages, data.image_size, data.batch_size)}'"
         )
+    if getattr(getattr(data, "augmentation", None), "turn", False):
+        _check_square(stages)
     batches = [_count(trainer, stage, number) for number, stage in enumerate(stages, start=1)]
     every, fewest = trainer.val_check_interval, min(batches)
     within_epochs = trainer.check_val_every_n_epoch is not None
@@ -267,6 +269,15 @@ def _check_length(trainer: Trainer, epochs: int) -> None:
             "trainer.max_steps: the stages of ProgressiveResizing set the length of the run, leave it out; "
             f"got {trainer.max_steps}; --trainer.max_epochs and --trainer.limit_train_batches make a run shorter"
         )
+
+
+def _check_square(stages: Sequence[PlannedStage]) -> None:
+    for number, stage in enumerate(stages, start=1):
+        if len({*sides(stage.size)}) > 1:
+            raise MisconfigurationException(
+                f"size of stage {number}: {size_text(stage.size)} px, but data.turn makes quarter turns, which need a square; "
+                "give a square size, or --data.turn false"
+            )
 
 
 def _count(trainer: Trainer, stage: PlannedStage, number: int) -> int:

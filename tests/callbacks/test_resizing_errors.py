@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from callbacks import (
     ProgressiveResizing,
 )
-from callbacks.resizing_stages import PlannedStage
-from datamodules import CIFAR10DataModule
+from callbacks.resizing_stages import PlannedStage, check_run
+from datamodules import CIFAR10DataModule, ImageFolderDataModule
 from tests.callbacks.resizing_fit import STAGES, run, write_images
 from tests.callbacks.stages import sized
+from tests.datamodules.pictures import write_classes
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +73,20 @@ def test_refused_before_the_first_step(
 ) -> None:
     with pytest.raises(MisconfigurationException, match=message):
         run(root, [ProgressiveResizing(stages)], **settings)
+
+
+def test_a_stage_that_cannot_be_turned_is_refused(tmp_path: Path) -> None:
+    folder = write_classes(tmp_path / "pictures", {"cat": 20, "dog": 20})
+    data = ImageFolderDataModule(str(folder), image_size=16, batch_size=8, workers=0, turn=True)
+    data.setup("fit")
+    trainer = Trainer(accelerator="cpu", logger=False, max_epochs=4)
+    trainer.datamodule = data  # type: ignore[attr-defined]
+    stages = [PlannedStage(size=size, epochs=2, batch_size=8) for size in ((8, 12), 16)]
+    with pytest.raises(
+        MisconfigurationException, match=r"size of stage 1: 8 x 12 px, but data\.turn makes quarter turns"
+    ):
+        check_run(trainer, stages)
+    assert len(check_run(trainer, [replace(stages[0], size=8), stages[1]])) == 2
 
 
 def test_a_datamodule_that_cannot_resize_is_refused() -> None:
