@@ -256,7 +256,7 @@ FAULTS: dict[str, Fault] = {
     "contradicting direction": Fault(
         digits("--checkpoint.monitor", "val/loss", "--checkpoint.mode", "max"), "first step", "FAIL", "checkpoint.mode"
     ),
-    "weights that do not exist": Fault(digits("--model.init_from", "gone"), "first step", "FAIL", "gone: no such run"),
+    "weights that do not exist": Fault(digits("--model.init_from", "gone"), "settings", "FAIL", "gone: no such run"),
     "batch over the data": Fault(digits("--data.batch_size", "5000"), "data", "FAIL", "--data.batch_size 5000"),
     "loss not finite": Fault(digits("--model.lr", "1e38"), "training", "FAIL", "finite"),
     "state that cannot be loaded": Fault(
