@@ -369,4 +369,7 @@ def test_a_setting_that_a_resume_changed_is_the_runs_own(
     assert main(["fit", "--resume", str(run), "--trainer.max_epochs", str(epochs), "--data.eval_share", "0.5"]) == 0
     assert "changed   data.eval_share: 0.875 -> 0.5" in capsys.readouterr().out
     assert main(["test", "--run", str(run)]) == 0  # the command that the resume prints
+    capsys.readouterr()
+    before = shutil.copy(images / "run" / "checkpoints" / "best.ckpt", run / "checkpoints" / "before.ckpt")
+    assert main(["test", "--run", str(run), "--ckpt", str(before)]) == 0  # best.ckpt may be of the epoch that was added
     assert "eval_share is 0.5, as given; the checkpoint was trained with" in capsys.readouterr().out
