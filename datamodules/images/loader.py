@@ -9,6 +9,7 @@ remaining batches.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -168,7 +169,7 @@ class ImageFileLoader(InMemoryLoader):
             persistent_workers=persistent and workers > 0,
             pin_memory=pin_memory,
             collate_fn=_unchanged,
-            worker_init_fn=signals_from_parent_only,
+            worker_init_fn=begin_worker,
             generator=torch.Generator(),  # a separate generator: else each epoch would draw from the global one
         )
 
@@ -188,6 +189,16 @@ class ImageFileLoader(InMemoryLoader):
 
 def _unchanged(batch: Any) -> Any:
     return batch
+
+
+def begin_worker(worker: int) -> None:
+    """Prepare a loader worker: signals as in `signals_from_parent_only`; garbage of the training process stays where it is.
+
+    A fork has copies of its parent's objects, but not of its threads. One that ends its threads when it is collected, such as an
+    inference session of onnxruntime, would make the worker wait for ever. Memory pages stay shared, too.
+    """
+    gc.freeze()
+    signals_from_parent_only(worker)
 
 
 def signals_from_parent_only(worker: int) -> None:

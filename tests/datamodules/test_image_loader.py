@@ -1,11 +1,13 @@
 """`ImageFileLoader`: content of a batch, same order as the in-memory loader, unreadable files, signals to the workers."""
 
+import gc
 import multiprocessing
 import os
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -161,6 +163,36 @@ def test_workers_survive_a_signal_to_the_process_group(folder: Path) -> None:
     process.terminate()  # by the parent
     process.join(5)
     assert process.exitcode == 0  # torch in the parent would treat any other code as a crash
+
+
+class _OfParent:
+    """Says when a process that did not make it collects it; a session of onnxruntime would wait for its threads."""
+
+    def __init__(self, told: Path) -> None:
+        self.told, self.owner, self.myself = told, os.getpid(), self
+
+    def __del__(self) -> None:
+        if os.getpid() != self.owner:
+            self.told.touch()
+
+
+class _Collecting(ImageFiles):
+    def __getitems__(self, indices: list[int]) -> dict[str, Any]:
+        gc.collect()
+        return super().__getitems__(indices)
+
+
+def test_workers_do_not_collect_what_is_their_parents(folder: Path, tmp_path: Path) -> None:
+    files = loader(folder, workers=1)
+    files._loader.dataset.__class__ = _Collecting
+    gc.disable()
+    try:
+        _OfParent(tmp_path / "told")  # garbage: it holds itself
+        assert len(list(files)) == 4
+    finally:
+        gc.enable()
+    assert not (tmp_path / "told").exists()
+    gc.collect()
 
 
 def test_the_number_of_workers_follows_the_available_cores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -117,6 +118,7 @@ def forked(
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
+        gc.freeze()  # an object of another test may wait for its threads when it is collected, and a fork has none of them
         code = 99
         try:
             target = os.open(str(log or os.devnull), os.O_WRONLY | os.O_CREAT | os.O_APPEND)

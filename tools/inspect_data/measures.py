@@ -6,6 +6,7 @@ Input is any datamodule: its ``splits`` with labels and indices, and either uint
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import signal
 import warnings
@@ -172,7 +173,7 @@ def _decoded(data: DataModule, samples: Sequence[Sample]) -> Iterator[tuple[Tens
         batch_sampler=[batch.tolist() for batch in batches],
         num_workers=workers if len(batches) > 1 else 0,
         collate_fn=_identity,
-        worker_init_fn=_ignore_interrupts,
+        worker_init_fn=_begin_worker,
     )
     decoded = iter(loader)
     for _ in watched(f"decoded {samples[0].split}", batches, f"batches of {BATCH} files"):
@@ -196,8 +197,9 @@ def _identity(batch: Any) -> Any:
     return batch
 
 
-def _ignore_interrupts(worker: int) -> None:
-    """Ignore Ctrl-C in a loader worker: the parent process handles it and ends the workers."""
+def _begin_worker(worker: int) -> None:
+    """Ignore Ctrl-C in a loader worker: the parent process handles it and ends the workers; collect no objects of the parent."""
+    gc.freeze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 

@@ -32,7 +32,7 @@ from datamodules.images.canvases.header import (
     write_header,
 )
 from datamodules.images.canvases.shards import OVERHEAD, coded_shard, empty_shard, map_shard, write_shard
-from datamodules.images.loader import ImageFiles, signals_from_parent_only
+from datamodules.images.loader import ImageFiles, begin_worker
 from features import Shard
 from foundation.durations import clock_time
 
@@ -136,7 +136,7 @@ def _written(
         batch_sampler=[block for shard in blocks for block in shard],
         num_workers=workers,
         collate_fn=_unchanged,
-        worker_init_fn=signals_from_parent_only,
+        worker_init_fn=begin_worker,
         generator=torch.Generator(),
     )
     batches = iter(loader)
