@@ -102,10 +102,15 @@ class FeatureWriter(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that this is a predict with a FeatureExtractor, and prepare the datamodule."""
-        if stage != "predict" or not hasattr(pl_module, "backbone_identity"):
+        if not hasattr(pl_module, "backbone_identity"):
             raise MisconfigurationException(
-                f"FeatureWriter: is for {MAIN} predict with model FeatureExtractor, not for {stage} of "
-                f"{type(pl_module).__name__}; remove it from trainer.callbacks"
+                f"FeatureWriter: is for {MAIN} predict with model FeatureExtractor, not for {type(pl_module).__name__}; remove it "
+                "from trainer.callbacks"
+            )
+        if stage != "predict":
+            raise MisconfigurationException(
+                f"FeatureWriter: this configuration extracts features, which {MAIN} predict does; to train a head on them "
+                f"afterwards: {MAIN} fit --config configs/cascade_cached.yaml --data.cache CACHE"
             )
         self._trainer, self._new, self.header = trainer, 0, None
         # if all samples are done and only the header is missing, predict has no loader

@@ -168,7 +168,7 @@ def results_folder(run: Path, checkpoint: Path, data: DataModule, name: str | No
 
 
 def _folder_name(source: str) -> str:
-    return re.sub(r"[^\w.+-]+", "_", source).strip(".")[:80] or "data"
+    return re.sub(r"[^\w.+-]+", "_", source).strip("._")[:80] or "data"
 
 
 def predictions_folder(

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
+from features.identity import short
 from foundation.sizes import Size, plain_size
 from lightning_modules.base import BaseModule, Batch
 from lightning_modules.early_exit_classifier import EarlyExitClassifier
@@ -294,9 +295,13 @@ class CascadeHead(EarlyExitClassifier):
         try:
             wanted = self.backbone_identity()
             found = self.settings.fill(self._built_later(wanted), wanted["weights_hash"])
-            check_same({"weights_hash": found}, wanted, str(self.settings.weights))
         except ValueError as error:
             raise MisconfigurationException(str(error)) from error
+        if found != wanted["weights_hash"]:
+            raise MisconfigurationException(
+                f"model.weights: {self.settings.weights} has the weights {short(found)}, but the features were computed with "
+                f"{short(wanted['weights_hash'])}; leave --model.weights out, since a cache knows its weights"
+            )
 
     def configure_optimizers(self) -> Any:
         """See :class:`BaseModule`; also checks the backbone of a fit that starts without a checkpoint."""

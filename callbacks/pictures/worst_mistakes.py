@@ -91,7 +91,7 @@ def draw_mistakes(mistakes: Sequence[Mistake], title: str) -> Figure:
     flat = min(
         1.0, max(one.pixels.shape[0] / one.pixels.shape[1] for one in mistakes)
     )  # height of a picture by its width
-    figure = Figure(figsize=(max(5.0, 2.0 * columns), (2.0 * flat + 0.45) * rows + 0.7), layout="constrained")
+    figure = Figure(figsize=(max(6.5, 2.0 * columns), (2.0 * flat + 0.45) * rows + 0.7), layout="constrained")
     figure.suptitle(label_text(title, 200), fontsize=11)
     for number, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         if number < len(mistakes):

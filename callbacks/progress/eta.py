@@ -14,6 +14,10 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
+
+from foundation.processor import computes_bfloat16
+
 DAY = 24 * 3600.0  # seconds
 SMALLER = {
     "TernaryClassifier": "configs/with/quick.yaml",
@@ -209,3 +213,18 @@ def long_run(seconds: float | None, model: str) -> str | None:
         return None
     overlay = f"--config {SMALLER[model]}, " if model in SMALLER else ""
     return f"long run   about {seconds / 3600:,.0f} hours on this CPU; shorter: {overlay}fewer --trainer.max_epochs, or a GPU"
+
+
+def slow_precision(precision: str, device: torch.device) -> str | None:
+    """What to say of a run in bfloat16 on a CPU without instructions for it; None of others.
+
+    Args:
+        precision: Precision of the Trainer, such as `bf16-mixed`.
+        device: Device of the network.
+    """
+    if device.type != "cpu" or not precision.startswith("bf16") or computes_bfloat16() is not False:
+        return None
+    return (
+        f"precision  {precision} is several times slower than float32 on this CPU, which has no instructions for bfloat16; "
+        "faster: --trainer.precision 32-true"
+    )

@@ -21,7 +21,7 @@ from callbacks.checkpoints import EPOCH, Checkpoints
 from callbacks.early_stopping import stopped_early
 from callbacks.find_callbacks import find_callbacks
 from callbacks.progress.console import Console
-from callbacks.progress.eta import Pace, estimate, later_epochs, long_run, steps_left
+from callbacks.progress.eta import Pace, estimate, later_epochs, long_run, slow_precision, steps_left
 from callbacks.progress.lines import View, epoch_line, epoch_metrics, of_total, speed_text
 from callbacks.progress.live_bar import LiveBar
 from callbacks.progress.speed import Speed
@@ -79,7 +79,9 @@ class Progress(ProgressBar):
     # ---- training ------------------------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reset the state of an earlier fit."""
+        """Reset the state of an earlier fit, and say that bfloat16 is slow where it is."""
+        if (text := slow_precision(str(trainer.precision), trainer.strategy.root_device)) is not None:
+            self._write(trainer, text)
         self._open("batch")
         self._loss, self._losses, self._lr = None, 0, None
         self._worked, self._validated, self._ended = False, False, None

@@ -265,6 +265,24 @@ def test_a_run_of_days_on_a_cpu_is_said_once(
     assert sum(line.startswith("long run ") for line in printed(capsys)) == count
 
 
+@pytest.mark.parametrize(("fast", "count"), [(False, 1), (True, 0), (None, 0)])
+def test_bfloat16_on_a_processor_without_it_is_said(
+    fast: bool | None,
+    count: int,
+    clock: Clock,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("callbacks.progress.eta.computes_bfloat16", lambda: fast)
+    trainer_of(tmp_path, Progress(every_s=1.0), precision="bf16-mixed").fit(Train(clock), Loader(3))
+    lines = [line for line in printed(capsys) if line.startswith("precision ")]
+    assert len(lines) == count
+    assert all("faster: --trainer.precision 32-true" in line for line in lines)
+    trainer_of(tmp_path, Progress(every_s=1.0)).fit(Train(clock), Loader(3))
+    assert not [line for line in printed(capsys) if line.startswith("precision ")]
+
+
 def test_fast_dev_run_writes_no_file(clock: Clock, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trainer = trainer_of(tmp_path, Progress(), RunFolder(None), fast_dev_run=True)
     trainer.fit(Module(clock), Loader(3), Loader(3))

@@ -206,7 +206,7 @@ def test_use_without_a_trainer(runs: dict[str, Any], weights: str, name: str) ->
     torch.testing.assert_close(loaded.logits(images), live_raw, atol=1e-4, rtol=0)
     lost = CascadeHead.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     lost.weights = "gone.pt"
-    with pytest.raises(ValueError, match=r"weights: gone.pt does not exist; the weights of test_vit with hash"):
+    with pytest.raises(ValueError, match=r"weights: gone.pt: no such file of weights; the weights of test_vit with hash"):
         lost.classify(images)
     lost.weights = None
     if name == "live":  # random weights
@@ -232,7 +232,7 @@ def test_a_head_on_features_knows_where_the_weights_of_its_backbone_were(
         ("w.pt", "weights_from: is no place of weights of test_vit, got w.pt; name their file"),
         (
             {"file": "gone.pt"},
-            r"weights: gone.pt does not exist; .* name their file: --model.weights FILE of main.py, --weights",
+            r"weights: gone.pt: no such file of weights; .* name their file: --model.weights FILE of main.py, --weights",
         ),
     ):
         moved = tmp_path / "moved.ckpt"

@@ -222,8 +222,8 @@ def test_a_file_of_another_network_cannot_teach(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_command_line_error_creates_no_run_folder(finished: Path, tmp_path: Path) -> None:
     for flag, message in (
-        ("--model.teacher", "teacher: nowhere: no such run folder or checkpoint"),
-        ("--model.init_from", "init_from: nowhere: no such run folder or checkpoint"),
+        ("--model.teacher", "teacher: nowhere: no such run folder, checkpoint or file of weights"),
+        ("--model.init_from", "init_from: nowhere: no such run folder, checkpoint or file of weights"),
     ):
         log = tmp_path / flag
         assert forked(["fit", "--config", TINY, "--run_dir", str(tmp_path / "run"), flag, "nowhere"], log=log) == 2
