@@ -354,7 +354,8 @@ class VisionCLI(LightningCLI):
         outputs = self.trainer.predict(model, datamodule=datamodule, ckpt_path=str(checkpoint), weights_only=True)
         path = folder / "predictions.csv"
         write_predictions(path, outputs or [], model, datamodule.class_names, datamodule.predicted_files())
-        log.info(f"predictions of {resume.describe(checkpoint)} for {datamodule.images or datamodule.place}: {path}")
+        of = datamodule.images or f"the test split of {datamodule.place}"
+        log.info(f"predictions of {resume.describe(checkpoint)} for {of}: {path}")
         thresholds = checkpoint.parents[1] / "per_label_val.csv"
         if getattr(model, "several_labels", False) and checkpoint.name == "best.ckpt" and thresholds.is_file():
             log.info(f"thresholds of the labels: {thresholds}")

@@ -212,7 +212,7 @@ class ImageFolderDataModule(GivenHeader, SplitFiles):
                 self._files, none = list(looks), torch.full((len(looks),), -1)
                 self._lists["predict"] = LabelledFiles(folder, self._files, none, [*looks.values()])
                 self.splits["predict"] = {"index": torch.arange(len(looks))}
-                log.info(f"data       {len(looks):,} pictures, {self.framed}")
+                log.info(f"data       {len(looks):,} picture{'s' * (len(looks) != 1)}, {self.framed}")
             return
         super().setup(stage)
         if stage == "predict" and self.extraction is not None:

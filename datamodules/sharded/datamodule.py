@@ -300,7 +300,7 @@ class ShardedImagesDataModule(GivenHeader, DataModule):
                 looks = readable(folder, names, self.unreadable, self.levels is not None)
                 self._given = LabelledFiles(folder, list(looks), torch.full((len(looks),), -1), [*looks.values()])
                 self.splits["predict"] = {"index": torch.arange(len(looks))}
-                log.info(f"data       {len(looks):,} pictures, {self.framed}")
+                log.info(f"data       {len(looks):,} picture{'s' * (len(looks) != 1)}, {self.framed}")
             return
         super().setup(stage)
         if stage == "predict" and self.extraction is not None:
