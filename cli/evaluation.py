@@ -274,6 +274,10 @@ def report_results(
     log.info(f"{command}  {describe(checkpoint)}\n{_listed(metrics, read_best(checkpoint).get('metric', ''))}")
     name = f"{SPLITS[command]}/loss"
     loss = float(metrics.get(name, 0.0))
+    used, batches = _batches(command, data)
+    if used < batches:
+        kind = "val" if command == "validate" else "test"
+        log.warning(f"only {used:,} of {batches:,} batches were evaluated (trainer.limit_{kind}_batches)")
     if text := absurd_result(name, loss, guessing_loss(model, data.num_classes)):
         log.warning(text)
     for name, (was, now) in changed.items():
@@ -321,11 +325,31 @@ def _describe(command: str, data: DataModule, own: bool) -> dict[str, Any]:
         "place": data.place,
         "datamodule": type(data).__name__,
         "split": split,
-        "samples": len(data.splits[split]["index"]),
+        "samples": _evaluated(command, data),
         "fingerprint": data.fingerprint(split),
         "seen_in_training": data.seen.get(split, 0),
         "own": own,
     }
+
+
+def _batches(command: str, data: DataModule) -> tuple[int, int]:
+    """Batches of the split that were evaluated, after the Trainer's limit, and all of them."""
+    trainer = data.trainer
+    assert trainer is not None
+    loader, limit = (
+        (trainer.val_dataloaders, trainer.limit_val_batches)
+        if command == "validate"
+        else (trainer.test_dataloaders, trainer.limit_test_batches)
+    )
+    batches = len(loader)  # type: ignore[arg-type]
+    return (min(batches, limit) if isinstance(limit, int) else int(batches * limit)), batches
+
+
+def _evaluated(command: str, data: DataModule) -> int:
+    """Number of samples that were evaluated."""
+    count, (used, batches) = len(data.splits[SPLITS[command]]["index"]), _batches(command, data)
+    processes = data.trainer.world_size if data.trainer is not None else 1
+    return count if used == batches else min(count, used * (data.eval_batch_size or 2 * data.batch_size) * processes)
 
 
 def _write(folder: Path, command: str, content: dict[str, Any]) -> None:

@@ -99,7 +99,8 @@ class Classifier(Explainable):
         if num_classes is None or in_channels is None:
             raise ValueError("num_classes and in_channels: needed (the command line takes them from the data)")
         if num_classes < 2:
-            raise ValueError(f"num_classes: at least 2 classes, got {num_classes}")
+            unlabelled = "" if num_classes else "; the data have no labels, which training needs"
+            raise ValueError(f"num_classes: at least 2 classes, got {num_classes}{unlabelled}")
         if class_names is not None and len(class_names) != num_classes:
             raise ValueError(f"class_names: one for each of the {num_classes} classes, got {len(class_names)}")
         if feature_width is not None and not self.takes_features:

@@ -171,6 +171,7 @@ class PromptedSegmentationDataModule(ListedPromptSets):
             ("negatives", negatives, 0 <= negatives <= 1, "a probability, 0 to 1"),
             ("positive_share", positive_share, 0 <= positive_share <= 1, "a share, 0 to 1"),
             ("near_duplicates", near_duplicates, near_duplicates is None or 0 <= near_duplicates <= 64, "0 to 64 bits, or null"),
+            ("val_fraction", val_fraction, 0 < val_fraction < 1, "above 0 and below 1"),
             ("test_fraction", test_fraction, 0 < test_fraction < 1, "above 0 and below 1"),
             ("test_fraction", test_fraction, test_fraction + val_fraction < 1, "below 1 with val_fraction"),
             ("prompts", prompts, prompts is None or are_prompts(prompts), "different texts with a letter or a digit, at least one"),

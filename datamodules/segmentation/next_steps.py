@@ -28,7 +28,8 @@ def no_sets(root: Path, sets: Sequence[PromptSet]) -> str:
     text = f"--data.root {root}: none of the data sets exists: {listed(names)}"
     if right := near(root, lambda folder: any((folder / one.folder).is_dir() for one in sets)):
         return f"{text}; {right} has them: give --data.root {right}"
-    return f"{text}; {hint or 'set --data.root, or use synthetic images with --data.generate 40'}"
+    inside = f"; {root} has {listed(sorted(there))}: name your own with --data.sets" if there else ""
+    return f"{text}{inside}; {hint or 'set --data.root, or use synthetic images with --data.generate 40'}"
 
 
 def _hint_of_root(root: Path, sets: Sequence[PromptSet]) -> str:

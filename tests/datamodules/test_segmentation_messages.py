@@ -100,6 +100,7 @@ def test_an_invalid_set_gives_a_one_line_error(tmp_path: Path, spoil: Callable[[
         ({"near_duplicates": 65}, "near_duplicates is 65 but must be 0 to 64 bits, or null"),
         ({"canvas": 0}, "canvas is 0 but must be 1 pixel or more, or null"),
         ({"generate": 0}, "generate is 0 but must be 1 image of each kind or more, or null"),
+        ({"val_fraction": 2.0}, "val_fraction is 2.0 but must be above 0 and below 1"),
         ({"test_fraction": 0.9}, "test_fraction is 0.9 but must be below 1 with val_fraction"),
         ({"std": [1.0, 0.0, 1.0]}, "must be 3 values above 0, one for each channel"),
     ],

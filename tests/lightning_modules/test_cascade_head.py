@@ -206,7 +206,9 @@ def test_use_without_a_trainer(runs: dict[str, Any], weights: str, name: str) ->
     torch.testing.assert_close(loaded.logits(images), live_raw, atol=1e-4, rtol=0)
     lost = CascadeHead.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     lost.weights = "gone.pt"
-    with pytest.raises(ValueError, match=r"weights: gone.pt: no such file of weights; the weights of test_vit with hash"):
+    with pytest.raises(
+        ValueError, match=r"weights: gone.pt: no such file of weights; the weights of test_vit with hash"
+    ):
         lost.classify(images)
     lost.weights = None
     if name == "live":  # random weights

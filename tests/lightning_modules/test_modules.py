@@ -33,6 +33,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"plateau_patience": -1}, "plateau_patience: 0 epochs or more, got -1"),
     ({"label_smoothing": 1.0}, "label_smoothing: at least 0 and under 1, got 1.0"),
     ({"num_classes": 1}, "num_classes: at least 2 classes, got 1"),
+    ({"num_classes": 0}, "num_classes: at least 2 classes, got 0; the data have no labels, which training needs"),
     ({"num_classes": None}, "num_classes and in_channels: needed"),
 ]
 

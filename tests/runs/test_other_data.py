@@ -373,3 +373,17 @@ def test_a_setting_that_a_resume_changed_is_the_runs_own(
     before = shutil.copy(images / "run" / "checkpoints" / "best.ckpt", run / "checkpoints" / "before.ckpt")
     assert main(["test", "--run", str(run), "--ckpt", str(before)]) == 0  # best.ckpt may be of the epoch that was added
     assert "eval_share is 0.5, as given; the checkpoint was trained with" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_limited_test_says_so_and_counts_what_it_saw(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(images / "run", tmp_path / "run", ignore=shutil.ignore_patterns("evaluations"))
+    flags = ["--trainer.limit_test_batches", "2", "--data.eval_batch_size", "5"]
+    assert main(["test", "--run", str(run), *flags]) == 0
+    assert "only 2 of 3 batches were evaluated (trainer.limit_test_batches)" in "".join(capsys.readouterr())
+    assert metrics_of(run)["data"]["samples"] == 10
+    assert main(["test", "--run", str(run)]) == 0
+    assert "batches were evaluated" not in "".join(capsys.readouterr())
+    assert metrics_of(run)["data"]["samples"] == 12
