@@ -1,10 +1,16 @@
-"""Checks the image files of a run before its first step, and logs what was checked and which grey levels were found."""
+"""Checks the image files of a run before its first step, and logs what was checked and which grey levels were found.
+
+Also compares the data with that of a feature cache, for the final run of a sweep (`check_expected`).
+"""
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules.images.class_folders import listed
 from datamodules.images.decoding import FULL, Levels
@@ -12,6 +18,9 @@ from datamodules.images.labelled import LabelledFiles
 from datamodules.images.whole_files import Decoded, Look, decode_some
 
 log = logging.getLogger(__name__)
+
+TABLES = {"labels": "table of labels", "groups": "table of groups"}
+"""Settings of `ImageFolderDataModule` with a table, and what it is."""
 
 
 def levels_of(looks: Sequence[Look], given: Levels | None) -> Levels | None:
@@ -85,3 +94,44 @@ def what_was_checked(count: int, found: Decoded) -> str:
         f"header and end of {count:,} of {count:,} images; {found.count:,} decoded in {found.seconds:.1f} s, "
         "the others are decoded when they are read"
     )
+
+
+def expected_of(class_names: Sequence[str], split: Mapping[str, object]) -> dict[str, str | None]:
+    """Describe classes and tables as in the setting `expected`, in texts that no YAML reader takes for numbers.
+
+    Args:
+        class_names: Names of the classes.
+        split: `split_settings` of the data, or of a cache's header; only those of an image folder tell of tables.
+    """
+    hashes = {name: split.get(name) for name in TABLES} if "groups" in split else {}
+    tables = {name: None if value is None else f"sha256:{value}" for name, value in hashes.items()}
+    return {"class_names": json.dumps([*class_names], ensure_ascii=False), **tables}
+
+
+def check_expected(expected: Mapping[str, str | None], found: Mapping[str, str | None]) -> None:
+    """Refuse data with other tables or other classes than the feature cache whose sweep it is the final run of.
+
+    Args:
+        expected: `expected_of` the cache.
+        found: `expected_of` the data.
+
+    Raises:
+        MisconfigurationException: They differ; the message is one line.
+    """
+    for name in [name for name in (*TABLES, "class_names") if name in expected]:
+        wanted, there = expected[name], found[name]
+        if wanted == there:
+            continue
+        if name == "class_names":
+            own, known = (listed(json.loads(text or "[]")) for text in (there, wanted))
+            what = f"the classes are {own}, but the cache has {known}, in this order"
+        elif there is None:
+            what = f"--data.{name} is not given, but the cache was made with a {TABLES[name]}"
+        elif wanted is None:
+            what = f"--data.{name} is given, but the cache was made without a {TABLES[name]}"
+        else:
+            what = f"the {TABLES[name]} (--data.{name}) has another content than the one that the cache was made with"
+        raise MisconfigurationException(
+            f"the data is not that of the feature cache of the sweep: {what}; give the --data flags of the extraction, "
+            "or --data.expected null to train on other data"
+        )

@@ -24,7 +24,7 @@ from torch import Tensor
 from datamodules.base import DataModule
 from datamodules.extraction import Labelled
 from datamodules.images.canvases import CanvasCache, CanvasLoader
-from datamodules.images.checking import check_decoding, levels_of
+from datamodules.images.checking import TABLES, check_decoding, check_expected, expected_of, levels_of
 from datamodules.images.decoding import Levels
 from datamodules.images.header import EVAL_SHARE, MEAN, STD, Framing, GivenHeader
 from datamodules.images.label_table import Columns
@@ -89,6 +89,8 @@ class ImageFolderDataModule(GivenHeader, SplitFiles):
             reads them there, without workers. null: files are decoded in every epoch.
         verify_canvases: Read the canvas cache once before the first step and compare its checksums; lengths are always compared.
         canvas_quality: JPEG quality of the training images in the canvas cache, 1 to 100, which loses detail; null stores pixels.
+        expected: What a fit must find, or it is refused before training: `class_names` as JSON, and the hashes of the tables
+            `labels` and `groups`, null for none. `tools.sweep_heads` writes it for the final run; null: nothing is expected.
         **kwargs: Settings of every datamodule, see `DataModule`.
 
     Raises:
@@ -140,6 +142,7 @@ class ImageFolderDataModule(GivenHeader, SplitFiles):
         canvas_cache: str | None = None,
         verify_canvases: bool = False,
         canvas_quality: int | None = None,
+        expected: dict[str, str | None] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(crop_padding=0, shrink="resize", on_device=False, flip=flip, **kwargs)
@@ -191,6 +194,9 @@ class ImageFolderDataModule(GivenHeader, SplitFiles):
         if canvas_cache is not None and self.fold is not None:
             canvas_cache = f"{canvas_cache}/fold-{self.fold.number}-of-{self.fold.count}"  # other files in each split
         self.canvas_cache = CanvasCache.of(canvas_cache, verify_canvases, self.root, canvas_quality)
+        if unknown := sorted({*(expected or {})} - {"class_names", *TABLES}):
+            raise ValueError(f"expected holds {unknown[0]!r} but can hold only class_names, labels and groups")
+        self.expected = expected
         self._lists, self._held_out = {}, None
         self._said: list[tuple[str, ...]] = []
 
@@ -214,6 +220,8 @@ class ImageFolderDataModule(GivenHeader, SplitFiles):
                 self.splits["predict"] = {"index": torch.arange(len(looks))}
                 log.info(f"data       {len(looks):,} picture{'s' * (len(looks) != 1)}, {self.framed}")
             return
+        if stage == "fit" and self.expected is not None:
+            check_expected(self.expected, expected_of(self.own_class_names, self.split_settings))
         super().setup(stage)
         if stage == "predict" and self.extraction is not None:
             self.check_input(self.extraction.splits)

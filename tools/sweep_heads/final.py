@@ -1,12 +1,19 @@
-"""The overlay for the final run of a sweep: the winner on augmented images, through the backbone that computed the cache."""
+"""The overlay for the final run of a sweep: the winner on augmented images, through the backbone that computed the cache.
+
+And the command of that run, with a placeholder for each path that the cache does not know.
+"""
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from datamodules.images.checking import TABLES, expected_of
 from features import Header
+from foundation.project import MAIN
 from foundation.sizes import plain_size
 from networks.frozen_backbone import parse_name
 from networks.timm_features import SECOND
@@ -28,8 +35,9 @@ SHARED = (
 """Settings of the model that all heads of a sweep share, and that the final run takes over."""
 IMAGES = ("eval_share", "framing", "pad_value", "levels")
 """Settings of ImageFolderDataModule that change the backbone's input in evaluation, as the cache names them."""
-SPLIT = ("val_fraction", "test_fraction", "train_fraction", "split_seed")
-"""Settings of ImageFolderDataModule that divide the images; a table of groups is given again."""
+SPLIT = ("val_fraction", "test_fraction", "train_fraction", "split_seed", "fold", "group_column")
+"""Settings of ImageFolderDataModule that divide the images; the tables are given again, as a cache has only their hashes."""
+PLACEHOLDERS = {"labels": "TABLE.csv", "groups": "GROUPS.csv"}
 
 
 def final_overlay(
@@ -60,13 +68,14 @@ def final_overlay(
         "layers": list(identity.layers),
         "pooling": identity.pooling.removesuffix(SECOND),
     }
-    split = {key: value for key, value in identity.split.items() if key in SPLIT}
+    split = {key: value for key, value in identity.split.items() if key in SPLIT and value is not None}
     images = {key: _value(identity.transform[key]) for key in IMAGES if key in identity.transform}
     data = {
         "image_size": plain_size(identity.image_size),
         "mean": list(identity.mean),
         "std": list(identity.std),
         **images,
+        "expected": expected_of(identity.class_names, identity.split),
     }
     content = {
         "trainer": {"max_epochs": epochs},
@@ -74,6 +83,27 @@ def final_overlay(
         "data": {"init_args": {**data, **split, "batch_size": batch_size}},
     }
     return yaml.safe_dump(content, sort_keys=False)
+
+
+def final_command(final: Path, header: Header) -> str:
+    """The command of the final run, followed by what its placeholders stand for.
+
+    Args:
+        final: The overlay.
+        header: Header of the cache.
+    """
+    tables = [name for name in TABLES if header.identity.split.get(name) is not None]
+    flags = ["--data.root FOLDER", *(f"--data.{name} {PLACEHOLDERS[name]}" for name in tables)]
+    if not header.weights_from:
+        flags.append("--model.weights FILE")
+    meanings = [
+        "FOLDER: the images that the cache was made from",
+        *(f"{PLACEHOLDERS[name]}: the {TABLES[name]} it was made with" for name in tables),
+    ]
+    if "labels" in tables:
+        meanings.append("with the flags of the extraction for its columns, such as --data.label_column COLUMN")
+    overlays = f"--config configs/cascade_train.yaml --config {shlex.quote(str(final))}"
+    return f"{MAIN} fit {overlays} {' '.join(flags)}   ({'; '.join(meanings)})"
 
 
 def _value(text: Any) -> Any:

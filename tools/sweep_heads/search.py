@@ -15,6 +15,7 @@ from cli.resume import read_best
 from foundation.atomic_files import write_json
 from foundation.project import MAIN
 from tools.command_line import FAILED, INTERRUPTED, Progress, say
+from tools.sweep_heads.final import final_command
 from tools.sweep_heads.head_groups import Outcome, blocks_of, bytes_of
 from tools.sweep_heads.report import Setting
 from tools.sweep_heads.settings import Batches, Plan, typed
@@ -137,10 +138,5 @@ def train_winner(output: Path, arguments: list[str], plan: Plan, winner: Setting
         {"sweep": str(output), f"val/{monitor}": value, f"val/{monitor} in the sweep": outcome.best[monitor]},
     )
     if (final := output / "final.yaml").is_file():
-        unknown = "" if plan.data.header.weights_from else " --model.weights FILE"
-        say(
-            "final run",
-            f"{MAIN} fit --config configs/cascade_train.yaml --config {shlex.quote(str(final))} --data.root FOLDER{unknown}"
-            "   (FOLDER: the images that the cache was made from)",
-        )
+        say("final run", final_command(final, plan.data.header))
     return 0
