@@ -119,3 +119,30 @@ def test_a_temperature_that_does_harm_is_not_stored(
     assert ("1 is stored in its place" in printed) == (warns and stored == 1)
     assert ("temperature 1, as asked for" in printed) == (not warns)
     assert bool(record["fitted"]) == (stored != 1)
+
+
+def test_the_record_before_and_what_falls_away_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "checkpoints" / "best.ckpt"
+    path.parent.mkdir()
+    torch.save({"state_dict": {}}, path)
+    random = torch.Generator().manual_seed(0)
+    logits = 6 * torch.randn(400, 4, generator=random)
+    stub_logits(monkeypatch, logits, torch.multinomial((logits / 2).softmax(dim=1), 1, generator=random)[:, 0], path)
+    said, temperatures = [], []
+    for flags in (["--sets", "lac", "--coverage", "0.8"], ["--sets", "aps"], [], ["--target_exit_accuracy", "0.7"], []):
+        assert main([str(tmp_path), *flags]) == 0
+        *lines, last = capsys.readouterr().out.splitlines()
+        assert last.startswith("stored in ")
+        said.append(lines[-1] if "replaced" in lines[-1] else None)
+        temperatures.append(f"{record_of(tmp_path)['temperature']:.3f}")
+    begins = [f"replaced   the record before (temperature {temperature}" for temperature in temperatures]
+    again = "; the sets fall away: to choose them again, give --sets aps --coverage 0.9 too"
+    assert said == [
+        None,
+        f"{begins[0]}, prediction sets lac of coverage 0.8)",
+        f"{begins[1]}, prediction sets aps of coverage 0.9){again}",
+        f"{begins[2]})",
+        f"{begins[3]}, exit threshold {record_of(tmp_path)['threshold']:g})",
+    ]

@@ -111,7 +111,8 @@ def calibrate_run(options: argparse.Namespace, flags: Sequence[str]) -> int:
                 f"{options.run}: {seen:,} of the {len(found.label):,} validation samples were trained on; calibrate on others"
             )
         content = _content(found.checkpoint)
-        rules = _rules(options, content.get("calibration") or {})
+        before = content.get("calibration") or {}
+        rules = _rules(options, before)
         # the best epoch was chosen by these samples: as in the callback, each validation of the run gets a share of the error
         level = next_level(1 - rules.confidence, 0.0, _validations(options.run))
         samples = Samples(found.logits, found.label, found.index)
@@ -135,6 +136,8 @@ def calibrate_run(options: argparse.Namespace, flags: Sequence[str]) -> int:
     print("\n".join(lines))
     if warning:
         print(f"warning: {warning}")
+    if before:
+        print(_replaced(before, sets_fall_away=record["sets"] is None))
     print(
         f"stored in {found.checkpoint}; used by test, predict, load_run and the report: {MAIN} test --run {options.run}"
     )
@@ -173,6 +176,19 @@ def _rules(options: argparse.Namespace, before: dict[str, Any]) -> Any:
         sets=None if options.sets == "none" else options.sets,
         set_coverage=options.coverage or 0.9,
     )
+
+
+def _replaced(before: dict[str, Any], sets_fall_away: bool) -> str:
+    """Line about the record that the checkpoint had: what it held, and how to have its prediction sets again."""
+    held, threshold, sets = [f"temperature {before['temperature']:.3f}"], before["threshold"], before.get("sets")
+    if isinstance(threshold, float):
+        held.append(f"exit threshold {threshold:g}")
+    if sets is None:
+        return f"replaced   the record before ({', '.join(held)})"
+    kind, coverage = sets["kind"], f"{sets['coverage']:g}"
+    held.append(f"prediction sets {kind} of coverage {coverage}")
+    again = f"; the sets fall away: to choose them again, give --sets {kind} --coverage {coverage} too"
+    return f"replaced   the record before ({', '.join(held)}){again if sets_fall_away else ''}"
 
 
 def _validations(run: Path) -> int:
