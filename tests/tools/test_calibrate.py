@@ -33,6 +33,7 @@ def test_sets_are_stored_and_used(run: Path, capsys: pytest.CaptureFixture[str])
     output = capsys.readouterr().out
     assert "sets raps with 80 % coverage" in output
     assert f"stored in {run / 'checkpoints' / 'best.ckpt'}" in output
+    assert output.endswith(f": python main.py predict --run {run}\n"), "test logs nothing of it without the callback"
     after = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
     assert after.keys() == before.keys() | {"calibration"}
     assert all(torch.equal(value, after["state_dict"][name]) for name, value in before["state_dict"].items())
@@ -84,7 +85,8 @@ def test_too_few_samples_for_the_sets_leave_the_checkpoint(run: Path, capsys: py
 
 
 def stub_logits(monkeypatch: pytest.MonkeyPatch, logits: torch.Tensor, label: torch.Tensor, checkpoint: Path) -> None:
-    """The logits of the validation split, without computing them."""
+    """The logits of the validation split, without computing them, in a run with ``Calibration``."""
+    (checkpoint.parents[1] / "config.yaml").write_text("trainer: {callbacks: [{class_path: callbacks.Calibration}]}\n")
     data = SimpleNamespace(seen={}, split_seed=0)
     found = SimpleNamespace(
         data=data, logits=logits, label=label, index=torch.arange(len(label)), checkpoint=checkpoint
@@ -135,6 +137,7 @@ def test_the_record_before_and_what_falls_away_are_said(
         assert main([str(tmp_path), *flags]) == 0
         *lines, last = capsys.readouterr().out.splitlines()
         assert last.startswith("stored in ")
+        assert last.endswith(f": python main.py test --run {tmp_path}")
         said.append(lines[-1] if "replaced" in lines[-1] else None)
         temperatures.append(f"{record_of(tmp_path)['temperature']:.3f}")
     begins = [f"replaced   the record before (temperature {temperature}" for temperature in temperatures]

@@ -138,9 +138,9 @@ def calibrate_run(options: argparse.Namespace, flags: Sequence[str]) -> int:
         print(f"warning: {warning}")
     if before:
         print(_replaced(before, sets_fall_away=record["sets"] is None))
-    print(
-        f"stored in {found.checkpoint}; used by test, predict, load_run and the report: {MAIN} test --run {options.run}"
-    )
+    shown = f"{MAIN} {_shown_by(options.run)} --run {options.run}"
+    named = "" if options.ckpt == "best" else f" --ckpt {options.ckpt}"
+    print(f"stored in {found.checkpoint}; used by test, predict, load_run and the report: {shown}{named}")
     return OK
 
 
@@ -189,6 +189,17 @@ def _replaced(before: dict[str, Any], sets_fall_away: bool) -> str:
     held.append(f"prediction sets {kind} of coverage {coverage}")
     again = f"; the sets fall away: to choose them again, give --sets {kind} --coverage {coverage} too"
     return f"replaced   the record before ({', '.join(held)}){again if sets_fall_away else ''}"
+
+
+def _shown_by(run: Path) -> str:
+    """Command that shows the record: test logs it with the callback ``Calibration`` only, predict writes its probabilities."""
+    import yaml
+
+    from lightning_modules.loading import newest_config
+
+    trainer = yaml.safe_load(newest_config(run).read_text(encoding="utf-8")).get("trainer") or {}
+    names = [str(entry["class_path"]).rpartition(".")[2] for entry in trainer.get("callbacks") or []]
+    return "test" if "Calibration" in names else "predict"
 
 
 def _validations(run: Path) -> int:
