@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shlex
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -37,6 +38,7 @@ from callbacks.pictures.evaluation import EvaluationPicture, class_names_of
 from callbacks.pictures.reliability import Evaluation, draw_reliability, write_tables
 from callbacks.run_folder import log_line, run_folder
 from foundation.checkpoint_files import read_checkpoint
+from foundation.project import TOOL
 from metrics import aurc, bootstrap_interval, set_metrics
 
 log = logging.getLogger(__name__)
@@ -204,7 +206,12 @@ class Calibration(EvaluationPicture[Evaluation]):
             if folder is not None:
                 log_line(folder, line)
         if reason := doubt(record):
-            log.warning(reason)
+            safe = (
+                ""
+                if folder is None
+                else f"; {TOOL}calibrate {shlex.quote(str(folder))} stores 1 in its place if it does harm"
+            )
+            log.warning(f"{reason}{safe}")
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Store the record of the latest validation."""

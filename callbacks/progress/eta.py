@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 
-from foundation.processor import computes_bfloat16
+from callbacks.progress.processor import computes_bfloat16
 
 DAY = 24 * 3600.0  # seconds
 SMALLER = {

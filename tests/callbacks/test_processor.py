@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from foundation.processor import computes_bfloat16
+from callbacks.progress.processor import computes_bfloat16
 
 
 @pytest.mark.parametrize(
