@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.pytorch import Trainer
 
 from callbacks.failures.explosion import absurd_result, exploded_in, guessing_loss
 from callbacks.progress.lines import is_loss_again
@@ -274,7 +275,7 @@ def report_results(
     log.info(f"{command}  {describe(checkpoint)}\n{_listed(metrics, read_best(checkpoint).get('metric', ''))}")
     name = f"{SPLITS[command]}/loss"
     loss = float(metrics.get(name, 0.0))
-    used, batches = _batches(command, data)
+    used, batches = _batches(command, data.trainer)
     if used < batches:
         kind = "val" if command == "validate" else "test"
         log.warning(f"only {used:,} of {batches:,} batches were evaluated (trainer.limit_{kind}_batches)")
@@ -332,10 +333,10 @@ def _describe(command: str, data: DataModule, own: bool) -> dict[str, Any]:
     }
 
 
-def _batches(command: str, data: DataModule) -> tuple[int, int]:
-    """Batches of the split that were evaluated, after the Trainer's limit, and all of them."""
-    trainer = data.trainer
-    assert trainer is not None
+def _batches(command: str, trainer: Trainer | None) -> tuple[int, int]:
+    """Batches of the split that were evaluated, after the Trainer's limit, and all of them; both 0 without a Trainer."""
+    if trainer is None:
+        return 0, 0
     loader, limit = (
         (trainer.val_dataloaders, trainer.limit_val_batches)
         if command == "validate"
@@ -347,7 +348,7 @@ def _batches(command: str, data: DataModule) -> tuple[int, int]:
 
 def _evaluated(command: str, data: DataModule) -> int:
     """Number of samples that were evaluated."""
-    count, (used, batches) = len(data.splits[SPLITS[command]]["index"]), _batches(command, data)
+    count, (used, batches) = len(data.splits[SPLITS[command]]["index"]), _batches(command, data.trainer)
     processes = data.trainer.world_size if data.trainer is not None else 1
     return count if used == batches else min(count, used * (data.eval_batch_size or 2 * data.batch_size) * processes)
 

@@ -28,8 +28,10 @@ def no_sets(root: Path, sets: Sequence[PromptSet]) -> str:
     text = f"--data.root {root}: none of the data sets exists: {listed(names)}"
     if right := near(root, lambda folder: any((folder / one.folder).is_dir() for one in sets)):
         return f"{text}; {right} has them: give --data.root {right}"
+    if hint:
+        return f"{text}; {hint}"
     inside = f"; {root} has {listed(sorted(there))}: name your own with --data.sets" if there else ""
-    return f"{text}{inside}; {hint or 'set --data.root, or use synthetic images with --data.generate 40'}"
+    return f"{text}{inside}; set --data.root, or use synthetic images with --data.generate 40"
 
 
 def _hint_of_root(root: Path, sets: Sequence[PromptSet]) -> str:

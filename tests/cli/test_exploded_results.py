@@ -31,7 +31,7 @@ def checkpoint(folder: Path, **record: Any) -> Path:
     ("command", "loss", "warns"), [("test", 7.3886e18, True), ("validate", 14.0, True), ("test", 13.0, False)]
 )
 def test_an_absurd_loss(tmp_path: Path, said: pytest.LogCaptureFixture, command: str, loss: float, warns: bool) -> None:
-    data: Any = SimpleNamespace(num_classes=4)  # ten times ln 4 is 13.9
+    data: Any = SimpleNamespace(num_classes=4, trainer=None)  # ten times ln 4 is 13.9
     name = f"{'val' if command == 'validate' else 'test'}/loss"
     results = [{name: loss, "test/acc": 0.25}]
     evaluation.report_results(command, checkpoint(tmp_path), results, {}, SimpleNamespace(), data, None, None)

@@ -203,7 +203,8 @@ def test_saved_folder(tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
     image = images(2, 3, 32, 32)
     saved, made = CLIPSegmenter(str(tmp_path)).eval(), CLIPSegmenter("random_tiny", seed=5).eval()
-    assert torch.equal(saved(image, PROMPTS), made(image, PROMPTS))
+    # weights at other addresses may be summed in another order, as on processors without AVX-512
+    torch.testing.assert_close(saved(image, PROMPTS), made(image, PROMPTS), rtol=1e-5, atol=1e-4)
     assert saved.clip.weights_hash() == made.clip.weights_hash()
 
 
