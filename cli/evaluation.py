@@ -350,7 +350,7 @@ def _evaluated(command: str, data: DataModule) -> int:
     """Number of samples that were evaluated."""
     count, (used, batches) = len(data.splits[SPLITS[command]]["index"]), _batches(command, data.trainer)
     processes = data.trainer.world_size if data.trainer is not None else 1
-    return count if used == batches else min(count, used * (data.eval_batch_size or 2 * data.batch_size) * processes)
+    return count if used == batches else min(count, used * data.eval_batch_size * processes)
 
 
 def _write(folder: Path, command: str, content: dict[str, Any]) -> None:

@@ -193,12 +193,13 @@ def _replaced(before: dict[str, Any], sets_fall_away: bool) -> str:
 
 def _shown_by(run: Path) -> str:
     """Command that shows the record: test logs it with the callback ``Calibration`` only, predict writes its probabilities."""
-    import yaml
-
+    from foundation.bounded.text import parse_yaml
     from lightning_modules.loading import newest_config
 
-    trainer = yaml.safe_load(newest_config(run).read_text(encoding="utf-8")).get("trainer") or {}
-    names = [str(entry["class_path"]).rpartition(".")[2] for entry in trainer.get("callbacks") or []]
+    trainer = parse_yaml(newest_config(run).read_text(encoding="utf-8")).get("trainer") or {}
+    callbacks = trainer.get("callbacks") or []
+    entries = callbacks if isinstance(callbacks, list) else [callbacks]
+    names = [str(entry.get("class_path")).rpartition(".")[2] for entry in entries if isinstance(entry, dict)]
     return "test" if "Calibration" in names else "predict"
 
 
