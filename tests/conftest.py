@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,19 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 ROOT = Path(__file__).resolve().parent.parent
 DRAW = FigureCanvasAgg.draw
 WATCHED = ("runs", "lightning_logs", "checkpoints", "caches")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what `-m` does
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark all but each n-th case of a test with `@pytest.mark.every(n)` as slow; a case that is asked for by name runs."""
+    cases: Counter[str] = Counter()
+    for item in items:
+        test = item.nodeid.partition("[")[0]
+        if (marker := item.get_closest_marker("every")) is None:
+            continue
+        if cases[test] % marker.args[0]:
+            item.add_marker(pytest.mark.slow)
+        cases[test] += 1
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -85,6 +85,7 @@ def test_bare_loop_and_run_with_everything_on_end_in_the_same_weights(monkeypatc
     assert seen["every"] == 50
 
 
+@pytest.mark.slow
 def test_a_bare_loop_that_does_something_else_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turns, "LambdaLR", DoubledLast)
     assert step_overhead.run(case_of("free", batch_size=4, steps=2, turn=1), repeats=2).weight_difference > 0
@@ -137,6 +138,7 @@ def test_loader_prints_and_writes_its_results(tmp_path: Path, capsys: pytest.Cap
         assert ours["least"] / peer["most"] <= ratio["least"] <= ratio["most"] <= ours["most"] / peer["least"]
 
 
+@pytest.mark.slow
 def test_each_of_our_images_is_one_that_torchvision_could_have_made() -> None:
     module = RandomImages(20, crop_padding=loader.PADDING, flip=True)
     data = module.read_part("train")

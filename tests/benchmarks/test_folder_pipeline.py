@@ -50,6 +50,7 @@ def test_both_sides_serve_the_same_images(tmp_path: Path) -> None:
     assert our_epochs(data)() == peer_epochs(data, setting)() == 20
 
 
+@pytest.mark.slow
 def test_both_sides_cut_out_as_much(tmp_path: Path) -> None:
     """Pictures whose red is the column and whose green is the row: the range of a crop shows its share of width and height."""
     ramp = np.stack([*np.meshgrid(np.linspace(0, 255, 100), np.linspace(0, 255, 80)), np.zeros((80, 100))], -1)

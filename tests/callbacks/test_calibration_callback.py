@@ -108,6 +108,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---- a fit -------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("checkpoint", ["best", "last"])
 def test_the_record_describes_the_averaged_weights_of_the_checkpoint(run: Path, checkpoint: str) -> None:
     content = read(run / "checkpoints" / f"{checkpoint}.ckpt")

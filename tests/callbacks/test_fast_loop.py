@@ -214,12 +214,14 @@ def check_same(folder: Path, kind: type[Small], steps: int, data: type[Data] = D
         assert fast_one[name] == usual[name], name
 
 
+@pytest.mark.every(4)
 @pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
 @pytest.mark.parametrize("kind", [Small, WithAdamW, WithAdam, Logs, Skips, ReturnsMapping, LeavesGradients, Clips])
 def test_a_plain_fit_is_the_same(tmp_path: Path, kind: type[Small]) -> None:
     check_same(tmp_path, kind, steps=21)
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize(
     "options",
     [
@@ -244,6 +246,7 @@ def test_limits_end_both_fits_at_the_same_step(tmp_path: Path, options: dict[str
     check_same(tmp_path, Small, steps=steps, **options)
 
 
+@pytest.mark.every(4)
 @pytest.mark.filterwarnings("ignore:.*`dataloader_iter`")
 @pytest.mark.parametrize(
     "kind",

@@ -304,6 +304,7 @@ def swept(losses: list[float], folder: Path, monkeypatch: pytest.MonkeyPatch, **
 FALL = [2.0] * 7 + [2.0 - 0.2 * i for i in range(6)] + [1.0] * 4 + [3.0] * 23
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     ("losses", "settings", "reason"),
     [

@@ -117,6 +117,7 @@ def test_an_epoch_without_validation_shows_no_old_metrics(
     ]
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize(
     ("saved", "broken", "step", "lines"),
     [

@@ -140,12 +140,14 @@ def test_momentum_is_kept_unless_reset_momentum_is_set(root: Path, reset: bool) 
     assert empty == ([0, 10, 22] if reset else [0])
 
 
+@pytest.mark.slow
 def test_a_run_with_one_stage_equals_a_run_without_stages(root: Path) -> None:
     _, plain, _ = run(root, [], data={"batch_size": 24})
     _, staged, _ = run(root, [ProgressiveResizing([sized(16, 24, 6)])])
     assert digest(plain.state_dict()) == digest(staged.state_dict())
 
 
+@pytest.mark.slow
 def test_the_found_learning_rate_is_the_peak_of_all_stages(root: Path) -> None:
     finder = LearningRateFinder(steps=40, lowest=1e-3, highest=5.0)
     _, module, watch = run(root, [finder, ProgressiveResizing(STAGES)])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.cli.test_lists import STAGES, parsed
 
 
+@pytest.mark.slow
 def test_a_flag_changes_one_callback_wherever_it_is_in_the_list() -> None:
     stages = "[{size: 40, epochs: 1}, {size: 64, epochs: 2, strength: 0.5}]"
     arguments = ["--trainer.callbacks.EMA.decay=0.5", "--trainer.callbacks.ProgressiveResizing.stages", stages]

@@ -59,6 +59,7 @@ NAMED = [
 ]
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize(("text", "setting"), NAMED)
 def test_settings_of_the_classes_of_a_configuration(
     text: str, setting: str, capsys: pytest.CaptureFixture[str]
@@ -68,6 +69,7 @@ def test_settings_of_the_classes_of_a_configuration(
     assert setting in settings(capsys)
 
 
+@pytest.mark.slow
 def test_the_entry_of_a_callback_works_as_printed(capsys: pytest.CaptureFixture[str]) -> None:
     config = str(Path(__file__).resolve().parent.parent / "conf" / "segmentation_tiny.yaml")
     assert main(["fit", "--config", config, "--help"]) == 0

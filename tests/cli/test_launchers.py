@@ -133,6 +133,7 @@ def test_accepted(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     check_launcher(trainer(settings))
 
 
+@pytest.mark.slow
 def test_a_refused_run_leaves_nothing_and_says_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

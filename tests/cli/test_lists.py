@@ -131,6 +131,7 @@ def is_list_of_classes(hint: Any) -> bool:
     return any((inspect.isclass(item) and item.__module__ != "builtins") or get_origin(item) is dict for item in items)
 
 
+@pytest.mark.slow
 def test_items_are_added_with_plus_and_flags_set_the_last(tmp_path: Path) -> None:
     stop = ["--config", str(CONFIGS / "with" / "early_stopping.yaml")]
     for extra in (stop, ["--trainer.callbacks+", "EarlyStopping", "--trainer.callbacks.monitor", "val/loss"]):
@@ -149,6 +150,7 @@ def test_dictionaries_and_classes_work_as_before(tmp_path: Path) -> None:
     assert (model["lr"], model["weight_decay"]) == (0.5, 5.0e-4)  # a class of the same name keeps the other settings
 
 
+@pytest.mark.slow
 def test_a_stored_configuration_loads_unchanged(tmp_path: Path) -> None:
     content = parsed(*STAGES)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(content, sort_keys=False))

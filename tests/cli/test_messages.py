@@ -198,6 +198,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.every(4)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("system", "flags", "expected"), WRONG, ids=[f"{system} {flags}" for system, flags, _ in WRONG]

@@ -101,6 +101,7 @@ FLAGS = [
 ]
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize(("flags", "expected"), FLAGS, ids=[" ".join(flags) for flags, _ in FLAGS])
 def test_wrong_flag(flags: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert expected in refuse(["fit", "--config", TINY, *flags], capsys)
@@ -140,6 +141,7 @@ OVERLAYS = [
 ]
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize(("text", "expected", "line"), OVERLAYS, ids=[expected[:40] for _, expected, _ in OVERLAYS])
 def test_wrong_overlay(text: str, expected: str, line: int | None, capsys: pytest.CaptureFixture[str]) -> None:
     Path("overlay.yaml").write_text(text)
@@ -149,6 +151,7 @@ def test_wrong_overlay(text: str, expected: str, line: int | None, capsys: pytes
         assert f"overlay.yaml:{line}" in message
 
 
+@pytest.mark.slow
 def test_an_overlay_that_the_experiment_contains_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     for experiment, overlay, base in (
         ("cascade_cached", "calibration", ""),
@@ -222,6 +225,7 @@ def test_label_out_of_range(capsys: pytest.CaptureFixture[str]) -> None:
     assert "label" in message
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", None], ids=["empty", "text", "cut"])
 def test_broken_checkpoint(content: bytes | None, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = Path("run")
@@ -264,11 +268,13 @@ FIXED = [
 ]
 
 
+@pytest.mark.slow
 def test_checkpoint_of_another_network(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--model.architecture", "resnet32", "--ckpt", str(finished / "checkpoints" / "best.ckpt")]
     assert "the checkpoint is of another network" in refuse(["test", "--config", TINY, *flags], capsys)
 
 
+@pytest.mark.every(7)
 @pytest.mark.parametrize(("flag", "value"), FIXED)
 def test_fixed_setting_on_resume(flag: str, value: str, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = refuse(["fit", "--resume", str(finished), flag, value], capsys)

@@ -57,6 +57,7 @@ def test_cached_features_have_no_views() -> None:
     assert result_name(flags, data) == "tta_photos"
 
 
+@pytest.mark.slow
 def test_gain_of_a_run(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = shutil.copytree(finished, tmp_path / "run")
     before = (run / "test_metrics.json").read_bytes()

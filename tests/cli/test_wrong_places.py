@@ -66,6 +66,7 @@ CASES = [
 ]
 
 
+@pytest.mark.every(4)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("system", "setting", "given", "expected"), CASES, ids=[f"{system} {given}" for system, _, given, _ in CASES]
@@ -82,6 +83,7 @@ def test_message(
     assert expected in refuse(["fit", *places[system], *more, f"--data.{setting}", given], capsys)
 
 
+@pytest.mark.slow
 def test_names_of_sets_that_are_close(places: dict[str, list[str]], capsys: pytest.CaptureFixture[str]) -> None:
     sets = ["--data.generate", "null", "--data.root", "sets", "--data.sets"]
     message = refuse(["fit", *places["segmentation"], *sets, "[{folder: wals, prompts: [crack]}]"], capsys)

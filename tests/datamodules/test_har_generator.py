@@ -55,6 +55,7 @@ def test_activities_differ_as_in_reality() -> None:
     assert 1.3 < mean[0] < mean[1] - 0.15 < mean[2] - 0.25 < 2.5  # Hz, upstairs is slowest
 
 
+@pytest.mark.slow
 def test_generate_writes_once_and_reads_the_generated_data(tmp_path: Path) -> None:
     data = HARDataModule(root=str(tmp_path), generate=True, mode="signals")
     assert data.class_names == list(ACTIVITIES)

@@ -64,6 +64,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 HOLES = PromptSet("walls", ["hole"], annotations="holes.json")
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("positive_share", [0.0, 0.9])
 def test_batches_equal_those_of_the_files(two: Path, tmp_path: Path, positive_share: float) -> None:
     settings = {"positive_share": positive_share, "canvas": 30}

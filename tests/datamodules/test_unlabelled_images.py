@@ -237,6 +237,7 @@ def test_one_file_in_place_of_a_folder(digits: Path) -> None:
     assert torch.equal(images[0], whole[others.index("1/107.png")])
 
 
+@pytest.mark.slow
 def test_a_missing_folder(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in run.iterdir()}
     assert main(["predict", "--run", str(run), "--data.images", str(tmp_path / "nowhere")]) == 2

@@ -115,7 +115,7 @@ def runs_by_default(command: Command) -> bool:
 
 def accepted_when_slow(command: Command) -> bool:
     """Whether a command is only checked by the slow tests, which also run it: those of the pages of docs/."""
-    return command.place.partition(":")[0].endswith(".md") and not command.place.startswith(("README", "quick_ref"))
+    return command.place.partition(":")[0].endswith(".md") and not command.place.startswith("README")
 
 
 def in_header(command: Command) -> bool:

@@ -37,6 +37,7 @@ def test_a_pipe_and_a_device_are_no_files(tmp_path: Path) -> None:
             content_of(path)
 
 
+@pytest.mark.slow
 def test_references_of_yaml_are_counted() -> None:
     assert parse_yaml("a: &x [1, 2]\nb: *x\nc: {<<: {d: 3}}") == {"a": [1, 2], "b": [1, 2], "c": {"d": 3}}
     levels = [f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 9)}]" for n in range(1, 9)]

@@ -113,6 +113,7 @@ def test_parameter_groups(source: Path) -> None:
     assert [rates[f"layer{n:02d}_weights"] for n in (6, 5, 1)] == [0.5**1, 0.5**2, 0.5**6]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_holds_what_is_trained_and_loads_with_the_rest(source: Path, tmp_path: Path) -> None:
     module = trained(adapted(source))
     run = write_run(tmp_path / "run", module)

@@ -110,6 +110,7 @@ def test_class_weights_count_for_the_teachers_part_too() -> None:
             torch.testing.assert_close(module.training_loss(logits, {**data, **mixed}), total / weights)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("source", ["", "checkpoints/best.ckpt", "weights.safetensors"])
 def test_init_from_a_run_loads_its_averaged_weights(
     finished: Path, source: str, caplog: pytest.LogCaptureFixture
@@ -169,6 +170,7 @@ def test_bad_settings(settings: dict[str, Any], message: str) -> None:
         TernaryClassifier(**SHAPE, **settings)
 
 
+@pytest.mark.slow
 def test_teacher_with_other_classes_raises(finished: Path) -> None:
     module = TernaryClassifier(**{**SHAPE, "num_classes": 7}, teacher=str(finished))
     with pytest.raises(
@@ -192,6 +194,7 @@ def public_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return renamed
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("architecture", ["resnet20", "resnet56"])
 def test_a_file_of_public_weights_teaches(tmp_path: Path, architecture: str) -> None:
     torch.manual_seed(3)

@@ -32,6 +32,7 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_explain_a_picture_of_any_size(model: Classifier, photo: Path) -> None:
     found = model.explain(photo)
     (answer,) = model.classify(photo)

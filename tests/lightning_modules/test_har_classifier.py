@@ -82,6 +82,7 @@ def trainer(epochs: int = 1, *callbacks: Callback, **settings: Any) -> Trainer:
 # ---- modes ----
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     ("mode", "settings"),
     [

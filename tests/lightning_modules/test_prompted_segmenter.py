@@ -57,6 +57,7 @@ def boundary(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return edge
 
 
+@pytest.mark.slow
 def test_test_metrics_equal_metrics_of_the_predicted_masks(trained: Path) -> None:
     """Compare the masks written by predict with the masks on disk, using only numpy."""
     assert main(["predict", "--run", str(trained)]) == 0

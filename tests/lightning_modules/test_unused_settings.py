@@ -111,6 +111,7 @@ CASES: list[tuple[Any, dict[str, Any], dict[str, Any], list[str]]] = [
 ]
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(("cls", "needed", "settings", "names"), CASES, ids=[f"{c[0].__name__} {c[2]}" for c in CASES])
 def test_settings_without_effect(cls: Any, needed: dict[str, Any], settings: dict[str, Any], names: list[str]) -> None:
     module = cls(**needed, **settings)

@@ -260,6 +260,7 @@ def test_noise_floor_of_one_sample_and_of_certainty() -> None:
     assert noise_floor(mixed) == pytest.approx(float(expected), rel=0.01)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("gap", [0.0, 0.03])
 def test_interval_and_p_value_over_fresh_draws(gap: float) -> None:
     random = np.random.default_rng(1)

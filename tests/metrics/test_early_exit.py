@@ -118,6 +118,7 @@ def test_aurc_of_arrays_equals_a_loop(samples: int) -> None:
     assert excess_aurc(count, right) == pytest.approx(plain_aurc(confidence, correct) - best, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_aurc_of_ties_is_the_mean_over_their_orders() -> None:
     random = np.random.default_rng(0)
     confidence = random.integers(1, 5, 30) / 5

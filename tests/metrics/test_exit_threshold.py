@@ -66,6 +66,7 @@ def at_the_border(target: float, kink: float = 0.9) -> Population:
     return Population(chance, right)
 
 
+@pytest.mark.every(7)
 @pytest.mark.parametrize(
     ("population", "samples", "target", "least_answers"),
     [
@@ -88,6 +89,7 @@ def test_the_guarantee_holds(population: Population, samples: int, target: float
     assert answers >= least_answers
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("starts", [None, [0.9], [0.99, 0.9, 0.7]])
 def test_the_guarantee_holds_if_every_threshold_just_misses_the_target(starts: list[float] | None) -> None:
     # every threshold violates the guarantee here, and 5 % violations are allowed
@@ -99,6 +101,7 @@ def test_the_guarantee_holds_if_every_threshold_just_misses_the_target(starts: l
     assert naive > 0.9
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("starts", [None, [0.9], [0.9999, 0.95, 0.9]])
 def test_the_guarantee_holds_if_the_most_confident_are_the_worst(starts: list[float] | None) -> None:
     # mislabelled samples at the top: there, accuracy decreases with confidence

@@ -99,6 +99,7 @@ def test_logits_of_the_file_are_bit_identical_to_the_folded_network(
     assert torch.equal(packed.network(batch), folded(batch))
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("coding", CODINGS)
 def test_reader_written_from_the_documentation_finds_the_same_weights(tmp_path: Path, coding: Any) -> None:
     network = resnet(quantizer="ttq", full_precision=["stem", "stages.2", "classifier"])
@@ -157,6 +158,7 @@ def test_sizes_of_resnet18(tmp_path: Path, full_precision: list[str], trits_rati
     assert whole / sizes["entropy"].total >= entropy_ratio
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize("architecture", ["resnet20", "resnet56"])
 @pytest.mark.parametrize("rule", ["twn", "ttq"])
 def test_entropy_coding_of_small_layers(tmp_path: Path, architecture: Any, rule: Any) -> None:

@@ -146,6 +146,7 @@ def parts() -> tuple[ResNet, Any]:
 
 
 @needs_kernel
+@pytest.mark.every(3)
 @pytest.mark.parametrize("coding", ["trits", "bits2", "entropy"])
 def test_packed_file_gives_the_same_logits_as_the_network(tmp_path: Path, coding: Coding) -> None:
     network = resnet("resnet20", quantizer="ttq")

@@ -60,6 +60,7 @@ def _torchvision_key(key: str) -> str:
     return key
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("size", [8, 32])
 def test_resnet18_equals_torchvision(size: int) -> None:
     network = _with_trained_norms(_build("resnet18", quantizer="none")).eval()
@@ -120,6 +121,7 @@ def test_published_resnet20_weights_fit() -> None:
     torch.testing.assert_close(network(images), _option_a_forward(renamed, images, 3))
 
 
+@pytest.mark.every(5)
 @pytest.mark.parametrize(("architecture", "rule"), [("resnet18", "ttq"), *(("resnet20", rule) for rule in RULES)])
 def test_same_seed_gives_ternary_network_and_twin_the_same_weights(
     architecture: Architecture, rule: QuantizerName
@@ -167,6 +169,7 @@ def test_initial_weights_are_kaiming_normal_over_the_fan_out() -> None:
     assert (weight.abs() > 2 * weight.std()).float().mean().item() == pytest.approx(0.0455, abs=0.002)  # normal
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize("rule", RULES)
 def test_gradients_reach_every_parameter_under_bf16_autocast(rule: QuantizerName) -> None:
     network = _build("resnet20", quantizer=rule, in_channels=1, activation_bits=8, full_precision=())

@@ -274,6 +274,7 @@ def test_the_recipe_has_less_than_two_million_weights() -> None:
     assert 1_980_000 < sum(parameter.numel() for parameter in net.parameters()) < 2_000_000
 
 
+@pytest.mark.slow
 def test_compiled_parts_are_not_compiled_again_for_other_prompts() -> None:
     net, plain = small().eval(), small().eval()
     torch._dynamo.reset()

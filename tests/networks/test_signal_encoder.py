@@ -26,6 +26,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(("settings", "message"), BAD, ids=[message[:30] for _, message in BAD])
 def test_bad_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

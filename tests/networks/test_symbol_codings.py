@@ -112,6 +112,7 @@ GROUPS = [
 ]
 
 
+@pytest.mark.every(5)
 @pytest.mark.parametrize("groups", GROUPS, ids=lambda groups: "+".join(str(group.size) for group in groups[:4]))
 def test_entropy_coding_against_a_decoder_written_from_the_documentation(groups: list[Symbols]) -> None:
     data, counts = entropy.encode(groups), [group.size for group in groups]

@@ -134,6 +134,7 @@ def test_refusals_say_what_works(name: str, settings: dict[str, Any], message: s
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_head_of_the_first_form_keeps_it(tmp_path: Path) -> None:
     first = build_encoder("test_convnext", in_channels=3, image_size=64, pooling="avg")
     assert isinstance(first, TimmFeatures)

@@ -47,6 +47,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize(("name", "settings", "message"), BAD, ids=[message[:40] for _, _, message in BAD])
 def test_bad_settings(name: str, settings: dict[str, Any], message: str) -> None:
     if name.endswith("_enc") and not timm.is_model(name):
@@ -178,6 +179,7 @@ def test_positions_without_a_square_grid_are_not_resampled(shape: tuple[int, ...
     assert resampled_positions(build_timm_network("test_resnet", **SETTINGS), torch.zeros(1, 17, 64)) is None
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "deit_tiny_patch16_224", "eva02_tiny_patch14_224"])
 def test_families_that_accept_other_sizes(name: str) -> None:
     patch = 14 if "14" in name else 16

@@ -167,6 +167,7 @@ def meta_names(tensors: dict[str, Tensor], bias: float) -> dict[str, Tensor]:
     return {**found, "mask_token": torch.ones(1, 48), "rope_embed.periods": torch.rand(4)}
 
 
+@pytest.mark.slow
 def test_names_of_the_original_release_fit_by_timms_own_conversion(capsys: pytest.CaptureFixture[str]) -> None:
     tiny: dict[str, Any] = {"depth": 2, "embed_dim": 48, "num_heads": 3}
     name = "vit_small_patch16_dinov3"

@@ -58,7 +58,7 @@ def table(head: str) -> list[list[str]]:
 
 STEPS = table("| step |")
 LINES = {row[0]: row[1] for row in table("| | the line says |")}
-QUICK = ("--data.images", "tools.export RUN_DIR`", "tools.cascade", "SWEEP", "--cache CACHE")
+QUICK = ("main.py predict --run RUN_DIR --data.images", "tools.export RUN_DIR`", "tools.cascade")
 """Steps of a head that run in the default tests: they were missing once, and take a second or two."""
 CELLS = [
     pytest.param(

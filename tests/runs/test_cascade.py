@@ -92,6 +92,7 @@ def test_a_new_test_command_gives_the_metrics_of_fit(run: Path) -> None:
     assert {"test/acc", "test/auroc", "test/ece", "test/exit_coverage_0.9", "test/balanced_acc"} <= after_fit.keys()
 
 
+@pytest.mark.slow
 def test_the_files_of_a_run_hold_only_the_head(run: Path) -> None:
     checkpoint = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
     assert not [name for name in checkpoint["state_dict"] if "backbone" in name]
@@ -99,6 +100,7 @@ def test_the_files_of_a_run_hold_only_the_head(run: Path) -> None:
     assert all("head" in name for name in load_file(run / "weights.safetensors"))
 
 
+@pytest.mark.slow
 def test_images_are_predicted_by_the_head_that_saw_only_features(
     run: Path, pictures: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,6 +118,7 @@ def test_images_are_predicted_by_the_head_that_saw_only_features(
     assert module.classify(images).sum(1).tolist() == pytest.approx([1, 1])  # type: ignore[operator]
 
 
+@pytest.mark.slow
 def test_other_weights_are_refused_by_name(
     run: Path, pictures: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,6 +131,7 @@ def test_other_weights_are_refused_by_name(
     assert "weights_hash" in capfd.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -151,6 +155,7 @@ def test_a_cache_that_does_not_fit_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_cache_without_a_writer_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     command = ["predict", "--config", "configs/digits_ternary.yaml", "--ckpt", "best", "--cache", str(tmp_path / "c")]
     assert main(command) == 2

@@ -44,6 +44,7 @@ def test_resumed_to_the_bit(trained: Path, command: list[str], tmp_path: Path, k
     assert not differences(outcome(trained), outcome(folder))
 
 
+@pytest.mark.slow
 def test_test_in_a_new_process_gives_the_same_metrics(trained: Path, tmp_path: Path) -> None:
     metrics, log = trained / "test_metrics.json", tmp_path / "log"
     before = json.loads(metrics.read_text())

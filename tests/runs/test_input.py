@@ -54,6 +54,7 @@ def signals_without_labels(root: Path) -> list[str]:
     return [*tiny, "--data.mode", "flatten"]
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [

@@ -54,6 +54,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_results_name_the_data(images: Path) -> None:
     content = metrics_of(images / "run")
     assert content["overrides"] == {}
@@ -83,6 +84,7 @@ def test_classes_are_matched_by_name_and_own_results_stay(images: Path, tmp_path
     assert (images / "run" / "evaluations" / "other" / "plots" / "confusion_test.png").is_file()
 
 
+@pytest.mark.slow
 def test_other_classes_are_refused_by_name(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = colours(tmp_path / "test", {"green": 1, "rose": 0, "blue": 2}, 3).parent
     for command in ("test", "validate"):
@@ -92,6 +94,7 @@ def test_other_classes_are_refused_by_name(images: Path, tmp_path: Path, capsys:
     assert not list((images / "run").glob("evaluations/*test*"))
 
 
+@pytest.mark.slow
 def test_copies_of_training_images_are_reported(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -105,6 +108,7 @@ def test_copies_of_training_images_are_reported(
     assert f"{seen} of the 21 test samples are train or val samples" in "".join(capsys.readouterr())
 
 
+@pytest.mark.slow
 def test_grey_files_for_a_network_of_colours_are_reported(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -129,6 +133,7 @@ def test_a_checkpoint_by_itself_is_compared_with_the_settings(
     assert "with model.dropout 0.7 (the run: 0.2)" in "".join(capsys.readouterr())
 
 
+@pytest.mark.slow
 def test_moved_data_is_the_runs_own(images: Path, tmp_path: Path) -> None:
     shutil.copytree(images / "run", tmp_path / "run", ignore=shutil.ignore_patterns("evaluations"))
     shutil.copytree(images / "data", tmp_path / "elsewhere")
@@ -137,6 +142,7 @@ def test_moved_data_is_the_runs_own(images: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "evaluations").exists()
 
 
+@pytest.mark.slow
 def test_overrides_are_recorded(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = shutil.copytree(images / "run", tmp_path / "run")
     assert main(["test", "--run", str(run), "--data.eval_share", "0.5", "--data.eval_batch_size", "3"]) == 0
@@ -265,6 +271,7 @@ def test_other_recordings(
         assert metrics_of(signals / "run" / "evaluations" / tmp_path.name)["metrics"]["test/acc"] == accuracy
 
 
+@pytest.mark.slow
 def test_predict_takes_data_with_other_classes(signals: Path, tmp_path: Path) -> None:
     file = windows(tmp_path / "other.npz", class_names=np.array(["rest", "swim"]), first=100)
     predict = ["predict", "--run", str(signals / "run"), "--data.file", str(file), "--name", tmp_path.name]
@@ -273,6 +280,7 @@ def test_predict_takes_data_with_other_classes(signals: Path, tmp_path: Path) ->
     assert {line.split(",")[1] for line in lines[1:]} == {"rest", "run"}
 
 
+@pytest.mark.slow
 def test_units_are_compared_where_known(tmp_path: Path, signals: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = shutil.copytree(signals / "run", tmp_path / "run")
     for path in (run / "checkpoints").glob("*.ckpt"):
@@ -299,6 +307,7 @@ def test_a_checkpoint_without_a_record_is_matched_by_its_hyperparameters(
     assert main(["fit", "--resume", str(run), "--trainer.max_epochs", "7"]) == 0
 
 
+@pytest.mark.slow
 def test_predictions_on_images_need_no_training_data(images: Path, tmp_path: Path) -> None:
     shutil.copytree(images / "run", tmp_path / "run")
     new = colours(tmp_path / "new", {"unsorted": 0}, 2, first=90)

@@ -64,6 +64,7 @@ def test_a_whole_other_set_is_tested_and_each_set_has_its_results(run: Path) -> 
     assert [path.parent.name for path in run.glob("evaluations/*/validate_*.json")] == ["stairs-2"]
 
 
+@pytest.mark.slow
 def test_a_stage_without_images_says_which_are_there(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = sets(folder="stairs", prompts=["crack"], split="test")
     assert main(["validate", "--run", str(run), *one]) == 2
@@ -114,6 +115,7 @@ def test_masks_that_make_the_metrics_perfect_are_said(run: Path, capsys: pytest.
         assert "no positive pixel" in "".join(capsys.readouterr())
 
 
+@pytest.mark.slow
 def test_a_single_picture_that_is_none(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "notes.jpg").write_text("no picture")
     before = sorted(run.rglob("*"))
@@ -124,6 +126,7 @@ def test_a_single_picture_that_is_none(run: Path, tmp_path: Path, capsys: pytest
     assert sorted(run.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_an_image_of_two_sets_is_predicted_once(run: Path) -> None:
     """Two objects in the index masks of one folder: each of its images is asked for each prompt once."""
     objects = [

@@ -145,6 +145,7 @@ def test_other_settings_resume_as_exactly(place: Path, tmp_path: Path, settings:
     assert not found
 
 
+@pytest.mark.slow
 def test_the_run_prints_its_stages(unbroken: Path) -> None:
     rows = [row for row in read_metrics(unbroken / "metrics.csv") if "train/loss" in row]
     columns = [(row["stage/number"], row["stage/size"], row["stage/batch_size"]) for row in rows]
@@ -254,6 +255,7 @@ def too_large(place: Path) -> Path:
     return config(place, [*STAGES[:2], {**STAGES[2], "batch_size": 100}])
 
 
+@pytest.mark.slow
 def test_a_stage_that_does_not_fit_ends_the_run_before_it_begins(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -273,6 +275,7 @@ def test_a_stage_that_does_not_fit_ends_the_run_before_it_begins(
     assert not (tmp_path / "run").exists(), "nothing stays behind"
 
 
+@pytest.mark.slow
 def test_out_of_memory_within_a_stage_names_it(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -331,6 +334,7 @@ def test_a_memory_limit_is_met_before_stage_one_begins(
 # ---- the command line ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stages", "message"),
     [

@@ -94,6 +94,7 @@ def test_a_killed_run_of_clipseg_is_resumed_to_the_bit(tmp_path: Path) -> None:
     assert not differences(outcome(unbroken), outcome(broken))
 
 
+@pytest.mark.slow
 def test_plateau_and_thresholds_are_at_work(unbroken: Path) -> None:
     rows = read_metrics(unbroken / "metrics.csv")
     rates = [row["lr/weights"] for row in rows if "lr/weights" in row]

@@ -191,6 +191,7 @@ def test_what_helps_is_asked_again_and_what_does_not_is_said(monkeypatch: pytest
         version_of("nope://bucket/a.tar", 0)
 
 
+@pytest.mark.slow
 def test_a_bucket_is_read_by_workers(bucket: Bucket, tmp_path: Path) -> None:
     url = bucket.put(write_set(tmp_path / "local", [5] * 10), "workers")
     data = data_of(f"{url}/shard-{{000..009}}.tar", tmp_path / "cache", workers=2, shuffle_shards=3)

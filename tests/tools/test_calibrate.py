@@ -77,6 +77,7 @@ def test_wrong_flags_end_in_one_line(words: list[str], message: str, capsys: pyt
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_too_few_samples_for_the_sets_leave_the_checkpoint(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (run / "checkpoints" / "best.ckpt").read_bytes()
     assert main([str(run), "--sets", "aps", "--coverage", "0.9999"]) == 2

@@ -68,6 +68,7 @@ def test_extreme_thresholds_give_the_predictions_of_one_stage(stages: list[Stage
     assert always.exited.all()
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize("batch_size", [1, 7, 16, 100])
 @pytest.mark.parametrize("temperature", [1.0, 0.25])
 def test_stage_1_answers_exactly_the_samples_above_the_threshold(
@@ -268,6 +269,7 @@ def test_command_writes_consistent_files(two: list[str], tmp_path: Path, capsys:
     assert f"{100 * cascade['accuracy']:.2f}" in capsys.readouterr().out
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(("threshold", "same_as"), [("never", "stage 2"), ("0", "stage 1")])
 def test_a_given_threshold(two: list[str], tmp_path: Path, threshold: str, same_as: str) -> None:
     flags = ["--limit", "40", "--repeats", "1", "--output", str(tmp_path / "out"), "--threshold", threshold]
@@ -308,6 +310,7 @@ def test_a_stored_never_is_said(finished: Path, tmp_path: Path, capsys: pytest.C
     assert (report["threshold"], report["coverage"], len(report["notes"])) == ("never", 0, 1)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -179,6 +179,7 @@ def test_terminal_table(runs: list[Path], capsys: pytest.CaptureFixture[str]) ->
     assert output.endswith(f"skipped, as it is no run: {runs[0] / 'config.yaml'}\n")
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     ("damage", "status"),
     [

@@ -34,6 +34,7 @@ def test_one_run_for_each_fold() -> None:
     ]
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -51,6 +52,7 @@ def test_refusals(words: list[str], message: str, tmp_path: Path, capsys: pytest
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_masks_have_no_folds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = str(ROOT / "tests" / "conf" / "segmentation_tiny.yaml")
     assert (

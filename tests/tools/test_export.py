@@ -113,6 +113,7 @@ def unchanged(run: Path) -> None:
     pass
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize(
     ("prepare", "arguments", "message"),
     [
@@ -188,6 +189,7 @@ def damaged(path: Path, network: ResNet, **settings: Any) -> Any:
     return sizes
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize(
     ("write", "tolerance", "message"),
     [
@@ -221,6 +223,7 @@ def test_a_file_that_fails_verification_is_not_kept(
     assert (run / "packed_trits.lvr").read_bytes() == b"an older one"
 
 
+@pytest.mark.slow
 def test_another_memory_format_of_the_weights_is_detected(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -265,6 +268,7 @@ def test_packed_file_and_onnx(run: Path, onnx: list[tuple[Any, Path]], capsys: p
     assert not (run / "packed_trits.lvr").exists()
 
 
+@pytest.mark.slow
 def test_a_full_precision_twin_is_written_only_as_onnx(
     run: Path, onnx: list[tuple[Any, Path]], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -336,6 +336,7 @@ HEAD = "class_path: datamodules.DigitsDataModule"
 
 
 @needs_onnx
+@pytest.mark.every(4)
 @pytest.mark.parametrize(
     ("prepare", "flags", "message"),
     [

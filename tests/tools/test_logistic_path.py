@@ -49,6 +49,7 @@ def test_objective_and_classes_equal_scikit_learn(classes: int) -> None:
         assert np.mean(predicted == theirs.predict(held.double().numpy())) > 0.995
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("classes", [2, 5])
 def test_class_weights_equal_scikit_learn(classes: int) -> None:
     """Classes of very different frequencies, the rarest with one sample in twenty of the most frequent."""

@@ -84,6 +84,7 @@ def test_thresholds_of_synonyms_and_unknown_prompts(run: Path) -> None:
     assert torch.equal(module.masks(image, [first, "something else"]), wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("images", "prompts", "message"),
     [
@@ -99,6 +100,7 @@ def test_wrong_input_of_masks(run: Path, images: torch.Tensor, prompts: Any, mes
         segmenter(run).masks(images, prompts)
 
 
+@pytest.mark.slow
 def test_flags_of_other_runs_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for flags, message in (
         ([], "is a run of PromptedSegmenter, and only a TernaryClassifier has symbols to pack; its weights are in"),
@@ -164,6 +166,7 @@ def test_file_of_clipseg(decoder: str, tmp_path: Path) -> None:
     assert paths[1].stat().st_size < 0.7 * paths[0].stat().st_size
 
 
+@pytest.mark.slow
 def test_constant_padding_is_that_of_tensorflow() -> None:
     """A network of TensorFlow's padding (strides 1 and 2, kernels of 3 and 5) gives the same features to the bit."""
     from networks.segmenters.light import LightSegmenter

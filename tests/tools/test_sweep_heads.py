@@ -122,6 +122,7 @@ def test_metrics_equal_those_of_the_run(cache: Path, tmp_path: Path) -> None:
         assert value == pytest.approx(metrics[f"val/{name}"], abs=1e-6), name
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

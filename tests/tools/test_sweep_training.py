@@ -107,6 +107,7 @@ def together(heads: list[Head], recipe: Recipe, monitor: str = "loss") -> list[O
     return [outcome for _, outcome in sorted(train(made, batches, validation, recipe, monitor), key=lambda o: o[0])]
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", RECIPES)
 def test_each_head_equals_the_head_trained_by_itself(name: str) -> None:
     outcomes = together(GRID, RECIPES[name])

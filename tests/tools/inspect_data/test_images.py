@@ -203,6 +203,7 @@ def test_folder_without_splits_and_with_workers(photos: Path, folder_config: lis
     assert found["damaged"] == ["photos/train/cat/no_image.jpg"]
 
 
+@pytest.mark.slow
 def test_missing_test_split(photos: Path, folder_config: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(photos / "test")
     assert main([*folder_config, "--data.root", "photos", "--output", "here"]) == 0
@@ -213,6 +214,7 @@ def test_missing_test_split(photos: Path, folder_config: list[str], capsys: pyte
 # ---- pictures ----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.every(3)
 @pytest.mark.draws
 @pytest.mark.parametrize("classes", [2, 40, 41])
 def test_overview(classes: int) -> None:
@@ -286,6 +288,7 @@ def test_table_of_counts() -> None:
 # ---- error messages ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -324,6 +327,7 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--output DIR" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_several_labels_an_image_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(12):
         Image.fromarray(np.full((8, 8, 3), 20 * number, dtype=np.uint8)).save(tmp_path / f"{number}.png")

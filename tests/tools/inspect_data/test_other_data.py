@@ -161,6 +161,7 @@ def test_masks(capsys: pytest.CaptureFixture[str]) -> None:
     assert "mask       joint: train 11.11% of the pixels, in " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_masks_of_several_classes_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(12):
         write_pair(Path("sets") / "walls", f"w{number:02}", shift=number)
