@@ -346,8 +346,8 @@ def test_a_temperature_at_the_end_of_its_range_is_said_at_the_end_of_a_fit(
         calibration.on_fit_end(cast(Trainer, SimpleNamespace(callbacks=[folder], is_global_zero=True)), module())
     line = (
         "temperature 0.050, fitted to 15 validation samples, is at the end of its range (0.05 to 20): 1 is stored in its place, "
-        f"the probabilities stay those of the network; python -m tools.calibrate {tmp_path / 'run'} on more validation samples gives "
-        "another"
+        "the probabilities stay those of the network; "
+        f"python -m tools.calibrate {tmp_path / 'run'} on more validation samples gives another"
     )
     assert [text for text in caplog.messages if text.startswith("temperature")] == [line]
     assert (tmp_path / "run" / "train.log").read_text().endswith(f" {line}\n")
