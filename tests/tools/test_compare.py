@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from tools.compare.__main__ import main
 from tools.compare.picture import draw
 from tools.compare.runs import Run, best_of, differing, flat, grouped, read_run
-from tools.compare.table import columns_of
+from tools.compare.table import _parts, columns_of
 
 CLASSIFIER = {
     "model": {"class_path": "lightning_modules.TernaryClassifier", "init_args": {"lr": 0.1, "layers": ["stem"]}},
@@ -174,7 +174,7 @@ def test_terminal_table(runs: list[Path], capsys: pytest.CaptureFixture[str]) ->
     output = capsys.readouterr().out
     assert "0.9 (2) *" in output
     assert "3 runs; best value (epoch)" in output
-    header = [cell.strip() for line in output.splitlines()[1:4] for cell in line.strip("┃").split("┃")]
+    header = [cell.strip() for line in output.splitlines() if "┃" in line for cell in line.strip("┃").split("┃")]
     assert {"val/", "acc", "device_hours"} <= {*header}, "names as in files and flags, in lines of their parts"
     assert output.endswith(f"skipped, as it is no run: {runs[0] / 'config.yaml'}\n")
 
@@ -258,6 +258,40 @@ def test_the_best_epoch_is_that_of_best_json_and_ties_go_to_the_lower_loss(tmp_p
     # the table of a run that goes on is ahead of best.json
     (folder / "checkpoints" / "best.json").write_text(json.dumps({"metric": "val/acc", "value": 0.5, "epoch": 1}))
     assert read_run(folder).best["val/acc"] == {"value": 0.9, "epoch": 3}
+
+
+def test_a_table_wider_than_a_log_is_divided(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _parts([4, 10, 10, 30, 5], 36) == [[1, 2], [3], [4]]  # 4 + 10 + 10 and 3 for each column less 1 are 32
+    assert _parts([4, 10, 10], 31) == [[1], [2]]
+    rows = epochs("val/acc", 0.5, 0.9)
+    rows[-1] |= {f"val/a_metric_with_a_long_name_{n}": 0.1 * n for n in range(4)}
+    files = {name: {"file": f"a_folder/{name}_{'x' * 40}"} for name in "ab"}
+    data = {name: {"class_path": "datamodules.Digits", "init_args": files[name]} for name in files}
+    runs = [
+        write_run(tmp_path / name, {**CLASSIFIER, "data": data[name]}, rows, test={"test/acc": 0.5}) for name in "ab"
+    ]
+    assert main([*map(str, runs)]) == 0
+    tables = [line for line in capsys.readouterr().out.splitlines() if line[:1] in "┏┃│└"]
+    assert 100 < max(map(len, tables)) <= 132
+    assert sum(line.startswith("│a ") for line in tables) == 2, "each part has the name of the run"
+    assert sum("memory_gb" in line for line in tables) == 1
+
+
+def test_the_dot_is_at_the_epoch_of_the_checkpoint(tmp_path: Path) -> None:
+    rows = [
+        {"epoch": n, "step": n, "val/acc": acc, "val/loss": 1 / n} for n, acc in enumerate((0.9, 0.5, 0.7), start=1)
+    ]
+    folder = write_run(tmp_path / "run", CLASSIFIER, rows)
+
+    def dot(metric: str | None = None) -> list[list[float]]:
+        points: list[list[float]] = draw([[read_run(folder, metric)]]).axes[0].get_lines()[1].get_xydata().tolist()  # type: ignore[union-attr]
+        return points
+
+    assert dot() == [[1, 0.9]], "no checkpoint: the best epoch"
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "best.json").write_text(json.dumps({"metric": "val/mcc", "value": 0.8, "epoch": 2}))
+    assert dot() == [[2, 0.5]]
+    assert dot("val/loss") == [[2, 0.5]]
 
 
 def test_no_word_is_broken_off_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
