@@ -158,9 +158,10 @@ class Calibration(EvaluationPicture[Evaluation]):
             sets = set_metrics(rule.sets((samples.logits.double() / temperature).cpu().numpy()), samples.label.cpu())
             metrics |= {"set_coverage": sets.coverage, "set_size": sets.size, "set_empty": sets.empty}
         _log(pl_module, {f"{stage}/{name}": value for name, value in metrics.items()})
-        if threshold is not None and trainer.is_global_zero and (edge := at_the_edge(metrics["exit_coverage_stored"])):
-            which = "no exit threshold" if math.isinf(threshold) else f"exit threshold {threshold:g}"
-            log.info(f"the checkpoint has {which}: {edge}")
+        # without a threshold no exit is in play; the end of the fit said so
+        chosen = threshold is not None and not math.isinf(threshold)
+        if chosen and trainer.is_global_zero and (edge := at_the_edge(metrics["exit_coverage_stored"])):
+            log.info(f"the checkpoint has exit threshold {threshold:g}: {edge}")
 
     def _gathered(self, trainer: Trainer, pl_module: LightningModule) -> Samples:
         """Gather logits and labels of all processes, sorted by index; independent of number of processes and batch size."""

@@ -333,26 +333,6 @@ def test_only_classifiers(tmp_path: Path) -> None:
         trainer(tmp_path / "run").fit(module(Other), digits())
 
 
-def test_a_temperature_at_the_end_of_its_range_is_said_at_the_end_of_a_fit(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    label = torch.arange(30) % 3
-    calibration = Calibration(TARGET)
-    split = Samples(2.0 * torch.nn.functional.one_hot(label, 3), label, torch.arange(30))  # all right
-    calibration.record, _ = calibrate(split, calibration.rules, 0.05, 0)
-    folder = RunFolder(tmp_path / "run", "model: {}\n")
-    (tmp_path / "run").mkdir()
-    with caplog.at_level(logging.INFO, "callbacks.calibration"):
-        calibration.on_fit_end(cast(Trainer, SimpleNamespace(callbacks=[folder], is_global_zero=True)), module())
-    line = (
-        "temperature 0.050, fitted to 15 validation samples, is at the end of its range (0.05 to 20): 1 is stored in its place, "
-        "the probabilities stay those of the network; "
-        f"python -m tools.calibrate {tmp_path / 'run'} on more validation samples gives another"
-    )
-    assert [text for text in caplog.messages if text.startswith("temperature")] == [line]
-    assert (tmp_path / "run" / "train.log").read_text().endswith(f" {line}\n")
-
-
 # ---- the command line --------------------------------------------------------------------------------------------------------
 
 OVERLAY = {"class_path": "Calibration", "init_args": {"target_exit_accuracy": 0.3}}
