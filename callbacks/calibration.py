@@ -31,6 +31,7 @@ from callbacks.calibration_record import (
     evaluated,
     in_words,
     next_level,
+    refused,
 )
 from callbacks.checkpoints import Checkpoints
 from callbacks.find_callbacks import find_callbacks
@@ -68,6 +69,7 @@ class Calibration(EvaluationPicture[Evaluation]):
             threshold.
         confidence: Probability that the guarantee holds for every epoch of the run at once, between 0 and 1 (both excluded).
         temperature: Fit a temperature. If a threshold is chosen too, the temperature is fitted on the samples not held out for it.
+            1 is stored in place of a temperature at the end of its range.
         holdout: Share of the validation samples held out to choose the threshold on, between 0 and 1 (both excluded); the
             temperature is fitted on the others. Without a temperature, all samples are used for the threshold.
         cross_fit: Hold nothing out: each fifth of the samples is divided by the temperature of the others, and the threshold is
@@ -156,9 +158,10 @@ class Calibration(EvaluationPicture[Evaluation]):
             sets = set_metrics(rule.sets((samples.logits.double() / temperature).cpu().numpy()), samples.label.cpu())
             metrics |= {"set_coverage": sets.coverage, "set_size": sets.size, "set_empty": sets.empty}
         _log(pl_module, {f"{stage}/{name}": value for name, value in metrics.items()})
-        if threshold is not None and trainer.is_global_zero and (edge := at_the_edge(metrics["exit_coverage_stored"])):
-            which = "no exit threshold" if math.isinf(threshold) else f"exit threshold {threshold:g}"
-            log.info(f"the checkpoint has {which}: {edge}")
+        # without a threshold no exit is in play; the end of the fit said so
+        chosen = threshold is not None and not math.isinf(threshold)
+        if chosen and trainer.is_global_zero and (edge := at_the_edge(metrics["exit_coverage_stored"])):
+            log.info(f"the checkpoint has exit threshold {threshold:g}: {edge}")
 
     def _gathered(self, trainer: Trainer, pl_module: LightningModule) -> Samples:
         """Gather logits and labels of all processes, sorted by index; independent of number of processes and batch size."""
@@ -206,12 +209,10 @@ class Calibration(EvaluationPicture[Evaluation]):
             if folder is not None:
                 log_line(folder, line)
         if reason := doubt(record):
-            safe = (
-                ""
-                if folder is None
-                else f"; {TOOL}calibrate {shlex.quote(str(folder))} stores 1 in its place if it does harm"
-            )
-            log.warning(f"{reason}{safe}")
+            line = f"{reason}{_remedy(record, folder)}"
+            log.warning(line)
+            if folder is not None:
+                log_line(folder, line)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Store the record of the latest validation."""
@@ -253,6 +254,16 @@ def evaluation_metrics(found: Evaluation) -> dict[str, float]:
         if exits.exits:
             metrics["exit_acc_stored"] = exits.accuracy
     return metrics
+
+
+def _remedy(record: Record, folder: Path | None) -> str:
+    """What mends a doubtful temperature of a run: more samples if it is not stored, else taking it out; empty without a folder."""
+    if folder is None:
+        return ""
+    command = f"{TOOL}calibrate {shlex.quote(str(folder))}"
+    if refused(record):
+        return f"; {command} on more validation samples gives another"
+    return f"; {command} stores 1 in its place if it does harm"
 
 
 def _log(pl_module: LightningModule, metrics: dict[str, float]) -> None:

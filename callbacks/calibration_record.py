@@ -30,6 +30,7 @@ from transforms import SampleRandom
 Never = Literal["never"]
 FOLDS = 5  # parts of a cross-fit
 WORSE = 1.05  # ratio of the held-out NLL with and without temperature from which the temperature is doubted
+NOT_STORED = "1 is stored in its place, the probabilities stay those of the network"
 
 
 class Samples(NamedTuple):
@@ -50,6 +51,7 @@ class Record(TypedDict):
     Attributes:
         temperature: Divisor of the logits.
         fitted: Number of samples that the temperature was fitted on; 0 without a temperature.
+        refused: The temperature fitted to them if it is at an end of its range, so that 1 is stored in its place; else None.
         fitted_nll_before: Their NLL in nats with raw logits.
         fitted_nll_after: Their NLL in nats with divided logits, never higher.
         fitted_ece_after: Their ECE with divided logits, too low since the temperature was fitted to them.
@@ -71,6 +73,7 @@ class Record(TypedDict):
 
     temperature: float
     fitted: int
+    refused: float | None
     fitted_nll_before: float
     fitted_nll_after: float
     fitted_ece_after: float
@@ -96,6 +99,7 @@ class Rules(NamedTuple):
     Attributes:
         sets: Kind of the prediction sets; None for none.
         set_coverage: Their coverage, between 0 and 1 (both excluded).
+        ends: Also keep a temperature at an end of its range.
     """
 
     target: float | None = 0.99
@@ -105,6 +109,7 @@ class Rules(NamedTuple):
     cross_fit: bool = False
     sets: SetKind | None = None
     set_coverage: float = 0.9
+    ends: bool = False
 
 
 def held_out(place: Tensor, share: float, seed: int) -> Tensor:
@@ -142,10 +147,22 @@ def next_level(allowed: float, spent: float, left: int) -> float:
     return max(allowed - spent, 0.0) / (max(left, 1) + 1)
 
 
-def fitted_temperature(samples: Samples) -> float:
-    """Fit a temperature; 1 if there are no samples or logits are not finite."""
-    usable = len(samples.label) > 0 and bool(samples.logits.isfinite().all())
-    return fit_temperature(samples.logits, samples.label) if usable else 1.0
+class Fit(NamedTuple):
+    """A temperature, and the one at an end of its range in whose place it is 1; see ``refused`` of a record."""
+
+    temperature: float
+    refused: float | None = None
+
+    @classmethod
+    def of(cls, samples: Samples, rules: Rules) -> Fit:
+        """Fit a temperature; 1 if none is wanted, there are no samples, logits are not finite, or the fit ends at the range's end.
+
+        The decision uses nothing but the samples fitted to: what is chosen on others keeps its guarantee.
+        """
+        if not rules.temperature or not len(samples.label) or not bool(samples.logits.isfinite().all()):
+            return cls(1.0)
+        found = fit_temperature(samples.logits, samples.label)
+        return cls(1.0, found) if found in (LOWEST, HIGHEST) and not rules.ends else cls(found)
 
 
 def evaluated(
@@ -174,6 +191,7 @@ class Parts(NamedTuple):
     Attributes:
         fitted: Samples that the kept temperature is fitted to.
         temperature: The kept temperature.
+        refused: As in a record.
         chosen_on: Samples that threshold and sets are chosen on.
         divisor: Temperature of each of these, (n,) float64.
         folds: Number of parts of a cross-fit; 0 if samples were held out.
@@ -181,6 +199,7 @@ class Parts(NamedTuple):
 
     fitted: Samples
     temperature: float
+    refused: float | None
     chosen_on: Samples
     divisor: Tensor
     folds: int
@@ -196,16 +215,15 @@ class Parts(NamedTuple):
                 torch.ones(len(samples.label), dtype=torch.float64),
             )
             for part in range(FOLDS if rules.temperature else 0):
-                divisor[(parts == part).cpu()] = fitted_temperature(samples.where(parts != part))
-            kept = fitted_temperature(samples) if rules.temperature else 1.0
-            return cls(samples, kept, samples, divisor.to(device), FOLDS)
+                divisor[(parts == part).cpu()] = Fit.of(samples.where(parts != part), rules).temperature
+            return cls(samples, *Fit.of(samples, rules), samples, divisor.to(device), FOLDS)
         everything = torch.ones(len(samples.label), dtype=torch.bool)
         held = held_out(samples.place, rules.holdout, seed) if fits and chooses else everything
         fitted = samples.where((~held if fits and chooses else everything).to(device))
         chosen_on = samples.where(held.to(device))
-        kept = fitted_temperature(fitted) if rules.temperature else 1.0
-        divisor = torch.full((len(chosen_on.label),), kept, dtype=torch.float64, device=device)
-        return cls(fitted, kept, chosen_on, divisor, 0)
+        fit = Fit.of(fitted, rules)
+        divisor = torch.full((len(chosen_on.label),), fit.temperature, dtype=torch.float64, device=device)
+        return cls(fitted, *fit, chosen_on, divisor, 0)
 
     def calibrated(self) -> Tensor:
         """Logits of the samples chosen on, divided by their temperatures; as evaluations divide them if there is one."""
@@ -256,6 +274,7 @@ def calibrate(samples: Samples, rules: Rules, level: float, seed: int) -> tuple[
     record = Record(
         temperature=temperature,
         fitted=len(fitted.label) if rules.temperature else 0,
+        refused=parts.refused,
         fitted_nll_before=nlls[0],
         fitted_nll_after=nlls[1],
         fitted_ece_after=in_sample,
@@ -282,10 +301,18 @@ def doubt(record: Record) -> str | None:
     if not record["fitted"]:
         return None
     advice = "the probabilities are not calibrated; use more validation samples"
+    at_the_end = f"{_fit_of(record)}, is at the end of its range ({LOWEST:g} to {HIGHEST:g})"
+    if refused(record):
+        return f"{at_the_end}: {NOT_STORED}"
     if record["temperature"] in (LOWEST, HIGHEST):
-        return f"{_fit_of(record)}, is at the end of its range ({LOWEST:g} to {HIGHEST:g}): {advice}"
+        return f"{at_the_end}: {advice}"
     reason = no_gain(record)
     return f"{reason}: {advice}" if reason and record["nll_after"] > WORSE * record["nll_before"] else None
+
+
+def refused(record: Record) -> float | None:
+    """The temperature at an end of its range that is not stored; None if there is none, or in an earlier version's checkpoint."""
+    return record.get("refused")
 
 
 def no_gain(record: Record) -> str | None:
@@ -298,14 +325,19 @@ def no_gain(record: Record) -> str | None:
 
 
 def _fit_of(record: Record) -> str:
-    return f"temperature {record['temperature']:.3f}, fitted to {record['fitted']:,} validation samples"
+    return (
+        f"temperature {refused(record) or record['temperature']:.3f}, fitted to {record['fitted']:,} validation samples"
+    )
 
 
 def in_words(record: Record) -> list[str]:
-    """Log lines: the temperature and its effect on NLL and ECE, the threshold and its guarantee, the prediction sets."""
+    """Log lines: the temperature and its effect on NLL and ECE, the threshold and its guarantee, the prediction sets.
+
+    A refused temperature has no line here but that of `doubt`.
+    """
     folds, sets = record.get("folds", 0), record.get("sets")  # a checkpoint of an earlier version has neither
     lines, samples = [], f"{record['samples']:,} samples {'cross-fitted' if folds else 'held out'}"
-    if record["fitted"]:
+    if record["fitted"] and not refused(record):
         ece, floor = (_percent(record[name], 2) for name in ("ece_after", "ece_floor"))
         change = (
             f"NLL {record['nll_before']:.4f} -> {record['nll_after']:.4f}, "

@@ -42,7 +42,7 @@ def group_accuracies(groups: Tensor, hits: Tensor) -> dict[int, GroupAccuracy]:
 
 
 class GroupSums(Metric):
-    """Accuracy of each group in an epoch. Group numbers can be any integers; they need not be known beforehand."""
+    """Accuracy of each group in an epoch. Group numbers from 0 need not be known beforehand; a negative one is of no group."""
 
     full_state_update = False
     groups: list[Tensor]
@@ -59,5 +59,6 @@ class GroupSums(Metric):
         self.hits.append(logits.argmax(dim=1) == label)
 
     def compute(self) -> dict[int, GroupAccuracy]:
-        """Samples, hits and accuracy of each group."""
-        return group_accuracies(dim_zero_cat(self.groups), dim_zero_cat(self.hits))
+        """Samples, hits and accuracy of each group; of samples without a group nothing, so that there may be none."""
+        groups, hits = dim_zero_cat(self.groups), dim_zero_cat(self.hits)
+        return group_accuracies(groups[groups >= 0], hits[groups >= 0])

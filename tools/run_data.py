@@ -25,6 +25,25 @@ def configured_data(config: Path, root: str | None = None, image_size: Size | No
         ValueError: The file names no datamodule, the datamodule serves masks, its settings are invalid, or ``root`` is given to a
             datamodule that reads no folder.
     """
+    cls, settings = named_class(config)
+    if issubclass(cls, PromptedSegmentationDataModule):
+        raise ValueError(f"{config}: data.class_path: {cls.__name__} has masks; the data of a classifier is needed")
+    known = inspect.signature(cls).parameters
+    if root is not None:
+        if "root" not in known:
+            raise ValueError(f"--data.root: {cls.__name__} reads no folder")
+        settings["root"] = root
+    if image_size is not None and "image_size" in known:
+        settings["image_size"] = plain_size(image_size)
+    return _create(cls, settings, config)
+
+
+def named_class(config: Path) -> tuple[type[DataModule], dict[str, Any]]:
+    """The class of the datamodule that a configuration names, and its settings.
+
+    Raises:
+        ValueError: The file names no datamodule.
+    """
     try:
         content = yaml.safe_load(config.read_text(encoding="utf-8"))["data"]
         package, _, name = str(content["class_path"]).rpartition(".")
@@ -35,16 +54,7 @@ def configured_data(config: Path, root: str | None = None, image_size: Size | No
         raise ValueError(
             f"{config}: data.class_path: {package}.{name} is no DataModule; name a class of the package datamodules"
         )
-    if issubclass(cls, PromptedSegmentationDataModule):
-        raise ValueError(f"{config}: data.class_path: {name} has masks; the data of a classifier is needed")
-    known = inspect.signature(cls).parameters
-    if root is not None:
-        if "root" not in known:
-            raise ValueError(f"--data.root: {name} reads no folder")
-        settings["root"] = root
-    if image_size is not None and "image_size" in known:
-        settings["image_size"] = plain_size(image_size)
-    return _create(cls, settings, config)
+    return cls, settings
 
 
 def _create(cls: type[DataModule], settings: dict[str, Any], config: Path) -> DataModule:

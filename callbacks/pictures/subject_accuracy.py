@@ -5,6 +5,7 @@ plots/subjects_val.png   per_subject_val.csv      which evaluation: see callback
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from callbacks.pictures.evaluation import EvaluationPicture, class_names_of, label_text, write_table
 from metrics import GroupAccuracy, GroupSums
+
+log = logging.getLogger(__name__)
 
 
 class SubjectTable(NamedTuple):
@@ -67,7 +70,8 @@ def draw_subjects(found: SubjectTable, title: str) -> Figure:
 class SubjectAccuracy(EvaluationPicture[SubjectTable]):
     """Draws ``plots/subjects_val.png`` of the best epoch and ``subjects_test.png``, and writes the accuracies as CSV.
 
-    Batches must contain `subject` (B,), the person of each sample.
+    Batches must contain `subject` (B,), the person of each sample; a negative one is not known. Without any person, nothing is
+    drawn and written, and a line says so.
 
     Args:
         every_s: Seconds between two drawings during training; the end of training is always drawn.
@@ -109,14 +113,19 @@ class SubjectAccuracy(EvaluationPicture[SubjectTable]):
         return SubjectTable(subjects, cells, class_names_of(trainer, pl_module, self._classes), people)
 
     def write(self, folder: Path, stage: str, found: SubjectTable) -> None:
-        """Write a row for each person; the cell of a class without windows is empty."""
+        """Write a row for each person; the cell of a class without windows is empty. Without people, remove an older table."""
+        path = folder / f"per_subject_{stage}.csv"
+        if not found.subjects:
+            log.info(f"people     are not known in the {stage} data: no accuracy of each person")
+            path.unlink(missing_ok=True)
+            return
         rows = []
         for subject, one in found.subjects.items():
             cells = [found.cells.get((subject, k)) for k in range(len(found.names))]
             shares = ["" if cell is None else f"{cell.accuracy:.6f}" for cell in cells]
             rows.append((found.people[subject], one.n, f"{one.accuracy:.6f}", *shares))
-        write_table(folder / f"per_subject_{stage}.csv", ("subject", "n", "accuracy", *found.names), rows)
+        write_table(path, ("subject", "n", "accuracy", *found.names), rows)
 
-    def draw(self, found: SubjectTable, title: str) -> Figure:
-        """Draw the heat map."""
-        return draw_subjects(found, title)
+    def draw(self, found: SubjectTable, title: str) -> Figure | None:
+        """Draw the heat map; None without people."""
+        return draw_subjects(found, title) if found.subjects else None

@@ -127,7 +127,9 @@ class SignalFileDataModule(SignalDataModule):
         return people
 
     def subject_name(self, number: int) -> str:
-        """Name of a person in the files, or the number if people have only numbers."""
+        """Name of a person in the files, or the number if people have only numbers; `unknown person` of windows without one."""
+        if number == NOBODY:
+            return "unknown person"
         return next((name for name, own in self._people.items() if own == number), str(number))
 
     # ---- splits ----

@@ -1,6 +1,7 @@
 """callbacks/calibration_record.py: the record compared with numpy and scipy, held-out samples, levels, and the guarantee."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -178,11 +179,44 @@ def test_level_zero_chooses_no_threshold() -> None:
     )
 
 
+@pytest.mark.parametrize("cross_fit", [False, True])
+@pytest.mark.parametrize(("sign", "end"), [(1, 0.05), (-1, 20.0)])
+def test_a_temperature_at_the_end_of_its_range_is_not_stored(sign: int, end: float, cross_fit: bool) -> None:
+    # all right: any smaller temperature is better for them; all wrong: any larger one
+    label = torch.arange(40) % 2
+    split = Samples(sign * (2.0 * torch.nn.functional.one_hot(label, 2) - 1), label, torch.arange(40))
+    rules = Rules(0.5, cross_fit=cross_fit)
+    record, found = calibrate(split, rules, 0.05, 0)
+    assert (record["temperature"], record["refused"], found.temperature) == (1.0, end, 1.0)
+    assert record["nll_after"] == record["nll_before"], "each part of a cross-fit too"
+    assert f"temperature {end:.3f}, fitted to {record['fitted']} validation samples, is at the end" in str(
+        doubt(record)
+    )
+    assert not any(line.startswith("temperature") for line in in_words(record))
+    kept = calibrate(split, rules._replace(ends=True), 0.05, 0)[0]
+    assert (kept["temperature"], kept["refused"]) == (end, None), "asked for: tools.calibrate --temperature fit"
+
+
+def test_a_temperature_at_the_end_is_refused_only_by_the_samples_fitted_to() -> None:
+    label = torch.arange(40) % 2
+    logits = 2.0 * torch.nn.functional.one_hot(label, 2) - 1
+    held = held_out(torch.arange(40), 0.5, 0)
+    for wrong in (held.nonzero()[:4, 0], held.nonzero()[:20, 0]):  # whatever the samples held out say
+        other = logits.clone()
+        other[wrong] *= -1
+        assert calibrate(Samples(other, label, torch.arange(40)), Rules(0.5), 0.05, 0)[0]["refused"] == 0.05
+    other = logits.clone()
+    other[(~held).nonzero()[0]] *= -1
+    record = calibrate(Samples(other, label, torch.arange(40)), Rules(0.5), 0.05, 0)[0]
+    assert (record["refused"], record["temperature"] < 1) == (None, True)
+
+
 def test_a_temperature_without_evidence_is_doubted() -> None:
-    # three samples, all right: any smaller temperature is better for them
     right = Samples(torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]]), torch.tensor([0, 1, 0]), torch.arange(3))
     record = calibrate(right, Rules(target=None), 0.0, 0)[0]
     assert "temperature 0.050, fitted to 3 validation samples, is at the end of its range" in (doubt(record) or "")
+    old: Any = {name: value for name, value in record.items() if name != "refused"} | {"temperature": 0.05}
+    assert "is at the end of its range (0.05 to 20): the probabilities are not calibrated" in (doubt(old) or "")
     usual = calibrate(drawn(400), Rules(target=None), 0.0, 0)[0]
     assert doubt(usual) is None
     worse: Record = {**usual, "target": 0.9, "nll_before": 0.9, "nll_after": 1.2}
@@ -209,6 +243,7 @@ def test_in_words() -> None:
     record = Record(
         temperature=1.8342,
         fitted=2500,
+        refused=None,
         fitted_nll_before=0.5,
         fitted_nll_after=0.4,
         fitted_ece_after=0.012,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -58,6 +59,19 @@ def test_the_worst_subject_is_on_top() -> None:
 def test_batches_without_subject_are_refused() -> None:
     with pytest.raises(MisconfigurationException, match="SubjectAccuracy: the batches have no 'subject'"):
         SubjectAccuracy().add(TRAINER, MODULE, torch.eye(3), torch.tensor([0, 1, 2]), {})
+
+
+def test_without_people_nothing_is_pretended(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    callback = SubjectAccuracy()
+    callback.begin(TRAINER, MODULE)
+    callback.add(TRAINER, MODULE, torch.eye(3), torch.tensor([0, 1, 2]), {"subject": torch.tensor([-1, -1, -1])})
+    found = callback.collect(TRAINER, MODULE)
+    (tmp_path / "per_subject_test.csv").write_text("of another test")
+    with caplog.at_level(logging.INFO, "callbacks.pictures.subject_accuracy"):
+        callback.write(tmp_path, "test", found)
+    assert callback.draw(found, "a run") is None
+    assert not list(tmp_path.iterdir())
+    assert caplog.messages == ["people     are not known in the test data: no accuracy of each person"]
 
 
 def test_people_have_their_names(tmp_path: Path) -> None:

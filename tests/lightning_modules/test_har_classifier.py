@@ -146,6 +146,11 @@ def test_metrics_of_windows_images_and_people_by_hand() -> None:
     assert logged["val/acc"] == pytest.approx(2 / 3)
     assert logged["val/acc_image"] == pytest.approx((1 + 3 + 2) / 9)
     assert logged["val/acc_worst_subject"] == 0.0
+    logged.clear()
+    module.shared_step({**batch, "subject": torch.tensor([-1, -1, -1])}, "val")
+    module.log_epoch("val")
+    assert "val/acc_worst_subject" not in logged, "of nobody"
+    assert logged["val/acc"] == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize("image_loss", ["window", "images"])

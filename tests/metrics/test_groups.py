@@ -18,6 +18,15 @@ def test_by_hand() -> None:
     assert sums.compute() == {4: GroupAccuracy(3, 3)}
 
 
+def test_samples_without_a_group_are_not_counted() -> None:
+    sums = GroupSums()
+    sums.update(torch.eye(3), torch.tensor([0, 1, 0]), torch.tensor([-1, 5, -3]))
+    assert sums.compute() == {5: GroupAccuracy(1, 1)}
+    sums.reset()
+    sums.update(torch.eye(3), torch.tensor([0, 1, 0]), torch.tensor([-1, -1, -1]))
+    assert sums.compute() == {}
+
+
 def test_batches_add_up() -> None:
     random = torch.Generator().manual_seed(0)
     logits, label = torch.randn(100, 6, generator=random), torch.randint(0, 6, (100,), generator=random)

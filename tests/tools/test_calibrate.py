@@ -124,6 +124,32 @@ def test_a_temperature_that_does_harm_is_not_stored(
     assert bool(record["fitted"]) == (stored != 1)
 
 
+@pytest.mark.parametrize(
+    ("flags", "stored", "said"),
+    [([], 1.0, "1 is stored in its place"), (["--temperature", "fit"], 0.05, "the probabilities are not calibrated")],
+)
+def test_a_temperature_at_the_end_of_its_range_is_stored_only_if_asked_for(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    stored: float,
+    said: str,
+) -> None:
+    path = tmp_path / "checkpoints" / "best.ckpt"
+    path.parent.mkdir()
+    torch.save({"state_dict": {}}, path)
+    label = torch.arange(30) % 3
+    stub_logits(monkeypatch, 2.0 * torch.nn.functional.one_hot(label, 3), label, path)
+    assert main([str(tmp_path), "--target_exit_accuracy", "0.7", *flags]) == 0
+    printed = capsys.readouterr().out
+    assert (
+        f"temperature 0.050, fitted to 15 validation samples, is at the end of its range (0.05 to 20): {said}"
+        in printed
+    )
+    assert record_of(tmp_path)["temperature"] == stored
+
+
 def test_the_record_before_and_what_falls_away_are_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from tools.compare.__main__ import main
 from tools.compare.picture import draw
 from tools.compare.runs import Run, best_of, differing, flat, grouped, read_run
-from tools.compare.table import columns_of
+from tools.compare.table import _parts, columns_of
 
 CLASSIFIER = {
     "model": {"class_path": "lightning_modules.TernaryClassifier", "init_args": {"lr": 0.1, "layers": ["stem"]}},
@@ -174,7 +174,7 @@ def test_terminal_table(runs: list[Path], capsys: pytest.CaptureFixture[str]) ->
     output = capsys.readouterr().out
     assert "0.9 (2) *" in output
     assert "3 runs; best value (epoch)" in output
-    header = [cell.strip() for line in output.splitlines()[1:4] for cell in line.strip("┃").split("┃")]
+    header = [cell.strip() for line in output.splitlines() if "┃" in line for cell in line.strip("┃").split("┃")]
     assert {"val/", "acc", "device_hours"} <= {*header}, "names as in files and flags, in lines of their parts"
     assert output.endswith(f"skipped, as it is no run: {runs[0] / 'config.yaml'}\n")
 
@@ -261,6 +261,23 @@ def test_the_best_epoch_is_that_of_best_json_and_ties_go_to_the_lower_loss(tmp_p
     assert read_run(folder).best["val/acc"] == {"value": 0.9, "epoch": 3}
 
 
+def test_a_table_wider_than_a_log_is_divided(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _parts([4, 10, 10, 30, 5], 36) == [[1, 2], [3], [4]]  # 4 + 10 + 10 and 3 for each column less 1 are 32
+    assert _parts([4, 10, 10], 31) == [[1], [2]]
+    rows = epochs("val/acc", 0.5, 0.9)
+    rows[-1] |= {f"val/a_metric_with_a_long_name_{n}": 0.1 * n for n in range(4)}
+    files = {name: {"file": f"a_folder/{name}_{'x' * 40}"} for name in "ab"}
+    data = {name: {"class_path": "datamodules.Digits", "init_args": files[name]} for name in files}
+    runs = [
+        write_run(tmp_path / name, {**CLASSIFIER, "data": data[name]}, rows, test={"test/acc": 0.5}) for name in "ab"
+    ]
+    assert main([*map(str, runs)]) == 0
+    tables = [line for line in capsys.readouterr().out.splitlines() if line[:1] in "┏┃│└"]
+    assert 100 < max(map(len, tables)) <= 132
+    assert sum(line.startswith("│a ") for line in tables) == 2, "each part has the name of the run"
+    assert sum("memory_gb" in line for line in tables) == 1
+
+
 def test_no_word_is_broken_off_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A pipe has no width: every cell of a run is whole on one line, however long the names are."""
     rows: list[dict[str, float]] = [{"epoch": 1, "step": 5, "val/acc": 0.5}]
@@ -269,27 +286,6 @@ def test_no_word_is_broken_off_a_terminal(tmp_path: Path, capsys: pytest.Capture
     assert main([str(folder) for folder in folders]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert all(any(folder.name in line for line in lines) for folder in folders)
-
-
-def test_names_in_the_legend_are_whole(tmp_path: Path) -> None:
-    name = "runs/experiments/cifar_ternary_with_a_long_name/configs_with_strong_regularisation/2026-11-22_10-00-00"
-    best = {"val/acc": {"value": 0.5, "epoch": 1}}
-    group = [Run(one, main="val/acc", curve=[(1, 0.5)], best=best) for one in (name, "other")]
-    ((_, (label,)),) = curves(draw([group]))
-    lines = label.split("\n")
-    assert "".join(lines[:-1]) == name
-    assert lines[-1] == "and 1 more with the same settings"
-    assert max(map(len, lines)) <= 40
-
-
-def test_equal_curves_are_both_seen() -> None:
-    curve, other = [(1.0, 0.5), (2.0, 0.9)], [(1.0, 0.5), (2.0, 0.7)]
-    best = {"val/acc": {"value": 0.9, "epoch": 2}}
-    runs = [Run(str(n), main="val/acc", curve=one, best=best) for n, one in enumerate((curve, other, curve, curve))]
-    lines = draw([[run] for run in runs]).axes[0].get_lines()
-    assert [line.get_linestyle() for line in lines[::2]] == ["-", "-", "--", "--"], "the one below is seen in the gaps"
-    sizes = [line.get_markersize() for line in lines[1::2]]
-    assert sizes[0] == sizes[1] > sizes[2] > sizes[3], "and around the large dot"
 
 
 def test_metrics_of_single_prompts_are_in_the_files_only() -> None:

@@ -46,6 +46,17 @@ def test_runs_on_other_data_of_the_same_kind_are_said(tmp_path: Path, capsys: py
     assert "data.root differs: the best of a column may be of other data" in capsys.readouterr().out
 
 
+def test_a_run_on_a_file_and_one_on_a_folder_are_of_other_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"HARDataModule": {"root": "data"}, "SignalFileDataModule": {"file": "mine.npz"}}
+    for name, settings in given.items():
+        data = {"class_path": f"datamodules.{name}", "init_args": settings}
+        write_run(tmp_path / name, {**CLASSIFIER, "data": data}, epochs("val/acc", 0.5))
+    assert main([str(tmp_path / name) for name in given]) == 0
+    assert "data differs (HARDataModule, SignalFileDataModule): the best of a" in capsys.readouterr().out
+
+
 def test_unfinished_runs_and_folders_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     begun = write_run(tmp_path / "begun", CLASSIFIER, epochs("val/acc", 0.4), seed=7, seconds=None)
     (begun / "metrics.csv").unlink()

@@ -237,6 +237,32 @@ def test_swapped_fields_of_a_path_are_said_or_refused(
     assert not (tmp_path / "a.npz").exists()
 
 
+@pytest.mark.parametrize(
+    ("labels", "people", "reason"),
+    [
+        ("1 2 3 4", "sit walk", "the labels are numbered and the people are not"),
+        ("ann ben cas dan", "sit walk", "more labels than people"),
+        ("sit walk", "1 2 3 4", None),
+        ("1 2", "ann ben cas", "the labels are numbered and the people are not"),
+        ("sit walk run", "7", None),  # one person, as in a first recording
+    ],
+)
+def test_swapped_columns_are_said(
+    labels: str, people: str, reason: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = [(label, who) for label in labels.split() for who in people.split() for _ in range(20)]
+    rows = [f"{n / 20},{n},{label},{who}" for n, (label, who) in enumerate(pairs)]
+    (tmp_path / "day.csv").write_text("\n".join(["time,a,one,two", *rows, ""]))
+    flags = [str(tmp_path / "day.csv"), str(tmp_path / "a.npz"), "--rate", "20", "--window", "0.5", "--label", "one"]
+    assert main([*flags, "--subject", "two"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note")]
+    assert len(lines) == (reason is not None)
+    if reason:
+        counts = f"{len(labels.split())} labels ({labels.split()[0]!r}, "
+        assert lines[0].startswith(f"note       {counts}")
+        assert f": {reason}; if the columns are swapped, give --label two --subject one" in lines[0]
+
+
 def test_a_label_for_each_window_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = "\n".join(f"{n / 50},{n}" for n in range(60))
     for name in ("a1", "a2", "a3"):

@@ -81,6 +81,18 @@ def test_refusals_are_one_line(
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("data", ["HARDataModule", "SignalFileDataModule"])
+def test_a_run_on_signals_is_refused_without_naming_flags_of_predict(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text(f"data: {{class_path: datamodules.{data}, init_args: {{root: gone}}}}\n")
+    assert main([str(tmp_path), "--data.images", "photos"]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path}: its data ({data}) are signals, and tools.outliers scores pictures only: give the run of "
+        "an image or ternary classifier, or of a head on cached features\n"
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.draws
 def test_a_run_against_a_folder(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

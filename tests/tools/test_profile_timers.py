@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from datamodules import DigitsDataModule, ImageFolderDataModule
 from tools.profile_model import timers as profile_clock
-from tools.profile_model.batches import Repeated, header_of, rows, serve
+from tools.profile_model.batches import Repeated, header_of, length, rows, serve
 from tools.profile_model.timers import Block, Clock, Memory, gemm_peak, resident
 
 
@@ -113,15 +113,22 @@ def test_rows_of_tensors_and_lists_are_cut_or_repeated() -> None:
 
 def test_batch_and_header_come_from_the_data() -> None:
     data = DigitsDataModule(batch_size=8, crop_padding=1)
-    served = serve(data)
+    served = serve(data, data.batch_size)
     assert served.batch["image"].shape == (8, 1, 8, 8)
     assert served.batch["image"].dtype == torch.float32
     assert served.header["num_classes"] == 10
     assert served.header == header_of(data)
 
 
+def test_a_batch_size_that_the_training_set_does_not_fill_is_no_obstacle_to_smaller_ones() -> None:
+    data = DigitsDataModule(batch_size=2000)  # more than all digits
+    assert length(serve(data, 4).batch) == 4
+    data = DigitsDataModule(batch_size=3)
+    assert length(serve(data, 8).batch) == 3, "the configured batch, whose rows are repeated"
+
+
 def test_missing_images_are_replaced_and_reported(tmp_path: Path) -> None:
-    served = serve(ImageFolderDataModule(root=str(tmp_path / "none"), image_size=12, batch_size=4))
+    served = serve(ImageFolderDataModule(root=str(tmp_path / "none"), image_size=12, batch_size=4), 4)
     assert served.batch["image"].shape == (4, 3, 12, 12)
     assert served.header["num_classes"] == 10
     assert served.what.startswith("random images 3 x 12 x 12, 10 classes, because the data is missing")

@@ -3,9 +3,9 @@
     python -m tools.calibrate RUN_DIR [--ckpt best] [--target_exit_accuracy 0.99] [--sets raps --coverage 0.9] [--cross_fit]
                               [--temperature auto|fit|none] [--data.NAME VALUE ...]
 
-A temperature that does not lower the NLL of samples that it was not fitted to is not stored. The record replaces the one that the
-callback ``Calibration`` left in the checkpoint, if it has one; docs/calibration.md describes what it holds and which commands use
-it.
+A temperature at the end of its range, or that does not lower the NLL of samples that it was not fitted to, is not stored. The
+record replaces the one that the callback ``Calibration`` left in the checkpoint, if it has one; docs/calibration.md describes what
+it holds and which commands use it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from foundation.project import MAIN
 from tools.command_line import OK, Parser, run_command, start
 
 OF_AN_EVALUATION = re.compile(r"--(data|trainer|model)\.")
-NOT_STORED = "1 is stored in its place, the probabilities stay those of the network; --temperature fit stores it"
+STORE_IT = "; --temperature fit stores it"
 EXAMPLES = """\
 examples:
   python -m tools.calibrate runs/NAME/DATE-TIME --sets raps --coverage 0.9
@@ -58,7 +58,8 @@ def parser() -> argparse.ArgumentParser:
         "--temperature",
         choices=("auto", "fit", "none"),
         default="auto",
-        help="auto: store it unless it raises the NLL of samples that it was not fitted to; fit: always; none: store 1",
+        help="auto: store it unless it is at the end of its range or raises the NLL of samples that it was not fitted to; "
+        "fit: always; none: store 1",
     )
     return made
 
@@ -97,7 +98,16 @@ def calibrate_run(options: argparse.Namespace, flags: Sequence[str]) -> int:
     _check(options, flags)
     if not options.run.is_dir():
         raise ValueError(f"{options.run}: no such run folder{close_to(options.run, folder=True)}")
-    from callbacks.calibration_record import Samples, calibrate, doubt, in_words, next_level, no_gain
+    from callbacks.calibration_record import (
+        NOT_STORED,
+        Samples,
+        calibrate,
+        doubt,
+        in_words,
+        next_level,
+        no_gain,
+        refused,
+    )
     from callbacks.run_folder import lock_run
     from cli.app import configure_logging
     from tools.run_logits import run_logits
@@ -119,9 +129,11 @@ def calibrate_run(options: argparse.Namespace, flags: Sequence[str]) -> int:
         seed = getattr(found.data, "split_seed", 0)
         record, _ = calibrate(samples, rules, level, seed)
         lines, warning = in_words(record), doubt(record) or no_gain(record)
-        if options.temperature == "auto" and (reason := no_gain(record)):
+        if refused(record):
+            warning = f"{warning}{STORE_IT}"
+        elif options.temperature == "auto" and (reason := no_gain(record)):
             record, _ = calibrate(samples, rules._replace(temperature=False), level, seed)
-            lines, warning = [lines[0], *in_words(record)], f"{reason}: {NOT_STORED}"
+            lines, warning = [lines[0], *in_words(record)], f"{reason}: {NOT_STORED}{STORE_IT}"
         elif not rules.temperature:
             lines = [
                 "temperature 1, as asked for (--temperature none): the probabilities are those of the network",
@@ -173,6 +185,7 @@ def _rules(options: argparse.Namespace, before: dict[str, Any]) -> Any:
         holdout=options.holdout or 0.5,
         temperature=options.temperature != "none",
         cross_fit=options.cross_fit,
+        ends=options.temperature == "fit",
         sets=None if options.sets == "none" else options.sets,
         set_coverage=options.coverage or 0.9,
     )

@@ -22,10 +22,11 @@ from foundation.suggestions import first_names
 from tools.command_line import Parser, run_command, start
 from tools.compare.picture import draw
 from tools.compare.runs import by_kind, grouped, is_run, read_run, runs_below
-from tools.compare.table import caption, csv_table, markdown_table, metric_names, short_names, terminal_table, title_of
+from tools.compare.table import caption, csv_table, markdown_table, metric_names, short_names, terminal_tables, title_of
 
 NAMED = 5  # folders that a line lists
-WIDTH = 100_000  # largest width if the output is no terminal: lines are as long as they need, and no word is broken
+WIDTH = 132  # of a table if the output is no terminal; wider ones are divided
+UNBROKEN = 100_000  # width of a line if the output is no terminal: no word is broken, however long
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -90,12 +91,14 @@ def compare(options: argparse.Namespace) -> None:
         write_text(options.markdown, markdown_table(tables, options.price))
     if options.plot is not None:
         write_png(options.plot, render(draw(grouped(runs))))
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    terminal = sys.stdout.isatty()
+    console = Console(width=None if terminal else UNBROKEN)
     short = short_names([run.name for run in runs])
     for table in tables:
         if len(tables) > 1:
             print(f"\n{title_of(table)}")
-        console.print(terminal_table(table, options.price, short))
+        for part in terminal_tables(table, options.price, console.width if terminal else WIDTH, short):
+            console.print(part)
     print(caption(tables))
     if others:
         print(

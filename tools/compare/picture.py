@@ -16,11 +16,14 @@ COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, GREY)
 STYLES = ("-", "--", ":", "-.")
 SAME = 0.01  # share of the range of a panel; curves that are closer hide each other
 LISTED = 14  # largest number of legend entries
+DOT = "a large dot is the epoch of best.ckpt, else the best"
 LINE = 40  # longest line of a legend entry
 
 
 def draw(groups: Sequence[Sequence[Run]]) -> Figure:
-    """Draw curves over epochs, with a dot at the best epoch. Runs that differ only in the seed share a colour and a legend entry.
+    """Draw curves over epochs, with a dot at the epoch of best.ckpt.
+
+    Runs that differ only in the seed share a colour and a legend entry.
 
     Args:
         groups: Runs grouped by settings; runs without a curve are left out.
@@ -60,17 +63,23 @@ def draw(groups: Sequence[Sequence[Run]]) -> Figure:
                     label=label,
                     linewidth=1.3,
                 )
-                best = run.best[metric]
-                axes.plot([best["epoch"]], [best["value"]], "o", color=colour, markersize=max(1.5, 6.5 - 2.5 * below))
+                axes.plot(*_dot(run, metric), "o", color=colour, markersize=max(1.5, 6.5 - 2.5 * below))
         epoch_axis(axes, last)
         axes.set_ylabel(metric)
         names = dict.fromkeys(run.datamodule for group in groups for run in group if run.kind == kind)
         of_kind = f", {', '.join(filter(None, names)) or 'data not known'}" if len(kinds) > 1 else ""
-        axes.set_title(f"{metric} of each run{of_kind}; a large dot is its best epoch", fontsize=10)
+        axes.set_title(f"{metric} of each run{of_kind}; {DOT}", fontsize=10)
         title = f"{entries - LISTED} more not listed" if entries > LISTED else None
         legend = axes.legend(frameon=False, fontsize=8, title=title, loc="center left", bbox_to_anchor=(1.0, 0.5))
         legend.get_title().set_fontsize(8)
     return figure
+
+
+def _dot(run: Run, metric: str) -> tuple[list[float], list[float]]:
+    """Epoch and value at the run's best checkpoint; at the best epoch of the curve if it has none, or no value in that epoch."""
+    at = [(epoch, value) for epoch, value in run.curve if epoch == run.chosen]
+    epoch, value = at[-1] if at else (run.best[metric]["epoch"], run.best[metric]["value"])
+    return [epoch], [value]
 
 
 def _same(one: Curve, other: Curve, near: float) -> bool:

@@ -50,6 +50,7 @@ class Run:
         found: The learning rate that LearningRateFinder chose, or None; `settings` has the rate used.
         main: The metric that selected the best checkpoint, or the one given to :func:`read_run`.
         curve: Pairs of epoch and value of the main metric.
+        chosen: Epoch of best.ckpt; None if there is none.
         epochs: Number of finished epochs.
         device_hours: Training time in hours times number of devices.
         images_per_s: Median of ``speed/images_per_s`` over the rows of metrics.csv.
@@ -67,6 +68,7 @@ class Run:
     found: FoundRate | None = None
     main: str | None = None
     curve: Curve = field(default_factory=list)
+    chosen: int | None = None
     epochs: int | None = None
     device_hours: float | None = None
     images_per_s: float | None = None
@@ -141,7 +143,9 @@ def _read_config(run: Run, folder: Path, metric: str | None) -> None:
 
 def _read_table(run: Run, folder: Path, metric: str | None) -> None:
     rows = read_metrics(folder / "metrics.csv")
-    run.best = best_metrics(rows, read_best(folder))
+    best = read_best(folder)
+    run.best = best_metrics(rows, best)
+    run.chosen = int(best["epoch"]) if best else None
     # rows at the end of an epoch; rows of single steps have none of these metrics
     epochs = [row for row in rows if run.best.keys() & row.keys()]
     run.epochs = int(epochs[-1]["epoch"]) if epochs else 0

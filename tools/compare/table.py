@@ -8,8 +8,9 @@ import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+from rich.cells import cell_len
 from rich.markup import escape
 from rich.table import Table
 
@@ -141,11 +142,19 @@ def caption(tables: Sequence[Sequence[Run]]) -> str:
     for table in tables:
         if hidden := differing(table)[SETTINGS:]:
             text += f"; more settings that differ: {', '.join(hidden[:8])}{' ...' * (len(hidden) > 8)}"
-        differ = [one for one in PLACES if len({run.settings[one] for run in table if run.settings.get(one)}) > 1]
-        if differ:
-            text += f"\n{differ[0]} differs: the best of a column may be of other data"
+        if differs := _other_data(table):
+            text += f"\n{differs}: the best of a column may be of other data"
     short = short_names([run.name for run in runs])
     return text + "".join(f"\n{short[run.name]}: {note}" for run in runs for note in run.notes)
+
+
+def _other_data(runs: Sequence[Run]) -> str | None:
+    """Say that runs of one table have other data: another folder or file, or one has a folder and one a file; None if not."""
+    given = [{one: run.settings[one] for one in PLACES if run.settings.get(one)} for run in runs]
+    if differ := [name for name in PLACES if len({one[name] for one in given if name in one}) > 1]:
+        return f"{differ[0]} differs"
+    names = dict.fromkeys(run.datamodule for run, one in zip(runs, given, strict=True) if one)
+    return f"data differs ({', '.join(names)})" if len({tuple(one) for one in given if one}) > 1 else None
 
 
 # ---- cells ----
@@ -227,25 +236,56 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
 # ---- output ----
 
 
-def terminal_table(runs: Sequence[Run], price: float | None, short: Mapping[str, str] | None = None) -> Table:
-    """The table of runs of one kind for the terminal, without columns that are empty for all of them.
+def terminal_tables(
+    runs: Sequence[Run], price: float | None, width: int, short: Mapping[str, str] | None = None
+) -> list[Table]:
+    """The table of runs of one kind, without columns that are empty for all of them; in several parts if it is too wide for one.
 
     Args:
         runs: The runs.
         price: As for `columns_of`.
+        width: Number of characters that a line may have; a part with a single column may be wider.
         short: Name that is shown of each run, one rule for all tables; None: `short_names` of these runs.
     """
-    groups = grouped(runs)
-    table = Table(header_style="bold", pad_edge=False)
-    table.add_column("run", overflow="fold")
     shown = _filled(runs, columns_of(runs, price, SETTINGS, METRICS))
-    for column in shown:
-        # lines of their own for the parts of a name: narrow, and each part is written as in the flag
-        title = re.sub(r"(?<=[./])(?=.)", "\n", column.title.removeprefix("model."))
-        table.add_column(escape(title), justify="right" if column.metric else "left", overflow="fold")
-    for row in _rows(groups, shown, short):
+    # lines of their own for the parts of a name: narrow, and each part is written as in the flag
+    titles = ["run", *(re.sub(r"(?<=[./])(?=.)", "\n", column.title.removeprefix("model.")) for column in shown)]
+    rows = _rows(grouped(runs), shown, short)
+    texts = zip(titles, *([_marked(cell) for cell in row] for row in rows), strict=True)
+    needed = [max(cell_len(line) for text in column for line in text.split("\n")) for column in texts]
+    return [_part(titles, shown, rows, places) for places in _parts(needed, width)]
+
+
+def _marked(cell: Cell) -> str:
+    return f"{cell.text} *" if cell.best else cell.text
+
+
+def _parts(needed: Sequence[int], width: int) -> list[list[int]]:
+    """Divide columns 1, 2, .. by the width each needs, so that each part fits into a line behind column 0, the name of the run.
+
+    >>> _parts([4, 10, 10, 30, 5], 36)
+    [[1, 2], [3], [4]]
+    """
+    parts: list[list[int]] = [[]]
+    for place in range(1, len(needed)):
+        together = [0, *parts[-1], place]
+        if parts[-1] and sum(needed[one] for one in together) + 3 * len(together) - 1 > width:
+            parts.append([])
+        parts[-1].append(place)
+    return parts
+
+
+def _part(titles: Sequence[str], shown: Sequence[Column], rows: Sequence[Sequence[Cell]], places: list[int]) -> Table:
+    """The table of the runs with some of its columns, those of `places` from 1."""
+    table = Table(header_style="bold", pad_edge=False)
+    table.add_column(titles[0], overflow="fold")
+    for place in places:
+        justify: Literal["left", "right"] = "right" if shown[place - 1].metric else "left"
+        table.add_column(escape(titles[place]), justify=justify, overflow="fold")
+    for row in rows:
         mean = row[0].text.startswith("mean of ")
-        cells = [f"[bold green]{escape(cell.text)} *[/]" if cell.best else escape(cell.text) for cell in row]
+        texts = [(row[place].best, escape(_marked(row[place]))) for place in (0, *places)]
+        cells = [f"[bold green]{text}[/]" if best else text for best, text in texts]
         table.add_row(*cells, style="italic" if mean else None, end_section=mean)
     return table
 

@@ -120,7 +120,7 @@ def cut_windows(options: argparse.Namespace) -> None:
     """
     from datamodules.signals.recordings import Codes, Counts, PathPattern, Segments, WindowWriter, cut, stored_cutting
     from tools.cut_windows.scaling import factors_of, scaled
-    from tools.cut_windows.summary import check_any, check_labels, labels_and_people, lines
+    from tools.cut_windows.summary import check_any, check_labels, labels_and_people, lines, swapped
 
     _check_target(options.target)
     pattern = PathPattern(options.path) if options.path else None
@@ -174,6 +174,9 @@ def cut_windows(options: argparse.Namespace) -> None:
         unused = _unused(next(iter(files.values())), columns)
         for line in labels_and_people(writer, labels.names if has_labels else [], named, options.without, unused):
             print(line)
+        columns_given = options.label and options.subject
+        if columns_given and (text := swapped(writer, labels.names, named, (options.label, options.subject))):
+            say("note", text)
         settings = {
             **cutting.plain(),
             "signals": columns.signals,

@@ -21,6 +21,8 @@ from tools.inspect_data.pictures import ABOVE_LEGEND, COLOURS, WITH_NAMES, draw_
 from tools.inspect_data.samples import chosen_samples
 
 LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+STYLES = ("-", "--", ":", "-.")  # of signals with the same colour
+ENTRY = 1.7  # width of a legend entry in inches
 
 
 def inspect_signals(
@@ -149,16 +151,19 @@ def _draw_windows(data: SignalDataModule, shown: tuple[int, int], title: str) ->
                 _draw_signals(grid[row, column], one["signal"][column])
     for row, axes in enumerate(grid[:, 0]):
         axes.set_ylabel("recorded" if row == 0 else f"epoch {row}", fontsize=9)
-    handles = grid[0, 0].get_lines()
-    if len(handles) <= len(LINES):
-        names = [label_text(name) for name in data.signal_names]
-        figure.legend(handles, names, ncols=len(handles), loc="outside lower center", frameon=False, fontsize=8)
+    handles = grid[0, 0].get_lines()[: len(LINES) * len(STYLES)]
+    names = [label_text(name) for name in data.signal_names[: len(handles)]]
+    if len(handles) < len(data.signal_names):
+        names[-1] += f" and {len(data.signal_names) - len(handles)} more"
+    columns = min(len(handles), max(1, int(figure.get_figwidth() / ENTRY)))
+    figure.legend(handles, names, ncols=columns, loc="outside lower center", frameon=False, fontsize=8)
     return figure
 
 
 def _draw_signals(axes: Axes, signals: Tensor) -> None:
     for number, values in enumerate(signals.float().numpy()):
-        axes.plot(values, linewidth=0.7, color=LINES[number % len(LINES)])
+        style = STYLES[number // len(LINES) % len(STYLES)]
+        axes.plot(values, linewidth=0.7, color=LINES[number % len(LINES)], linestyle=style)
     axes.tick_params(labelsize=6)
     axes.set_xticks([])
     axes.spines[["top", "right"]].set_visible(False)

@@ -13,7 +13,10 @@ from torch import Tensor
 from cli.run_flags import UsageError, split_flags
 from cli.vision_cli import VisionCLI
 from datamodules.images.unlabelled import given_images
+from datamodules.signals.base import SignalDataModule
 from lightning_modules import Classifier
+from lightning_modules.loading import newest_config
+from tools.run_data import named_class
 
 
 class _ImagesCLI(VisionCLI):
@@ -45,6 +48,16 @@ class _ImagesCLI(VisionCLI):
         self.files = [names[place] for batch in outputs for place in batch["index"].tolist()]  # type: ignore[call-overload]
 
 
+def _check_pictures(run: Path) -> None:
+    """Refuse a run on signals; the messages of ``main.py predict`` name flags that this tool does not take."""
+    data, _ = named_class(newest_config(run))
+    if issubclass(data, SignalDataModule):
+        raise UsageError(
+            f"{run}: its data ({data.__name__}) are signals, and tools.outliers scores pictures only: give the run of an image "
+            "or ternary classifier, or of a head on cached features"
+        )
+
+
 def image_logits(
     run: Path, images: str, checkpoint: str = "best", flags: Sequence[str] = ()
 ) -> tuple[Tensor, list[str]]:
@@ -60,6 +73,7 @@ def image_logits(
         UsageError: The run's data are no images, or a flag is wrong.
         MisconfigurationException: No image can be read.
     """
+    _check_pictures(run)
     words = [
         "predict",
         "--run",

@@ -116,8 +116,8 @@ def profile_model(
     device = pick_device(options.device).type
     output = options.output or Path("profiles") / split_flags(["fit", *arguments]).experiment
     data = load_datamodule(arguments)
-    served = serve(data)
     sizes = sorted({*(options.batch_sizes or [data.batch_size])})
+    served = serve(data, sizes[-1])
     amp = "16-mixed" if device == "cuda" and not torch.cuda.is_bf16_supported() else "bf16-mixed"
     limit = None if options.memory_limit is None else int(options.memory_limit * 1e9)
     with tempfile.TemporaryDirectory(prefix="profile_") as folder:

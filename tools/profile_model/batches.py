@@ -75,11 +75,13 @@ def length(batch: Batch) -> int:
     return len(batch["index"] if "index" in batch else batch["label"])
 
 
-def serve(data: Any) -> Served:
+def serve(data: Any, largest: int) -> Served:
     """Read one training batch and augment it as in training; if the data is missing, make random images instead.
 
     Args:
-        data: A datamodule of this project, not yet set up.
+        data: A datamodule of this project, not yet set up; serves its batch size, or less if no more is measured: a small training
+            set may have no full batch of the configured size.
+        largest: Largest batch size to be measured.
 
     Raises:
         FileNotFoundError: The data is missing and does not consist of images, which random ones could replace.
@@ -88,6 +90,7 @@ def serve(data: Any) -> Served:
     try:
         if hasattr(data, "workers"):
             data.workers = 0  # starting workers for one batch would take too long
+        data.batch_size = min(data.batch_size, largest)
         data.prepare_data()
         data.setup("fit")
         batch = data.augment(next(iter(data.train_dataloader())), epoch=0)

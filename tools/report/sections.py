@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from callbacks.calibration_record import doubt
 from callbacks.calibration_record import in_words as in_words_of
 from callbacks.checkpoints import EPOCH
 from callbacks.metrics_log import column_order
@@ -205,7 +206,7 @@ def calibration(run: Run) -> list[Section]:
     path = run.folder / "checkpoints" / "best.ckpt"
     try:
         record = read_checkpoint(path).get("calibration")
-        lines = in_words_of(record) if record else []
+        lines = [*filter(None, [doubt(record)]), *in_words_of(record)] if record else []
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return []
     return [Section("Calibration", [Text(f"Of {path.name}: {line}.") for line in lines])] if lines else []

@@ -70,7 +70,7 @@ class PathPattern:
             if found := self.of(path):
                 people[found["label"]].add(found["subject"])
         labels, persons = sorted(people), sorted(set().union(*people.values()))
-        there = f"{len(labels)} labels ({_shown(labels)}) and {len(persons)} people ({_shown(persons)})"
+        there = f"{len(labels)} labels ({shown(labels)}) and {len(persons)} people ({shown(persons)})"
         advice = f"if they are swapped, give --path {self.swapped()!r}"
         if len(labels) > 1 and len(persons) > 1 and all(len(of) == 1 for of in people.values()):
             return (
@@ -83,5 +83,6 @@ class PathPattern:
         return None
 
 
-def _shown(names: Sequence[str]) -> str:
+def shown(names: Sequence[str]) -> str:
+    """The first three of some names."""
     return ", ".join(map(repr, names[:3])) + (", .." if len(names) > 3 else "")

@@ -20,7 +20,7 @@ from tests.datamodules.segmentation_sets import write_pair
 from tests.features.caches import identity
 from tests.runs.killing import ROOT
 from tools.inspect_data.__main__ import main
-from tools.inspect_data.signals import _pixels
+from tools.inspect_data.signals import _draw_windows, _pixels
 
 PLOTS = ["inspect_data.json", "inspect_data.png", "samples.png"]
 
@@ -66,6 +66,16 @@ def test_signals_of_har(har: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = capsys.readouterr().out
     assert "windows    128 samples, read as signals" in output
     assert "people     val: 1 with 12 windows each: " in output
+
+
+def test_each_of_nine_signals_has_its_line_in_the_legend(har: Path) -> None:
+    data = HARDataModule(root=str(har), batch_size=8)
+    data.setup("fit")
+    figure = _draw_windows(data, (2, 1), "HAR")
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == data.signal_names
+    looks = {(line.get_color(), line.get_linestyle()) for line in legend.get_lines()}
+    assert len(looks) == 9, "no two look alike"
 
 
 @pytest.mark.draws
