@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from datamodules.images.class_folders import listed
+from datamodules.segmentation.candidates import annotations_of, as_item, has_images, sets_of_images, written
 from datamodules.segmentation.prompt_sets import PromptSet
 from foundation.places import absence, close_to, near
 from foundation.slug import slug
@@ -36,28 +37,41 @@ def no_sets(root: Path, sets: Sequence[PromptSet]) -> str:
 
 def _hint_of_root(root: Path, sets: Sequence[PromptSet]) -> str:
     """Name the set that is `root` itself, or all folders that look like sets, each with prompts to be put in its place."""
-    if _has_masks(root):
-        return f"{root} is itself a set: give {_setting([('.', _placeholder(root.resolve().name))])}"
-    inner = sorted(path.name for path in root.iterdir() if _has_masks(path))
+    own = PromptSet(".", [_placeholder(root.resolve().name)])
+    if _is_set(root, own):
+        return f"{root} is itself a set: give {_setting([_item_of(root, own)])}"
+    folders = sorted(path.name for path in root.iterdir() if path.is_dir())
+    named = [PromptSet(name, _prompts_of(name, sets)) for name in folders]
+    inner = [one for one in named if _is_set(root, one)]
     if not inner:
         return ""
-    text = f"{root} has the set{'s' * (len(inner) > 1)} {listed(inner)}"
-    return f"{text}: give {_setting([(name, _prompts_of(name, sets)) for name in inner])}, with prompts of yours"
+    text = f"{root} has the set{'s' * (len(inner) > 1)} {listed([one.folder for one in inner])}"
+    return f"{text}: give {_setting([_item_of(root, one) for one in inner])}, with prompts of yours"
 
 
-def _prompts_of(folder: str, sets: Sequence[PromptSet]) -> str:
+def _is_set(root: Path, one: PromptSet) -> bool:
+    folder = root / one.folder
+    return _has_masks(folder) or (has_images(folder) and bool(annotations_of(root, one)))
+
+
+def _item_of(root: Path, one: PromptSet) -> str:
+    """A set as an item of `data.sets`: with its masks, or else with the COCO file of its images."""
+    tables = [] if _has_masks(root / one.folder) else annotations_of(root, one)
+    return as_item(one, one.folder, **({"annotations": _within(root, tables[0])} if tables else {}))
+
+
+def _prompts_of(folder: str, sets: Sequence[PromptSet]) -> list[str]:
     """The prompts of the set whose folder differs in capitals or separators only, or a placeholder."""
     meant = [one for one in sets if slug(one.folder) == slug(folder)]
-    return ", ".join(meant[0].prompts) if meant else _placeholder(folder)
+    return meant[0].prompts if meant else [_placeholder(folder)]
 
 
 def _placeholder(folder: str) -> str:
     return f"segment {slug(folder).replace('_', ' ')}"
 
 
-def _setting(sets: Sequence[tuple[str, str]]) -> str:
-    items = ", ".join(f"{{folder: {folder}, prompts: [{prompts}]}}" for folder, prompts in sets)
-    return f'--data.sets "[{items}]"'
+def _setting(items: Sequence[str]) -> str:
+    return f'--data.sets "[{", ".join(items)}]"'
 
 
 def hint_of_set(root: Path, one: PromptSet) -> str:
@@ -74,14 +88,27 @@ def hint_of_set(root: Path, one: PromptSet) -> str:
         if tables:
             shipped = within.name in PARTS
             table = folder / tables[0].name if shipped else tables[0]
-            split = ", split: shipped" if shipped else ""
-            return f"there are COCO's annotations: give annotations: {_within(root, table)}{split}"
+            return _coco(root, one, table, **({"split": "shipped"} if shipped else {}))
+        if within == folder and (found := annotations_of(root, one)):
+            return _coco(root, one, found[0])
         if files and within.name not in PARTS:
             return f"there are {len(files):,} .json files: if they are labelme's, give annotations: {_within(root, within)}"
     if (folder / "data.yaml").is_file():
         split = ", split: shipped" if any((folder / part).is_dir() for part in PARTS) else ""
         return f"there is YOLO's data.yaml: give annotations: {_within(root, folder / 'data.yaml')}{split}"
     return ""
+
+
+def _coco(root: Path, one: PromptSet, table: Path, **settings: str) -> str:
+    item = as_item(one, one.folder, annotations=_within(root, table), **settings)
+    return f"there are COCO's annotations: give it in data.sets as {item}"
+
+
+def hint_of_images(root: Path, one: PromptSet) -> str:
+    """What to set if images or masks are in other folders than those of a set; empty if nothing is known."""
+    items = sets_of_images(root, one)
+    each = "give it" if len(items) == 1 else "give each a set"
+    return f"images with masks are elsewhere in it: {each} in data.sets as {written(items)}" if items else ""
 
 
 def _has_masks(folder: Path) -> bool:
