@@ -10,10 +10,10 @@ from pathlib import Path
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules.images.class_folders import listed
-from datamodules.segmentation.candidates import annotations_of
 from datamodules.segmentation.coco import read_coco
 from datamodules.segmentation.labelme import read_labelme
 from datamodules.segmentation.mask_files import read_set
+from datamodules.segmentation.next_steps import annotations_of
 from datamodules.segmentation.notes import Notes
 from datamodules.segmentation.prompt_sets import Pair, PromptSet
 from datamodules.segmentation.yolo import read_yolo
