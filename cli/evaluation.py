@@ -2,7 +2,8 @@
 
 RUN_DIR/test_metrics.json                     the run's own data; overridden settings are listed in it
 RUN_DIR/evaluations/NAME/test_metrics.json    other data, another --runtime, or with --name; plots and tables too
-RUN_DIR/predictions.csv, predictions.json     predictions, and what was predicted; those of another source are in evaluations/NAME
+RUN_DIR/predictions.csv, predictions.json     predictions, and what was predicted; those of another source, or with other prompts,
+                                              are in evaluations/NAME
 """
 
 from __future__ import annotations
@@ -190,13 +191,15 @@ def predictions_folder(
     """
     first = target or Path()
     source = data.images.source if data.images is not None else "test split" if first == run else data.place
+    asked = prompts if (prompts := getattr(data, "prompts", None)) and prompts != data.class_names else []
+    source = f"{source} (prompts {', '.join(asked)})" if asked else source
     if name is not None:
         if (there := _predicted_in(first)) not in (None, source, ""):
             raise UsageError(f"--name {name}: {first} has the predictions of {there}; give another name")
         return first, source, ""
     if (there := _predicted_in(first)) in (None, source):
         return first, source, ""
-    base = _folder_name(data.images.name if data.images is not None else data.place_name)
+    base = _folder_name("_".join([data.images.name if data.images is not None else data.place_name, *asked]))
     evaluations = first.parent if first.parent.name == "evaluations" else first / "evaluations"
     for number in range(1, 10000):
         folder = evaluations / (base if number == 1 else f"{base}-{number}")
