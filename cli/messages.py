@@ -258,8 +258,10 @@ CLOSING = {"[": "]", "{": "}"}
 def unbalanced(value: str) -> str:
     """Which bracket of a list or dictionary has no partner; empty if all have one, or if the value is neither.
 
-    >>> unbalanced("{crack: {images: a}"), unbalanced("[{prompts: [a}]")
-    ("'}' is missing: '{' at character 1 is not closed", "']' is missing before '}' at character 14: '[' at character 12 is not closed")
+    >>> unbalanced("{crack: {images: a}")
+    "'}' is missing: '{' at character 1 is not closed"
+    >>> unbalanced("[{prompts: [a}]")
+    "']' is missing before '}' at character 14: '[' at character 12 is not closed"
     >>> unbalanced("[1, 2]]"), unbalanced('["[", 1]'), unbalanced("a [1")
     ("']' at character 7 closes nothing", '', '')
     """

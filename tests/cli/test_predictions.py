@@ -89,7 +89,7 @@ def test_earlier_predictions_that_stay_are_named_once_new_ones_are_written(
 def test_masks_of_other_prompts_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cli.evaluation.read", lambda checkpoint: {})
     images = SimpleNamespace(source="/walls", name="walls")
-    told = {}
+    told: dict[str, list[bool]] = {}
     for prompts in (None, ["fissure"], ["crack", "joint"], ["fissure"], ["fissure", "wall joint"]):
         data: Any = SimpleNamespace(images=images, prompts=prompts, class_names=["crack", "joint"])
         folder, source, kept = predictions_folder(tmp_path, tmp_path, data, None)
