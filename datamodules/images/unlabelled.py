@@ -100,14 +100,14 @@ class GivenImages:
             )
             if not matching:
                 raise FileNotFoundError(f"--data.images {one}: no file has such a name{_endings(one)}")
-            if tables := [name for name in matching if Path(name).suffix.lower() in TABLES and Path(name).is_file()]:
-                raise MisconfigurationException(
-                    f"--data.images {tables[0]}: is a table, not an image; give a folder, image files or a pattern such as "
-                    "'photos/*.jpg' (a table of labels is for fit and test: --data.labels)"
-                )
             found += map(Path, matching)
         if not found:
             raise MisconfigurationException("--data.images: no image is given")
+        if all(path.suffix.lower() in TABLES and path.is_file() for path in found):  # among images, one is left out
+            raise MisconfigurationException(
+                f"--data.images {found[0]}: is a table, not an image; give a folder, image files or a pattern such as "
+                "'photos/*.jpg' (a table of labels is for fit and test: --data.labels)"
+            )
         return found
 
 
