@@ -8,6 +8,10 @@ from typing import Any
 LENGTH = 120  # characters of a value in a message
 KEPT = 20  # characters shown before the first difference of two long values
 ABSENT = "not there"
+SHORT = 160  # characters of a setting that are shown
+PART = 48  # characters of a setting of an item
+NAMES = ("folder", "class_path")  # what names an item
+Items = list[dict[str, Any]]
 
 
 def differences(name: str, was: Any, now: Any) -> list[tuple[str, str, str]]:
@@ -56,3 +60,38 @@ def _shown(was: Any, now: Any) -> tuple[str, str]:
 def _cut(text: str, start: int) -> str:
     end = start + LENGTH
     return f"{'...' if start else ''}{text[start:end]}{'...' if len(text) > end else ''}"
+
+
+def without_alike(one: Items, other: Items) -> tuple[Items, Items]:
+    """Items without what is alike in their partners, those at the same place, or in all where the lists are not as long."""
+    if len(one) == len(other):
+        both = [
+            [name for name in {**a, **b} if name in NAMES or a.get(name) != b.get(name)]
+            for a, b in zip(one, other, strict=True)
+        ]
+        first, second = (
+            [
+                {name: "null" if item.get(name) is None else item[name] for name in names}
+                for item, names in zip(items, both, strict=True)
+            ]
+            for items in (one, other)
+        )
+        return first, second
+    items = [*one, *other]
+    alike = {key for key, value in items[0].items() if all(key in item and item[key] == value for item in items)}
+    first, second = ([{key: item[key] for key in item if key not in alike} for item in part] for part in (one, other))
+    return first, second
+
+
+def short(value: Any, length: int = SHORT) -> str:
+    """A value as text; items of a list have this length each, since their last settings are not less than their first."""
+    if isinstance(value, dict):
+        text = f"{{{', '.join(f'{key}: {short(inner, PART)}' for key, inner in value.items() if inner is not None)}}}"
+        return text if len(text) <= 2 * length else f"{text[: 2 * length]}..."
+    if isinstance(value, list):
+        text = f"[{', '.join(short(item, length) for item in value)}]"
+        if value and all(isinstance(item, dict) for item in value):
+            return text
+    else:
+        text = "null" if value is None else str(value)
+    return text if len(text) <= length else f"{text[:length]}..."

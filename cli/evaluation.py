@@ -2,7 +2,8 @@
 
 RUN_DIR/test_metrics.json                     the run's own data; overridden settings are listed in it
 RUN_DIR/evaluations/NAME/test_metrics.json    other data, another --runtime, or with --name; plots and tables too
-RUN_DIR/predictions.csv, predictions.json     predictions, and what was predicted; those of another source are in evaluations/NAME
+RUN_DIR/predictions.csv, predictions.json     predictions, and what was predicted; those of another source, or with other prompts,
+                                              are in evaluations/NAME
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from lightning.pytorch import Trainer
 
 from callbacks.failures.explosion import absurd_result, exploded_in, guessing_loss
 from callbacks.progress.lines import is_loss_again
+from cli.changed_values import short, without_alike
 from cli.resume import RunCheckpoint, describe, flatten, read, read_best
 from cli.run_flags import RunFlags, UsageError
 from cli.test_time import say_gain
@@ -36,7 +38,6 @@ ON_A_LINE = 4
 """Up to four metrics are printed in one line, more of them in a table."""
 IN_A_COLUMN = 12
 """Up to twelve metrics are printed in one column, more of them in two, read from top to bottom."""
-SHORT = 160  # characters of a setting that are shown
 SPLITS = {"validate": "val", "test": "test"}
 ONLY_SPEED = (
     "data.workers", "data.prefetch", "data.persistent_workers", "data.pin_memory", "data.download", "data.canvas_cache",
@@ -85,35 +86,19 @@ def overrides(source: RunCheckpoint, now: dict[str, Any]) -> dict[str, Any]:
 
 
 def shown_difference(one: Any, other: Any) -> tuple[str, str]:
-    """The two values of a setting in short: of two lists only the items that differ, of items what is not null or alike in all.
+    """The two values of a setting in short: of two lists only the items that differ, of items only what differs and their names.
 
     >>> shown_difference([{"folder": "a", "groups": None}, {"folder": "b"}], [{"folder": "b"}, {"folder": "c"}])
     ('[{folder: a}]', '[{folder: c}]')
-    >>> shown_difference([{"folder": "a", "group_column": "g"}], [{"folder": "c", "group_column": "g"}])
-    ('[{folder: a}]', '[{folder: c}]')
+    >>> shown_difference([{"folder": "a", "prompts": ["crack"], "masks": "m"}], [{"folder": "a", "prompts": ["crack"]}])
+    ('[{folder: a, masks: m}]', '[{folder: a, masks: null}]')
     """
     if isinstance(one, list) and isinstance(other, list) and len(one) and len(other):
         differ = [[item for item in items if item not in others] for items, others in ((one, other), (other, one))]
         one, other = differ if all(differ) else (one, other)
-        items = [*one, *other]
-        if all(isinstance(item, dict) for item in items):
-            alike = {
-                key for key, value in items[0].items() if all(key in item and item[key] == value for item in items)
-            }
-            one, other = (
-                [{key: item[key] for key in item if key not in alike} for item in part] for part in (one, other)
-            )
-    return _short(one), _short(other)
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, dict):
-        text = f"{{{', '.join(f'{key}: {_short(inner)}' for key, inner in value.items() if inner is not None)}}}"
-    elif isinstance(value, list):
-        text = f"[{', '.join(_short(item) for item in value)}]"
-    else:
-        text = "null" if value is None else str(value)
-    return text if len(text) <= SHORT else f"{text[:SHORT]}..."
+        if all(isinstance(item, dict) for item in (*one, *other)):
+            one, other = without_alike(one, other)
+    return short(one), short(other)
 
 
 def changed_settings(
@@ -190,13 +175,15 @@ def predictions_folder(
     """
     first = target or Path()
     source = data.images.source if data.images is not None else "test split" if first == run else data.place
+    asked = prompts if (prompts := getattr(data, "prompts", None)) and prompts != data.class_names else []
+    source = f"{source} (prompts {', '.join(asked)})" if asked else source
     if name is not None:
         if (there := _predicted_in(first)) not in (None, source, ""):
             raise UsageError(f"--name {name}: {first} has the predictions of {there}; give another name")
         return first, source, ""
     if (there := _predicted_in(first)) in (None, source):
         return first, source, ""
-    base = _folder_name(data.images.name if data.images is not None else data.place_name)
+    base = _folder_name("_".join([data.images.name if data.images is not None else data.place_name, *asked]))
     evaluations = first.parent if first.parent.name == "evaluations" else first / "evaluations"
     for number in range(1, 10000):
         folder = evaluations / (base if number == 1 else f"{base}-{number}")
@@ -348,9 +335,14 @@ def _batches(command: str, trainer: Trainer | None) -> tuple[int, int]:
 
 def _evaluated(command: str, data: DataModule) -> int:
     """Number of samples that were evaluated."""
-    count, (used, batches) = len(data.splits[SPLITS[command]]["index"]), _batches(command, data.trainer)
-    processes = data.trainer.world_size if data.trainer is not None else 1
-    return count if used == batches else min(count, used * data.eval_batch_size * processes)
+    count, trainer = len(data.splits[SPLITS[command]]["index"]), data.trainer
+    used, batches = _batches(command, trainer)
+    if trainer is None or used == batches:
+        return count
+    loader: Any = trainer.val_dataloaders if command == "validate" else trainer.test_dataloaders
+    if hasattr(loader, "seen"):  # batches of one image size are not all full
+        return int(loader.seen(used))
+    return min(count, used * data.eval_batch_size * trainer.world_size)
 
 
 def _write(folder: Path, command: str, content: dict[str, Any]) -> None:

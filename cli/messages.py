@@ -189,6 +189,8 @@ def _wrong_value(message: str, source: Source) -> str:
     if "Got value: NestedArg" in message:
         return f"{name}: no such setting, {name.rpartition('.')[0]} is one value"
     where = _of_set(message) + source.location(name)
+    if wrong := unbalanced(value):
+        return f"{name}: {wrong}, in {_short(value)}{where}"
     if found := re.search(r"Unable to load config '(.*?)'\n", message):
         return f"{name}: settings are needed, as in --{name}.SETTING VALUE, got {_short(found[1])}{where}"
     groups = re.findall(r"Literal\[([^\]]*)\]", message) if "Expected a" in message else []
@@ -248,6 +250,41 @@ def _telling(message: str) -> str | None:
     entries = [line.strip().removeprefix("- ") for line in message.splitlines() if line.strip().startswith("- ")]
     telling = [one for one in entries if not one.startswith(noise) and not re.match(r"a (class path|dict)", one)]
     return telling[0] if telling and not telling[0].endswith((":", "{", "[")) else None
+
+
+CLOSING = {"[": "]", "{": "}"}
+
+
+def unbalanced(value: str) -> str:
+    """Which bracket of a list or dictionary has no partner; empty if all have one, or if the value is neither.
+
+    >>> unbalanced("{crack: {images: a}")
+    "'}' is missing: '{' at character 1 is not closed"
+    >>> unbalanced("[{prompts: [a}]")
+    "']' is missing before '}' at character 14: '[' at character 12 is not closed"
+    >>> unbalanced("[1, 2]]"), unbalanced('["[", 1]'), unbalanced("a [1")
+    ("']' at character 7 closes nothing", '', '')
+    """
+    if value[:1] not in CLOSING:
+        return ""
+    opened: list[tuple[str, int]] = []
+    for match in re.finditer(r'"[^"]*"|(?<![\w])\'[^\']*\'|[\[\]{}]', value):
+        mark, place = match[0], match.start() + 1
+        if mark in CLOSING:
+            opened.append((mark, place))
+        elif mark in CLOSING.values():
+            if not opened:
+                return f"{mark!r} at character {place} closes nothing"
+            before, start = opened.pop()
+            if CLOSING[before] != mark:
+                return (
+                    f"{CLOSING[before]!r} is missing before {mark!r} at character {place}: {before!r} at character {start} is not "
+                    "closed"
+                )
+    if not opened:
+        return ""
+    missing = "".join(CLOSING[mark] for mark, _ in reversed(opened))
+    return f"{missing!r} is missing: {opened[-1][0]!r} at character {opened[-1][1]} is not closed"
 
 
 def _short(value: str) -> str:

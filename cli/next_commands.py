@@ -13,7 +13,9 @@ from cli.trainer.loggers import views
 from foundation.project import MAIN
 
 
-def next_commands(trainer: Trainer, folder: Path, best: Path, resume_command: str | None) -> list[str]:
+def next_commands(
+    trainer: Trainer, folder: Path, best: Path, resume_command: str | None, tested: bool = False
+) -> list[str]:
     """Return the lines to print.
 
     Args:
@@ -21,6 +23,7 @@ def next_commands(trainer: Trainer, folder: Path, best: Path, resume_command: st
         folder: The run folder.
         best: The best checkpoint, or the last one.
         resume_command: The command that resumes the run, or None without a last.ckpt.
+        tested: Whether the fit has tested it (`--test_after_fit`), which needs no command then.
     """
     run, picture = (shlex.quote(str(path)) for path in (folder, folder / "plots" / "curves.png"))
     ways = views(trainer, folder)
@@ -31,7 +34,7 @@ def next_commands(trainer: Trainer, folder: Path, best: Path, resume_command: st
         lines.append(f"continue     {resume_command} --trainer.max_time null   (stopped by max_time)")
     last = "" if best.name == "best.ckpt" else " --ckpt last"
     if "test" in getattr(getattr(trainer, "datamodule", None), "labelled_splits", ("test",)):
-        lines.append(f"test it      {MAIN} test --run {run}{last}")
+        lines += [] if tested else [f"test it      {MAIN} test --run {run}{last}"]
         return [*lines, f"use it       {MAIN} predict --run {run}{last}   (more in docs/paths.md)"]
     use = f"use it       {MAIN} predict --run {run}{last} --data.images FOLDER"
     return [*lines, f"{use}   (there is no test split; more in docs/paths.md)"]

@@ -43,6 +43,7 @@ INSTEAD = {
     ("--run", "fit"): "--resume RUN_DIR continues a run",
     ("--ckpt", "fit"): "--resume CHECKPOINT continues a run",
     ("--name", "fit"): "--run_dir DIR names the folder of a run",
+    ("--runtime", "predict"): "in Python, load_run(RUN_DIR, runtime='packed') predicts with it (docs/export.md)",
     ("--resume", ""): "--run RUN_DIR takes a run",
     ("--run_dir", ""): "--run RUN_DIR takes a run, --name NAME keeps its results in a folder of their own",
 }

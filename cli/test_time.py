@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from cli.run_flags import RunFlags, UsageError
 from lightning_modules.views import check_views
 
 log = logging.getLogger(__name__)
+
+SPEAKING = ("callbacks", "datamodules", "lightning_modules")  # packages whose lines an evaluation prints
 
 
 def use_views(model: Any, data: Any, flags: RunFlags) -> bool:
@@ -42,9 +45,39 @@ def evaluate(run: Callable[[], Any], model: Any, data: Any, flags: RunFlags) -> 
     if not use_views(model, data, flags):
         return run(), None
     views, model.views = model.views, "none"
-    plain = run()
-    model.views = views
-    return run(), plain
+    with _each_line_once():
+        plain = run()
+        model.views = views
+        return run(), plain
+
+
+@contextlib.contextmanager
+def _each_line_once() -> Iterator[None]:
+    """Print no line twice: what the two evaluations say of the same data and weights."""
+    handlers = [handler for name in SPEAKING for handler in logging.getLogger(name).handlers]
+    filters = [_Once() for _ in handlers]  # of each its own: one record goes to several
+    for handler, once in zip(handlers, filters, strict=True):
+        handler.addFilter(once)
+    try:
+        yield
+    finally:
+        for handler, once in zip(handlers, filters, strict=True):
+            handler.removeFilter(once)
+
+
+class _Once(logging.Filter):
+    """Passes each message only the first time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the message is new."""
+        text = record.getMessage()
+        new = text not in self.said
+        self.said.add(text)
+        return new
 
 
 def result_name(flags: RunFlags, data: Any) -> str | None:

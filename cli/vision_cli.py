@@ -258,7 +258,9 @@ class VisionCLI(LightningCLI):
 
     def _all_callbacks(self, own: list[Callback], settings: Any, options: dict[str, Any]) -> list[Callback]:
         assert self.run_folder is not None
-        return run_callbacks(own, settings, options, self.run_folder, self.signals, recipe_of(self.flags.configs))
+        return run_callbacks(
+            own, settings, options, self.run_folder, self.signals, recipe_of(self.flags.configs), self.flags.command
+        )
 
     # ---- commands ----
 
@@ -292,7 +294,8 @@ class VisionCLI(LightningCLI):
             self._report("test", best, results, folder, folder)
         if done:
             return
-        for line in next_commands(self.trainer, folder, self.run_best(), self.resume_command):
+        tested = "test_after_fit" in self.flags.values
+        for line in next_commands(self.trainer, folder, self.run_best(), self.resume_command, tested):
             log.info(line)
 
     def run_best(self) -> Path:

@@ -117,9 +117,13 @@ class MatchedToCheckpoint(LightningDataModule):
             return text_keys(["\n".join(names[k] for k, own in enumerate(row) if own) for row in label.tolist()])
         return text_keys([names[number] for number in label.tolist()])
 
+    def sample_groups(self, split: str) -> list[str]:
+        """Return the group of each sample of a split that setup has read, as set with `groups`; of samples without one, none."""
+        return []
+
     def group_names(self, split: str) -> list[str]:
         """Return the names of the people or groups in a split that setup has read, sorted; none if the data has no groups."""
-        return []
+        return sorted({*self.sample_groups(split)})
 
     @property
     def own_record(self) -> dict[str, Any]:

@@ -222,17 +222,17 @@ class SegmentationModule(BaseModule):
         Args:
             prompts: Texts; case and punctuation do not matter.
         """
-        synonyms = {name: name.replace("_", " ") for name in self.object_of}
-        known = {**synonyms, **{slug(name): name for name in self.class_names}}
+        own = [slug(name) for name in self.class_names]
+        # all as plain words: of synonyms no other spelling is known
+        known = {name: name.replace("_", " ") for name in (*own, *self.object_of)}
         unknown = {prompt: slug(prompt) for prompt in prompts if slug(prompt) not in {*known, *self._unknown}}
         if not unknown:
             return
         self._unknown |= {*unknown.values()}
         named = [f"{prompt!r}{nearest(words.replace('_', ' '), known.values())}" for prompt, words in unknown.items()]
-        trained = sorted(known.values(), key=lambda name: name not in self.class_names)
         log.warning(
             f"prompts not used in training: {'; '.join(named)}; they use the threshold 0.5, and their masks are reliable only if "
-            f"the text network knows the words; trained: {first_names([*map(repr, trained)], NAMED)}"
+            f"the text network knows the words; trained: {first_names([*map(repr, known.values())], NAMED)}"
         )
 
     # ---- metrics of an epoch ----

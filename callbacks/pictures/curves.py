@@ -132,7 +132,7 @@ def _draw_panel(axes: Axes, panel: str, points: Points, best_epoch: int | None) 
 
 
 def _draw_splits(axes: Axes, metric: str, points: Points) -> None:
-    """Draw a metric of all splits; the loss of single steps is drawn behind them."""
+    """Draw a metric of all splits; the loss of single steps, of two or more, is drawn behind them."""
     averaged = any(name.startswith("val_raw/") for _, row in points for name in row)
     for split, colour in SPLITS.items():
         epochs, values = _series(points, f"{split}/{metric}")
@@ -141,7 +141,7 @@ def _draw_splits(axes: Axes, metric: str, points: Points) -> None:
             axes.plot(epochs, values, color=colour, marker=marker(epochs), label=label)
     epochs, values = _series(points, STEP_LOSS)
     finite = [value for value in values if math.isfinite(value)]
-    if metric == "loss" and finite:
+    if metric == "loss" and len(finite) > 1:  # one point is no line
         low, high = axes.get_ylim()
         least, most = np.percentile(finite, (2, 95))  # single spikes do not set the scale
         axes.plot(epochs, values, color=BLUE, alpha=0.25, linewidth=0.8, zorder=1, label="train, single steps")

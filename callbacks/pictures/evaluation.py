@@ -56,6 +56,20 @@ def label_text(name: str, longest: int = 24) -> str:
     return name.replace("$", r"\$")
 
 
+def file_text(file: str, longest: int) -> str:
+    """A file's name for matplotlib, with as many of its folders as there is room for: files of two folders can have one name.
+
+    >>> file_text("photos/walls/1.png", 12), file_text("photos/walls/photograph.png", 12)
+    ('walls/1.png', 'photog…h.png')
+    """
+    *folders, text = file.split("/")
+    for folder in reversed(folders):
+        if len(folder) + 1 + len(text) > longest:
+            break
+        text = f"{folder}/{text}"
+    return label_text(text, longest)
+
+
 def stage_of(trainer: Trainer) -> str:
     """Return ``val`` (in a fit), ``validate`` or ``test``: the suffix of the files of the current evaluation."""
     return "val" if trainer.state.fn == "fit" else str(trainer.state.fn.value)  # type: ignore[union-attr]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +13,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from callbacks.pictures.evaluation import label_text
+from callbacks.pictures.evaluation import file_text, label_text
 
 NAME_LENGTH = 20  # letters of a class name that fit into the width of a tile
 COLOURS = "inferno"  # rises in lightness, so that it can be read in grey and with any colour vision
@@ -39,7 +38,7 @@ class Mistake(NamedTuple):
     def place_text(self) -> str:
         """Name of the file, or number of the sample, for the title of a tile."""
         name = f"no. {self.place}" if self.place >= 0 else ""
-        return label_text(name if self.file is None else Path(self.file).name, 26)
+        return label_text(name, 26) if self.file is None else file_text(self.file, 26)
 
 
 def draw_heat(mistakes: Sequence[Mistake], title: str) -> Figure:

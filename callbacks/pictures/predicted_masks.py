@@ -50,7 +50,8 @@ class MaskWriter(Callback):
     """Writes the masks of each batch at once, so that only one batch is held in memory.
 
     Args:
-        folder: Folder for `predictions` and `predictions.csv`. Files that an earlier predict listed there are replaced or removed.
+        folder: Folder for `predictions` and `predictions.csv`. Files that an earlier predict listed there, of the same images and
+            prompts (`cli.evaluation.predictions_folder`), are replaced or removed.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from callbacks.pictures.evaluation import EvaluationPicture, class_names_of, label_text, write_table
+from callbacks.pictures.evaluation import EvaluationPicture, class_names_of, file_text, label_text, write_table
 from callbacks.pictures.image_pixels import MASK_LEGEND, PREDICTED_MASK, TRUE_MASK, image_pixels, overlay
 from metrics.segmentation import THRESHOLDS, counts_at_thresholds, grid_place, image_histograms, probability_bins
 
@@ -246,5 +246,5 @@ def _draw_pair(axes: Sequence[Axes], mask: Drawn | None) -> None:
         return
     axes[0].imshow(overlay(mask.pixels, mask.truth, TRUE_MASK))
     axes[1].imshow(overlay(mask.pixels, mask.predicted, PREDICTED_MASK))
-    file = label_text(mask.file.rpartition("/")[2], 22)
+    file = file_text(mask.file, 22)
     axes[0].set_title(f"{file}\n{label_text(mask.prompt, 22)}\nIoU {mask.iou:.3f} at {mask.threshold:g}", fontsize=7)

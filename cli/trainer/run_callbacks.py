@@ -36,6 +36,7 @@ def run_callbacks(
     run_folder: ours.RunFolder,
     signals: ours.StopOnSignal,
     recipe: tuple[float, int] | None = None,
+    command: str = "fit",
 ) -> list[Callback]:
     """Return all callbacks of a Trainer.
 
@@ -46,6 +47,7 @@ def run_callbacks(
         run_folder: The callback that writes the run folder.
         signals: The callback that ends a run at a signal.
         recipe: Learning rate and batch size in the configuration files; see `recipe_of`.
+        command: The command: what predict does not draw is not announced.
     """
     first: list[Callback] = [
         ours.ExactResume(settings.seed_everything),
@@ -57,7 +59,7 @@ def run_callbacks(
         ours.MetricsLog(),
     ]
     if getattr(settings.model, "several_labels", False):
-        own = _for_several_labels(own)
+        own = _for_several_labels(own, said=command != "predict")
     savers = [callback for callback in own if isinstance(callback, Checkpoint)]
     others = [callback for callback in own if not isinstance(callback, Checkpoint)]
     if options.get("enable_progress_bar") is not False:
@@ -69,13 +71,14 @@ def run_callbacks(
     return [*first, *others, *savers]
 
 
-def _for_several_labels(own: list[Callback]) -> list[Callback]:
-    """The pictures of one label an image, which the recipes have, replaced by those of several labels."""
+def _for_several_labels(own: list[Callback], said: bool) -> list[Callback]:
+    """The pictures of one label an image, which the recipes have, replaced by those of several labels; `said`: a line says so."""
     there = [
         type(callback).__name__ for callback in own if isinstance(callback, ours.ConfusionMatrix | ours.WorstMistakes)
     ]
     if not there:
         return own
-    log.info(f"pictures   LabelCurves in place of {' and '.join(there)}, which are for one label an image")
+    if said:
+        log.info(f"pictures   LabelCurves in place of {' and '.join(there)}, which are for one label an image")
     kept = [callback for callback in own if type(callback).__name__ not in there]
     return kept if any(isinstance(callback, ours.LabelCurves) for callback in own) else [*kept, ours.LabelCurves()]

@@ -251,13 +251,13 @@ class SplitFiles(DataModule):
         looks = self._list(self._part_of(split)).looks  # type: ignore[arg-type]
         return kinds_of([looks[i] for i in self.splits[split]["index"].tolist()])
 
-    def group_names(self, split: str) -> list[str]:
-        """Names of the groups in a split, from the CSV file `groups`, sorted."""
+    def sample_groups(self, split: str) -> list[str]:
+        """Group of each sample of a split, from the CSV file `groups`."""
         if self._group_table is None:
             return []
         listing = self._list(self._part_of(split))  # type: ignore[arg-type]
         names = listing.group_names(self._group_table, self.group_column)
-        return sorted({names[i] for i in self.splits[split]["index"].tolist()})
+        return [names[i] for i in self.splits[split]["index"].tolist()]
 
     def _fingerprint(self) -> tuple[str, dict[str, int]]:
         parts = sorted({self._part_of(split) for split in self.labelled_splits})

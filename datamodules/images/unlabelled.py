@@ -35,6 +35,8 @@ from foundation.sizes import Size, sides
 
 log = logging.getLogger(__name__)
 
+TABLES = (".csv", ".tsv", ".parquet", ".json", ".jsonl", ".xlsx")
+
 
 @dataclass(frozen=True)
 class GivenImages:
@@ -76,7 +78,9 @@ class GivenImages:
         if (folder := self._whole_folder()) is not None:
             return folder.name
         first = Path(self.given[0]).resolve()
-        return first.parent.name if len(self.given) > 1 or glob.has_magic(first.name) else first.stem
+        if first.exists() or not glob.has_magic(str(first)):
+            return first.parent.name if len(self.given) > 1 else first.stem
+        return next(above for above in first.parents if not glob.has_magic(str(above))).name
 
     def paths(self) -> list[Path]:
         """The folders and files, patterns resolved and sorted.
@@ -99,6 +103,11 @@ class GivenImages:
             found += map(Path, matching)
         if not found:
             raise MisconfigurationException("--data.images: no image is given")
+        if all(path.suffix.lower() in TABLES and path.is_file() for path in found):  # among images, one is left out
+            raise MisconfigurationException(
+                f"--data.images {found[0]}: is a table, not an image; give a folder, image files or a pattern such as "
+                "'photos/*.jpg' (a table of labels is for fit and test: --data.labels)"
+            )
         return found
 
 

@@ -139,15 +139,15 @@ class DescribedPromptSets(DataModule):
         names[of_files] ^= file_keys([pairs[place].mask for place in of_files])
         return names
 
-    def group_names(self, split: str) -> list[str]:
-        """Names of the groups of a split's images, from the tables of the sets, sorted."""
+    def sample_groups(self, split: str) -> list[str]:
+        """Group of each of a split's images that has one, from the tables of the sets."""
         pairs, tables = self.pairs, {self.root / one.folder: one for one in self.present if one.groups is not None}
         if not tables:
             return []
         groups = group_names(self.root, self.present, self._listings, None)
         bare = {f"{one.folder}/" for one in self.present if one.groups is None}
-        chosen = {groups[i] for i in self.splits[split]["index"].tolist() if pairs[i].prompt >= 0}
-        return sorted(name for name in chosen if not name.startswith(tuple(bare)))
+        chosen = [groups[i] for i in self.splits[split]["index"].tolist() if pairs[i].prompt >= 0]
+        return [name for name in chosen if not name.startswith(tuple(bare))]
 
     @property
     def split_settings(self) -> dict[str, str | int | float | bool | None]:

@@ -13,6 +13,7 @@ from datamodules.images.class_folders import listed
 from datamodules.segmentation.coco import read_coco
 from datamodules.segmentation.labelme import read_labelme
 from datamodules.segmentation.mask_files import read_set
+from datamodules.segmentation.next_steps import annotations_of
 from datamodules.segmentation.notes import Notes
 from datamodules.segmentation.prompt_sets import Pair, PromptSet
 from datamodules.segmentation.yolo import read_yolo
@@ -42,7 +43,7 @@ def read_pairs(root: Path, one: PromptSet, prompt: int, notes: Notes | None = No
     if place.suffix.lower() in (".xml", ".csv", ".ndjson", ".zip"):
         raise MisconfigurationException(f"{place}: {place.suffix} files are not read; {EXPORT}")
     if not place.exists():
-        raise MisconfigurationException(f"sets: {one.folder}: annotations: {_absent(place)}")
+        raise MisconfigurationException(f"sets: {one.folder}: annotations: {_absent(root, one, place)}")
     if place.suffix.lower() in (".yaml", ".yml"):
         return read_yolo(root, one, prompt, notes)
     if place.is_dir():
@@ -59,9 +60,12 @@ def read_pairs(root: Path, one: PromptSet, prompt: int, notes: Notes | None = No
     return read_coco(root, one, prompt, notes)
 
 
-def _absent(place: Path) -> str:
+def _absent(root: Path, one: PromptSet, place: Path) -> str:
     """What to say of annotations that are not there."""
     kind, hint = place.suffix.lower(), ""
+    there = annotations_of(root, one) if kind == ".json" else []
+    if found := next((path for path in there if path.name == place.name or len(there) == 1), None):
+        return f"{place} does not exist; give annotations: {found.relative_to(root).as_posix()}, relative to {root}"
     wanted = {
         ".json": "annotations in COCO's format",
         ".yaml": "YOLO's data.yaml, or the folder of its .txt files",
@@ -73,8 +77,8 @@ def _absent(place: Path) -> str:
     why = absence(place, file=bool(kind))
     if not close_to(place) and place.parent.is_dir():  # its images are no candidates
         paths = place.parent.iterdir()
-        there = sorted(one.name for one in paths if one.suffix.lower() in FORMS or (not kind and one.is_dir()))
-        why = f"does not exist; {place.parent} has {first_names(there) if there else 'no ' + ' or '.join(FORMS)}"
+        names = sorted(path.name for path in paths if path.suffix.lower() in FORMS or (not kind and path.is_dir()))
+        why = f"does not exist; {place.parent} has {first_names(names) if names else 'no ' + ' or '.join(FORMS)}"
     return f"{place} {why}; expected {wanted}{hint}"
 
 

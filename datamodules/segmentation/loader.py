@@ -245,12 +245,16 @@ class SegmentationLoader(ImageFileLoader):
 
     def __len__(self) -> int:
         """Return the number of batches of a whole epoch."""
-        return super().__len__() if self.sizes is None else len(self._of_one_size())
+        return super().__len__() if self.sizes is None else len(self._of_one_size(self.rank))
 
-    def _of_one_size(self) -> list[Tensor]:
+    def seen(self, batches: int) -> int:
+        """Number of samples in the first batches of all processes; evaluation only."""
+        return sum(len(run) for rank in range(self.world_size) for run in self._of_one_size(rank)[:batches])
+
+    def _of_one_size(self, rank: int) -> list[Tensor]:
         assert self.sizes is not None
         runs: list[list[int]] = []
-        for place in range(self.rank, self.num_samples, self.world_size):
+        for place in range(rank, self.num_samples, self.world_size):
             last = runs[-1] if runs else None
             if last is None or len(last) == self.batch_size or self.sizes[last[0]] != self.sizes[place]:
                 runs.append([])
@@ -259,7 +263,7 @@ class SegmentationLoader(ImageFileLoader):
 
     def chosen(self) -> tuple[Tensor, ...]:
         """Return the remaining batches of the epoch, each a tensor of positions in the data."""
-        return super().chosen() if self.sizes is None else tuple(self._of_one_size())
+        return super().chosen() if self.sizes is None else tuple(self._of_one_size(self.rank))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         epoch = None

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from datamodules.images.class_folders import listed
 from datamodules.images.formats import EXTENSIONS, is_image
 from datamodules.images.unreadable import NO_IMAGE, report_unreadable
-from datamodules.segmentation.next_steps import hint_of_set
+from datamodules.segmentation.next_steps import hint_of_images, hint_of_set
 from datamodules.segmentation.notes import Notes
 from datamodules.segmentation.prompt_sets import (
     NO_MASKS,
@@ -47,6 +47,8 @@ def read_set(root: Path, one: PromptSet, prompt: int, notes: Notes | None = None
         return _without_masks(folder, one, prompt, notes)
     if one.masks is None and not (folder / "masks").is_dir() and (hint := hint_of_set(root, one)):
         raise MisconfigurationException(f"{folder}: prompt {one.prompts[0]!r} has no folder of masks in it; {hint}")
+    if not _has_images(folder, one) and (hint := hint_of_images(root, one)):
+        raise MisconfigurationException(f"{folder}: prompt {one.prompts[0]!r} has no images where they belong; {hint}")
     place, before, after = _pattern(one.masks)
     masks = _masks(folder / place, one, before, after)
     known = {*masks.values()}
@@ -145,6 +147,12 @@ def _images(folder: Path, one: PromptSet, notes: Notes) -> list[Path]:
     return files
 
 
+def _has_images(folder: Path, one: PromptSet) -> bool:
+    """Whether there is an image in the folder that `_images` reads."""
+    within = folder if one.masks is not None and not (folder / "images").is_dir() else folder / "images"
+    return within.is_dir() and any(is_image(path) for path in within.iterdir())
+
+
 def _image_files(folder: Path, one: PromptSet) -> list[Path]:
     """List the image files directly in a folder, sorted."""
     if not folder.is_dir():
@@ -166,7 +174,8 @@ def _in_subfolders(folder: Path) -> str:
     """How many images are in folders of this folder; empty if none is."""
     if not folder.is_dir():
         return ""
-    names = [path.relative_to(folder).parts[0] for path in sorted(folder.glob("*/**/*")) if is_image(path)]
+    inner = [path.relative_to(folder).parts[0] for path in sorted(folder.glob("*/**/*")) if is_image(path)]
+    names = [name for name in inner if name != "masks"]
     return f"{len(names):,} images are in its folders {listed(list(dict.fromkeys(names)))}" if names else ""
 
 

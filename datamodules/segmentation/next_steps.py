@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
 from datamodules.images.class_folders import listed
+from datamodules.images.formats import is_image
 from datamodules.segmentation.prompt_sets import PromptSet
 from foundation.places import absence, close_to, near
 from foundation.slug import slug
@@ -14,6 +17,11 @@ from foundation.slug import slug
 COCO = ("_annotations.coco.json", "instances_default.json", "result.json")  # of Roboflow, CVAT, Label Studio
 PARTS = ("train", "valid", "val")
 MISSPELT = 0.75  # likeness of two names, 0 to 1, from which one is taken for the other with a slip
+HEAD = 1 << 16  # bytes of a .json file that are searched for COCO's lists
+FOLDERS = 50  # folders of images that are looked at
+SHOWN = 3  # sets that a message writes out
+SAME = 0.5  # share of a folder's images that must have a mask of the same name
+LISTS = re.compile(r'"(?:images|annotations|categories)"\s*:\s*\[')
 
 
 def no_sets(root: Path, sets: Sequence[PromptSet]) -> str:
@@ -36,28 +44,41 @@ def no_sets(root: Path, sets: Sequence[PromptSet]) -> str:
 
 def _hint_of_root(root: Path, sets: Sequence[PromptSet]) -> str:
     """Name the set that is `root` itself, or all folders that look like sets, each with prompts to be put in its place."""
-    if _has_masks(root):
-        return f"{root} is itself a set: give {_setting([('.', _placeholder(root.resolve().name))])}"
-    inner = sorted(path.name for path in root.iterdir() if _has_masks(path))
+    own = PromptSet(".", [_placeholder(root.resolve().name)])
+    if _is_set(root, own):
+        return f"{root} is itself a set: give {_setting([_item_of(root, own)])}"
+    folders = sorted(path.name for path in root.iterdir() if path.is_dir())
+    named = [PromptSet(name, _prompts_of(name, sets)) for name in folders]
+    inner = [one for one in named if _is_set(root, one)]
     if not inner:
         return ""
-    text = f"{root} has the set{'s' * (len(inner) > 1)} {listed(inner)}"
-    return f"{text}: give {_setting([(name, _prompts_of(name, sets)) for name in inner])}, with prompts of yours"
+    text = f"{root} has the set{'s' * (len(inner) > 1)} {listed([one.folder for one in inner])}"
+    return f"{text}: give {_setting([_item_of(root, one) for one in inner])}, with prompts of yours"
 
 
-def _prompts_of(folder: str, sets: Sequence[PromptSet]) -> str:
+def _is_set(root: Path, one: PromptSet) -> bool:
+    folder = root / one.folder
+    return _has_masks(folder) or (has_images(folder) and bool(annotations_of(root, one)))
+
+
+def _item_of(root: Path, one: PromptSet) -> str:
+    """A set as an item of `data.sets`: with its masks, or else with the COCO file of its images."""
+    tables = [] if _has_masks(root / one.folder) else annotations_of(root, one)
+    return as_item(one, one.folder, **({"annotations": _within(root, tables[0])} if tables else {}))
+
+
+def _prompts_of(folder: str, sets: Sequence[PromptSet]) -> list[str]:
     """The prompts of the set whose folder differs in capitals or separators only, or a placeholder."""
     meant = [one for one in sets if slug(one.folder) == slug(folder)]
-    return ", ".join(meant[0].prompts) if meant else _placeholder(folder)
+    return meant[0].prompts if meant else [_placeholder(folder)]
 
 
 def _placeholder(folder: str) -> str:
     return f"segment {slug(folder).replace('_', ' ')}"
 
 
-def _setting(sets: Sequence[tuple[str, str]]) -> str:
-    items = ", ".join(f"{{folder: {folder}, prompts: [{prompts}]}}" for folder, prompts in sets)
-    return f'--data.sets "[{items}]"'
+def _setting(items: Sequence[str]) -> str:
+    return f'--data.sets "[{", ".join(items)}]"'
 
 
 def hint_of_set(root: Path, one: PromptSet) -> str:
@@ -74,8 +95,9 @@ def hint_of_set(root: Path, one: PromptSet) -> str:
         if tables:
             shipped = within.name in PARTS
             table = folder / tables[0].name if shipped else tables[0]
-            split = ", split: shipped" if shipped else ""
-            return f"there are COCO's annotations: give annotations: {_within(root, table)}{split}"
+            return _coco(root, one, table, **({"split": "shipped"} if shipped else {}))
+        if within == folder and (found := annotations_of(root, one)):
+            return _coco(root, one, found[0])
         if files and within.name not in PARTS:
             return f"there are {len(files):,} .json files: if they are labelme's, give annotations: {_within(root, within)}"
     if (folder / "data.yaml").is_file():
@@ -84,9 +106,91 @@ def hint_of_set(root: Path, one: PromptSet) -> str:
     return ""
 
 
+def _coco(root: Path, one: PromptSet, table: Path, **settings: str) -> str:
+    item = as_item(one, one.folder, annotations=_within(root, table), **settings)
+    return f"there are COCO's annotations: give it in data.sets as {item}"
+
+
+def hint_of_images(root: Path, one: PromptSet) -> str:
+    """What to set if images or masks are in other folders than those of a set; empty if nothing is known."""
+    items = sets_of_images(root, one)
+    each = "give it" if len(items) == 1 else "give each a set"
+    return f"images with masks are elsewhere in it: {each} in data.sets as {written(items)}" if items else ""
+
+
 def _has_masks(folder: Path) -> bool:
     return (folder / "images").is_dir() and (folder / "masks").is_dir()
 
 
 def _within(root: Path, path: Path) -> str:
     return path.relative_to(root).as_posix()
+
+
+# ---- what is there ----
+
+
+def as_item(one: PromptSet, folder: str, **settings: str) -> str:
+    """A set as it is written in `data.sets`, with the prompts of `one`."""
+    given = {"folder": folder, "prompts": f"[{', '.join(one.prompts)}]", **settings}
+    return f"{{{', '.join(f'{name}: {value}' for name, value in given.items())}}}"
+
+
+def annotations_of(root: Path, one: PromptSet) -> list[Path]:
+    """COCO files for the images of a set, in its folder, in those usual in it and next to it; the likeliest first."""
+    folder = root / one.folder
+    places = (folder, folder / "images", folder / "annotations", folder.parent, folder.parent / "annotations")
+    inside = [place for place in places if place.is_dir() and (place == root or root in place.parents)]
+    files = [path for place in dict.fromkeys(inside) for path in sorted(place.glob("*.json"))]
+    heads = {path: head for path in files if LISTS.search(head := _head(path)) and "segments_info" not in head}
+    names = [path.name for path in [*_files(folder), *_files(folder / "images")] if is_image(path)][:FOLDERS]
+    return sorted(heads, key=lambda path: not any(f'{name}"' in heads[path] for name in names))
+
+
+def has_images(folder: Path) -> bool:
+    """Whether there is an image in a folder, or in the folder `images` in it."""
+    return any(is_image(path) for place in (folder, folder / "images") for path in _files(place))
+
+
+def sets_of_images(root: Path, one: PromptSet) -> list[str]:
+    """The sets, as items of `data.sets`, that are right where images and masks are not in the folders expected of `one`."""
+    folder = root / one.folder
+    own = "masks" if one.masks is None or "*" in one.masks else one.masks
+    within = [path for path in _folders(folder) if any(is_image(file) for file in _files(path))]
+    masks = [path for path in within if own in path.relative_to(folder).parts or path == folder / own]
+    found = []
+    for images in (path for path in within if path not in masks):
+        stems = {file.stem for file in _files(images) if is_image(file)}
+        fitting = [path for path in masks if len(stems & {file.stem for file in _files(path)}) >= SAME * len(stems)]
+        if fitting:  # images/day1 has masks/day1 rather than another day's of the same names
+            place = next((path for path in fitting if path.name == images.name), fitting[0])
+            found.append(_item(root, one, images, place))
+    return found
+
+
+def written(items: list[str]) -> str:
+    """The first sets, and how many more there are."""
+    more = f" and {len(items) - SHOWN:,} more" if len(items) > SHOWN else ""
+    return f"{', '.join(items[:SHOWN])}{more}"
+
+
+def _item(root: Path, one: PromptSet, images: Path, masks: Path) -> str:
+    if images.name == "images" and masks == images.parent / "masks":
+        return as_item(one, images.parent.relative_to(root).as_posix())
+    return as_item(one, images.relative_to(root).as_posix(), masks=Path(os.path.relpath(masks, images)).as_posix())
+
+
+def _folders(folder: Path) -> list[Path]:
+    """A folder's folders at any depth, sorted, up to a limit."""
+    return sorted(path for path in folder.rglob("*") if path.is_dir())[:FOLDERS]
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+
+
+def _head(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file.read(HEAD).decode("utf-8", errors="replace")
+    except OSError:
+        return ""

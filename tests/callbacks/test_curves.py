@@ -85,6 +85,12 @@ def test_epoch_rows() -> None:
     assert [row["step"] for row in epoch_rows(ROWS)] == [10, 20, 40]
 
 
+def test_a_single_step_is_no_curve() -> None:
+    shown = lines(panels(draw_curves(ROWS[:2], "run"))["loss"])
+    assert shown["train"] == [(1, 2.0)]
+    assert "train, single steps" not in shown
+
+
 def test_every_panel_shows_its_values() -> None:
     shown = panels(draw_curves(ROWS, "run", best_epoch=2))
     assert list(shown) == ["loss", "accuracy", "learning rate", "momentum", "training speed (samples/s)"]

@@ -89,7 +89,7 @@ def test_tiles(count: int) -> None:
     tiles = [axes for axes in figure.axes if axes.images]
     assert len(tiles) == 3 * count
     image, predicted, true = tiles[-3:]
-    assert image.get_title() == "1.jpg"
+    assert image.get_title() == "cats/1.jpg"
     assert [axes.get_xlabel() for axes in (image, predicted, true)] == ["image", "predicted, 98%\ndog", "true\ncat"]
     assert (np.asarray(predicted.images[1].get_array()) == HEAT[0]).all()
     assert [axes.get_title() for axes in (predicted, true)] == ["", "nothing speaks for it"]

@@ -103,7 +103,7 @@ def test_labels_of_a_tile() -> None:
     )
     render(figure)
     first, second, third = figure.axes[:3]
-    assert (first.get_xlabel(), first.get_title()) == ("cat \N{RIGHTWARDS ARROW} dog  98%", "1.jpg")
+    assert (first.get_xlabel(), first.get_title()) == ("cat \N{RIGHTWARDS ARROW} dog  98%", "cats/1.jpg")
     assert second.get_xlabel() == "cat\n\N{RIGHTWARDS ARROW} a rather l…f a class  98%"
     assert third.get_title() == "no. 3"
     shown = first.images[0].get_array()

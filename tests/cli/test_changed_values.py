@@ -3,6 +3,7 @@
 import pytest
 
 from cli.changed_values import differences
+from cli.evaluation import shown_difference
 
 EMA = {"class_path": "callbacks.EMA", "init_args": {"decay": 0.9, "start_step": 0}}
 SHARES = {"class_path": "callbacks.TernaryShares"}
@@ -41,3 +42,19 @@ def test_long_values_are_shown_where_they_differ(was: str, now: str) -> None:
 def test_other_kinds_of_values() -> None:
     assert differences("x", None, [1]) == [("x", "None", "[1]")]
     assert differences("x", {"a": 1, "b": 2}, {"a": 1, "b": 3}) == [("x.b", "2", "3")]
+
+
+def test_the_last_setting_of_a_long_item_is_shown() -> None:
+    """An override by sets of one's own, in place of those of a configuration with long prompts, shows their masks."""
+    prompts = ["segment taping area", "segment joint tape", "segment drywall seam"]
+    was = [{"folder": name, "prompts": prompts, "groups": "groups.csv", "masks": None} for name in ("taping", "cracks")]
+    now = [{"folder": "walls", "prompts": prompts[::-1], "groups": "a.csv", "masks": "masks/*_crack.png"}]
+    shown, before = shown_difference(now, was)
+    assert shown.endswith("groups: a.csv, masks: masks/*_crack.png}]")
+    assert "folder: cracks" in before
+    assert shown_difference(
+        [{"class_path": "EMA", "decay": 0.9, "every": 1}], [{"class_path": "EMA", "decay": 0.5, "every": 1}]
+    ) == (
+        "[{class_path: EMA, decay: 0.9}]",
+        "[{class_path: EMA, decay: 0.5}]",
+    )

@@ -78,6 +78,16 @@ WRONG = [
     (HAR, "--progress.every_s 0", "error: progress.every_s: more than 0 seconds"),
     (SEGMENTS, "--checkpoint.every_n_epochs -1", "error: checkpoint.every_n_epochs: 0 or more"),
     (CACHED, "--model.hidden wide", "model.hidden: a list of whole numbers, such as [256,128], is needed, got 'wide'"),
+    (
+        SEGMENTS,
+        "--data.sets [{folder:a,prompts:[b}]",
+        "error: data.sets: ']' is missing before '}' at character 22: '[' at",
+    ),
+    (
+        SEGMENTS,
+        "--data.sets {a:{b:c}",
+        "error: data.sets: '}' is missing: '{' at character 1 is not closed, in '{a:{b:c}'",
+    ),
     (CACHED, "--cache x", "--cache: is a flag of predict, not of fit; --data.cache CACHE reads a feature cache"),
     (DIGITS, "--trainer.accelerator tpu", "trainer.accelerator: this machine has no tpu; give auto or "),
     (IMAGES, "--model.weights no.safetensors", "error: model.weights: no.safetensors: no such file of weights"),

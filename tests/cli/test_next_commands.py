@@ -14,6 +14,13 @@ from cli.next_commands import next_commands
 from cli.run_flags import UsageError, split_flags
 
 
+def test_a_tested_run_needs_no_command_that_tests_it(tmp_path: Path) -> None:
+    trainer: Any = SimpleNamespace(loggers=[], callbacks=[], datamodule=None)
+    for tested in (False, True):
+        text = "\n".join(next_commands(trainer, tmp_path, tmp_path / "best.ckpt", None, tested))
+        assert ("test it " in text, "use it " in text) == (not tested, True)
+
+
 def lines(folder: Path, loggers: list[Any], **datamodule: Any) -> str:
     trainer: Any = SimpleNamespace(loggers=loggers, callbacks=[], datamodule=SimpleNamespace(**datamodule))
     return "\n".join(next_commands(trainer, folder, folder / "checkpoints" / "best.ckpt", None))

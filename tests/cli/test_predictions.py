@@ -12,6 +12,7 @@ import torch
 
 from cli.evaluation import predictions_folder, record_predictions, results_folder
 from cli.predictions import write_predictions
+from cli.run_flags import UsageError
 
 
 def written(path: Path, logits: Any, names: str, module: object, files: list[str] | None = None) -> list[list[str]]:
@@ -83,6 +84,26 @@ def test_earlier_predictions_that_stay_are_named_once_new_ones_are_written(
     folder.mkdir(parents=True)
     record_predictions(folder, source, Path("best.ckpt"), kept)
     assert f"{tmp_path / 'predictions.csv'} is of /mine and stays; this one is in {folder}" in caplog.text
+
+
+def test_masks_of_other_prompts_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cli.evaluation.read", lambda checkpoint: {})
+    images = SimpleNamespace(source="/walls", name="walls")
+    told: dict[str, list[bool]] = {}
+    for prompts in (None, ["fissure"], ["crack", "joint"], ["fissure"], ["fissure", "wall joint"]):
+        data: Any = SimpleNamespace(images=images, prompts=prompts, class_names=["crack", "joint"])
+        folder, source, kept = predictions_folder(tmp_path, tmp_path, data, None)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "predictions.csv").touch()
+        record_predictions(folder, source, Path("best.ckpt"))
+        told.setdefault(folder.relative_to(tmp_path).as_posix(), []).append(kept != "")
+    assert told == {
+        ".": [False, False],
+        "evaluations/walls_fissure": [True, True],
+        "evaluations/walls_fissure_wall_joint": [True],
+    }
+    with pytest.raises(UsageError, match=r"--name x: .* has the predictions of /walls; give another name"):
+        predictions_folder(tmp_path, tmp_path, data, "x")
 
 
 def test_another_runtime_does_not_replace_the_runs_own_results(tmp_path: Path) -> None:

@@ -1,15 +1,18 @@
 """--tta: its default, the results with one view next to those with all, their own folder, refusals."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from cli import main
+from cli.app import configure_logging
 from cli.run_flags import UsageError, split_flags
-from cli.test_time import result_name, use_views
+from cli.test_time import evaluate, result_name, use_views
 
 
 @pytest.mark.parametrize(
@@ -55,6 +58,25 @@ def test_cached_features_have_no_views() -> None:
     assert use_views(model, data, flags)
     assert model.views == "shifts"
     assert result_name(flags, data) == "tta_photos"
+
+
+def test_no_line_is_printed_twice(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging()
+    log, model = (
+        logging.getLogger("lightning_modules.some"),
+        SimpleNamespace(takes_masks=True, takes_signals=False, views="none"),
+    )
+
+    def run() -> str:
+        log.info("masks: those of the data")
+        log.info(f"views {model.views}")
+        return str(model.views)
+
+    data: Any = SimpleNamespace(feature_width=None, images=None)
+    assert evaluate(run, model, data, split_flags(["test", "--tta", "flip"])) == ("flip", "none")
+    run()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["masks: those of the data", "views none", "views flip", "masks: those of the data", "views flip"]
 
 
 @pytest.mark.slow

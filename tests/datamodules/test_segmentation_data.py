@@ -128,6 +128,11 @@ def test_evaluation_uses_the_stored_size_in_batches_of_one_size(tmp_path: Path) 
             seen.append(index)
     assert sorted(seen) == data.splits["test"]["index"].tolist()
     assert len(data.test_dataloader()) == len(list(data.test_dataloader()))
+    counts = [len(batch["index"]) for batch in data.test_dataloader()]
+    assert [data.test_dataloader().seen(n) for n in range(len(counts) + 1)] == [
+        sum(counts[:n]) for n in range(len(counts) + 1)
+    ]
+    assert min(counts) < max(counts), "a limited test counts what it saw, not full batches"
 
 
 def test_two_processes_evaluate_each_image_once(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 
@@ -96,9 +97,9 @@ def test_a_root_that_is_itself_a_set(tmp_path: Path) -> None:
     ("files", "folder", "hint"),
     [
         (["s/0.json"], "s", "there are 1 .json files: if they are labelme's, give annotations: s"),
-        (["s/_annotations.coco.json"], "s", "give annotations: s/_annotations.coco.json"),
-        (["s/train/_annotations.coco.json"], "s", "give annotations: s/_annotations.coco.json, split: shipped"),
-        (["s/annotations/instances_default.json"], "s", "annotations: s/annotations/instances_default.json"),
+        (["s/_annotations.coco.json"], "s", "{folder: s, prompts: [crack], annotations: s/_annotations.coco.json}"),
+        (["s/train/_annotations.coco.json"], "s", "annotations: s/_annotations.coco.json, split: shipped}"),
+        (["s/annotations/instances_default.json"], "s", "annotations: s/annotations/instances_default.json}"),
         (["s/data.yaml", "s/train/images/a.png"], "s", "give annotations: s/data.yaml, split: shipped"),
         (["s/images/0.png", "s/masks/0.png"], "s/images", "s is the set: give folder: s"),
     ],
@@ -139,3 +140,51 @@ def test_a_wrong_folder_of_masks_names_the_setting(tmp_path: Path) -> None:
     write(tmp_path, name="s")
     with pytest.raises(MisconfigurationException, match=r"did you mean '.*masks'.*`masks: mask` of the set s names"):
         data_of(tmp_path, PromptSet("s", ["hole"], masks="mask")).setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("table", "pictures"),
+    [("s/labels.json", "s"), ("labels.json", "s"), ("s/images/labels.json", "s/images"), ("s/labels.json", "s/images")],
+)
+def test_the_first_message_gives_the_annotations(tmp_path: Path, table: str, pictures: str) -> None:
+    (tmp_path / pictures).mkdir(parents=True)
+    for number in range(8):
+        Image.new("RGB", (24, 18), (number, 0, 0)).save(tmp_path / pictures / f"{number}.png")
+    content: dict[str, Any] = {
+        "images": [{"id": n, "file_name": f"{n}.png", "width": 24, "height": 18} for n in range(8)],
+        "categories": [{"id": 1, "name": "crack"}],
+        "annotations": [
+            {"id": n, "image_id": n, "category_id": 1, "segmentation": [[2, 2, 12, 2, 12, 10]]} for n in range(8)
+        ],
+    }
+    (tmp_path / table).write_text(json.dumps(content))
+    item = f"folder: s, prompts: [crack], annotations: {table}}}"
+    with pytest.raises(MisconfigurationException, match="no folder of masks in it") as caught:
+        checked(tmp_path, PromptSet("s", ["crack"]))
+    assert str(caught.value).endswith(item)
+    with pytest.raises(FileNotFoundError) as missing:
+        checked(tmp_path, PromptSet("other", ["crack"]))
+    assert f"annotations: {table}" in str(missing.value)
+    with pytest.raises(MisconfigurationException, match=f"give annotations: {table}, relative to"):
+        checked(tmp_path, PromptSet("s", ["crack"], annotations="none/labels.json"))
+    assert len(checked(tmp_path, PromptSet("s", ["crack"], annotations=table)).pairs) == 8
+
+
+@pytest.mark.parametrize(
+    ("images", "masks", "item"),
+    [
+        ("s/photos", "s/masks", "{folder: s/photos, prompts: [crack], masks: ../masks}"),
+        ("s/images/day", "s/masks/day", "{folder: s/images/day, prompts: [crack], masks: ../../masks/day}"),
+        ("s/day/images", "s/day/masks", "{folder: s/day, prompts: [crack]}"),
+    ],
+)
+def test_images_in_a_subfolder(tmp_path: Path, images: str, masks: str, item: str) -> None:
+    write(tmp_path, name="plain")
+    for name, place in (("images", images), ("masks", masks)):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(tmp_path / "plain" / name, tmp_path / place)
+    with pytest.raises(MisconfigurationException, match="no images where they belong") as caught:
+        checked(tmp_path, PromptSet("s", ["crack"]))
+    assert str(caught.value).endswith(f"give it in data.sets as {item}")
+    settings = yaml.safe_load(item)
+    assert len(checked(tmp_path, PromptSet(**settings)).pairs) == 8

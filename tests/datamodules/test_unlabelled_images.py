@@ -282,6 +282,13 @@ def test_files_patterns_and_folders_together(tmp_path: Path, monkeypatch: pytest
         assert str(error.value).startswith(f"--data.images {pattern}: no file has such a name; {there}")
     with pytest.raises(FileNotFoundError, match=r"--data.images a/9.png: no such folder or image file"):
         names(["a/1.png", "a/9.png"])
+    Path("labels.csv").touch()
+    for table in ("labels.csv", "*.csv"):
+        with pytest.raises(
+            MisconfigurationException, match=r"images labels.csv: is a table, .* give a folder, .*labels\)"
+        ):
+            names(table)
+    assert names(["a", "labels.csv"])[1][-1] == "labels.csv", "reading leaves it out, with a warning"
     for empty in ([], "", ["a", " "]):
         with pytest.raises(MisconfigurationException, match=r"--data.images: "):
             names(empty)
@@ -292,6 +299,8 @@ def test_the_source_is_the_same_from_everywhere(tmp_path: Path, monkeypatch: pyt
     one, other = GivenImages(("a/*.png", "b")), GivenImages((str(tmp_path / "a/*.png"), str(tmp_path / "b")))
     assert one.source == other.source
     assert (str(one), one.name, GivenImages(("a/x.png",)).name) == ("a/*.png and 1 more", "a", "x")
+    names = [GivenImages((f"photos/{pattern}",)).name for pattern in ("*/1*.png", "**/*.png", "[ab]/x/1.png", "b*")]
+    assert names == ["photos"] * 4, "of a pattern: the folder before it"
 
 
 def test_the_same_pictures_have_one_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

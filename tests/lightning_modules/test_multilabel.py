@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from callbacks import Calibration, Checkpoints, ConfusionMatrix, LabelCurves
 from callbacks.early_stopping import check_monitored
 from cli.predictions import write_predictions
+from cli.trainer.run_callbacks import run_callbacks
 from lightning_modules import ImageClassifier
 from lightning_modules.classification import refuse_several_labels
 from lightning_modules.losses.multilabel import multilabel_loss
@@ -123,6 +124,18 @@ def test_callbacks_of_the_other_task_are_refused(module: ImageClassifier) -> Non
         MisconfigurationException, match=r"LabelCurves: is for --model.task multilabel, this run has one label"
     ):
         LabelCurves().setup(trainer, ImageClassifier(**SETTINGS), "fit")
+
+
+def test_pictures_of_labels_are_announced_where_they_are_drawn(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    for command, said in (("predict", 0), ("test", 1)):
+        settings = SimpleNamespace(
+            model=SimpleNamespace(several_labels=True), seed_everything=0, non_finite=None, curves=None, checkpoint=None
+        )
+        options = {"enable_progress_bar": False, "enable_checkpointing": False}
+        own: Any = run_callbacks([ConfusionMatrix()], settings, options, Any, Any, None, command)  # type: ignore[arg-type]
+        assert [type(one) for one in own].count(LabelCurves) == 1
+        assert caplog.text.count("LabelCurves in place of ConfusionMatrix") == said
 
 
 @pytest.mark.parametrize(

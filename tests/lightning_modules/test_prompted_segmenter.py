@@ -209,8 +209,8 @@ def test_a_threshold_at_the_end_of_the_search_is_said(caplog: pytest.LogCaptureF
 def test_unknown_prompts_are_named_once_with_the_trained_ones(caplog: pytest.LogCaptureFixture) -> None:
     module = PromptedSegmenter.__new__(PromptedSegmenter)
     torch.nn.Module.__init__(module)
-    module.class_names, module._unknown = ["segment balls", "segment wires"], set()
-    module.object_of = {"segment_balls": "segment balls", "mark_the_wires": "segment wires"}
+    module.class_names, module._unknown = ["segment balls", "Segment Wires!"], set()
+    module.object_of = {"segment_balls": "segment balls", "mark_the_wires": "Segment Wires!"}
     assert module._asked(["Segment balls!", "segment ball", "zebra"]) == ["Segment balls!", "segment ball", "zebra"]
     module._asked(["zebra", "mark the wires"])
     (record,) = caplog.records
@@ -218,7 +218,7 @@ def test_unknown_prompts_are_named_once_with_the_trained_ones(caplog: pytest.Log
     assert text.startswith(
         "prompts not used in training: 'segment ball', did you mean 'segment balls'?; 'zebra'; they use"
     )
-    assert text.endswith("; trained: 'segment balls', 'segment wires', 'mark the wires'")
+    assert text.endswith("; trained: 'segment balls', 'segment wires', 'mark the wires'"), "in one spelling"
 
 
 def test_the_method_of_the_other_kind_of_module_is_named() -> None:

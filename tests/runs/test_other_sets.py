@@ -83,12 +83,16 @@ def test_predictions_of_other_pictures_are_kept(run: Path, tmp_path: Path, capsy
         assert main([*predict, str(tmp_path / given), "--data.prompts", "[crack, hole]"]) == 0
     assert f"one is in {copy / 'evaluations' / 'two'}" in "".join(capsys.readouterr())
     assert main([*predict, str(tmp_path / "one.jpg"), "--data.prompts", "[crack]"]) == 0
-    assert files_of(copy) == ["one.jpg"], "the same picture again replaces its own predictions"
-    assert len(list((copy / "predictions" / "masks").iterdir())) == 1
+    assert files_of(copy) == ["one.jpg"] * 2, "other prompts leave the masks of the earlier ones"
+    assert len(list((copy / "predictions" / "masks").iterdir())) == 2
     evaluations = {path.name: files_of(path) for path in (copy / "evaluations").iterdir()}
-    assert evaluations == {"two": ["two.jpg"] * 2, "two-2": ["two.jpg"] * 2}
-    assert main([*predict, str(tmp_path / "one.jpg"), "--name", "two"]) == 2
-    assert "--name two: " in capsys.readouterr().err
+    assert evaluations == {
+        "one": ["one.jpg"],
+        "two_crack_hole": ["two.jpg"] * 2,
+        "two_crack_hole-2": ["two.jpg"] * 2,
+    }
+    assert main([*predict, str(tmp_path / "one.jpg"), "--name", "two_crack_hole"]) == 2
+    assert "--name two_crack_hole: " in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -98,7 +98,7 @@ def test_lines_on_the_integers() -> None:
         "the same results everywhere",
     ]
     assert described([symbols, wide], ["a"])[1:] == [
-        "integers of 1 other layers: up to 127",
+        "integers of 1 layers that are not ternary, 1 linear (b): up to 127",
         "a processor without VNNI instructions adds two products in 16 bits, which CAN overflow (255 x 127 x 2 is over 32,767): "
         "its results can be wrong",
     ]
@@ -175,7 +175,7 @@ def test_logits_batches_and_metadata(tmp_path: Path) -> None:
         ({"quantizer": "ttq"}, "18 ternary layers with two scales per channel (ttq): up to "),
         ({"quantizer": "absmean", "activation_bits": 8}, "18 ternary layers: -1, 0, 1"),
         ({"quantizer": "learned_threshold", "scale": "layer", "full_precision": []}, "20 ternary layers: -1, 0, 1"),
-        ({"quantizer": "none"}, "20 other layers: up to 64"),
+        ({"quantizer": "none"}, "20 layers that are not ternary, "),
         ({"architecture": "resnet18", "full_precision": ["stem", "shortcut"]}, "17 ternary layers: -1, 0, 1"),
     ],
     ids=["ttq", "activations", "all_ternary", "twin", "resnet18"],

@@ -231,6 +231,13 @@ def test_resumed_run_is_not_finished(run: Path) -> None:
     assert "| val/acc | 0.875 | 3 | 0.875 |" in text  # from metrics.csv, because the summary is older
     assert f"--resume {run}" in text
     assert "config.resume-1.yaml" in text
+    first, then = (line for line in text.splitlines() if "NEW" in line)
+    assert first.startswith(
+        f"python main.py fit --config {run}/config.yaml --run_dir NEW        # from scratch: 2 epochs"
+    )
+    assert then.startswith(
+        "python main.py fit --resume NEW --trainer.max_epochs 5        # then lengthened; one fit of 5 has"
+    )
 
 
 def test_commands_are_those_of_an_installation(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,12 +10,15 @@ and an int8 weight in 16 bits, and saturates silently beyond 32,767: 255 x 127 x
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from foundation.suggestions import first_names
 
 Array = NDArray[Any]
 
@@ -149,7 +152,11 @@ def described(integers: Iterable[Integers], ternary: Iterable[str]) -> list[str]
         )
     others = [one for one in everything if one.layer not in names]
     if others:
-        lines.append(f"integers of {len(others)} other layers: up to {max(one.largest for one in others)}")
+        kinds = Counter("convolutions" if one.values.ndim > 2 else "linear" for one in others)
+        shown = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        of = f" ({first_names([one.layer for one in others])})" if names else ""
+        largest = max(one.largest for one in others)
+        lines.append(f"integers of {len(others)} layers that are not ternary, {shown}{of}: up to {largest}")
     largest = max((one.largest for one in everything), default=0)
     safe = largest <= SAFE
     lines.append(

@@ -90,7 +90,7 @@ def inspect_data(arguments: list[str], out: Path | None) -> None:
     from foundation.atomic_files import write_json
     from foundation.plotting import render, write_png
     from tools.inspect_data import measures
-    from tools.inspect_data.findings import counts_table, imbalance_of, problems, warnings_of
+    from tools.inspect_data.findings import counts_table, group_lines, groups_of, imbalance_of, problems, warnings_of
 
     configure_logging()
     data = load_datamodule(arguments)
@@ -113,11 +113,17 @@ def inspect_data(arguments: list[str], out: Path | None) -> None:
         "class_names": list(data.class_names),
         "counts": {split: dict(zip(data.class_names, column, strict=True)) for split, column in table.items()},
         "imbalance": imbalance_of(table),
+        "groups": groups_of(data),
         **found.report,
         **problems(data, samples, found),
     }
     print(f"imbalance  {report['imbalance']:g} (samples of the largest class over those of the smallest, training)")
-    for line in [*found.lines, *warnings_of(report, found.noun), *found.last]:
+    for line in [
+        *group_lines(report["groups"], found.noun),
+        *found.lines,
+        *warnings_of(report, found.noun),
+        *found.last,
+    ]:
         print(line)
     out.mkdir(parents=True, exist_ok=True)
     title = f"{name} · {type(data).__name__} · {len(samples):,} {found.noun}s"

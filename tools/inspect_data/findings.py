@@ -5,7 +5,7 @@ samples of a kind --images.py, signals.py, features.py, masks.py--> Findings -->
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -124,6 +124,27 @@ def warnings_of(report: dict[str, Any], noun: str) -> list[str]:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(report["left_out"].items()))
         lines.append(f"left out   {reasons}")
     return lines
+
+
+def groups_of(data: DataModule) -> dict[str, dict[str, int]]:
+    """Number of samples of each group in each split, the largest group first; empty if the data has no groups."""
+    found = {split: Counter(data.sample_groups(split)) for split in data.splits if split != "predict"}
+    return {split: dict(counts.most_common()) for split, counts in found.items() if counts}
+
+
+def group_lines(groups: dict[str, dict[str, int]], noun: str) -> list[str]:
+    """A line with the number of groups and the size of the largest; none without groups."""
+    whole = sum((Counter(counts) for counts in groups.values()), Counter())
+    if not whole:
+        return []
+    name, largest = whole.most_common(1)[0]
+    torn = sum(map(len, groups.values())) - len(whole)
+    how = f", {torn:,} times in another split too" if torn else ", each in one split"
+    of_splits = ", ".join(f"{len(counts):,} {split}" for split, counts in groups.items())
+    return [
+        f"groups     {len(whole):,} ({of_splits}){how}; the largest, {name!r}, has {largest:,} of {whole.total():,} "
+        f"{noun}s"
+    ]
 
 
 def counts_table(names: Sequence[str], table: dict[str, list[int]]) -> list[str]:

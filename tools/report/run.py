@@ -39,6 +39,7 @@ class Run:
         evaluations: Contents of the files STAGE_metrics.json, by stage.
         other_evaluations: Contents of these files in the folder `evaluations`, by name of the evaluation and stage.
         missing: Names of the missing files.
+        first_epochs: Planned number of epochs of its first start; None if unknown.
         found: The learning rate that LearningRateFinder chose; None without one, or if the run was resumed with another rate.
     """
 
@@ -54,6 +55,7 @@ class Run:
     other_evaluations: dict[tuple[str, str], dict[str, Any]]
     missing: list[str]
     found: FoundRate | None = None
+    first_epochs: int | None = None
 
     @property
     def epochs(self) -> list[dict[str, float]]:
@@ -63,14 +65,23 @@ class Run:
     @property
     def planned(self) -> int | None:
         """Planned number of epochs, None if unknown."""
-        epochs = (self.config.get("trainer") or {}).get("max_epochs")
-        return epochs if isinstance(epochs, int) and epochs > 0 else None
+        return _planned(self.config)
+
+    @property
+    def lengthened(self) -> bool:
+        """Whether a resume planned another number of epochs than the first start, so that its schedule has two parts."""
+        return None not in (self.first_epochs, self.planned) and self.first_epochs != self.planned
 
     @property
     def finished(self) -> bool:
         """Whether training has ended and was not continued afterwards."""
         done = int(self.rows[-1]["epoch"]) if self.rows else 0
         return bool(self.summary) and done <= self.summary.get("total_epochs", 0)
+
+
+def _planned(config: dict[str, Any]) -> int | None:
+    epochs = (config.get("trainer") or {}).get("max_epochs")
+    return epochs if isinstance(epochs, int) and epochs > 0 else None
 
 
 def read_run(folder: Path) -> Run:
@@ -118,6 +129,7 @@ def read_run(folder: Path) -> Run:
         dict(sorted(others.items())),
         missing,
         found,
+        _planned(config if len(configs) == 1 else _yaml(configs[0].read_text(encoding="utf-8"), configs[0])),
     )
 
 

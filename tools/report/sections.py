@@ -277,6 +277,17 @@ def environment(run: Run) -> Section:
     return Section("Environment", [Table(["", ""], [*rows, *([name, str(one)] for name, one in versions.items())])])
 
 
+def _from_scratch(run: Run, folder: str) -> list[str]:
+    """The commands that train the run again; one that was lengthened needs two, as one has the schedule of all epochs."""
+    if not run.lengthened:
+        return [f"{MAIN} fit --config {folder}/{run.config_name}        # the same run from scratch"]
+    return [
+        f"{MAIN} fit --config {folder}/config.yaml --run_dir NEW        # from scratch: {run.first_epochs} epochs, as it began",
+        f"{MAIN} fit --resume NEW --trainer.max_epochs {run.planned}        # then lengthened; one fit of {run.planned} has "
+        "another schedule",
+    ]
+
+
 def commands(run: Run) -> Section:
     """Section with the commands that reproduce, resume and test the run."""
     folder = shlex.quote(str(run.folder))
@@ -285,7 +296,7 @@ def commands(run: Run) -> Section:
         blocks += [Text("The command of the last start:"), Code(f"{MAIN} {shlex.join(map(str, command[1:]))}", "bash")]
     revision = run.environment.get("git_revision")
     lines = [f"git checkout {revision}"] if revision else []
-    lines.append(f"{MAIN} fit --config {folder}/{run.config_name}        # the same run from scratch")
+    lines += _from_scratch(run, folder)
     if not run.finished:
         lines.append(f"{MAIN} fit --resume {folder}        # resume where it stopped")
     last = "" if run.best else " --ckpt last"

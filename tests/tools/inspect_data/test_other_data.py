@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from tests.datamodules.segmentation_sets import write_pair
 from tests.features.caches import identity
 from tests.runs.killing import ROOT
 from tools.inspect_data.__main__ import main
+from tools.inspect_data.findings import group_lines, groups_of
 from tools.inspect_data.signals import _draw_windows, _pixels
 
 PLOTS = ["inspect_data.json", "inspect_data.png", "samples.png"]
@@ -196,3 +198,17 @@ def test_a_set_smaller_than_the_batch() -> None:
     found = inspected([*config("image_standard"), "--data.root", "few", "--data.image_size", "32"])
     assert {split: sum(one.values()) for split, one in found["counts"].items()} == {"train": 16, "val": 2, "test": 2}
     inspected([*config("digits_ternary"), "--data.batch_size", "5000"])
+
+
+def test_groups_are_counted() -> None:
+    """Two groups, one of them in both splits; data without groups has no line."""
+    names = {"train": ["a", "a", "b"], "test": ["a"], "val": []}
+    data: Any = SimpleNamespace(splits=names, sample_groups=names.__getitem__)
+    found = groups_of(data)
+    assert found == {"train": {"a": 2, "b": 1}, "test": {"a": 1}}
+    (line,) = group_lines(found, "image")
+    assert line.startswith(
+        "groups     2 (2 train, 1 test), 1 times in another split too; the largest, 'a', has 3 of 4 images"
+    )
+    assert "each in one split" in group_lines({"train": {"a": 2}}, "image")[0]
+    assert group_lines({}, "image") == []
