@@ -19,6 +19,8 @@ from tests.datamodules.pictures import write_classes
 from tests.runs.killing import ROOT, Kill, forked
 from tests.runs.test_two_processes import TWO, start
 
+pytestmark = pytest.mark.slow
+
 EXPORT = all(find_spec(name) for name in ("onnx", "onnxruntime", "onnxscript"))
 CPU = ["--trainer.accelerator", "cpu"]
 BACKBONE = ["--model.backbone", "test_vit", "--model.pretrained", "false", "--model.weights"]
@@ -84,7 +86,6 @@ def same(one: Path, other: Path) -> bool:
     return True
 
 
-@pytest.mark.slow
 def test_a_new_test_command_gives_the_metrics_of_fit(run: Path) -> None:
     after_fit = json.loads((run / "test_metrics.json").read_text())["metrics"]
     assert main(["test", "--run", str(run), *CPU]) == 0
@@ -92,7 +93,6 @@ def test_a_new_test_command_gives_the_metrics_of_fit(run: Path) -> None:
     assert {"test/acc", "test/auroc", "test/ece", "test/exit_coverage_0.9", "test/balanced_acc"} <= after_fit.keys()
 
 
-@pytest.mark.slow
 def test_the_files_of_a_run_hold_only_the_head(run: Path) -> None:
     checkpoint = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
     assert not [name for name in checkpoint["state_dict"] if "backbone" in name]
@@ -100,7 +100,6 @@ def test_the_files_of_a_run_hold_only_the_head(run: Path) -> None:
     assert all("head" in name for name in load_file(run / "weights.safetensors"))
 
 
-@pytest.mark.slow
 def test_images_are_predicted_by_the_head_that_saw_only_features(
     run: Path, pictures: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,7 +117,6 @@ def test_images_are_predicted_by_the_head_that_saw_only_features(
     assert module.classify(images).sum(1).tolist() == pytest.approx([1, 1])  # type: ignore[operator]
 
 
-@pytest.mark.slow
 def test_other_weights_are_refused_by_name(
     run: Path, pictures: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -131,7 +129,6 @@ def test_other_weights_are_refused_by_name(
     assert "weights_hash" in capfd.readouterr().err.splitlines()[-1]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -155,14 +152,12 @@ def test_a_cache_that_does_not_fit_is_refused(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
 def test_cache_without_a_writer_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     command = ["predict", "--config", "configs/digits_ternary.yaml", "--ckpt", "best", "--cache", str(tmp_path / "c")]
     assert main(command) == 2
     assert "use --config configs/cascade_extract.yaml" in capfd.readouterr().err
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)])
 def test_a_stopped_extraction_goes_on(
     cache: Path, pictures: Path, weights: Path, tmp_path: Path, signum: int, code: int
@@ -178,7 +173,6 @@ def test_a_stopped_extraction_goes_on(
     assert same(cache, tmp_path / "cache")
 
 
-@pytest.mark.slow
 def test_two_processes_extract_what_one_does(cache: Path, pictures: Path, weights: Path, tmp_path: Path) -> None:
     command, log = extraction(pictures, weights, tmp_path / "cache"), tmp_path / "log"
     assert forked([*command, "--trainer.limit_predict_batches", "1"], log=log) == 0, log.read_text()
@@ -188,7 +182,6 @@ def test_two_processes_extract_what_one_does(cache: Path, pictures: Path, weight
     assert writers == {"r000", "r001"}
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not EXPORT, reason="needs the extra `export`")
 def test_int8_of_a_head_on_features_takes_the_images_of_the_extraction(
     run: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

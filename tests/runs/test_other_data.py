@@ -15,6 +15,8 @@ from cli import main
 from tests.datamodules.pictures import write_class
 from tests.runs.killing import ROOT
 
+pytestmark = pytest.mark.slow
+
 IMAGES = str(ROOT / "tests" / "conf" / "image_folder_tiny.yaml")
 QUICK = ["--trainer.max_epochs", "6", "--data.mixup_prob", "0", "--data.cutmix_prob", "0", "--data.erasing_prob", "0"]
 QUICK += ["--data.workers", "0"]
@@ -54,7 +56,6 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_results_name_the_data(images: Path) -> None:
     content = metrics_of(images / "run")
     assert content["overrides"] == {}
@@ -70,7 +71,6 @@ def test_results_name_the_data(images: Path) -> None:
     }
 
 
-@pytest.mark.slow
 def test_classes_are_matched_by_name_and_own_results_stay(images: Path, tmp_path: Path) -> None:
     own = (images / "run" / "test_metrics.json").read_bytes()
     # a folder with the test split only, with two of the three classes: red is number 1 here and number 2 in the checkpoint
@@ -84,7 +84,6 @@ def test_classes_are_matched_by_name_and_own_results_stay(images: Path, tmp_path
     assert (images / "run" / "evaluations" / "other" / "plots" / "confusion_test.png").is_file()
 
 
-@pytest.mark.slow
 def test_other_classes_are_refused_by_name(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = colours(tmp_path / "test", {"green": 1, "rose": 0, "blue": 2}, 3).parent
     for command in ("test", "validate"):
@@ -94,7 +93,6 @@ def test_other_classes_are_refused_by_name(images: Path, tmp_path: Path, capsys:
     assert not list((images / "run").glob("evaluations/*test*"))
 
 
-@pytest.mark.slow
 def test_copies_of_training_images_are_reported(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,7 +106,6 @@ def test_copies_of_training_images_are_reported(
     assert f"{seen} of the 21 test samples are train or val samples" in "".join(capsys.readouterr())
 
 
-@pytest.mark.slow
 def test_grey_files_for_a_network_of_colours_are_reported(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -121,7 +118,6 @@ def test_grey_files_for_a_network_of_colours_are_reported(
     assert "100% of the test images are grey, of the training images 0%" in "".join(capsys.readouterr())
 
 
-@pytest.mark.slow
 def test_a_checkpoint_by_itself_is_compared_with_the_settings(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -133,7 +129,6 @@ def test_a_checkpoint_by_itself_is_compared_with_the_settings(
     assert "with model.dropout 0.7 (the run: 0.2)" in "".join(capsys.readouterr())
 
 
-@pytest.mark.slow
 def test_moved_data_is_the_runs_own(images: Path, tmp_path: Path) -> None:
     shutil.copytree(images / "run", tmp_path / "run", ignore=shutil.ignore_patterns("evaluations"))
     shutil.copytree(images / "data", tmp_path / "elsewhere")
@@ -142,7 +137,6 @@ def test_moved_data_is_the_runs_own(images: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "evaluations").exists()
 
 
-@pytest.mark.slow
 def test_overrides_are_recorded(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = shutil.copytree(images / "run", tmp_path / "run")
     assert main(["test", "--run", str(run), "--data.eval_share", "0.5", "--data.eval_batch_size", "3"]) == 0
@@ -150,7 +144,6 @@ def test_overrides_are_recorded(images: Path, tmp_path: Path, capsys: pytest.Cap
     assert "eval_share is 0.5, as given; the checkpoint was trained with 0.875" in "".join(capsys.readouterr())
 
 
-@pytest.mark.slow
 def test_the_checkpoint_normalises_other_datamodules(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -165,7 +158,6 @@ def test_the_checkpoint_normalises_other_datamodules(
     assert shifted == metrics_of(images / "run")["metrics"]
 
 
-@pytest.mark.slow
 def test_data_replaced_in_its_place_and_another_checkpoint_keep_the_runs_results(images: Path, tmp_path: Path) -> None:
     run = shutil.copytree(images / "run", tmp_path / "run", ignore=shutil.ignore_patterns("evaluations"))
     data = shutil.copytree(images / "data", tmp_path / "moved")
@@ -184,7 +176,6 @@ def test_data_replaced_in_its_place_and_another_checkpoint_keep_the_runs_results
     assert main(["fit", "--resume", str(run), "--data.root", str(data), "--trainer.max_epochs", "7"]) == 2
 
 
-@pytest.mark.slow
 def test_a_resume_on_changed_data_is_refused(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, data = shutil.copytree(images / "run", tmp_path / "run"), shutil.copytree(images / "data", tmp_path / "data")
     more = ["fit", "--resume", str(run), "--data.root", str(data), "--trainer.max_epochs", "7"]
@@ -252,7 +243,6 @@ ORDER = [2, 0, 1]
         ({"signal": lambda c: c["signal"][..., :8]}, 2, "windows of 8 samples"),
     ],
 )
-@pytest.mark.slow
 def test_other_recordings(
     signals: Path,
     tmp_path: Path,
@@ -271,7 +261,6 @@ def test_other_recordings(
         assert metrics_of(signals / "run" / "evaluations" / tmp_path.name)["metrics"]["test/acc"] == accuracy
 
 
-@pytest.mark.slow
 def test_predict_takes_data_with_other_classes(signals: Path, tmp_path: Path) -> None:
     file = windows(tmp_path / "other.npz", class_names=np.array(["rest", "swim"]), first=100)
     predict = ["predict", "--run", str(signals / "run"), "--data.file", str(file), "--name", tmp_path.name]
@@ -280,7 +269,6 @@ def test_predict_takes_data_with_other_classes(signals: Path, tmp_path: Path) ->
     assert {line.split(",")[1] for line in lines[1:]} == {"rest", "run"}
 
 
-@pytest.mark.slow
 def test_units_are_compared_where_known(tmp_path: Path, signals: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = shutil.copytree(signals / "run", tmp_path / "run")
     for path in (run / "checkpoints").glob("*.ckpt"):
@@ -292,7 +280,6 @@ def test_units_are_compared_where_known(tmp_path: Path, signals: Path, capsys: p
     assert "acc is in m/s2, but the checkpoint was trained on g" in "".join(capsys.readouterr())
 
 
-@pytest.mark.slow
 def test_a_checkpoint_without_a_record_is_matched_by_its_hyperparameters(
     signals: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -307,7 +294,6 @@ def test_a_checkpoint_without_a_record_is_matched_by_its_hyperparameters(
     assert main(["fit", "--resume", str(run), "--trainer.max_epochs", "7"]) == 0
 
 
-@pytest.mark.slow
 def test_predictions_on_images_need_no_training_data(images: Path, tmp_path: Path) -> None:
     shutil.copytree(images / "run", tmp_path / "run")
     new = colours(tmp_path / "new", {"unsorted": 0}, 2, first=90)
@@ -317,7 +303,6 @@ def test_predictions_on_images_need_no_training_data(images: Path, tmp_path: Pat
     assert [line.split(",")[2] for line in lines[1:]] == ["red", "red"]
 
 
-@pytest.mark.slow
 def test_names_of_evaluations(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     test = ["test", "--run", str(images / "run"), "--name"]
     assert main([*test, "../up"]) == 2
@@ -348,7 +333,6 @@ def __getattr__(name: str) -> Any:
     return Shifted
 
 
-@pytest.mark.slow
 def test_predictions_of_files_and_of_a_split_name_the_files(images: Path, tmp_path: Path) -> None:
     run = shutil.copytree(images / "run", tmp_path / "run", ignore=shutil.ignore_patterns("evaluations"))
     test = images / "data" / "test"
@@ -367,7 +351,6 @@ def test_predictions_of_files_and_of_a_split_name_the_files(images: Path, tmp_pa
     assert sorted(files()) == sorted(f"{name}/{i}.png" for name in ("blue", "green", "red") for i in range(4))
 
 
-@pytest.mark.slow
 def test_a_setting_that_a_resume_changed_is_the_runs_own(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -384,7 +367,6 @@ def test_a_setting_that_a_resume_changed_is_the_runs_own(
     assert "eval_share is 0.5, as given; the checkpoint was trained with" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_a_limited_test_says_so_and_counts_what_it_saw(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,6 +13,8 @@ from cli import main
 from tests.datamodules.segmentation_sets import write_pair
 from tests.runs.killing import ROOT
 
+pytestmark = pytest.mark.slow
+
 TINY = str(ROOT / "tests" / "conf" / "segmentation_tiny.yaml")
 
 
@@ -44,7 +46,6 @@ def files_of(folder: Path) -> list[str]:
     return [row["file"] for row in rows]
 
 
-@pytest.mark.slow
 def test_a_whole_other_set_is_tested_and_each_set_has_its_results(run: Path) -> None:
     holes = {"folder": "holes", "prompts": ["hole"], "split": "test"}
     for command, one in (
@@ -64,14 +65,12 @@ def test_a_whole_other_set_is_tested_and_each_set_has_its_results(run: Path) -> 
     assert [path.parent.name for path in run.glob("evaluations/*/validate_*.json")] == ["stairs-2"]
 
 
-@pytest.mark.slow
 def test_a_stage_without_images_says_which_are_there(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = sets(folder="stairs", prompts=["crack"], split="test")
     assert main(["validate", "--run", str(run), *one]) == 2
     assert "validate needs images, and no image is for val (0 train, 0 val, 4 test)" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_predictions_of_other_pictures_are_kept(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("evaluations"))
     for name in ("one", "two"):
@@ -95,7 +94,6 @@ def test_predictions_of_other_pictures_are_kept(run: Path, tmp_path: Path, capsy
     assert "--name two_crack_hole: " in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_masks_that_make_the_metrics_perfect_are_said(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A fit reads all masks before its first step; test and validate say what theirs held."""
     data = run.parent / "data"
@@ -119,7 +117,6 @@ def test_masks_that_make_the_metrics_perfect_are_said(run: Path, capsys: pytest.
         assert "no positive pixel" in "".join(capsys.readouterr())
 
 
-@pytest.mark.slow
 def test_a_single_picture_that_is_none(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "notes.jpg").write_text("no picture")
     before = sorted(run.rglob("*"))
@@ -130,7 +127,6 @@ def test_a_single_picture_that_is_none(run: Path, tmp_path: Path, capsys: pytest
     assert sorted(run.rglob("*")) == before
 
 
-@pytest.mark.slow
 def test_an_image_of_two_sets_is_predicted_once(run: Path) -> None:
     """Two objects in the index masks of one folder: each of its images is asked for each prompt once."""
     objects = [

@@ -23,6 +23,8 @@ from tests.runs.killing import MOMENTS, Kill, differences, forked, outcome
 from tests.runs.pooled import PooledClassifier
 from tests.runs.test_two_processes import TWO, start
 
+pytestmark = pytest.mark.slow
+
 # 130 training images: 5, 6 and 9 batches, two a step: 3, 3 and 5 steps an epoch
 STAGES: list[dict[str, Any]] = [
     {"size": 8, "batch_size": 32, "epochs": 2},
@@ -106,7 +108,6 @@ INSIDE = [Kill("backward", 15), Kill("val", 2)]
 AT_THE_BOUNDARY = [Kill("epoch_end", 2), Kill("between", 2), Kill("after_last", 1)]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "kills",
     [
@@ -118,14 +119,12 @@ def test_killed_and_resumed_equals_unbroken(place: Path, unbroken: Path, tmp_pat
     check(place, unbroken, tmp_path / "run", kills)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("phase", ["between", "after_last"])
 @pytest.mark.parametrize("n", range(2, 14))
 def test_killed_around_any_save(place: Path, unbroken: Path, tmp_path: Path, phase: str, n: int) -> None:
     check(place, unbroken, tmp_path / "run", [Kill(phase, n)])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(12))
 def test_killed_at_random_moments(place: Path, unbroken: Path, tmp_path: Path, seed: int) -> None:
     draw = random.Random(seed)
@@ -133,7 +132,6 @@ def test_killed_at_random_moments(place: Path, unbroken: Path, tmp_path: Path, s
     check(place, unbroken, tmp_path / "run", kills)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings", [{"reset_momentum": True}, {"schedule": "whole"}, {"try_largest": False}], ids=lambda s: next(iter(s))
 )
@@ -145,7 +143,6 @@ def test_other_settings_resume_as_exactly(place: Path, tmp_path: Path, settings:
     assert not found
 
 
-@pytest.mark.slow
 def test_the_run_prints_its_stages(unbroken: Path) -> None:
     rows = [row for row in read_metrics(unbroken / "metrics.csv") if "train/loss" in row]
     columns = [(row["stage/number"], row["stage/size"], row["stage/batch_size"]) for row in rows]
@@ -178,7 +175,6 @@ def resumed(halfway: Path, place: Path, folder: Path, changes: dict[int, dict[st
     return ["fit", "--resume", str(folder), "--config", str(config(place, stages))]
 
 
-@pytest.mark.slow
 def test_later_stages_may_change(
     halfway: Path, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -194,7 +190,6 @@ def test_later_stages_may_change(
     assert end["lr/weights"] == pytest.approx(0.1 * 0.2 / 25e4, rel=1e-12), "the last step has the end of the schedule"
 
 
-@pytest.mark.slow
 def test_a_stretched_run_goes_on_in_its_last_stage(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -220,7 +215,6 @@ def test_a_stretched_run_goes_on_in_its_last_stage(
         ({1: {"epochs": 1}}, "stage 2"),
     ],
 )
-@pytest.mark.slow
 def test_stages_that_are_done_or_begun_may_not(
     halfway: Path,
     place: Path,
@@ -234,7 +228,6 @@ def test_stages_that_are_done_or_begun_may_not(
     assert f"{stage} of ProgressiveResizing: cannot change in a resumed run after 4 epochs have begun" in error
 
 
-@pytest.mark.slow
 def test_a_run_begun_without_stages_cannot_get_them(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -255,7 +248,6 @@ def too_large(place: Path) -> Path:
     return config(place, [*STAGES[:2], {**STAGES[2], "batch_size": 100}])
 
 
-@pytest.mark.slow
 def test_a_stage_that_does_not_fit_ends_the_run_before_it_begins(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -275,7 +267,6 @@ def test_a_stage_that_does_not_fit_ends_the_run_before_it_begins(
     assert not (tmp_path / "run").exists(), "nothing stays behind"
 
 
-@pytest.mark.slow
 def test_out_of_memory_within_a_stage_names_it(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -294,7 +285,6 @@ def test_out_of_memory_within_a_stage_names_it(
 
 
 @pytest.mark.parametrize(("batch_size", "code"), [pytest.param(4, 0, marks=pytest.mark.slow), (100, 3)])
-@pytest.mark.slow
 def test_a_memory_limit_is_met_before_stage_one_begins(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int, code: int
 ) -> None:
@@ -334,7 +324,6 @@ def test_a_memory_limit_is_met_before_stage_one_begins(
 # ---- the command line ----
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
@@ -358,7 +347,6 @@ def test_wrong_stages_end_in_one_line(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
 def test_image_files_and_their_workers_follow_the_stages(tmp_path: Path) -> None:
     """Workers of a stage decode at its image size; workers of earlier stages no longer exist after a kill and a resume."""
     draw, root = np.random.default_rng(0), tmp_path / "pictures"
@@ -378,7 +366,6 @@ def test_image_files_and_their_workers_follow_the_stages(tmp_path: Path) -> None
 # ---- two processes ----
 
 
-@pytest.mark.slow
 def test_two_processes_end_every_stage_and_go_on_exactly(place: Path, tmp_path: Path) -> None:
     """Half of the images each, 65: 3, 3 and 5 batches, two a step."""
     sizes = (31, 24, 15)  # no last batch of one sample

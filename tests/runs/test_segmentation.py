@@ -14,6 +14,8 @@ from callbacks import read_metrics
 from tests.runs.killing import ROOT, Kill, differences, forked, outcome
 from tests.runs.test_two_processes import TWO, close, start
 
+pytestmark = pytest.mark.slow
+
 CLIPSEG = ["--model.network", "clipseg", "--model.encoder", "mobilenetv2_100", "--model.weights", "random_tiny"]
 SMALL = ["--model.decoder", "high_resolution", "--trainer.max_epochs", "2", "--data.generate", "10"]
 TINY = str(ROOT / "tests" / "conf" / "segmentation_tiny.yaml")
@@ -32,7 +34,6 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "kill",
     [
@@ -53,7 +54,6 @@ def test_a_killed_run_is_resumed_to_the_bit(unbroken: Path, kill: Kill) -> None:
     assert not differences(outcome(unbroken), outcome(folder))
 
 
-@pytest.mark.slow
 def test_a_killed_run_with_a_cache_equals_one_without_and_may_lose_it(unbroken: Path, tmp_path: Path) -> None:
     folder, cache, log = unbroken.parent / "cached", tmp_path / "cache", tmp_path / "log"
     cached = ["--data.canvas_cache", str(cache)]
@@ -66,7 +66,6 @@ def test_a_killed_run_with_a_cache_equals_one_without_and_may_lose_it(unbroken: 
     assert not differences(outcome(unbroken), outcome(folder))
 
 
-@pytest.mark.slow
 def test_a_killed_run_with_turns_colours_and_frozen_stages_is_resumed_to_the_bit(tmp_path: Path) -> None:
     log, unbroken, broken, file = (tmp_path / name for name in ("log", "unbroken", "broken", "weights.safetensors"))
     torch.manual_seed(0)
@@ -84,7 +83,6 @@ def test_a_killed_run_with_turns_colours_and_frozen_stages_is_resumed_to_the_bit
     assert not torch.equal(kept["network.encoder.blocks.4.0.conv_pw.weight"], initial["blocks.4.0.conv_pw.weight"])
 
 
-@pytest.mark.slow
 def test_a_killed_run_of_clipseg_is_resumed_to_the_bit(tmp_path: Path) -> None:
     """After the resume, CLIP's text tower meets the synonyms in other batches than before."""
     log, unbroken, broken = tmp_path / "log", tmp_path / "unbroken", tmp_path / "broken"
@@ -94,7 +92,6 @@ def test_a_killed_run_of_clipseg_is_resumed_to_the_bit(tmp_path: Path) -> None:
     assert not differences(outcome(unbroken), outcome(broken))
 
 
-@pytest.mark.slow
 def test_plateau_and_thresholds_are_at_work(unbroken: Path) -> None:
     rows = read_metrics(unbroken / "metrics.csv")
     rates = [row["lr/weights"] for row in rows if "lr/weights" in row]
@@ -111,7 +108,6 @@ def test_plateau_and_thresholds_are_at_work(unbroken: Path) -> None:
     assert record["thresholds"]["segment crack"] == pytest.approx(chosen[best_epoch - 1])
 
 
-@pytest.mark.slow
 def test_two_processes_evaluate_as_one(tmp_path: Path) -> None:
     """For an odd number of images, metrics, chosen thresholds and best checkpoint equal those of one process."""
     two, log = tmp_path / "two", tmp_path / "log"

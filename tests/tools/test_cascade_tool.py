@@ -272,8 +272,8 @@ def test_command_writes_consistent_files(two: list[str], tmp_path: Path, capsys:
 @pytest.mark.every(2)
 @pytest.mark.parametrize(("threshold", "same_as"), [("never", "stage 2"), ("0", "stage 1")])
 def test_a_given_threshold(two: list[str], tmp_path: Path, threshold: str, same_as: str) -> None:
-    flags = ["--limit", "40", "--repeats", "1", "--output", str(tmp_path / "out"), "--threshold", threshold]
-    assert main([*two, *flags]) == 0
+    flags = ["--limit", "40", "--repeats", "1", "--output", str(tmp_path / "out")]
+    assert main([*two, *flags, "--threshold", threshold]) == 0
     report = json.loads((tmp_path / "out" / "cascade.json").read_text())
     assert report["data"]["samples"] == 40
     assert report["measured"]["cascade"]["accuracy"] == report["measured"][same_as]["accuracy"]
@@ -282,9 +282,7 @@ def test_a_given_threshold(two: list[str], tmp_path: Path, threshold: str, same_
 
 @pytest.mark.slow
 def test_the_stored_threshold_is_used(finished: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(finished, run)
-    path = run / "checkpoints" / "best.ckpt"
+    path = (run := shutil.copytree(finished, tmp_path / "run")) / "checkpoints" / "best.ckpt"
     record = {"temperature": 2.0, "threshold": 0.15}
     torch.save({**torch.load(path, weights_only=True), "calibration": record}, path)
     flags = ["--limit", "40", "--repeats", "1", "--output", str(tmp_path / "out")]
@@ -298,9 +296,7 @@ def test_the_stored_threshold_is_used(finished: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_stored_never_is_said(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(finished, run)
-    path = run / "checkpoints" / "best.ckpt"
+    path = (run := shutil.copytree(finished, tmp_path / "run")) / "checkpoints" / "best.ckpt"
     record = {"temperature": 2.0, "threshold": "never", "target": 0.995}
     torch.save({**torch.load(path, weights_only=True), "calibration": record}, path)
     assert main([str(run), str(finished), "--limit", "20", "--repeats", "1", "--output", str(tmp_path / "out")]) == 0

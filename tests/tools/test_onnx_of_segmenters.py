@@ -14,6 +14,8 @@ from lightning_modules import PromptedSegmenter, load_run
 from tests.runs.killing import ROOT
 from tools.export.__main__ import main as export
 
+pytestmark = pytest.mark.slow
+
 TINY = str(ROOT / "tests" / "conf" / "segmentation_tiny.yaml")
 EXPORT = all(find_spec(name) for name in ("onnx", "onnxruntime", "onnxscript"))
 needs_onnx = pytest.mark.skipif(not EXPORT, reason="needs the extra `export`")
@@ -44,7 +46,6 @@ def segmenter(run: Path) -> PromptedSegmenter:
     return module
 
 
-@pytest.mark.slow
 def test_masks_in_python_are_those_of_predict(run: Path, tmp_path: Path) -> None:
     """The files that predict writes, for images of three sizes; each is given once as uint8 and once as a float."""
     from PIL import Image
@@ -70,7 +71,6 @@ def test_masks_in_python_are_those_of_predict(run: Path, tmp_path: Path) -> None
     assert marked
 
 
-@pytest.mark.slow
 def test_thresholds_of_synonyms_and_unknown_prompts(run: Path) -> None:
     module = segmenter(run)
     first = module.class_names[0]
@@ -84,7 +84,6 @@ def test_thresholds_of_synonyms_and_unknown_prompts(run: Path) -> None:
     assert torch.equal(module.masks(image, [first, "something else"]), wanted)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("images", "prompts", "message"),
     [
@@ -100,7 +99,6 @@ def test_wrong_input_of_masks(run: Path, images: torch.Tensor, prompts: Any, mes
         segmenter(run).masks(images, prompts)
 
 
-@pytest.mark.slow
 def test_flags_of_other_runs_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for flags, message in (
         ([], "is a run of PromptedSegmenter, and only a TernaryClassifier has symbols to pack; its weights are in"),
@@ -115,7 +113,6 @@ def test_flags_of_other_runs_are_refused(run: Path, capsys: pytest.CaptureFixtur
 
 
 @needs_onnx
-@pytest.mark.slow
 @pytest.mark.parametrize("half", [False, True], ids=["fp32", "fp16"])
 def test_file_of_the_light_segmenter(run: Path, tmp_path: Path, half: bool, capsys: pytest.CaptureFixture[str]) -> None:
     """Sizes that the export and its own test have not seen; values against `probabilities`, which takes another path."""
@@ -138,7 +135,6 @@ def test_file_of_the_light_segmenter(run: Path, tmp_path: Path, half: bool, caps
 
 
 @needs_onnx
-@pytest.mark.slow
 @pytest.mark.parametrize("decoder", ["clipseg", "high_resolution"])
 def test_file_of_clipseg(decoder: str, tmp_path: Path) -> None:
     """The image tower is in the file, with its position embeddings interpolated for any size; the text tower is not."""
@@ -166,7 +162,6 @@ def test_file_of_clipseg(decoder: str, tmp_path: Path) -> None:
     assert paths[1].stat().st_size < 0.7 * paths[0].stat().st_size
 
 
-@pytest.mark.slow
 def test_constant_padding_is_that_of_tensorflow() -> None:
     """A network of TensorFlow's padding (strides 1 and 2, kernels of 3 and 5) gives the same features to the bit."""
     from networks.segmenters.light import LightSegmenter
@@ -184,7 +179,6 @@ def test_constant_padding_is_that_of_tensorflow() -> None:
 
 
 @needs_onnx
-@pytest.mark.slow
 def test_file_of_a_network_with_the_padding_of_tensorflow(tmp_path: Path) -> None:
     """As in the shipped configuration; three prompts. Without constant padding this export took over 20 minutes."""
     from tools.export.deployed import deployed_segmenter
