@@ -198,6 +198,11 @@ class Checkpoints(Checkpoint):
             if stopper := next((owner for owner, monitor in stoppers if monitor.startswith("val")), None):
                 raise MisconfigurationException(f"{stopper}: monitors a validation metric, but there is no validation")
             log.warning(f"no validation: {self.monitor} is never known, and best.ckpt will not be written")
+        elif self.monitor.startswith("val") and (every := _too_rare(trainer)):
+            log.warning(
+                f"no validation: it follows every {every} epochs (trainer.check_val_every_n_epoch) and the run has "
+                f"{trainer.max_epochs}, so best.ckpt will not be written; give --trainer.check_val_every_n_epoch 1"
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write last.ckpt before the first step, so that a run killed at any time can be resumed."""
@@ -358,3 +363,9 @@ class Checkpoints(Checkpoint):
             monitor, mode = state_dict["chosen_by"]
             self._chosen_by = (monitor, mode)
         self._validated = state_dict["validated"]
+
+
+def _too_rare(trainer: Trainer) -> int:
+    """Epochs from one validation to the next if the run ends before the first; else 0."""
+    every, epochs = trainer.check_val_every_n_epoch or 0, trainer.max_epochs or 0
+    return every if 0 < epochs < every and not trainer.fast_dev_run else 0  # type: ignore[attr-defined]

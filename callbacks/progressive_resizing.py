@@ -36,6 +36,8 @@ from callbacks.resizing_stages import (
     check_run,
     check_same,
     check_stages,
+    epochs_of,
+    left_out,
     planned,
 )
 from callbacks.run_folder import log_line, run_folder
@@ -143,6 +145,8 @@ class ProgressiveResizing(Callback):
         self._set_stages(planned(trainer, self.asked, self.stretch))
         self.data_batch_size = trainer.datamodule.batch_size  # type: ignore[attr-defined]
         self.batches = check_run(trainer, self.stages)
+        if text := left_out(self.asked, epochs_of(trainer, self.asked, self.stretch)):
+            log.warning(text)
         self._reload = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
         self._before = {name: getattr(trainer.datamodule, name) for name in SETTINGS}  # type: ignore[attr-defined]
         self._resumes_stage = False

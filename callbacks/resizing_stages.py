@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate, pairwise
@@ -14,8 +13,6 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks.dry_run import is_out_of_memory
 from foundation.sizes import Size, in_proportion, pixels_of_size, sides, size_of, size_text
-
-log = logging.getLogger(__name__)
 
 ScheduleScope = Literal["per_stage", "whole"]
 SETTINGS = ("train_size", "batch_size", "strength")  # attributes of the datamodule that change between epochs
@@ -103,6 +100,22 @@ def stretched(lengths: Sequence[int], epochs: int) -> list[int]:
     return [end - start for start, end in pairwise([0, *ends, epochs])]
 
 
+def epochs_of(trainer: Trainer, stages: Sequence[ResizingStage], stretch: bool) -> list[int]:
+    """Epochs of each stage of a run; 0 if stretching leaves it out.
+
+    Raises:
+        MisconfigurationException: ``stretch`` is set without ``max_epochs``.
+    """
+    lengths = [stage.epochs for stage in stages]
+    if not stretch or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return lengths
+    if (epochs := trainer.max_epochs or 0) < 1:
+        raise MisconfigurationException(
+            f"ProgressiveResizing: stretch needs trainer.max_epochs, 1 or more, got {trainer.max_epochs}"
+        )
+    return stretched(lengths, epochs)
+
+
 def planned(trainer: Trainer, stages: Sequence[ResizingStage], stretch: bool) -> list[PlannedStage]:
     """Plan the stages of a run. Stages that get no epoch after stretching are left out; the last is always kept.
 
@@ -119,15 +132,7 @@ def planned(trainer: Trainer, stages: Sequence[ResizingStage], stretch: bool) ->
         raise MisconfigurationException(
             f"ProgressiveResizing: needs a datamodule with {', '.join(SETTINGS)}, got {type(data).__name__}"
         )
-    lengths = [stage.epochs for stage in stages]
-    if stretch and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-        if (epochs := trainer.max_epochs or 0) < 1:
-            raise MisconfigurationException(
-                f"ProgressiveResizing: stretch needs trainer.max_epochs, 1 or more, got {trainer.max_epochs}"
-            )
-        lengths = stretched(lengths, epochs)
-        if text := left_out(stages, lengths):
-            log.warning(text)
+    lengths = epochs_of(trainer, stages, stretch)
     return [
         PlannedStage(
             **{

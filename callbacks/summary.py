@@ -65,6 +65,22 @@ def read_best(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: is no table of a metric") from None
 
 
+def earlier_best(results: Mapping[str, Any], best: Mapping[str, Any]) -> str:
+    """Say that the results of an evaluation are of an earlier best.ckpt, as after a resume that found a better one; empty if not.
+
+    Args:
+        results: Content of STAGE_metrics.json.
+        best: Content of best.json.
+
+    >>> earlier_best({"checkpoint": "best.ckpt", "epoch": 2, "step": 16}, {"epoch": 4, "step": 32})
+    'of an earlier best.ckpt (epoch 2, now 4)'
+    """
+    known = results.get("step") is not None and best.get("step") is not None
+    if not known or results.get("checkpoint") != "best.ckpt" or results["step"] == best["step"]:
+        return ""
+    return f"of an earlier best.ckpt (epoch {results.get('epoch')}, now {best.get('epoch')})"
+
+
 def best_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     """Return the network's tensors in a checkpoint: the averaged ones if the checkpoint has them, else the raw ones."""
     state = {**checkpoint["state_dict"], **checkpoint.get("ema", {}).get("state_dict", {})}

@@ -9,7 +9,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Timer
 
 from callbacks.find_callbacks import find_callbacks
+from callbacks.summary import earlier_best, read_best
 from cli.trainer.loggers import views
+from foundation.bounded.text import read_json
 from foundation.project import MAIN
 
 
@@ -34,7 +36,17 @@ def next_commands(
         lines.append(f"continue     {resume_command} --trainer.max_time null   (stopped by max_time)")
     last = "" if best.name == "best.ckpt" else " --ckpt last"
     if "test" in getattr(getattr(trainer, "datamodule", None), "labelled_splits", ("test",)):
-        lines += [] if tested else [f"test it      {MAIN} test --run {run}{last}"]
+        lines += [] if tested else [f"test it      {MAIN} test --run {run}{last}{_outdated(folder)}"]
         return [*lines, f"use it       {MAIN} predict --run {run}{last}   (more in docs/paths.md)"]
     use = f"use it       {MAIN} predict --run {run}{last} --data.images FOLDER"
     return [*lines, f"{use}   (there is no test split; more in docs/paths.md)"]
+
+
+def _outdated(folder: Path) -> str:
+    """Say that the results of an earlier test are not those of the best checkpoint any more; empty if they are, or without any."""
+    path = folder / "test_metrics.json"
+    try:
+        earlier = earlier_best(dict(read_json(path)), read_best(folder)) if path.is_file() else ""
+    except (OSError, ValueError, TypeError):
+        return ""
+    return f"   ({path.name} is {earlier})" if earlier else ""

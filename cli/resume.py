@@ -19,7 +19,7 @@ from datamodules import TrainedOn
 from foundation.bounded.text import read_json
 from foundation.checkpoint_files import DamagedFileError, last_or_before, read_checkpoint
 from foundation.suggestions import nearest
-from lightning_modules.loading import newest_config
+from lightning_modules.loading import newest_config, without_best
 from metrics import direction_of
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def _checkpoint_path(folder: Path, wanted: str) -> Path:
     if not (folder / "checkpoints").is_dir() and (runs := _runs_in(folder)):
         raise UsageError(f"{folder}: is a folder of runs, not a run; in it are {_newest_first(runs)}")
     there = ", ".join(sorted(file.name for file in (folder / "checkpoints").glob("*.ckpt"))) or "none"
-    raise UsageError(f"{folder}: has no checkpoint {path.name} (there: {there})")
+    raise UsageError(f"{folder}: has no checkpoint {path.name} (there: {there}){without_best(folder, path)}")
 
 
 def _latest_config(folder: Path) -> Path:

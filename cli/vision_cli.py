@@ -31,7 +31,7 @@ from cli.run_flags import RunFlags, UsageError
 from cli.setting_hints import LINKED
 from cli.trainer.callback_checks import check_callbacks, check_given_once, name_cache
 from cli.trainer.callback_flags import parse_with_callback_flags
-from cli.trainer.checks import check_seed, check_trainer
+from cli.trainer.checks import check_classes, check_seed, check_trainer
 from cli.trainer.loggers import prepare_loggers
 from cli.trainer.options import make_trainer
 from cli.trainer.run_callbacks import recipe_of, run_callbacks
@@ -181,6 +181,8 @@ class VisionCLI(LightningCLI):
             given = evaluation.given_settings(self.flags)
             given |= resume.changed_since_start(self.source) if self.source is not None else frozenset()
             data.match(self.trained_on, given, labelled=self.flags.command != "predict")
+        if name == "num_classes" and self.flags.command == "fit":
+            check_classes(data)
         return getattr(data, name)
 
     # ---- instantiation ----

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 
 from foundation.checkpoint_files import last_or_before, read_checkpoint
 from foundation.places import near_or_there
+from foundation.project import MAIN
 from lightning_modules.base import BaseModule
 from transforms.run_transform import RunTransform
 
@@ -117,7 +119,15 @@ def named_checkpoint(folder: Path, checkpoint: str) -> Path:
     if path.is_file():
         return path
     there = ", ".join(sorted(file.stem for file in path.parent.glob("*.ckpt"))) or "none"
-    raise ValueError(f"{folder}: has no checkpoint {checkpoint} (there: {there})")
+    raise ValueError(f"{folder}: has no checkpoint {checkpoint} (there: {there}){without_best(folder, path)}")
+
+
+def without_best(folder: Path, path: Path) -> str:
+    """What to do about a run without best.ckpt that has a last.ckpt; empty for other checkpoints that are not there."""
+    if path.name != "best.ckpt" or not path.with_name("last.ckpt").is_file():
+        return ""
+    resume = f"{MAIN} fit --resume {shlex.quote(str(folder))}"
+    return f"; a best one is chosen when a validation has ended: take last (--ckpt last), or go on: {resume}"
 
 
 def _transform_of(file: Path, own_size: bool) -> RunTransform:

@@ -1,4 +1,4 @@
-"""Checks of the Trainer's settings that Lightning makes late or not at all, and one-line messages for those that it makes."""
+"""Checks of settings that Lightning makes late or not at all, and one-line messages for those that it makes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from cli.run_flags import UsageError
+from datamodules import DataModule, PromptedSegmentationDataModule
 
 SMALLEST: dict[str, float] = {
     "accumulate_grad_batches": 1,
@@ -54,6 +56,21 @@ def _check_strategy(strategy: Any) -> None:
         )
     if any(part in word for part in COPYING) or getattr(strategy, "_start_method", "popen") != "popen":
         raise UsageError(f"trainer.strategy: {name} copies the running program, whose run folder is locked; {way}")
+
+
+def check_classes(data: DataModule) -> None:
+    """Check that the data of a fit have something to tell apart; masks of one prompt have.
+
+    Raises:
+        MisconfigurationException: There is one class only, as where all images are in one folder and their labels in a table.
+    """
+    if isinstance(data, PromptedSegmentationDataModule) or data.num_classes != 1:
+        return
+    of_folders = hasattr(data, "table") and data.table is None
+    advice = "; give a folder for each class, or a table of labels with --data.labels" if of_folders else ""
+    raise MisconfigurationException(
+        f"{data.place}: holds one class only, {data.class_names[0]!r}, and a classifier needs two or more{advice}"
+    )
 
 
 def check_seed(seed: Any) -> None:

@@ -25,6 +25,7 @@ SHORT = ["--trainer.callbacks", "[]", "--model.schedule", "none", "--trainer.max
 def trainer(epoch: int, **metrics: float) -> Any:
     named = {name.replace("__", "/"): tensor(value) for name, value in metrics.items()}
     state = {"current_epoch": epoch, "is_last_batch": True, "callback_metrics": named}
+    state |= {"check_val_every_n_epoch": 1, "max_epochs": 9, "fast_dev_run": False}
     return SimpleNamespace(**state, callbacks=[], is_global_zero=True, global_step=epoch, enable_validation=True)
 
 
@@ -105,6 +106,17 @@ def test_monitors_that_are_refused(callback: Any, message: str) -> None:
     asked = callback if isinstance(callback, EarlyStopping | Checkpoints) else run.callbacks[1]
     with pytest.raises(MisconfigurationException, match=message):
         asked.on_fit_start(run, module("val/mae"))
+
+
+@pytest.mark.parametrize(("every", "epochs", "said"), [(2, 1, True), (2, 2, False), (1, 1, False), (5, -1, False)])
+def test_a_run_that_ends_before_its_first_validation_says_so(
+    every: int, epochs: int, said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = trainer(0)
+    run.callbacks = [Checkpoints()]
+    run.check_val_every_n_epoch, run.max_epochs = every, epochs
+    run.callbacks[0].on_fit_start(run, module())
+    assert ("no validation: it follows every 2 epochs" in caplog.text) is said
 
 
 def test_early_stopping_follows_the_metric_and_a_tie_is_no_improvement() -> None:

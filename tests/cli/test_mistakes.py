@@ -9,6 +9,7 @@ import torch
 
 from cli import main
 from foundation.project import find_config
+from tests.datamodules.pictures import write_classes
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TINY = str(ROOT / "tests" / "conf" / "digits_ternary_tiny.yaml")
@@ -190,6 +191,15 @@ def test_no_configuration(capsys: pytest.CaptureFixture[str]) -> None:
     )  # no folder configs here
     assert "no such command, did you mean 'fit'?" in refuse(["fitt"], capsys)
     assert "which run? give --run RUN_DIR" in refuse(["test"], capsys)
+
+
+def test_images_in_one_folder_are_one_class(capsys: pytest.CaptureFixture[str]) -> None:
+    write_classes(Path("photos"), {"all of them": 3})
+    message = refuse(["fit", "--config", "configs/image_standard.yaml", "--data.root", "photos"], capsys)
+    assert (
+        "photos: holds one class only, 'all of them', and a classifier needs two or more; give a folder for each"
+        in message
+    )
 
 
 def test_run_folder_not_empty(capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,6 +40,16 @@ def test_tensorboard_is_named_if_it_has_the_run(tmp_path: Path) -> None:
     assert f"test it      python main.py test --run {run}" in lines(run, [])
 
 
+def test_a_test_of_an_earlier_best_checkpoint_is_said(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "best.json").write_text('{"metric": "val/acc", "value": 0.9, "epoch": 4, "step": 32}')
+    of_test = tmp_path / "test_metrics.json"
+    for step, said in ((16, True), (32, False)):
+        of_test.write_text(f'{{"checkpoint": "best.ckpt", "epoch": 2, "step": {step}, "metrics": {{}}}}')
+        there = "(test_metrics.json is of an earlier best.ckpt (epoch 2, now 4))" in lines(tmp_path, [])
+        assert there is said
+
+
 def test_data_without_a_test_split_is_tested_by_no_command(tmp_path: Path) -> None:
     assert "test it " in lines(tmp_path, [], labelled_splits=("train", "val", "test"))
     text = lines(tmp_path, [], labelled_splits=("train", "val"))

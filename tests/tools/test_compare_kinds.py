@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from pathlib import Path
 
@@ -74,3 +75,17 @@ def test_unfinished_runs_and_folders_of_runs(tmp_path: Path, capsys: pytest.Capt
     assert "mean of 2 seeds" in output
     assert f"0.8 ± {statistics.stdev([0.9, 0.7]):.2g}" in output  # of the finished ones
     assert f"skipped, as it is no run: {tmp_path}; runs are in {tmp_path}/*" in output
+
+
+def test_results_of_an_earlier_best_checkpoint_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "run", CLASSIFIER, epochs("val/acc", 0.5, 0.9), test={})
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "best.json").write_text('{"metric": "val/acc", "value": 0.9, "epoch": 2, "step": 20}')
+    for step, shown in ((10, False), (20, True)):
+        results = {"checkpoint": "best.ckpt", "epoch": step // 10, "step": step, "metrics": {"test/acc": 0.625}}
+        (run / "test_metrics.json").write_text(json.dumps(results))
+        assert main([str(run)]) == 0
+        output = capsys.readouterr().out
+        assert ("0.625" in output) is shown
+        note = "test left out: it is of an earlier best.ckpt (epoch 1, now 2); evaluate it again"
+        assert (note in output) is not shown

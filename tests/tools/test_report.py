@@ -220,6 +220,17 @@ def test_content_of_the_report(run: Path) -> None:
         assert (run / "report" / name).read_bytes()[:4] == b"\x89PNG"
 
 
+def test_results_of_an_earlier_best_checkpoint_are_said(run: Path) -> None:
+    path = run / "test_metrics.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "epoch": 1, "step": 1}))
+    best = run / "checkpoints" / "best.json"
+    best.write_text(json.dumps({**json.loads(best.read_text()), "epoch": 2, "step": 20}))
+    write_report(run)
+    text = (run / "report" / "report.md").read_text()
+    assert "| test of an earlier best.ckpt (epoch 1, now 2) | test/acc 0.875 |" in text
+    assert "These results are of an earlier best.ckpt (epoch 1, now 2): evaluate it again." in text
+
+
 def test_resumed_run_is_not_finished(run: Path) -> None:
     with (run / "metrics.csv").open("a") as file:
         file.write("3,30,0.5,0.875,0.1,300,2.5\n")

@@ -14,7 +14,7 @@ import yaml
 
 from callbacks import read_metrics
 from callbacks.learning_rate_finder import FoundRate, found_rate
-from callbacks.summary import best_metrics, read_best
+from callbacks.summary import best_metrics, earlier_best, read_best
 from cli.evaluation import ONLY_SPEED, shown_difference
 from datamodules.segmentation.prompt_sets import PromptSet
 from foundation.bounded.text import content_of, parse_yaml, read_json
@@ -166,16 +166,28 @@ def _read_summary(run: Run, folder: Path, metric: str | None) -> None:
 
 
 def _read_evaluations(run: Run, folder: Path, metric: str | None) -> None:
+    best = read_best(folder)
     for place in (folder, *sorted((folder / "evaluations").glob("*/"))):
         for name in EVALUATIONS:
             path = place / f"{name}_metrics.json"
             if path.is_file():
-                _read_evaluation(run, name, path, "" if place == folder else place.name)
+                _read_evaluation(run, name, path, "" if place == folder else place.name, best)
 
 
-def _read_evaluation(run: Run, name: str, path: Path, other: str) -> None:
-    """Read the results of validate or test; ``other`` is the name of an evaluation on other data, empty for the run's own."""
+def _read_evaluation(run: Run, name: str, path: Path, other: str, best: dict[str, Any]) -> None:
+    """Read the results of validate or test; those of an earlier best.ckpt are left out, as the other columns are not of it.
+
+    Args:
+        run: The run, which they are added to.
+        name: ``validate`` or ``test``.
+        path: The file.
+        other: Name of an evaluation on other data, empty for the run's own.
+        best: Content of best.json.
+    """
     content = read_json(path)
+    if earlier := earlier_best(content, best):
+        run.notes.append(f"{f'{other}: ' if other else ''}{name} left out: it is {earlier}; evaluate it again")
+        return
     # the metrics of validate are also named val/...; the prefix separates them from those of training
     prefix = "".join(f"{part}:" for part in (other, "" if name == "test" else name) if part)
     run.evaluated |= {f"{prefix}{key}": float(value) for key, value in content["metrics"].items()}

@@ -35,7 +35,7 @@ from networks import (
     ternary_layers,
     write_packed,
 )
-from tools.command_line import FAILED, OK, Parser, run_command, start
+from tools.command_line import FAILED, OK, Parser, run_command, say, start
 from tools.export import int8_command
 from tools.export.deployed import Deployed, VerificationError, deployed_classifier, deployed_segmenter
 from tools.export.windows import raw_windows
@@ -122,6 +122,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _export(options: argparse.Namespace) -> None:
     _check_flags(options)
+    for path in (options.onnx, options.int8):
+        if path is not None and path.is_file():
+            say("replaces", f"{path}, which is there from an earlier export")
     if options.int8 is not None:
         int8_command.run(options)
         return

@@ -16,7 +16,7 @@ from callbacks.checkpoints import EPOCH
 from callbacks.metrics_log import column_order
 from callbacks.pictures.confusion_matrix import draw_confusion
 from callbacks.pictures.curves import draw_curves
-from callbacks.summary import best_metrics, hyperparameters
+from callbacks.summary import best_metrics, earlier_best, hyperparameters
 from cli.evaluation import shown_difference
 from foundation.atomic_files import replace_file
 from foundation.checkpoint_files import read_checkpoint
@@ -89,7 +89,8 @@ def summary(run: Run) -> Section:
     for stage, content in run.evaluations.items():
         listed = ", ".join(f"{name} {number(value)}" for name, value in (content.get("metrics") or {}).items())
         changed = " with other settings" * bool(content.get("overrides"))
-        rows.append([f"{stage} of {content.get('checkpoint', '?')}{changed}", listed])
+        of_what = earlier_best(content, run.best) or f"of {content.get('checkpoint', '?')}"
+        rows.append([f"{stage} {of_what}{changed}", listed])
     if "time" in run.summary:
         rows.append(["training time", in_words(run.summary["time"]["seconds"])])
         rows.append(["ended", str(run.summary["time"].get("finished"))])
@@ -134,7 +135,7 @@ def evaluations(run: Run, target: Path) -> list[Section]:
         blocks: list[Block] = []
         if content := run.evaluations.get(stage):
             rows = [[name, number(value)] for name, value in (content.get("metrics") or {}).items()]
-            blocks += [Text(evaluated(content)), Table(["metric", "value"], rows)]
+            blocks += [Text(evaluated(content, run.best)), Table(["metric", "value"], rows)]
         if confusion := read_confusion(run.folder, stage):
             blocks += _confusion(*confusion, stage, title, target)
         own = sorted((run.folder / "plots").glob(f"*_{stage}.png"))
@@ -153,15 +154,17 @@ def _on_other_data(run: Run) -> list[Section]:
     found = []
     for (name, stage), content in run.other_evaluations.items():
         rows = [[metric, number(value)] for metric, value in (content.get("metrics") or {}).items()]
-        blocks: list[Block] = [Text(evaluated(content)), Table(["metric", "value"], rows)]
+        blocks: list[Block] = [Text(evaluated(content, run.best)), Table(["metric", "value"], rows)]
         found.append(Section(f"{name}: {stage} on other data or with other settings", blocks))
     return found
 
 
-def evaluated(content: Mapping[str, Any]) -> str:
-    """Describe the checkpoint, the data and the overridden settings of an evaluation."""
+def evaluated(content: Mapping[str, Any], best: Mapping[str, Any]) -> str:
+    """Describe the checkpoint, the data and the overridden settings of an evaluation; `best` is the content of best.json."""
     weights = f", {content['weights']} weights" if content.get("weights") else ""
     text = f"Checkpoint {content.get('checkpoint', '?')}, epoch {content.get('epoch', '?')}{weights}."
+    if earlier := earlier_best(content, best):
+        text += f" These results are {earlier}: evaluate it again."
     if data := content.get("data"):
         text += (
             f" {number(data.get('samples'))} samples of {data.get('place')} (fingerprint {data.get('fingerprint')})."
