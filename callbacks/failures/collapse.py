@@ -2,7 +2,8 @@
 
     warning: no positive pixel predicted for 'segment pothole' in 3 validations: the network has collapsed; change ...
     warning: only class 'cat' was predicted in 3 validations: the network has collapsed; change --model.lr (now 0.1) ...
-    warning: val/loss was 63.7 to 549 in 3 validations: the loss has exploded; change --model.lr (now 0.5, try 0.05)
+    warning: val/loss was 63.7 to 549 in 3 validations: the loss has exploded; change --model.lr (now 0.5, try 0.05),
+             --trainer.gradient_clip_val (now null, try 1)
     warning: val/loss was 1.04e+19: the loss has exploded; change --model.lr (now 0.5, try 0.0312)
     warning: --model.lr 0.5 is for the 256 samples of a step in the configuration, here a step has 16: the loss may explode; ...
 
@@ -248,7 +249,9 @@ def remedies(
         if now is not None and now != better and not (name == "class_weights" and _balanced(owners["data"])):
             found.append(f"--{part}.{name} (now {now}, try {better})")
     if exploded:
-        return [f"--model.lr (now {pl_module.lr:g}, try {lower_rate(trainer, pl_module, recipe):.3g})", *found]
+        bare = trainer.gradient_clip_val in (None, 0)  # steep gradients of the first steps, with few steps of warm-up
+        clip = ["--trainer.gradient_clip_val (now null, try 1)"] if bare else []
+        return [f"--model.lr (now {pl_module.lr:g}, try {lower_rate(trainer, pl_module, recipe):.3g})", *clip, *found]
     epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else "no limit"
     return [*found, f"--model.lr (now {pl_module.lr:g})", f"--trainer.max_epochs (now {epochs})"]
 

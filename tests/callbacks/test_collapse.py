@@ -40,6 +40,7 @@ class Fit:
             datamodule=data,
             max_epochs=7,
             world_size=1,
+            gradient_clip_val=module.pop("gradient_clip_val", 1.0),
             callback_metrics=metrics,
         )
         self.module: Any = SimpleNamespace(**{"lr": 0.1, "class_names": ["cat", "dog", "emu"], **module})
@@ -87,9 +88,9 @@ def test_an_exploded_loss_of_several_predicted_classes(said: pytest.LogCaptureFi
     Fit(WarnOnCollapse(), loss=10.9).validate([1, 2], times=3)  # ten times ln 3 is 10.99
     assert not said.messages
     Fit(WarnOnCollapse(), loss=11.1).validate([1, 2], times=3)
-    assert said.messages == [
-        "val/loss was 11.1 in 3 validations: the loss has exploded; change --model.lr (now 0.1, try 0.01)"
-    ]
+    Fit(WarnOnCollapse(), loss=11.1, gradient_clip_val=None).validate([1, 2], times=3)
+    line = "val/loss was 11.1 in 3 validations: the loss has exploded; change --model.lr (now 0.1, try 0.01)"
+    assert said.messages == [line, f"{line}, --trainer.gradient_clip_val (now null, try 1)"]
 
 
 def test_an_absurd_loss_is_said_at_the_first_validation_and_its_range_later(said: pytest.LogCaptureFixture) -> None:
