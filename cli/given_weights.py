@@ -1,4 +1,4 @@
-"""Checks of the weights that a command starts from, before any data is read: which they are, and that they exist."""
+"""Checks of the weights that a command starts from, before any data is read: which they are, and that they can be weights."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from cli.run_flags import RunFlags, UsageError
 from foundation.places import near_or_there
-from lightning_modules.pretrained import absent
+from lightning_modules.pretrained import absent, other_kind
 
 SOURCES = ("weights", "init_from", "teacher")  # settings of models that name a run, a checkpoint or a file of weights
 
@@ -20,7 +20,7 @@ def check_given_weights(flags: RunFlags, config: Any) -> None:
         config: The parsed settings of the command.
 
     Raises:
-        UsageError: An evaluation has no checkpoint, or the checkpoint or the weights to start from do not exist.
+        UsageError: An evaluation has no checkpoint, or the checkpoint or the weights to start from do not exist, or are no weights.
     """
     listed = config.trainer.get("callbacks") or []
     writes = any("FeatureWriter" in one.class_path for one in (listed if isinstance(listed, list) else [listed]))
@@ -39,3 +39,5 @@ def check_given_weights(flags: RunFlags, config: Any) -> None:
         source = config.model.get(f"init_args.{name}")
         if isinstance(source, str) and not Path(source).exists():
             raise UsageError(f"model.{name}: {absent(Path(source))}")
+        if isinstance(source, str) and (other := other_kind(Path(source))):
+            raise UsageError(f"model.{name}: {other}")
