@@ -20,7 +20,7 @@ from callbacks.find_callbacks import find_callbacks
 from callbacks.run_folder import lock_run
 from cli import evaluation, resume, runtimes, test_time
 from cli.config_files import check_configs, say_dropped, weights_win
-from cli.given_weights import check_given_weights
+from cli.given_weights import check_given_weights, check_kinds
 from cli.messages import readable
 from cli.next_commands import next_commands
 from cli.parser import Parser, add_run_settings, check_nulls
@@ -198,6 +198,7 @@ class VisionCLI(LightningCLI):
             check_given_weights(self.flags, self.config[self.subcommand])
             say_dropped(self.flags.configs)
             weights_win(self.config[self.subcommand], self.flags.rest)
+        check_kinds(self.config[self.subcommand])
         if self.source is not None and self.subcommand == "predict":
             predict_with_one(self.config[self.subcommand], self.flags)
         if self.subcommand != "predict" and self.config[self.subcommand].data.get("init_args.images") is not None:

@@ -1,4 +1,4 @@
-"""Says what lies in the place of a wrong path: the closest name in its folder, or the folder that was meant."""
+"""Says what lies in the place of a wrong path: the closest name in its folder, or the folder that was meant; names in a folder."""
 
 from __future__ import annotations
 
@@ -99,6 +99,15 @@ def near(path: Path, fits: Fits, above: bool = True) -> Path | None:
         except OSError:  # a folder that may not be read
             continue
     return None
+
+
+def name_below(root: Path, path: Path) -> str:
+    """A path relative to a folder, with slashes; the path itself if it is not in it.
+
+    >>> name_below(Path("photos"), Path("photos/cat/1.jpg")), name_below(Path("photos"), Path("more/1.jpg"))
+    ('cat/1.jpg', 'more/1.jpg')
+    """
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
 def _around(path: Path, above: bool) -> Iterator[Path]:

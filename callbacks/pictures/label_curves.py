@@ -53,12 +53,14 @@ def draw_labels(metrics: Sequence[LabelMetrics], names: Sequence[str], title: st
 
 
 def shown(threshold: float) -> str:
-    """A threshold with two decimals, or with three digits close to 0 and 1.
+    """A threshold with two decimals; close to 0 and 1 the bound, since the CSV has all digits.
 
-    >>> shown(0.5), shown(4.6e-08), shown(0.9987)
-    ('0.50', '4.6e-08', '0.999')
+    >>> shown(0.5), shown(4.6e-08), shown(0.9987), shown(1.0)
+    ('0.50', '<0.01', '>0.99', '1.00')
     """
-    return f"{threshold:.2f}" if 0.01 <= threshold <= 0.99 else f"{threshold:.3g}"
+    if 0 < threshold < 0.01:
+        return "<0.01"
+    return ">0.99" if 0.99 < threshold < 1 else f"{threshold:.2f}"
 
 
 def _mean(values: Sequence[float | None]) -> str:
@@ -69,7 +71,7 @@ def _mean(values: Sequence[float | None]) -> str:
 def _draw_bars(axes: Axes, metrics: Sequence[LabelMetrics], names: Sequence[str], worst: bool) -> None:
     places = range(len(metrics))
     drawn = axes.barh(places, [one.f1 or 0.0 for one in metrics], height=0.7, color=BLUE, label="F1")
-    texts = [f"n={one.positives:,}  at {shown(one.threshold)}" if one.positives else "n=0" for one in metrics]
+    texts = [f"n={one.positives:,}, threshold {shown(one.threshold)}" if one.positives else "n=0" for one in metrics]
     axes.bar_label(
         drawn,
         [f"{one.f1:.2f}" if one.f1 is not None else "" for one in metrics],
@@ -86,11 +88,10 @@ def _draw_bars(axes: Axes, metrics: Sequence[LabelMetrics], names: Sequence[str]
         axes.text(1.06, place, text, va="center", fontsize=8, color=GREY)
     axes.set_yticks(places, names, fontsize=8)
     axes.set_ylim(len(metrics) - 0.4, -0.6)
-    axes.set_xlim(0, 1.4)
+    axes.set_xlim(0, 1.5)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
-    axes.set_title(
-        "at the threshold of each label" + (f": the {len(metrics)} lowest" if worst else ""), fontsize=10, loc="left"
-    )
+    some = f": the {len(metrics)} lowest" if worst else ""
+    axes.set_title(f"a label is predicted from its threshold (a probability){some}", fontsize=10, loc="left")
     axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.08), ncols=3, fontsize=8, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
 

@@ -16,6 +16,7 @@ from datamodules.images.class_folders import listed
 from datamodules.images.decoding import FULL, Levels
 from datamodules.images.labelled import LabelledFiles
 from datamodules.images.whole_files import Decoded, Look, decode_some
+from foundation.places import name_below
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ def kinds_of(looks: Sequence[Look]) -> dict[str, float]:
 
 
 def check_decoding(
-    files: Sequence[tuple[LabelledFiles, int]], levels: Levels | None, policy: str, channels: int = 3
+    files: Sequence[tuple[LabelledFiles, int]], levels: Levels | None, policy: str, channels: int, root: Path
 ) -> Decoded:
     """Decode the doubtful files and a sample of the others, and log what was checked.
 
@@ -47,6 +48,7 @@ def check_decoding(
         levels: Grey values that become black and white, as set; None: not set.
         policy: The augmentation policy, or `none`.
         channels: Channels that the network sees.
+        root: Folder for the names in the log.
 
     Returns:
         What was found; places are those in `files`.
@@ -56,7 +58,7 @@ def check_decoding(
     deep = sum(one.deep for one in looks)
     found = decode_some(paths, [place for place, one in enumerate(looks) if not one.whole], channels=channels)
     log.info(f"checked    {what_was_checked(len(files), found)}")
-    say_grey(paths, looks, channels)
+    say_grey(root, paths, looks, channels)
     if deep and found.lowest <= found.highest:
         black, white = levels or FULL
         rounded = "" if policy == "none" else f"; {policy} works on 8 bits, so training images are rounded to them"
@@ -67,17 +69,18 @@ def check_decoding(
     return found
 
 
-def say_grey(paths: Sequence[Path], looks: Sequence[Look], channels: int) -> None:
+def say_grey(root: Path, paths: Sequence[Path], looks: Sequence[Look], channels: int) -> None:
     """Log once that some images are grey where most have colours, or the other way round: of another camera, or a mistake.
 
     Args:
+        root: Folder for the names.
         paths: The files.
         looks: What header and end of each file show.
         channels: Channels that the network sees.
     """
     grey = [one.grey for one in looks]
     few = sum(grey) <= len(grey) / 2
-    odd = [path.name for path, one in zip(paths, grey, strict=True) if one == few]
+    odd = [name_below(root, path) for path, one in zip(paths, grey, strict=True) if one == few]
     if channels == 3 and odd and len(odd) < len(grey):
         kind, others = ("as grey", "in colour") if few else ("in colour", "as grey")
         verb = "is" if len(odd) == 1 else "are"

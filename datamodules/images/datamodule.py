@@ -243,7 +243,7 @@ class ImageFolderDataModule(GivenHeader, SplitFiles):
         for split in splits:
             places[self._part_of(split)] += self.splits[split]["index"].tolist()
         files = [(self._list(part), place) for part, found in places.items() for place in found]
-        found = check_decoding(files, self.levels, self.augmentation.policy, self.in_channels)
+        found = check_decoding(files, self.levels, self.augmentation.policy, self.in_channels, self.root)
         for part in places:
             listing = self._list(part)
             if missing := [files[k][1] for k in found.wrong if files[k][0] is listing]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from datamodules.cifar_reader import find_folder
 from datamodules.images.class_folders import LAYOUT, duplicate_groups, holds_classes, listed, read_groups, scan
 from datamodules.images.formats import is_image
-from datamodules.images.unreadable import DAMAGED, report_unreadable
+from datamodules.images.unreadable import DAMAGED, report_unreadable, say_left_out
 from datamodules.images.whole_files import Look, look
 from datamodules.splitting.grouped import join_groups
 from foundation.places import absence, meant
@@ -213,9 +213,7 @@ def read_labelled(
     unknown = [name for name in found.class_names if name not in class_names]
     if unknown:
         raise MisconfigurationException(unknown_class(str(folder), unknown[0], class_names))
-    if found.left_out:
-        reasons = ", ".join(f"{len(paths):,} {reason}" for reason, paths in sorted(found.left_out.items()))
-        log.info(f"left out   {reasons}, in {folder}")
+    say_left_out(folder, found.left_out)
     names = [path.relative_to(folder).as_posix() for path, _ in found.images]
     label_of = {name: place for place, name in enumerate(class_names)}
     labels = {name: label_of[label] for name, (_, label) in zip(names, found.images, strict=True)}

@@ -25,6 +25,7 @@ from torch import Tensor
 from datamodules.images.class_folders import all_images, listed
 from datamodules.images.label_table import Columns, Row, Table, in_order, read_table
 from datamodules.images.labelled import LabelledFiles, Unreadable, find_parts, readable, unknown_class
+from datamodules.images.unreadable import say_left_out
 
 log = logging.getLogger(__name__)
 
@@ -201,8 +202,7 @@ def _joined(folder: Path, table: Table) -> dict[str, Row]:
     if not images:
         raise ValueError(f"{table.path}: there is no image in {folder}")
     others = {reason: [path for path in paths if not path.samefile(table.path)] for reason, paths in left_out.items()}
-    if reasons := ", ".join(f"{len(paths):,} {reason}" for reason, paths in sorted(others.items()) if paths):
-        log.info(f"left out   {reasons}, in {folder}")
+    say_left_out(folder, others)
     names = [path.relative_to(folder).as_posix() for path in images]
     by_name: dict[str, list[str]] = defaultdict(list)
     for name in names:

@@ -1,9 +1,12 @@
-"""What is said of files that cannot be read as images: one wording for headers, training, evaluation and predict of all systems."""
+"""What is said of files that are left out: those that are no images, and those that cannot be read as images.
+
+One wording for headers, training, evaluation and predict of all systems; tools.inspect_data silences it, and prints the findings.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -14,6 +17,26 @@ log = logging.getLogger(__name__)
 
 NO_IMAGE, CUT_SHORT, DAMAGED = "no image", "cut short", "damaged"
 """The reasons where no header of an image can be read, where the file ends within it, and where only the pixels cannot be read."""
+
+
+def say_left_out(folder: Path, left_out: Mapping[str, Sequence[Path]]) -> None:
+    """Log how many files of a folder are no samples.
+
+    Args:
+        folder: The folder.
+        left_out: Reason -> the files.
+    """
+    if reasons := left_out_text({reason: len(paths) for reason, paths in left_out.items()}):
+        log.info(f"left out   {reasons}, in {folder}")
+
+
+def left_out_text(counts: Mapping[str, int]) -> str:
+    """How many files are left out for each reason.
+
+    >>> left_out_text({"not an image": 2, "broken link": 1, "hidden": 0})
+    '1 broken link, 2 not an image'
+    """
+    return ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items()) if count)
 
 
 def unreadable_text(folder: Path | None, wrong: Mapping[str, str], count: int) -> str:

@@ -14,6 +14,7 @@ from datamodules.images.unreadable import report_unreadable
 from datamodules.images.whole_files import Look, decode_some
 from datamodules.segmentation.masks import CLASSES, MaskContents, MaskError, read_all, values_in, values_there
 from datamodules.segmentation.prompt_sets import Pair, Value
+from foundation.places import name_below
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +44,9 @@ def check_images(root: Path, pairs: Sequence[Pair], looks: Sequence[Look]) -> No
         found = decode_some([pair.image for pair in pairs], [place for place, one in enumerate(looks) if not one.whole])
         wrong = dict(sorted(found.wrong.items()))
         log.info(f"checked    {what_was_checked(len(pairs), found)}")
-        say_grey([pair.image for pair in pairs], looks, 3)
+        say_grey(root, [pair.image for pair in pairs], looks, 3)
     if wrong:
-        named = {_named(root, pairs[place].image): why for place, why in wrong.items()}
+        named = {name_below(root, pairs[place].image): why for place, why in wrong.items()}
         report_unreadable(root, named, len(pairs), "repair or remove them")
 
 
@@ -68,14 +69,16 @@ def check_masks(root: Path, splits: Mapping[str, Sequence[Pair]], names: Sequenc
     wrong = {path: why for one in found.values() for path, why in one.wrong.items()}
     read = sum(one.read for one in found.values())
     if wrong:
-        shown = "; ".join(f"{_named(root, path)}: {wrong[path]}" for path in sorted(wrong)[:1])
-        others = f" (likewise {listed([_named(root, path) for path in sorted(wrong)[1:]])})" if len(wrong) > 1 else ""
+        shown = "; ".join(f"{name_below(root, path)}: {wrong[path]}" for path in sorted(wrong)[:1])
+        others = (
+            f" (likewise {listed([name_below(root, path) for path in sorted(wrong)[1:]])})" if len(wrong) > 1 else ""
+        )
         held = held_together(sorted(wrong))
         raise MisconfigurationException(f"{root}: {len(wrong):,} of {read:,} masks are refused: {shown}{others}{held}")
     if damaged := sorted(path for one in found.values() for path in one.damaged):
         raise MisconfigurationException(
-            f"{root}: {len(damaged):,} of {read:,} masks cannot be read: {listed([_named(root, p) for p in damaged])}; repair or "
-            "remove them"
+            f"{root}: {len(damaged):,} of {read:,} masks cannot be read: {listed([name_below(root, p) for p in damaged])}; repair "
+            "or remove them"
         )
     stray = {path: why for one in found.values() for path, why in one.stray.items()}
     for path in sorted(stray)[:NAMED]:
@@ -206,7 +209,3 @@ def _sampled(found: Mapping[str, MaskContents]) -> str:
     if read == count:
         return f" ({read:,} of {count:,} masks read in {seconds:.1f} s)"
     return f" (a sample of {read:,} of {count:,} masks read in {seconds:.1f} s; the rest is checked when it is read)"
-
-
-def _named(root: Path, path: Path) -> str:
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)

@@ -15,6 +15,7 @@ from datamodules.segmentation.notes import Notes
 from datamodules.segmentation.prompt_sets import Pair, PromptSet
 from datamodules.segmentation.shipped import SHIPPED
 from datamodules.splitting.grouped import grouped_split
+from foundation.places import name_below
 
 PARTS = ("train", "val", "test")
 MOST = 5000  # images of a shipped split that are compared with each other (1.1 ms each, JPEG of 640 px, 2 cores)
@@ -155,8 +156,9 @@ def _say_alike(root: Path, parts: Mapping[Path, int], notes: Notes) -> None:
     paths = list(parts)
     torn = {paths[place] for pair in alike(paths, BITS) for place in pair if len({parts[paths[i]] for i in pair}) > 1}
     if torn:
+        names = listed(sorted(name_below(root, path) for path in torn))
         notes.warn(
             root,
-            f"{len(torn):,} images look like one in another part of the shipped split ({listed(sorted(p.name for p in torn))}); if "
+            f"{len(torn):,} images look like one in another part of the shipped split ({names}); if "
             "they are copies, the metrics are too good",
         )

@@ -3,7 +3,7 @@
 Per network: a frozen backbone (backbone.py), a segmenter's encoder (encoder.py), the HAR ViT (har.py).
 """
 
-from lightning_modules.pretrained.reading import SavedWeights, absent, other_run, read_weights
+from lightning_modules.pretrained.reading import SavedWeights, absent, other_kind, other_run, read_weights
 from lightning_modules.pretrained.starting import ADAPTED, ONE_SOURCE, StartsFromWeights, said_of
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "SavedWeights",
     "StartsFromWeights",
     "absent",
+    "other_kind",
     "other_run",
     "read_weights",
     "said_of",

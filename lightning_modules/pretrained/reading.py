@@ -29,6 +29,17 @@ PREFIXES = ("module.", "network.", "_orig_mod.", "model.")
 # share of the network's names that a prefix must give; all but the head's if the names are of another library
 LEAST, ALL = 0.25, 0.9
 FILES = (".safetensors", ".pt", ".pth", ".bin")
+OTHER_KINDS: Mapping[str, tuple[str, ...]] = {
+    "a table": (".csv", ".tsv", ".parquet", ".xlsx", ".json", ".jsonl"),
+    "an image": (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic"),
+    "text": (".txt", ".md", ".yaml", ".yml", ".log", ".py", ".html"),
+    "in a format that is not read": (".npz", ".npy", ".msgpack", ".h5", ".keras", ".onnx", ".gguf", ".tflite"),
+}
+"""Endings of files that hold no weights, or none that are read; torch files may have any other ending, or none."""
+TAKEN = (
+    "a run folder, a checkpoint (.ckpt), a .safetensors file, a file of torch.save (.pt, .pth, .bin), or a folder as on the "
+    "Hugging Face hub"
+)
 AVERAGED = re.compile(r"(?<![a-z])(ema|swa)(?![a-z])|teacher|averag|momentum", re.IGNORECASE)
 
 
@@ -67,6 +78,8 @@ def read_weights(source: str, names: Collection[str]) -> SavedWeights:
     path = Path(source)
     if not path.exists():
         raise ValueError(absent(path))
+    if other := other_kind(path):
+        raise ValueError(other)
     if path.is_dir() and is_weights_folder(path):
         folder = read_folder(path, _content)
         about: dict[str, Any] = {"class_names": folder.class_names, "mean": folder.mean, "std": folder.std}
@@ -103,6 +116,18 @@ def absent(path: Path) -> str:
     """What to say of a source of weights that does not exist."""
     what = "file of weights" if path.suffix in FILES else "run folder, checkpoint or file of weights"
     return f"{path}: no such {what}{near_or_there(path)}"
+
+
+def other_kind(path: Path) -> str:
+    """What to say of a file whose ending is that of something else than weights; else an empty string.
+
+    >>> other_kind(Path("weights.pth")), other_kind(Path("labels.csv"))[:43]
+    ('', 'labels.csv: is a table, not weights; give a')
+    """
+    kind = next((name for name, endings in OTHER_KINDS.items() if path.suffix.lower() in endings), None)
+    if kind is None or path.is_dir():
+        return ""
+    return f"{path}: is {kind}{'' if 'not read' in kind else ', not weights'}; give {TAKEN}"
 
 
 def other_run(source: str, module: Any) -> str:

@@ -99,16 +99,17 @@ def test_images_and_masks_are_counted_apart() -> None:
 
 
 def test_a_few_grey_or_coloured_images_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
-    paths = [Path(f"{number}.png") for number in range(4)]
+    root = Path("photos")
+    paths = [root / f"{'ab'[number // 2]}/{number % 2}.png" for number in range(4)]
     with caplog.at_level("INFO"):
-        say_grey(paths, [Look(None, grey=number == 2) for number in range(4)], 3)
-        say_grey(paths, [Look(None, grey=number != 1) for number in range(4)], 3)
+        say_grey(root, paths, [Look(None, grey=number == 2) for number in range(4)], 3)
+        say_grey(root, paths, [Look(None, grey=number != 1) for number in range(4)], 3)
         for same in (True, False):
-            say_grey(paths, [Look(None, grey=same)] * 4, 3)
-        say_grey(paths, [Look(None, grey=number == 2) for number in range(4)], 1)
+            say_grey(root, paths, [Look(None, grey=same)] * 4, 3)
+        say_grey(root, paths, [Look(None, grey=number == 2) for number in range(4)], 1)
     assert caplog.messages == [
-        "colours    1 of the 4 images is stored as grey, the others in colour: 2.png",
-        "colours    1 of the 4 images is stored in colour, the others as grey: 1.png",
+        "colours    1 of the 4 images is stored as grey, the others in colour: b/0.png",
+        "colours    1 of the 4 images is stored in colour, the others as grey: a/1.png",
     ]
 
 

@@ -329,6 +329,16 @@ def test_an_evaluation_asks_for_its_weights_before_its_data(capsys: pytest.Captu
     assert "--ckpt no.ckpt: no such checkpoint" in refuse(["test", "--config", TINY, "--ckpt", "no.ckpt"], capsys)
 
 
+def test_weights_of_another_kind_are_refused_before_the_data(
+    of_system: dict[str, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("labels.csv").write_text("file,label\n")
+    line = refuse(["fit", *of_system[IMAGES], "--model.weights", "labels.csv"], capsys)
+    assert line.startswith(
+        "error: model.weights: labels.csv: is a table, not weights; give a run folder, a checkpoint (.ckpt)"
+    )
+
+
 def test_an_accelerator_that_the_machine_lacks() -> None:
     for text in ("No supported gpu backend found!", "`MPSAccelerator` can not run on your system since"):
         found = str(trainer_error(ValueError(text), {"accelerator": "gpu", "devices": "auto"}))

@@ -137,7 +137,10 @@ def test_similar_pictures_in_several_parts_are_said(tmp_path: Path, caplog: pyte
     photo.point(lambda value: min(255, value + 3)).save(tmp_path / "walls" / "test" / "test0.png")
     with caplog.at_level("WARNING"):
         parts_of(data_of(tmp_path, SHIPPED))
-    assert "2 images look like one in another part of the shipped split (test0.png, train0.png)" in caplog.text
+    assert (
+        "2 images look like one in another part of the shipped split (walls/test/test0.png, walls/train/train0.png)"
+        in caplog.text
+    )
 
 
 def test_a_shipped_split_of_coco_tables_in_one_folder(tmp_path: Path) -> None:

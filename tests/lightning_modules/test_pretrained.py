@@ -169,6 +169,11 @@ BROKEN: list[tuple[Callable[[Path, Path], Path], str]] = [
     (cut, "moved.ckpt: cannot be read: it is truncated or not a weights file"),
     (written("a.pth", b""), "a.pth: cannot be read: it is truncated or not a weights file"),
     (written("a.pth", b"text"), "a.pth: cannot be read: it is truncated"),
+    (
+        written("a.csv", b"text"),
+        r"a.csv: is a table, not weights; give a run folder, a checkpoint \(.ckpt\), a .safetensors",
+    ),
+    (written("a.onnx", b"text"), "a.onnx: is in a format that is not read; give a run folder"),
     (written("a.safetensors", b"text"), "a.safetensors: cannot be read as safetensors"),
     (saved(Unsafe()), "is a Python object of .*Unsafe, which is never loaded; save its state_dict"),
     (saved({"model": Runs()}), r"holds no state dict \(it has model\)"),

@@ -248,11 +248,11 @@ def test_scores() -> None:
     eye = torch.eye(3)
     batches = [(torch.zeros(3), labels[:3]), (torch.ones(1), labels[3:])]
     sides = {"a": lambda x: eye[[0, 1, 1][: len(x)]], "b": lambda x: eye[[0, 1, 2][: len(x)]]}
-    scores = evaluate(sides, batches)
+    scores = evaluate(sides, batches, "test")
     assert scores == {"a": Score(4, 2, 4), "b": Score(4, 3, 3)}
     assert str(scores["b"]) == "75.00 % of 4, same class as trained 75.00 %"
     with pytest.raises(ValueError, match="has no samples"):
-        evaluate(sides, [])
+        evaluate(sides, [], "test")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Notes and ways on of tools.export --int8 where accuracy is lost, without an export."""
+"""Progress lines of tools.export --int8, and its notes and ways on where accuracy is lost, without an export."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 if find_spec("onnx") is None or find_spec("onnxruntime") is None:
     pytest.skip("needs the extra `export`", allow_module_level=True)
 
+from onnxruntime.quantization.calibrate import HistogramCollector
+
 from tools.export import int8
-from tools.export.int8 import Int8Settings, Score
+from tools.export import static_quantization as quantization
+from tools.export.int8 import Int8Settings, Score, evaluate
 from tools.export.split_inputs import Splits
 
 
@@ -38,3 +43,33 @@ def test_a_loss_names_the_settings_that_are_left() -> None:
 def test_a_split_too_small_for_the_bound_is_noted() -> None:
     assert int8.coarse_split(Int8Settings(max_drop=10), 16) == ""
     assert int8.coarse_split(Int8Settings(), 16).endswith("allows to lose none; --max_drop 6.25 allows one")
+
+
+def test_each_pass_over_a_split_is_counted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("tools.command_line.EVERY_S", 0)
+    evaluate({"a": torch.eye, "b": torch.eye}, [(2, torch.tensor([0, 1])), (1, torch.tensor([0]))], "test")  # type: ignore
+    assert capsys.readouterr().out.splitlines() == [
+        "test       2 batches, each through a, b",
+        *(f"test       {n} of 4 passes of a batch through one of 2 networks, 0:00 left" for n in (1, 2, 3)),
+    ]
+
+
+def test_calibration_says_its_progress_while_the_quantiser_is_quiet(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tools.command_line.EVERY_S", 0)
+    compute = HistogramCollector.compute_entropy
+    batches = [np.array([[-1, 0.5], [1, 2]], np.float32)] * 3
+    reader = quantization.reader_of("x", batches, "entropy")
+    collector = HistogramCollector("entropy", False, 128, 128, 99.99, "same")
+    with quantization.ranges_counted(), quantization.quiet():
+        while (batch := reader.get_next()) is not None:
+            collector.collect({"a": batch["x"], "b": batch["x"]})
+        print("of the quantiser")
+        assert [*collector.compute_collection_result()] == ["a", "b"]
+    assert HistogramCollector.compute_entropy is compute
+    assert capsys.readouterr().out.splitlines() == [
+        "int8       1 of 3 batches, entropy, 0:00 left",
+        "int8       2 of 3 batches, entropy, 0:00 left",
+        "int8       1 of 2 ranges of tensors, entropy, 0:00 left",
+    ]

@@ -16,7 +16,7 @@ from lightning_modules.schedules import Shape, lr_share
 from networks.mlp_head import MLPHead
 from tools.sweep_heads.batched_metrics import metrics
 from tools.sweep_heads.head_groups import Head, Outcome, Recipe, blocks_of
-from tools.sweep_heads.report import settings_of
+from tools.sweep_heads.report import picture, settings_of
 from tools.sweep_heads.training import train
 
 D, K, N, B = 12, 3, 70, 16
@@ -178,3 +178,15 @@ def test_ties_of_the_monitored_metric_go_to_the_lower_loss_then_to_the_earlier_e
         results[1],
         results[0],
     ]
+
+
+def test_a_panel_only_where_a_setting_was_swept() -> None:
+    def panels(*heads: Head) -> list[str]:
+        best = {"loss": 1.0, "acc": 0.5}
+        outcomes = [Outcome(head, best, best, 0, {}) for head in heads]
+        return [axes.get_xlabel() for axes in picture(settings_of(outcomes, "acc"), "acc").axes]
+
+    linear, deep = Head(1e-3, 0.1, 0.0, (), 0), Head(1e-3, 0.1, 0.3, (64,), 0)
+    assert panels(linear, deep) == ["hidden sizes"], "a linear head has no dropout"
+    assert panels(linear, deep, deep._replace(dropout=0.5)) == ["dropout", "hidden sizes"]
+    assert panels(linear) == ["learning rate"]

@@ -5,9 +5,9 @@ image  uint8 --> images (B, C, S, S) float32 in 0..1              signal --> win
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -22,19 +22,29 @@ from tools.run_data import configured_data
 BATCH = 64  # largest number of samples in a batch
 
 
+class Loader(Protocol):
+    """What serves the batches of a split and knows their number."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]: ...
+
+
 class Labelled:
     """Batches (inputs, labels) of a split; can be iterated again.
 
     Args:
         loader: Serves the batches of the split.
-        what: Label of the progress lines.
     """
 
-    def __init__(self, loader: Iterable[dict[str, Tensor]], what: str) -> None:
-        self.loader, self.what = loader, what
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in watched(self.what, self.loader, "batches"):
+        for batch in self.loader:
             yield raw_input(batch), batch["label"]
 
 
@@ -82,7 +92,7 @@ def open_splits(data: DataModule, count: int, seed: int) -> Splits:
     loaders: Any = data.predict_dataloader()
     train, val, test = loaders
     calibration = [raw_input(batch) for batch in watched("reading train", train, "batches")]
-    return Splits(calibration, Labelled(val, "validation"), Labelled(test, "test"))
+    return Splits(calibration, Labelled(val), Labelled(test))
 
 
 def data_of(module: Classifier, config: Path, root: str | None) -> DataModule:

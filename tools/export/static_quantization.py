@@ -11,7 +11,8 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,7 +20,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.calibrate import HistogramCollector
 
+from tools.command_line import Progress
 from tools.export.quantized_weights import overrides
 
 Array = NDArray[Any]
@@ -57,10 +60,16 @@ class Source(NamedTuple):
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
-    """Gives onnxruntime the batches of samples one by one, so that it keeps the activations of one batch only."""
+    """Gives onnxruntime the batches of samples one by one, so that it keeps the activations of one batch only.
 
-    def __init__(self, name: str, batches: Sequence[Array]) -> None:
-        self.name, self.batches = name, batches
+    Args:
+        name: Name of the file's input.
+        batches: The batches.
+        done: Called when a batch is taken and the one before is done.
+    """
+
+    def __init__(self, name: str, batches: Sequence[Array], done: Callable[[], None]) -> None:
+        self.name, self.batches, self.done, self._taken = name, batches, done, 0
         self.set_range(0, len(batches))
 
     def __len__(self) -> int:
@@ -71,7 +80,17 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has n
 
     def get_next(self) -> dict[str, Array] | None:
         batch = next(self._left, None)
-        return None if batch is None else {self.name: batch}
+        if batch is None:
+            return None
+        if self._taken:
+            self.done()
+        self._taken += 1
+        return {self.name: batch}
+
+
+def reader_of(name: str, batches: Sequence[Array], method: Method) -> _Reader:
+    """Make the reader of the batches for the input `name`, with progress lines."""
+    return _Reader(name, batches, _shown(Progress("int8", len(batches), f"batches, {method}")))
 
 
 def quantize(
@@ -95,13 +114,14 @@ def quantize(
     kept = dict.fromkeys(entry.key for entry in model.metadata_props)
     _set_metadata(model, *PREPROCESSED)
     prepared = target.with_name(f"{target.name}.prepared")
+    reader = reader_of(model.graph.input[0].name, batches, method)
     try:
         onnx.save(model, prepared)
-        with _quiet():
+        with ranges_counted(), quiet():
             quantize_static(
                 str(prepared),
                 str(target),
-                _Reader(model.graph.input[0].name, batches),
+                reader,
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=[*PRODUCTS, *AROUND],
                 per_channel=True,
@@ -182,7 +202,7 @@ def _set_metadata(model: Any, key: str, value: str) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep what the quantiser prints and logs about its progress out of the output."""
     level = logging.root.level
     logging.root.setLevel(logging.ERROR)
@@ -191,3 +211,39 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.root.setLevel(level)
+
+
+def _shown(count: Callable[[], None]) -> Callable[[], None]:
+    """A counter that prints to what is the output now, also while `quiet` keeps that of the quantiser out of it."""
+    output = sys.stdout
+
+    def counted() -> None:
+        with contextlib.redirect_stdout(output):
+            count()
+
+    return counted
+
+
+@contextlib.contextmanager
+def ranges_counted() -> Iterator[None]:
+    """Print progress lines while `entropy` looks for the range of each tensor: slow where single values are far outside."""
+    compute, output = HistogramCollector.compute_entropy, sys.stdout
+
+    def counted(self: Any) -> Any:
+        with contextlib.redirect_stdout(output):
+            done = _shown(Progress("int8", len(self.histogram_dict), "ranges of tensors, entropy"))
+        find = self.get_entropy_threshold
+
+        def found(*arguments: Any) -> Any:
+            threshold = find(*arguments)
+            done()
+            return threshold
+
+        self.get_entropy_threshold = found
+        return compute(self)
+
+    HistogramCollector.compute_entropy = counted
+    try:
+        yield
+    finally:
+        HistogramCollector.compute_entropy = compute

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from datamodules import DataModule
+from datamodules.images.unreadable import left_out_text
 from foundation.sizes import Size, size_text
 from tools.inspect_data.measures import Sample, look_alikes, names_of
 
@@ -121,8 +122,7 @@ def warnings_of(report: dict[str, Any], noun: str) -> list[str]:
     if not (report["leaks"] or report["duplicates_within_a_split"] or report["look_alikes_across_splits"]):
         lines.append("duplicates none")
     if report["left_out"]:
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(report["left_out"].items()))
-        lines.append(f"left out   {reasons}")
+        lines.append(f"left out   {left_out_text(report['left_out'])}")
     return lines
 
 

@@ -112,9 +112,19 @@ def table(settings: Sequence[Setting], monitor: str, rows: int = 10) -> list[str
     return lines
 
 
+def swept_settings(settings: Sequence[Setting]) -> list[str]:
+    """The settings that have several values; linear heads have no dropout, so that of the others counts. The rate if none has."""
+    deep = [setting for setting in settings if setting.outcomes[0].head.hidden]
+    return [
+        name
+        for name in SWEPT
+        if len({setting.value(name) for setting in (deep if name == "dropout" else settings)}) > 1
+    ] or ["lr"]
+
+
 def picture(settings: Sequence[Setting], monitor: str) -> Figure:
     """Plot a panel for each swept setting: each dot is a combination's mean over seeds, its bar the range over seeds."""
-    swept = [name for name in SWEPT if len({setting.value(name) for setting in settings}) > 1] or ["lr"]
+    swept = swept_settings(settings)
     figure = Figure(figsize=(0.8 + 3.6 * len(swept), 4.2), layout="constrained")
     panels = figure.subplots(1, len(swept), sharey=True, squeeze=False)[0]
     for axes, name in zip(panels, swept, strict=True):

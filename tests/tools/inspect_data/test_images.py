@@ -167,6 +167,7 @@ def test_data_in_files(photos: Path, folder_config: list[str], capsys: pytest.Ca
     )
     assert (output + logged).count("no_image.jpg") == 1, "the log of the set-up does not name it, too"
     assert "left out   1 not an image" in output
+    assert (output + logged).count("left out") == 1
     assert "canvases   --data.canvas_cache DIR would take 0.0 MB on the disk" in output
     # the twelve training images at 16 pixels, as the datamodule decodes them
     from datamodules.images.decoding import squeezed
