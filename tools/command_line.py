@@ -19,6 +19,7 @@ from typing import NoReturn, TypeVar
 from foundation.bounded.messages import one_line
 from foundation.closed_pipe import with_open_end
 from foundation.launchers import outer_launcher
+from foundation.log_lines import mark_warnings
 from foundation.made_folders import forget_made_folders, remove_made_folders
 from foundation.project import TOOL, as_typed
 from foundation.suggestions import nearest
@@ -183,6 +184,7 @@ def start(main: Callable[[], int]) -> NoReturn:
             )
         sys.exit(WRONG_INPUT)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    mark_warnings()
     sys.exit(main())
 
 
