@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shlex
 import sys
 import traceback
 import warnings
@@ -26,6 +27,7 @@ from cli.system_faults import in_words
 from cli.trainer.checks import of_lightning
 from cli.vision_cli import VisionCLI
 from foundation.allocator import keep_freed_memory
+from foundation.bounded.log_lines import PlainFormatter
 from foundation.bounded.messages import one_line
 from foundation.checkpoint_files import DamagedFileError
 from foundation.closed_pipe import with_open_end
@@ -94,7 +96,8 @@ def _outcome(cli: VisionCLI) -> int | RunFlags:
             _print_resume_command(cli)
             return FAILED
         cli.discard()
-        return _reject(UsageError(with_section(str(error), cli.classes)))
+        text = str(error).replace("--run RUN_DIR", f"--run {shlex.quote(cli.flags.values.get('run', 'RUN_DIR'))}")
+        return _reject(UsageError(with_section(text, cli.classes)))
     except NonFiniteError as error:
         _print_error(f"stopped: {error}")
         return NON_FINITE
@@ -168,12 +171,6 @@ def _print_error(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-class _PlainFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        text = record.getMessage()
-        return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"
-
-
 class _OutputHandler(logging.StreamHandler[TextIO]):
     """Writes to the output; a fit goes on if nobody reads it any more, since train.log has the lines too."""
 
@@ -205,7 +202,7 @@ def configure_logging() -> None:
         logger.setLevel(logging.INFO)
         logger.propagate = False
         handler = _OutputHandler(sys.stdout)
-        handler.setFormatter(_PlainFormatter())
+        handler.setFormatter(PlainFormatter())
         handler.addFilter(lambda record: _first_process())
         logger.handlers = [handler]
 

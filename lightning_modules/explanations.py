@@ -61,10 +61,7 @@ class Explainable(BaseModule):
         Raises:
             ValueError: The module takes signals, has the packed runtime, or its network has no map of the image.
         """
-        if self.takes_signals:
-            raise ValueError(
-                f"heat maps: a {type(self).__name__} takes windows of signals, and heat is shown on pictures"
-            )
+        self._check_pictures()
         if self._runtime != "torch":
             raise ValueError(
                 f"heat maps: the runtime {self._runtime} has no gradients; load the run with runtime torch"
@@ -87,6 +84,7 @@ class Explainable(BaseModule):
         Raises:
             ValueError: As for `heat_maps`; or the picture cannot be read, is more than one, or there is no such class.
         """
+        self._check_pictures()
         chosen = None if class_name is None else self._class_number(class_name)
         inputs = self.transform(image)[None].to(self.device)
         chances = self.probabilities_of(self._logits_of(inputs))[0]  # type: ignore[operator]
@@ -94,6 +92,13 @@ class Explainable(BaseModule):
         heat = self.heat_maps(inputs, torch.tensor([[number]]))[0, 0].cpu()
         names = self.class_names or [str(k) for k in range(self.num_classes)]
         return Explanation(self.transform.on_sample(image, heat), names[number], number, float(chances[number]))
+
+    def _check_pictures(self) -> None:
+        if self.takes_signals:
+            raise ValueError(
+                f"heat maps: a {type(self).__name__} takes windows of signals, and heat is shown on pictures; "
+                "classify(windows) gives their classes and probabilities"
+            )
 
     def _class_number(self, given: str | int) -> int:
         names = self.class_names or [str(k) for k in range(self.num_classes)]

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import NoReturn, TypeVar
 
+from foundation.bounded.log_lines import mark_warnings
 from foundation.bounded.messages import one_line
 from foundation.closed_pipe import with_open_end
 from foundation.launchers import outer_launcher
@@ -183,6 +184,7 @@ def start(main: Callable[[], int]) -> NoReturn:
             )
         sys.exit(WRONG_INPUT)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    mark_warnings()
     sys.exit(main())
 
 

@@ -39,7 +39,10 @@ class RunTransform(ABC):
         """
         found = [inputs for _, inputs in self.batches(sample)]
         if sum(map(len, found)) != 1:
-            raise ValueError(f"one sample is needed, got {sum(map(len, found))}; take transform.batches(samples)")
+            raise ValueError(
+                f"one sample is needed, got {sum(map(len, found)):,}: give one file, picture or array (transform.batches(samples) "
+                "yields the inputs of several)"
+            )
         return found[0][0]
 
     def on_sample(self, sample: Any, values: Tensor) -> NDArray[np.float32]:

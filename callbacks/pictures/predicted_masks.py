@@ -15,7 +15,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -97,8 +97,8 @@ class MaskWriter(Callback):
             Image.fromarray(pixels).save(temporary, format="PNG")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the table, sorted by image index."""
-        self._rows.sort(key=lambda row: (row[0], row[5]))
+        """Write the table, sorted by image index; the prompts of an image stay in the order that was given."""
+        self._rows.sort(key=lambda row: cast(int, row[0]))
         write_table(self.folder / "predictions.csv", HEADER, self._rows)
         old = self._earlier - {str(row[5]) for row in self._rows}
         for mask in old:

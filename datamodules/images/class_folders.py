@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datamodules.images.formats import EXTENSIONS, NEEDS, is_array, is_image, missing_package
+from datamodules.images.mask_folders import ADVICE, masks_among
 from foundation.places import close_to
 from foundation.suggestions import first_names, nearest
 
@@ -87,9 +88,28 @@ def scan(folder: Path) -> ImageFolder:
         noun = "class folder without an image" if len(bare) == 1 else "class folders without an image"
         raise ValueError(f"{folder}: {len(bare)} {noun} ({', '.join(EXTENSIONS)}): {listed(bare)}; {advice}")
     if len(classes) == 1:
-        raise ValueError(f"{folder}: there is one class only, {names[0]!r}; at least two are needed; {LAYOUT}")
+        masks = masks_among(folder, classes[names[0]])
+        hint = f"{masks}: {ADVICE}" if masks else LAYOUT
+        raise ValueError(f"{folder}: there is one class only, {names[0]!r}; at least two are needed; {hint}")
     images = [(path, name) for name in sorted(classes) for path in classes[name]]
     return ImageFolder(images, {reason: sorted(paths) for reason, paths in left_out.items()})
+
+
+def scan_classes(folder: Path, tool: str) -> ImageFolder:
+    """List the images as `scan` does, for a tool that needs classes: a segmentation folder is refused.
+
+    Args:
+        folder: The folder that holds the class folders.
+        tool: What the tool does with them, for the message.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: See `scan`; or some of the images are masks of others.
+    """
+    found = scan(folder)
+    if masks := masks_among(folder, [path for path, _ in found.images]):
+        raise ValueError(f"{folder}: {masks}, but {tool} folders of classes (FOLDER/CLASS/IMAGE); {ADVICE}")
+    return found
 
 
 def holds_classes(folder: Path) -> bool:

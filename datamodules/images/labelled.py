@@ -22,6 +22,7 @@ from torch import Tensor
 from datamodules.cifar_reader import find_folder
 from datamodules.images.class_folders import LAYOUT, duplicate_groups, holds_classes, listed, read_groups, scan
 from datamodules.images.formats import is_image
+from datamodules.images.mask_folders import ADVICE, masks_among
 from datamodules.images.unreadable import DAMAGED, report_unreadable, say_left_out
 from datamodules.images.whole_files import Look, look
 from datamodules.splitting.grouped import join_groups
@@ -210,6 +211,8 @@ def read_labelled(
         hint = "" if holds_classes(folder) else meant(folder, is_root, above=False)
         text = " ".join(str(error).split())
         raise MisconfigurationException(f"--data.root {text}{hint}{_tables_there(folder)}") from error
+    if masks := masks_among(folder, [path for path, _ in found.images]):
+        log.warning(f"{folder}: {masks}, and both count as pictures of a class; {ADVICE}")
     unknown = [name for name in found.class_names if name not in class_names]
     if unknown:
         raise MisconfigurationException(unknown_class(str(folder), unknown[0], class_names))

@@ -6,6 +6,7 @@ FOLDER/a.jpg          FOLDER/a_mask.png            with `masks: "*_mask.png"`: a
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -59,11 +60,11 @@ def read_set(root: Path, one: PromptSet, prompt: int, notes: Notes | None = None
         )
     if not masks:
         raise MisconfigurationException(
-            f"{folder / place}: prompt {one.prompts[0]!r} has no masks; expected "
+            f"{_plain(folder / place)}: prompt {one.prompts[0]!r} has no masks; expected "
             + (
                 "a PNG with the same name for each image"
                 if one.masks is None
-                else f"files {before}NAME{after or '.png'}"
+                else f"files {before}NAME{after or '.png'}{_there(folder / place, images, one, place)}"
             )
         )
     stems = [path.stem for path in images]
@@ -137,6 +138,20 @@ def _advice(stems: Sequence[str], masks: Sequence[str], place: str) -> str | Non
     return None
 
 
+def _there(folder: Path, images: Sequence[Path], one: PromptSet, place: str) -> str:
+    """What lies where a pattern finds no mask, and the pattern that fits if there is one."""
+    files = [path for path in _image_files(folder, one) if path not in images]
+    advice = _advice([path.stem for path in images], [path.stem for path in files], place)
+    if advice is None:
+        return f", there are {listed([path.name for path in files])}" if files else ""
+    return f", for {images[0].name} there is {files[0].name}; {advice}"
+
+
+def _plain(path: Path) -> Path:
+    """A path for a message, without `..`."""
+    return Path(os.path.normpath(path))
+
+
 def _images(folder: Path, one: PromptSet, notes: Notes) -> list[Path]:
     """Images in FOLDER/images, or in the folder itself if there is no such folder and masks are named by a pattern or absent."""
     if one.masks is not None and not (folder / "images").is_dir():
@@ -160,7 +175,7 @@ def _image_files(folder: Path, one: PromptSet) -> list[Path]:
         if one.masks is not None and folder.name == Path(_pattern(one.masks)[0]).name:
             needs = f"the folder that `masks: {one.masks}` of the set {one.folder} names"
         raise MisconfigurationException(
-            f"{folder}: no such folder{close_to(folder)}; prompt {one.prompts[0]!r} needs {needs}"
+            f"{_plain(folder)}: no such folder{close_to(_plain(folder))}; prompt {one.prompts[0]!r} needs {needs}"
         )
     files = [path for path in folder.iterdir() if is_image(path) and not path.name.startswith(".")]
     if not files and (folder.name == "images" or one.masks is not None):

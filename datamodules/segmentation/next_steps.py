@@ -10,6 +10,7 @@ from pathlib import Path
 
 from datamodules.images.class_folders import listed
 from datamodules.images.formats import is_image
+from datamodules.images.mask_folders import stems_fit
 from datamodules.segmentation.prompt_sets import PromptSet
 from foundation.places import absence, close_to, near
 from foundation.slug import slug
@@ -20,7 +21,6 @@ MISSPELT = 0.75  # likeness of two names, 0 to 1, from which one is taken for th
 HEAD = 1 << 16  # bytes of a .json file that are searched for COCO's lists
 FOLDERS = 50  # folders of images that are looked at
 SHOWN = 3  # sets that a message writes out
-SAME = 0.5  # share of a folder's images that must have a mask of the same name
 LISTS = re.compile(r'"(?:images|annotations|categories)"\s*:\s*\[')
 
 
@@ -160,7 +160,7 @@ def sets_of_images(root: Path, one: PromptSet) -> list[str]:
     found = []
     for images in (path for path in within if path not in masks):
         stems = {file.stem for file in _files(images) if is_image(file)}
-        fitting = [path for path in masks if len(stems & {file.stem for file in _files(path)}) >= SAME * len(stems)]
+        fitting = [path for path in masks if stems_fit(stems, {file.stem for file in _files(path)})]
         if fitting:  # images/day1 has masks/day1 rather than another day's of the same names
             place = next((path for path in fitting if path.name == images.name), fitting[0])
             found.append(_item(root, one, images, place))

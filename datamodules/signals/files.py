@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -162,9 +163,8 @@ class SignalFileDataModule(SignalDataModule):
         if tested is not None and not tested.labelled:
             name = self.test_file or self.file
             raise MisconfigurationException(
-                f"{name} has no labels, which a test compares with the predictions; predict it: {MAIN} predict --run RUN_DIR "
-                f"--data.test_file {name}; or, if the recordings have labels, cut them again with --label COLUMN, "
-                "--segments CSV or {label} in --path of tools.cut_windows"
+                f"{name} has no labels to test against; predict it: {MAIN} predict --run RUN_DIR --data.test_file "
+                f"{quote(str(name))}, or cut it again with --label, --segments or {{label}} in --path"
             )
         super().setup(stage)
 
@@ -182,7 +182,7 @@ class SignalFileDataModule(SignalDataModule):
         if missing:
             raise MisconfigurationException(
                 f"{self.file} has no {' and no '.join(missing)}: training needs the label of each window, and the person, by whom "
-                f"the data is split; to predict it, {MAIN} predict --run RUN_DIR --data.test_file {self.file}"
+                f"the data is split; to predict it, {MAIN} predict --run RUN_DIR --data.test_file {quote(str(self.file))}"
             )
         return windows if self._whole_test is not None or self.fold is not None else self._parts[part]
 

@@ -18,13 +18,12 @@ from datamodules.signals.base import SignalDataModule
 from datamodules.signals.har_download import fetch
 from datamodules.signals.har_generator import ACTIVITIES, write_generated
 from datamodules.signals.har_reader import FOLDER, LENGTH, SIGNALS, find_folder, read_activities, read_windows
+from datamodules.signals.recordings.finding import find_recording
 from foundation.made_folders import will_make
 from foundation.places import instead
 from foundation.project import TOOL
 
 GENERATED = "har_generated"
-RAW = (".csv", ".parquet")
-"""Endings of files that may be raw recordings."""
 
 
 def _holds_har(folder: Path) -> bool:
@@ -93,7 +92,7 @@ class HARDataModule(SignalDataModule):
         folder = find_folder(self.root / GENERATED if self.generate else self.root)
         if folder is None:
             where = f"no UCI HAR in {self.root.absolute()}{(hint := instead(self.root, _holds_har))}"
-            raw = None if hint else next((path for ending in RAW for path in self.root.rglob(f"*{ending}")), None)
+            raw = None if hint else find_recording(self.root)
             if raw is not None:
                 raise FileNotFoundError(
                     f"{where}, but recordings such as {raw.relative_to(self.root)}: cut them into windows ({TOOL}cut_windows "

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from cli import main
+from cli.app import _outcome
 from cli.run_flags import UsageError, split_flags
 from cli.trainer.checks import trainer_error
 from tests.cli.test_lists import STAGES, parsed
@@ -351,3 +355,17 @@ def test_a_list_of_a_callback_that_is_none() -> None:
             UsageError, match=r"callbacks.ProgressiveResizing.stages: a list, such as '\[{size: 128, epochs: 12}"
         ):
             parsed(*STAGES, "--trainer.callbacks.ProgressiveResizing.stages", wrong)
+
+
+def test_a_command_to_type_has_the_run_that_was_given(capsys: pytest.CaptureFixture[str]) -> None:
+    """Data do not know the run: in their messages it is RUN_DIR."""
+    error = MisconfigurationException("no labels; predict it: main.py predict --run RUN_DIR --data.test_file a.npz")
+
+    def fail() -> None:
+        raise error
+
+    for values, run in (({"run": "my runs/har"}, "'my runs/har'"), ({}, "RUN_DIR")):
+        flags = SimpleNamespace(values=values)
+        cli: Any = SimpleNamespace(flags=flags, run=fail, has_begun=False, discard=lambda: None, classes={})
+        assert _outcome(cli) == 2
+        assert f"predict --run {run} --data.test_file a.npz" in capsys.readouterr().err

@@ -97,7 +97,8 @@ def test_both_parts_need_subjects(tmp_path: Path) -> None:
 
 def test_a_folder_of_recordings_is_no_uci_har(tmp_path: Path) -> None:
     (tmp_path / "walk").mkdir()
-    (tmp_path / "walk" / "carl.csv").write_text("time,ax\n")
+    (tmp_path / "compared.csv").write_text("run,epochs,loss\na,3,0.5\n")  # a table, and no recording
+    (tmp_path / "walk" / "carl.csv").write_text("time,ax\n" + "0.02,\n0.04,-1e-3\n" * 50)
     wanted = (
         r"^no UCI HAR in .*, but recordings such as walk/carl.csv: cut them into windows \(python -m tools.cut_windows"
     )

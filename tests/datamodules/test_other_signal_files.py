@@ -90,8 +90,7 @@ def test_a_person_in_both_files_is_a_leak(file: str, tmp_path: Path) -> None:
         ({"signal": np.zeros((12, 3, 9), np.float32)}, "has windows of 9 samples, but .* has windows of 8"),
         (
             {"label": None},
-            r"has no labels, which a test compares with the predictions; predict it: .* --data.test_file .*; or, if "
-            r"the recordings have labels, cut them again with --label COLUMN",
+            r"has no labels to test against; predict it: .* --data.test_file .*, or cut it again with --label, --segments",
         ),
     ],
 )

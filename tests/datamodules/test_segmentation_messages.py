@@ -84,6 +84,31 @@ def test_an_invalid_set_gives_a_one_line_error(tmp_path: Path, spoil: Callable[[
 
 
 @pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "{}_maske",
+            'for j00.png there is j00_maske.png; the masks are named NAME_maske: set masks: "../masken/*_maske.png"',
+        ),
+        ("{}", "files NAME_mask.png, there are j00.png, j01.png"),
+    ],
+)
+def test_a_pattern_that_fits_no_mask(tmp_path: Path, name: str, message: str) -> None:
+    """The message names what lies there, the pattern that fits if there is one, and a folder without `..`."""
+    folder = write_two(tmp_path) / "joints"
+    (folder / "images").rename(folder / "fotos")
+    (folder / "masks").rename(folder / "masken")
+    for path in sorted((folder / "masken").iterdir()):
+        path.rename(path.with_stem(name.format(path.stem)))
+    with pytest.raises(MisconfigurationException) as caught:
+        data_of(tmp_path, [PromptSet("joints/fotos", ["tape"], masks="../masken/*_mask.png")]).setup("fit")
+    assert str(caught.value).startswith(
+        f"{folder / 'masken'}: prompt 'tape' has no masks; expected files NAME_mask.png, "
+    )
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"sets": []}, "sets: give at least one data set, a folder with its prompts, got none"),

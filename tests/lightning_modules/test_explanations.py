@@ -123,6 +123,8 @@ def test_signals_and_the_packed_runtime_are_refused(model: Classifier, photo: Pa
     signals = HARClassifier(num_classes=2, in_channels=3, image_size=32, architecture="signal_resnet", hidden=[])
     with pytest.raises(ValueError, match="heat maps: a HARClassifier takes windows of signals"):
         signals.heat_maps(torch.zeros(1, 3, 32), torch.zeros(1, 1, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"takes windows of signals, .*; classify\(windows\) gives their classes"):
+        signals.explain("windows.npz")
     model._runtime = "packed"
     try:
         with pytest.raises(ValueError, match="heat maps: the runtime packed has no gradients; load the run with"):

@@ -239,7 +239,7 @@ def test_predict_of_a_folder_with_other_prompts(
     for name, size in (("a.jpg", (50, 30)), ("b.png", (31, 70)), ("one.png", (1, 1))):
         (tmp_path / "new").mkdir(exist_ok=True)
         Image.new("RGB", size, "grey").save(tmp_path / "new" / name)
-    flags = ["--data.images", str(tmp_path / "new"), "--data.prompts", "[segment wall crack, water stain]"]
+    flags = ["--data.images", str(tmp_path / "new"), "--data.prompts", "[water stain, segment wall crack]"]
     capsys.readouterr()
     assert main(["predict", "--run", str(trained), *flags, "--name", "new"]) == 0
     found = trained / "evaluations" / "new"
@@ -251,6 +251,7 @@ def test_predict_of_a_folder_with_other_prompts(
                     assert file.size == size
     rows = [line.split(",") for line in (found / "predictions.csv").read_text().splitlines()]
     assert rows[0] == ["index", "file", "prompt", "threshold", "area", "mask"]
+    assert [row[2] for row in rows[1:]] == ["water stain", "segment wall crack"] * 3, "in the order that was given"
     thresholds = {row[2]: float(row[3]) for row in rows[1:]}
     known = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)["segmentation"]["thresholds"]
     assert thresholds == {"segment wall crack": known["segment crack"], "water stain": 0.5}, (

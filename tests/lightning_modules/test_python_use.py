@@ -71,7 +71,9 @@ def test_the_transform_is_the_input_of_the_network(model: Classifier, photos: Pa
     with torch.no_grad():
         chance = model(inputs[None]).softmax(dim=1).max()
     assert float(chance) == pytest.approx(model.classify(photos / "a.png")[0].probability, abs=1e-6)
-    with pytest.raises(ValueError, match=r"one sample is needed, got 3; take transform.batches"):
+    with pytest.raises(
+        ValueError, match=r"one sample is needed, got 3: give one file, picture or array \(transform.batches"
+    ):
         model.transform(photos)
 
 

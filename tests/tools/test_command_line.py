@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import signal
+
 import pytest
 
-from tools.command_line import Parser, own_flag_first
+from tools.command_line import Parser, own_flag_first, start
 
 
 def parser() -> Parser:
@@ -64,3 +67,14 @@ def test_a_flag_of_the_tool_is_named_before_a_setting_of_main() -> None:
     message = "--learning_rate: no such flag, did you mean 'model.lr'?"
     assert own_flag_first(message, parser()).startswith("--learning_rate: no such flag, did you mean '--lr'?; see ")
     assert own_flag_first("--decay_x: no such flag, did you mean 'model.decay'?", parser()).endswith("'model.decay'?")
+
+
+def test_warnings_of_tools_are_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a tool sets up no logging, Python's own handler writes them."""
+    monkeypatch.setattr(logging, "lastResort", logging.StreamHandler())
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit):
+        start(lambda: 0)
+    record = logging.LogRecord("any", logging.WARNING, "", 0, "2 of the %d files", (8,), None)
+    assert logging.lastResort is not None
+    assert logging.lastResort.format(record) == "warning: 2 of the 8 files"

@@ -98,12 +98,13 @@ def test_lines_on_the_integers() -> None:
         "the same results everywhere",
     ]
     assert described([symbols, wide], ["a"])[1:] == [
-        "integers of 1 layers that are not ternary, 1 linear (b): up to 127",
+        "integers of 1 layers that are not ternary, 1 linear (b): -127 to 127",
         "a processor without VNNI instructions adds two products in 16 bits, which CAN overflow (255 x 127 x 2 is over 32,767): "
         "its results can be wrong",
     ]
+    assert described([wide], [])[0] == "integers of 1 layers, 1 linear: -127 to 127"
     assert described([wide], ["b"])[0].startswith(
-        "integers of 1 ternary layers with two scales per channel (ttq): up to 127"
+        "integers of 1 ternary layers with two scales per channel (ttq): -127 to 127"
     )
 
 
@@ -172,10 +173,10 @@ def test_logits_batches_and_metadata(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"quantizer": "ttq"}, "18 ternary layers with two scales per channel (ttq): up to "),
+        ({"quantizer": "ttq"}, "18 ternary layers with two scales per channel (ttq): -"),
         ({"quantizer": "absmean", "activation_bits": 8}, "18 ternary layers: -1, 0, 1"),
         ({"quantizer": "learned_threshold", "scale": "layer", "full_precision": []}, "20 ternary layers: -1, 0, 1"),
-        ({"quantizer": "none"}, "20 layers that are not ternary, "),
+        ({"quantizer": "none"}, "20 layers, "),
         ({"architecture": "resnet18", "full_precision": ["stem", "shortcut"]}, "17 ternary layers: -1, 0, 1"),
     ],
     ids=["ttq", "activations", "all_ternary", "twin", "resnet18"],

@@ -80,7 +80,9 @@ def test_split_folders_and_size(images: Path, tmp_path: Path, capsys: pytest.Cap
         sizes = [path.stat().st_size for path in (tmp_path / "out" / part).glob("*.tar")]
         assert len(sizes) == 4  # 27 samples of 2.5 kB each
         assert max(sizes) <= 30720  # with the end of a tar
-    assert f"--data.shards {tmp_path}/out/train --data.val_shards {tmp_path}/out/val" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    start = "main.py fit --config configs/image_standard.yaml --config configs/with/shards.yaml"
+    assert f"{start} --data.shards {tmp_path}/out/train --data.val_shards {tmp_path}/out/val" in said
 
 
 def test_a_table_of_labels(images: Path, tmp_path: Path) -> None:

@@ -147,16 +147,16 @@ def described(integers: Iterable[Integers], ternary: Iterable[str]) -> list[str]
     if len(exact) < len(own):
         largest = max(one.largest for one in own)
         lines.append(
-            f"integers of {len(own) - len(exact)} ternary layers with two scales per channel (ttq): up to {largest}, "
+            f"integers of {len(own) - len(exact)} ternary layers with two scales per channel (ttq): {-largest} to {largest}, "
             "because -1 and +1 with different scales are no integers of one scale"
         )
     others = [one for one in everything if one.layer not in names]
     if others:
         kinds = Counter("convolutions" if one.values.ndim > 2 else "linear" for one in others)
         shown = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-        of = f" ({first_names([one.layer for one in others])})" if names else ""
+        of, named = (" that are not ternary", f" ({first_names([one.layer for one in others])})") if names else ("", "")
         largest = max(one.largest for one in others)
-        lines.append(f"integers of {len(others)} layers that are not ternary, {shown}{of}: up to {largest}")
+        lines.append(f"integers of {len(others)} layers{of}, {shown}{named}: {-largest} to {largest}")
     largest = max((one.largest for one in everything), default=0)
     safe = largest <= SAFE
     lines.append(

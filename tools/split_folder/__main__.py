@@ -133,11 +133,11 @@ def split_folder(options: argparse.Namespace) -> None:
         raise ValueError("--groups and --group_column: give both, a CSV and its column with the group")
     source, target = options.source, Path(os.path.realpath(options.target))
     _check_target(source, target)
-    from datamodules.images.class_folders import scan
+    from datamodules.images.class_folders import scan_classes
     from datamodules.splitting.grouped import exact_shares, grouped_split
 
     exact_shares(options.shares)  # check the shares before reading the files, which may take minutes
-    folder = scan(source)
+    folder = scan_classes(source, "this tool splits")
     reasons = ", ".join(f"{len(paths):,} {reason}" for reason, paths in sorted(folder.left_out.items()))
     say(
         "source",

@@ -16,12 +16,14 @@ import csv
 import hashlib
 import io
 import json
+import shlex
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foundation.bounded.text import read_json
+from foundation.project import as_typed
 from tools.command_line import Parser, run_command, say, start, watched
 
 if TYPE_CHECKING:  # imported inside the functions: the package imports torch, which would delay --help
@@ -149,10 +151,13 @@ def write_shards(options: argparse.Namespace) -> None:
         "written",
         f"{out}: {len(missing):,} shards" + (f"; {count - len(missing):,} were there" * (len(missing) < count)),
     )
-    flags = " ".join(f"--data.{_setting(part)} {out / part}" for part in shards)
+    flags = " ".join(f"--data.{_setting(part)} {shlex.quote(str(out / part))}" for part in shards)
     say(
         "next",
-        f"python main.py fit --config CONFIG --config configs/with/shards.yaml {flags} --data.classes {out / CLASSES}",
+        as_typed(
+            f"main.py fit --config configs/image_standard.yaml --config configs/with/shards.yaml {flags} --data.classes "
+        )
+        + shlex.quote(str(out / CLASSES)),
     )
 
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from datamodules.images.class_folders import listed, scan
+from datamodules.images.class_folders import listed, scan_classes
 from datamodules.images.label_table import Columns
 from datamodules.images.labelled import class_folders, find_parts, unknown_class
 from datamodules.images.table_files import TableFiles
@@ -63,7 +63,7 @@ def _of_folders(root: Path) -> Source:
     names = class_folders(parts.get("train", root))
     found: dict[str, list[Image]] = {}
     for part, folder in (parts or {"": root}).items():
-        there = scan(folder)
+        there = scan_classes(folder, "this tool packs")
         if unknown := [name for name in there.class_names if name not in names]:
             raise ValueError(f"{folder}: there is no class {unknown[0]!r} in train; the classes are {listed(names)}")
         number = {name: place for place, name in enumerate(names)}
