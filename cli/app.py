@@ -27,12 +27,11 @@ from cli.system_faults import in_words
 from cli.trainer.checks import of_lightning
 from cli.vision_cli import VisionCLI
 from foundation.allocator import keep_freed_memory
-from foundation.bounded.log_lines import PlainFormatter
 from foundation.bounded.messages import one_line
 from foundation.checkpoint_files import DamagedFileError
-from foundation.closed_pipe import with_open_end
 from foundation.project import COMMAND
 from foundation.suggestions import nearest
+from foundation.terminal_output import PlainFormatter, with_open_end
 
 OK, FAILED, WRONG_INPUT, OUT_OF_MEMORY, NON_FINITE = range(5)
 OUR_PACKAGES = ("cli", "callbacks", "datamodules", "features", "lightning_modules")

@@ -16,13 +16,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import NoReturn, TypeVar
 
-from foundation.bounded.log_lines import mark_warnings
 from foundation.bounded.messages import one_line
-from foundation.closed_pipe import with_open_end
 from foundation.launchers import outer_launcher
 from foundation.made_folders import forget_made_folders, remove_made_folders
 from foundation.project import TOOL, as_typed
 from foundation.suggestions import nearest
+from foundation.terminal_output import mark_warnings, with_open_end
 
 T = TypeVar("T")
 OK, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130

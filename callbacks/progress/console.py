@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import rich.console
 
-from foundation.closed_pipe import drop_output
+from foundation.terminal_output import drop_output
 
 
 class Console(rich.console.Console):

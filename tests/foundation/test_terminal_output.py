@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent.parent
 PRINTS = """
 import sys
-from foundation.closed_pipe import with_open_end
+from foundation.terminal_output import with_open_end
 from callbacks.progress.console import Console
 
 def command():
@@ -45,7 +45,7 @@ def test_a_console_of_a_fit_goes_on(tmp_path: Path) -> None:
 
 
 def test_another_broken_pipe_is_an_error(tmp_path: Path) -> None:
-    code = "import os\nfrom foundation.closed_pipe import with_open_end\nr, w = os.pipe()\nos.close(r)\nprint(1, flush=True)\n"
+    code = "import os\nfrom foundation.terminal_output import with_open_end\nr, w = os.pipe()\nos.close(r)\nprint(1, flush=True)\n"
     command = [sys.executable, "-c", f"{code}with_open_end(lambda: os.write(w, b'x'))"]
     program = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert program.returncode == 1

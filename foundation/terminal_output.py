@@ -1,7 +1,8 @@
-"""Output to a pipe whose reader has ended, such as ``| head``: it ends a command without a traceback."""
+"""How a command prints: log messages as plain lines, and no traceback if its reader has ended, as with ``| head``."""
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import sys
@@ -46,3 +47,18 @@ def drop_output() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
+
+
+class PlainFormatter(logging.Formatter):
+    """Formats a message as one plain line, with the level before it from WARNING on."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See the class."""
+        text = record.getMessage()
+        return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"
+
+
+def mark_warnings() -> None:
+    """Write warnings of this process so, too, where no logging is set up: Python's own handler writes the bare message."""
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(PlainFormatter())
