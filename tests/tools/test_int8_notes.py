@@ -14,7 +14,6 @@ import torch
 if find_spec("onnx") is None or find_spec("onnxruntime") is None:
     pytest.skip("needs the extra `export`", allow_module_level=True)
 
-from onnxruntime.quantization.calibrate import HistogramCollector
 
 from tools.export import int8
 from tools.export import static_quantization as quantization
@@ -58,18 +57,12 @@ def test_calibration_says_its_progress_while_the_quantiser_is_quiet(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("tools.command_line.EVERY_S", 0)
-    compute = HistogramCollector.compute_entropy
     batches = [np.array([[-1, 0.5], [1, 2]], np.float32)] * 3
     reader = quantization.reader_of("x", batches, "entropy")
-    collector = HistogramCollector("entropy", False, 128, 128, 99.99, "same")
-    with quantization.ranges_counted(), quantization.quiet():
-        while (batch := reader.get_next()) is not None:
-            collector.collect({"a": batch["x"], "b": batch["x"]})
-        print("of the quantiser")
-        assert [*collector.compute_collection_result()] == ["a", "b"]
-    assert HistogramCollector.compute_entropy is compute
+    with quantization.quiet():
+        while reader.get_next() is not None:
+            print("of the quantiser")
     assert capsys.readouterr().out.splitlines() == [
         "int8       1 of 3 batches, entropy, 0:00 left",
         "int8       2 of 3 batches, entropy, 0:00 left",
-        "int8       1 of 2 ranges of tensors, entropy, 0:00 left",
     ]

@@ -20,7 +20,6 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
-from onnxruntime.quantization.calibrate import HistogramCollector
 
 from tools.command_line import Progress
 from tools.export.quantized_weights import overrides
@@ -117,7 +116,7 @@ def quantize(
     reader = reader_of(model.graph.input[0].name, batches, method)
     try:
         onnx.save(model, prepared)
-        with ranges_counted(), quiet():
+        with quiet():
             quantize_static(
                 str(prepared),
                 str(target),
@@ -222,28 +221,3 @@ def _shown(count: Callable[[], None]) -> Callable[[], None]:
             count()
 
     return counted
-
-
-@contextlib.contextmanager
-def ranges_counted() -> Iterator[None]:
-    """Print progress lines while `entropy` looks for the range of each tensor: slow where single values are far outside."""
-    compute, output = HistogramCollector.compute_entropy, sys.stdout
-
-    def counted(self: Any) -> Any:
-        with contextlib.redirect_stdout(output):
-            done = _shown(Progress("int8", len(self.histogram_dict), "ranges of tensors, entropy"))
-        find = self.get_entropy_threshold
-
-        def found(*arguments: Any) -> Any:
-            threshold = find(*arguments)
-            done()
-            return threshold
-
-        self.get_entropy_threshold = found
-        return compute(self)
-
-    HistogramCollector.compute_entropy = counted
-    try:
-        yield
-    finally:
-        HistogramCollector.compute_entropy = compute
