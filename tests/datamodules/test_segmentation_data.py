@@ -128,10 +128,10 @@ def test_evaluation_uses_the_stored_size_in_batches_of_one_size(tmp_path: Path) 
             seen.append(index)
     assert sorted(seen) == data.splits["test"]["index"].tolist()
     assert len(data.test_dataloader()) == len(list(data.test_dataloader()))
-    counts = [len(batch["index"]) for batch in data.test_dataloader()]
-    assert [data.test_dataloader().seen(n) for n in range(len(counts) + 1)] == [
-        sum(counts[:n]) for n in range(len(counts) + 1)
-    ]
+    loader = data.test_dataloader()
+    assert isinstance(loader, SegmentationLoader)
+    counts = [len(batch["index"]) for batch in loader]
+    assert [loader.seen(n) for n in range(len(counts) + 1)] == [sum(counts[:n]) for n in range(len(counts) + 1)]
     assert min(counts) < max(counts), "a limited test counts what it saw, not full batches"
 
 
