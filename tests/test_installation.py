@@ -100,7 +100,7 @@ def test_commands_work_from_any_folder(python: Path, tmp_path: Path, finished: P
         assert f"usage: vision-recipes {name}" in run([command, name, "--help"], tmp_path)
     flags = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--run_dir", "run"]
     said = run([command, "fit", "--config", "configs/digits_ternary.yaml", *flags, "--test_after_fit"], tmp_path)
-    assert "vision-recipes test --run run" in said
+    assert "vision-recipes predict --run run" in said
     assert (tmp_path / "run" / "test_metrics.json").is_file()
     assert "report.html" in run([command, "report", "run"], tmp_path)
     assert "vision-recipes fit --config configs/digits" in (tmp_path / "run" / "report" / "report.md").read_text()
