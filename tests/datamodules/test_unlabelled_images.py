@@ -246,11 +246,14 @@ def test_a_missing_folder(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.slow
-def test_other_commands_ignore_the_images_setting(run: Path, tmp_path: Path) -> None:
-    log, nowhere = tmp_path / "log", str(tmp_path / "nowhere")
-    assert forked(["test", "--run", str(run), "--data.images", nowhere], log=log) == 0, log.read_text()
-    assert forked(["fit", "--resume", str(run), "--data.images", nowhere], log=log) == 0, log.read_text()
-    assert f"changed   data.images: None -> {nowhere}" in log.read_text()
+def test_other_commands_refuse_the_images_setting(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = ["--data.images", str(tmp_path / "nowhere")]
+    for command, words in (("test", ["--run", str(run)]), ("fit", ["--resume", str(run)])):
+        assert main([command, *words, *images]) == 2
+        line = f"error: data.images: is a setting of predict, {command} does not read it; leave it out\n"
+        assert capsys.readouterr().err == line
 
 
 def test_files_patterns_and_folders_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
