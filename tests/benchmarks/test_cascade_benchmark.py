@@ -29,6 +29,7 @@ def test_what_is_chosen_on_one_half_is_measured_on_the_other() -> None:
             assert forwarded == pytest.approx(1 - leaves.mean())
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     write_cifar(tmp_path / "cifar-10-batches-py", names=[f"class {i}" for i in range(10)], size=32)
     for name in cascade.NETWORKS:

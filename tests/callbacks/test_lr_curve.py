@@ -72,6 +72,7 @@ def test_the_bottom_is_the_middle_of_the_low_part() -> None:
     assert found.bottom == pytest.approx(0.1 / 3)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(("steps", "scatter", "least"), [(121, 0.02, 200), (121, 0.15, 190), (30, 0.02, 195)])
 def test_noise_does_not_move_the_default_rule(steps: int, scatter: float, least: int) -> None:
     # the rule of older versions took a rate 10 or more times too low in a third of these curves at scatter 0.15

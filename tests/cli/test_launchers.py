@@ -116,6 +116,7 @@ def trainer(settings: dict[str, Any]) -> Trainer:
     return Trainer(**{"accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False, **settings})
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     variables, settings, message = REFUSED[case]

@@ -78,6 +78,7 @@ def test_callbacks_of_other_classes_take_over_no_setting_of_the_same_name(tmp_pa
 
 
 @WAYS
+@pytest.mark.every(2)
 def test_sets_of_ones_own(way: str, tmp_path: Path) -> None:
     own = [{"folder": name, "prompts": [f"segment {name}"]} for name in ("a", "b")]
     sets = parsed(*PROMPTS, *given_as(way, "data.sets", own, tmp_path))["data"]["init_args"]["sets"]
@@ -88,6 +89,7 @@ def test_sets_of_ones_own(way: str, tmp_path: Path) -> None:
 
 
 @WAYS
+@pytest.mark.every(2)
 def test_a_list_within_a_list(way: str, tmp_path: Path) -> None:
     own = listed(["EMA", "ProgressiveResizing", "ConfusionMatrix", "WorstMistakes"])
     own[1]["init_args"] = {"stages": [{"size": 32, "epochs": 1}, {"size": 64, "epochs": 2}, {"size": 96, "epochs": 3}]}

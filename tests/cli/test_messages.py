@@ -212,7 +212,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(7)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("system", "flags", "expected"), WRONG, ids=[f"{system} {flags}" for system, flags, _ in WRONG]
@@ -290,6 +290,7 @@ def test_the_class_may_come_after_its_settings() -> None:
     assert flags.rest == ["--data", "ImageFolderDataModule", "--model=ImageClassifier", "--data.root", "x"]
 
 
+@pytest.mark.slow
 def test_entries_of_a_dictionary_that_a_file_drops_are_said(
     of_system: dict[str, list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -327,6 +328,7 @@ def test_run_that_is_none(finished: Path, capsys: pytest.CaptureFixture[str]) ->
     )
 
 
+@pytest.mark.slow
 def test_an_evaluation_asks_for_its_weights_before_its_data(capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("test", "validate", "predict"):
         assert f"error: {command}: which weights? give --run RUN_DIR" in refuse([command, "--config", TINY], capsys)
@@ -349,6 +351,7 @@ def test_an_accelerator_that_the_machine_lacks() -> None:
         assert found.startswith("trainer.accelerator: this machine has no gpu; give auto or cpu")
 
 
+@pytest.mark.slow
 def test_a_list_of_a_callback_that_is_none() -> None:
     for wrong in ("64", "[64]"):
         with pytest.raises(

@@ -102,7 +102,7 @@ FLAGS = [
 ]
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(7)
 @pytest.mark.parametrize(("flags", "expected"), FLAGS, ids=[" ".join(flags) for flags, _ in FLAGS])
 def test_wrong_flag(flags: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert expected in refuse(["fit", "--config", TINY, *flags], capsys)
@@ -165,6 +165,7 @@ def test_an_overlay_that_the_experiment_contains_is_named(capsys: pytest.Capture
         assert f"{there[0]} has it already, and {there[1]} adds it; leave out --config {there[1]}{base}; " in message
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_data_made_by_a_refused_command_is_removed(capsys: pytest.CaptureFixture[str]) -> None:
     conf = Path(TINY).parent

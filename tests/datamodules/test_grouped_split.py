@@ -113,6 +113,7 @@ def test_the_result_is_close_to_the_best_of_all_splits() -> None:
     assert ratios[-1] < 4
 
 
+@pytest.mark.slow
 def test_large_groups_are_also_held_out() -> None:
     """Validation does not consist only of small groups: over seeds, a group's probability does not decrease with its size."""
     sizes = [2] * 100 + [10] * 20
@@ -158,6 +159,7 @@ def test_the_order_of_the_samples_does_not_matter() -> None:
     assert dict(zip(samples, again.assignment, strict=True)) == places
 
 
+@pytest.mark.slow
 def test_seeds_give_different_splits() -> None:
     labels, groups = singles({"a": 100, "b": 100})
     grouped = [f"g{index // 4}" for index in range(200)]

@@ -163,6 +163,7 @@ def test_no_command_hides() -> None:
     assert not hidden
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     "command", cases([c for c in OURS_ONLY if not runs_by_default(c) and not in_header(c)], accepted_when_slow)
 )

@@ -83,7 +83,7 @@ def test_python(page: Path, workplace: Workplace) -> None:
     assert in_child(run_blocks, workplace.folder / "log") == 0, (workplace.folder / "log").read_text()
 
 
-@pytest.mark.every(5)
+@pytest.mark.slow
 @pytest.mark.parametrize("block", OVERLAYS, ids=lambda block: f"{block.page.name}:{block.line}")
 def test_overlay(block: Block, workplace: Workplace) -> None:
     (workplace.folder / "overlay.yaml").write_text(block.text)

@@ -87,6 +87,7 @@ def test_damaged_files_are_refused_or_read_rightly(cache: Path, name: str, count
     assert len({message.removeprefix(str(cache))[:40] for message in messages}) > 1  # several checks were reached
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", ["unfinished.json", SHARD])
 def test_writer_goes_on_or_names_the_damaged_file(tmp_path: Path, name: str) -> None:
     draw = random.Random(0)

@@ -97,6 +97,7 @@ class Save(Callback):
             trainer.save_checkpoint(Path(trainer.default_root_dir) / "mid.ckpt")
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", ["live", "cached"])
 def test_resume_is_exact(tmp_path: Path, weights: str, cache: CachedFeaturesDataModule, name: str) -> None:
     def parts() -> tuple[CascadeHead, Any]:

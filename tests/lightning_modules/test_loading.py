@@ -57,6 +57,7 @@ def test_loaded_run_has_the_averaged_weights_of_the_weights_file(finished: Path,
     assert module.dropout == 0.3, "settings come from the checkpoint"
 
 
+@pytest.mark.slow
 def test_classify_equals_the_output_of_predict(copied: Path, images: Tensor, tmp_path: Path) -> None:
     log = tmp_path / "log"
     assert forked(["predict", "--run", str(copied)], log=log) == 0, log.read_text()

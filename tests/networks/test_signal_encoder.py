@@ -65,6 +65,7 @@ def test_parameter_count_of_vit_b8() -> None:
     assert sum(p.numel() for p in head.parameters()) == 2 * 768 + 768 * 512 + 512 + 512 * 6 + 6 == 398_342
 
 
+@pytest.mark.slow
 def test_vit_b8_has_784_tokens_at_224_pixels() -> None:
     encoder = build_encoder("vit_base_patch8_224", in_channels=3, image_size=224, network_args={**PIX2SEQ, "depth": 1})
     assert isinstance(encoder, TimmFeatures)

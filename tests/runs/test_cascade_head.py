@@ -55,6 +55,7 @@ def test_test_in_a_new_process_gives_the_same_metrics(trained: Path, tmp_path: P
     assert json.loads(metrics.read_text()) == before
 
 
+@pytest.mark.slow
 def test_files_hold_the_head_and_load_run_takes_images(trained: Path) -> None:
     module = load_run(trained)
     assert isinstance(module, CascadeHead)

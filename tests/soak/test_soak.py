@@ -12,6 +12,7 @@ from tests.soak import __main__ as soak_command
 from tests.soak.rows import OF_SYSTEM, draw
 
 
+@pytest.mark.slow
 def test_rows_follow_from_the_seed_and_reach_every_system() -> None:
     rows = [draw(seed) for seed in range(60)]
     assert rows == [draw(seed) for seed in range(60)]

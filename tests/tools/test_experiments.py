@@ -29,6 +29,7 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return use_fake_main(tmp_path, monkeypatch)
 
 
+@pytest.mark.slow
 def test_finished_runs_are_skipped_and_broken_ones_resumed(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Six experiments: one fails, one is killed half-way, one has an invalid setting, three finish."""
     for name, todo in (("a", "ok"), ("b", "fail"), ("c", "warn"), ("d", "kill"), ("e", "refuse"), ("f", "ok")):

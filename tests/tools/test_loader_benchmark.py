@@ -186,6 +186,7 @@ def test_waiting_share_of_the_network(loader: float, network: float, workers: in
 # ---- the overlay ----
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize(
     ("winner", "settings"),
     [

@@ -13,6 +13,7 @@ from tools import command_line
 from tools.split_folder.__main__ import main
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(("mode", "cats"), [("link", 703), ("symlink", 73), ("copy", 73)])
 def test_link_symlink_and_copy(tmp_path: Path, mode: str, cats: int, capsys: pytest.CaptureFixture[str]) -> None:
     source, target = make(tmp_path / "source", cat=cats, dog=290, fox=7), tmp_path / "new" / "target"

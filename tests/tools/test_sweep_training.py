@@ -123,6 +123,7 @@ def test_each_head_equals_the_head_trained_by_itself(name: str) -> None:
         assert outcome.best["loss"] == pytest.approx(min(losses), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_settings_of_this_file_change_the_heads() -> None:
     """Clipping, seeds, dropout and weight decay each change a head, so the test above would notice a mix-up of heads."""
     clipped, free = (together(GRID[:1], RECIPES[name])[0].weights for name in ("all", "plain"))

@@ -164,6 +164,7 @@ def test_parts_of_the_weights_have_eight_bits_and_sum_to_the_weights(canvas: int
     torch.testing.assert_close(high.double() + low.double(), exact, rtol=0, atol=2.0**-15)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(("height", "width"), [(97, 150), (64, 64), (40, 120)])
 def test_boxes_are_distributed_as_torchvisions(height: int, width: int) -> None:
     """Kolmogorov-Smirnov two-sample tests for area, ratio and both positions; the last case, 40 x 120, needs many retries."""
