@@ -1,7 +1,7 @@
 """Tests every command of the documentation: each is parsed with its real classes and values, and runs on tiny data.
 
 accepted   default tests: `main.py` creates model, data and trainer of the command, tools and benchmarks parse their flags
-runs       the same commands; a new fit trains one batch. Those of README.md run in the default tests, the others are slow
+runs       the same commands; a new fit trains one batch. Every other one of README.md is a default test, the others are slow
 shown      the output that a page shows is the real one
 
 The commands in the headers of the configurations are tested by test_config_headers.py.
@@ -96,7 +96,7 @@ def is_run(command: Command) -> bool:
 
 
 def runs_by_default(command: Command) -> bool:
-    """Whether a command runs in the default tests: the quick ones of README.md."""
+    """Whether a command may run in the default tests: the quick ones of README.md."""
     slow = (
         "check",
         "profile_model",
@@ -172,6 +172,7 @@ def test_command_is_accepted(command: Command, workplace: Workplace, monkeypatch
     check(command, workplace.words(command), monkeypatch)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     "command", cases([c for c in OURS_ONLY if is_run(c) and not c.output], lambda c: not runs_by_default(c))
 )

@@ -67,6 +67,7 @@ CASES: dict[str, tuple[Callable[[], ResNet], tuple[int, int, int]]] = {
 }
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize("path", EVERY_PATH)
 @pytest.mark.parametrize("case", CASES)
 def test_every_path_equals_the_reference(path: Any, case: str) -> None:

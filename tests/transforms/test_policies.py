@@ -40,6 +40,7 @@ def torchvisions(image: Tensor, name: str, magnitude: float) -> Tensor:
     return result
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", SIGNED + UNSIGNED)
 def test_each_operation_is_torchvisions(name: str, channels: int) -> None:
