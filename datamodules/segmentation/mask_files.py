@@ -180,7 +180,7 @@ def _image_files(folder: Path, one: PromptSet) -> list[Path]:
     files = [path for path in folder.iterdir() if is_image(path) and not path.name.startswith(".")]
     if not files and (folder.name == "images" or one.masks is not None):
         inner = _in_subfolders(folder) or ", ".join(EXTENSIONS)
-        raise MisconfigurationException(f"{folder}: there is no image in it ({inner})")
+        raise MisconfigurationException(f"{_plain(folder)}: there is no image in it ({inner})")
     check_formats(files)
     return sorted(files)
 
