@@ -217,7 +217,8 @@ def record_predictions(folder: Path, source: str, checkpoint: Path, kept: str = 
         checkpoint: The checkpoint.
         kept: Which earlier predictions stay.
     """
-    write_json(folder / "predictions.json", {"source": source, "checkpoint": checkpoint.name})
+    of = {"checkpoint": checkpoint.name, **read_best(checkpoint)}
+    write_json(folder / "predictions.json", {"source": source, **of})
     if (loss := exploded_in(read(checkpoint))) is not None:
         log.warning(
             f"the loss of {checkpoint} had exploded (val/loss {loss:.3g}): its predictions mean little; train a new run with a "

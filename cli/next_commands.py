@@ -36,17 +36,37 @@ def next_commands(
         lines.append(f"continue     {resume_command} --trainer.max_time null   (stopped by max_time)")
     last = "" if best.name == "best.ckpt" else " --ckpt last"
     if "test" in getattr(getattr(trainer, "datamodule", None), "labelled_splits", ("test",)):
-        lines += [] if tested else [f"test it      {MAIN} test --run {run}{last}{_outdated(folder)}"]
-        return [*lines, f"use it       {MAIN} predict --run {run}{last}   (more in docs/paths.md)"]
-    use = f"use it       {MAIN} predict --run {run}{last} --data.images FOLDER"
-    return [*lines, f"{use}   (there is no test split; more in docs/paths.md)"]
+        lines += [] if tested else [f"test it      {MAIN} test --run {run}{last}{_outdated(folder, 'test_metrics.json')}"]
+        use = f"use it       {MAIN} predict --run {run}{last}   (more in docs/paths.md)"
+    else:
+        use = f"use it       {MAIN} predict --run {run}{last} --data.images FOLDER"
+        use += "   (there is no test split; more in docs/paths.md)"
+    lines.append(use + _outdated(folder, "predictions.json", "predictions.csv"))
+    if earlier := exported_earlier(folder):
+        lines.append(f"export again {', '.join(earlier)}: of an earlier {best.name}, which is newer now")
+    return lines
 
 
-def _outdated(folder: Path) -> str:
-    """Say that the results of an earlier test are not those of the best checkpoint any more; empty if they are, or without any."""
-    path = folder / "test_metrics.json"
+def _outdated(folder: Path, name: str, result: str = "") -> str:
+    """Say that earlier results are not those of the best checkpoint any more; empty if they are, or without any.
+
+    Args:
+        folder: The run folder.
+        name: The file that names the checkpoint.
+        result: The file with the results, if that is another one.
+    """
+    path = folder / name
     try:
         earlier = earlier_best(dict(read_json(path)), read_best(folder)) if path.is_file() else ""
     except (OSError, ValueError, TypeError):
         return ""
-    return f"   ({path.name} is {earlier})" if earlier else ""
+    return f"   ({result or name} is {earlier})" if earlier else ""
+
+
+def exported_earlier(folder: Path) -> list[str]:
+    """Names of the exported files in a run folder that are older than its best.ckpt, sorted; empty without a best.ckpt."""
+    best = folder / "checkpoints" / "best.ckpt"
+    if not best.is_file():
+        return []
+    files = [path for kind in ("*.onnx", "*.lvr") for path in folder.glob(kind)]
+    return sorted(path.name for path in files if path.stat().st_mtime < best.stat().st_mtime)

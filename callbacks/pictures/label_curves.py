@@ -72,13 +72,13 @@ def _draw_bars(axes: Axes, metrics: Sequence[LabelMetrics], names: Sequence[str]
     places = range(len(metrics))
     drawn = axes.barh(places, [one.f1 or 0.0 for one in metrics], height=0.7, color=BLUE, label="F1")
     texts = [f"n={one.positives:,}, threshold {shown(one.threshold)}" if one.positives else "n=0" for one in metrics]
-    axes.bar_label(
-        drawn,
-        [f"{one.f1:.2f}" if one.f1 is not None else "" for one in metrics],
-        padding=-26,
-        fontsize=8,
-        color="white",
-    )
+    for bar, one in zip(drawn, metrics, strict=True):
+        if one.f1 is None:
+            continue
+        inside = one.f1 >= 0.15  # else the value has no room in its bar and is written over the label's name
+        place = (one.f1 - 0.015 if inside else one.f1 + 0.03, bar.get_y() + bar.get_height() / 2)
+        colour = "white" if inside else BLUE
+        axes.text(*place, f"{one.f1:.2f}", ha="right" if inside else "left", va="center", fontsize=8, color=colour)
     for name, mark, colour in (("precision", "|", VERMILION), ("recall", "x", ORANGE)):
         found = [(value, place) for place, one in enumerate(metrics) if (value := getattr(one, name)) is not None]
         axes.scatter(

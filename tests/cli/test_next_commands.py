@@ -1,5 +1,7 @@
 """The last lines of a fit name TensorBoard only if the run logs to it."""
 
+import json
+import os
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,6 +50,25 @@ def test_a_test_of_an_earlier_best_checkpoint_is_said(tmp_path: Path) -> None:
         of_test.write_text(f'{{"checkpoint": "best.ckpt", "epoch": 2, "step": {step}, "metrics": {{}}}}')
         there = "(test_metrics.json is of an earlier best.ckpt (epoch 2, now 4))" in lines(tmp_path, [])
         assert there is said
+
+
+def test_predictions_and_exports_of_an_earlier_best_checkpoint_are_said(tmp_path: Path) -> None:
+    checkpoints = tmp_path / "checkpoints"
+    checkpoints.mkdir()
+    (checkpoints / "best.json").write_text('{"metric": "val/acc", "value": 0.9, "epoch": 4, "step": 32}')
+    (checkpoints / "best.ckpt").touch()
+    written = (checkpoints / "best.ckpt").stat().st_mtime
+    for step, there in ((16, True), (32, False)):
+        record = {"source": "test split", "checkpoint": "best.ckpt", "epoch": 2, "step": step}
+        (tmp_path / "predictions.json").write_text(json.dumps(record))
+        text = lines(tmp_path, [])
+        assert ("(predictions.csv is of an earlier best.ckpt (epoch 2, now 4))" in text) is there
+        assert "export again" not in text
+    for name, seconds in (("model.onnx", -60), ("packed_trits.lvr", -1), ("new.onnx", 1)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (written + seconds, written + seconds))
+    again = [line for line in lines(tmp_path, []).splitlines() if line.startswith("export again ")]
+    assert again == ["export again model.onnx, packed_trits.lvr: of an earlier best.ckpt, which is newer now"]
 
 
 def test_data_without_a_test_split_is_tested_by_no_command(tmp_path: Path) -> None:
