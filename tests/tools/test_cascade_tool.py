@@ -303,7 +303,9 @@ def test_a_stored_never_is_said(finished: Path, tmp_path: Path, capsys: pytest.C
     said = "note: the threshold stored in stage 1's checkpoint is never: no threshold of its calibration reached an exit accuracy"
     assert f"{said} of 0.995; stage 2 answers every sample" in capsys.readouterr().out
     report = json.loads((tmp_path / "out" / "cascade.json").read_text())
-    assert (report["threshold"], report["coverage"], len(report["notes"])) == ("never", 0, 1)
+    assert (report["threshold"], report["coverage"]) == ("never", 0)
+    same, stored = report["notes"]  # the other note is that both stages are the same network
+    assert "same number of operations" in same and "is never: no threshold" in stored
 
 
 @pytest.mark.every(3)
