@@ -224,7 +224,9 @@ def test_swapped_fields_of_a_path_are_said_or_refused(
     many = [f"{what}_1/sub_{who}.csv" for what in ("sit", "walk") for who in range(24)]
     text, certain = swapped.doubt(many) or ("", True)
     assert not certain
-    assert text.startswith("24 labels ('0', '1', '10', ..) and 2 people ('sit', 'walk')")
+    assert text.startswith(
+        "24 labels ('0', '1', '10', ..) and 2 people ('sit', 'walk'): the people have names of activities"
+    )
     assert text.endswith("if they are swapped, give --path '{label}_{}/sub_{subject}.csv'")
     other = tmp_path / "other"
     for what, who in (("sit", "1"), ("walk", "2")):
@@ -237,11 +239,51 @@ def test_swapped_fields_of_a_path_are_said_or_refused(
     assert not (tmp_path / "a.npz").exists()
 
 
+WALKS = ("walking", "walking_upstairs", "sitting")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "paths", "merged"),
+    [
+        ("{subject}/{label}_{}.csv", [f"{who}/{what}_rec1.csv" for who in ("ann", "ben") for what in WALKS], "walking"),
+        ("{label}_{subject}.csv", [f"{what}_{who}.csv" for who in ("ann", "ben") for what in WALKS], "walking"),
+        ("{subject}_{label}_{}.csv", [f"ann_{what}_rec1.csv" for what in WALKS], "walking"),
+        ("{subject}_{label}.csv", [f"{who}_{what}.csv" for who in ("ann", "ben") for what in WALKS], None),
+        ("{subject}/{label}_rec{}.csv", [f"ann/{what}_rec1.csv" for what in WALKS], None),
+        ("{subject}/{label}.csv", [f"ann/{what}.csv" for what in WALKS], None),
+        ("{label}_{}/sub_{subject}.csv", [f"{what}_{n}/sub_{n}.csv" for what in ("dws", "ups") for n in (1, 2)], None),
+        ("{label}_{}.csv", ["walking_2026-05-01_1.csv", "walking_2026-05-02_1.csv"], None),
+    ],
+)
+def test_a_label_that_may_be_the_beginning_of_two_is_said(pattern: str, paths: list[str], merged: str | None) -> None:
+    text = PathPattern(pattern).merged(paths)
+    assert (text is None) == (merged is None)
+    assert (text or "").startswith("" if merged is None else f"{{label}} is as short as it can be: {merged!r}")
+
+
+def test_a_merged_label_is_said_before_the_recordings_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = "\n".join(["time,a", *(f"{n / 20},{n}" for n in range(40)), ""])
+    for who in ("ann", "ben"):
+        (tmp_path / "days" / who).mkdir(parents=True)
+        for what in WALKS:
+            (tmp_path / "days" / who / f"{what}_1.csv").write_text(rows)
+    flags = [str(tmp_path / "days"), str(tmp_path / "a.npz"), "--rate", "20", "--window", "1", "--path"]
+    assert main([*flags, "{subject}/{label}_{}.csv"]) == 0
+    out = capsys.readouterr().out
+    assert "warning    --path {subject}/{label}_{}.csv: {label} is as short as it can be: 'walking' is of " in out
+    assert "classes    2: walking" in out
+
+
 @pytest.mark.parametrize(
     ("labels", "people", "reason"),
     [
-        ("1 2 3 4", "sit walk", "the labels are numbered and the people are not"),
-        ("ann ben cas dan", "sit walk", "more labels than people"),
+        ("1 2 3 4", "sit walk", "the people have names of activities"),
+        ("1 2 3 4", "wlk sitdown", "the labels are numbered and the people are not"),
+        ("ann ben cas dan", "a1 a2", "more labels than people"),
+        ("ann ben", "sit walk run", "the people have names of activities"),
+        ("walk sit stand", "sita stephan", None),
         ("sit walk", "1 2 3 4", None),
         ("1 2", "ann ben cas", "the labels are numbered and the people are not"),
         ("sit walk run", "7", None),  # one person, as in a first recording
@@ -255,12 +297,26 @@ def test_swapped_columns_are_said(
     (tmp_path / "day.csv").write_text("\n".join(["time,a,one,two", *rows, ""]))
     flags = [str(tmp_path / "day.csv"), str(tmp_path / "a.npz"), "--rate", "20", "--window", "0.5", "--label", "one"]
     assert main([*flags, "--subject", "two"]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note")]
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
     assert len(lines) == (reason is not None)
     if reason:
         counts = f"{len(labels.split())} labels ({labels.split()[0]!r}, "
-        assert lines[0].startswith(f"note       {counts}")
+        assert lines[0].startswith(f"warning    --label one --subject two: {counts}")
         assert f": {reason}; if the columns are swapped, give --label two --subject one" in lines[0]
+
+
+def test_columns_in_which_no_label_is_of_two_people_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"{n / 20},{n},{('ann', 'ben', 'cas')[n // 40]},{('sit', 'sit', 'walk')[n // 40]}" for n in range(120)]
+    (tmp_path / "day.csv").write_text("\n".join(["time,a,one,two", *rows, ""]))
+    flags = [str(tmp_path / "day.csv"), str(tmp_path / "a.npz"), "--rate", "20", "--window", "0.5"]
+    assert main([*flags, "--label", "one", "--subject", "two"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "error: --label one --subject two: 3 labels ('ann', 'ben', 'cas') and 2 people ('sit', 'walk'): no"
+    )
+    assert not (tmp_path / "a.npz").exists()
 
 
 def test_a_label_for_each_window_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -120,7 +120,7 @@ def cut_windows(options: argparse.Namespace) -> None:
     """
     from datamodules.signals.recordings import Codes, Counts, PathPattern, Segments, WindowWriter, cut, stored_cutting
     from tools.cut_windows.scaling import factors_of, scaled
-    from tools.cut_windows.summary import check_any, check_labels, labels_and_people, lines, swapped
+    from tools.cut_windows.summary import check_any, check_labels, labels_and_people, lines, swapped_columns
 
     _check_target(options.target)
     pattern = PathPattern(options.path) if options.path else None
@@ -130,10 +130,10 @@ def cut_windows(options: argparse.Namespace) -> None:
     if options.subject and pattern and "subject" in pattern.fields:
         raise ValueError("--subject and {subject} in --path both give the people; choose one of them")
     files = _files(options, pattern)
+    if pattern and (merged := pattern.merged(list(files))):
+        say("warning", f"--path {pattern.pattern}: {merged}")
     if pattern and (doubt := pattern.doubt(list(files))):
-        if doubt[1] and not options.like:  # windows that are only predicted may be of anybody
-            raise ValueError(f"--path {pattern.pattern}: {doubt[0]}")
-        say("warning", f"--path {pattern.pattern}: {doubt[0]}")
+        _say_doubt(f"--path {pattern.pattern}", doubt, bool(options.like))
     segments = Segments(options.segments) if options.segments else None
     if segments and not segments.names_recordings and len(files) > 1:
         raise ValueError(
@@ -175,8 +175,8 @@ def cut_windows(options: argparse.Namespace) -> None:
         for line in labels_and_people(writer, labels.names if has_labels else [], named, options.without, unused):
             print(line)
         columns_given = options.label and options.subject
-        if columns_given and (text := swapped(writer, labels.names, named, (options.label, options.subject))):
-            say("note", text)
+        if columns_given and (doubt := swapped_columns(writer, labels.names, named, (options.label, options.subject))):
+            _say_doubt(f"--label {options.label} --subject {options.subject}", doubt, bool(options.like))
         settings = {
             **cutting.plain(),
             "signals": columns.signals,
@@ -195,6 +195,16 @@ def cut_windows(options: argparse.Namespace) -> None:
         )
     else:
         print(f"predict    {MAIN} predict --run RUN_DIR --data.test_file {options.target}")
+
+
+def _say_doubt(flags: str, doubt: tuple[str, bool], predicted: bool) -> None:
+    """Warn of labels and people that seem to be swapped; refuse them if no network can be trained on them.
+
+    Windows that are only predicted may be of anybody.
+    """
+    if doubt[1] and not predicted:
+        raise ValueError(f"{flags}: {doubt[0]}")
+    say("warning", f"{flags}: {doubt[0]}")
 
 
 def _check_like(options: argparse.Namespace, like: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from datamodules.signals.recordings.path_pattern import NUMBERED, shown
+from datamodules.signals.recordings.path_pattern import swapped
 
 if TYPE_CHECKING:
     from datamodules.signals.recordings import Counts, Cutting, WindowWriter
@@ -122,8 +122,10 @@ def labels_and_people(
     return found
 
 
-def swapped(writer: WindowWriter, class_names: list[str], people: list[str], columns: tuple[str, str]) -> str | None:
-    """Say what suggests that the columns of labels and people are swapped; None if nothing does.
+def swapped_columns(
+    writer: WindowWriter, class_names: list[str], people: list[str], columns: tuple[str, str]
+) -> tuple[str, bool] | None:
+    """Say what suggests that the columns of labels and people are swapped, as `swapped` does; None if nothing does.
 
     Args:
         writer: Holds the windows.
@@ -131,23 +133,11 @@ def swapped(writer: WindowWriter, class_names: list[str], people: list[str], col
         people: Name of each code of a person.
         columns: Column of the labels, and of the people.
     """
-    pairs = set(zip(writer.labels.tolist(), writer.subjects.tolist(), strict=True))
-    labels = [class_names[code] for code in sorted({label for label, _ in pairs})]
-    persons = [people[code] for code in sorted({person for _, person in pairs})]
-    if len(labels) < 2 or len(persons) < 2:
-        return None
-    if len(pairs) == len(labels):
-        reason = "no label is there for two people"
-    elif all(map(NUMBERED.fullmatch, labels)) and not any(map(NUMBERED.fullmatch, persons)):
-        reason = "the labels are numbered and the people are not"
-    elif len(labels) > len(persons):
-        reason = "more labels than people"
-    else:
-        return None
+    codes = set(zip(writer.labels.tolist(), writer.subjects.tolist(), strict=True))
     label, subject = columns
-    return (
-        f"{len(labels)} labels ({shown(labels)}) and {len(persons)} people ({shown(persons)}): {reason}; if the columns are "
-        f"swapped, give --label {subject} --subject {label}"
+    return swapped(
+        {(class_names[label], people[person]) for label, person in codes},
+        f"if the columns are swapped, give --label {subject} --subject {label}",
     )
 
 
