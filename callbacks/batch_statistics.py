@@ -17,6 +17,8 @@ from torch import Tensor
 from callbacks.exact_resume import stable_seed
 from foundation.batch_norms import trained_batch_norms
 
+OFF = "--trainer.callbacks.EMA.batch_statistics 0"
+
 
 def check_renewable(trainer: Trainer, pl_module: LightningModule, setting: str) -> None:
     """Check that the network trains a batch norm and that the training samples are in memory.
@@ -30,11 +32,11 @@ def check_renewable(trainer: Trainer, pl_module: LightningModule, setting: str) 
         MisconfigurationException: No batch norm is trained, or the data is not in memory.
     """
     if not trained_batch_norms(pl_module):
-        raise MisconfigurationException(f"{setting}: no batch norm is trained in this network; set it to 0")
+        raise MisconfigurationException(f"{setting}: no batch norm is trained in this network; give {OFF}")
     if not in_memory(trainer):
         name = type(trainer.datamodule).__name__  # type: ignore[attr-defined]
         raise MisconfigurationException(
-            f"{setting}: needs training data in memory, as CIFAR10DataModule provides, not {name}; set it to 0"
+            f"{setting}: needs training data in memory, as CIFAR10DataModule provides, not {name}; give {OFF}"
         )
 
 

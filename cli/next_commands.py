@@ -36,7 +36,9 @@ def next_commands(
         lines.append(f"continue     {resume_command} --trainer.max_time null   (stopped by max_time)")
     last = "" if best.name == "best.ckpt" else " --ckpt last"
     if "test" in getattr(getattr(trainer, "datamodule", None), "labelled_splits", ("test",)):
-        lines += [] if tested else [f"test it      {MAIN} test --run {run}{last}{_outdated(folder, 'test_metrics.json')}"]
+        lines += (
+            [] if tested else [f"test it      {MAIN} test --run {run}{last}{_outdated(folder, 'test_metrics.json')}"]
+        )
         use = f"use it       {MAIN} predict --run {run}{last}   (more in docs/paths.md)"
     else:
         use = f"use it       {MAIN} predict --run {run}{last} --data.images FOLDER"

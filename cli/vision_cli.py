@@ -274,7 +274,8 @@ class VisionCLI(LightningCLI):
             checkpoint = str(self.source.checkpoint)
             done = resume.finished(self.source, self.config_dict())
             if done:
-                log.info(f"{self.source.folder}: {done}; nothing to do")
+                left = "only the test is left" if "test_after_fit" in self.flags.values else "nothing to do"
+                log.info(f"{self.source.folder}: {done}; {left}")
             else:
                 go_on_with(self.trainer, datamodule, self.source, self.config_dict())
                 log.info(

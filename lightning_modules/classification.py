@@ -166,6 +166,11 @@ class Classifier(Explainable):
             refuse_several_labels(
                 getattr(self._trainer, "datamodule", None), f"{type(self).__name__}: one class a sample is learned"
             )
+        balanced = getattr(getattr(self._trainer, "datamodule", None), "sampling", None) == "balanced"
+        if stage == "fit" and balanced and getattr(self._trainer, "overfit_batches", 0):
+            log.warning(
+                "--data.sampling balanced has no effect with trainer.overfit_batches, which takes the first batches"
+            )
         if stage == "fit" and isinstance(self.class_weights, dict):
             names = self.class_names or [str(k) for k in range(self.num_classes)]
             self.class_weight.copy_(weights_by_name(self.class_weights, names))
@@ -177,7 +182,7 @@ class Classifier(Explainable):
                 listed = "all 1, each class has as many"
             what = "labels" if self.several_labels else "samples"
             log.info(f"class weights (balanced, from {int(counts.sum())} training {what}): {listed}")
-            if getattr(self.trainer.datamodule, "sampling", None) == "balanced":  # type: ignore[attr-defined]
+            if balanced:
                 log.warning(
                     "class_weights balanced with --data.sampling balanced: a rare class counts twice, by its weight and by how "
                     "often it comes; set --model.class_weights none"

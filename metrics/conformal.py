@@ -8,8 +8,8 @@
     set: the classes whose score is at most the quantile
 
 Guarantee: a new sample from the distribution of the held-out ones has its class in its set with a probability of at least
-``coverage``, and of at most coverage + 1 / (n + 1) if no scores tie. It holds for all classes together, and over the draw of the
-held-out samples.
+``coverage``, and of at most coverage + 1 / (n + 1) if no scores tie and sets may be empty. It holds for all classes together, and
+over the draw of the held-out samples.
 
 Ties: the scores are computed so that saturated probabilities do not tie. ``lac`` is the log odds; ``aps`` is kept as the log of the
 mass that remains, where 1 - 1e-30 would round to 1. A score is a tuple: what still ties is ordered by the next number, at last by
@@ -52,17 +52,28 @@ class SetRule(NamedTuple):
     free: int
     samples: int
 
-    def sets(self, logits: ArrayLike, draw: ArrayLike | None = None) -> NDArray[np.bool_]:
-        """Which classes are in the set of each sample: (N, K) of calibrated logits (N, K). A set may be empty.
+    def sets(
+        self, logits: ArrayLike, draw: ArrayLike | None = None, allow_empty: bool | None = None
+    ) -> NDArray[np.bool_]:
+        """Which classes are in the set of each sample: (N, K) of calibrated logits (N, K).
 
-        A sample whose logits are not numbers has all classes.
+        A sample whose logits are not numbers has all classes. With ``aps`` and ``raps`` the draw leaves some sets empty, most of
+        all those of sure samples; such a set is the likeliest class, as by default in the code of Angelopoulos et al., and the
+        coverage can only rise.
 
         Args:
             logits: (N, K), divided by the temperature.
             draw: u of each sample (N,), 0 to below 1; None takes :func:`own_draw`.
+            allow_empty: Whether a set may be empty. None: with ``lac`` only, where it is a sample that no class fits.
         """
-        scores = class_scores(logits, self.kind, self.penalty, self.free, draw)
-        return _at_most(scores, self.quantile) | ~_usable(np.asarray(logits, dtype=np.float64))[:, None]
+        values = np.asarray(logits, dtype=np.float64)
+        scores = class_scores(values, self.kind, self.penalty, self.free, draw)
+        sets = _at_most(scores, self.quantile) | ~_usable(values)[:, None]
+        if self.kind == "lac" if allow_empty is None else allow_empty:
+            return sets
+        empty = np.flatnonzero(~sets.any(axis=1))
+        sets[empty, values[empty].argmax(axis=1)] = True
+        return sets
 
     def as_values(self) -> dict[str, Any]:
         """Plain values, as a checkpoint keeps them."""

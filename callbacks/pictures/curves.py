@@ -167,7 +167,7 @@ def group_label(groups: list[str]) -> str:
     """Name the parameter groups of a line in one or two words.
 
     >>> group_label(["backbone_weights", "backbone_vectors"]), group_label(["weights", "vectors"])
-    ('backbone', 'weights, vectors')
+    ('backbone', 'other layers')
     >>> group_label(["layer_1_weights", "layer_2_weights", "layer_3_weights"])
     'layer_1_weights and 2 more'
     """
@@ -176,7 +176,7 @@ def group_label(groups: list[str]) -> str:
         for name in groups
         for part in [name.rpartition("_")[0]]
     )
-    text = ", ".join(names)
+    text = "other layers" if {*groups} == {"weights", "vectors"} else ", ".join(names)
     return text if len(text) <= LONGEST else f"{next(iter(names))} and {len(names) - 1} more"
 
 

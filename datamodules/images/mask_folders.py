@@ -15,6 +15,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from datamodules.images.formats import is_image
+
 SAME = 0.5  # share of a folder's images that must have a mask of the same name
 CALLED = re.compile(
     r"mas[kqc]|segment|truth", re.IGNORECASE
@@ -67,6 +69,23 @@ def _near(masks: Path, folders: Collection[Path]) -> Iterator[Path]:
         cousin = other.name == masks.name and other.parent.parent == masks.parent.parent
         if cousin or other in (masks, masks.parent) or other.parent == masks.parent:
             yield other
+
+
+def looks_like_masks(masks: Path, images: Path) -> bool:
+    """Whether the first picture of a folder looks like a mask and that of another, of as many or fewer pictures, does not.
+
+    Args:
+        masks: Folder of what may be masks, whatever their names.
+        images: Folder of the images.
+    """
+    found = [sorted(path for path in folder.iterdir() if is_image(path)) for folder in (masks, images)]
+    if not found[0] or len(found[0]) < SAME * len(found[1]):
+        return False
+    try:
+        with Image.open(found[0][0]) as first, Image.open(found[1][0]) as second:
+            return _flat(first) and not _flat(second)
+    except (OSError, ValueError, IndexError, Image.DecompressionBombError):
+        return False
 
 
 def _is_mask(mask: Path, image: Path) -> bool:

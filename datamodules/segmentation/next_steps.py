@@ -10,7 +10,7 @@ from pathlib import Path
 
 from datamodules.images.class_folders import listed
 from datamodules.images.formats import is_image
-from datamodules.images.mask_folders import stems_fit
+from datamodules.images.mask_folders import looks_like_masks, stems_fit
 from datamodules.segmentation.prompt_sets import PromptSet
 from foundation.places import absence, close_to, near
 from foundation.slug import slug
@@ -49,11 +49,12 @@ def _hint_of_root(root: Path, sets: Sequence[PromptSet]) -> str:
         return f"{root} is itself a set: give {_setting([_item_of(root, own)])}"
     folders = sorted(path.name for path in root.iterdir() if path.is_dir())
     named = [PromptSet(name, _prompts_of(name, sets)) for name in folders]
-    inner = [one for one in named if _is_set(root, one)]
-    if not inner:
+    inner = {one.folder: [_item_of(root, one)] if _is_set(root, one) else sets_of_images(root, one) for one in named}
+    items = [item for found in inner.values() for item in found]
+    if not items:
         return ""
-    text = f"{root} has the set{'s' * (len(inner) > 1)} {listed([one.folder for one in inner])}"
-    return f"{text}: give {_setting([_item_of(root, one) for one in inner])}, with prompts of yours"
+    text = f"{root} has the set{'s' * (len(items) > 1)} {listed([name for name, found in inner.items() if found])}"
+    return f"{text}: give {_setting(items)}, with prompts of yours"
 
 
 def _is_set(root: Path, one: PromptSet) -> bool:
@@ -103,7 +104,8 @@ def hint_of_set(root: Path, one: PromptSet) -> str:
     if (folder / "data.yaml").is_file():
         split = ", split: shipped" if any((folder / part).is_dir() for part in PARTS) else ""
         return f"there is YOLO's data.yaml: give annotations: {_within(root, folder / 'data.yaml')}{split}"
-    return ""
+    items = sets_of_images(root, one) if has_images(folder) else []
+    return f"its masks are elsewhere in it: give it in data.sets as {written(items)}" if items else ""
 
 
 def _coco(root: Path, one: PromptSet, table: Path, **settings: str) -> str:
@@ -164,7 +166,12 @@ def sets_of_images(root: Path, one: PromptSet) -> list[str]:
         if fitting:  # images/day1 has masks/day1 rather than another day's of the same names
             place = next((path for path in fitting if path.name == images.name), fitting[0])
             found.append(_item(root, one, images, place))
-    return found
+    return found or [  # masks that are called otherwise
+        _item(root, one, images, masks)
+        for images in within
+        for masks in within
+        if masks.parent in (images, images.parent) and masks != images and looks_like_masks(masks, images)
+    ]
 
 
 def written(items: list[str]) -> str:
@@ -174,8 +181,9 @@ def written(items: list[str]) -> str:
 
 
 def _item(root: Path, one: PromptSet, images: Path, masks: Path) -> str:
-    if images.name == "images" and masks == images.parent / "masks":
-        return as_item(one, images.parent.relative_to(root).as_posix())
+    if images.name == "images" and masks.parent == images.parent:
+        own = {} if masks.name == "masks" else {"masks": masks.name}
+        return as_item(one, images.parent.relative_to(root).as_posix(), **own)
     return as_item(one, images.relative_to(root).as_posix(), masks=Path(os.path.relpath(masks, images)).as_posix())
 
 

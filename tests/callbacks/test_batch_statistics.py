@@ -112,14 +112,15 @@ def test_a_compiled_network_is_not_compiled_for_the_statistics() -> None:
 
 def test_networks_and_data_without_renewable_statistics_are_refused() -> None:
     with pytest.raises(
-        MisconfigurationException, match=r"EMA.batch_statistics: no batch norm is trained in this network; set it to 0"
+        MisconfigurationException,
+        match=r"no batch norm is trained in this network; give --trainer.callbacks.EMA.batch_statistics 0",
     ):
         check_renewable(trainer(Data()), nn.Linear(2, 2), "EMA.batch_statistics")  # type: ignore[arg-type]
     files = Data()
     files.splits = {"train": {"index": torch.arange(3)}}
     with pytest.raises(
         MisconfigurationException,
-        match="needs training data in memory, as CIFAR10DataModule provides, not Data; set it to 0",
+        match=r"needs training data in memory, as CIFAR10DataModule provides, not Data; give --trainer.callbacks.EMA",
     ):
         check_renewable(trainer(files), Net(), "EMA.batch_statistics")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="batch_statistics: 0 or more, got -1"):

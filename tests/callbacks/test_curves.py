@@ -106,7 +106,7 @@ def test_every_panel_shows_its_values() -> None:
         "val_raw (weights before averaging)": [(1, 0.4), (2, 0.6)],
         "best: epoch 2": [(2, 0), (2, 1)],
     }
-    assert lines(shown["learning rate"]) == {"weights, vectors": [(0.5, 0.1), (1.5, 0.2), (2.25, 0.3), (3.25, 0.1)]}
+    assert lines(shown["learning rate"]) == {"other layers": [(0.5, 0.1), (1.5, 0.2), (2.25, 0.3), (3.25, 0.1)]}
     assert lines(shown["momentum"]) == {"weights": [(0.5, 0.9)]}
     (speed,) = lines(shown["training speed (samples/s)"]).values()
     assert speed == [(1.5, 800), (2.25, 1200), (3.25, 1000)]

@@ -113,6 +113,34 @@ def test_a_folder_without_masks(tmp_path: Path, files: list[str], folder: str, h
     assert str(caught.value).endswith(hint)
 
 
+def test_masks_in_a_folder_of_another_name(tmp_path: Path) -> None:
+    """Masks gt/0_crack.png of images/0.png are found by what they look like; a second folder of photographs is no mask."""
+    random = np.random.default_rng(0)
+    for name in ("wall cracks", "joints", "photos only"):
+        (tmp_path / name / "images").mkdir(parents=True)
+        for number in range(4):
+            pixels = random.integers(0, 255, (18, 24, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / "images" / f"{number}.png")
+    shutil.copytree(tmp_path / "photos only" / "images", tmp_path / "photos only" / "more")
+    for folder, ending in (("wall cracks/gt", "_crack"), ("joints/masks", "")):
+        (tmp_path / folder).mkdir()
+        for number in range(4):
+            mask = np.pad(np.full((5, 5), 255, np.uint8), ((5, 8), (6, 13)))
+            Image.fromarray(mask).save(tmp_path / folder / f"{number}{ending}.png")
+    with pytest.raises(FileNotFoundError) as caught:
+        data_of(tmp_path, PromptSet("walls", ["crack"])).setup("fit")
+    assert str(caught.value).endswith(
+        f'{tmp_path} has the sets joints, wall cracks: give --data.sets "[{{folder: joints, prompts: [segment joints]}}, '
+        '{folder: wall cracks, prompts: [segment wall cracks], masks: gt}]", with prompts of yours'
+    )
+    with pytest.raises(MisconfigurationException) as refused:
+        data_of(tmp_path, PromptSet("wall cracks", ["crack"])).setup("fit")
+    hint = "give it in data.sets as {folder: wall cracks, prompts: [crack], masks: gt}"
+    assert str(refused.value).endswith(f"no folder of masks in it; its masks are elsewhere in it: {hint}")
+    with pytest.raises(MisconfigurationException, match=r'set masks: "gt/\*_crack.png"'):
+        data_of(tmp_path, PromptSet("wall cracks", ["crack"], masks="gt")).setup("fit")
+
+
 def test_merged_categories_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(tmp_path)
     box = [[2, 2, 12, 2, 12, 10, 2, 10]]

@@ -84,6 +84,10 @@ def test_balancing_twice_is_said(caplog: pytest.LogCaptureFixture, monkeypatch: 
         module._trainer = SimpleNamespace(datamodule=data)  # type: ignore[assignment]
         module.setup("fit")
         assert ("a rare class counts twice" in caplog.text) == (sampling == "balanced")
+        assert "overfit_batches" not in caplog.text
+    module._trainer = SimpleNamespace(datamodule=data, overfit_batches=2)  # type: ignore[assignment]
+    module.setup("fit")
+    assert "--data.sampling balanced has no effect with trainer.overfit_batches" in caplog.text
 
 
 def test_accumulation_equals_a_larger_batch() -> None:

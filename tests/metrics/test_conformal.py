@@ -62,13 +62,28 @@ def test_rule_and_metrics_agree_with_the_scores() -> None:
     logits, label = pool(300)
     for kind in KINDS:
         rule = set_rule(logits[:200], label[:200], kind, 0.8, 0.1, 2)
-        sets, scores = rule.sets(logits[200:]), class_scores(logits[200:], kind, 0.1, 2)
+        sets, scores = rule.sets(logits[200:], allow_empty=True), class_scores(logits[200:], kind, 0.1, 2)
         assert [[tuple(one) <= rule.quantile for one in row] for row in scores.tolist()] == sets.tolist()
         found, held = set_metrics(sets, label[200:]), sets[np.arange(100), label[200:]]
         assert found.coverage == held.mean()
         assert (found.size, found.empty) == (sets.sum() / 100, (sets.sum(axis=1) == 0).mean())
         assert found.worst_class == min(held[label[200:] == k].mean() for k in range(6))
         assert SetRule.of_values({**rule.as_values(), "size": 1.0}) == rule
+
+
+def test_sets_of_sure_samples_are_not_empty() -> None:
+    logits, label = pool(600)
+    for kind in KINDS:
+        rule = set_rule(logits[:300], label[:300], kind, 0.6, 0.1, 2)
+        exact, sets = rule.sets(logits[300:], allow_empty=True), rule.sets(logits[300:])
+        empty = ~exact.any(axis=1)
+        assert empty.any()
+        if kind == "lac":
+            assert np.array_equal(sets, exact)
+            continue
+        assert np.array_equal(sets[~empty], exact[~empty])
+        assert np.array_equal(sets[empty], np.eye(6, dtype=bool)[logits[300:][empty].argmax(axis=1)])
+        assert set_metrics(sets, label[300:]).coverage > set_metrics(exact, label[300:]).coverage
 
 
 def test_ties_of_a_hard_network_are_exact_with_draws_and_never_too_few_without() -> None:
@@ -81,9 +96,9 @@ def test_ties_of_a_hard_network_are_exact_with_draws_and_never_too_few_without()
             order, u = random.permutation(1000), random.random(1000)
             one, two = order[:500], order[500:]
             rule = set_rule(hard[one], label[one], kind, 0.9, 0.1, 1, draw=u[one])
-            coverages.append(set_metrics(rule.sets(hard[two], u[two]), label[two]).coverage)
+            coverages.append(set_metrics(rule.sets(hard[two], u[two], True), label[two]).coverage)
             plain = set_rule(hard[one], label[one], kind, 0.9, 0.1, 1)
-            without.append(set_metrics(plain.sets(hard[two]), label[two]).coverage)
+            without.append(set_metrics(plain.sets(hard[two], None, True), label[two]).coverage)
         error = np.std(coverages) / math.sqrt(40)
         assert abs(np.mean(coverages) - 0.9) < 3 * error, kind
         assert np.mean(without) > 0.9 - 3 * error, kind

@@ -99,7 +99,7 @@ def compare(options: argparse.Namespace) -> None:
             print(f"\n{title_of(table)}")
         for part in terminal_tables(table, options.price, console.width if terminal else WIDTH, short):
             console.print(part)
-    print(caption(tables))
+    print(caption(tables, options.output))
     if others:
         print(
             f"skipped, as {'it is no run' if len(others) == 1 else 'they are no runs'}: {_named(others)}{_inside(others)}"

@@ -131,12 +131,16 @@ def _costs(price: float | None) -> list[Column]:
     ]
 
 
-def caption(tables: Sequence[Sequence[Run]]) -> str:
-    """Caption below the terminal tables: number of runs, legend, the settings that differ but have no column, notes on runs."""
+def caption(tables: Sequence[Sequence[Run]], output: Path | None = None) -> str:
+    """Caption below the terminal tables: number of runs, legend, the settings that differ but have no column, notes on runs.
+
+    Args:
+        tables: Runs of each table.
+        output: The CSV file that has all metrics; None if none was written.
+    """
     runs = [run for table in tables for run in table]
-    text = (
-        f"{len(runs)} run{'s' * (len(runs) != 1)}; best value (epoch), * best of the column; all metrics: --output FILE"
-    )
+    count = f"{len(runs)} run{'s' * (len(runs) != 1)}"
+    text = f"{count}; best value (epoch), * best of the column; all metrics: {output or '--output FILE'}"
     if len(tables) > 1:
         text += f"\n{len(tables)} tables, one for each kind of data: metrics on different data cannot be compared"
     for table in tables:

@@ -157,7 +157,8 @@ def write_shards(options: argparse.Namespace) -> None:
         as_typed(
             f"main.py fit --config configs/image_standard.yaml --config configs/with/shards.yaml {flags} --data.classes "
         )
-        + shlex.quote(str(out / CLASSES)),
+        + shlex.quote(str(out / CLASSES))
+        + "   (for a GPU; on a CPU: docs/sharded_sets.md)",
     )
 
 
