@@ -76,9 +76,9 @@ def _draw_bars(axes: Axes, metrics: Sequence[LabelMetrics], names: Sequence[str]
         if one.f1 is None:
             continue
         inside = one.f1 >= 0.15  # else the value has no room in its bar and is written over the label's name
-        place = (one.f1 - 0.015 if inside else one.f1 + 0.03, bar.get_y() + bar.get_height() / 2)
+        x, y = one.f1 - 0.015 if inside else one.f1 + 0.03, bar.get_y() + bar.get_height() / 2
         colour = "white" if inside else BLUE
-        axes.text(*place, f"{one.f1:.2f}", ha="right" if inside else "left", va="center", fontsize=8, color=colour)
+        axes.text(x, y, f"{one.f1:.2f}", ha="right" if inside else "left", va="center", fontsize=8, color=colour)
     for name, mark, colour in (("precision", "|", VERMILION), ("recall", "x", ORANGE)):
         found = [(value, place) for place, one in enumerate(metrics) if (value := getattr(one, name)) is not None]
         axes.scatter(
