@@ -179,7 +179,7 @@ def test_two_processes_extract_what_one_does(cache: Path, pictures: Path, weight
     assert start([*command, *TWO], log).wait() == 0, log.read_text()
     assert same(cache, tmp_path / "cache")
     writers = {path.name.split("-")[1] for path in (tmp_path / "cache").glob("*.safetensors")}
-    assert writers == {"r000", "r001"}
+    assert writers == {"r000", "r001"}, log.read_text()
 
 
 @pytest.mark.skipif(not EXPORT, reason="needs the extra `export`")
