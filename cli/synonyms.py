@@ -77,6 +77,13 @@ INSTEAD = {
     ("CachedFeaturesDataModule", "root"): (
         f"give --data.cache CACHE; {MAIN} predict --config configs/cascade_extract.yaml --data.root FOLDER --cache CACHE makes one"
     ),
+    ("PromptedSegmentationDataModule", "test_file"): (
+        'other images with masks: --data.sets "[{folder: FOLDER, prompts: [PROMPT], split: test}]"'
+    ),
+    **{
+        (name, "test_file"): "--data.root FOLDER gives other images to test on"
+        for name in ("ImageFolderDataModule", "CIFAR10DataModule")
+    },
     ("TernaryClassifier", "weights"): "--model.init_from RUN_DIR starts from the weights of a run or a file",
     **{
         (name, setting): IN_MEMORY

@@ -304,7 +304,7 @@ class MatchedToCheckpoint(LightningDataModule):
         count, total = int(torch.isin(keys, torch.cat(known_keys)).sum()), len(keys)
         if count:
             log.warning(
-                f"{count:,} of the {total:,} {split} samples are {' or '.join(parts)} samples of the checkpoint: "
+                f"{count:,} of the {total:,} {split} samples are {' or '.join(parts)} samples of the checkpoint, equal to the bit: "
                 "the metrics are not those of new data"
             )
         known = {name for part in parts for name in self.trained_on.groups.get(part, [])}

@@ -174,6 +174,8 @@ def _image_files(folder: Path, one: PromptSet) -> list[Path]:
         needs = f"{one.folder}/images and {one.folder}/masks"
         if one.masks is not None and folder.name == Path(_pattern(one.masks)[0]).name:
             needs = f"the folder that `masks: {one.masks}` of the set {one.folder} names"
+            if (folder.parent.parent / folder.name).is_dir() and folder.parent.name != "..":
+                needs += f"; give masks: ../{one.masks}"
         raise MisconfigurationException(
             f"{_plain(folder)}: no such folder{close_to(_plain(folder))}; prompt {one.prompts[0]!r} needs {needs}"
         )

@@ -104,8 +104,11 @@ def hint_of_set(root: Path, one: PromptSet) -> str:
     if (folder / "data.yaml").is_file():
         split = ", split: shipped" if any((folder / part).is_dir() for part in PARTS) else ""
         return f"there is YOLO's data.yaml: give annotations: {_within(root, folder / 'data.yaml')}{split}"
-    items = sets_of_images(root, one) if has_images(folder) else []
-    return f"its masks are elsewhere in it: give it in data.sets as {written(items)}" if items else ""
+    if not has_images(folder):
+        return ""
+    outer = PromptSet(Path(one.folder).parent.as_posix(), one.prompts)
+    items = sets_of_images(root, one) or sets_of_images(root, outer)
+    return f"its masks are elsewhere: give it in data.sets as {written(items)}" if items else ""
 
 
 def _coco(root: Path, one: PromptSet, table: Path, **settings: str) -> str:

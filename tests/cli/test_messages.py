@@ -45,6 +45,11 @@ WRONG = [
     (HAR, "--data.file x", "data.file: HARDataModule has no such setting; SignalFileDataModule has it (--data CLASS)"),
     (
         IMAGES,
+        "--data.test_file x",
+        "data.test_file: ImageFolderDataModule has no such setting; --data.root FOLDER gives",
+    ),
+    (
+        IMAGES,
         "--data.mode signals",
         "data.mode: ImageFolderDataModule has no such setting; SignalFileDataModule, HARDataModule",
     ),

@@ -136,7 +136,16 @@ def test_masks_in_a_folder_of_another_name(tmp_path: Path) -> None:
     with pytest.raises(MisconfigurationException) as refused:
         data_of(tmp_path, PromptSet("wall cracks", ["crack"])).setup("fit")
     hint = "give it in data.sets as {folder: wall cracks, prompts: [crack], masks: gt}"
-    assert str(refused.value).endswith(f"no folder of masks in it; its masks are elsewhere in it: {hint}")
+    assert str(refused.value).endswith(f"no folder of masks in it; its masks are elsewhere: {hint}")
+    (tmp_path / "wall cracks" / "images").rename(tmp_path / "wall cracks" / "bilder")
+    for folder in ("wall cracks", "wall cracks/bilder"):
+        with pytest.raises(
+            MisconfigurationException, match=r"folder: wall cracks/bilder, prompts: \[crack\], masks: ../gt"
+        ):
+            data_of(tmp_path, PromptSet(folder, ["crack"])).setup("fit")
+    with pytest.raises(MisconfigurationException, match=r"bilder/gt: no such folder; .* names; give masks: ../gt"):
+        data_of(tmp_path, PromptSet("wall cracks/bilder", ["crack"], masks="gt")).setup("fit")
+    (tmp_path / "wall cracks" / "bilder").rename(tmp_path / "wall cracks" / "images")
     with pytest.raises(MisconfigurationException, match=r'set masks: "gt/\*_crack.png"'):
         data_of(tmp_path, PromptSet("wall cracks", ["crack"], masks="gt")).setup("fit")
 

@@ -32,7 +32,7 @@ from tools.experiments.launchers import Launcher, add_flags, make_launcher, run_
 from tools.experiments.report import Report, check_record, read_record
 
 OF_A_FIT = re.compile(
-    r"--(seed_everything\b|\w+\.)"
+    r"--(seed_everything\b|(data|model)(=|$)|\w+\.)"
 )  # other flags would change the run folder or the checkpoint to resume
 EXAMPLES = """\
 examples:
