@@ -371,7 +371,10 @@ def _sets_in_words(sets: dict[str, Any], samples: str) -> str:
     begin = f"sets {sets['kind']} with {_percent(sets['coverage'])} coverage, of {samples}: "
     if sets["quantile"][0] == float("inf"):
         return f"{begin}every class is in every set; at least {least_samples(sets['coverage']):,} are needed"
-    penalty = f"; penalty {sets['penalty']:g} from rank {sets['free'] + 1}" if sets["kind"] == "raps" else ""
+    penalty = ""
+    if sets["kind"] == "raps":  # without a penalty it is aps
+        ranks = f"penalty {sets['penalty']:g} from rank {sets['free'] + 1}"
+        penalty = f"; {ranks}" if sets["penalty"] else "; no penalty made them smaller, so they are those of aps"
     shares = f"{_percent(sets['single'], 1)} of one class, {_percent(sets['empty'], 1)} empty"
     return f"{begin}{sets['size']:.2f} classes in a set, {shares}{penalty}"
 

@@ -37,7 +37,7 @@ class PooledSplits:
         splits: Its splits.
 
     Raises:
-        MisconfigurationException: Two splits have samples of the same index: they come from separate folders.
+        MisconfigurationException: Two splits have samples of the same index: they come from separate folders or parts of a table.
     """
 
     def __init__(self, cache: Path, splits: Mapping[str, CachedSplit]) -> None:
@@ -45,7 +45,8 @@ class PooledSplits:
         index = torch.cat([split.index for split in self._splits])
         if len(index.unique()) < len(index):
             raise MisconfigurationException(
-                f"--data.fold: {cache} has features of separate folders for training and test; folds need those of one folder"
+                f"--data.fold: {cache} has features of a given split (train/ and test/, or --data.split_column); folds need those "
+                "of one folder: extract them again without that split, or fold the images themselves"
             )
         self.index, self._order = index.sort()
         self.label = torch.cat([split.label for split in self._splits])[self._order]

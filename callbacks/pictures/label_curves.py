@@ -75,10 +75,9 @@ def _draw_bars(axes: Axes, metrics: Sequence[LabelMetrics], names: Sequence[str]
     for bar, one in zip(drawn, metrics, strict=True):
         if one.f1 is None:
             continue
-        inside = one.f1 >= 0.15  # else the value has no room in its bar and is written over the label's name
-        x, y = one.f1 - 0.015 if inside else one.f1 + 0.03, bar.get_y() + bar.get_height() / 2
-        colour = "white" if inside else BLUE
-        axes.text(x, y, f"{one.f1:.2f}", ha="right" if inside else "left", va="center", fontsize=8, color=colour)
+        inside = one.f1 >= 0.15  # else the value has no room in its bar
+        x, y = 0.02 if inside else one.f1 + 0.03, bar.get_y() + bar.get_height() / 2
+        axes.text(x, y, f"{one.f1:.2f}", va="center", fontsize=8, color="white" if inside else BLUE)
     for name, mark, colour in (("precision", "|", VERMILION), ("recall", "x", ORANGE)):
         found = [(value, place) for place, one in enumerate(metrics) if (value := getattr(one, name)) is not None]
         axes.scatter(

@@ -12,7 +12,7 @@ import csv
 import difflib
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -101,6 +101,11 @@ def read_table(path: Path, columns: Columns) -> Table:
     cells, names = _cells(path)
     file = _given(path, columns.file, names, "file_column") or _known(names, FILE_NAMES) or names[0]
     split = _given(path, columns.split, names, "split_column") or _known(names, ("split",))
+    if split is None and (like := [name for name in names if _divides(row[name] for _, row in cells)]):
+        log.warning(
+            f"{path}: the column {like[0]!r} looks like a split, but is not used: the split is drawn; give --data.split_column "
+            f"{like[0]} for that of the table"
+        )
     others = [name for name in names if name not in (file, split)]
     if isinstance(columns.label, list):
         classes = [str(_given(path, name, names, "label_column")) for name in columns.label]
@@ -212,6 +217,12 @@ def _written(
     if found is not None and separator is None:
         log.info(f"labels     {found!r} divides several labels of an image in {path} (--data.label_separator)")
     return labels
+
+
+def _divides(cells: Iterable[str]) -> bool:
+    """Whether the cells of a column are train and val or test, in any writing, and nothing else."""
+    found = {SPLIT_OF.get(cell.lower()) for cell in cells}
+    return None not in found and "train" in found and len(found) > 1
 
 
 def _split(path: Path, row: dict[str, str], column: str | None, line: int) -> str | None:

@@ -284,6 +284,8 @@ def test_in_words() -> None:
         in_words(record)[2]
         == begin + "1.20 classes in a set, 80.0 % of one class, 1.0 % empty; penalty 0.1 from rank 3"
     )
+    record["sets"] = {**sets, "penalty": 0.0, "size": 1.2, "empty": 0.0, "single": 0.8}
+    assert in_words(record)[2].endswith("; no penalty made them smaller, so they are those of aps")
     record["sets"] = {**sets, "quantile": [math.inf, 1.0, 0.5]}
     assert in_words(record)[2] == f"{begin}every class is in every set; at least 9 are needed"
 

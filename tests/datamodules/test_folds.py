@@ -156,7 +156,7 @@ def test_cache_pools_its_splits(tmp_path: Path) -> None:
     [
         ({"split": {"groups": "abc"}}, (0, 1, 2), "it was split by groups or people, whom it does not hold"),
         ({"views": 2}, (0, 1, 2), "its training samples are augmented views"),
-        ({}, (0, 1, 0), "has features of separate folders for training and test"),
+        ({}, (0, 1, 0), "has features of a given split"),
     ],
 )
 def test_caches_without_folds(tmp_path: Path, changes: dict[str, Any], firsts: tuple[int, ...], message: str) -> None:

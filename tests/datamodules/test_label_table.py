@@ -68,11 +68,17 @@ def test_forms_of_tables(form: str, flat: Path, tmp_path: Path) -> None:
     assert batch["label"].tolist() == [found[data.files("train")[i]] for i in batch["index"].tolist()]
 
 
-def test_columns_by_setting(flat: Path, tmp_path: Path) -> None:
+def test_columns_by_setting(flat: Path, tmp_path: Path, caplog: Any) -> None:
     parts = ["train", "train", "train", "Valid", "test"]
     rows = [f"{n},{n:02}.png,{LABELS[n % 3]},{parts[n % 5]}" for n in range(30)]
     path = table(tmp_path / "t.csv", "label,where,what,part", rows)
     data = labelled(flat, path, file_column="where", label_column="what", split_column="part")
+    assert "looks like a split" not in caplog.text
+    labelled(flat, path, file_column="where", label_column="what")
+    assert (
+        f"{path}: the column 'part' looks like a split, but is not used: the split is drawn; give --data.split_column part"
+        in (caplog.text)
+    )
     assert label_of(data, "val") == {f"{n:02}.png": n % 3 for n in range(3, 30, 5)}
 
 

@@ -33,7 +33,8 @@ def test_sets_are_stored_and_used(run: Path, capsys: pytest.CaptureFixture[str])
     output = capsys.readouterr().out
     assert "sets raps with 80 % coverage" in output
     assert f"stored in {run / 'checkpoints' / 'best.ckpt'}" in output
-    assert output.endswith(f": python main.py predict --run {run}\n"), "test logs nothing of it without the callback"
+    command = f"python main.py test --run {run} --config configs/with/calibration.yaml"
+    assert output.endswith(f"test logs it   {command}\n"), "not without the callback"
     after = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
     assert after.keys() == before.keys() | {"calibration"}
     assert all(torch.equal(value, after["state_dict"][name]) for name, value in before["state_dict"].items())
@@ -162,9 +163,9 @@ def test_the_record_before_and_what_falls_away_are_said(
     said, temperatures = [], []
     for flags in (["--sets", "lac", "--coverage", "0.8"], ["--sets", "aps"], [], ["--target_exit_accuracy", "0.7"], []):
         assert main([str(tmp_path), *flags]) == 0
-        *lines, last = capsys.readouterr().out.splitlines()
-        assert last.startswith("stored in ")
-        assert last.endswith(f": python main.py test --run {tmp_path}")
+        *lines, stored, last = capsys.readouterr().out.splitlines()
+        assert stored == f"stored in {path}; used by predict, load_run and the report"
+        assert last == f"test logs it   python main.py test --run {tmp_path}"
         said.append(lines[-1] if "replaced" in lines[-1] else None)
         temperatures.append(f"{record_of(tmp_path)['temperature']:.3f}")
     begins = [f"replaced   the record before (temperature {temperature}" for temperature in temperatures]

@@ -150,9 +150,10 @@ def calibrate_run(options: argparse.Namespace, flags: Sequence[str]) -> int:
         print(f"warning: {warning}")
     if before:
         print(_replaced(before, sets_fall_away=record["sets"] is None))
-    shown = f"{MAIN} {_shown_by(options.run)} --run {options.run}"
     named = "" if options.ckpt == "best" else f" --ckpt {options.ckpt}"
-    print(f"stored in {found.checkpoint}; used by test, predict, load_run and the report: {shown}{named}")
+    shown = "" if _is_logged(options.run) else " --config configs/with/calibration.yaml"
+    print(f"stored in {found.checkpoint}; used by predict, load_run and the report")
+    print(f"test logs it   {MAIN} test --run {options.run}{named}{shown}")
     return OK
 
 
@@ -204,16 +205,15 @@ def _replaced(before: dict[str, Any], sets_fall_away: bool) -> str:
     return f"replaced   the record before ({', '.join(held)}){again if sets_fall_away else ''}"
 
 
-def _shown_by(run: Path) -> str:
-    """Command that shows the record: test logs it with the callback ``Calibration`` only, predict writes its probabilities."""
+def _is_logged(run: Path) -> bool:
+    """Whether the run has the callback ``Calibration``, with which test logs what is stored."""
     from foundation.bounded.text import parse_yaml
     from lightning_modules.loading import newest_config
 
     trainer = parse_yaml(newest_config(run).read_text(encoding="utf-8")).get("trainer") or {}
     callbacks = trainer.get("callbacks") or []
     entries = callbacks if isinstance(callbacks, list) else [callbacks]
-    names = [str(entry.get("class_path")).rpartition(".")[2] for entry in entries if isinstance(entry, dict)]
-    return "test" if "Calibration" in names else "predict"
+    return "Calibration" in [str(one.get("class_path")).rpartition(".")[2] for one in entries if isinstance(one, dict)]
 
 
 def _validations(run: Path) -> int:

@@ -47,6 +47,8 @@ class Choice(NamedTuple):
     threshold: float
     how: str
     places: np.ndarray[Any, np.dtype[np.int64]]
+    tolerance: float | None = None
+    """Points that may be lost, if it was chosen by that."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -184,7 +186,7 @@ def cascade(options: argparse.Namespace) -> None:
         name: _row(accuracy, flop, flops[1], times[name], times["stage 2"])
         for name, accuracy, flop in zip(times, accuracies, (*flops, flops[0] + (1 - coverage) * flops[1]), strict=True)
     }
-    said = goal_note(options.split, options.budget, options.tolerance, rows["cascade"]["flops_share"], accuracies[1:])
+    said = goal_note(options.split, options.budget, choice.tolerance, rows["cascade"]["flops_share"], accuracies[1:])
     notes += [said] if said is not None else []
     report: dict[str, Any] = {
         "stage1": stages[0].name,
@@ -284,7 +286,7 @@ def _choose(
         chosen_on, places = measures.halves(len(everything), options.seed)
         where = f"half of the {options.split} split ({len(chosen_on):,} samples, seed {options.seed}); the other half is measured"
         evaluated = evaluated.part(chosen_on)
-    swept = measures.sweep(evaluated)
+    swept, lost = measures.sweep(evaluated), None
     if options.budget is not None:
         place = measures.choose_at_cost(swept, flops[0], flops[1], options.budget)
         how = f"most accurate threshold with at most {options.budget:.0%} of stage 2's operations"
@@ -294,7 +296,7 @@ def _choose(
         how = f"cheapest threshold that loses at most {lost:g} points against stage 2"
     if (said := edge_note(swept, place)) is not None:
         notes.append(said)
-    return Choice(float(swept.threshold[place]), f"{how}, on {where}", places)
+    return Choice(float(swept.threshold[place]), f"{how}, on {where}", places, lost)
 
 
 def _times(

@@ -70,5 +70,8 @@ def goal_note(
         return f"--budget {budget:g} is not met on the {split} split: the cascade takes {share:.3f} of stage 2's operations"
     lost = 100 * (accuracies[0] - accuracies[1])
     if tolerance is not None and lost > tolerance + 1e-9:
-        return f"--tolerance {tolerance:g} is not met on the {split} split: the cascade loses {lost:.2f} points against stage 2"
+        return (
+            f"--tolerance {tolerance:g} is not met on the {split} split: the cascade loses {lost:.2f} points against stage 2; the "
+            "threshold was chosen on other samples"
+        )
     return None

@@ -36,9 +36,8 @@ class _ImagesCLI(VisionCLI):
     def predict(self, model: LightningModule, datamodule: Any) -> None:
         """Predict the images and keep their logits and files."""
         if not isinstance(model, Classifier) or model.several_labels:
-            raise UsageError(
-                f"tools.outliers: is for classifiers of one label a sample, not for {type(model).__name__}"
-            )
+            kind = "--model.task multilabel" if isinstance(model, Classifier) else type(model).__name__
+            raise UsageError(f"tools.outliers: is for classifiers of one label a sample, not for {kind}")
         checkpoint, _ = self._checkpoint()
         channels = 3 if getattr(datamodule, "reads_stacks", False) else datamodule.in_channels
         given_images(datamodule.images, channels)  # a wrong path is refused before the network is loaded

@@ -101,7 +101,9 @@ def final_command(final: Path, header: Header) -> str:
         *(f"{PLACEHOLDERS[name]}: the {TABLES[name]} it was made with" for name in tables),
     ]
     if "labels" in tables:
-        meanings.append("with the flags of the extraction for its columns, such as --data.label_column COLUMN")
+        meanings.append(
+            "with the flags of the extraction for its columns, such as --data.label_column and --data.split_column COLUMN"
+        )
     overlays = f"--config configs/cascade_train.yaml --config {shlex.quote(str(final))}"
     return f"{MAIN} fit {overlays} {' '.join(flags)}   ({'; '.join(meanings)})"
 
