@@ -133,7 +133,7 @@ def picture(settings: Sequence[Setting], monitor: str) -> Figure:
     gone = sum(math.isnan(setting.mean) for setting in settings)
     seeds = max(len(setting.values) for setting in settings)
     spread = f"means over {seeds} seeds, bars: lowest and highest" if seeds > 1 else "one seed"
-    title = f"{len(settings):,} settings, {spread}; blue: the best of each value, orange: the winner"
+    title = f"{len(settings):,} settings, {spread}; blue: best of each value, orange: winner"
     title += f"; {gone} diverged, not shown" * bool(gone)
     figure.suptitle(textwrap.fill(title, round(LETTERS_PER_INCH * figure.get_figwidth())), fontsize=10)
     return figure
