@@ -106,8 +106,8 @@ def hint_of_set(root: Path, one: PromptSet) -> str:
         return f"there is YOLO's data.yaml: give annotations: {_within(root, folder / 'data.yaml')}{split}"
     if not has_images(folder):
         return ""
-    outer = PromptSet(Path(one.folder).parent.as_posix(), one.prompts)
-    items = sets_of_images(root, one) or sets_of_images(root, outer)
+    around = PromptSet(Path(one.folder).parent.as_posix(), one.prompts)
+    items = sets_of_images(root, one) or sets_of_images(root, around)
     return f"its masks are elsewhere: give it in data.sets as {written(items)}" if items else ""
 
 
