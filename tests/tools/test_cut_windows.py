@@ -163,7 +163,7 @@ def test_labels_of_a_column_and_of_segments_agree(tmp_path: Path) -> None:
         (["--rate", "50", "--window", "1", "--path", "{label}.csv"], "none of the 24 recordings fits"),
         (["--rate", "50", "--window", "90", "--time_unit", "ms"], "no window is left: "),
         (["--rate", "50", "--window", "1", "--time_unit", "s"], "give their unit with --time_unit"),
-        (["--like", "nowhere.npz"], "--like nowhere.npz: a file of windows that tools.cut_windows wrote is needed"),
+        (["--like", "nowhere.npz"], "--like nowhere.npz: no such file"),
         (["--rate", "50", "--window", "1", "--signals", "a", "a"], "--signals: a name is given twice"),
         (
             ["--rate", "50", "--window", "1", "--scale", "acc_x"],

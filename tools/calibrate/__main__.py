@@ -118,7 +118,8 @@ def calibrate_run(options: argparse.Namespace, flags: Sequence[str]) -> int:
         found = run_logits("tools.calibrate", options.run, "val", options.ckpt, flags)
         if seen := found.data.seen.get("val", 0):
             raise ValueError(
-                f"{options.run}: {seen:,} of the {len(found.label):,} validation samples were trained on; calibrate on others"
+                f"{options.run}: {seen:,} of the {len(found.label):,} validation samples were trained on; calibrate on others "
+                "(python -m tools.inspect_data names equal pictures: leave one of each out)"
             )
         content = _content(found.checkpoint)
         before = content.get("calibration") or {}

@@ -20,6 +20,7 @@ from datamodules.signals.recordings.cutting import Part
 from foundation.atomic_files import replace_file
 from foundation.bounded.arrays import read_arrays
 from foundation.bounded.text import parse_json
+from foundation.places import close_to
 
 Array = np.ndarray[Any, Any]
 
@@ -124,8 +125,10 @@ def stored_cutting(path: Path) -> dict[str, Any]:
     """Return the settings with which a file of windows was cut.
 
     Raises:
-        ValueError: The file was not written by `WindowWriter`.
+        ValueError: There is no such file, or it was not written by `WindowWriter`.
     """
+    if not path.is_file():
+        raise ValueError(f"--like {path}: no such file{close_to(path)}")
     try:
         found = parse_json(str(read_arrays(path, ("cutting",))["cutting"]).encode())
         if not isinstance(found, dict):
