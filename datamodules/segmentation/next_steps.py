@@ -106,8 +106,9 @@ def hint_of_set(root: Path, one: PromptSet) -> str:
         return f"there is YOLO's data.yaml: give annotations: {_within(root, folder / 'data.yaml')}{split}"
     if not has_images(folder):
         return ""
-    around = PromptSet(Path(one.folder).parent.as_posix(), one.prompts)
-    items = sets_of_images(root, one) or sets_of_images(root, around)
+    items, around = sets_of_images(root, one), Path(one.folder).parent
+    if not items and around != Path():  # the root has the masks of other sets too
+        items = sets_of_images(root, PromptSet(around.as_posix(), one.prompts))
     return f"its masks are elsewhere: give it in data.sets as {written(items)}" if items else ""
 
 

@@ -75,8 +75,10 @@ def test_earlier_predictions_that_stay_are_named_once_new_ones_are_written(
 ) -> None:
     caplog.set_level(logging.INFO)
     monkeypatch.setattr("cli.evaluation.read", lambda checkpoint: {})
+    monkeypatch.setattr("cli.evaluation.read_best", lambda checkpoint: {"epoch": 2, "step": 16})
     (tmp_path / "predictions.csv").touch()
     record_predictions(tmp_path, "/mine", Path("best.ckpt"))
+    assert '"step": 16' in (tmp_path / "predictions.json").read_text()
     data: Any = SimpleNamespace(images=SimpleNamespace(source="/others", name="others"))
     folder, source, kept = predictions_folder(tmp_path, tmp_path, data, None)
     assert (folder, source) == (tmp_path / "evaluations" / "others", "/others")
@@ -88,6 +90,7 @@ def test_earlier_predictions_that_stay_are_named_once_new_ones_are_written(
 
 def test_masks_of_other_prompts_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cli.evaluation.read", lambda checkpoint: {})
+    monkeypatch.setattr("cli.evaluation.read_best", lambda checkpoint: {"epoch": 2, "step": 16})
     images = SimpleNamespace(source="/walls", name="walls")
     told: dict[str, list[bool]] = {}
     for prompts in (None, ["fissure"], ["crack", "joint"], ["fissure"], ["fissure", "wall joint"]):
