@@ -45,7 +45,7 @@ def next_commands(
         use += "   (there is no test split; more in docs/paths.md)"
     lines.append(use + _outdated(folder, "predictions.json", "predictions.csv"))
     if earlier := exported_earlier(folder):
-        lines.append(f"export again {', '.join(earlier)}: of an earlier {best.name}, which is newer now")
+        lines.append(f"export again {', '.join(earlier)}: older than best.ckpt")
     return lines
 
 

@@ -103,8 +103,7 @@ def read_table(path: Path, columns: Columns) -> Table:
     split = _given(path, columns.split, names, "split_column") or _known(names, ("split",))
     if split is None and (like := [name for name in names if _divides(row[name] for _, row in cells)]):
         log.warning(
-            f"{path}: the column {like[0]!r} looks like a split, but is not used: the split is drawn; give --data.split_column "
-            f"{like[0]} for that of the table"
+            f"{path}: the column {like[0]!r} looks like a split, but is not used; give --data.split_column {like[0]} for that split"
         )
     others = [name for name in names if name not in (file, split)]
     if isinstance(columns.label, list):

@@ -72,7 +72,7 @@ def _near(masks: Path, folders: Collection[Path]) -> Iterator[Path]:
 
 
 def looks_like_masks(masks: Path, images: Path) -> bool:
-    """Whether the first picture of a folder looks like a mask and that of another, of as many or fewer pictures, does not.
+    """Whether the first picture of a folder looks like a mask and that of another does not; half of the images may lack one.
 
     Args:
         masks: Folder of what may be masks, whatever their names.

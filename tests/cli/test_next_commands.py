@@ -68,7 +68,7 @@ def test_predictions_and_exports_of_an_earlier_best_checkpoint_are_said(tmp_path
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (written + seconds, written + seconds))
     again = [line for line in lines(tmp_path, []).splitlines() if line.startswith("export again ")]
-    assert again == ["export again model.onnx, packed_trits.lvr: of an earlier best.ckpt, which is newer now"]
+    assert again == ["export again model.onnx, packed_trits.lvr: older than best.ckpt"]
 
 
 def test_data_without_a_test_split_is_tested_by_no_command(tmp_path: Path) -> None:
