@@ -230,7 +230,9 @@ class RunFolder(Callback):
             return
         if self.tested:
             data.setup("test")
-        data.check_input(("train", "val", "test") if self.tested else ("train", "val"))
+        splits = ("train", "val", "test") if self.tested else ("train", "val")
+        data.check_input(splits)
+        data.say_shared(splits)
 
     def _say_data(self, trainer: Trainer, stage: str) -> None:
         """Let data that says nothing in its own setup say what it evaluates; after a fit, that has been said."""

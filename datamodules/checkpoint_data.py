@@ -13,7 +13,7 @@ import hashlib
 import inspect
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,7 @@ from datamodules.images.class_folders import listed
 from datamodules.images.unlabelled import GivenImages
 from datamodules.sample_keys import row_keys, text_keys
 from datamodules.trained_on import MATCHED, FromCheckpoint, TrainedOn
+from foundation.project import TOOL
 
 log = logging.getLogger(__name__)
 
@@ -193,6 +194,23 @@ class MatchedToCheckpoint(LightningDataModule):
                     f"the {split} data in {now.place} has changed since the run began: "
                     f"{counts if gone or new else 'classes or masks of the samples are others'}; "
                     "restore the data to resume, or start a new run (--model.weights of this one)"
+                )
+
+    def say_shared(self, splits: Collection[str]) -> None:
+        """Warn of validation and test samples of a fit that are equal to training samples, bit by bit.
+
+        Args:
+            splits: The splits that the fit uses; setup has read them.
+        """
+        trained = self.training_record()["keys"]["train"]
+        for split in ("val", "test"):
+            if split not in splits:
+                continue
+            keys = self.sample_keys(split)
+            if count := int(torch.isin(keys, trained).sum()):
+                log.warning(
+                    f"{count:,} of the {len(keys):,} {split} samples are train samples too, equal to the bit: the {split} metrics "
+                    f"are not those of new data; {TOOL}inspect_data names them"
                 )
 
     # ---- other data ----

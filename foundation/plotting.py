@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sized
 from pathlib import Path
+from textwrap import wrap
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -22,6 +23,7 @@ from foundation.atomic_files import replace_file
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 GREY, LIGHT_GREY = "#555555", "#D9D9D9"
 DPI = 110
+LETTERS = 120  # of one point, to an inch: a letter is 0.6 of its size wide, on average
 
 
 def epoch_axis(axes: Axes, last: float) -> None:
@@ -31,6 +33,20 @@ def epoch_axis(axes: Axes, last: float) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def put_title(figure: Figure, *lines: str, fontsize: float = 12) -> None:
+    """Put lines above all axes of a figure; one that is too long for the figure's width goes on in the next.
+
+    Args:
+        figure: The figure, of its final width.
+        lines: Texts.
+        fontsize: Size of the letters in points.
+    """
+    wide = int(LETTERS * figure.get_figwidth() / fontsize)
+    figure.suptitle(
+        "\n".join(part for line in "\n".join(lines).splitlines() for part in wrap(line, wide)), fontsize=fontsize
+    )
 
 
 def marker(points: Sized) -> str:

@@ -336,11 +336,12 @@ class PromptedSegmenter(SegmentationModule):
     # ---- prediction ----
 
     def on_predict_start(self) -> None:
-        """Warn of prompts that were not used in training."""
+        """Warn of prompts that were not used in training, and of masks without chosen thresholds."""
         data = getattr(self.trainer, "datamodule", None)
         if not self.object_of:  # of a module that is in no checkpoint yet
             self._take_synonyms(getattr(data, "synonyms", []))
         self.warn_of_unknown(getattr(data, "prompts", None) or [])
+        self.warn_without_thresholds()
 
     def _take_synonyms(self, synonyms: Sequence[Sequence[str]]) -> None:
         self.object_of = {

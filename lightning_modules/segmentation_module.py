@@ -80,6 +80,7 @@ class SegmentationModule(BaseModule):
         self.collapsed: dict[str, str] = {}
         self.object_of: dict[str, str] = {}
         self._unknown: set[str] = set()  # prompts that a warning has named
+        self._without_thresholds = False  # whether a warning has said that there are none
         super().__init__(**kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -196,6 +197,7 @@ class SegmentationModule(BaseModule):
             ValueError: Wrong shape, type or range, a prompt without a word, or nothing can be read.
         """
         asked = self._asked(prompts)
+        self.warn_without_thresholds()
         thresholds = tuple(self.threshold_of(prompt) for prompt in asked)
         limits = torch.tensor(thresholds, device=self.device).view(-1, 1, 1)
         if isinstance(images, Tensor):
@@ -215,6 +217,16 @@ class SegmentationModule(BaseModule):
             return self.class_names
         self.warn_of_unknown(prompts)
         return list(prompts)
+
+    def warn_without_thresholds(self) -> None:
+        """Warn once that no validation has chosen thresholds, so that masks are cut at 0.5."""
+        if self.thresholds or self._without_thresholds:
+            return
+        self._without_thresholds = True
+        log.warning(
+            "no validation has chosen the thresholds of these weights, so masks are the pixels of probability 0.5 or more; a fit "
+            "with validation chooses the best one of each prompt"
+        )
 
     def warn_of_unknown(self, prompts: Sequence[str]) -> None:
         """Warn of prompts that were not used in training, once of each, and name the trained ones.
@@ -309,6 +321,8 @@ class SegmentationModule(BaseModule):
         if stage == "train":
             return [0.5] * len(self.class_names)
         if self.trainer.state.fn != "fit" or self.trainer.sanity_checking:
+            if not self.trainer.sanity_checking:
+                self.warn_without_thresholds()
             chosen = self.raw_thresholds if stage == "val_raw" else self.thresholds
             return [chosen.get(prompt, 0.5) for prompt in self.class_names]
         thresholds = choose_thresholds(counts)

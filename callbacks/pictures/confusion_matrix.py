@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from callbacks.pictures.evaluation import EvaluationPicture, class_names_of, label_text, write_table
-from foundation.plotting import BLUE
+from foundation.plotting import BLUE, put_title
 from metrics import ClassMetrics, ConfusionSums, class_metrics
 
 WITH_NUMBERS, WITH_NAMES, WORST = 20, 40, 20
@@ -51,7 +51,7 @@ def draw_confusion(counts: Tensor, names: Sequence[str], title: str) -> Figure:
     height = side + min(longest, 1.9) + 1.3
     figure = Figure(figsize=(side + longest + 4.6, max(3.6, height)), layout="constrained")
     n, hits = int(counts.sum()), int(counts.diagonal().sum())
-    figure.suptitle(f"{label_text(title, 200)}\naccuracy {hits / max(n, 1):.2%} of {n:,} samples")
+    put_title(figure, label_text(title, 200), f"accuracy {hits / max(n, 1):.2%} of {n:,} samples")
     together = classes <= WITH_NAMES
     grid = figure.add_gridspec(1, 2, width_ratios=(side, 2.2))
     matrix = figure.add_subplot(grid[0, 0])

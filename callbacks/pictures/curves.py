@@ -23,7 +23,19 @@ from callbacks.checkpoints import Checkpoints
 from callbacks.find_callbacks import find_callbacks
 from callbacks.metrics_log import read_metrics
 from callbacks.pictures.picture import Picture, tensorboard_writers
-from foundation.plotting import BLUE, GREEN, GREY, LIGHT_GREY, ORANGE, PURPLE, SKY, VERMILION, epoch_axis, marker
+from foundation.plotting import (
+    BLUE,
+    GREEN,
+    GREY,
+    LIGHT_GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    epoch_axis,
+    marker,
+    put_title,
+)
 
 Rows = list[dict[str, float]]
 Points = list[tuple[float, dict[str, float]]]  # epochs done, row
@@ -97,7 +109,7 @@ def draw_curves(rows: Rows, title: str, best_epoch: int | None = None, monitored
     lower += ["speed"] * ("speed/images_per_s" in names)
     shown = [panels for panels in (upper, lower) if panels]
     figure = Figure(figsize=(11, 0.5 + 3.4 * max(len(shown), 1)), layout="constrained")
-    figure.suptitle(title)
+    put_title(figure, title)
     if shown:
         parts = figure.subfigures(len(shown), 1, squeeze=False)
         for panels, part in zip(shown, parts[:, 0], strict=True):

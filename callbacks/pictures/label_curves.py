@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from callbacks.pictures.evaluation import EvaluationPicture, class_names_of, label_text, stage_of, write_table
-from foundation.plotting import BLUE, GREEN, GREY, LIGHT_GREY, ORANGE, PURPLE, SKY, VERMILION
+from foundation.plotting import BLUE, GREEN, GREY, LIGHT_GREY, ORANGE, PURPLE, SKY, VERMILION, put_title
 from metrics import LabelMetrics, MultiLabelResult
 
 WITH_BARS = 30
@@ -45,7 +45,8 @@ def draw_labels(metrics: Sequence[LabelMetrics], names: Sequence[str], title: st
         shown = sorted(shown, key=lambda k: (metrics[k].f1 is None, metrics[k].f1 or 0.0, k))[:WORST]
     figure = Figure(figsize=(11.5, max(4.6, 0.3 * len(shown) + 1.8)), layout="constrained")
     means = [_mean([getattr(one, name) for one in metrics]) for name in ("ap", "f1")]
-    figure.suptitle(f"{label_text(title, 200)}\nmean AP {means[0]}, mean F1 {means[1]} of {len(names)} labels")
+    about = f"mean AP {means[0]}, mean F1 {means[1]} of {len(names)} labels"
+    put_title(figure, label_text(title, 200), about)
     bars, curves = figure.subplots(1, 2, width_ratios=(1.25, 1))
     _draw_bars(bars, [metrics[k] for k in shown], [label_text(names[k]) for k in shown], len(shown) < len(names))
     _draw_curves(curves, metrics, names)

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from callbacks.pictures.evaluation import file_text, label_text
+from foundation.plotting import put_title
 
 NAME_LENGTH = 20  # letters of a class name that fit into the width of a tile
 COLOURS = "inferno"  # rises in lightness, so that it can be read in grey and with any colour vision
@@ -54,9 +55,8 @@ def draw_heat(mistakes: Sequence[Mistake], title: str) -> Figure:
         1.4, max(one.pixels.shape[0] / one.pixels.shape[1] for one in mistakes)
     )  # height of a picture by its width
     figure = Figure(figsize=(5.6 * groups + 0.9, (1.75 * flat + 0.55) * rows + 0.9), layout="constrained")
-    figure.suptitle(
-        f"{label_text(title, 200)}\nwhat speaks for the predicted and for the true class (Grad-CAM)", fontsize=11
-    )
+    about = "what speaks for the predicted and for the true class (Grad-CAM)"
+    put_title(figure, label_text(title, 200), about, fontsize=11)
     widths = [1.0, 1.0, 1.0, 0.12] * groups
     grid = figure.subplots(rows, len(widths), squeeze=False, width_ratios=widths)
     for axes in grid.flat:

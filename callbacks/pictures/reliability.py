@@ -14,7 +14,7 @@ from matplotlib.ticker import PercentFormatter
 from scipy import stats
 
 from callbacks.pictures.evaluation import label_text, write_table
-from foundation.plotting import BLUE, GREY, LIGHT_GREY, VERMILION
+from foundation.plotting import BLUE, GREY, LIGHT_GREY, VERMILION, put_title
 from metrics import CalibrationSums, ExitHistogram, ExitMetrics, aurc, risk_coverage
 from metrics.calibration_errors import Bins
 from metrics.confidence import Array
@@ -93,7 +93,7 @@ def draw_reliability(found: Evaluation, title: str) -> Figure:
         columns.append((f"temperature {found.temperature:.3f}", found.after))
     figure = Figure(figsize=(4.3 * len(columns) + 4.7, 5.6), layout="constrained")
     lost = f", {found.before.lost:,} of them with non-finite logits" if found.before.lost else ""
-    figure.suptitle(f"{label_text(title, 200)}\n{found.before.samples:,} samples{lost}", fontsize=11)
+    put_title(figure, label_text(title, 200), f"{found.before.samples:,} samples{lost}", fontsize=11)
     grid = figure.add_gridspec(2, len(columns) + 1, height_ratios=(3, 1))
     most = max((sums.width.samples.max() for _, sums in columns), default=0) / max(found.before.samples, 1)
     for column, (name, sums) in enumerate(columns):

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from callbacks.pictures.evaluation import EvaluationPicture, class_names_of, file_text, label_text, write_table
 from callbacks.pictures.image_pixels import MASK_LEGEND, PREDICTED_MASK, TRUE_MASK, image_pixels, overlay
+from foundation.plotting import put_title
 from metrics.segmentation import THRESHOLDS, counts_at_thresholds, grid_place, image_histograms, probability_bins
 
 SIDE = 192  # pixels of a tile; images are kept at this size, not at full size
@@ -223,10 +224,8 @@ def draw_masks(found: Masks, title: str) -> Figure:
     columns = max(len(found.worst), len(found.best))
     figure = Figure(figsize=(1.0 + 1.75 * columns, 8.6), layout="constrained")
     once = f"{len(found.worst)} worst and {len(found.best)} best, each mask once"
-    figure.suptitle(
-        f"{label_text(title, 200)}\n{once}; {MASK_LEGEND}; IoU at the stored size, at the prompt's threshold",
-        fontsize=10,
-    )
+    about = f"{once}; {MASK_LEGEND}; IoU at the stored size, at the prompt's threshold"
+    put_title(figure, label_text(title, 200), about, fontsize=10)
     grid = figure.subplots(4, columns, squeeze=False)
     for row, (kind, masks) in enumerate((("worst", found.worst), ("best", found.best))):
         for column in range(columns):

@@ -17,6 +17,7 @@ from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
 from callbacks.pictures.evaluation import EvaluationPicture, class_names_of, label_text, write_table
+from foundation.plotting import put_title
 from metrics import GroupAccuracy, GroupSums
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def draw_subjects(found: SubjectTable, title: str) -> Figure:
             if (cell := found.cells.get((subject, k))) is not None:
                 shares[row, k + 1] = cell.accuracy
     figure = Figure(figsize=(2.4 + 0.8 * len(columns), 2.6 + 0.3 * len(subjects)), layout="constrained")
-    figure.suptitle(label_text(title, 200))
+    put_title(figure, label_text(title, 200))
     axes = figure.add_subplot()
     # accuracy is rarely below 0.5; a scale from 0 would hide the differences
     image = axes.imshow(shares, cmap="Blues", vmin=0.5, vmax=1.0, aspect="auto")

@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from callbacks.metrics_log import read_metrics
 from callbacks.pictures.picture import Picture
-from foundation.plotting import BLUE, GREEN, GREY, LIGHT_GREY, ORANGE, epoch_axis, marker
+from foundation.plotting import BLUE, GREEN, GREY, LIGHT_GREY, ORANGE, epoch_axis, marker, put_title
 
 PREFIX = "ternary/"
 
@@ -56,7 +56,7 @@ def draw_shares(layers: Mapping[str, Layer], rows: list[dict[str, float]], title
     """
     upper, lower = max(1.8, 0.26 * len(layers) + 0.9), 2.6  # inches
     figure = Figure(figsize=(10, upper + lower + 0.4), layout="constrained")
-    figure.suptitle(title)
+    put_title(figure, title)
     grid = figure.add_gridspec(2, 2, height_ratios=(upper, lower), width_ratios=(3, 1), wspace=0.08)
     shares = figure.add_subplot(grid[0, 0])
     _draw_shares(shares, layers)

@@ -24,6 +24,7 @@ from torch import Tensor
 from callbacks.pictures.evaluation import EvaluationPicture, class_names_of, label_text, stage_of, write_table
 from callbacks.pictures.image_pixels import image_pixels
 from callbacks.pictures.mistake_heat import NAME_LENGTH, Mistake, draw_heat
+from foundation.plotting import put_title
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ def draw_mistakes(mistakes: Sequence[Mistake], title: str) -> Figure:
         1.0, max(one.pixels.shape[0] / one.pixels.shape[1] for one in mistakes)
     )  # height of a picture by its width
     figure = Figure(figsize=(max(6.5, 2.0 * columns), (2.0 * flat + 0.45) * rows + 0.7), layout="constrained")
-    figure.suptitle(label_text(title, 200), fontsize=11)
+    put_title(figure, label_text(title, 200), fontsize=11)
     for number, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         if number < len(mistakes):
             _draw_mistake(axes, mistakes[number])

@@ -24,6 +24,7 @@ CALLED = re.compile(
 WORD = re.compile(r"^mas[kqc][a-z]*[ _.-]+|[ _.-]+mas[kqc][a-z]*$", re.IGNORECASE)  # of a file's name: mask_a, a_maske
 COLOURS = 8  # the commonest colours of a mask; the others are of blurred edges
 FLAT = 0.9  # share of a mask's pixels that have them
+LOOKED_AT = 50  # names of masks that are compared with those of images
 SIDE = 256  # pixels that are looked at along each side
 ADVICE = "segmentation splits its sets itself, by data.val_fraction and data.groups (docs/segmentation.md)"
 
@@ -36,6 +37,23 @@ def stems_fit(images: Collection[str], masks: Collection[str]) -> bool:
         masks: The same of the masks.
     """
     return bool(images) and len({*images} & {*masks}) >= SAME * len(images)
+
+
+def text_around(images: Sequence[str], masks: Sequence[str]) -> tuple[str, str] | None:
+    """What is before and after an image's name in the name of its mask; None if they have the same names, or fit in no way.
+
+    >>> text_around(["j1", "j2"], ["j1_maske", "j2_maske"])
+    ('', '_maske')
+    """
+    if stems_fit(images, masks):
+        return None
+    longest = sorted(images, key=len, reverse=True)
+    for mask in masks[:LOOKED_AT]:
+        for image in longest:
+            before, _, after = mask.partition(image)
+            if image in mask and image != mask and stems_fit({f"{before}{other}{after}" for other in images}, masks):
+                return before, after
+    return None
 
 
 def masks_among(folder: Path, images: Sequence[Path]) -> str:

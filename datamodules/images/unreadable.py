@@ -52,6 +52,8 @@ def unreadable_text(folder: Path | None, wrong: Mapping[str, str], count: int) -
         return f"{name if folder is None else folder / name} cannot be read as an image ({reason})"
     shown = listed([f"{name} ({reason})" for name, reason in wrong.items()])
     place = "" if folder is None else f" in {folder}"
+    if len(wrong) == count:
+        return f"none of the {count:,} files{place} can be read as an image: {shown}"
     return f"{len(wrong):,} of the {count:,} files{place} cannot be read as images: {shown}"
 
 
@@ -72,6 +74,6 @@ def report_unreadable(folder: Path | None, wrong: Mapping[str, str], count: int,
     text = unreadable_text(folder, wrong, count)
     if advice is not None or len(wrong) == count:
         of_setting = all("--data." in reason for reason in wrong.values())
-        last = "set it as the files need" if of_setting else "give another file" if count == 1 else "remove them"
+        last = "set it as the files need" if of_setting else f"give {'another file' if count == 1 else 'images'}"
         raise MisconfigurationException(f"{text}; {last if of_setting else advice or last}")
     log.warning(f"{text}; left out")

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules.images.class_folders import listed
 from datamodules.images.formats import EXTENSIONS, is_image
+from datamodules.images.mask_folders import text_around
 from datamodules.images.unreadable import NO_IMAGE, report_unreadable
 from datamodules.segmentation.next_steps import hint_of_images, hint_of_set
 from datamodules.segmentation.notes import Notes
@@ -76,7 +77,7 @@ def read_set(root: Path, one: PromptSet, prompt: int, notes: Notes | None = None
         raise MisconfigurationException(
             f"{folder}: {len(bare):,} of the {len(images):,} images have no mask: {listed(bare)}; "
             + (
-                _advice(stems, sorted(masks), place)
+                _advice(stems, sorted(masks.values()), place)
                 or "add an all-black mask to images without the object, and remove the others"
             )
         )
@@ -127,21 +128,18 @@ def _masks(folder: Path, one: PromptSet, before: str, after: str) -> dict[str, P
     }
 
 
-def _advice(stems: Sequence[str], masks: Sequence[str], place: str) -> str | None:
-    """The pattern that fits if all masks have the name of an image with the same text around it."""
-    for stem in sorted(stems, key=len, reverse=True):
-        for mask in masks:
-            if stem != mask and stem in mask:
-                before, _, after = mask.partition(stem)
-                if {f"{before}{other}{after}" for other in stems} <= {*masks}:
-                    return f'the masks are named {before}NAME{after}: set masks: "{place}/{before}*{after}.png"'
-    return None
+def _advice(stems: Sequence[str], masks: Sequence[Path], place: str) -> str | None:
+    around = text_around(stems, [path.stem for path in masks])
+    if around is None:
+        return None
+    before, after = around
+    return f'the masks are named {before}NAME{after}: set masks: "{place}/{before}*{after}{masks[0].suffix}"'
 
 
 def _there(folder: Path, images: Sequence[Path], one: PromptSet, place: str) -> str:
     """What lies where a pattern finds no mask, and the pattern that fits if there is one."""
     files = [path for path in _image_files(folder, one) if path not in images]
-    advice = _advice([path.stem for path in images], [path.stem for path in files], place)
+    advice = _advice([path.stem for path in images], files, place)
     if advice is None:
         return f", there are {listed([path.name for path in files])}" if files else ""
     return f", for {images[0].name} there is {files[0].name}; {advice}"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from datamodules.images.class_folders import listed
 from datamodules.images.formats import is_image
-from datamodules.images.mask_folders import looks_like_masks, stems_fit
+from datamodules.images.mask_folders import looks_like_masks, stems_fit, text_around
 from datamodules.segmentation.prompt_sets import PromptSet
 from foundation.places import absence, close_to, near
 from foundation.slug import slug
@@ -185,10 +185,15 @@ def written(items: list[str]) -> str:
 
 
 def _item(root: Path, one: PromptSet, images: Path, masks: Path) -> str:
-    if images.name == "images" and masks.parent == images.parent:
-        own = {} if masks.name == "masks" else {"masks": masks.name}
-        return as_item(one, images.parent.relative_to(root).as_posix(), **own)
-    return as_item(one, images.relative_to(root).as_posix(), masks=Path(os.path.relpath(masks, images)).as_posix())
+    pictures, files = ([path for path in _files(folder) if is_image(path)] for folder in (images, masks))
+    stems, named = ([path.stem for path in of] for of in (pictures, files))
+    around = text_around(stems, named)
+    inside = images.name == "images" and masks.parent == images.parent
+    folder = images.parent if inside else images
+    place = Path(os.path.relpath(masks, folder)).as_posix()
+    if around is not None:
+        place = f"'{place}/{around[0]}*{around[1]}{files[0].suffix}'"  # data.sets is between double quotes
+    return as_item(one, folder.relative_to(root).as_posix(), **({} if place == "masks" else {"masks": place}))
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from callbacks.pictures.image_pixels import PREDICTED_MASK, overlay
 from callbacks.pictures.predicted_masks import mask_names
-from callbacks.pictures.segmentation import Masks, SegmentationPictures, draw_masks
+from callbacks.pictures.segmentation import Drawn, Masks, SegmentationPictures, draw_masks
 from callbacks.progress.lines import epoch_metrics
 from cli.evaluation import _listed
 from datamodules import PromptedSegmentationDataModule
 from datamodules.images.checking import say_grey
 from datamodules.images.whole_files import Look
+from foundation.plotting import render
 from tools.inspect_data.samples import shares_of
 
 
@@ -74,6 +75,16 @@ def test_a_picture_of_a_fit_shows_the_masks_at_the_thresholds_that_were_chosen(m
     assert [(mask.file, round(mask.iou, 4)) for mask in tested.worst] == [("2", 0.0), ("1", 0.3333)]
     assert [mask.file for mask in tested.best] == ["0"]
     assert "2 worst and 1 best, each mask once" in draw_masks(tested, "test").get_suptitle()
+
+
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_the_title_is_within_the_picture(count: int) -> None:
+    pixels, mask = np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), bool)
+    drawn = Drawn(pixels, mask, mask, "segment crack", "walls/a_long_name.png", 0.5, 0.5)
+    figure = draw_masks(Masks([drawn] * count, [drawn]), f"run_{'of_the_third_week_' * 4}: test")
+    render(figure)
+    title = figure.texts[0].get_window_extent()
+    assert 0 <= title.x0 < title.x1 <= figure.bbox.x1
 
 
 def test_an_image_of_two_sets_has_the_name_of_one() -> None:

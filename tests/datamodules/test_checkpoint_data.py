@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from PIL import Image
 
 from cli.evaluation import overrides
 from datamodules import (
@@ -24,6 +25,7 @@ from datamodules import (
 )
 from datamodules.sample_keys import file_keys, row_keys
 from datamodules.signals.matching import bare_names, units_of
+from foundation.project import TOOL
 from tests.datamodules.cifar_layout import write_cifar
 from tests.datamodules.pictures import write_classes
 from tests.datamodules.segmentation_sets import TWO, write_two
@@ -236,3 +238,35 @@ def test_a_moved_folder_keeps_its_fingerprint(tmp_path: Path) -> None:
     data.splits["test"]["label"] = 1 - label
     assert data.fingerprint("test") != found[0], "labels are part of it"
     assert np.array_equal(data.splits["test"]["label"].numpy(), 1 - label.numpy())
+
+
+def test_a_fit_names_the_splits_that_share_samples_with_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two copies under other names in val/, one in test/; splits that are drawn keep equal files together."""
+    drawn = write_classes(tmp_path / "drawn", {"cat": 12, "dog": 12})
+    shutil.copy(drawn / "cat" / sorted(path.name for path in (drawn / "cat").iterdir())[0], drawn / "cat" / "copy.png")
+    plain = ImageFolderDataModule(str(drawn), image_size=16, batch_size=4, workers=0)
+    for stage in ("fit", "test"):
+        plain.setup(stage)
+    plain.say_shared(("train", "val", "test"))
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    given = tmp_path / "given"
+    for number, (split, count) in enumerate((("train", 6), ("val", 2), ("test", 2))):
+        write_classes(given / split, {"cat": count, "dog": count})
+        for place, path in enumerate(sorted((given / split).rglob("*.png"))):
+            Image.new("RGB", (20, 20), (20 * place, 80 * number, 0)).save(path)
+    train = sorted((given / "train" / "dog").iterdir())
+    for source, copy in ((0, "val/dog/one.png"), (1, "val/dog/two.png"), (0, "test/dog/one.png")):
+        shutil.copy(train[source], given / copy)
+    data = ImageFolderDataModule(str(given), image_size=16, batch_size=4, workers=0)
+    data.setup("fit")
+    data.say_shared(("train", "val"))
+    data.setup("test")
+    data.say_shared(("train", "val", "test"))
+    texts = [
+        f"{count} of the {4 + count} {split} samples are train samples too, equal to the bit: the {split} metrics are not "
+        f"those of new data; {TOOL}inspect_data names them"
+        for count, split in ((2, "val"), (2, "val"), (1, "test"))
+    ]
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == texts

@@ -131,16 +131,17 @@ def test_masks_in_a_folder_of_another_name(tmp_path: Path) -> None:
         data_of(tmp_path, PromptSet("walls", ["crack"])).setup("fit")
     assert str(caught.value).endswith(
         f'{tmp_path} has the sets joints, wall cracks: give --data.sets "[{{folder: joints, prompts: [segment joints]}}, '
-        '{folder: wall cracks, prompts: [segment wall cracks], masks: gt}]", with prompts of yours'
+        "{folder: wall cracks, prompts: [segment wall cracks], masks: 'gt/*_crack.png'}]\", with prompts of yours"
     )
     with pytest.raises(MisconfigurationException) as refused:
         data_of(tmp_path, PromptSet("wall cracks", ["crack"])).setup("fit")
-    hint = "give it in data.sets as {folder: wall cracks, prompts: [crack], masks: gt}"
+    hint = "give it in data.sets as {folder: wall cracks, prompts: [crack], masks: 'gt/*_crack.png'}"
     assert str(refused.value).endswith(f"no folder of masks in it; its masks are elsewhere: {hint}")
     (tmp_path / "wall cracks" / "images").rename(tmp_path / "wall cracks" / "bilder")
     for folder in ("wall cracks", "wall cracks/bilder"):
         with pytest.raises(
-            MisconfigurationException, match=r"folder: wall cracks/bilder, prompts: \[crack\], masks: ../gt"
+            MisconfigurationException,
+            match=r"folder: wall cracks/bilder, prompts: \[crack\], masks: '../gt/\*_crack.png'",
         ):
             data_of(tmp_path, PromptSet(folder, ["crack"])).setup("fit")
     with pytest.raises(MisconfigurationException, match=r"bilder/gt: no such folder; .* names; give masks: ../gt"):
@@ -225,3 +226,35 @@ def test_images_in_a_subfolder(tmp_path: Path, images: str, masks: str, item: st
     assert str(caught.value).endswith(f"give it in data.sets as {item}")
     settings = yaml.safe_load(item)
     assert len(checked(tmp_path, PromptSet(**settings)).pairs) == 8
+
+
+@pytest.mark.parametrize(
+    ("images", "masks", "name", "item"),
+    [
+        ("s/fotos", "s/masken", "{}_maske.png", "{folder: s/fotos, prompts: [crack], masks: '../masken/*_maske.png'}"),
+        ("s/images", "s/gt", "gt {}.bmp", "{folder: s, prompts: [crack], masks: 'gt/gt *.bmp'}"),
+    ],
+)
+def test_masks_of_other_names_are_written_out(tmp_path: Path, images: str, masks: str, name: str, item: str) -> None:
+    """The item of the first message is the whole setting, also where an image has no mask, which the next message says."""
+    write(tmp_path, name="plain")
+    shutil.copytree(tmp_path / "plain" / "images", tmp_path / images)
+    random = np.random.default_rng(0)
+    for path in (tmp_path / images).iterdir():
+        Image.fromarray(random.integers(0, 255, (18, 24, 3), dtype=np.uint8)).save(path)
+    (tmp_path / masks).mkdir()
+    files = sorted((tmp_path / "plain" / "masks").iterdir())
+    for path in files:
+        Image.open(path).save(tmp_path / masks / name.format(path.stem))
+    shutil.rmtree(tmp_path / "plain")
+    with pytest.raises(MisconfigurationException) as caught:
+        checked(tmp_path, PromptSet("s", ["crack"]))
+    assert str(caught.value).endswith(f"give it in data.sets as {item}")
+    own = PromptSet(**yaml.safe_load(item))
+    assert len(checked(tmp_path, own).pairs) == len(files) == 8
+    (tmp_path / masks / name.format(files[3].stem)).unlink()
+    with pytest.raises(MisconfigurationException) as caught:
+        checked(tmp_path, PromptSet("s", ["crack"]))
+    assert str(caught.value).endswith(f"give it in data.sets as {item}")
+    with pytest.raises(MisconfigurationException, match=f"1 of the 8 images have no mask: {files[3].stem}"):
+        checked(tmp_path, own)

@@ -163,7 +163,7 @@ def test_folders_without_images(tmp_path: Path) -> None:
         (tmp_path / f"{number}.txt").write_text("text")
     with pytest.raises(
         MisconfigurationException,
-        match=r"7 of the 7 files in .*: 0.txt \(no image\), 1.txt .*, 4.txt \(no image\) and 2",
+        match=r"none of the 7 files in .* can be read as an image: 0.txt .*, 4.txt \(no image\) and 2 more; give images",
     ):
         read_images(tmp_path, 4, 1)
     with pytest.raises(MisconfigurationException, match="grey or RGB, but the network takes 2 channels"):

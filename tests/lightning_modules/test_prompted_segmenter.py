@@ -206,6 +206,25 @@ def test_a_threshold_at_the_end_of_the_search_is_said(caplog: pytest.LogCaptureF
         assert "too low" in low
 
 
+def test_masks_without_chosen_thresholds_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    module = module_of()
+    module.configure_model()
+    image = torch.rand(1, 3, 32, 32)
+    probability = module.probabilities(image)
+    assert not caplog.records
+    assert torch.equal(module.masks(image), probability >= 0.5)
+    module.masks(image)
+    (record,) = caplog.records
+    assert record.getMessage().startswith(
+        "no validation has chosen the thresholds of these weights, so masks are the pixels of"
+    )
+    other = module_of()
+    other.configure_model()
+    other.thresholds = dict.fromkeys(NAMES, 0.3)
+    other.masks(image)
+    assert len(caplog.records) == 1
+
+
 def test_unknown_prompts_are_named_once_with_the_trained_ones(caplog: pytest.LogCaptureFixture) -> None:
     module = PromptedSegmenter.__new__(PromptedSegmenter)
     torch.nn.Module.__init__(module)

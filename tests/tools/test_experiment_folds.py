@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from cli.load_datamodule import load_datamodule
 from tests.runs.killing import ROOT, TINY
 from tools.experiments.__main__ import main
-from tools.experiments.folds import fold_jobs, lines, rows
+from tools.experiments.folds import check_folds, fold_jobs, lines, rows
 from tools.run_logits import RunLogits
 
 
@@ -50,6 +51,19 @@ def test_refusals(words: list[str], message: str, tmp_path: Path, capsys: pytest
     assert message in error
     assert error.strip().count("\n") == 0
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_check_of_the_folds_does_not_tell_of_the_first_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the first fold validates on is no line of the command; what is wrong with the folds is still said."""
+    config = [ROOT / "configs" / "har_cpu.yaml"]
+    flags = ["--data.generate", "true", "--data.root", str(tmp_path)]
+    check_folds(config, 3, flags)
+    assert "validation on subjects" not in capsys.readouterr().out
+    load_datamodule(["--config", str(config[0]), *flags, "--data.fold", "1/3"]).setup("fit")
+    assert "validation on subjects" in capsys.readouterr().out, "so it would be there"
 
 
 @pytest.mark.slow

@@ -370,8 +370,9 @@ def test_wrong_input_is_one_line(
 
 
 def test_output_folder_and_missing_config_are_errors(
-    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # the default output is in the working folder
     assert main(["--config", str(config), "--output", str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"error: --output {tmp_path}: is a folder; give a file\n"
     assert main([]) == 2

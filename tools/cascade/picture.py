@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from callbacks.pictures.evaluation import label_text
-from foundation.plotting import BLUE, GREEN, GREY, VERMILION
+from foundation.plotting import BLUE, GREEN, GREY, VERMILION, put_title
 from metrics.confidence import Array
 
 
@@ -36,7 +36,7 @@ def draw(curve: tuple[Array, Array], points: Mapping[str, Point], title: str, ch
         The figure.
     """
     figure = Figure(figsize=(11, 4.4), layout="constrained")
-    figure.suptitle(label_text(title, 160))
+    put_title(figure, label_text(title, 160))
     left, right = figure.subplots(1, 2, sharey=True)
     left.plot(curve[0] / 1e6, 100 * curve[1], color=BLUE, linewidth=1.5, label="cascade, threshold swept")
     first, second = points["stage 1"], points["stage 2"]

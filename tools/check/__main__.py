@@ -190,7 +190,8 @@ def _data(rows: Rows, data: Any, tested: bool, wrong: tuple[type[Exception], ...
         rows.add("test split", "-", "not asked for (--test_after_fit)")
     with rows.part("data", *wrong, ends=False):
         data.check_input(splits)
-    data.check_input = lambda _: None  # the trial need not read all again
+        data.say_shared(splits)
+    data.check_input = data.say_shared = lambda _: None  # the trial need not read all again
     lines = [line for line in log.lines[seen[0] :] if not line.startswith("baseline")]
     for line in lines or ["read and checked"]:
         for part in line.split("; ") if len(line) > SHORT else [line]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,10 +44,20 @@ def check_folds(configs: Sequence[Path], folds: int, flags: Sequence[str]) -> No
         ValueError: The datamodule has no folds, or the model is no classifier of one label a sample.
     """
     from cli.app import configure_logging
+
+    configure_logging()
+    # the base has said how it trains; that of one fold would be read as that of all
+    logging.disable(logging.INFO)
+    try:
+        _divide(configs, folds, flags)
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _divide(configs: Sequence[Path], folds: int, flags: Sequence[str]) -> None:
     from cli.load_datamodule import load_datamodule
     from datamodules import PromptedSegmentationDataModule
 
-    configure_logging()
     words = [word for config in configs for word in ("--config", str(config))]
     plain = load_datamodule([*words, *flags])
     if isinstance(plain, PromptedSegmentationDataModule):

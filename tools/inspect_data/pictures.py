@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from callbacks.pictures.evaluation import label_text
-from foundation.plotting import BLUE, GREEN, GREY, ORANGE, VERMILION
+from foundation.plotting import BLUE, GREEN, GREY, ORANGE, VERMILION, put_title
 from foundation.sizes import Size, sides
 from tools.inspect_data.samples import Tile
 
@@ -50,7 +50,7 @@ def figure_of(names: int, title: str) -> tuple[Figure, tuple[Axes, Axes, Axes]]:
     """Return a figure with three panels, high enough for this number of names on a vertical axis."""
     height = max(4.0, 0.24 * names * (names <= WITH_NAMES) + 1.6)
     figure = Figure(figsize=(15, height), layout="constrained")
-    figure.suptitle(label_text(title, 200))
+    put_title(figure, label_text(title, 200))
     first, second, third = figure.subplots(1, 3, width_ratios=(1.3, 1, 1))
     return figure, (first, second, third)
 
@@ -142,10 +142,8 @@ def draw_samples(tiles: Sequence[Tile], title: str) -> Figure:
     shapes = [[image.shape for image in row] for row in zip(*((t.original, *t.augmented) for t in tiles), strict=True)]
     heights = [0.1 + 1.7 * min(1.0, max(shape[0] / shape[1] for shape in row)) for row in shapes]
     figure = Figure(figsize=(1.7 * len(tiles) + 0.6, sum(heights) + 0.8), layout="constrained")
-    below = (
-        "\nbelow: shares of the classes that mixup or cutmix put into an image" if any(t.mixed for t in tiles) else ""
-    )
-    figure.suptitle(label_text(title, 200) + below, fontsize=11)
+    below = "below: shares of the classes that mixup or cutmix put into an image" if any(t.mixed for t in tiles) else ""
+    put_title(figure, label_text(title, 200), below, fontsize=11)
     grid = figure.subplots(rows, len(tiles), squeeze=False, height_ratios=heights)
     for column, tile in enumerate(tiles):
         grid[0, column].set_title(label_text(tile.label, 18), fontsize=9)

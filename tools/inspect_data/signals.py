@@ -14,7 +14,7 @@ from torch import Tensor
 
 from callbacks.pictures.evaluation import label_text
 from datamodules.signals.base import SignalDataModule
-from foundation.plotting import BLUE
+from foundation.plotting import BLUE, put_title
 from tools.inspect_data.findings import Findings, equal_keys
 from tools.inspect_data.measures import Sample
 from tools.inspect_data.pictures import ABOVE_LEGEND, COLOURS, WITH_NAMES, draw_counts, figure_of
@@ -139,7 +139,7 @@ def _draw_windows(data: SignalDataModule, shown: tuple[int, int], title: str) ->
     batch = {name: values.cpu().index_select(0, chosen) for name, values in data.splits["train"].items()}
     inputs = [data.augment(dict(batch), epoch) for epoch in range(shown[1])]
     figure = Figure(figsize=(1.9 * len(chosen) + 0.8, 1.7 * (1 + len(inputs)) + 0.9), layout="constrained")
-    figure.suptitle(label_text(f"{title} · training windows: recorded and augmented", 200), fontsize=11)
+    put_title(figure, label_text(f"{title} · training windows: recorded and augmented", 200), fontsize=11)
     grid = figure.subplots(1 + len(inputs), len(chosen), squeeze=False)
     for column, label in enumerate(batch["label"].tolist()):
         grid[0, column].set_title(label_text(data.class_names[label], 18), fontsize=9)

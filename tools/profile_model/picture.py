@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from foundation.plotting import BLUE, GREEN, GREY, ORANGE, SKY, VERMILION
+from foundation.plotting import BLUE, GREEN, GREY, ORANGE, SKY, VERMILION, put_title
 from tools.profile_model.results import Row, gains
 
 COLOURS = {"forward": SKY, "backward": BLUE, "optimizer": ORANGE}
@@ -25,7 +25,7 @@ def draw_profile(rows: Sequence[Row], ladders: dict[str, list[Row]], best: int |
     ladders = {name: rungs for name, rungs in ladders.items() if any(rung.status == "ok" for rung in rungs)}
     lines = 1 + len(ladders)
     figure = Figure(figsize=(12, 3.9 + 2.6 * len(ladders)), layout="constrained")
-    figure.suptitle(title)
+    put_title(figure, title)
     grid = figure.add_gridspec(lines, 3, height_ratios=[3.4, *[2.4] * len(ladders)])
     done = [row for row in rows if row.status == "ok"]
     missing = [row.name for row in rows if row.status != "ok"]

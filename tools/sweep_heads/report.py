@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import math
 import statistics
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from foundation.atomic_files import replace_file
-from foundation.plotting import BLUE, GREY, LIGHT_GREY, VERMILION
+from foundation.plotting import BLUE, GREY, LIGHT_GREY, VERMILION, put_title
 from metrics import direction_of
 from tools.sweep_heads.head_groups import Outcome
 from tools.sweep_heads.settings import typed
@@ -23,8 +22,6 @@ from tools.sweep_heads.settings import typed
 SWEPT = ("lr", "weight_decay", "dropout", "hidden")
 LABELS = {"lr": "learning rate", "weight_decay": "weight decay", "dropout": "dropout", "hidden": "hidden sizes"}
 TITLES = {"loss": "validation loss, nats", "acc": "validation accuracy", "balanced_acc": "balanced validation accuracy"}
-
-LETTERS_PER_INCH = 13  # of a title in 10 points
 
 
 class Setting(NamedTuple):
@@ -135,7 +132,7 @@ def picture(settings: Sequence[Setting], monitor: str) -> Figure:
     spread = f"means over {seeds} seeds, bars: lowest and highest" if seeds > 1 else "one seed"
     title = f"{len(settings):,} settings, {spread}; blue: best of each value, orange: winner"
     title += f"; {gone} diverged, not shown" * bool(gone)
-    figure.suptitle(textwrap.fill(title, round(LETTERS_PER_INCH * figure.get_figwidth())), fontsize=10)
+    put_title(figure, title, fontsize=10)
     return figure
 
 
