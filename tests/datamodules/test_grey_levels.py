@@ -97,7 +97,7 @@ def test_a_policy_gets_eight_bits(tmp_path: Path, caplog: pytest.LogCaptureFixtu
 def test_what_has_no_known_range_is_refused_by_name(tmp_path: Path) -> None:
     data = data_of(folder_of(tmp_path, RAMP.astype(np.float32), "tif"))
     with pytest.raises(
-        MisconfigurationException, match=r"8 of the 8 files .* no known range; say which .* --data.levels"
+        MisconfigurationException, match=r"none of the 8 files .* no known range; say which .* --data.levels"
     ):
         data.setup("fit")
     with pytest.raises(ValueError, match=r"levels is \[5, 5\] but must be \[BLACK, WHITE\], or null"):

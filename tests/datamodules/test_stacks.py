@@ -204,7 +204,7 @@ def test_settings_that_know_only_pictures(settings: dict[str, Any], message: str
 
 def test_a_folder_of_other_channels_is_refused_in_one_line(arrays: Path) -> None:
     with pytest.raises(
-        MisconfigurationException, match=r"16 of the 16 .* --data.channels 4 needs .*; set it as the files"
+        MisconfigurationException, match=r"none of the 16 .* --data.channels 4 needs .*; set it as the files"
     ) as caught:
         folder(arrays, channels=4)
     assert len(str(caught.value).splitlines()) == 1
