@@ -238,7 +238,7 @@ class MatchedToCheckpoint(LightningDataModule):
             raise MisconfigurationException(
                 f"the checkpoint was trained on {record.in_channels} channels, but {self.place} has {data.in_channels}"
                 + (f"; give --data.channels {record.in_channels}" if hasattr(data, "_channels") else "")
-                + _mode_of(record.inputs, data.transform_settings)
+                + _channels_by(record.inputs, data.transform_settings)
             )
         self._check_inputs(record, given)
         if labelled and self.images is None:
@@ -371,7 +371,10 @@ def _given(value: Any) -> Any:
     return f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else value
 
 
-def _mode_of(trained: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What to say if signals are drawn in another mode than in training, by which a network has other channels."""
-    was, new = trained.get("mode"), now.get("mode")
-    return f"; data.mode was {was} in training and is {new} now: give --data.mode {was}" if was and was != new else ""
+def _channels_by(trained: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Which setting of signals was another in training, by which a network has other channels."""
+    for name in ("mode", "asinh_scale"):
+        if (was := trained.get(name)) != (new := now.get(name)):
+            value = "null" if was is None else was
+            return f"; data.{name} was {value} in training and is {'null' if new is None else new} now: give --data.{name} {value}"
+    return ""

@@ -3,6 +3,8 @@
     files --read_part--> (N, S, T) float32 --split by subject--> InMemoryLoader --device--> augmentation (training) --> normalise
          --> `signal`; in the image modes also --encode--> `image`
 
+In mode `signals`, `signal` is the network's input; with `asinh_scale` it has compressed signals too.
+
 `datamodules` documents the contract of a batch and of a datamodule, `datamodules.signals.windows` that of a reader.
 """
 
@@ -66,6 +68,8 @@ class SignalDataModule(SignalHeader):
         image_channels: Channels of the grey images of `flatten` and `grid`: 1, or 3 equal ones for networks that require RGB input.
         image_mean: Mean of the pixels for normalisation, in units of 0..1; null uses the value of UCI HAR for this encoder.
         image_std: Standard deviation of the pixels for normalisation; null uses the value of UCI HAR for this encoder.
+        asinh_scale: Give each signal to the network a second time, without its mean in the window and compressed by asinh, so that
+            small movements are seen: the value, in standard deviations of the signal, from which on it is compressed; null: once.
         rotation: Largest angle in degrees by which the sensor's frame is rotated in training, 0 to 180; the signals must then be
             ordered in triples x, y, z of one sensor, as for `scaling`.
         scaling: Standard deviation of the logarithm of the factor that each sensor is multiplied by, 0 or more.
@@ -109,6 +113,7 @@ class SignalDataModule(SignalHeader):
         image_channels: Literal[1, 3] = 1,
         image_mean: float | None = None,
         image_std: float | None = None,
+        asinh_scale: float | None = None,
         rotation: float = 0.0,
         scaling: float = 0.0,
         time_warp: float = 0.0,
@@ -138,6 +143,7 @@ class SignalDataModule(SignalHeader):
             image_channels=image_channels,
             image_mean=image_mean,
             image_std=image_std,
+            asinh_scale=asinh_scale,
         )
         self.signal_augmentation = SignalAugmentation(
             rotation=rotation,
@@ -187,8 +193,7 @@ class SignalDataModule(SignalHeader):
         zeros = torch.zeros(1, len(self.signal_names), self.window_length)
         try:
             self.signal_augmentation.physical(zeros, transforms.SampleRandom(0, 0, torch.tensor([0])))
-            if self.signal_images.mode != "signals":
-                self.signal_images(zeros, self.image_size)
+            self.signal_images(zeros, self.image_size)
         except (ValueError, TypeError) as error:
             raise MisconfigurationException(
                 f"data: the settings do not fit the signals: {error}; the signals are {', '.join(self.signal_names)}"
@@ -255,22 +260,22 @@ class SignalDataModule(SignalHeader):
         random = transforms.SampleRandom(self.seed, epoch, batch.pop("drawn", batch["index"]))
         changes = self.signal_augmentation.at(self.strength)
         signal = changes.normalised(self._scaled(changes.physical(batch["signal"].float(), random)), random)
-        return self._with_image({**batch, "signal": signal}, sides(self.train_size)[0])
+        return self._with_input({**batch, "signal": signal}, sides(self.train_size)[0])
 
     def prepared(self, signals: Tensor) -> Batch:
         """Normalise raw windows (B, S, T) in physical units as in evaluation; returns `signal` and, in the image modes, `image`."""
         return self._normalize({"signal": signals})
 
     def _normalize(self, batch: Batch) -> Batch:
-        return self._with_image({**batch, "signal": self._scaled(batch["signal"].float())}, sides(self.image_size)[0])
+        return self._with_input({**batch, "signal": self._scaled(batch["signal"].float())}, sides(self.image_size)[0])
 
     def _scaled(self, signal: Tensor) -> Tensor:
         mean, std = (values.to(signal.device)[:, None] for values in self.signal_scale)
         return (signal - mean) / std
 
-    def _with_image(self, batch: Batch, size: int) -> Batch:
-        images = self.signal_images
-        return batch if images.mode == "signals" else {**batch, "image": images(batch["signal"], size)}
+    def _with_input(self, batch: Batch, size: int) -> Batch:
+        name = "signal" if self.signal_images.mode == "signals" else "image"
+        return {**batch, name: self.signal_images(batch["signal"], size)}
 
     def _view(self, batch: Batch, number: int) -> Tensor:
         """Augment and encode the images of a batch as in epoch `number`, for a feature cache."""
@@ -339,6 +344,7 @@ class SignalDataModule(SignalHeader):
             "mode": images.mode,
             "encoder": images.encoder,
             "encoder_range": images.encoder_range,
+            **({} if images.asinh_scale is None else {"asinh_scale": images.asinh_scale}),
             **flat_settings(images.encoder_args, "encoder."),
         }
 

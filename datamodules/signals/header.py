@@ -50,19 +50,19 @@ class SignalHeader(DataModule):
 
     @property
     def signals(self) -> int:
-        """S, number of signals; reads only headers."""
-        return len(self.signal_names)
+        """S, number of signals that the network takes, compressed ones included; reads only headers."""
+        return self.signal_images.count(len(self.signal_names))
 
     @property
     def images_per_window(self) -> int:
         """Number of images of one window: S in mode `flatten`, else 1."""
-        return len(self.signal_names) if self.signal_images.mode == "flatten" else 1
+        return self.signals if self.signal_images.mode == "flatten" else 1
 
     @property
     def in_channels(self) -> int:
         """Channels of an image; in mode `signals` the number of signals."""
         grey = self.signal_images.mode in ("flatten", "grid")
-        return self.signal_images.image_channels if grey else len(self.signal_names)
+        return self.signal_images.image_channels if grey else self.signals
 
     @property
     def mean(self) -> tuple[float, ...]:

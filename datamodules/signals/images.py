@@ -1,9 +1,11 @@
-"""`SignalImages`: encodes the signals of a window as images, in the modes flatten, grid and channels. A pure function of the batch.
+"""`SignalImages`: the network's input from the signals of a window: signals, or images of them. A pure function of the batch.
 
-signals    no image, only `signal` (B, S, T)
+signals    no image, the signals (B, S, T) themselves
 flatten    (B, S, C, N, N)   one image per signal; a window's S images stay together: the module folds S into B and averages
 grid       (B, C, N, N)      the S images as tiles of one image, row by row from the upper left; unused tiles are black
 channels   (B, S, N, N)      the S images as the channels of one image
+
+With `asinh_scale`, S is twice the number of signals of a window: each is there a second time, compressed.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from dataclasses import dataclass, field
 from math import ceil, isqrt
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -47,6 +50,7 @@ class SignalImages:
     image_channels: int = 1
     image_mean: float | None = None
     image_std: float | None = None
+    asinh_scale: float | None = None
 
     def __post_init__(self) -> None:
         for name, good, wanted in (
@@ -55,6 +59,7 @@ class SignalImages:
             ("encoder_range", self.encoder_range is None or self.encoder_range > 0, "above 0, or null"),
             ("image_size", self.image_size >= 8, "8 pixels or more"),
             ("image_channels", self.image_channels in (1, 3), "1 or 3"),
+            ("asinh_scale", self.asinh_scale is None or self.asinh_scale > 0, "above 0, or null"),
             ("image_std", self.image_std is None or self.image_std > 0, "above 0, or null"),
         ):
             if not good:
@@ -69,19 +74,45 @@ class SignalImages:
             std if self.image_std is None else self.image_std,
         )
 
-    def __call__(self, signals: Tensor, size: int) -> Tensor:
-        """Encode a batch of windows.
+    def count(self, signals: int) -> int:
+        """S of the network's input, for windows of this number of signals."""
+        return signals if self.asinh_scale is None else 2 * signals
+
+    def with_compressed(self, signals: Tensor) -> Tensor:
+        """Add each signal a second time if `asinh_scale` is set: without its mean in the window, and compressed.
+
+        A movement far below the signal's standard deviation, as the sway of somebody who stands, is as large there as a step:
+        asinh is linear around 0 and logarithmic beyond (Lupton et al. 1999, "A modified magnitude system that produces
+        well-behaved magnitudes", arXiv:astro-ph/9903081).
 
         Args:
             signals: (B, S, T) float32, normalised.
-            size: Height and width N of an image in pixels.
 
         Returns:
-            Normalised images, float32, in the shape of the mode (see the module docstring); three equal channels share memory.
+            (B, S, T), or (B, 2 S, T) with asinh((signal - mean) / asinh_scale) / 2 in the second half.
+        """
+        if self.asinh_scale is None:
+            return signals
+        movement = signals - signals.mean(dim=2, keepdim=True)
+        return torch.cat([signals, torch.asinh(movement / self.asinh_scale) / 2], dim=1)
+
+    def __call__(self, signals: Tensor, size: int) -> Tensor:
+        """The network's input of a batch of windows.
+
+        Args:
+            signals: (B, S, T) float32, normalised.
+            size: Height and width N of an image in pixels; not used in mode `signals`.
+
+        Returns:
+            Normalised images or signals, float32, in the shape of the mode (see the module docstring); three equal channels
+            share memory.
 
         Raises:
             ValueError: The encoder does not support this image size or these signals.
         """
+        signals = self.with_compressed(signals)
+        if self.mode == "signals":
+            return signals
         count = signals.shape[1]
         columns = isqrt(count - 1) + 1 if self.mode == "grid" else 1
         images = self._encoded(signals, size // columns)

@@ -52,16 +52,17 @@ class WindowTransform(RunTransform):
             image_channels=record.in_channels if grey else 1,
             image_mean=None if mode == "signals" else record.mean[0],
             image_std=None if mode == "signals" else record.std[0],
+            asinh_scale=inputs.get("asinh_scale"),
         )
 
     def batches(self, samples: Any) -> Iterator[tuple[list[str | None], Tensor]]:
         """See :class:`RunTransform`."""
         names, windows = self._windows(samples)
-        rows = samples_of_part(self._size**2 * len(self._mean) if self.images.mode != "signals" else windows[0].numel())
+        values = windows.shape[2] if self.images.mode == "signals" else self._size**2
+        rows = samples_of_part(self.images.count(len(self._mean)) * values)
         for start in range(0, len(windows), rows):
             signals = (windows[start : start + rows] - self._mean) / self._std
-            inputs = signals if self.images.mode == "signals" else self.images(signals, self._size)
-            yield names[start : start + rows], inputs
+            yield names[start : start + rows], self.images(signals, self._size)
 
     def _windows(self, samples: Any, several: bool = False) -> tuple[list[str | None], Tensor]:
         """Names and windows (N, S, T) float32 of whatever was given; with ``several`` files, a name begins with its file."""

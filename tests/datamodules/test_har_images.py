@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -51,6 +52,32 @@ def test_header_and_batch_agree(root: str, mode: str) -> None:
         assert ("image" in batch) == (shape is not None)
         if shape:
             assert (batch["image"].shape, batch["image"].dtype) == ((2, *shape), torch.float32)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_compressed_signals_are_a_second_half(root: str, mode: str) -> None:
+    """Each signal twice: asinh of its distance from its mean in the window, computed here by numpy, on the normalised signal."""
+    plain, twice = (read(root, mode=mode, asinh_scale=scale) for scale in (None, 0.1))
+    channels, size, shape = MODES[mode]
+    assert twice.in_channels == (channels if channels == 1 else 18)
+    assert (twice.signals, twice.images_per_window) == (18, 18 if mode == "flatten" else 1)
+    assert len(twice.mean) == len(twice.std) == twice.in_channels
+    signal = plain._normalize(rows(plain, 3, 9))["signal"].double().numpy()
+    second = np.arcsinh((signal - signal.mean(axis=2, keepdims=True)) / 0.1) / 2
+    wanted = torch.from_numpy(np.concatenate([signal, second], axis=1)).float()
+    for batch in (twice._normalize(rows(twice, 3, 9)), twice.augment(rows(twice, 3, 9), epoch=1)):
+        if shape is None:
+            assert batch["signal"].shape == (2, 18, size)
+        else:
+            assert batch["image"].shape == (2, *(18 if length == 9 else length for length in shape))
+    batch = twice._normalize(rows(twice, 3, 9))
+    if mode == "signals":
+        torch.testing.assert_close(batch["signal"], wanted)
+        assert torch.equal(batch["signal"][:, :9], plain._normalize(rows(plain, 3, 9))["signal"])
+    else:
+        assert batch["signal"].shape == (2, 9, 128)
+        torch.testing.assert_close(batch["image"], plain.signal_images(wanted, size), atol=1e-4, rtol=1e-4)
+    assert wanted[:, 9:].abs().max() < 3, "within the encoder's range"
 
 
 def test_images_match_the_encoded_signals(root: str) -> None:

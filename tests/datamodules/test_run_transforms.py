@@ -30,10 +30,16 @@ def inputs(transform: Any, samples: Any) -> Tensor:
 
 
 SETTINGS: list[dict[str, Any]] = [
-    {"mode": "signals"},
+    {"mode": "signals", "asinh_scale": 0.1},
     {"mode": "flatten", "encoder": "line_plot", "image_size": 16, "image_channels": 3, "encoder_range": None},
     {"mode": "grid", "encoder": "gramian_angular_field", "image_size": 24, "image_mean": 0.1, "image_std": 0.2},
-    {"mode": "channels", "encoder": "recurrence_plot", "image_size": 16, "encoder_args": {"threshold": "point"}},
+    {
+        "mode": "channels",
+        "encoder": "recurrence_plot",
+        "image_size": 16,
+        "encoder_args": {"threshold": "point"},
+        "asinh_scale": 0.3,
+    },
 ]
 
 

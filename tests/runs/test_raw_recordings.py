@@ -15,7 +15,7 @@ from tools.cut_windows.__main__ import main as cut_windows
 
 EXPORTS = not [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
 MODES = {
-    "signals": ["--model.architecture", "signal_resnet"],
+    "signals": ["--model.architecture", "signal_resnet", "--data.asinh_scale", "0.1"],
     "flatten": ["--model.architecture", "test_resnet", "--data.encoder", "gramian_angular_field"],
     "grid": [
         "--model.architecture",
@@ -25,7 +25,7 @@ MODES = {
         "--data.encoder_range",
         "null",
     ],
-    "channels": ["--model.architecture", "test_resnet", "--data.encoder", "markov_transition_field"],
+    "channels": ["--model.architecture", "test_resnet", "--data.encoder", "segment_stack", "--data.asinh_scale", "0.1"],
 }
 
 IMAGE_MODES = ("flatten", "grid", "channels")

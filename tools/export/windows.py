@@ -71,8 +71,8 @@ class RawWindows(nn.Module):
 
     def forward(self, windows: Tensor) -> Tensor:
         """Input of the network for windows (B, S, T) in physical units."""
-        signals = (windows - self.mean) / self.std
-        return signals if self.images.mode == "signals" else self.images(signals, self.image_size)
+        inputs: Tensor = self.images((windows - self.mean) / self.std, self.image_size)
+        return inputs
 
     def examples(self, count: int, generator: torch.Generator) -> Tensor:
         """Random windows (count, S, T) with the mean and standard deviation of the training windows."""

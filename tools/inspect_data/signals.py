@@ -148,7 +148,9 @@ def _draw_windows(data: SignalDataModule, shown: tuple[int, int], title: str) ->
             if "image" in one:
                 _draw_image(grid[row, column], _pixels(data, one["image"][column]))
             else:
-                _draw_signals(grid[row, column], one["signal"][column])
+                _draw_signals(
+                    grid[row, column], one["signal"][column, : len(data.signal_names)]
+                )  # not the compressed ones
     for row, axes in enumerate(grid[:, 0]):
         axes.set_ylabel("recorded" if row == 0 else f"epoch {row}", fontsize=9)
     handles = grid[0, 0].get_lines()[: len(LINES) * len(STYLES)]
