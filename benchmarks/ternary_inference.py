@@ -152,7 +152,7 @@ def of_run(run: Path, root: str | None, folder: Path) -> tuple[Classifier, Deplo
     if not isinstance(module, Classifier) or module.feature_width is not None or module.image_size is None:
         raise ValueError(f"--run {run}: a classifier of images is needed")
     deployed = deployed_classifier(module)
-    splits = open_splits(data_of(module, newest_config(run), root), 512, 0)
+    splits = open_splits(data_of(module, newest_config(run), None if root is None else {"root": root}), 512, 0)
     fp32, int8 = folder / "fp32.onnx", folder / "int8.onnx"
     print("\n".join(export_int8(deployed, splits, int8, Int8Settings())))
     write_onnx(deployed, fp32)

@@ -203,6 +203,12 @@ class Checkpoints(Checkpoint):
                 f"no validation: it follows every {every} epochs (trainer.check_val_every_n_epoch) and the run has "
                 f"{trainer.max_epochs}, so best.ckpt will not be written; give --trainer.check_val_every_n_epoch 1"
             )
+        elif self.monitor.startswith("val") and trainer.enable_validation and (left := _not_validated(trainer)):
+            log.warning(
+                f"the last {'epoch is' if left == 1 else f'{left} epochs are'} not validated, and so not in best.ckpt: validation "
+                f"follows every {trainer.check_val_every_n_epoch} epochs (trainer.check_val_every_n_epoch) and the run has "
+                f"{trainer.max_epochs}; give a multiple of it as --trainer.max_epochs"
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write last.ckpt before the first step, so that a run killed at any time can be resumed."""
@@ -369,3 +375,9 @@ def _too_rare(trainer: Trainer) -> int:
     """Epochs from one validation to the next if the run ends before the first; else 0."""
     every, epochs = trainer.check_val_every_n_epoch or 0, trainer.max_epochs or 0
     return every if 0 < epochs < every and not trainer.fast_dev_run else 0  # type: ignore[attr-defined]
+
+
+def _not_validated(trainer: Trainer) -> int:
+    """Epochs after the last validation of a run."""
+    every, epochs = trainer.check_val_every_n_epoch or 0, trainer.max_epochs or 0
+    return epochs % every if every and epochs > 0 and not trainer.fast_dev_run else 0  # type: ignore[attr-defined]

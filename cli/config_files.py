@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import yaml
@@ -126,7 +127,7 @@ def missing_experiment(paths: list[str], named: Iterable[str]) -> str | None:
         return f"no {' and no '.join(missing)}: give --config FILE{listed}{_class_flag(missing)}"
     overlay = next((path for path in reversed(paths) if experiments_of(path)), paths[0])
     known = experiments_of(overlay)
-    given = " ".join(f"--config {path}" for path in paths)
+    given = " ".join(f"--config {quote(path)}" for path in paths)
     what = " and no ".join(missing)
     if known:
         return f"no {what}: {overlay} is an overlay on {' or '.join(known)}; give both: --config {known[0]} {given}"

@@ -58,6 +58,29 @@ class Parser(argparse.ArgumentParser):
             raise ValueError(f"--out: the flag of this tool is --output; see {self.prog} --help")
         return found, rest
 
+    def parse_with_data(self, args: Sequence[str] | None = None) -> argparse.Namespace:
+        """Parse words among which are settings of the data as main.py takes them, ``--data.NAME VALUE``.
+
+        Returns:
+            The parsed flags, and all these settings in ``data_settings``, name -> text; the folder ``root`` too.
+        """
+        words, given = [*(sys.argv[1:] if args is None else args)], dict[str, str]()
+        known = {option for action in self._actions for option in action.option_strings}
+        rest: list[str] = []
+        while words:
+            word = words.pop(0)
+            name, equals, value = word.partition("=")
+            if name.startswith("--data.") and name not in known:
+                if not equals and not words:
+                    self.error(f"argument {name}: expected one argument")
+                given[name.removeprefix("--data.")] = value if equals else words.pop(0)
+            else:
+                rest.append(word)
+        options = self.parse_args(rest)
+        root = {} if options.root is None else {"root": options.root}
+        options.data_settings = {**root, **given}
+        return options
+
     def _spread(self, words: Sequence[str]) -> list[str]:
         """Write the numbers of a list as words of their own.
 

@@ -12,12 +12,13 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
 from callbacks.pictures.evaluation import EvaluationPicture, class_names_of, label_text, write_table
-from foundation.plotting import put_title
+from foundation.plotting import ORANGE, put_title
 from metrics import GroupAccuracy, GroupSums
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,8 @@ def draw_subjects(found: SubjectTable, title: str) -> Figure:
     put_title(figure, label_text(title, 200))
     axes = figure.add_subplot()
     # accuracy is rarely below 0.5; a scale from 0 would hide the differences
-    image = axes.imshow(shares, cmap="Blues", vmin=0.5, vmax=1.0, aspect="auto")
+    colours = colormaps["Blues"].with_extremes(under=ORANGE)
+    image = axes.imshow(shares, cmap=colours, vmin=0.5, vmax=1.0, aspect="auto")
     for row, column in zip(*np.nonzero(~np.isnan(shares)), strict=True):
         colour = "white" if shares[row, column] > 0.8 else "black"
         axes.text(column, row, f"{shares[row, column]:.0%}", ha="center", va="center", fontsize=8, color=colour)

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from datamodules.images.formats import EXTENSIONS, NEEDS, is_array, is_image, missing_package
 from datamodules.images.mask_folders import ADVICE, masks_among
+from foundation.bounded.text import NOT_UTF8, is_utf8
 from foundation.places import close_to
 from foundation.suggestions import first_names, nearest
 
@@ -260,6 +261,8 @@ def _read_groups(table: Path, column: str, images: Sequence[str], file_column: s
         file.seek(0)
         rows = csv.DictReader(file, restval="", delimiter=max(",;\t", key=first.count))
         columns = list(rows.fieldnames or [])
+        if not all(map(is_utf8, columns)):
+            raise ValueError(f"{table}: {NOT_UTF8}")
         file_column = file_column or ("file" if "file" in columns else next(iter(columns), "file"))
         for name in (column, file_column):
             if name not in columns:
@@ -278,6 +281,8 @@ def _read_groups(table: Path, column: str, images: Sequence[str], file_column: s
                 raise ValueError(
                     f"{place}: {named!r} is the name of {len(found)} images: {matches}; give the path from the folder"
                 )
+            if not is_utf8(group):
+                raise ValueError(f"{place}: {NOT_UTF8}")
             if not group:
                 raise ValueError(f"{place}: no {column} is given for {named}")
             if groups.setdefault(found[0], group) != group:

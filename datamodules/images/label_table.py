@@ -15,10 +15,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import NamedTuple
 
 from datamodules.images.class_folders import listed
 from datamodules.images.formats import EXTENSIONS
+from foundation.bounded.text import NOT_UTF8, is_utf8
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +105,8 @@ def read_table(path: Path, columns: Columns) -> Table:
     split = _given(path, columns.split, names, "split_column") or _known(names, ("split",))
     if split is None and (like := [name for name in names if _divides(row[name] for _, row in cells)]):
         log.warning(
-            f"{path}: the column {like[0]!r} looks like a split, but is not used; give --data.split_column {like[0]} for that split"
+            f"{path}: the column {like[0]!r} looks like a split, but is not used; give --data.split_column {quote(like[0])} for "
+            "that split"
         )
     others = [name for name in names if name not in (file, split)]
     if isinstance(columns.label, list):
@@ -120,6 +123,8 @@ def read_table(path: Path, columns: Columns) -> Table:
     for (line, row), own in zip(cells, labels, strict=True):
         if not row[file]:
             raise ValueError(f"{path}, line {line}: the column {file!r} is empty; it names the image")
+        if not all(map(is_utf8, own)):
+            raise ValueError(f"{path}, line {line}: {NOT_UTF8}")
         rows.append(Row(row[file].replace("\\", "/").removeprefix("./"), own, _split(path, row, split, line), line))
     return Table(path, rows, classes)
 
@@ -139,6 +144,8 @@ def _cells(path: Path) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
     if len(found) < 2:
         raise ValueError(f"{path}: has no row; expected a line with the names of the columns and a line for each image")
     (_, names), *rows = found
+    if not all(map(is_utf8, names)):
+        raise ValueError(f"{path}: {NOT_UTF8}")
     if names[0].lower().endswith(tuple(EXTENSIONS)):
         raise ValueError(f"{path}: its first line is {names[0]!r}, ..; it must name the columns, as in file,label")
     if twice := [name for name, count in Counter(names).items() if count > 1]:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Literal
 
 import torch
@@ -163,7 +164,7 @@ def _tables_there(folder: Path) -> str:
     """What to say of a table of labels in a folder, or in the one above; those called after labels come first."""
     inside, above = sorted(folder.glob("*.csv")), sorted(folder.parent.glob("*.csv"))
     names = [path.name for path in inside] or [str(path) for path in above]
-    first = sorted(names, key=lambda name: "label" not in Path(name).stem.lower())
+    first = [quote(name) for name in sorted(names, key=lambda name: "label" not in Path(name).stem.lower())]
     others = f" (or {listed(first[1:])})" if first[1:] else ""
     return f"; to read labels from a table: --data.labels {first[0]}{others}" if first else ""
 

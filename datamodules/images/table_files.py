@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 from typing import NamedTuple
 
 import torch
@@ -96,7 +97,8 @@ class TableFiles:
             above = self.root.parent / self.table
             if above.is_file():
                 raise MisconfigurationException(
-                    f"--data.labels {self.table}: no such file in {self.root}, but there is {above}; give --data.labels {above}"
+                    f"--data.labels {self.table}: no such file in {self.root}, but there is {above}; "
+                    f"give --data.labels {quote(str(above))}"
                 )
             there = sorted(path.name for folder in (self.root, *folders.values()) for path in folder.glob("*.csv"))
             has = f"; there is {listed(list(dict.fromkeys(there)))}" if there else ""

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any, BinaryIO, cast
 
 import numpy as np
@@ -118,7 +119,11 @@ def _endings(pattern: str) -> str:
         return f"; there is no folder {folder}{close_to(folder, folder=True)}"
     counts = Counter(path.suffix for path in folder.iterdir() if is_image(path))
     there = " and ".join(f"{count:,} {ending}" for ending, count in counts.most_common(3))
-    return f"; {folder} has {there}: give --data.images {folder}" if there else f"; there is no image in {folder}"
+    return (
+        f"; {folder} has {there}: give --data.images {quote(str(folder))}"
+        if there
+        else f"; there is no image in {folder}"
+    )
 
 
 @dataclass(frozen=True)

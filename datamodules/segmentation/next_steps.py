@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -35,7 +36,7 @@ def no_sets(root: Path, sets: Sequence[PromptSet]) -> str:
     names = [f"{one}{close_to(one) if get_close_matches(one.name, there, 1, MISSPELT) else ''}" for one in absent]
     text = f"--data.root {root}: none of the data sets exists: {listed(names)}"
     if right := near(root, lambda folder: any((folder / one.folder).is_dir() for one in sets)):
-        return f"{text}; {right} has them: give --data.root {right}"
+        return f"{text}; {right} has them: give --data.root {shlex.quote(str(right))}"
     if hint:
         return f"{text}; {hint}"
     inside = f"; {root} has {listed(sorted(there))}: name your own with --data.sets" if there else ""

@@ -13,6 +13,7 @@ unpickled.
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from datamodules.signals.table_format import BLANK, are_numbers, read_table
 from datamodules.signals.windows import NOBODY, Windows
 from foundation.bounded.arrays import array_names, read_arrays
+from foundation.bounded.text import NOT_UTF8
 from foundation.places import absence
 from foundation.project import TOOL
 
@@ -85,7 +87,9 @@ def read_signal_file(path: Path, setting: str | None = "file") -> SignalFile:
         raise MisconfigurationException(f"{given} must end in .npz or .csv")
     try:
         arrays = readers[path.suffix.lower()](path)
-    except (ValueError, OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise MisconfigurationException(f"{path}: {NOT_UTF8}") from error
+    except (ValueError, OSError) as error:
         raise MisconfigurationException(f"{path} is damaged or has another format: {error}") from error
     signal = arrays["signal"]
     if signal.ndim != 3 or signal.dtype.kind not in "fiu" or 0 in signal.shape:
@@ -143,7 +147,7 @@ def _how_to_cut(path: Path) -> str:
         return ""
     return (
         f"; if its files, such as {found.relative_to(path)}, are recordings, cut them into windows first: "
-        f"{TOOL}cut_windows {path} windows.npz --rate HZ --window S"
+        f"{TOOL}cut_windows {quote(str(path))} windows.npz --rate HZ --window S"
     )
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ def read_table(path: Path) -> dict[str, Array]:
     if missing := [name for name in NEEDED if name not in header]:
         raise ValueError(
             f"its first line has no column {', '.join(missing)}; it has {', '.join(header)}; a raw recording is cut into windows "
-            f"first: {TOOL}cut_windows {path} windows.npz --like WINDOWS_OF_THE_RUN.npz (or --rate HZ --window S)"
+            f"first: {TOOL}cut_windows {quote(str(path))} windows.npz --like WINDOWS_OF_THE_RUN.npz (or --rate HZ --window S)"
         )
     signal_names = [name for name in header if name not in OWN_COLUMNS]
     if not signal_names:

@@ -25,8 +25,15 @@ VALUES = 100_000
 """Most values of a YAML file that has references, each counted as often as it is referred to."""
 TEXTS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
+NOT_UTF8 = "is not in UTF-8; save it as UTF-8 (Excel: CSV UTF-8; a terminal: iconv -f cp1252 -t utf-8 OLD > NEW)"
+"""What is said of a table in another encoding, such as that of Excel on Windows."""
 STEPS = np.zeros(256, dtype=np.int8)
 STEPS[list(b"[{")], STEPS[list(b"]}")] = 1, -1
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text that was read with `surrogateescape` was UTF-8."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def content_of(path: Path, most: int = RECORD_BYTES) -> bytes:

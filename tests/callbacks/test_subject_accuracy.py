@@ -8,12 +8,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from matplotlib.colors import to_rgba
 
 from callbacks.pictures.subject_accuracy import SubjectAccuracy, SubjectTable, draw_subjects
-from foundation.plotting import render
+from foundation.plotting import ORANGE, render
 from metrics import GroupAccuracy
 
 MODULE: Any = SimpleNamespace(class_names=["walk", "sit", "lie"])
@@ -54,6 +56,13 @@ def test_the_worst_subject_is_on_top() -> None:
     texts = {(text.get_position()[1], text.get_position()[0]): text.get_text() for text in axes.texts}
     assert texts == {(0, 0): "67%", (0, 1): "100%", (0, 2): "50%", (1, 0): "100%", (1, 3): "100%"}
     assert render(draw_subjects(found, "a run")).ndim == 3
+
+
+def test_an_accuracy_below_the_scale_has_another_colour() -> None:
+    """Which of 0 and 50 % a cell is must be seen: the scale begins at 50 %."""
+    image = draw_subjects(counted()[1], "a run").axes[0].images[0]
+    below, lowest = image.to_rgba(np.array([0.0, 0.5]))
+    assert tuple(below) == to_rgba(ORANGE) != tuple(lowest)
 
 
 def test_batches_without_subject_are_refused() -> None:

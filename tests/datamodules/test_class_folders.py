@@ -179,5 +179,8 @@ def test_errors_for_invalid_tables(tmp_path: Path, text: str, message: str) -> N
 def test_errors_for_a_missing_table(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no\.csv: no such file; expected a CSV with the columns file and who"):
         read_groups(tmp_path / "no.csv", "who", FILES)
+    (tmp_path / "t.csv").write_bytes(f"file,who\n{FILES[0]},Jörg\n".encode("cp1252"))
+    with pytest.raises(ValueError, match=r"t.csv, line 2: is not in UTF-8; save it as UTF-8"):
+        read_groups(tmp_path / "t.csv", "who", FILES)
     with pytest.raises(ValueError, match="there is no column 'image'; its columns are file, who"):
         read_groups(table(tmp_path, "file,who\n"), "who", FILES, "image")

@@ -300,3 +300,14 @@ def test_one_folder_of_images_next_to_its_table_points_to_the_table(tmp_path: Pa
     with pytest.raises(FileNotFoundError, match=wanted) as caught:
         ImageFolderDataModule(root=str(root)).setup("fit")
     assert "did you mean" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"), [("Datei,Größe\n00.png,1\n", ""), ("file,label\n00.png,cat\n01.png,Vögel\n", ", line 3")]
+)
+def test_a_table_in_another_encoding(flat: Path, tmp_path: Path, text: str, line: str) -> None:
+    """The name of a class with a byte that is no letter would stay in the run for ever."""
+    (tmp_path / "t.csv").write_bytes(text.encode("cp1252"))
+    with pytest.raises(MisconfigurationException) as caught:
+        labelled(flat, str(tmp_path / "t.csv"))
+    assert f"{tmp_path / 't.csv'}{line}: is not in UTF-8; save it as UTF-8 (Excel: CSV UTF-8; " in str(caught.value)

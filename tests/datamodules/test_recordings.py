@@ -297,6 +297,38 @@ def test_wrong_files_are_named(tmp_path: Path, text: str, columns: Columns, mess
         read_recording(path, "walk_1", columns, Codes(), Codes())
 
 
+def test_a_table_of_excel(tmp_path: Path) -> None:
+    """Commas for points and Windows' encoding are named with their flags, which are right together."""
+    path = tmp_path / "a.csv"
+    path.write_bytes("Zeit;Tätigkeit;x\n0;gehen;0,5\n0,02;müde;-1,25\n".encode("cp1252"))
+    own = {"signals": {"x": "x"}, "time": "Zeit", "label": "Tätigkeit", "delimiter": ";"}
+
+    def read(**more: str) -> Recording:
+        return read_recording(path, "a.csv", Columns(**own, **more), codes, Codes())  # type: ignore[arg-type]
+
+    codes = Codes()
+    for more, message in (
+        ({}, "^a.csv: it is not in utf-8: give --encoding, such as --encoding cp1252 for a file of Excel on Windows$"),
+        ({"encoding": "cp1252"}, r"invalid value '0,(5|02)'; its numbers have commas: give --decimal ,$"),
+        ({"encoding": "klingon"}, "--encoding klingon: there is no such encoding; give utf-8, cp1252 or utf-16"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read(**more)
+    found = read(encoding="cp1252", decimal=",")
+    np.testing.assert_array_equal(found.signals, [[0.5, -1.25]])
+    assert found.label is not None
+    assert [codes.names[code] for code in found.label.tolist()] == ["gehen", "müde"]
+    path.write_bytes("t,label,x\n0,gehen,1\n1,müde,2\n".encode("cp1252"))  # its first line is in UTF-8
+    with pytest.raises(ValueError, match=r"a.csv: it is not in utf-8: give --encoding"):
+        read_recording(path, "a.csv", Columns({"x": "x"}, time="t", label="label"), Codes(), Codes())
+
+
+def test_a_table_of_segments_in_another_encoding(tmp_path: Path) -> None:
+    (tmp_path / "s.csv").write_bytes("start,end,label\n5,6,müde\n".encode("cp1252"))
+    with pytest.raises(ValueError, match=r"^--segments .*s.csv: is not in UTF-8; save it as UTF-8 \(Excel: CSV UTF-8"):
+        Segments(tmp_path / "s.csv")
+
+
 def test_labels_of_time_spans(tmp_path: Path) -> None:
     table = tmp_path / "segments.csv"
     table.write_text("recording,start,end,label\nwalk.csv,100,300,walk\nwalk,300,400,sit\nother,0,1,jog\n")

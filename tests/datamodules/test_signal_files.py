@@ -173,10 +173,11 @@ HEAD = "window,time,x,label,subject\n"
         (HEAD + "a,0,1,sit,1\na,1,1,walk,1\n", "window a has several labels or subjects"),
         (HEAD + "a,0,x,sit,1\n", "damaged or has another format: could not convert string 'x'"),
         (HEAD, "damaged or has another format: it has no lines below the header"),
+        (HEAD + "a,0,1,müde,1\n", "a.csv: is not in UTF-8; save it as UTF-8"),
     ],
 )
 def test_invalid_tables_give_a_one_line_error(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "a.csv").write_text(text)
+    (tmp_path / "a.csv").write_text(text, encoding="cp1252")
     with pytest.raises(MisconfigurationException, match=message) as caught:
         SignalFileDataModule(file=str(tmp_path / "a.csv")).setup("fit")
     assert "\n" not in str(caught.value)

@@ -127,6 +127,32 @@ def test_overlap_of_an_image_folder_with_cached_features(tmp_path: Path, monkeyp
     header = SimpleNamespace(identity=SimpleNamespace(data=images.data, split=split))
     monkeypatch.setattr(overlap, "read_header", lambda _: header)
     monkeypatch.setattr(overlap, "CachedSplit", lambda *_, **__: SimpleNamespace(index=index))
-    content = {"data": {"class_path": "CachedFeaturesDataModule", "init_args": {"cache": "cache"}}}
+    content: Any = {"data": {"class_path": "CachedFeaturesDataModule", "init_args": {"cache": "cache"}}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
     assert seen_by(Source(tmp_path, None), data, "test", None).mask.nonzero().flatten().tolist() == [0, 1]
+    # a fold of the cache is another division of the same images
+    content["data"]["init_args"] |= {"fold": "1/3"}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    header.identity.split = images.split
+    own = data.splits["test"]["index"]
+    trained = SimpleNamespace(
+        setup=lambda _: None, splits={"train": {"index": torch.cat([own[1:4], own.max() + 1 + own[:2]])}}
+    )
+    monkeypatch.setattr(overlap, "configured_data", lambda _: trained)
+    assert seen_by(Source(tmp_path, None), data, "test", None).mask.nonzero().flatten().tolist() == [1, 2, 3]
+
+
+def test_settings_of_the_data_replace_configured_ones(tmp_path: Path) -> None:
+    write_classes(tmp_path / "images", {"cat": 12, "dog": 12})
+    names = sorted(path.relative_to(tmp_path / "images").as_posix() for path in (tmp_path / "images").rglob("*.png"))
+    (tmp_path / "my labels.csv").write_text(
+        "\n".join(["file,kind", *(f"{name},{n % 3}" for n, name in enumerate(names))])
+    )
+    settings = {"root": "nowhere", "image_size": 16}
+    (tmp_path / "config.yaml").write_text(
+        yaml.safe_dump({"data": {"class_path": "ImageFolderDataModule", "init_args": settings}})
+    )
+    given = {"root": str(tmp_path / "images"), "labels": str(tmp_path / "my labels.csv"), "val_fraction": "0.25"}
+    data = configured_data(tmp_path / "config.yaml", given)
+    assert list(data.class_names) == ["0", "1", "2"]
+    assert data.val_fraction == 0.25

@@ -321,6 +321,10 @@ def test_a_stored_never_is_said(finished: Path, tmp_path: Path, capsys: pytest.C
         (["--split", "val", "--choose_on", "val"], "--choose_on val: --split val measures on the same samples"),
         (["--limit", "1"], "--choose_on half: needs 2 samples or more"),
         (["--data.root", "data"], "--data.root: DigitsDataModule reads no folder"),
+        (
+            ["--data.split_sed", "1"],
+            "--data.split_sed: DigitsDataModule has no such setting, did you mean 'split_seed'?",
+        ),
         (["--split", "train"], "invalid choice: 'train'"),
     ],
 )

@@ -78,3 +78,16 @@ def test_warnings_of_tools_are_marked(monkeypatch: pytest.MonkeyPatch) -> None:
     record = logging.LogRecord("any", logging.WARNING, "", 0, "2 of the %d files", (8,), None)
     assert logging.lastResort is not None
     assert logging.lastResort.format(record) == "warning: 2 of the 8 files"
+
+
+def test_settings_of_the_data_among_the_flags() -> None:
+    made = parser()
+    made.add_argument("stage")
+    made.add_argument("--data.root", dest="root")
+    words = ["--data.labels", "A.csv", "run", "--price", "2", "--data.root", "there", "--data.label_column=b", "c"]
+    options = made.parse_with_data([*words[:-2], "--data.label_column=b c"])
+    assert (options.stage, options.price, options.root) == ("run", 2.0, "there")
+    assert options.data_settings == {"root": "there", "labels": "A.csv", "label_column": "b c"}
+    for wrong in (["run", "--data.labels"], ["run", "--model.lr", "1"]):
+        with pytest.raises(ValueError, match=r"expected one argument|unrecognized arguments: --model.lr"):
+            made.parse_with_data(wrong)

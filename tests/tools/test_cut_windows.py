@@ -164,6 +164,7 @@ def test_labels_of_a_column_and_of_segments_agree(tmp_path: Path) -> None:
         (["--rate", "50", "--window", "90", "--time_unit", "ms"], "no window is left: "),
         (["--rate", "50", "--window", "1", "--time_unit", "s"], "give their unit with --time_unit"),
         (["--like", "nowhere.npz"], "--like nowhere.npz: no such file"),
+        (["--like", "tests"], "--like tests: is a folder; a file of windows is needed"),
         (["--rate", "50", "--window", "1", "--signals", "a", "a"], "--signals: a name is given twice"),
         (
             ["--rate", "50", "--window", "1", "--scale", "acc_x"],
@@ -212,6 +213,25 @@ def test_files_of_another_kind_and_unsorted_samples(tmp_path: Path, capsys: pyte
     (folder / "b.csv").write_text("\n".join(["time,acc", *rows, ""]))
     assert main(flags) == 2
     assert "50 steps back in time: sort the samples by time" in capsys.readouterr().err
+
+
+def test_known_labels_are_not_doubted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Four activities of two new people are more labels than people, and right; activities are known by name in German too."""
+    for who in ("anna", "ben", "carl", "dora", "eva"):
+        for what in ("a", "b", "c", "d"):
+            path = tmp_path / ("new" if who in ("dora", "eva") else "known") / who / f"{what}.csv"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("\n".join(["time,x", *(f"{row * 0.02:.2f},{row % 7}" for row in range(100))]))
+    first, second, flags = tmp_path / "a.npz", tmp_path / "b.npz", ["--path", "{subject}/{label}.csv"]
+    assert main([str(tmp_path / "known"), str(first), "--rate", "50", "--window", "1", *flags]) == 0
+    assert "more labels than people; if they are swapped, give" in capsys.readouterr().out
+    assert main([str(tmp_path / "new"), str(second), "--like", str(first), *flags, "--without", "walk"]) == 0
+    printed = capsys.readouterr().out
+    assert "swapped" not in printed
+    assert "--without: no window has the label walk; the labels are 'a', 'b', 'c', .." in printed
+    german = [f"{what}/{who}.csv" for what in ("gehen", "stehen", "Treppe_hoch") for who in ("anna", "ben", "carl")]
+    text, _ = PathPattern("{subject}/{label}.csv").doubt(german) or ("", False)
+    assert "the people have names of activities" in text
 
 
 def test_swapped_fields_of_a_path_are_said_or_refused(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from math import inf
@@ -154,7 +155,7 @@ def calibrate_run(options: argparse.Namespace, flags: Sequence[str]) -> int:
     named = "" if options.ckpt == "best" else f" --ckpt {options.ckpt}"
     shown = "" if _is_logged(options.run) else " --config configs/with/calibration.yaml"
     print(f"stored in {found.checkpoint}; used by predict, load_run and the report")
-    print(f"test logs it   {MAIN} test --run {options.run}{named}{shown}")
+    print(f"test logs it   {MAIN} test --run {shlex.quote(str(options.run))}{named}{shown}")
     return OK
 
 

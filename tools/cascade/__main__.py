@@ -1,6 +1,7 @@
 """The command that measures accuracy, time and operations of a cascade: the second classifier runs only if the first is unsure.
 
-python -m tools.cascade STAGE1 STAGE2 [--split test|val] [--data CONFIG] [--data.root DIR] [--threshold X|never|stored]
+python -m tools.cascade STAGE1 STAGE2 [--split test|val] [--data CONFIG] [--data.root DIR] [--data.NAME VALUE ...]
+                        [--threshold X|never|stored]
                         [--choose_on val|half] [--tolerance POINTS | --budget SHARE] [--weights FILE ...] [--output DIR]
 
 A stage is RUN_DIR, CHECKPOINT or CONFIG.yaml:WEIGHTS (tools/cascade/stages.py). STAGE1 is the cheap one, STAGE2 the costly one.
@@ -60,10 +61,10 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    return run_command(lambda: cascade(_checked(_parser().parse_args(argv))))
+    return run_command(lambda: cascade(_checked(_parser().parse_with_data(argv))))
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = Parser("cascade", "Measure a two-stage cascade and each of its two stages by itself.")
     parser.add_argument(
         "stage1",
@@ -77,7 +78,10 @@ def _parser() -> argparse.ArgumentParser:
         "--data", type=Path, metavar="CONFIG", help="configuration of the data (default: the configuration of stage 1)"
     )
     parser.add_argument(
-        "--data.root", dest="root", metavar="DIR", help="folder of the data, in place of the configured one"
+        "--data.root",
+        dest="root",
+        metavar="DIR",
+        help="folder of the data, in place of the configured one; so are other settings of it, such as --data.labels CSV",
     )
     parser.add_argument("--ckpt", default="best", help="checkpoint of a run folder: best or last")
     parser.add_argument(
@@ -144,6 +148,8 @@ def _checked(options: argparse.Namespace) -> argparse.Namespace:
         raise ValueError(f"--budget: must be a share above 0 of stage 2's operations, got {options.budget}")
     if options.choose_on == "val" and options.split == "val":
         raise ValueError("--choose_on val: --split val measures on the same samples; give --choose_on half")
+    if "image_size" in options.data_settings:
+        raise ValueError("--data.image_size: images are read as large as the stages take them; leave it out")
     if options.output.exists() and not options.output.is_dir():
         raise ValueError(f"--output {options.output}: is a file; give a folder")
     return options
@@ -164,7 +170,7 @@ def cascade(options: argparse.Namespace) -> None:
     config = options.data or options.stage1.config()
     bf16 = options.precision == "bf16"
     stages, data = open_stages(
-        [options.stage1, options.stage2], config, options.root, device, bf16, options.ckpt, options.weights
+        [options.stage1, options.stage2], config, options.data_settings, device, bf16, options.ckpt, options.weights
     )
     left_out, notes = _seen(options, data, options.split)
     samples = read_samples(data, options.split, options.limit, options.seed, left_out)

@@ -50,10 +50,11 @@ def seen_by(source: Source, data: DataModule, split: str, root: str | None) -> S
     config = source.config()
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))["data"].get("init_args") or {}
     if "cache" in settings:
-        return _seen_in_cache(Path(settings["cache"]), data, split, nothing)
+        folded = configured_data(config) if settings.get("fold") else None
+        return _seen_in_cache(Path(settings["cache"]), data, split, nothing, folded)
     there = root if "root" in settings and not Path(settings["root"]).is_dir() else None
     try:
-        trained = configured_data(config, there)
+        trained = configured_data(config, None if there is None else {"root": there})
         if _place(trained) == _place(data):  # the same split of the same data
             return Seen(nothing)
         trained.setup("fit")
@@ -74,14 +75,18 @@ def _place(data: DataModule) -> tuple[Any, ...]:
     return type(data), None if root is None else Path(root).resolve(), data.split_settings
 
 
-def _seen_in_cache(cache: Path, data: DataModule, split: str, nothing: Tensor) -> Seen:
+def _seen_in_cache(cache: Path, data: DataModule, split: str, nothing: Tensor, folded: DataModule | None) -> Seen:
     try:
         header = read_header(cache)
+        if folded is not None:
+            folded.setup("fit")
     except (CacheError, OSError):
         return Seen(nothing, f"its features in {cache} cannot be read")
     found = data.identity_of_data()
     if header.identity.data != found.data:
         return Seen(nothing, f"the images behind its features in {cache} are others than these, or have changed")
+    if folded is not None:  # of samples of one folder, numbered alike whatever their split is
+        return Seen(torch.isin(data.splits[split]["index"], folded.splits["train"]["index"].cpu()))
     wanted, own = found.split, header.identity.split
     if wanted == own:
         return Seen(nothing)

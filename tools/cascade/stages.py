@@ -7,7 +7,7 @@ CONFIG.yaml:WEIGHTS            the configuration's `model` with weights from a p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -131,7 +131,7 @@ class Samples(NamedTuple):
 def open_stages(
     sources: Sequence[Source],
     config: Path,
-    root: str | None,
+    settings: Mapping[str, Any] | None,
     device: torch.device,
     bf16: bool,
     checkpoint: str = "best",
@@ -142,7 +142,7 @@ def open_stages(
     Args:
         sources: Sources of the stages.
         config: Configuration whose ``data`` section is used.
-        root: Folder of the data, in place of the configured one.
+        settings: Settings of the data in place of configured ones, such as `root`.
         device: Device of both stages.
         bf16: See :class:`Stage`.
         checkpoint: Checkpoint of a run folder, ``best`` or ``last``.
@@ -154,7 +154,7 @@ def open_stages(
     Raises:
         ValueError: A source is missing, is no classifier, or does not fit the data.
     """
-    data = configured_data(config, root)
+    data = configured_data(config, settings)
     if isinstance(data, CachedFeaturesDataModule):
         raise ValueError(
             f"{config}: its data are cached features, but a cascade needs their images; give the configuration of the extraction, "
@@ -171,7 +171,7 @@ def open_stages(
     given = [module.image_size for module in modules if module.image_size is not None]
     largest = max(given, key=pixels_of_size, default=None)
     if largest is not None and largest != data.image_size:
-        data = configured_data(config, root, largest)
+        data = configured_data(config, settings, largest)
     for source, module in zip(sources, modules, strict=True):
         _check(source, module, data)
     names = [_name(source) for source in sources]

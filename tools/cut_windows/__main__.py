@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from foundation.places import close_to
@@ -32,7 +33,7 @@ examples:
   python -m tools.cut_windows walk.csv windows.npz --rate 50 --window 2.56 --time timestamp --time_unit ms --label activity
   python -m tools.cut_windows new.csv new.npz --like windows.npz
 """
-STORED = ("time", "time_unit", "source_rate", "delimiter", "decimal")
+STORED = ("time", "time_unit", "source_rate", "delimiter", "decimal", "encoding")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -92,6 +93,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--delimiter", help="character between the columns of a CSV file (default: a comma)")
     add("--decimal", help="decimal point in a CSV file (default: a point)")
+    add("--encoding", help="encoding of a CSV file, such as cp1252 of Excel on Windows (default: utf-8)")
     return parser
 
 
@@ -118,7 +120,9 @@ def cut_windows(options: argparse.Namespace) -> None:
         OSError: A file cannot be read or written.
         ImportError: pyarrow is missing and a recording is no npz.
     """
-    from datamodules.signals.recordings import Codes, Counts, PathPattern, Segments, WindowWriter, cut, stored_cutting
+    from datamodules.signals.recordings import Codes, Counts, PathPattern, Segments, WindowWriter, cut
+    from datamodules.signals.recordings.path_pattern import shown
+    from datamodules.signals.recordings.writing import stored_classes, stored_cutting
     from tools.cut_windows.scaling import factors_of, scaled
     from tools.cut_windows.summary import check_any, check_labels, labels_and_people, lines, swapped_columns
 
@@ -132,7 +136,9 @@ def cut_windows(options: argparse.Namespace) -> None:
     files = _files(options, pattern)
     if pattern and (merged := pattern.merged(list(files))):
         say("warning", f"--path {pattern.pattern}: {merged}")
-    if pattern and (doubt := pattern.doubt(list(files))):
+    like = stored_cutting(options.like) if options.like else {}
+    known = stored_classes(options.like) if options.like else []
+    if pattern and (doubt := pattern.doubt(list(files), known)):
         _say_doubt(f"--path {pattern.pattern}", doubt, bool(options.like))
     segments = Segments(options.segments) if options.segments else None
     if segments and not segments.names_recordings and len(files) > 1:
@@ -141,7 +147,6 @@ def cut_windows(options: argparse.Namespace) -> None:
         )
     if segments:
         segments.check(list(files))
-    like = stored_cutting(options.like) if options.like else {}
     _check_like(options, like)
     columns = _columns(options, files, like)
     scale = factors_of(options.scale, like.get("scale", {}), list(columns.signals))
@@ -165,18 +170,17 @@ def cut_windows(options: argparse.Namespace) -> None:
             say("warning", f"--segments names recordings that were not read: {', '.join(unread[:5])}")
         check_any(counts)
         if options.without and not counts.left_out:
-            say(
-                "warning",
-                f"--without: no window has the label {' or '.join(options.without)}; labels are separated by spaces",
-            )
+            there = shown([name for name in labels.names if name not in options.without])
+            say("warning", f"--without: no window has the label {' or '.join(options.without)}; the labels are {there}")
         check_labels(writer, labels.names if has_labels else [], bool(options.like))
         named = people.names if recording.subject is not None else []
         unused = _unused(next(iter(files.values())), columns)
         for line in labels_and_people(writer, labels.names if has_labels else [], named, options.without, unused):
             print(line)
-        columns_given = options.label and options.subject
-        if columns_given and (doubt := swapped_columns(writer, labels.names, named, (options.label, options.subject))):
-            _say_doubt(f"--label {options.label} --subject {options.subject}", doubt, bool(options.like))
+        if options.label and options.subject and not {*labels.names} <= {*known}:
+            columns_given = (options.label, options.subject)
+            if doubt := swapped_columns(writer, labels.names, named, columns_given):
+                _say_doubt(f"--label {options.label} --subject {options.subject}", doubt, bool(options.like))
         settings = {
             **cutting.plain(),
             "signals": columns.signals,
@@ -185,16 +189,17 @@ def cut_windows(options: argparse.Namespace) -> None:
         }
         writer.finish(labels.names if has_labels else [], named, settings)
     say("written", f"{options.target}: {counts.windows:,} windows of {cutting.samples} samples at {cutting.rate:g} Hz")
+    target = quote(str(options.target))
     if options.like:
         command = "test" if has_labels else "predict"
-        print(f"{command:<10} {MAIN} {command} --run RUN_DIR --data.test_file {options.target}")
+        print(f"{command:<10} {MAIN} {command} --run RUN_DIR --data.test_file {target}")
     elif has_labels and named:
         print(
-            f"train      {MAIN} fit --config configs/har_cpu.yaml --data SignalFileDataModule --data.file {options.target} "
+            f"train      {MAIN} fit --config configs/har_cpu.yaml --data SignalFileDataModule --data.file {target} "
             "--test_after_fit"
         )
     else:
-        print(f"predict    {MAIN} predict --run RUN_DIR --data.test_file {options.target}")
+        print(f"predict    {MAIN} predict --run RUN_DIR --data.test_file {target}")
 
 
 def _say_doubt(flags: str, doubt: tuple[str, bool], predicted: bool) -> None:

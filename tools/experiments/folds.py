@@ -10,7 +10,8 @@ import csv
 import json
 import logging
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,10 +47,16 @@ def check_folds(configs: Sequence[Path], folds: int, flags: Sequence[str]) -> No
     from cli.app import configure_logging
 
     configure_logging()
-    # the base has said how it trains; that of one fold would be read as that of all
+    with _of_one_fold():
+        _divide(configs, folds, flags)
+
+
+@contextmanager
+def _of_one_fold() -> Iterator[None]:
+    """Say warnings only: what is known of one fold would be read as of all."""
     logging.disable(logging.INFO)
     try:
-        _divide(configs, folds, flags)
+        yield
     finally:
         logging.disable(logging.NOTSET)
 
@@ -91,7 +98,8 @@ def report_folds(out: Path, jobs: Sequence[Job]) -> None:
     from tools.run_logits import run_logits
 
     configure_logging()
-    found = [run_logits("tools.experiments", job.folder, "test") for job in jobs]
+    with _of_one_fold():
+        found = [run_logits("tools.experiments", job.folder, "test") for job in jobs]
     table = rows(found)
     pooled = _pooled(found)
     write_rows(out / "out_of_fold.csv", table)

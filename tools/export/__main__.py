@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def command() -> int:
         try:
-            _export(_parser().parse_args(argv))
+            _export(_parser().parse_with_data(argv))
         except VerificationError as error:
             print(f"verification failed: {error}; nothing is written", file=sys.stderr)
             return FAILED
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
     return run_command(command)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = Parser(
         "export",
         "Write the network of a ternary run as a packed file, of any run as ONNX, of a classifier as int8 ONNX.",
@@ -148,7 +148,7 @@ def _export(options: argparse.Namespace) -> None:
         return
     assert isinstance(module, TernaryClassifier)
     coding = options.coding or "trits"
-    data = _test_data(options.run, options.root) if options.verify else None
+    data = _test_data(options.run, options.data_settings) if options.verify else None
     folder = options.run if options.run.is_dir() else options.run.resolve().parent.parent
     output = options.output or folder / f"packed_{coding}.lvr"
     if not output.parent.is_dir() or output.is_dir():
@@ -163,8 +163,8 @@ def _export(options: argparse.Namespace) -> None:
 
 def _check_flags(options: argparse.Namespace) -> None:
     int8_command.check_flags(options)
-    if options.root is not None and options.verify is None and options.int8 is None:
-        raise ValueError("--data.root: only valid with --verify test or --int8 FILE")
+    if options.data_settings and options.verify is None and options.int8 is None:
+        raise ValueError(f"--data.{next(iter(options.data_settings))}: only valid with --verify test or --int8 FILE")
     for flag in ("prompts", "fp16"):
         if getattr(options, flag) and options.onnx is None:
             raise ValueError(f"--{flag}: only valid with --onnx FILE")
@@ -292,9 +292,9 @@ def _compare(module: TernaryClassifier, packed: PackedNetwork, folded: ResNet, b
     return comparison
 
 
-def _test_data(run: Path, root: str | None) -> DataModule:
+def _test_data(run: Path, settings: Mapping[str, Any]) -> DataModule:
     """Create the datamodule from the run's newest configuration, and set up the test split."""
-    data = configured_data(newest_config(run if run.is_dir() else run.resolve().parent.parent), root=root)
+    data = configured_data(newest_config(run if run.is_dir() else run.resolve().parent.parent), settings)
     data.setup("test")
     return data
 

@@ -121,7 +121,7 @@ def run(options: argparse.Namespace) -> None:
         )
     keep_freed_memory()
     folder = options.run if options.run.is_dir() else options.run.resolve().parent.parent
-    data = data_of(module, options.data or newest_config(folder), options.root)
+    data = data_of(module, options.data or newest_config(folder), options.data_settings)
     windows = raw_windows(options.run, options.ckpt) if isinstance(module, HARClassifier) else None
     deployed = deployed_classifier(module, windows)
     splits = open_splits(data, options.calibrate, options.seed)

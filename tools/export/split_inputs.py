@@ -5,7 +5,7 @@ image  uint8 --> images (B, C, S, S) float32 in 0..1              signal --> win
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -95,19 +95,19 @@ def open_splits(data: DataModule, count: int, seed: int) -> Splits:
     return Splits(calibration, Labelled(val), Labelled(test))
 
 
-def data_of(module: Classifier, config: Path, root: str | None) -> DataModule:
+def data_of(module: Classifier, config: Path, settings: Mapping[str, Any] | None) -> DataModule:
     """Create the datamodule of a classifier's images or windows.
 
     Args:
         module: The classifier.
         config: Configuration whose section ``data`` is used, such as config.yaml of the run.
-        root: Folder of the data, replaces the configured one.
+        settings: Settings of the data in place of configured ones, such as `root`.
 
     Raises:
         ValueError: The configuration names no datamodule, or its data are cached features, or they do not fit the classifier.
     """
     signals = isinstance(module, HARClassifier)
-    data = configured_data(config, root, None if signals else module.image_size)
+    data = configured_data(config, settings, None if signals else module.image_size)
     if isinstance(data, CachedFeaturesDataModule):
         raise ValueError(
             f"{config}: its data are cached features, but an int8 file is calibrated and verified with images; give the "

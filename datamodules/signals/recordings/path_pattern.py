@@ -10,7 +10,10 @@ NUMBERED = re.compile(r"\D*\d+")
 PLACE = re.compile(r"\{([^{}]*)\}")
 NUMBER = re.compile(r"(?:[ _.-]*\d+)+$")  # at the end of a name: walking_1, walking_2024-05-01
 ACTIVITY = re.compile(
-    r"(?<![a-z])(walk|sit(?![a-su-z])|stand|stair|upst|downst|lay(?!l)|laid|lying|run(?![a-mo-z])|jog|jump|cycl|bik(?!a)|idle|climb|sleep)",
+    r"(?<![a-z])(walk|sit(?![a-su-z])|stand|stair|upst|downst|lay(?!l)|laid|lying|run(?![a-mo-z])|jog|jump|cycl|bik(?!a)|idle|climb|sleep"
+    r"|gehen|geht|sitz|steh|lieg(?!l)|trepp|laufen|rennen"  # German
+    r"|marche(?!t)|assis|debout|couch|escalier|courir"  # French
+    r"|camina|sentad|de.pie|acostad|tumbad|escaler|correr)",  # Spanish
     re.IGNORECASE,
 )
 
@@ -92,11 +95,12 @@ if these are two, give more of what follows, as in '{label}_rec{}.csv'"
             lambda found: {"label": "{subject}", "subject": "{label}"}.get(found[1], found[0]), self.pattern
         )
 
-    def doubt(self, paths: Sequence[str]) -> tuple[str, bool] | None:
+    def doubt(self, paths: Sequence[str], known: Collection[str] = ()) -> tuple[str, bool] | None:
         """Return what speaks against the pattern, and whether no network can be trained with it; None if nothing does.
 
         Args:
             paths: Paths that fit the pattern.
+            known: Labels that are known; if all labels are, nothing speaks against the pattern.
 
         >>> PathPattern("{subject}/{label}.csv").doubt([f"{who}/{n}.csv" for who in ("sit", "walk") for n in (1, 2, 3)])[0]
         "3 labels ('1', '2', '3') and 2 people ('sit', 'walk'): the people have names of activities; \
@@ -106,6 +110,8 @@ if they are swapped, give --path '{label}/{subject}.csv'"
         if self.fields != {*FIELDS}:
             return None
         pairs = {(found["label"], found["subject"]) for path in paths if (found := self.of(path))}
+        if {label for label, _ in pairs} <= {*known}:
+            return None
         return swapped(pairs, f"if they are swapped, give --path {self.swapped()!r}")
 
 

@@ -52,6 +52,7 @@ class Columns:
         subject: Column of the people, or None.
         delimiter: Character between two columns of a CSV file.
         decimal: Decimal point of a CSV file.
+        encoding: Encoding of a CSV file.
     """
 
     signals: dict[str, str]
@@ -62,6 +63,7 @@ class Columns:
     subject: str | None = None
     delimiter: str = ","
     decimal: str = "."
+    encoding: str = "utf-8"
 
 
 class _Table(NamedTuple):
@@ -250,18 +252,24 @@ def _parquet(path: Path, columns: Columns, wanted: Sequence[str]) -> _Table:
     raw = {name.strip(): name for name in file.schema_arrow.names}
     names = [name.strip() for name in file.schema_arrow.names]
     batches = file.iter_batches(columns=[raw[name] for name in wanted if name in raw]) if wanted else iter(())
-    return _Table(names, _arrays(batches, names, columns.time))
+    return _Table(names, _arrays(batches, names, columns))
 
 
 def _csv(path: Path, columns: Columns, wanted: Sequence[str]) -> _Table:
     arrow, csv = import_module("pyarrow"), import_module("pyarrow.csv")
     parse = csv.ParseOptions(delimiter=columns.delimiter)
-    reading = csv.ReadOptions(block_size=BLOCK)
+    reading = csv.ReadOptions(block_size=BLOCK, encoding=columns.encoding)
     try:
         first = csv.open_csv(path, reading, parse, csv.ConvertOptions(decimal_point=columns.decimal))
+        names = [name.strip() for name in first.schema.names]
+    except UnicodeDecodeError as error:
+        raise ValueError(_encoded(columns)) from error
+    except LookupError as error:
+        raise ValueError(
+            f"--encoding {columns.encoding}: there is no such encoding; give utf-8, cp1252 or utf-16"
+        ) from error
     except ARROW_ERRORS as error:
         raise ValueError(f"{error}; is another character between the columns? Give --delimiter") from error
-    names = [name.strip() for name in first.schema.names]
     if len(names) == 1 and ";" in names[0] and columns.delimiter == ",":
         raise ValueError(
             f"its columns are separated by ';' ({names[0]}): give --delimiter ';', and --decimal , if it has commas"
@@ -281,8 +289,12 @@ def _csv(path: Path, columns: Columns, wanted: Sequence[str]) -> _Table:
     try:  # the first block is converted at once
         batches = csv.open_csv(path, reading, parse, convert)
     except ARROW_ERRORS as error:
-        raise ValueError(_readable(str(error), names)) from error
-    return _Table(names, _arrays(batches, names, columns.time))
+        raise ValueError(_readable(str(error), names, columns)) from error
+    return _Table(names, _arrays(batches, names, columns))
+
+
+def _encoded(columns: Columns) -> str:
+    return f"it is not in {columns.encoding}: give --encoding, such as --encoding cp1252 for a file of Excel on Windows"
 
 
 def _type_of_time(first: Any, column: str) -> Any:
@@ -304,22 +316,26 @@ def _array(column: Any, is_time: bool) -> Array:
     return values
 
 
-def _arrays(batches: Any, names: Sequence[str] = (), time: str | None = None) -> Iterator[dict[str, Array]]:
+def _arrays(batches: Any, names: Sequence[str], table: Columns) -> Iterator[dict[str, Array]]:
     """Convert pyarrow's batches; missing numbers become nan, missing texts None."""
     iterator = iter(batches)
     try:
         for batch in chain(iterator):
             columns = zip(batch.schema.names, batch.columns, strict=True)
-            yield {name.strip(): _array(column, name.strip() == time) for name, column in columns}
+            yield {name.strip(): _array(column, name.strip() == table.time) for name, column in columns}
     except ARROW_ERRORS as error:
-        raise ValueError(_readable(str(error), names)) from error
+        raise ValueError(_readable(str(error), names, table)) from error
 
 
-def _readable(message: str, names: Sequence[str]) -> str:
+def _readable(message: str, names: Sequence[str], columns: Columns) -> str:
     """Name the column and the way out in an error of pyarrow."""
+    if "invalid UTF8" in message:
+        return _encoded(columns)
     found = re.search(r"CSV column #(\d+)", message)
     if found is None:
         return message
     name = names[int(found[1])] if int(found[1]) < len(names) else found[1]
     text = message.replace(f"In CSV column #{found[1]}", f"in the column {name!r}")
+    if columns.decimal == "." and re.search(r"invalid value '-?\d+,\d*(?:[eE][+-]?\d+)?'", message):
+        return f"{text}; its numbers have commas: give --decimal ,"
     return f"{text}; choose the signals with --signals, or say with --label, --subject or --time what the column is"

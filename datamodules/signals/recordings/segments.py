@@ -15,6 +15,7 @@ import numpy as np
 
 from datamodules.images.class_folders import listed
 from datamodules.signals.recordings.recording import NONE, Codes, Recording
+from foundation.bounded.text import NOT_UTF8
 
 Array = np.ndarray[Any, Any]
 COLUMNS = ("start", "end", "label")
@@ -44,6 +45,8 @@ class Segments:
         self.path = path
         try:
             self._read(path)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"--segments {path}: {NOT_UTF8}") from error
         except csv.Error as error:
             raise ValueError(f"--segments {path}: cannot be read as a CSV file ({error})") from error
         if not self.rows:

@@ -128,7 +128,8 @@ def stored_cutting(path: Path) -> dict[str, Any]:
         ValueError: There is no such file, or it was not written by `WindowWriter`.
     """
     if not path.is_file():
-        raise ValueError(f"--like {path}: no such file{close_to(path)}")
+        why = "is a folder; a file of windows is needed" if path.is_dir() else f"no such file{close_to(path)}"
+        raise ValueError(f"--like {path}: {why}")
     try:
         found = parse_json(str(read_arrays(path, ("cutting",))["cutting"]).encode())
         if not isinstance(found, dict):
@@ -138,3 +139,8 @@ def stored_cutting(path: Path) -> dict[str, Any]:
             f"--like {path}: a file of windows that tools.cut_windows wrote is needed ({error})"
         ) from error
     return dict(found)
+
+
+def stored_classes(path: Path) -> list[str]:
+    """Return the names of the classes in a file of windows; none if its windows have no labels."""
+    return [str(name) for name in read_arrays(path, ("class_names",)).get("class_names", ())]
