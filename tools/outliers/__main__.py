@@ -120,7 +120,7 @@ def outliers(options: argparse.Namespace, flags: Sequence[str]) -> int:
     from foundation.plotting import render, write_png
     from tools.outliers.logits import image_logits
     from tools.outliers.picture import histogram
-    from tools.outliers.scores import auroc, energy_scores, false_positive_rate, threshold_keeping
+    from tools.outliers.scores import auroc, energy_scores, false_positive_rate, same_logits, threshold_keeping
     from tools.run_logits import run_logits
 
     configure_logging()
@@ -176,6 +176,8 @@ def outliers(options: argparse.Namespace, flags: Sequence[str]) -> int:
     )
     say("known", f"{len(known):,} images of the {options.split} split, median score {np.median(known):.4g}")
     say("others", f"{len(others):,} images of {options.images}, median score {np.median(others):.4g}")
+    if same := same_logits(logits, splits[options.split].logits):
+        say("warning", f"{same:,} of the other images have the logits of a known one: they are the same pictures")
     say("AUROC", f"{area:.4f}; FPR at 95 % TPR {100 * rate:.2f} %")
     say(
         "threshold",

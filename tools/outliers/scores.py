@@ -50,3 +50,14 @@ def threshold_keeping(known: Scores, share: float) -> float:
 def false_positive_rate(known: Scores, others: Scores, share: float = 0.95) -> float:
     """Share of the others that reach the threshold which a share of the known samples reaches: FPR at 95 % TPR."""
     return float((others >= threshold_keeping(known, share)).mean())
+
+
+def same_logits(logits: Tensor, known: Tensor) -> int:
+    """Number of rows of logits (N, K) that a row of others (M, K) equals up to rounding: of the same picture.
+
+    >>> same_logits(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[3.0, 4.000001], [0.0, 0.0]]))
+    1
+    """
+    exact = "donot_use_mm_for_euclid_dist"
+    parts = [torch.cdist(part, known.double(), compute_mode=exact).amin(dim=1) for part in logits.double().split(1000)]
+    return int((torch.cat(parts) <= 1e-4 * (1 + logits.double().norm(dim=1))).sum())
