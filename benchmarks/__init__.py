@@ -12,7 +12,7 @@ head_sweep.py      heads trained together against separate runs one after anothe
 logistic_path.py   our logistic regression over a grid of C against scikit-learn's
 lr_rules.py       rules of the learning-rate finder on simulated (lr_curves.py) and real sweeps
 ternary_inference.py   a ternary network as int8 ONNX against torch, onnxruntime, OpenVINO    (inference_peers.py: the contenders)
-har_folds.py       rules for choosing the epoch, compared on the training people of UCI HAR
+har/               UCI HAR: rules for choosing the epoch among the training people (folds.py), other sampling rates (rates.py)
 
 Repeats, medians, machine description, tables and JSON are in foundation/measuring.py. Benchmarks are not tests, because results
 depend on the machine; the tests only check that both sides compute the same result.

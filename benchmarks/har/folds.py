@@ -1,6 +1,6 @@
 """Benchmark: compares rules for choosing the best epoch on UCI HAR, by cross-validation over the training people only.
 
-    python -m benchmarks.har_folds [--data "data/har/UCI HAR Dataset"] [--config configs/har_cpu.yaml] [--folds 3] [--output DIR]
+    python -m benchmarks.har.folds [--data "data/har/UCI HAR Dataset"] [--config configs/har_cpu.yaml] [--folds 3] [--output DIR]
 
     21 training people = 3 x 7;  a fold: 14 people for training and validation as in the configuration, 7 held-out people for
     testing
