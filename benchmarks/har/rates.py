@@ -62,7 +62,7 @@ def write(found: list[Recording], folder: Path, rate: int) -> None:
     for number, one in enumerate(found):
         path = folder / one.activity / f"{one.person}_{number}.npz"
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, **dict(zip(SIGNALS, resampled(one.samples, rate), strict=True)))  # type: ignore[arg-type]
+        np.savez(path, **dict(zip(SIGNALS, resampled(one.samples, rate), strict=True)))
 
 
 def tested(run_dir: Path, found: list[Recording], rate: int, output: Path) -> tuple[int, float]:
