@@ -190,9 +190,9 @@ def predictions_folder(
         found = _predicted_in(folder)
         if found == source or (found is None and not any(folder.glob("*_metrics.json"))):
             break
-    kept = (
-        f"predict     {first / 'predictions.csv'} is of {there or 'another predict'} and stays; this one is in {folder}"
-    )
+    owner = there or "another predict"
+    owner = f"the {owner}" if owner.endswith(" split") else owner
+    kept = f"predict     {first / 'predictions.csv'} is of {owner} and stays; this one is in {folder}"
     return folder, source, kept
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from datamodules.images.class_folders import listed
 from datamodules.images.unlabelled import GivenImages
-from datamodules.sample_keys import row_keys, text_keys
+from datamodules.sample_keys import file_keys, row_keys, text_keys
 from datamodules.trained_on import MATCHED, FromCheckpoint, TrainedOn
 from foundation.project import TOOL
 
@@ -37,6 +37,9 @@ log = logging.getLogger(__name__)
 WHOLE = {"framing": "crop", "eval_share": 1.0}
 """Inputs of datamodules without these settings: the whole image."""
 
+
+LOOKED_AT = 200
+"""Files of other data that are looked at for those of the training."""
 
 OTHER_KIND = 0.5
 """Difference of the shares of a kind of files from which evaluated files are taken to be of another kind."""
@@ -210,7 +213,7 @@ class MatchedToCheckpoint(LightningDataModule):
             if count := int(torch.isin(keys, trained).sum()):
                 log.warning(
                     f"{count:,} of the {len(keys):,} {split} samples are train samples too, equal to the bit: the {split} metrics "
-                    f"are not those of new data; {TOOL}inspect_data names them"
+                    f"are not those of new data; {TOOL}inspect_data with the same --config and --data flags names them"
                 )
 
     # ---- other data ----
@@ -325,6 +328,8 @@ class MatchedToCheckpoint(LightningDataModule):
                 f"{count:,} of the {total:,} {split} samples are {' or '.join(parts)} samples of the checkpoint, equal to the bit: "
                 "the metrics are not those of new data"
             )
+        if split == "test":
+            self._say_part(total, torch.cat(known_keys))
         known = {name for part in parts for name in self.trained_on.groups.get(part, [])}
         if both := [name for name in self.group_names(split) if name in known]:
             same = (type(self).__name__, self.place) == (self.trained_on.datamodule, self.trained_on.place)
@@ -336,6 +341,19 @@ class MatchedToCheckpoint(LightningDataModule):
                 f"{listed(both)}; if they are the same, the metrics are not those of new ones"
             )
         return count
+
+    def left_by_the_draw(self) -> tuple[list[Path], str]:
+        """Files that a drawn test split leaves to training and validation, and how to test all; none if no split is drawn."""
+        return [], ""
+
+    def _say_part(self, tested: int, known: Tensor) -> None:
+        """Warn that only a drawn part of other data is tested; a copy of the training data is divided as it was."""
+        left, how = self.left_by_the_draw()
+        if left and not torch.isin(file_keys(left[:LOOKED_AT]), known).any():
+            log.warning(
+                f"only {tested:,} of the {tested + len(left):,} images in {self.place} are tested, a drawn split "
+                f"(data.test_fraction); to test all, {how}"
+            )
 
     def is_training_data(self) -> bool:
         """Whether the data, wherever it lies, is the one that the checkpoint was trained on; True without a record."""

@@ -169,7 +169,7 @@ def _draw_risk(axes: Axes, found: Evaluation) -> None:
         else:
             text = "no threshold reaches the target" if math.isinf(found.threshold) else "nothing exits"
         axes.text(0.03, 0.97, text, transform=axes.transAxes, va="top", fontsize=9, color=VERMILION)
-    axes.set(xlim=(0, 1.02), ylim=(0, 1.08 * top))
+    axes.set(xlim=(0, 1.02), ylim=(0, min(1.08 * top, 1.02)))
     axes.xaxis.set_major_formatter(SHARE)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1 if top < 0.3 else 0))
     _quiet(axes)

@@ -166,7 +166,12 @@ class ImageFolderDataModule(GivenHeader, SplitFiles):
                 f"null with channels {channels}: JPEG has 1 or 3",
             ),
             ("test_fraction", test_fraction, 0 <= test_fraction < 1, "at least 0 and below 1"),
-            ("test_fraction", test_fraction, test_fraction + self.val_fraction < 1, "below 1 with val_fraction"),
+            (
+                "test_fraction",
+                test_fraction,
+                test_fraction + self.val_fraction < 1,
+                f"below 1 with val_fraction {self.val_fraction:g}",
+            ),
         )
         if (groups is None) != (group_column is None):
             raise ValueError("groups and group_column must be set together: a CSV file, and its column with the group")

@@ -21,7 +21,15 @@ from datamodules.extraction import Labelled
 from datamodules.images.checking import kinds_of
 from datamodules.images.class_folders import group_table, listed, scan
 from datamodules.images.decoding import Levels
-from datamodules.images.labelled import LabelledFiles, Unreadable, class_folders, find_parts, groups_of, read_labelled
+from datamodules.images.labelled import (
+    NAMES_OF,
+    LabelledFiles,
+    Unreadable,
+    class_folders,
+    find_parts,
+    groups_of,
+    read_labelled,
+)
 from datamodules.images.table_files import TableFiles
 from datamodules.sample_keys import file_keys
 from datamodules.splitting.grouped import grouped_split
@@ -245,6 +253,19 @@ class SplitFiles(DataModule):
         """Keys of a split's samples, (n,) int64: hashes of their files."""
         listing = self._list(self._part_of(split))  # type: ignore[arg-type]
         return file_keys([listing.folder / listing.names[i] for i in self.splits[split]["index"].tolist()])
+
+    def left_by_the_draw(self) -> tuple[list[Path], str]:
+        """See `MatchedToCheckpoint`."""
+        if self._parts or self.fold is not None:
+            return [], ""
+        listing, tested = self._list("all"), {*self.splits["test"]["index"].tolist()}
+        left = [listing.folder / name for place, name in enumerate(listing.names) if place not in tested]
+        if self.table is not None:
+            return left, "give the table a column split, with test in each row"
+        named = self.root.absolute()
+        if named.name.lower() in NAMES_OF["test"]:
+            return left, f"give --data.root {shlex.quote(str(self.root.parent))}"
+        return left, "give a folder that has them as test/CLASS/IMAGE"
 
     def file_kinds(self, split: str) -> dict[str, float]:
         """Shares of grey files and of files with more than 8 bits in a split."""

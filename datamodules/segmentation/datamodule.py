@@ -173,7 +173,7 @@ class PromptedSegmentationDataModule(ListedPromptSets):
             ("near_duplicates", near_duplicates, near_duplicates is None or 0 <= near_duplicates <= 64, "0 to 64 bits, or null"),
             ("val_fraction", val_fraction, 0 < val_fraction < 1, "above 0 and below 1"),
             ("test_fraction", test_fraction, 0 < test_fraction < 1, "above 0 and below 1"),
-            ("test_fraction", test_fraction, test_fraction + val_fraction < 1, "below 1 with val_fraction"),
+            ("test_fraction", test_fraction, test_fraction + val_fraction < 1, f"below 1 with val_fraction {val_fraction:g}"),
             ("prompts", prompts, prompts is None or are_prompts(prompts), "different texts with a letter or a digit, at least one"),
             ("prompts", prompts, len({*map(slug, prompts or [])}) == len(prompts or []), "texts that differ in more than case"),
         )  # fmt: skip

@@ -115,6 +115,13 @@ class ListedPromptSets(DescribedPromptSets):
         index = self._drawn["test"] if part == "test" else torch.cat([self._drawn["train"], self._drawn["val"]])
         return self._rows(index)
 
+    def left_by_the_draw(self) -> tuple[list[Path], str]:
+        """See `MatchedToCheckpoint`; the sets whose split is given have none."""
+        if any(one.split is not None for one in self.present):
+            return [], ""
+        places = [place for name in ("train", "val") for place in self._drawn[name].tolist()]
+        return list(dict.fromkeys(self.pairs[place].image for place in places)), "give each set split: test"
+
     def _rows(self, index: Tensor) -> dict[str, Tensor]:
         labels = torch.tensor([self.pairs[place].prompt for place in index.tolist()], dtype=torch.int64)
         return {"label": labels, "index": index}

@@ -147,7 +147,12 @@ class ShardedImagesDataModule(GivenHeader, DataModule):
         check_workers(workers, prefetch)
         check(
             ("test_fraction", test_fraction, 0 <= test_fraction < 1, "at least 0 and below 1"),
-            ("test_fraction", test_fraction, test_fraction + self.val_fraction < 1, "below 1 with val_fraction"),
+            (
+                "test_fraction",
+                test_fraction,
+                test_fraction + self.val_fraction < 1,
+                f"below 1 with val_fraction {self.val_fraction:g}",
+            ),
             # a sample drawn again would be read in another block of shards than the cache holds
             ("sampling", self.sampling, self.sampling == "shuffled", "shuffled: shards are read one block at a time"),
             ("shuffle_shards", shuffle_shards, shuffle_shards >= 1, "1 or more"),

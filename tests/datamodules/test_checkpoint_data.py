@@ -266,7 +266,37 @@ def test_a_fit_names_the_splits_that_share_samples_with_training(
     data.say_shared(("train", "val", "test"))
     texts = [
         f"{count} of the {4 + count} {split} samples are train samples too, equal to the bit: the {split} metrics are not "
-        f"those of new data; {TOOL}inspect_data names them"
+        f"those of new data; {TOOL}inspect_data with the same --config and --data flags names them"
         for count, split in ((2, "val"), (2, "val"), (1, "test"))
     ]
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == texts
+
+
+def test_a_part_of_other_data_that_is_tested_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Class folders are divided as for a training; a copy of the training data is divided as it was, and nothing is said."""
+    settings: dict[str, Any] = {"image_size": 16, "batch_size": 4, "workers": 0, "test_fraction": 0.1}
+    write_classes(tmp_path / "own", {"cat": 20, "dog": 20})
+    record = record_of(ImageFolderDataModule(str(tmp_path / "own"), **settings))
+    shutil.copytree(tmp_path / "own", tmp_path / "copy")
+    for folder in ("photos", "my set/test"):
+        (tmp_path / folder).parent.mkdir(exist_ok=True)
+        write_classes(tmp_path / folder, {"cat": 20, "dog": 20})
+        for number, path in enumerate(sorted((tmp_path / folder).rglob("*.png"))):
+            Image.new("RGB", (20, 20), (6 * number, len(folder), 0)).save(path)
+
+    def said(folder: str, **more: Any) -> list[str]:
+        caplog.clear()
+        data = ImageFolderDataModule(str(tmp_path / folder), **settings, **more)
+        data.match(record)
+        data.setup("test")
+        return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+    assert said("own") == said("copy") == []
+    (text,) = said("photos")
+    assert text == (
+        f"only 4 of the 40 images in {tmp_path / 'photos'} are tested, a drawn split (data.test_fraction); "
+        "to test all, give a folder that has them as test/CLASS/IMAGE"
+    )
+    (text,) = said("my set/test")
+    assert text.endswith(f"to test all, give --data.root '{tmp_path / 'my set'}'")
+    assert said("my set") == []

@@ -385,11 +385,12 @@ def _write(out: Path, report: dict[str, Any], swept: measures.Sweep, flops: list
         f"{report['stage1']}, then {report['stage2']} · {report['data']['split']}, {report['data']['samples']:,} images"
     )
     chosen = f"cascade at {_text(report['threshold'])}"
+    there = (out / "cascade.json").is_file()
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "cascade.csv", text.getvalue())
     write_png(out / "cascade.png", render(draw((cost, swept.accuracy), points, title, chosen)))
     write_json(out / "cascade.json", report)
-    print(f"written: {out}: cascade.json, cascade.csv, cascade.png")
+    print(f"{'replaced' if there else 'written'}: {out}: cascade.json, cascade.csv, cascade.png")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The command that inspects the data set of a configuration: prints a table and warnings, writes a JSON file and two pictures.
 
-    python -m tools.inspect_data --config FILE [--config OVERLAY] [--data.root DIR ...] [--output DIR]
+    python -m tools.inspect_data --config FILE [--config OVERLAY] | --run RUN_DIR [--data.root DIR ...] [--output DIR]
 
     OUT/inspect_data.json   everything that is printed, and all duplicates and damaged files by name
     OUT/inspect_data.png    samples per class; image sizes and pixel values, or people and signals, or spread of the features
@@ -39,10 +39,11 @@ def parser() -> argparse.ArgumentParser:
     """Create the parser of the tool's own flags; all other flags are passed on to ``main.py fit``."""
     parser = Parser(
         "inspect_data",
-        usage="--config FILE [--config OVERLAY] [--data.NAME VALUE ...] [--output DIR]",
+        usage="--config FILE [--config OVERLAY] | --run RUN_DIR [--data.NAME VALUE ...] [--output DIR]",
         description="Classes, sizes, mean and std, duplicates, leaks between splits and damaged files of a data set.",
         epilog=EXAMPLES,
     )
+    parser.add_argument("--run", type=Path, metavar="RUN_DIR", help="inspect the data of a run, in place of --config")
     parser.add_argument(
         "--output",
         type=Path,
@@ -65,9 +66,23 @@ def main(argv: list[str] | None = None) -> int:
 
     def command() -> None:
         options, rest = parser().parse_known_args(words)
-        inspect_data(rest, options.output)
+        inspect_data(_of_run(options.run) + rest, options.output)
 
     return run_command(command, parser=parser)
+
+
+def _of_run(run: Path | None) -> list[str]:
+    """The flags of a run's configuration.
+
+    Raises:
+        ValueError: There is no such run.
+    """
+    if run is None:
+        return []
+    config = run / "config.yaml"
+    if not config.is_file():
+        raise ValueError(f"--run {run}: there is no config.yaml in it; give the folder of a run")
+    return ["--config", str(config)]
 
 
 def inspect_data(arguments: list[str], out: Path | None) -> None:
