@@ -156,3 +156,11 @@ def test_settings_of_the_data_replace_configured_ones(tmp_path: Path) -> None:
     data = configured_data(tmp_path / "config.yaml", given)
     assert list(data.class_names) == ["0", "1", "2"]
     assert data.val_fraction == 0.25
+
+
+def test_data_with_masks_is_rejected() -> None:
+    config = Path(__file__).resolve().parents[2] / "configs" / "prompt_segmentation_light.yaml"
+    with pytest.raises(
+        ValueError, match=r"light.yaml: data.class_path: PromptedSegmentationDataModule has masks; the data of a"
+    ):
+        configured_data(config)

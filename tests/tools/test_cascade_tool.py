@@ -394,11 +394,3 @@ def test_configurations_of_the_public_stages_can_be_built() -> None:
         assert isinstance(made.network, ResNet)
         assert made.architecture in path.name.replace("cifar10_", "")
         assert type(configured_data(path)).__name__ == "CIFAR10DataModule"
-
-
-def test_data_with_masks_is_rejected() -> None:
-    config = Path(__file__).resolve().parents[2] / "configs" / "prompt_segmentation_light.yaml"
-    with pytest.raises(
-        ValueError, match=r"light.yaml: data.class_path: PromptedSegmentationDataModule has masks; the data of a"
-    ):
-        configured_data(config)
