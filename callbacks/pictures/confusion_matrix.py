@@ -108,6 +108,7 @@ def _draw_bars(axes: Axes, metrics: list[ClassMetrics], labels: list[str] | None
         axes.set_title(f"the {len(metrics)} worst classes", fontsize=10, loc="left")
     axes.set_xlim(0, 1.9)  # room for the labels
     axes.set_xticks([0, 0.5, 1])
+    axes.spines["bottom"].set_bounds(0, 1)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.spines[["top", "right"]].set_visible(False)
 

@@ -186,6 +186,19 @@ def test_wrong_input_is_one_line(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_misspelt_column_is_named_before_the_signals(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would be listed among the signals otherwise."""
+    path = tmp_path / "a.csv"
+    path.write_text("time,x,activity\n0,1,sit\n0.02,2,sit\n")
+    flags = ["--rate", "50", "--window", "1", "--label", "activty"]
+    assert main([str(path), str(tmp_path / "windows.npz"), *flags]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "a.csv: it has no column activty, did you mean 'activity'?" in printed.err
+
+
 def test_other_time_columns_are_no_signals_and_unused_ones_are_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

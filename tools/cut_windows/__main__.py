@@ -265,7 +265,7 @@ def _files(options: argparse.Namespace, pattern: PathPattern | None) -> dict[str
 
 
 def _columns(options: argparse.Namespace, files: dict[str, Path], like: dict[str, Any]) -> Columns:
-    from datamodules.signals.recordings.reading import TIME_NAMES, Columns, column_names, signals_of
+    from datamodules.signals.recordings.reading import TIME_NAMES, Columns, check_columns, column_names, signals_of
 
     signals = dict(like.get("signals", {}))
     if options.signals:
@@ -295,6 +295,7 @@ def _columns(options: argparse.Namespace, files: dict[str, Path], like: dict[str
                     "which of its columns is the time? Give --time COLUMN, or --source_rate HZ if there is none; it has "
                     + ", ".join(name for name in names if name)
                 )
+        check_columns(column_names(path, columns), [one for one in (columns.label, columns.subject) if one])
         return _with(columns, signals=signals_of(path, columns))
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error

@@ -94,6 +94,23 @@ def signals_of(path: Path, columns: Columns) -> dict[str, str]:
     return {name: name for name in found}
 
 
+def check_columns(names: Sequence[str], wanted: Sequence[str]) -> None:
+    """Check that a file has all columns that are wanted.
+
+    Raises:
+        ValueError: One is missing.
+    """
+    missing = [one for one in wanted if one not in names]
+    if not missing:
+        return
+    there = [one for one in names if one]
+    bare = [one for one in missing if without_unit(one) in there]
+    named = f"; a name with a unit is given as '{bare[0]}={without_unit(bare[0])}'" if bare else ""
+    if missing[0].partition(",")[0].strip() in there:
+        raise ValueError(f"it has no column {missing[0]!r}; names are separated by spaces, as in --signals A B")
+    raise ValueError(f"it has no column {listed(missing)}{nearest(missing[0], there)}; it has {listed(there)}{named}")
+
+
 class _Growing:
     """An array (n,) to which values are added; it doubles when it is full, and pages without values take no memory."""
 
@@ -137,15 +154,7 @@ def read_recording(path: Path, name: str, columns: Columns, labels: Codes, peopl
         table = _opened(path, columns, wanted)
         if double := [one for one in wanted if table.names.count(one) > 1]:
             raise ValueError(f"several of its columns have the name {double[0]!r}; rename them")
-        if missing := [one for one in wanted if one not in table.names]:
-            there = [one for one in table.names if one]
-            bare = [one for one in missing if without_unit(one) in there]
-            named = f"; a name with a unit is given as '{bare[0]}={without_unit(bare[0])}'" if bare else ""
-            if missing[0].partition(",")[0].strip() in there:
-                raise ValueError(f"it has no column {missing[0]!r}; names are separated by spaces, as in --signals A B")
-            raise ValueError(
-                f"it has no column {listed(missing)}{nearest(missing[0], there)}; it has {listed(there)}{named}"
-            )
+        check_columns(table.names, wanted)
         for batch in table.batches:
             for column, values in batch.items():
                 if column == columns.label:
