@@ -55,7 +55,17 @@ def _hint_of_root(root: Path, sets: Sequence[PromptSet]) -> str:
     if not items:
         return ""
     text = f"{root} has the set{'s' * (len(items) > 1)} {listed([name for name, found in inner.items() if found])}"
-    return f"{text}: give {_setting(items)}, with prompts of yours"
+    text = f"{text}: give {_setting(items)}, with prompts of yours"
+    bare = [place for name, found in inner.items() if not found and (place := _place_of_images(root, name))]
+    return f"{text}; {listed(bare)} has images without masks, which show no object with masks: none" if bare else text
+
+
+def _place_of_images(root: Path, name: str) -> str:
+    """The folder of images in a folder that is no set, relative to `root`; empty if there is none."""
+    places = [path for path in (root / name, *_folders(root / name)) if any(map(is_image, _files(path)))]
+    if not places:
+        return ""
+    return _within(root, places[0].parent if places[0].name == "images" else places[0])
 
 
 def _is_set(root: Path, one: PromptSet) -> bool:

@@ -131,7 +131,8 @@ def test_masks_in_a_folder_of_another_name(tmp_path: Path) -> None:
         data_of(tmp_path, PromptSet("walls", ["crack"])).setup("fit")
     assert str(caught.value).endswith(
         f'{tmp_path} has the sets joints, wall cracks: give --data.sets "[{{folder: joints, prompts: [segment joints]}}, '
-        "{folder: wall cracks, prompts: [segment wall cracks], masks: 'gt/*_crack.png'}]\", with prompts of yours"
+        "{folder: wall cracks, prompts: [segment wall cracks], masks: 'gt/*_crack.png'}]\", with prompts of yours; "
+        "photos only has images without masks, which show no object with masks: none"
     )
     with pytest.raises(MisconfigurationException) as refused:
         data_of(tmp_path, PromptSet("wall cracks", ["crack"])).setup("fit")

@@ -43,4 +43,4 @@ def test_equal_curves_are_both_seen() -> None:
     lines = draw([[run] for run in runs]).axes[0].get_lines()
     assert [line.get_linestyle() for line in lines[::2]] == ["-", "-", "--", "--"], "the one below is seen in the gaps"
     sizes = [line.get_markersize() for line in lines[1::2]]
-    assert sizes[0] == sizes[1] > sizes[2] > sizes[3], "and around the large dot"
+    assert sizes[0] == sizes[1] < sizes[2] < sizes[3], "a ring around the dot, and another around both"

@@ -63,7 +63,10 @@ def draw(groups: Sequence[Sequence[Run]]) -> Figure:
                     label=label,
                     linewidth=1.3,
                 )
-                axes.plot(*_dot(run, metric), "o", color=colour, markersize=max(1.5, 6.5 - 2.5 * below))
+                ring = (
+                    {"fillstyle": "none", "markeredgewidth": 1.5} if below else {}
+                )  # around the dots that it would hide
+                axes.plot(*_dot(run, metric), "o", color=colour, markersize=min(6.5 + 4 * below, 22.5), **ring)
         epoch_axis(axes, last)
         axes.set_ylabel(metric)
         names = dict.fromkeys(run.datamodule for group in groups for run in group if run.kind == kind)
