@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import RawIOBase
@@ -14,8 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+log = logging.getLogger(__name__)
+
 PIECE = 4096  # bytes read at the beginning, in the middle and at the end of a file
 THREADS = 8  # opening a file waits for the disk
+EVERY_S = 5.0  # seconds between two progress lines
 
 
 def row_keys(rows: Tensor) -> Tensor:
@@ -48,8 +53,15 @@ def text_keys(texts: Sequence[str]) -> Tensor:
 
 def file_keys(paths: Sequence[Path]) -> Tensor:
     """Hash files to keys (N,) int64: by their size and three pieces of their content; files that cannot be read by their name."""
+    keys: list[int] = []
+    reported = time.monotonic()
     with ThreadPoolExecutor(THREADS) as pool:
-        return torch.tensor(list(pool.map(_file_key, paths, chunksize=64)), dtype=torch.int64)
+        for key in pool.map(_file_key, paths, chunksize=64):
+            keys.append(key)
+            if time.monotonic() - reported > EVERY_S:
+                reported = time.monotonic()
+                log.info(f"keys       {len(keys):,} of {len(paths):,} files read, by which equal ones are found")
+    return torch.tensor(keys, dtype=torch.int64)
 
 
 def _file_key(path: Path) -> int:

@@ -22,6 +22,7 @@ from datamodules import (
     PromptedSegmentationDataModule,
     PromptSet,
     TrainedOn,
+    sample_keys,
 )
 from datamodules.sample_keys import file_keys, row_keys
 from datamodules.signals.matching import bare_names, units_of
@@ -78,6 +79,22 @@ def test_keys_of_files_follow_the_content(tmp_path: Path) -> None:
 def cifar(root: Path, names: list[str]) -> CIFAR10DataModule:
     write_cifar(root / "cifar-10-batches-py", names=names, files=2)
     return CIFAR10DataModule(str(root), batch_size=8)
+
+
+def test_slow_disks_get_a_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tmp_path / f"{number}.bin" for number in range(3)]
+    for path in paths:
+        path.write_bytes(path.name.encode())
+    quick = file_keys(paths)
+    assert not caplog.records
+    monkeypatch.setattr(sample_keys, "EVERY_S", -1.0)
+    with caplog.at_level("INFO"):
+        assert torch.equal(file_keys(paths), quick)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"keys       {number} of 3 files read, by which equal ones are found" for number in (1, 2, 3)
+    ]
 
 
 def test_cifar_layout_in_another_order_of_classes(tmp_path: Path) -> None:
