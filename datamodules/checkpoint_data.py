@@ -27,7 +27,7 @@ from torch import Tensor
 
 from datamodules.images.class_folders import listed
 from datamodules.images.unlabelled import GivenImages
-from datamodules.sample_keys import file_keys, row_keys, text_keys
+from datamodules.sample_keys import row_keys, text_keys
 from datamodules.trained_on import MATCHED, FromCheckpoint, TrainedOn
 from foundation.project import TOOL
 
@@ -37,9 +37,6 @@ log = logging.getLogger(__name__)
 WHOLE = {"framing": "crop", "eval_share": 1.0}
 """Inputs of datamodules without these settings: the whole image."""
 
-
-LOOKED_AT = 200
-"""Files of other data that are looked at for those of the training."""
 
 OTHER_KIND = 0.5
 """Difference of the shares of a kind of files from which evaluated files are taken to be of another kind."""
@@ -342,17 +339,16 @@ class MatchedToCheckpoint(LightningDataModule):
             )
         return count
 
-    def left_by_the_draw(self) -> tuple[list[Path], str]:
-        """Files that a drawn test split leaves to training and validation, and how to test all; none if no split is drawn."""
-        return [], ""
+    def left_by_the_draw(self) -> tuple[int, Tensor, str]:
+        """Number of samples that a drawn test split leaves out, keys of the first ones, and how to test all; 0 if none is drawn."""
+        return 0, torch.zeros(0, dtype=torch.int64), ""
 
     def _say_part(self, tested: int, known: Tensor) -> None:
         """Warn that only a drawn part of other data is tested; a copy of the training data is divided as it was."""
-        left, how = self.left_by_the_draw()
-        if left and not torch.isin(file_keys(left[:LOOKED_AT]), known).any():
+        left, keys, how = self.left_by_the_draw()
+        if left and not torch.isin(keys, known).any():
             log.warning(
-                f"only {tested:,} of the {tested + len(left):,} images in {self.place} are tested, a drawn split "
-                f"(data.test_fraction); to test all, {how}"
+                f"only {tested:,} of the {tested + left:,} samples in {self.place} are tested, a drawn split; to test all, {how}"
             )
 
     def is_training_data(self) -> bool:

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 PIECE = 4096  # bytes read at the beginning, in the middle and at the end of a file
 THREADS = 8  # opening a file waits for the disk
+LOOKED_AT = 200  # samples of other data that are looked at for those of the training
 EVERY_S = 5.0  # seconds between two progress lines
 
 

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
@@ -67,15 +68,20 @@ def write(found: list[Recording], folder: Path, rate: int) -> None:
 
 def tested(run_dir: Path, found: list[Recording], rate: int, output: Path) -> tuple[int, float]:
     """Number of windows, and accuracy of the run on them, 0 to 1."""
-    folder, target = output / f"{rate}_hz", output / f"{rate}_hz.npz"
-    if not target.is_file():
-        write(found, folder, rate)
+    target = output / f"{rate}_hz.npz"
+    target.unlink(missing_ok=True)  # it may be of other data
+    output.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory() as folder:
+        write(found, Path(folder), rate)
         cut = ["--rate", str(RATE), "--window", str(LENGTH / RATE), "--source_rate", str(rate)]
         pattern = ["--path", "{label}/{subject}_{}.npz", "--signals", *SIGNALS]
-        _finished(cut_windows([str(folder), str(target), *cut, *pattern]))
+        _finished(cut_windows([folder, str(target), *cut, *pattern]))
     flags = ["--data", "SignalFileDataModule", "--data.test_file", str(target)]
     _finished(run(["test", "--run", str(run_dir), *flags]))
-    content = json.loads((run_dir / "evaluations" / target.stem / "test_metrics.json").read_text(encoding="utf-8"))
+    results = (run_dir / "evaluations").glob(
+        f"{target.stem}*/test_metrics.json"
+    )  # a number is added for another folder
+    content = json.loads(max(results, key=lambda path: path.stat().st_mtime).read_text(encoding="utf-8"))
     return len(np.load(target)["label"]), float(content["metrics"]["test/acc"])
 
 
@@ -90,7 +96,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("run", type=Path, help="folder of a run on UCI HAR")
     parser.add_argument("--data", type=Path, default=Path("data/har/UCI HAR Dataset"), help="folder of UCI HAR")
     parser.add_argument("--rates", type=int, nargs="+", default=[40, 60], help="rates in Hz")
-    parser.add_argument("--output", type=Path, default=Path("runs/har_rates"), help="folder of recordings and windows")
+    parser.add_argument("--output", type=Path, default=Path("runs/har_rates"), help="folder of the windows")
     options = parser.parse_args(args)
     found = list(recordings(options.data))
     rows, control = [], float("nan")

@@ -31,7 +31,7 @@ from datamodules.images.labelled import (
     read_labelled,
 )
 from datamodules.images.table_files import TableFiles
-from datamodules.sample_keys import file_keys
+from datamodules.sample_keys import LOOKED_AT, file_keys
 from datamodules.splitting.grouped import grouped_split
 from datamodules.splitting.stratified import strata, stratified_split
 from features import data_of_files, list_files
@@ -254,18 +254,18 @@ class SplitFiles(DataModule):
         listing = self._list(self._part_of(split))  # type: ignore[arg-type]
         return file_keys([listing.folder / listing.names[i] for i in self.splits[split]["index"].tolist()])
 
-    def left_by_the_draw(self) -> tuple[list[Path], str]:
+    def left_by_the_draw(self) -> tuple[int, Tensor, str]:
         """See `MatchedToCheckpoint`."""
         if self._parts or self.fold is not None:
-            return [], ""
+            return super().left_by_the_draw()
         listing, tested = self._list("all"), {*self.splits["test"]["index"].tolist()}
         left = [listing.folder / name for place, name in enumerate(listing.names) if place not in tested]
+        how = "give a folder that has them as test/CLASS/IMAGE"
         if self.table is not None:
-            return left, "give the table a column split, with test in each row"
-        named = self.root.absolute()
-        if named.name.lower() in NAMES_OF["test"]:
-            return left, f"give --data.root {shlex.quote(str(self.root.parent))}"
-        return left, "give a folder that has them as test/CLASS/IMAGE"
+            how = "give the table a column split, with test in each row"
+        elif self.root.absolute().name.lower() in NAMES_OF["test"]:
+            how = f"give --data.root {shlex.quote(str(self.root.parent))}"
+        return len(left), file_keys(left[:LOOKED_AT]), how
 
     def file_kinds(self, split: str) -> dict[str, float]:
         """Shares of grey files and of files with more than 8 bits in a split."""

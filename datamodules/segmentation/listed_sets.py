@@ -15,6 +15,7 @@ from datamodules.extraction import Labelled
 from datamodules.images.class_folders import duplicate_groups, listed
 from datamodules.images.decoding import Levels
 from datamodules.images.whole_files import Look, look_at
+from datamodules.sample_keys import LOOKED_AT, file_keys
 from datamodules.segmentation.checking import check_images, check_masks
 from datamodules.segmentation.description import DescribedPromptSets
 from datamodules.segmentation.generator import write_generated
@@ -115,12 +116,12 @@ class ListedPromptSets(DescribedPromptSets):
         index = self._drawn["test"] if part == "test" else torch.cat([self._drawn["train"], self._drawn["val"]])
         return self._rows(index)
 
-    def left_by_the_draw(self) -> tuple[list[Path], str]:
+    def left_by_the_draw(self) -> tuple[int, Tensor, str]:
         """See `MatchedToCheckpoint`; the sets whose split is given have none."""
         if any(one.split is not None for one in self.present):
-            return [], ""
-        places = [place for name in ("train", "val") for place in self._drawn[name].tolist()]
-        return list(dict.fromkeys(self.pairs[place].image for place in places)), "give each set split: test"
+            return super().left_by_the_draw()
+        left = [self.pairs[place].image for name in ("train", "val") for place in self._drawn[name].tolist()]
+        return len(left), file_keys(left[:LOOKED_AT]), "give each set split: test"
 
     def _rows(self, index: Tensor) -> dict[str, Tensor]:
         labels = torch.tensor([self.pairs[place].prompt for place in index.tolist()], dtype=torch.int64)

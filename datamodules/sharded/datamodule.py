@@ -9,6 +9,7 @@ shard --index, once--> offsets and labels --order (seed, epoch)--> workers: read
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -266,6 +267,13 @@ class ShardedImagesDataModule(GivenHeader, DataModule):
         views = self.extraction.views if self.extraction is not None else 1
         levels = {} if self.levels is None else {"levels": "{:g} {:g}".format(*self.levels)}
         return {**self._evaluated_as, **levels, **({"views.canvas": self.canvas} if views > 1 else {})}
+
+    def left_by_the_draw(self) -> tuple[int, Tensor, str]:
+        """See `MatchedToCheckpoint`."""
+        if self._shards.test_shards is not None:
+            return super().left_by_the_draw()
+        keys = torch.cat([self.samples(split).keys for split in ("train", "val")])
+        return len(keys), keys, f"give --data.test_shards {shlex.quote(str(self._shards.shards))}"
 
     def sample_keys(self, split: str) -> Tensor:
         """Keys of a split's samples, (n,) int64: hashes of their images, equal to those of the same files in a folder."""

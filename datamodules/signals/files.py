@@ -10,10 +10,12 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
 
 from datamodules.base import Batch
 from datamodules.extraction import Scalar
 from datamodules.images.class_folders import listed
+from datamodules.sample_keys import LOOKED_AT, row_keys
 from datamodules.signals.base import SignalDataModule
 from datamodules.signals.file_formats import SignalFile, read_signal_file
 from datamodules.signals.matching import SignalMatching, units_of
@@ -167,6 +169,13 @@ class SignalFileDataModule(SignalDataModule):
                 f"{quote(str(name))}, or cut it again with --label, --segments or {{label}} in --path"
             )
         super().setup(stage)
+
+    def left_by_the_draw(self) -> tuple[int, Tensor, str]:
+        """See `MatchedToCheckpoint`."""
+        if self.tests_a_file or self.fold is not None:
+            return super().left_by_the_draw()
+        left = self._parts["train"]["signal"]
+        return len(left), row_keys(left[:LOOKED_AT]), f"give --data.test_file {quote(str(self.file))}"
 
     def read_part(self, part: Literal["train", "test"]) -> Batch:
         """Return the windows of the test file or the test subjects, or all others.

@@ -2,6 +2,7 @@
 
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from datamodules import (
     ImageFolderDataModule,
     PromptedSegmentationDataModule,
     PromptSet,
+    SignalFileDataModule,
     TrainedOn,
     sample_keys,
 )
@@ -311,9 +313,50 @@ def test_a_part_of_other_data_that_is_tested_is_said(tmp_path: Path, caplog: pyt
     assert said("own") == said("copy") == []
     (text,) = said("photos")
     assert text == (
-        f"only 4 of the 40 images in {tmp_path / 'photos'} are tested, a drawn split (data.test_fraction); "
+        f"only 4 of the 40 samples in {tmp_path / 'photos'} are tested, a drawn split; "
         "to test all, give a folder that has them as test/CLASS/IMAGE"
     )
     (text,) = said("my set/test")
     assert text.endswith(f"to test all, give --data.root '{tmp_path / 'my set'}'")
     assert said("my set") == []
+
+
+def test_a_part_of_other_windows_and_masks_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    random = np.random.default_rng(0)
+    for name in ("own", "other"):
+        subject, label = np.repeat(np.arange(10), 6), np.tile(np.arange(2), 30)
+        np.savez(tmp_path / f"{name}.npz", signal=random.normal(size=(60, 3, 20)), label=label, subject=subject)
+        write_two(tmp_path / name)
+        for path in (tmp_path / name).rglob("images/*"):
+            wide, high = Image.open(path).size
+            Image.fromarray(random.integers(0, 255, (high, wide, 3), dtype=np.uint8)).save(path)
+
+    def said(data: Any, record: TrainedOn) -> list[str]:
+        caplog.clear()
+        data.match(record)
+        data.setup("test")
+        return [one.getMessage() for one in caplog.records if one.getMessage().startswith("only ")]
+
+    def windows(name: str, **more: Any) -> SignalFileDataModule:
+        return SignalFileDataModule(str(tmp_path / f"{name}.npz"), batch_size=4, test_subjects=2, **more)
+
+    def masks(name: str, **more: Any) -> PromptedSegmentationDataModule:
+        sets = [replace(one, **more) for one in TWO]
+        return PromptedSegmentationDataModule(str(tmp_path / name), sets, workers=0, image_size=16, batch_size=4)
+
+    record = record_of(windows("own"))
+    assert said(windows("own"), record) == []
+    file = tmp_path / "other.npz"
+    (text,) = said(windows("other"), record)
+    assert text.endswith(
+        f"only 12 of the 60 samples in {file} are tested, a drawn split; to test all, give --data.test_file {file}"
+    )
+    assert said(windows("own", test_file=str(file)), record) == []
+    record = record_of(masks("own"))
+    assert said(masks("own"), record) == []
+    data = masks("other")
+    (text,) = said(data, record)
+    tested, total = len(data.splits["test"]["index"]), len(data.pairs)
+    assert text.startswith(f"only {tested} of the {total} samples in ")
+    assert text.endswith("are tested, a drawn split; to test all, give each set split: test")
+    assert said(masks("other", split="test"), record) == []
