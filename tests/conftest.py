@@ -40,11 +40,8 @@ def _blank(canvas: FigureCanvasAgg) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _plots_are_blank(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Skip the rasterisation of plots in the default tests, as it takes half of a tiny run's time; `draws` turns it on again."""
-    if "slow" in request.config.option.markexpr.replace("not slow", "", 1):
-        yield
-        return
+def _plots_are_blank() -> Iterator[None]:
+    """Skip the rasterisation of plots, as it takes half of a tiny run's time; `draws` turns it on again."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FigureCanvasAgg, "draw", _blank)
         yield

@@ -1,7 +1,7 @@
 """Tests every command of the documentation: each is parsed with its real classes and values, and runs on tiny data.
 
 accepted   default tests: `main.py` creates model, data and trainer of the command, tools and benchmarks parse their flags
-runs       the same commands; a new fit trains one batch. Every other one of README.md is a default test, the others are slow
+runs       the same commands; a new fit trains one batch. Each third one of README.md is a default test, the others are slow
 shown      the output that a page shows is the real one
 
 The commands in the headers of the configurations are tested by test_config_headers.py.
@@ -163,7 +163,7 @@ def test_no_command_hides() -> None:
     assert not hidden
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(4)
 @pytest.mark.parametrize(
     "command", cases([c for c in OURS_ONLY if not runs_by_default(c) and not in_header(c)], accepted_when_slow)
 )
@@ -172,7 +172,7 @@ def test_command_is_accepted(command: Command, workplace: Workplace, monkeypatch
     check(command, workplace.words(command), monkeypatch)
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     "command", cases([c for c in OURS_ONLY if is_run(c) and not c.output], lambda c: not runs_by_default(c))
 )

@@ -252,6 +252,7 @@ def test_the_method_of_the_other_kind_of_module_is_named() -> None:
             getattr(module, name)
 
 
+@pytest.mark.slow
 def test_predict_of_a_folder_with_other_prompts(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -66,7 +66,7 @@ CELLS = [
         system,
         cell,
         id=f"{system}: {step.strip('`')}",
-        marks=() if system == "head" and any(part in step for part in QUICK) else pytest.mark.slow,
+        marks=() if system == "head" and any(part in step for part in QUICK) else (pytest.mark.slow, pytest.mark.draws),
     )
     for step, *cells in STEPS
     for system, cell in zip(OF_SYSTEM, cells, strict=True)
