@@ -186,7 +186,9 @@ def check_pickle(path: Path) -> None:
     """Refuse a file of ``torch.save`` that is not as torch.save writes it.
 
     Raises:
-        ValueError: Its objects are larger than `MOST_OBJECTS`, or one of them is made by a call that is not expected.
+        ValueError: Its objects are larger than `MOST_OBJECTS` or than the file, or one of them is made by a call that is not
+            expected.
+        zipfile.BadZipFile: The archive is damaged.
     """
     if not zipfile.is_zipfile(path):
         return
@@ -197,6 +199,8 @@ def check_pickle(path: Path) -> None:
             if member.filename.endswith("/data.pkl"):
                 if member.file_size > MOST_OBJECTS:
                     raise ValueError(f"it describes its objects in {member.file_size:,} bytes")
+                if member.compress_size != member.file_size:  # zipfile would take memory for either
+                    raise ValueError("its table of contents is damaged")
                 if b"bytearray" in archive.read(member):
                     raise ValueError("it makes an object by a call that is not expected")
 

@@ -197,10 +197,10 @@ class _Inert(dict[Any, Any]):
 
 
 def _content(path: Path) -> dict[str, Any]:
-    zipped = zipfile.is_zipfile(path)
     if is_sealed(path):
         check_sums(path)
     try:
+        zipped = zipfile.is_zipfile(path)  # raises for an archive in several parts
         inside = zipfile.ZipFile(path).namelist() if zipped else []
         is_program = any("/code/" in name for name in inside)
         if not is_program:

@@ -42,7 +42,8 @@ from datamodules.signals.file_formats import read_signal_file
 from datamodules.signals.har_reader import read_activities
 from datamodules.signals.recordings.reading import Columns, column_names
 from datamodules.signals.recordings.segments import Segments
-from foundation.checkpoint_files import DamagedFileError, read_checkpoint
+from foundation.checkpoint_files import DamagedFileError, check_pickle, read_checkpoint
+from lightning_modules.pretrained.reading import read_weights
 from networks.segmenters.clip_weights import read_merges
 from tests.fuzz.own import _index, mended_header
 from tools.compare.runs import read_run
@@ -60,6 +61,30 @@ def test_the_lengths_in_a_checkpoint_are_within_it(tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(DamagedFileError, match="cut short or no checkpoint"):
         read_checkpoint(path)
+
+
+def test_weights_of_others_in_several_parts_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save({"w": torch.ones(3)}, path)
+    data = bytearray(path.read_bytes())
+    end = data.rfind(b"PK\5\6")
+    data[end:end] = struct.pack(
+        "<4sIQI", b"PK\6\7", 7, end, 1
+    )  # as for more than 4 GB: the part and place of the table
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"weights\.pt: cannot be read: it is truncated or not a weights file"):
+        read_weights(str(path), ["w"])
+
+
+def test_no_memory_is_taken_for_what_the_table_of_a_checkpoint_claims(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save({"w": torch.ones(3)}, path)
+    data = bytearray(path.read_bytes())
+    entry = data.find(b"PK\1\2")
+    data[entry + 20 : entry + 24] = struct.pack("<I", 0x7FFFFFFF)
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="its table of contents is damaged"):
+        check_pickle(path)
 
 
 def test_canvases_are_counted_before_they_are_listed(tmp_path: Path) -> None:
