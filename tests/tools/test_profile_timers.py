@@ -86,11 +86,12 @@ def test_memory_counts_allocations_after_the_start() -> None:
     assert resident("VmHWM") >= resident("VmRSS") - block.nbytes
 
 
-def test_peak_is_the_fastest_of_all_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(profile_clock.GEMM_SIZE, "cpu", 4)
-    ticks = iter([0.0, 0.1, 1.0, 1.5, 0.2, 2.0, 2.25, 9.0])
+def test_peak_is_the_fastest_of_all_products_of_the_first_size_that_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(profile_clock.GEMM_SIZES, "cpu", (4, 8, 16))
+    quick, slow = (0.0, 0.3, 1.0, 1.01), (0.0, 0.3, 1.0, 1.5)  # the first product of each size is not counted
+    ticks = iter([0.0, *quick, *slow, 0.2, 2.0, 2.25, 9.0])
     monkeypatch.setattr(profile_clock, "perf_counter", lambda: next(ticks))
-    assert gemm_peak("fp32", "cpu", seconds=1.0) == 2 * 4**3 / 0.25
+    assert gemm_peak("fp32", "cpu", seconds=1.0) == 2 * 8**3 / 0.25
 
 
 # ---- the batch ----

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import resource
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
@@ -19,7 +20,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.flop_counter import FlopCounterMode
 
 PARTS = ("forward", "backward", "optimizer")
-GEMM_S, GEMM_SIZE = 0.6, {"cuda": 8192, "cpu": 1024}
+GEMM_S, GEMM_SIZES = 0.6, {"cuda": (8192,), "cpu": (128, 256, 512, 1024)}
+QUICK_S = (
+    0.05  # a larger matrix product is tried while one takes less: bf16 without instructions for it is 100 times slower
+)
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -179,25 +183,39 @@ def resident(name: str) -> int:
 
 
 def gemm_peak(arithmetic: str, device: str, seconds: float = GEMM_S) -> float:
-    """Measure the peak FLOP/s of the machine: the fastest of repeated large matrix products.
+    """Measure the peak FLOP/s of the machine: the fastest of repeated matrix products.
+
+    Their size is the first of `GEMM_SIZES` of which one takes more than 0.05 s, or else the largest.
 
     Args:
         arithmetic: fp32, tf32, bf16 or fp16.
         device: cpu or cuda.
         seconds: Length of the measurement.
     """
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(arithmetic, torch.float32)
     torch.set_float32_matmul_precision("high" if arithmetic == "tf32" else "highest")
-    n = GEMM_SIZE[device]
-    a, b = (torch.ones(n, n, dtype=dtype, device=device) for _ in range(2))
-    out = a @ b
-    best, end = float("inf"), perf_counter() + seconds
-    while perf_counter() < end or best == float("inf"):
+    size, best, end = 0, float("inf"), perf_counter() + seconds
+    for size in GEMM_SIZES[device]:
+        product = _product(size, arithmetic, device)
+        product()
+        if (best := product()) > QUICK_S:
+            break
+    while perf_counter() < end:
+        best = min(best, product())
+    return float(2 * size**3 / best)
+
+
+def _product(size: int, arithmetic: str, device: str) -> Callable[[], float]:
+    """A matrix product that returns its seconds."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(arithmetic, torch.float32)
+    a, b, out = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(3))
+
+    def seconds() -> float:
         if device == "cuda":
             torch.cuda.synchronize()
         began = perf_counter()
         torch.mm(a, b, out=out)
         if device == "cuda":
             torch.cuda.synchronize()
-        best = min(best, perf_counter() - began)
-    return 2 * n**3 / best
+        return perf_counter() - began
+
+    return seconds
