@@ -24,6 +24,7 @@ from networks.integer.gpu.packing import pack_symbols, unpack_symbols
 
 pytest.importorskip("triton", reason="Triton is not installed")
 ROOT = Path(__file__).resolve().parent.parent.parent
+WHOLE = pytest.mark.skipif("LVR_KERNELS" not in os.environ, reason="takes minutes; LVR_KERNELS=1 runs it")
 
 
 def python(*arguments: str, **environment: str) -> str:
@@ -58,6 +59,7 @@ def test_kernels_equal_the_reference_in_the_interpreter(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@WHOLE
 def test_whole_networks_equal_the_reference_in_the_interpreter(tmp_path: Path) -> None:
     content = interpreted(tmp_path, "--parts", "check")
     assert {"resnet18", "resnet20"} <= content["checks"].keys()
@@ -93,6 +95,7 @@ def test_kernels_compile_without_a_gpu() -> None:
 
 
 @pytest.mark.slow
+@WHOLE
 def test_kernels_of_all_cases_compile_for_both_gpus() -> None:
     rows = compiled("80", "90", "--all")
     check_compiled(rows)
