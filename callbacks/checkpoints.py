@@ -48,6 +48,11 @@ ACCURACY = "val/acc"
 LAST = "last.ckpt"
 
 
+def is_last_step(trainer: Trainer) -> bool:
+    """Whether the epoch ends after this batch (in ``on_train_batch_end``): there is no other, or the run has its `max_steps`."""
+    return trainer.is_last_batch or 0 <= trainer.max_steps <= trainer.global_step
+
+
 def validation_follows(trainer: Trainer) -> bool:
     """Whether a validation follows the batch that has just ended (in ``on_train_batch_end``); the same on all processes.
 
@@ -283,7 +288,7 @@ class Checkpoints(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Rewrite last.ckpt when due: between two batches, with no open accumulation window."""
-        if trainer.is_last_batch:
+        if is_last_step(trainer):
             return
         if trainer.should_stop:
             # max_time: Lightning continues to the end of the epoch, and would resume at the next one

@@ -189,6 +189,9 @@ class ExactResume(Callback):
         saved, self._saved = self._saved, None
         if saved is None:
             return
+        if trainer.fit_loop.epoch_loop.batch_progress.total.ready == 0:
+            # saved before the first batch, by the finder: Lightning would take it for the end of an epoch, and count a step
+            trainer.fit_loop.epoch_loop.restarting = False
         trainer.should_stop = saved["should_stop"] and not self._restore_patience(trainer)
         modules = dict(pl_module.named_modules())
         for name, values in saved["metrics"].items():

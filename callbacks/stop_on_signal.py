@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from callbacks.checkpoints import Checkpoints, validation_follows
+from callbacks.checkpoints import Checkpoints, is_last_step, validation_follows
 from callbacks.exact_resume import turns
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -84,7 +84,7 @@ class StopOnSignal(Checkpoint):
         # gradients of an open accumulation window are saved for one process only, which takes its own batches
         several = trainer.world_size * turns(trainer) > 1
         open_window = several and trainer.fit_loop._should_accumulate()
-        later = trainer.is_last_batch or open_window or validation_follows(trainer)
+        later = is_last_step(trainer) or open_window or validation_follows(trainer)
         if not later and self._agreed(trainer):
             self._stop(trainer, save=True)
 

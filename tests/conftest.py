@@ -33,6 +33,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)
+    # after a first backward pass that follows torch.compile, forked processes can have none, also without a GPU
+    torch.zeros(1, requires_grad=True).sum().backward()
 
 
 def _blank(canvas: FigureCanvasAgg) -> None:

@@ -116,7 +116,7 @@ def edited(content: Any, draw: random.Random) -> Any:
         places: list[tuple[Any, Any]] = []
         _collect(content, places)
         if not places:
-            return draw.choice(VALUES)
+            return copy.deepcopy(draw.choice(VALUES))
         if len(places) > MOST_PLACES:  # a doubled list that was doubled: another change would take seconds
             break
         inside, key = draw.choice(places)
@@ -134,7 +134,7 @@ def edited(content: Any, draw: random.Random) -> Any:
         elif kind == 4 and isinstance(inside, dict):
             inside[draw.choice(TEXTS)] = inside[key]
         else:
-            inside[key] = draw.choice((*VALUES, *TEXTS))
+            inside[key] = copy.deepcopy(draw.choice((*VALUES, *TEXTS)))  # the next change may be within it
     return content
 
 

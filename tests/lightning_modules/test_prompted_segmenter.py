@@ -26,8 +26,7 @@ from lightning_modules.pretrained.encoder import fill_encoder
 from networks.segmenters.light import LightSegmenter
 from networks.tiling import Tiling, starts
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-TINY = str(ROOT / "tests" / "conf" / "segmentation_tiny.yaml")
+TINY = str(Path(__file__).resolve().parents[1] / "conf" / "segmentation_tiny.yaml")
 NAMES = ["segment taping area", "segment crack"]
 LINKS: dict[str, Any] = {
     "class_names": NAMES,
@@ -121,7 +120,7 @@ def check_nothing(metrics: dict[str, float], truth: list[list[NDArray[np.bool_]]
 def test_single_task(tmp_path: Path, name: str, other: str) -> None:
     """U-Net for one task: the overlay configuration leaves one data set, one prompt and no prompts for absent objects."""
     write_generated(tmp_path / "data", 12)
-    overlay = str(ROOT / "configs" / "experiments" / f"segmentation_{name}_only.yaml")
+    overlay = f"configs/experiments/segmentation_{name}_only.yaml"
     flags = ["--data.root", str(tmp_path / "data"), "--data.generate", "null", "--trainer.max_epochs", "1"]
     run = ["--run_dir", str(tmp_path / "run"), "--test_after_fit"]
     assert main(["fit", "--config", TINY, "--config", overlay, *flags, *run]) == 0
