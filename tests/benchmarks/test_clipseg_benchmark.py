@@ -16,7 +16,7 @@ def test_sides_compute_the_same() -> None:
     assert mine.shape == (2, 3, 32, 32)
     assert torch.allclose(mine, each, atol=1e-3)
     assert torch.allclose(mine, batched, atol=1e-3)
-    assert not torch.allclose(mine[:, 0], mine[:, 1], atol=1e-1)
+    assert not torch.allclose(mine[:, 0], mine[:, 1], atol=1e-2), "otherwise the prompts make no difference"
     found = clipseg.differences(both)
     assert found.relative == pytest.approx(float((mine - each).abs().max() / each.std()))
     assert found.relative < 1e-4

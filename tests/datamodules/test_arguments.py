@@ -34,7 +34,7 @@ def test_every_setting_has_a_help_text(
     with pytest.raises(SystemExit):
         parser().parse_args([f"--data.help={name}"])
     listed = " ".join(capsys.readouterr().out.split()).split("Help for")[1]
-    texts = dict(re.findall(r"--data\.(\w+) \S+ (.*?) ?\(type:", listed))
+    texts = dict(re.findall(r"--data\.(\w+)(?:, \S+)? \S+ (.*?) ?\(type:", listed))
     assert set(texts) == {*SHARED, *own} - hidden
     assert [setting for setting, text in texts.items() if len(text.split()) < 5] == []
 

@@ -288,7 +288,7 @@ def test_only_settings_with_an_effect_are_listed(capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit):
         parser.parse_args(["--data.help=CachedFeaturesDataModule"])
     listed = " ".join(capsys.readouterr().out.split()).split("Help for")[1]
-    texts = dict(re.findall(r"--data\.(\w+) \S+ (.*?) ?\(type:", listed))
+    texts = dict(re.findall(r"--data\.(\w+)(?:, \S+)? \S+ (.*?) ?\(type:", listed))
     own = set(inspect.signature(CachedFeaturesDataModule.__init__).parameters) - {"self"}
     assert set(texts) == own
     assert [setting for setting, text in texts.items() if len(text.split()) < 5] == []

@@ -328,7 +328,8 @@ def test_a_part_of_other_windows_and_masks_is_said(tmp_path: Path, caplog: pytes
         np.savez(tmp_path / f"{name}.npz", signal=random.normal(size=(60, 3, 20)), label=label, subject=subject)
         write_two(tmp_path / name)
         for path in (tmp_path / name).rglob("images/*"):
-            wide, high = Image.open(path).size
+            with Image.open(path) as image:
+                wide, high = image.size
             Image.fromarray(random.integers(0, 255, (high, wide, 3), dtype=np.uint8)).save(path)
 
     def said(data: Any, record: TrainedOn) -> list[str]:

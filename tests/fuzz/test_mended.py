@@ -95,6 +95,14 @@ def test_canvases_are_counted_before_they_are_listed(tmp_path: Path) -> None:
         (tmp_path / "header.json").write_bytes(mended_header(json.dumps(content | change).encode()))
         with pytest.raises(CanvasError, match="the header is damaged"):
             read_header(tmp_path, recipe, {"a.png": 3})
+    other = {
+        "fill": ({"a": 1}, "fill is"),
+        "versions": (recipe.versions | {"x": None}, "versions.x is None .* not there here"),
+    }
+    for name, (value, text) in other.items():
+        (tmp_path / "header.json").write_bytes(mended_header(json.dumps(content | {name: value}).encode()))
+        with pytest.raises(CanvasError, match=text):
+            read_header(tmp_path, recipe, {"a.png": 3})
 
 
 def test_labels_do_not_say_how_many_names_are_made(tmp_path: Path) -> None:

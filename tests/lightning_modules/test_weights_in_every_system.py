@@ -212,7 +212,7 @@ def test_broken_table_beside_whole_weights(tmp_path: Path) -> None:
 
 
 def test_torchscript_is_refused(tmp_path: Path) -> None:
-    with pytest.warns(FutureWarning, match="deprecated"):
+    with pytest.warns((FutureWarning, DeprecationWarning), match="deprecated"):
         torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), str(tmp_path / "model.pt"))
     with pytest.raises(ValueError, match="is a TorchScript program, which is never run"):
         read_weights(str(tmp_path / "model.pt"), ["weight"])

@@ -225,8 +225,9 @@ def read_header(folder: Path, wanted: Recipe, files: Mapping[str, int], images: 
         if found == here:
             continue
         detail = ""
-        if isinstance(found, dict):
-            key = min(key for key in found.keys() | here.keys() if found.get(key) != here.get(key))
+        if isinstance(found, dict) and isinstance(here, dict):
+            unequal = {key for key in found.keys() & here.keys() if found[key] != here[key]}
+            key = min(unequal | (found.keys() ^ here.keys()))
             name, found, here = f"{name}.{key}", found.get(key, "not there"), here.get(key, "not there")
         elif name == "data" and (before := read_files(folder / FILES)) is not None:
             detail = f" ({_other_split(before, files, images) or file_changes(before, files)})"
