@@ -23,7 +23,7 @@ from callbacks import read_metrics
 from datamodules.cifar_reader import read_pickle
 from datamodules.images.canvases import CanvasError
 from datamodules.images.canvases.coding import coded, decode
-from datamodules.images.canvases.header import read_header, recipe_of
+from datamodules.images.canvases.header import UNFINISHED, read_header, recipe_of
 from datamodules.images.class_folders import read_groups
 from datamodules.images.label_table import in_order
 from datamodules.images.whole_files import try_decoding
@@ -95,12 +95,17 @@ def test_canvases_are_counted_before_they_are_listed(tmp_path: Path) -> None:
         (tmp_path / "header.json").write_bytes(mended_header(json.dumps(content | change).encode()))
         with pytest.raises(CanvasError, match="the header is damaged"):
             read_header(tmp_path, recipe, {"a.png": 3})
+
+
+def test_a_field_of_a_header_of_canvases_has_another_type(tmp_path: Path) -> None:
+    recipe = recipe_of({"a.png": 3}, size=8, channels=3)
+    content = {"schema": 1, **recipe.content(), "rows": 1}
     other = {
-        "fill": ({"a": 1}, "fill is"),
-        "versions": (recipe.versions | {"x": None}, "versions.x is None .* not there here"),
+        "fill": ({"a": 1}, "fill is .* in the canvas cache, but null here"),
+        "versions": (recipe.versions | {"x": None}, "versions.x is null in the canvas cache, but .not there. here"),
     }
     for name, (value, text) in other.items():
-        (tmp_path / "header.json").write_bytes(mended_header(json.dumps(content | {name: value}).encode()))
+        (tmp_path / UNFINISHED).write_bytes(mended_header(json.dumps(content | {name: value}).encode()))
         with pytest.raises(CanvasError, match=text):
             read_header(tmp_path, recipe, {"a.png": 3})
 
