@@ -248,10 +248,6 @@ def _decode_until(
             return
 
 
-FEW_PIXELS = 1 << 20
-"""Pixels for which there is memory, unless there is none for anything."""
-
-
 def try_decoding(path: Path | BinaryIO, channels: int = 3) -> str | tuple[float, float] | None:
     """Decode a file. Returns why a file cannot be decoded; or the range of its grey values if it is deep, else None."""
     pixels = 0
@@ -273,8 +269,7 @@ def try_decoding(path: Path | BinaryIO, channels: int = 3) -> str | tuple[float,
             values = np.asarray(file)
             return float(values.min()), float(values.max())
     except MemoryError:
-        if pixels > FEW_PIXELS:
-            raise
+        bytearray(16 * pixels)  # raises again if there is no memory for the picture
         return DAMAGED  # a part of the file claims a length of gigabytes
     except OSError as error:
         return error.strerror or DAMAGED
