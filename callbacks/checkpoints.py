@@ -31,6 +31,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks.early_stopping import EarlyStopping, check_monitored
 from callbacks.ema import EMA
+from callbacks.exact_resume import is_last_step
 from callbacks.failures.disk import check_space
 from callbacks.failures.explosion import way_on
 from callbacks.failures.non_finite import NonFiniteError
@@ -46,11 +47,6 @@ log = logging.getLogger(__name__)
 
 ACCURACY = "val/acc"
 LAST = "last.ckpt"
-
-
-def is_last_step(trainer: Trainer) -> bool:
-    """Whether the epoch ends after this batch (in ``on_train_batch_end``): there is no other, or the run has its `max_steps`."""
-    return trainer.is_last_batch or 0 <= trainer.max_steps <= trainer.global_step
 
 
 def validation_follows(trainer: Trainer) -> bool:

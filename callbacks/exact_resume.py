@@ -91,6 +91,11 @@ def epoch_is_done(trainer: Trainer) -> bool:
     return bool(progress.processed == progress.started)  # type: ignore[attr-defined]
 
 
+def is_last_step(trainer: Trainer) -> bool:
+    """Whether the epoch ends after this batch (in ``on_train_batch_end``): there is no other, or the run has its `max_steps`."""
+    return trainer.is_last_batch or 0 <= trainer.max_steps <= trainer.global_step
+
+
 def by_process(trainer: Trainer, pl_module: LightningModule, value: Tensor) -> Tensor:
     """Gather a tensor from every process, stacked to (processes, ...)."""
     return pl_module.all_gather(value) if trainer.world_size > 1 else value.clone()[None]  # type: ignore[return-value]

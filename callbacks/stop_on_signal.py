@@ -17,8 +17,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from callbacks.checkpoints import Checkpoints, is_last_step, validation_follows
-from callbacks.exact_resume import turns
+from callbacks.checkpoints import Checkpoints, validation_follows
+from callbacks.exact_resume import is_last_step, turns
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 

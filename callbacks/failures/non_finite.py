@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from callbacks.exact_resume import is_last_step
 from callbacks.failures.explosion import way_on
 from callbacks.failures.failed_step import NAMED, bad_inputs, keep_step, names_of
 from callbacks.run_folder import run_folder
@@ -63,7 +64,7 @@ class StopOnNonFinite(Callback):
         """On an accelerator, count consecutive non-finite losses, and look at the loss scale; both only every few steps."""
         self._batch = {}
         loss = outputs["loss"].detach()
-        due = (batch_idx + 1) % self.check_every == 0 or trainer.is_last_batch
+        due = (batch_idx + 1) % self.check_every == 0 or is_last_step(trainer)
         if due and (scale := loss_scale(trainer)) is not None and scale < LEAST_SCALE:
             # each of these steps was skipped: the weights are those before it
             kept = keep_step(trainer, pl_module, batch, "gradient", loss.item())

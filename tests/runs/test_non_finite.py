@@ -116,6 +116,7 @@ def test_a_gradient_that_stays_infinite_with_fp16_ends_the_run(monkeypatch: pyte
         precision_plugin=SimpleNamespace(scaler=scaler),
         precision="16-mixed",
         is_last_batch=False,
+        max_steps=-1,
         global_step=20,
         current_epoch=0,
         callbacks=[],
@@ -131,4 +132,7 @@ def test_a_gradient_that_stays_infinite_with_fp16_ends_the_run(monkeypatch: pyte
     callback.on_train_batch_end(trainer, module, outputs, batch, 20)  # type: ignore[arg-type]  # not looked at
     with pytest.raises(NonFiniteError, match=r"gradient is not finite even with a loss scale of 7.63e-06 at step 20"):
         callback.on_train_batch_end(trainer, module, outputs, batch, 39)  # type: ignore[arg-type]
-    assert kept == ["gradient"]
+    trainer.max_steps = 20  # reached within an epoch: there is no later step at which to look
+    with pytest.raises(NonFiniteError, match="gradient is not finite"):
+        callback.on_train_batch_end(trainer, module, outputs, batch, 40)  # type: ignore[arg-type]
+    assert kept == ["gradient"] * 2
