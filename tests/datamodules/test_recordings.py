@@ -198,6 +198,9 @@ def test_columns_of_one_name_and_segments_of_several_recordings_are_refused(tmp_
     (tmp_path / "a.csv").write_text("t,a,a\n0,1,2\n1,2,3\n")
     with pytest.raises(ValueError, match="several of its columns have the name 'a'"):
         read_recording(tmp_path / "a.csv", "a", Columns({"a": "a"}, time="t"), Codes(), Codes())
+    (tmp_path / "t.csv").write_text("t,t,a\n0,1,2\n1,2,3\n")
+    with pytest.raises(ValueError, match="several of its columns have the name 't'"):
+        read_recording(tmp_path / "t.csv", "a", Columns({"a": "a"}, time="t"), Codes(), Codes())
     np.savez(tmp_path / "a.npz", t=np.arange(2), a=np.zeros((2, 1)), a_0=np.ones(2))
     with pytest.raises(ValueError, match="several of its columns have the name 'a_0'"):
         read_recording(tmp_path / "a.npz", "a", Columns({"a": "a_0"}, time="t"), Codes(), Codes())
@@ -206,6 +209,14 @@ def test_columns_of_one_name_and_segments_of_several_recordings_are_refused(tmp_
     with pytest.raises(ValueError, match=r"line 3 names rec.csv, which are 2 recordings: anna/rec.csv, ben/rec.csv"):
         Segments(table).check(["anna/rec.csv", "ben/rec.csv"])
     Segments(table).check(["ben/rec.csv"])
+
+
+def test_texts_of_parquet_that_are_not_utf_8(tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    labels = arrow.array([b"walk", b"w\xfflk"]).view(arrow.string())  # as in a damaged file
+    parquet.write_table(arrow.table({"t": [0.0, 1.0], "a": [1.0, 2.0], "label": labels}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="it is damaged: a text in it is not UTF-8"):
+        read_recording(tmp_path / "a.parquet", "a", Columns({"a": "a"}, time="t", label="label"), Codes(), Codes())
 
 
 def test_a_column_may_be_two_signals(tmp_path: Path) -> None:

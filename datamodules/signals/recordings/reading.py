@@ -283,7 +283,7 @@ def _csv(path: Path, columns: Columns, wanted: Sequence[str]) -> _Table:
         raise ValueError(
             f"its columns are separated by ';' ({names[0]}): give --delimiter ';', and --decimal , if it has commas"
         )
-    if not wanted or any(name not in names for name in wanted):
+    if not wanted or any(names.count(name) != 1 for name in wanted):  # read_recording says which
         return _Table(names, iter(()))
     raw = dict(zip(names, first.schema.names, strict=True))
     types = {raw[one]: arrow.string() for one in (columns.label, columns.subject) if one}
@@ -327,12 +327,12 @@ def _array(column: Any, is_time: bool) -> Array:
 
 def _arrays(batches: Any, names: Sequence[str], table: Columns) -> Iterator[dict[str, Array]]:
     """Convert pyarrow's batches; missing numbers become nan, missing texts None."""
-    iterator = iter(batches)
+    iterator, arrow = iter(batches), import_module("pyarrow")
     try:
         for batch in chain(iterator):
             columns = zip(batch.schema.names, batch.columns, strict=True)
             yield {name.strip(): _array(column, name.strip() == table.time) for name, column in columns}
-    except ARROW_ERRORS as error:
+    except (*ARROW_ERRORS, arrow.ArrowException) as error:
         raise ValueError(_readable(str(error), names, table)) from error
 
 
@@ -340,6 +340,8 @@ def _readable(message: str, names: Sequence[str], columns: Columns) -> str:
     """Name the column and the way out in an error of pyarrow."""
     if "invalid UTF8" in message:
         return _encoded(columns)
+    if "Wrapping" in message:  # of a Parquet file, which has no encoding to choose
+        return "it is damaged: a text in it is not UTF-8"
     found = re.search(r"CSV column #(\d+)", message)
     if found is None:
         return message
