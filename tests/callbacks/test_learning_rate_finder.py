@@ -57,6 +57,7 @@ def logged(folder: Path) -> dict[str, float]:
 
 
 @pytest.mark.slow
+@pytest.mark.draws
 def test_a_run_with_the_finder_equals_a_run_configured_with_its_rate_and_a_resume_is_exact(
     with_finder: Path, tmp_path: Path
 ) -> None:
