@@ -4,8 +4,8 @@
 #
 # Guess before: without a GPU, a process that has trained can be forked and its child can train too, compiled networks or not; the
 # limits on forking are those of CUDA.
-# Behaviour: the autograd engine is set up by the first backward pass of a process. If a compiled network (with any backend, "eager" too)
-# was called before it, a child that is forked afterwards raises RuntimeError "Unable to handle autograd's threading in combination with
+# Behaviour: the autograd engine is set up by the first backward pass of a process. If a compiled network (backend "eager" is enough) was
+# called before it, a child that is forked afterwards raises RuntimeError "Unable to handle autograd's threading in combination with
 # fork-based multiprocessing" in its own first backward pass. If the first backward pass came before the first compiled call, or if
 # nothing was compiled, the child trains. One backward pass of a scalar at the start of the program is enough.
 # The same was seen with torch 2.11.0. So a test suite, a search over settings or a pool of forked workers fails or not by the order

@@ -186,8 +186,8 @@ def check_pickle(path: Path) -> None:
     """Refuse a file of ``torch.save`` that is not as torch.save writes it.
 
     Raises:
-        ValueError: Its objects are larger than `MOST_OBJECTS` or than the file, or one of them is made by a call that is not
-            expected.
+        ValueError: Its objects are larger than `MOST_OBJECTS`, its table gives them two sizes, or one of them is made by a call
+            that is not expected.
         zipfile.BadZipFile: The archive is damaged.
     """
     if not zipfile.is_zipfile(path):

@@ -78,9 +78,8 @@ def tested(run_dir: Path, found: list[Recording], rate: int, output: Path) -> tu
         _finished(cut_windows([folder, str(target), *cut, *pattern]))
     flags = ["--data", "SignalFileDataModule", "--data.test_file", str(target)]
     _finished(run(["test", "--run", str(run_dir), *flags]))
-    results = (run_dir / "evaluations").glob(
-        f"{target.stem}*/test_metrics.json"
-    )  # a number is added for another folder
+    # a second evaluation of the name has a number
+    results = (run_dir / "evaluations").glob(f"{target.stem}*/test_metrics.json")
     content = json.loads(max(results, key=lambda path: path.stat().st_mtime).read_text(encoding="utf-8"))
     return len(np.load(target)["label"]), float(content["metrics"]["test/acc"])
 

@@ -63,9 +63,8 @@ def draw(groups: Sequence[Sequence[Run]]) -> Figure:
                     label=label,
                     linewidth=1.3,
                 )
-                ring = (
-                    {"fillstyle": "none", "markeredgewidth": 1.5} if below else {}
-                )  # around the dots that it would hide
+                # around the dots that it would hide
+                ring = {"fillstyle": "none", "markeredgewidth": 1.5} if below else {}
                 axes.plot(*_dot(run, metric), "o", color=colour, markersize=min(6.5 + 4 * below, 22.5), **ring)
         epoch_axis(axes, last)
         axes.set_ylabel(metric)

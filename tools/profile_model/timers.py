@@ -21,9 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 PARTS = ("forward", "backward", "optimizer")
 GEMM_S, GEMM_SIZES = 0.6, {"cuda": (8192,), "cpu": (128, 256, 512, 1024)}
-QUICK_S = (
-    0.05  # a larger matrix product is tried while one takes less: bf16 without instructions for it is 100 times slower
-)
+QUICK_S = 0.05  # a larger product is tried while one takes less: bf16 without instructions for it is 100 times slower
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
