@@ -269,6 +269,8 @@ def _read_groups(table: Path, column: str, images: Sequence[str], file_column: s
                 raise ValueError(
                     f"{table}: there is no column {name!r}{nearest(name, columns)}; its columns are {', '.join(columns) or 'none'}"
                 )
+            if columns.count(name) > 1:
+                raise ValueError(f"{table}: two columns are called {name!r}; rename one")
         for row in rows:
             place = f"{table}, line {rows.line_num}"
             named, group = row[file_column].strip().replace("\\", "/").removeprefix("./"), row[column].strip()

@@ -64,6 +64,9 @@ def read_table(path: Path) -> dict[str, Array]:
             "to_csv(index=False), or name the signal"
         )
 
+    if twice := [name for name in header if header.count(name) > 1]:
+        raise ValueError(f"two of its columns are called {twice[0]!r}; rename one")
+
     def columns(names: list[str], dtype: type[Any]) -> Array:
         places = [header.index(name) for name in names]
         return np.loadtxt(

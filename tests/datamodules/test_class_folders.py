@@ -168,6 +168,7 @@ def test_the_file_column_can_be_set(tmp_path: Path) -> None:
             "line 3: cat/in/b.jpg is in 'y' here and in 'x' above; an image has one group",
         ),
         ("file,who\nb,x\ndog/a.jpg,y\n", "2 of the 4 images are not in its column 'file': cat/a.jpg, dog/c.d.png"),
+        ("file,who,who\nb,x,y\n", "groups.csv: two columns are called 'who'; rename one"),
         ("who;file\nx;b\n", "3 of the 4 images are not in its column 'file'"),
     ],
 )

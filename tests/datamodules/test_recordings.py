@@ -209,6 +209,9 @@ def test_columns_of_one_name_and_segments_of_several_recordings_are_refused(tmp_
     with pytest.raises(ValueError, match=r"line 3 names rec.csv, which are 2 recordings: anna/rec.csv, ben/rec.csv"):
         Segments(table).check(["anna/rec.csv", "ben/rec.csv"])
     Segments(table).check(["ben/rec.csv"])
+    table.write_text("start,end,label,label\n0,5,run,walk\n")
+    with pytest.raises(ValueError, match="two columns are called 'label'; rename one"):
+        Segments(table)
 
 
 def test_texts_of_parquet_that_are_not_utf_8(tmp_path: Path) -> None:

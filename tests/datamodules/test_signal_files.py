@@ -168,6 +168,7 @@ HEAD = "window,time,x,label,subject\n"
     ("text", "message"),
     [
         ("", "its first line has no column window, time; it has"),
+        ("window,time,a,a\n1,1,2,3\n", "two of its columns are called 'a'; rename one"),
         ("window,time,label,subject\na,0,b,1\n", "it has no signal column, only window, time, label, subject"),
         (HEAD + "a,0,1,sit,1\na,1,1,sit,1\nb,0,1,sit,1\n", "window b has 1 samples, but the first has 2"),
         (HEAD + "a,0,1,sit,1\na,1,1,walk,1\n", "window a has several labels or subjects"),

@@ -60,6 +60,8 @@ class Segments:
             reader.fieldnames = names
             if missing := [name for name in COLUMNS if name not in names]:
                 raise ValueError(f"--segments {path}: it has no column {listed(missing)}; it has {listed(names)}")
+            if twice := [name for name in ("recording", *COLUMNS) if names.count(name) > 1]:
+                raise ValueError(f"--segments {path}: two columns are called {twice[0]!r}; rename one")
             self.rows = [
                 Segment(line, *((row.get(name) or "").strip() for name in ("recording", *COLUMNS)))
                 for line, row in enumerate(reader, start=2)
